@@ -1,0 +1,134 @@
+"""Models behind one small protocol: a frozen request in, a frozen reply out, typed errors otherwise.
+
+Providers translate; they do not retry (see `models.retry`), do not journal (see `run`), do not budget (see
+`budget`). That keeps each of them to one screen and every rule about money in one place.
+"""
+
+from __future__ import annotations
+
+import base64
+import mimetypes
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+Role = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An image in a message, kept as bytes so that it can be hashed and sent to any provider."""
+
+    data: bytes
+    media_type: str = "image/png"
+
+    @classmethod
+    def load(cls, path: Path) -> Image:
+        return cls(path.read_bytes(), mimetypes.guess_type(path.name)[0] or "image/png")
+
+    @property
+    def data_uri(self) -> str:
+        return f"data:{self.media_type};base64,{self.base64}"
+
+    @property
+    def base64(self) -> str:
+        return base64.b64encode(self.data).decode("ascii")
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One chat message: text, then images."""
+
+    role: Role
+    text: str
+    images: tuple[Image, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """Structured output: `name` is the stage ("reflect", "merge", …), `schema` a JSON schema of an object."""
+
+    name: str
+    schema: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One call. `max_tokens` bounds the answer; `temperature` None means the provider's default.
+
+    `draw` numbers repeated draws of the same request (0, 1, …). It is sent as an idempotency key together with the
+    content, so that a server which honours such keys never bills a retry twice.
+    """
+
+    messages: tuple[Message, ...]
+    temperature: float | None = None
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    schema: Schema | None = None
+    draw: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens by kind, calls and dollars. `usd` is None where the price is unknown (never 0 for unknown)."""
+
+    calls: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0  # part of input_tokens that the provider read from its cache
+    reasoning_tokens: int = 0  # part of output_tokens
+    usd: float | None = 0.0
+
+    @property
+    def tokens(self) -> int:
+        return self.input_tokens + self.output_tokens
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.calls + other.calls,
+            self.input_tokens + other.input_tokens,
+            self.output_tokens + other.output_tokens,
+            self.cached_tokens + other.cached_tokens,
+            self.reasoning_tokens + other.reasoning_tokens,
+            None if self.usd is None or other.usd is None else self.usd + other.usd,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What came back. `finish` is "stop", "length" (cut by max_tokens), "refusal" or "other"."""
+
+    text: str
+    usage: Usage
+    finish: Literal["stop", "length", "refusal", "other"] = "stop"
+
+
+@runtime_checkable
+class Model(Protocol):
+    """A model that can be called.
+
+    `name` is the name in skilltune's grammar ("openai/gpt-…"). `fingerprint` is everything about the model and its
+    endpoint that can change an answer, and no secret; it becomes part of the journal's keys.
+    `complete` raises `InfraError` (worth a retry) or `CallConfigError` (not), never a provider's own exception.
+    """
+
+    name: str
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    async def complete(self, request: Request) -> Reply: ...
+
+    async def aclose(self) -> None: ...
+
+
+def user(text: str, images: Sequence[Image] = ()) -> Message:
+    return Message("user", text, tuple(images))
+
+
+def system(text: str) -> Message:
+    return Message("system", text)
+
+
+__all__ = ["Image", "Message", "Model", "Reply", "Request", "Role", "Schema", "Usage", "system", "user"]

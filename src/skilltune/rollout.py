@@ -1,0 +1,78 @@
+"""What one attempt of the target at one sample was, and what the scorer said of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from skilltune.errors import Outcome
+from skilltune.models import Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A scorer's verdict. `value` in [0, 1] is the score, `soft` partial credit where it differs from `value`.
+
+    `why` is one line on what was right or wrong: it is what the optimizer learns from.
+    """
+
+    value: float
+    why: str = ""
+    soft: float | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, number in (("value", self.value), ("soft", self.soft)):
+            if number is not None and not 0.0 <= number <= 1.0:  # also refuses NaN
+                raise ValueError(f"Score.{name} must lie in [0, 1], got {number!r}")
+
+    @property
+    def hard(self) -> float:
+        """1.0 if the sample is solved, else 0.0."""
+        return 1.0 if self.value >= 1.0 else 0.0
+
+    @property
+    def partial(self) -> float:
+        """Partial credit: `soft` where the scorer gave one, else `value`."""
+        return self.value if self.soft is None else self.soft
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One entry of a trajectory: who spoke ("user", "assistant", "tool", …) and what."""
+
+    role: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Trajectory:
+    """What the target did with one sample: its turns in order and the final answer, before any scoring."""
+
+    answer: str
+    turns: tuple[Turn, ...] = ()
+    outcome: Outcome = "ok"
+    error: str = ""
+    usage: Usage = Usage()
+    seconds: float = 0.0
+    skill_offered: bool = True
+    skill_loaded: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One scored attempt. `score` is None exactly when the outcome is not scored (an error is never a 0)."""
+
+    sample: str  # sample id
+    skill: str  # skill hash
+    attempt: int
+    trajectory: Trajectory
+    score: Score | None
+
+    @property
+    def outcome(self) -> Outcome:
+        return self.trajectory.outcome
+
+    @property
+    def scored(self) -> bool:
+        return self.score is not None
