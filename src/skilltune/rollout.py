@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from skilltune.errors import Outcome
 from skilltune.models import Usage
@@ -53,7 +54,7 @@ class Trajectory:
     turns: tuple[Turn, ...] = ()
     outcome: Outcome = "ok"
     error: str = ""
-    usage: Usage = Usage()
+    usage: Usage = field(default_factory=Usage)
     seconds: float = 0.0
     skill_offered: bool = True
     skill_loaded: bool = True
@@ -70,9 +71,50 @@ class Rollout:
     score: Score | None
 
     @property
+    def answer(self) -> str:
+        return self.trajectory.answer
+
+    @property
     def outcome(self) -> Outcome:
         return self.trajectory.outcome
 
     @property
     def scored(self) -> bool:
         return self.score is not None
+
+
+def rollout_to_json(rollout: Rollout) -> dict[str, Any]:
+    """A rollout as JSON data."""
+    trajectory, score = rollout.trajectory, rollout.score
+    data: dict[str, Any] = {
+        "sample": rollout.sample,
+        "skill": rollout.skill,
+        "attempt": rollout.attempt,
+        "answer": trajectory.answer,
+        "turns": [[turn.role, turn.text] for turn in trajectory.turns],
+        "outcome": trajectory.outcome,
+        "error": trajectory.error,
+        "usage": asdict(trajectory.usage),
+        "seconds": trajectory.seconds,
+        "offered": trajectory.skill_offered,
+        "loaded": trajectory.skill_loaded,
+    }
+    if score is not None:
+        data["score"] = {"value": score.value, "why": score.why, "soft": score.soft, "metrics": dict(score.metrics)}
+    return data
+
+
+def rollout_from_json(data: Mapping[str, Any]) -> Rollout:
+    """The inverse of `rollout_to_json`."""
+    trajectory = Trajectory(
+        answer=data["answer"],
+        turns=tuple(Turn(role, text) for role, text in data["turns"]),
+        outcome=data["outcome"],
+        error=data["error"],
+        usage=Usage(**data["usage"]),
+        seconds=data["seconds"],
+        skill_offered=data["offered"],
+        skill_loaded=data["loaded"],
+    )
+    score = Score(**data["score"]) if "score" in data else None
+    return Rollout(data["sample"], data["skill"], data["attempt"], trajectory, score)

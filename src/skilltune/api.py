@@ -1,0 +1,217 @@
+"""The Python front door: `train`, `atrain`, `evaluate` and `aevaluate`, keyword arguments in place of a config file."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from skilltune.config import MAY_DIFFER, Config, make_config
+from skilltune.envs import Env
+from skilltune.errors import RunError, UsageError
+from skilltune.gate.stats import bootstrap_interval, wilson
+from skilltune.models import Usage
+from skilltune.report.files import write_results
+from skilltune.run import Listener, Run
+from skilltune.samples import SplitName
+from skilltune.session import Session, build_session
+from skilltune.skill import Skill
+from skilltune.train import Result
+from skilltune.train import train as fit_and_certify
+
+FORKS = 1000
+
+
+async def run_training(
+    cfg: Config,
+    root: Path,
+    folder: Path | None = None,
+    *,
+    env: Env | None = None,
+    fork: bool = False,
+    listeners: Sequence[Listener] = (),
+    ready: Callable[[Session], None] | None = None,
+) -> Result:
+    """Train as configured in the run folder (created, or resumed if it exists) and write its derived files.
+
+    `fork` leaves an existing run alone and starts a new one beside it that reuses every paid answer that still
+    applies. `ready` is called with the session when all is built and nothing is spent.
+    """
+    folder = default_folder(cfg, root) if folder is None else folder
+    if _inside_skill(folder, root / cfg.skill):
+        raise UsageError(f"the run folder {folder} lies inside the skill's own folder; choose another with `--run DIR`")
+    old = Run.read(folder) if fork and (folder / "run.db").is_file() else None
+    run = Run.open(_free(folder) if old else folder, cfg.to_json(), may_differ=MAY_DIFFER)
+    with run:
+        run.listeners.extend(listeners)
+        if old is not None:
+            run.tell("forked", source=str(folder), folder=str(run.folder), answers=run.adopt(old))
+            old.close()
+        session = build_session(cfg, run, root, env=env)
+        try:
+            if ready is not None:
+                ready(session)
+            result = await fit_and_certify(session)
+        finally:
+            await session.aclose()
+        write_results(session, result)
+    return result
+
+
+async def atrain(
+    skill: str | Path,
+    env: Env | str | Path,
+    target: str,
+    optimizer: str = "",
+    *,
+    budget: str | Mapping[str, float] | None = None,
+    run: str | Path | None = None,
+    preset: str = "default",
+    seed: int = 42,
+    fork: bool = False,
+    **sections: Mapping[str, Any],
+) -> Result:
+    """Train a skill and return the result; the same call again resumes, or replays for free.
+
+    skill:     a folder with SKILL.md or a .md file; created if missing.
+    env:       an `Env`, a sample file, a folder with evals/evals.json, or "env.py:factory".
+    target:    the frozen model ("openai@http://127.0.0.1:8000/v1/qwen3", "local/smollm2-135m", …).
+    optimizer: the model that proposes edits, or "examples"; empty: the target's model.
+    budget:    "5 usd", "2000 calls, 30 minutes", or {"usd": 5}.
+    run:       the run folder; by default runs/NAME in the current folder.
+    sections:  the config's other tables by name, e.g. train={"epochs": 2}, gate={"policy": "strict"}.
+
+    Raises `UsageError` before anything is spent, `InfraStopped` or `CallConfigError` when a provider fails for good.
+    """
+    tree: dict[str, Any] = {"preset": preset, "skill": str(skill), "seed": seed}
+    tree |= {name: dict(section) for name, section in sections.items()}
+    tree["target"] = {**tree.get("target", {}), "model": target}
+    tree["optimizer"] = {**tree.get("optimizer", {}), "model": optimizer}
+    if not isinstance(env, Env):
+        tree["env"] = {**tree.get("env", {}), "samples": str(env)}
+    if budget is not None:
+        tree["budget"] = budget if isinstance(budget, str) else dict(budget)
+    cfg = make_config(tree, source="train()")
+    folder = Path(run) if run is not None else None
+    return await run_training(cfg, Path(), folder, env=env if isinstance(env, Env) else None, fork=fork)
+
+
+def train(*args: Any, **kwargs: Any) -> Result:
+    """`atrain`, run to its end; not inside a running event loop (use `await atrain(…)` there)."""
+    return asyncio.run(atrain(*args, **kwargs))
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Mean score over the `n` samples of `total` that could be scored, with its 95 % interval and what it cost."""
+
+    score: float | None
+    low: float
+    high: float
+    n: int
+    total: int
+    usage: Usage
+    scores: Mapping[str, float]
+
+    def __str__(self) -> str:
+        if self.score is None:
+            return f"no score: none of {self.total} samples could be scored"
+        left_out = f", {self.total - self.n} could not be scored" if self.n < self.total else ""
+        interval = f"{100 * self.low:.1f}…{100 * self.high:.1f}"
+        return f"{100 * self.score:.1f} % (95 % CI {interval}) on {self.n} samples{left_out}"
+
+
+async def run_evaluation(
+    session: Session, skill: Skill, split: SplitName | None = None, attempts: int = 1
+) -> Evaluation:
+    """Roll a skill over one split (None: all samples) of a built session."""
+    parts = session.splits
+    by_name = {"train": parts.train, "select": parts.select, "test": parts.test}
+    samples = by_name[split] if split else (*parts.train, *parts.select, *parts.test)
+    if not samples:
+        raise UsageError(f"the split {split!r} is empty; env.split sets the ratio")
+    rollouts = []
+    for attempt in range(attempts):
+        rollouts += await session.roll(skill, samples, attempt=attempt, purpose=f"eval {split or 'all'}")
+    by_sample: dict[str, list[float]] = {}
+    for rollout in rollouts:
+        if rollout.score is not None:
+            by_sample.setdefault(rollout.sample, []).append(session.arena.metric(rollout.score))
+    scores = {sample: sum(values) / len(values) for sample, values in by_sample.items()}
+    usage = sum((rollout.trajectory.usage for rollout in rollouts if rollout.scored), Usage())
+    if not scores:
+        return Evaluation(None, 0.0, 1.0, 0, len(samples), usage, scores)
+    values = list(scores.values())
+    binary = all(value in (0.0, 1.0) for value in values)
+    low, high = wilson(sum(values), len(values)) if binary else bootstrap_interval(values, seed=session.cfg.seed)
+    return Evaluation(sum(values) / len(values), low, high, len(values), len(samples), usage, scores)
+
+
+async def aevaluate(
+    skill: str | Path | Skill,
+    env: Env | str | Path,
+    target: str,
+    *,
+    split: SplitName | None = None,
+    attempts: int = 1,
+    run: str | Path | None = None,
+    seed: int = 42,
+    **sections: Mapping[str, Any],
+) -> Evaluation:
+    """Score a skill ("" for none) on a split, or on all samples. `run` keeps the rollouts in a folder for reuse."""
+    tree: dict[str, Any] = {"seed": seed, **{name: dict(section) for name, section in sections.items()}}
+    tree["target"] = {**tree.get("target", {}), "model": target}
+    tree["optimizer"] = {"model": "examples"}
+    if not isinstance(env, Env):
+        tree["env"] = {**tree.get("env", {}), "samples": str(env)}
+    cfg = make_config(tree, source="evaluate()")
+    text = skill if isinstance(skill, Skill) else Skill.load(skill) if str(skill) else Skill("")
+    with scratch_run(run) as journal:
+        session = build_session(cfg, journal, Path(), env=env if isinstance(env, Env) else None, skill=Skill(""))
+        try:
+            return await run_evaluation(session, text, split, attempts)
+        finally:
+            await session.aclose()
+
+
+def evaluate(*args: Any, **kwargs: Any) -> Evaluation:
+    """`aevaluate`, run to its end; not inside a running event loop."""
+    return asyncio.run(aevaluate(*args, **kwargs))
+
+
+@contextmanager
+def scratch_run(folder: str | Path | None) -> Iterator[Run]:
+    """A run in the given folder, or in a temporary one that is deleted afterwards."""
+    if folder is not None:
+        with Run.open(Path(folder)) as run:
+            yield run
+        return
+    with tempfile.TemporaryDirectory(prefix="skilltune-") as name, Run.open(Path(name)) as run:
+        yield run
+
+
+def default_folder(cfg: Config, root: Path) -> Path:
+    """Where a run goes unless told otherwise: runs/NAME beside the config, or beside the skill's folder."""
+    path = (root / cfg.skill).resolve()
+    if path.name.upper() == "SKILL.MD":
+        return root / "runs" / path.parent.name
+    if path.is_dir() and _inside_skill(root, path):
+        return path.parent / "runs" / path.name
+    return root / "runs" / (path.stem or "skill")
+
+
+def _inside_skill(folder: Path, skill: Path) -> bool:
+    """Is the folder within the skill's own (where its files would become part of the skill)?"""
+    return skill.is_dir() and folder.resolve().is_relative_to(skill.resolve())
+
+
+def _free(folder: Path) -> Path:
+    """The first of FOLDER-2, FOLDER-3, … that does not exist."""
+    for number in range(2, FORKS):
+        if not (candidate := folder.with_name(f"{folder.name}-{number}")).exists():
+            return candidate
+    raise RunError(f"there are {FORKS} forks of {folder}; choose another folder with `--run DIR`")

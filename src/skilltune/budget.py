@@ -1,0 +1,129 @@
+"""Hard money: every call is reserved against the budget before it is made.
+
+A call's cost is unknown until it returns, so each kind of call is estimated by the mean of what it has cost so far
+(the first ones by a bound computed from the request). What is reserved plus what is spent never passes a limit, so a
+budget is overshot at most by the estimation error of the calls in flight. `held` is kept back for the certificate.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from skilltune.errors import BudgetExceeded, UsageError
+from skilltune.models import Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The user's limits; None is no limit. `minutes` counts the wall clock of this process."""
+
+    usd: float | None = None
+    tokens: int | None = None
+    calls: int | None = None
+    minutes: float | None = None
+
+
+_UNITS = {"usd": "usd", "$": "usd", "token": "tokens", "call": "calls", "minute": "minutes", "min": "minutes"}
+_SCALE = {"": 1, "k": 1_000, "m": 1_000_000}
+
+
+def parse_budget(text: str) -> dict[str, float]:
+    """ "5 usd", "$5", "2M tokens, 30 minutes" → {"usd": 5.0, …}. Raises `UsageError`."""
+    limits: dict[str, float] = {}
+    for part in filter(None, (piece.strip() for piece in text.lower().split(","))):
+        found = re.fullmatch(r"(\$?)\s*([\d_.]+)\s*([km]?)\s*([a-z]*)", part)
+        unit = found and (found[1] or found[4].rstrip("s"))
+        if not found or unit not in _UNITS:
+            raise UsageError(
+                f'cannot read the budget "{part}": write "5 usd", "2000 calls", "2M tokens" or "30 minutes"'
+            )
+        limits[_UNITS[unit]] = float(found[2]) * _SCALE[found[3]]
+    return limits
+
+
+@dataclass(slots=True)
+class _Kind:
+    """What calls of one kind have cost so far, for the next estimate."""
+
+    total: Usage = field(default_factory=Usage)
+
+    def estimate(self, bound: Usage) -> Usage:
+        if self.total.calls < 5:
+            return bound
+        n = self.total.calls
+        usd = None if self.total.usd is None else self.total.usd / n
+        return Usage(1, self.total.input_tokens // n, self.total.output_tokens // n, usd=usd)
+
+
+class Budget:
+    """Spent, reserved and held, against the limits. `usd` spent is None once an unpriced call was made."""
+
+    def __init__(self, limits: Limits, spent: Usage) -> None:
+        self.limits = limits
+        self.spent = spent
+        self.held = Usage()
+        self._reserved = Usage()
+        self._kinds: dict[str, _Kind] = {}
+        self._started = time.monotonic()
+
+    @contextmanager
+    def reserve(self, kind: str, bound: Usage) -> Iterator[list[Usage]]:
+        """Reserve one call before it is made; append what it really cost to the yielded list.
+
+        `bound` is the caller's upper estimate. Raises `BudgetExceeded` when the call may pass a limit, `UsageError`
+        when dollars are limited and the call has no known price.
+        """
+        if self.limits.usd is not None and bound.usd is None:
+            raise UsageError(
+                f"the budget is in dollars, but the price of the {kind} model is unknown: state it under "
+                f"`[{kind}] price = [input, output]` (dollars per million tokens), or budget in calls or tokens."
+            )
+        cost = self._kinds.setdefault(kind, _Kind()).estimate(bound)
+        self._check(cost)
+        self._reserved = self._reserved + cost
+        actual: list[Usage] = []
+        try:
+            yield actual
+        finally:
+            self._reserved = _minus(self._reserved, cost)
+            for usage in actual:
+                self.spent = self.spent + usage
+                self._kinds[kind].total = self._kinds[kind].total + usage
+
+    def _check(self, cost: Usage) -> None:
+        after = self.spent + self._reserved + self.held + cost
+        for name, limit, value in (
+            ("calls", self.limits.calls, after.calls),
+            ("tokens", self.limits.tokens, after.tokens),
+            ("usd", self.limits.usd, after.usd),
+        ):
+            if limit is not None and value is not None and value > limit + 1e-9:
+                kept = " (part of it is kept for the certificate)" if self.held.calls else ""
+                raise BudgetExceeded(
+                    f"the next call could pass the budget of {limit:g} {name}{kept}; "
+                    f"raise it with budget.{name}=… and run the same command to go on"
+                )
+        if self.limits.minutes is not None and time.monotonic() - self._started > self.limits.minutes * 60:
+            raise BudgetExceeded(
+                f"the budget of {self.limits.minutes:g} minutes is used up; run the same command to go on"
+            )
+
+    def hold(self, kind: str, calls: int, bound: Usage) -> None:
+        """Keep back what `calls` calls of a kind are expected to cost; 0 calls releases it."""
+        one = self._kinds.setdefault(kind, _Kind()).estimate(bound)
+        usd = None if one.usd is None else one.usd * calls
+        self.held = Usage(calls, one.input_tokens * calls, one.output_tokens * calls, usd=usd if calls else 0.0)
+
+
+def _minus(total: Usage, part: Usage) -> Usage:
+    usd = None if total.usd is None or part.usd is None else total.usd - part.usd
+    return Usage(
+        total.calls - part.calls,
+        total.input_tokens - part.input_tokens,
+        total.output_tokens - part.output_tokens,
+        usd=usd,
+    )

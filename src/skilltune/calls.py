@@ -1,0 +1,46 @@
+"""A model as the run uses it: within the budget, through its endpoint's window, retried, counted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from skilltune.budget import Budget
+from skilltune.models import Model, Reply, Request, Usage
+from skilltune.models.prices import price
+from skilltune.models.retry import Endpoint
+
+DEFAULT_ANSWER_TOKENS = 1024  # bound of an answer whose length the request leaves open, for the first estimates
+IMAGE_TOKENS = 1000
+
+
+@dataclass(slots=True)
+class Client:
+    """Callable with a `Request`, returns the model's priced `Reply`. `role` ("target", …) names it in budgets.
+
+    Raises `BudgetExceeded` before a call that may pass a limit, `InfraError` after the last retry, `CallConfigError`
+    at once.
+    """
+
+    model: Model
+    endpoint: Endpoint
+    budget: Budget
+    role: str
+    rate: tuple[float, float] | None = None  # dollars per million input and output tokens, over the price list
+    answered: bool = False  # has this client ever had an answer? A provider that never answered is not waited for
+
+    async def __call__(self, request: Request) -> Reply:
+        with self.budget.reserve(self.role, self.bound(request)) as spent:
+            reply = await self.endpoint.call(self.model, request)
+            self.answered = True
+            spent.append(reply.usage)
+        return reply
+
+    def bound(self, request: Request) -> Usage:
+        """What the call costs at most, judged from the request: 4 characters a token, the answer at its bound."""
+        chars = sum(len(message.text) for message in request.messages)
+        images = sum(len(message.images) for message in request.messages)
+        usage = Usage(1, chars // 4 + IMAGE_TOKENS * images, request.max_tokens or DEFAULT_ANSWER_TOKENS)
+        return replace(usage, usd=price(self.model.name, usage, override=self.rate))
+
+    async def aclose(self) -> None:
+        await self.model.aclose()

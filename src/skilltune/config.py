@@ -1,0 +1,269 @@
+"""The configuration: one frozen tree, read from TOML, keyword arguments and `key=value` overrides alike.
+
+A preset is nothing but other defaults: `default` is skilltune's method, `paper` SkillOpt's published one. The
+resolved tree is stored in the run; keys that cannot change a result (`MAY_DIFFER`) may change on resume.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from skilltune.budget import Limits, parse_budget
+from skilltune.errors import UsageError
+from skilltune.names import parse_name
+
+MAY_DIFFER = ("budget.", "target.workers", "target.timeout_s", "optimizer.workers", "optimizer.timeout_s")
+FILE_NAME = "skilltune.toml"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class EnvConfig(_Section):
+    """The tasks: where the samples are, how an answer is scored, how a sample becomes a prompt."""
+
+    samples: str = Field(default="", description="a sample file, a folder with evals/evals.json, or file.py:factory")
+    score: str | dict[str, Any] = Field(default="exact", description="exact, number, f1, …, python:file.py:fn")
+    prompt: str | None = Field(default=None, description="the user message; {input} is replaced by the sample's input")
+    split: tuple[float, float, float] = Field(default=(4, 3, 3), description="train : select : test")
+    fields: dict[str, str] = Field(default={}, description="our field name → the name in your file")
+
+
+class ModelConfig(_Section):
+    """What a target and an optimizer have in common."""
+
+    model: str = Field(default="", description="openai/gpt-…, openai@http://127.0.0.1:8000/v1/qwen3, local/…")
+    workers: int = Field(default=8, ge=1, description="calls under way at once")
+    timeout_s: float = Field(default=120.0, gt=0, description="seconds until one call is given up")
+    temperature: float | None = Field(default=None, ge=0, description="None: the provider's default")
+    max_tokens: int | None = Field(default=None, ge=1, description="bound of one answer")
+    api: Literal["chat", "responses"] = Field(default="chat", description="which of OpenAI's two APIs is asked")
+    price: tuple[float, float] | None = Field(default=None, description="dollars per million input and output tokens")
+
+    @field_validator("model")
+    @classmethod
+    def _known_form(cls, value: str) -> str:
+        if value:
+            parse_name(value)
+        return value
+
+
+class TargetConfig(ModelConfig):
+    """The frozen agent that does the tasks."""
+
+    attempts: int = Field(default=1, ge=1, description="rollouts of each sample of a training batch")
+    activation: Literal["inline"] = Field(default="inline", description="the skill is the system message")
+
+
+class OptimizerConfig(ModelConfig):
+    """The model that turns scored trajectories into edits; empty: the target's model where that can be one."""
+
+    show_expected: bool = Field(default=True, description="show the expected answers of train samples")
+    checks: Literal["enforce", "record"] = Field(
+        default="enforce", description="of an edit whose evidence does not hold"
+    )
+    trajectory_chars: int = Field(default=6000, ge=200, description="a longer trajectory is elided in its middle")
+
+
+class TrainConfig(_Section):
+    """The loop."""
+
+    epochs: int = Field(default=4, ge=0)
+    batch_size: int = Field(default=40, ge=1, description="train samples rolled out per step")
+    minibatch_size: int = Field(default=8, ge=1, description="trajectories per reflection")
+    merge: Literal["pool", "rank"] = Field(default="pool", description="measure the edits, or let a model rank")
+    merge_batch_size: int = Field(default=8, ge=2, description="patches per merge call")
+    lr: int = Field(default=4, ge=1, description="edits applied per step at most")
+    lr_min: int = Field(default=2, ge=1)
+    schedule: Literal["constant", "linear", "cosine", "autonomous"] = "cosine"
+    update: Literal["patch", "rewrite"] = "patch"
+    patience: int = Field(default=0, ge=0, description="stop after so many steps without an accept; 0: never")
+    target_score: float | None = Field(default=None, ge=0, le=1, description="stop when `select` reaches this score")
+    max_skill_tokens: int = Field(default=2000, ge=1, description="an edit that grows the skill past this is refused")
+
+    @model_validator(mode="after")
+    def _rates(self) -> TrainConfig:
+        if self.lr_min > self.lr:
+            raise ValueError(f"train.lr_min ({self.lr_min}) is larger than train.lr ({self.lr})")
+        return self
+
+
+class GateConfig(_Section):
+    """What a change must show before it is kept."""
+
+    policy: str = Field(default="race", description="race, strict, or the name of an installed plug-in")
+    metric: Literal["score", "hard", "soft", "mixed"] = "score"
+    weight: float = Field(default=0.5, ge=0, le=1, description="mixed = weight·hard + (1 − weight)·soft")
+    confidence: float = Field(default=0.95, gt=0.5, lt=1, description="race: accept when P(gain > 0) passes this")
+    futility: float = Field(default=0.25, ge=0, lt=0.5, description="race: reject when P(gain > 0) falls below this")
+    block: int = Field(default=8, ge=1, description="race: samples between two looks")
+    passes: int = Field(default=2, ge=1, description="race: draws of each `select` sample at most")
+    regression_bound: float = Field(default=0.02, ge=0, le=1, description="race: credible harm over this vetoes")
+    length_price: float = Field(default=0.01, ge=0, description="race: gain that 1,000 more tokens must bring")
+    pool: int = Field(default=12, ge=1, description="edits screened per step at most")
+    screen: int = Field(default=40, ge=0, description="train rollouts of the factorial screen")
+    texts: int = Field(default=12, ge=2, description="distinct subsets in the screen")
+    races: int = Field(default=2, ge=1, description="candidates raced per step at most")
+
+
+class SlowConfig(_Section):
+    """The epoch's slow update and the optimizer's notes, from the second epoch on."""
+
+    enabled: bool = True
+    samples: int = Field(default=20, ge=1)
+    notes: bool = True
+
+
+class BudgetConfig(_Section):
+    """Hard limits; the certificate's cost is kept back from the start."""
+
+    usd: float | None = Field(default=None, gt=0)
+    tokens: int | None = Field(default=None, gt=0)
+    calls: int | None = Field(default=None, gt=0)
+    minutes: float | None = Field(default=None, gt=0)
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(self.usd, self.tokens, self.calls, self.minutes)
+
+
+class CertifyConfig(_Section):
+    """The certificate on the untouched test split."""
+
+    attempts: int = Field(default=1, ge=1, description="draws of each test sample")
+    alpha: float = Field(default=0.05, gt=0, lt=0.5, description="one-sided error of 'better'")
+
+
+class Config(_Section):
+    """Everything that defines a run."""
+
+    preset: Literal["default", "paper"] = "default"
+    skill: str = "SKILL.md"
+    seed: int = 42
+    env: EnvConfig = EnvConfig()
+    target: TargetConfig = TargetConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    train: TrainConfig = TrainConfig()
+    gate: GateConfig = GateConfig()
+    slow: SlowConfig = SlowConfig()
+    budget: BudgetConfig = BudgetConfig()
+    certify: CertifyConfig = CertifyConfig()
+
+    def to_json(self) -> dict[str, Any]:
+        return self.model_dump(mode="json")
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "paper": {
+        "env": {"split": [2, 1, 7]},
+        "optimizer": {"checks": "record"},
+        "train": {"merge": "rank"},
+        "gate": {"policy": "strict", "metric": "hard"},
+    },
+}
+
+
+def load_config(path: Path, overrides: Iterable[str] = ()) -> tuple[Config, Path]:
+    """Read a TOML file, or a skill folder (its skilltune.toml, or its evals/evals.json alone).
+
+    `overrides` are "dotted.key=value" with TOML values (bare words are strings). Returns the config and the folder
+    that its relative paths are relative to. Raises `UsageError`.
+    """
+    path = Path(path)
+    if path.is_dir():
+        if (path / FILE_NAME).is_file():
+            path = path / FILE_NAME
+        elif (path / "evals" / "evals.json").is_file():
+            return make_config({"skill": ".", "env": {"samples": "evals/evals.json"}}, overrides), path
+        else:
+            raise UsageError(f"{path} holds neither {FILE_NAME} nor evals/evals.json: name a config file, or add one")
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise UsageError(f"cannot read the config {path}: {error.strerror or error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not valid TOML: {error}") from error
+    return make_config(tree, overrides, source=str(path)), path.parent
+
+
+def make_config(tree: Mapping[str, Any], overrides: Iterable[str] = (), *, source: str = "the configuration") -> Config:
+    """A Config from a nested mapping, its preset's defaults beneath and the overrides on top."""
+    given = _merge({}, tree)
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals or not key.strip():
+            raise UsageError(f'"{override}" is not an override: write section.key=value, e.g. train.epochs=2')
+        _put(given, key.strip(), _toml_value(value.strip()), override)
+    if isinstance(given.get("budget"), str):
+        given["budget"] = parse_budget(given["budget"])
+    preset = given.get("preset", "default")
+    try:
+        return Config.model_validate(_merge(PRESETS.get(preset, {}), given))
+    except ValidationError as error:
+        raise UsageError("\n".join(_explain(item, source) for item in error.errors())) from error
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _put(tree: dict[str, Any], dotted: str, value: Any, override: str) -> None:
+    *parents, last = dotted.split(".")
+    for name in parents:
+        tree = tree.setdefault(name, {})
+        if not isinstance(tree, dict):
+            raise UsageError(f'"{override}": {name} is not a section')
+    tree[last] = value
+
+
+def _merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    merged = {key: _merge({}, value) if isinstance(value, Mapping) else value for key, value in base.items()}
+    for key, value in top.items():
+        below = merged.get(key)
+        merged[key] = _merge(below if isinstance(below, dict) else {}, value) if isinstance(value, Mapping) else value
+    return merged
+
+
+def _explain(item: Any, source: str) -> str:
+    """One validation error as what, where and how to fix it."""
+    where = [str(part) for part in item["loc"]]
+    key = ".".join(where)
+    if item["type"] != "extra_forbidden":
+        return f"{source}: {key}: {item['msg'].removeprefix('Value error, ')} (got {item['input']!r:.80})"
+    section: Any = Config
+    for part in where[:-1]:
+        section = section.model_fields[part].annotation
+    near = difflib.get_close_matches(where[-1], section.model_fields, n=1, cutoff=0.5)
+    known = f'did you mean "{near[0]}"?' if near else "known keys: " + ", ".join(section.model_fields)
+    return f"{source}: unknown key {key}; {known}"
+
+
+def to_toml(cfg: Config) -> str:
+    """The resolved config as TOML that `load_config` reads back to an equal Config; unset values are left out."""
+    tree = cfg.to_json()
+    lines = [f"{key} = {_toml(value)}" for key, value in tree.items() if not isinstance(value, dict)]
+    for name, section in tree.items():
+        if isinstance(section, dict) and (values := {k: v for k, v in section.items() if v is not None}):
+            lines += ["", f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in values.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: Any) -> str:
+    """A TOML value: JSON's scalars and arrays are TOML's too, objects become inline tables."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{json.dumps(key)} = {_toml(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

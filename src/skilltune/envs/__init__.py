@@ -1,0 +1,193 @@
+"""Env: samples, what an answer to them is worth, and how a sample becomes a prompt.
+
+An Env checks everything it can when it is made, before anything is spent: a sample that its scorer could never score,
+a missing image or a path that leads out of the folder is the user's error now, not a 0 or a crash in the middle of
+training. Text is put in place by `str.replace`, never `str.format`: samples and skills are full of braces.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from skilltune.envs.formats import assemble, load_samples, root_of
+from skilltune.errors import JudgeError, UsageError
+from skilltune.models import Image, Message
+from skilltune.rollout import Rollout, Score, Trajectory
+from skilltune.samples import ChatTurn, Sample
+from skilltune.scorers import Scorer, build, evaluate
+from skilltune.scorers.python import importing_from, load_module
+from skilltune.scorers.reading import nearest, quote
+
+_INPUT = "{input}"
+
+
+class Env:
+    """Samples + scorer + prompt.
+
+    samples: a file or folder (see `load_samples`), or samples or rows from Python.
+    score:   a scorer's spec (see `scorers.build`). Under the default, a sample that has `checks` of its own is scored
+             by those; any other score, {"type": "exact"} too, holds for all samples.
+    prompt:  the user message, with `{input}` where the sample's text goes; in a chat, around its last user turn.
+    fields:  our names to the file's: {"input": "question"}.
+    root:    folder of images, files and python scorers; by default the sample file's, else the current one.
+    """
+
+    name = ""
+    args: Mapping[str, Any] = {}  # what the factory was called with, see `env`
+
+    def __init__(
+        self,
+        samples: str | Path | Iterable[Sample | Mapping[str, Any]],
+        score: str | Mapping[str, Any] | Callable[..., Any] = "exact",
+        *,
+        prompt: str | None = None,
+        fields: Mapping[str, str] | None = None,
+        root: Path | None = None,
+    ) -> None:
+        if isinstance(samples, str | Path):
+            self.samples = tuple(load_samples(samples, fields))
+            root = root_of(Path(samples)) if root is None else root
+        else:
+            rows = [s if isinstance(s, Sample) else (f"sample {i}", s) for i, s in enumerate(samples, 1)]
+            self.samples = tuple(assemble(rows, fields))
+        if not self.samples:
+            raise UsageError("an Env needs at least one sample")
+        self.root = (Path() if root is None else Path(root)).resolve()
+        self.prompt = _INPUT if prompt is None else prompt
+        if _INPUT not in self.prompt:
+            raise UsageError(f"the prompt {quote(self.prompt)} has no {_INPUT}: the samples would never be seen")
+        self._scorer = build(score, self.root)
+        self._own_checks = build("checks", self.root) if score == "exact" else self._scorer
+        for sample in self.samples:
+            self._check(sample)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the prompt and the scorer: all that turns a rollout of a given sample into another score."""
+        parts = [self.prompt, self._scorer.fingerprint, self._own_checks.fingerprint]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    def messages(self, sample: Sample) -> tuple[Message, ...]:
+        """The sample as chat messages, without the skill; images are read from `root`."""
+        turns = (ChatTurn(content=sample.input),) if isinstance(sample.input, str) else sample.input
+        last = max(i for i, turn in enumerate(turns) if turn.role == "user")
+        texts = [self.prompt.replace(_INPUT, t.content) if i == last else t.content for i, t in enumerate(turns)]
+        return tuple(
+            Message(turn.role, text, tuple(Image.load(self._inside(sample, path)) for path in turn.images))
+            for turn, text in zip(turns, texts, strict=True)
+        )
+
+    async def score(self, sample: Sample, rollout: Rollout) -> Score:
+        """The score of a finished rollout. A scorer that fails raises JudgeError: never a 0."""
+        return await evaluate(self._for(sample), sample, rollout)
+
+    def expected(self, sample: Sample) -> str:
+        """An answer that should score 1, as text; "" if none is known."""
+        return self._for(sample).expected(sample)
+
+    async def validate(self) -> list[str]:
+        """What is wrong with samples and scorer, one line each: every expected answer must score 1, an empty one not.
+
+        Calls the scorer, and so a model if a user's scorer calls one.
+        """
+        problems = []
+        for sample in self.samples:
+            expected = self.expected(sample)
+            for answer in (expected, "") if expected else ("",):
+                try:
+                    score = await self.score(sample, Rollout(sample.id, "", 0, Trajectory(answer), None))
+                except JudgeError as error:
+                    problems.append(str(error))
+                    break
+                if answer and not score.hard:
+                    problems.append(f'sample "{sample.id}": its expected answer scores {score.value:g}: {score.why}')
+                if not answer and score.hard:
+                    problems.append(f'sample "{sample.id}": an empty answer scores 1: {score.why}')
+        return problems
+
+    def _for(self, sample: Sample) -> Scorer:
+        return self._own_checks if sample.checks else self._scorer
+
+    def _check(self, sample: Sample) -> None:
+        self._for(sample).check(sample)
+        paths = list(sample.files.values())
+        if not isinstance(sample.input, str):
+            if not any(turn.role == "user" for turn in sample.input):
+                raise UsageError(f'sample "{sample.id}": its chat has no user message')
+            paths += [path for turn in sample.input for path in turn.images]
+        for path in paths:
+            self._inside(sample, path)
+        for name in sample.files:
+            if not name or Path(name).is_absolute() or ".." in Path(name).parts:
+                raise UsageError(f'sample "{sample.id}": files: {quote(name)} is not a path inside a workspace')
+
+    def _inside(self, sample: Sample, path: str) -> Path:
+        full = (self.root / path).resolve()
+        if not full.is_relative_to(self.root):
+            raise UsageError(f'sample "{sample.id}": {quote(path)} leads out of {self.root}')
+        if not full.is_file():
+            raise UsageError(f'sample "{sample.id}": no file {quote(path)} in {self.root}')
+        return full
+
+
+def env(fn: Callable[..., Env]) -> Callable[..., Env]:
+    """Mark a function as a factory of an Env. The Env knows the factory's name and the arguments it was made with."""
+
+    @functools.wraps(fn)
+    def factory(*args: Any, **kwargs: Any) -> Env:
+        made = fn(*args, **kwargs)
+        if not isinstance(made, Env):
+            raise UsageError(f"{fn.__qualname__}() must return an Env, not {type(made).__name__}")
+        bound = inspect.signature(fn).bind(*args, **kwargs)
+        bound.apply_defaults()
+        made.name, made.args = fn.__name__, dict(bound.arguments)
+        return made
+
+    factory.__dict__["is_env_factory"] = True
+    return factory
+
+
+def load_env(spec: str, **kw: Any) -> Env:
+    """The Env that "env.py:invoices" names: an Env, or a factory, decorated or plain, called with `kw`.
+
+    "env.py" alone will do if the file holds exactly one decorated factory. Raises UsageError for anything missing.
+    """
+    file, colon, name = spec.rpartition(":") if not spec.endswith(".py") else (spec, "", "")
+    if not file.endswith(".py"):
+        raise UsageError(f'"{spec}" must look like env.py:name')
+    path = Path(file)
+    module = load_module(path)
+    marked = [key for key, value in vars(module).items() if getattr(value, "is_env_factory", False)]
+    if not colon:
+        if len(marked) != 1:
+            found = ", ".join(marked) or "nothing marked with @env"
+            raise UsageError(f"{file}: say which env, {file}:NAME; it has {found}")
+        name = marked[0]
+    made: Any = getattr(module, name, None)
+    if isinstance(made, Env):
+        if kw:
+            raise UsageError(f"{spec} is an Env, not a factory: it takes no {', '.join(kw)}")
+        return made
+    if not callable(made):
+        found = [key for key, value in vars(module).items() if isinstance(value, Env) or key in marked]
+        raise UsageError(
+            f'{file} has no env "{name}"{nearest(name, found)}; it has {", ".join(found) or "none"}: '
+            "an Env, or a function that returns one"
+        )
+    plain: Any = made
+    factory: Callable[..., Env] = plain if name in marked else env(plain)
+    try:
+        inspect.signature(factory).bind(**kw)
+    except TypeError as error:
+        raise UsageError(f"{spec}{inspect.signature(factory)}: {error}") from None
+    with importing_from(path.resolve().parent):
+        return factory(**kw)
+
+
+__all__ = ["Env", "env", "load_env", "load_samples"]

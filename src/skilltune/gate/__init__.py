@@ -1,0 +1,112 @@
+"""The gate: the only road into the skill. A policy is one class with the two members of `Gate`.
+
+Policies are found by name: the ones here, then installed plug-ins (entry points of the group `skilltune.gates`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any, Protocol, runtime_checkable
+
+from skilltune.config import GateConfig
+from skilltune.edits import Report
+from skilltune.errors import UsageError
+from skilltune.optimizer import Proposal
+from skilltune.optimizer.memory import Rejected
+from skilltune.roll import Roller
+from skilltune.rollout import Score
+from skilltune.samples import Sample
+from skilltune.skill import Skill
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the gate decided, and on what.
+
+    `skill` is the incumbent from now on. `score` is its mean on the `select` samples that were scored (None: nothing
+    measured). `before` and `after` are the means of incumbent and candidate over the same samples, `differences` the
+    candidate's score minus the incumbent's per sample. `reports` say what became of each edit of the candidate,
+    `rejected` are the edits that were judged and not kept (the optimizer is told), `numbers` the figures of the rule.
+    """
+
+    skill: Skill
+    accepted: bool
+    reason: str
+    score: float | None
+    candidate: Skill | None = None
+    before: float | None = None
+    after: float | None = None
+    differences: Mapping[str, float] = field(default_factory=dict)
+    reports: tuple[Report, ...] = ()
+    rejected: tuple[Rejected, ...] = ()
+    numbers: Mapping[str, Any] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Gate(Protocol):
+    """Judges proposed edits against an incumbent.
+
+    `baseline` measures the start skill on `select` and returns its mean. `judge` returns a verdict whose skill is
+    the incumbent, or the incumbent with at most `limit` of the edits applied; text in `protect` stays untouched.
+    A gate may keep state (a pool, a model of the evidence): a replay rebuilds it, because it calls the same again.
+    """
+
+    async def baseline(self, skill: Skill) -> float | None: ...
+
+    async def judge(
+        self,
+        skill: Skill,
+        proposals: Sequence[Proposal],
+        *,
+        limit: int,
+        name: str,
+        protect: Sequence[str] = (),
+    ) -> Verdict: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Arena:
+    """All that a gate may use: the roller, the two splits it may touch (never `test`), its settings, the seed."""
+
+    roll: Roller
+    train: Sequence[Sample]
+    select: Sequence[Sample]
+    cfg: GateConfig
+    seed: int
+    max_tokens: int
+
+    def metric(self, score: Score) -> float:
+        """The number that is compared: score, hard, soft, or weight·hard + (1 − weight)·soft."""
+        match self.cfg.metric:
+            case "hard":
+                return score.hard
+            case "soft":
+                return score.partial
+            case "mixed":
+                return self.cfg.weight * score.hard + (1 - self.cfg.weight) * score.partial
+            case _:
+                return score.value
+
+
+_POLICIES = {"strict": "skilltune.gate.strict:Strict", "race": "skilltune.gate.race:Race"}
+
+
+def build_gate(arena: Arena) -> Gate:
+    """The gate that `arena.cfg.policy` names. Raises `UsageError` for an unknown one."""
+    name = arena.cfg.policy
+    if name in _POLICIES:
+        module, _, attribute = _POLICIES[name].partition(":")
+        make: Callable[[Arena], Gate] = getattr(import_module(module), attribute)
+        return make(arena)
+    for plugin in entry_points(group="skilltune.gates", name=name):
+        return plugin.load()(arena)
+    raise UsageError(
+        f'gate.policy: unknown policy "{name}"; known: {", ".join(_POLICIES)}, or an installed plug-in '
+        "(entry point group skilltune.gates)"
+    )
+
+
+__all__ = ["Arena", "Gate", "Verdict", "build_gate"]

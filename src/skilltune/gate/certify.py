@@ -1,0 +1,130 @@
+"""The certificate: start and best skill on the untouched `test` split, paired, read once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from skilltune.gate import stats
+from skilltune.models import Usage
+from skilltune.roll import Roller, gather
+from skilltune.rollout import Rollout, Score
+from skilltune.samples import Sample
+from skilltune.skill import Skill
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """What was measured on `n` test samples that were scored on both sides; scores are means over `attempts` draws.
+
+    `low` and `high` bound the gain with 95 % confidence, `p` is the one-sided probability of so large a gain by
+    chance, `certified` says that it is below `alpha`. `tokens` and `usd` are the change per task (None: unknown).
+    """
+
+    before: float
+    after: float
+    n: int
+    low: float
+    high: float
+    p: float
+    certified: bool
+    fixed: int
+    broken: int
+    attempts: int
+    method: str
+    tokens: float
+    usd: float | None
+
+    @property
+    def gain(self) -> float:
+        return self.after - self.before
+
+    def __str__(self) -> str:
+        return (
+            f"{100 * self.before:.1f} % → {100 * self.after:.1f} % on {self.n} unseen samples "
+            f"(95 % CI {100 * self.low:+.1f}…{100 * self.high:+.1f}, p = {self._p()}), {self.tokens:+.0f} tokens/task"
+        )
+
+    def _p(self) -> str:
+        return f"{self.p:.3f}" if self.p >= 0.001 else f"{self.p:.0e}"
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+async def certify(
+    roll: Roller,
+    start: Skill,
+    best: Skill,
+    test: Sequence[Sample],
+    metric: Callable[[Score], float],
+    *,
+    attempts: int,
+    alpha: float,
+    seed: int,
+) -> Certificate | None:
+    """Measure both skills on `test`. None without test samples; identical texts are not rolled at all.
+
+    Scores that are all 0 or 1 with one attempt get the exact McNemar test and Newcombe's interval, others a sign-flip
+    test and a bootstrap interval of the paired differences.
+    """
+    if not test or start.text == best.text:
+        return None
+    draws = await gather(
+        [roll(skill, test, attempt=attempt, purpose="test") for skill in (start, best) for attempt in range(attempts)]
+    )
+    before, after = _by_sample(draws[:attempts], metric), _by_sample(draws[attempts:], metric)
+    pairs = {sample: (before[sample], after[sample]) for sample in before if sample in after}
+    if not pairs:
+        return None
+    old, new = [pair[0] for pair in pairs.values()], [pair[1] for pair in pairs.values()]
+    differences = [b - a for a, b in pairs.values()]
+    fixed, broken = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
+    if all(value in (0.0, 1.0) for pair in pairs.values() for value in pair):
+        both, neither = sum(a == b == 1 for a, b in pairs.values()), sum(a == b == 0 for a, b in pairs.values())
+        low, high = stats.paired_difference_interval(both, fixed, broken, neither)
+        p, method = stats.mcnemar(fixed, broken), "exact McNemar test, Newcombe interval"
+    else:
+        low, high = stats.bootstrap_interval(differences, seed=seed)
+        p, method = stats.sign_flip_test(differences, seed=seed), "sign-flip test, bootstrap interval"
+    cheaper, dearer = _per_task(draws[:attempts]), _per_task(draws[attempts:])
+    usd = None if cheaper.usd is None or dearer.usd is None else dearer.usd - cheaper.usd
+    return Certificate(
+        before=sum(old) / len(old),
+        after=sum(new) / len(new),
+        n=len(pairs),
+        low=low,
+        high=high,
+        p=p,
+        certified=p < alpha,
+        fixed=fixed,
+        broken=broken,
+        attempts=attempts,
+        method=method,
+        tokens=dearer.tokens - cheaper.tokens,
+        usd=usd,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _PerTask:
+    tokens: float
+    usd: float | None
+
+
+def _by_sample(draws: Sequence[Sequence[Rollout]], metric: Callable[[Score], float]) -> dict[str, float]:
+    """Mean score of each sample over its scored draws."""
+    scores: dict[str, list[float]] = {}
+    for rollouts in draws:
+        for rollout in rollouts:
+            if rollout.score is not None:
+                scores.setdefault(rollout.sample, []).append(metric(rollout.score))
+    return {sample: sum(values) / len(values) for sample, values in scores.items()}
+
+
+def _per_task(draws: Sequence[Sequence[Rollout]]) -> _PerTask:
+    usages = [rollout.trajectory.usage for rollouts in draws for rollout in rollouts if rollout.scored]
+    total = sum(usages, Usage())
+    n = len(usages) or 1
+    return _PerTask(total.tokens / n, None if total.usd is None else total.usd / n)

@@ -1,0 +1,81 @@
+"""The few statistics that decide, exact where exact is possible, with their sources."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import NormalDist, fmean
+
+from skilltune.run import rng
+
+_NORMAL = NormalDist()
+RESAMPLES = 10_000
+
+
+def normal_cdf(z: float) -> float:
+    return _NORMAL.cdf(z)
+
+
+def normal_quantile(p: float) -> float:
+    return _NORMAL.inv_cdf(p)
+
+
+def wilson(successes: float, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Score interval of a proportion (Wilson 1927); `successes` may be fractional. (0, 1) for n = 0."""
+    if n == 0:
+        return 0.0, 1.0
+    z = normal_quantile(0.5 + level / 2)
+    p = successes / n
+    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def mcnemar(fixed: int, broken: int) -> float:
+    """Exact one-sided p of "better" (McNemar 1947, binomial form): P(X ≥ fixed), X ~ Binomial(fixed + broken, ½)."""
+    n = fixed + broken
+    return math.fsum(math.comb(n, k) for k in range(fixed, n + 1)) / 2**n if n else 1.0
+
+
+def paired_difference_interval(
+    both: int, fixed: int, broken: int, neither: int, level: float = 0.95
+) -> tuple[float, float]:
+    """Interval of the difference of two paired proportions, after minus before (Newcombe 1998, method 10).
+
+    The four counts are samples solved by both, only after, only before, by neither.
+    """
+    n = both + fixed + broken + neither
+    if n == 0:
+        return -1.0, 1.0
+    after, before = (both + fixed) / n, (both + broken) / n
+    low_a, high_a = wilson(both + fixed, n, level)
+    low_b, high_b = wilson(both + broken, n, level)
+    product = (both + fixed) * (broken + neither) * (both + broken) * (fixed + neither)
+    phi = 0.0
+    if product:
+        cross = both * neither - fixed * broken
+        phi = max(cross - n / 2, 0.0) if cross > 0 else cross  # continuity correction of method 10
+        phi /= math.sqrt(product)
+    down = (after - low_a) ** 2 - 2 * phi * (after - low_a) * (high_b - before) + (high_b - before) ** 2
+    up = (high_a - after) ** 2 - 2 * phi * (high_a - after) * (before - low_b) + (before - low_b) ** 2
+    return after - before - math.sqrt(max(down, 0.0)), after - before + math.sqrt(max(up, 0.0))
+
+
+def bootstrap_interval(differences: Sequence[float], level: float = 0.95, seed: int = 0) -> tuple[float, float]:
+    """Percentile bootstrap of the mean of paired differences (Efron 1979), seeded."""
+    n = len(differences)
+    draw = rng(seed, "bootstrap", n)
+    means = sorted(fmean(draw.choices(differences, k=n)) for _ in range(RESAMPLES))
+    tail = (1 - level) / 2
+    return means[int(tail * RESAMPLES)], means[min(int((1 - tail) * RESAMPLES), RESAMPLES - 1)]
+
+
+def sign_flip_test(differences: Sequence[float], seed: int = 0) -> float:
+    """One-sided p of "mean difference > 0" by random sign flips (Fisher 1935; Phipson & Smyth 2010 for the + 1)."""
+    moved = [d for d in differences if d]
+    if not moved:
+        return 1.0
+    observed = math.fsum(moved)
+    draw = rng(seed, "sign flips", len(moved))
+    hits = sum(math.fsum(d if draw.random() < 0.5 else -d for d in moved) >= observed - 1e-12 for _ in range(RESAMPLES))
+    return (hits + 1) / (RESAMPLES + 1)

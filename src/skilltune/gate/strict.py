@@ -1,0 +1,75 @@
+"""The published rule: one pass over `select`, accept iff the mean is strictly larger than the incumbent's.
+
+Kept exactly, so that others can compare; `race` says why it is not our default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from skilltune.edits import Applied, apply
+from skilltune.gate import Arena, Verdict
+from skilltune.optimizer import Proposal
+from skilltune.optimizer.memory import Rejected
+from skilltune.roll import mean
+from skilltune.skill import Skill
+
+
+@dataclass(slots=True)
+class Strict:
+    """Implements `Gate`."""
+
+    arena: Arena
+
+    async def baseline(self, skill: Skill) -> float | None:
+        return mean(list((await self._scores(skill)).values()))
+
+    async def judge(
+        self, skill: Skill, proposals: Sequence[Proposal], *, limit: int, name: str, protect: Sequence[str] = ()
+    ) -> Verdict:
+        edits = [proposal.edit for proposal in proposals]
+        applied = apply(skill, edits, protect=protect, limit=limit, max_tokens=self.arena.max_tokens)
+        old = await self._scores(skill)  # in the journal since the skill became the incumbent
+        score = mean(list(old.values()))
+        if not applied.changed:
+            reason = "nothing was proposed" if not edits else "none of the edits could be applied"
+            return Verdict(skill, False, reason, score, reports=applied.reports, rejected=_rejected(applied, reason))
+        new = await self._scores(applied.skill)
+        differences = {sample: new[sample] - old[sample] for sample in old if sample in new}
+        before = mean([old[sample] for sample in differences])
+        after = mean([new[sample] for sample in differences])
+        accepted = before is not None and after is not None and after > before
+        fixed, broken = sum(d > 0 for d in differences.values()), sum(d < 0 for d in differences.values())
+        reason = f"{_percent(before)} → {_percent(after)} on {len(differences)} select samples (+{fixed} −{broken})"
+        reason += "" if accepted else ": not better"
+        return Verdict(
+            skill=applied.skill if accepted else skill,
+            accepted=accepted,
+            reason=reason,
+            score=after if accepted else score,
+            candidate=applied.skill,
+            before=before,
+            after=after,
+            differences=differences,
+            reports=applied.reports,
+            rejected=_rejected(applied, "" if accepted else reason),
+            numbers={"rule": "strict", "before": before, "after": after, "n": len(differences)},
+        )
+
+    async def _scores(self, skill: Skill) -> dict[str, float]:
+        rollouts = await self.arena.roll(skill, self.arena.select, purpose="select")
+        return {rollout.sample: self.arena.metric(rollout.score) for rollout in rollouts if rollout.score is not None}
+
+
+def _rejected(applied: Applied, verdict: str) -> tuple[Rejected, ...]:
+    """The edits that could not be applied with the reason and, where there is a verdict on the patch, the others."""
+    return tuple(
+        Rejected(report.edit, report.reason if report.status == "rejected" else f"the patch was rejected: {verdict}")
+        for report in applied.reports
+        if report.status == "rejected" or verdict
+    )
+
+
+def _percent(value: float | None) -> str:
+    return "—" if value is None else f"{100 * value:.1f} %"

@@ -1,0 +1,48 @@
+"""From a name to the model behind it; the one place that knows which class serves which scheme."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from skilltune.errors import UsageError
+from skilltune.models import Model
+from skilltune.names import parse_name
+
+
+def build_model(
+    text: str,
+    *,
+    api: Literal["chat", "responses"] = "chat",
+    timeout_s: float = 120.0,
+    price: tuple[float, float] | None = None,
+) -> Model:
+    """The model called `text`. `api` chooses between OpenAI's two APIs and is refused elsewhere. `timeout_s` bounds
+    one attempt at an endpoint; `price` is (dollars per million input tokens, per million output tokens) and overrides
+    the price list.
+
+    Raises `UsageError` for a name that is no chat model, or where the key that the endpoint needs is not set. No
+    provider's SDK is imported before the first call.
+    """
+    name = parse_name(text)
+    if api != "chat" and name.scheme != "openai":
+        raise UsageError(f"`{name}` has no {api} API; leave `api` out, or name an openai/… or openai@… model")
+    if price is not None and name.scheme == "local":
+        raise UsageError(f"`{name}` runs on your own hardware and has no price per token; leave `price` out")
+    match name.scheme:
+        case "openai":
+            from skilltune.models.openai import OpenAIModel
+
+            return OpenAIModel(name, api=api, timeout_s=timeout_s, price=price)
+        case "anthropic":
+            from skilltune.models.anthropic import AnthropicModel
+
+            return AnthropicModel(name, timeout_s=timeout_s, price=price)
+        case "local":
+            from skilltune.models.local import LocalModel
+
+            return LocalModel(name.model)
+        case _:
+            raise UsageError(
+                f"`{name}` is no chat model; where one is needed, name it like openai/gpt-5.5, "
+                f"openai@http://127.0.0.1:8000/v1/qwen3, anthropic/claude-opus-5 or local/smollm2-135m"
+            )

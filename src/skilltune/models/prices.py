@@ -1,0 +1,54 @@
+"""What a call costs, from the price list that `genai-prices` ships: offline, and None for what it does not know.
+
+An unknown price is None and never 0, so that a dollar budget can refuse to guess. Own hardware (the embedded model,
+an endpoint on a loopback address) is the one case that counts as free; for a local proxy to a paid service give
+its price explicitly.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from urllib.parse import urlsplit
+
+from skilltune.models import Usage
+from skilltune.names import Name, parse_name
+
+PROVIDERS = {"openai": "openai", "anthropic": "anthropic", "codex": "openai", "claude-code": "anthropic"}
+
+
+def price(model_name: Name | str, usage: Usage, *, override: tuple[float, float] | None = None) -> float | None:
+    """Dollars for `usage`, or None where the price is unknown.
+
+    `override` is (dollars per million input tokens, dollars per million output tokens); it knows no discount for
+    cached input, so it errs on the dear side.
+    """
+    if override is not None:
+        return (usage.input_tokens * override[0] + usage.output_tokens * override[1]) / 1e6
+    name = parse_name(model_name) if isinstance(model_name, str) else model_name
+    if name.scheme in ("local", "examples") or (name.url is not None and _loopback(name.url)):
+        return 0.0
+    if name.scheme not in PROVIDERS:
+        return None
+    import genai_prices
+
+    tokens = genai_prices.Usage(
+        input_tokens=usage.input_tokens,
+        output_tokens=usage.output_tokens,
+        cache_read_tokens=usage.cached_tokens,
+    )
+    try:
+        if name.url is not None:
+            cost = genai_prices.calc_price(tokens, name.model, provider_api_url=name.url)
+        else:
+            cost = genai_prices.calc_price(tokens, name.model, provider_id=PROVIDERS[name.scheme])
+    except (LookupError, ValueError):
+        return None
+    return float(cost.total_price)
+
+
+def _loopback(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

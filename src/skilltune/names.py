@@ -1,0 +1,146 @@
+"""The one grammar for whatever can play a role: models, agents, the example proposer, a person.
+
+Everything that needs a model or an agent takes a `Name`; nothing else in the code base looks inside such a string.
+Two endpoints have two rules, because model ids contain slashes: on an OpenAI-compatible URL everything after the
+*last* `/v1/` is the model, on an Anthropic-compatible one it is the last path segment.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+from typing import Literal, cast
+from urllib.parse import urlsplit
+
+from skilltune.errors import UsageError
+
+Scheme = Literal["openai", "anthropic", "local", "claude-code", "codex", "command", "examples", "handoff", "fake"]
+
+FORMS = {
+    "openai/": "openai/gpt-5.5",
+    "openai@": "openai@http://127.0.0.1:8000/v1/qwen3",
+    "anthropic/": "anthropic/claude-opus-5",
+    "anthropic@": "anthropic@http://127.0.0.1:8000/model",
+    "local/": "local/smollm2-135m",
+    "claude-code/": "claude-code/sonnet",
+    "codex/": "codex/gpt-5.5",
+    "command:": "command:./agent.sh {prompt_file}",
+    "examples": "examples",
+    "handoff:": "handoff:answers",
+}
+"""How a name begins, with an example of each; shown in error messages. `fake:` is for tests and not advertised."""
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """A parsed name.
+
+    `model` is what follows the scheme: a model id, a path, a command line, a folder; empty for `examples`. `url` is
+    the base URL of a custom endpoint (for OpenAI's it ends in `/v1`), None elsewhere. `text` is the name as written.
+    """
+
+    scheme: Scheme
+    model: str
+    url: str | None
+    text: str
+
+    @property
+    def endpoint(self) -> str:
+        """What shares one rate limit: equal for all models behind one URL or one provider."""
+        return self.url or self.scheme
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def parse_name(text: str) -> Name:
+    """Parse a name; raises `UsageError` that shows the nearest form. Nothing is looked up: no network, no disk."""
+    text = text.strip()
+    scheme, mark, rest = _split(text)
+    form = scheme + mark
+    if form not in FORMS and form != "fake:":
+        raise UsageError(f"{_shown(text)} names no model or agent. {_nearest(text)}")
+    if form == "examples":
+        if rest:
+            raise _bad(text, "`examples` takes nothing after it", form)
+        return Name("examples", "", None, text)
+    if not rest:
+        raise _bad(text, f"something must follow `{form}`", form)
+    url = None
+    if form == "openai@":
+        url, model = _openai_url(text, rest)
+    elif form == "anthropic@":
+        url, model = _anthropic_url(text, rest)
+    else:
+        model = rest
+    if scheme in ("openai", "anthropic", "claude-code", "codex") and re.search(r"\s", model):
+        raise _bad(text, "a model id contains no white space", form)
+    return Name(cast(Scheme, scheme), model, url, text)
+
+
+def _split(text: str) -> tuple[str, str, str]:
+    """Cut at the first of `/`, `@` and `:`."""
+    head = re.match(r"[^/@:]*", text)
+    assert head is not None
+    end = head.end()
+    return text[:end], text[end : end + 1], text[end + 1 :].strip()
+
+
+def _openai_url(text: str, rest: str) -> tuple[str, str]:
+    _check_url(text, rest, "openai@")
+    base, found, model = rest.rpartition("/v1/")
+    if not found or not model.strip("/"):
+        raise _bad(text, "the URL must end in `/v1/` and the model", "openai@")
+    return f"{base}/v1", model
+
+
+def _anthropic_url(text: str, rest: str) -> tuple[str, str]:
+    _check_url(text, rest, "anthropic@")
+    base, _, model = rest.rpartition("/")
+    if not model or not urlsplit(base).hostname or model == "v1":
+        raise _bad(text, "the model must follow the URL as its last path segment", "anthropic@")
+    return base.removesuffix("/v1"), model  # the SDK adds /v1/messages itself
+
+
+def _check_url(text: str, url: str, form: str) -> None:
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number, a broken IPv6 address
+        usable = False
+        parts = urlsplit("")
+    if "@" in parts.netloc or "?" in url:  # names are written to config files and logs
+        raise UsageError(
+            f"a URL in a name must not carry a user, a password or a query: keys come only from the environment, "
+            f"and the name is then written like `{FORMS[form]}`"
+        )
+    if not usable:
+        raise _bad(text, "what follows `@` must be a URL that starts with http:// or https://", form)
+
+
+def _bad(text: str, problem: str, form: str) -> UsageError:
+    return UsageError(f"{_shown(text)}: {problem}; write it like `{FORMS.get(form, form + 'NAME')}`")
+
+
+def _shown(text: str) -> str:
+    """The name for an error message, without what might be a password in its URL."""
+    return f"`{re.sub(r'//[^/@]*@', '//…@', text)}`"
+
+
+def _nearest(text: str) -> str:
+    """The form that was probably meant, else all of them."""
+    lowered = text.lower()
+    head, mark, _ = _split(lowered)
+    if lowered.startswith(("http://", "https://")):
+        form = "openai@"
+    elif not mark and head.startswith(("gpt", "claude")):
+        return f"Did you mean `{'openai' if head.startswith('gpt') else 'anthropic'}/{text}`?"
+    else:
+        schemes = {form.rstrip("/@:"): form for form in reversed(FORMS)}  # of two forms of a scheme the first wins
+        close = difflib.get_close_matches(head, schemes, n=1, cutoff=0.6)
+        if not close:
+            return f"The forms are: {', '.join(f'`{example}`' for example in FORMS.values())}."
+        exact = close[0] + mark
+        form = exact if exact in FORMS else schemes[close[0]]
+    return f"Did you mean a name like `{FORMS[form]}`?"

@@ -1,0 +1,64 @@
+"""The optimizer: turns scored rollouts into proposed edits. A new kind is one class with the members of `Optimizer`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from skilltune.edits import Edit
+from skilltune.optimizer.memory import Memory
+from skilltune.optimizer.schedule import Step
+from skilltune.rollout import Rollout
+from skilltune.skill import Skill
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """An edit and the train samples that it answers (`support`, counted by us from citations that hold)."""
+
+    edit: Edit
+    support: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One train sample under the skill of the epoch's start and under the current one."""
+
+    before: Rollout
+    after: Rollout
+
+    @property
+    def kind(self) -> str:
+        """improved, regressed, still passing, still failing; or unknown where a side has no score."""
+        if self.before.score is None or self.after.score is None:
+            return "unknown"
+        change = self.after.score.value - self.before.score.value
+        if change:
+            return "improved" if change > 0 else "regressed"
+        return "still passing" if self.after.score.hard else "still failing"
+
+
+@runtime_checkable
+class Optimizer(Protocol):
+    """Proposes; never judges. It sees rollouts of train samples only.
+
+    `propose` returns the edits of one step, best supported first: a patch of at most `limit` edits, or a pool to be
+    measured. `learning_rate` names the number of edits of a step under the autonomous schedule. `slow_update` returns
+    the epoch's guidance as an edit, or None; `notes` the optimizer's own notes.
+    """
+
+    async def propose(
+        self, skill: Skill, rollouts: Sequence[Rollout], memory: Memory, step: Step, limit: int
+    ) -> list[Proposal]: ...
+
+    async def learning_rate(
+        self, skill: Skill, rollouts: Sequence[Rollout], memory: Memory, step: Step, most: int
+    ) -> int: ...
+
+    async def slow_update(self, skill: Skill, pairs: Sequence[Pair], memory: Memory, step: Step) -> Edit | None: ...
+
+    async def notes(self, skill: Skill, pairs: Sequence[Pair], memory: Memory, step: Step) -> str: ...
+
+
+__all__ = ["Memory", "Optimizer", "Pair", "Proposal", "Step"]

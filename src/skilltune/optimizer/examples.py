@@ -1,0 +1,130 @@
+"""An optimizer without a model: worked examples taken from train failures, and what to do with those already there.
+
+Small models ignore rules and follow examples, and no key is needed to copy one: this makes training possible
+offline, and is the baseline that a paid optimizer has to beat. It proposes, in the form in which the target is
+asked: an example from a failed train sample, the removal of an example, the exchange of two neighbours, and one line
+on the format that all expected answers share. Which of them help is for the gate to measure.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from random import Random
+
+from skilltune.edits import Edit, Evidence
+from skilltune.envs import Env
+from skilltune.optimizer import Memory, Pair, Proposal, Step
+from skilltune.rollout import Rollout
+from skilltune.run import rng
+from skilltune.samples import Sample
+from skilltune.skill import Skill
+
+REMOVALS = 2  # proposed per step at most, so that most of the pool are new examples
+CHARS = 1200  # a longer example is no example
+
+
+@dataclass(slots=True)
+class ExamplesOptimizer:
+    """Implements `Optimizer`; `samples` are the train samples by id, all that it can ever copy from."""
+
+    env: Env
+    samples: Mapping[str, Sample]
+    pool: int
+    seed: int
+
+    async def propose(
+        self, skill: Skill, rollouts: Sequence[Rollout], memory: Memory, step: Step, limit: int
+    ) -> list[Proposal]:
+        """Up to `pool` edits: the format line, removals and one exchange, the rest new examples, failures first."""
+        draw = rng(self.seed, "examples", step.index)
+        tried = {entry.edit.key for entry in memory.rejected}
+        present = [text for sample in self.samples.values() if (text := self.example(sample)) in skill.body]
+        present.sort(key=skill.body.index)
+
+        others = [*self._format(skill, rollouts), *self._removals(present, draw), *self._exchange(skill, present, draw)]
+        failed = [r.sample for r in rollouts if r.score is not None and not r.score.hard]
+        draw.shuffle(failed)
+        new = [self._add(self.samples[sample]) for sample in dict.fromkeys(failed)]
+        fresh = [
+            proposal
+            for proposal in new
+            if proposal.edit.text and proposal.edit.text not in skill.body and len(proposal.edit.text) <= CHARS
+        ]
+        chosen = [proposal for proposal in [*others, *fresh] if proposal.edit.key not in tried]
+        return _mixed(chosen, len(others), max(self.pool, limit))
+
+    def example(self, sample: Sample) -> str:
+        """A sample as the target would see it, followed by its expected answer."""
+        asked = "\n\n".join(message.text for message in self.env.messages(sample)).rstrip()
+        joint = " " if asked.endswith(":") else "\n"
+        return f"{asked}{joint}{self.env.expected(sample)}"
+
+    def _add(self, sample: Sample) -> Proposal:
+        why = f"a worked example of train sample {sample.id}, which failed"
+        evidence = (Evidence(sample.id, sample.text[:80]),)
+        return Proposal(Edit("add", text=self.example(sample), why=why, evidence=evidence), (sample.id,))
+
+    def _removals(self, present: Sequence[str], draw: Random) -> list[Proposal]:
+        chosen = draw.sample(present, min(REMOVALS, len(present)))
+        return [Proposal(Edit("delete", target=text, why="does this example still help?")) for text in chosen]
+
+    def _exchange(self, skill: Skill, present: Sequence[str], draw: Random) -> list[Proposal]:
+        """Two neighbouring examples in the other order: for small models the last one weighs most."""
+        pairs = [
+            (target, f"{second}{between}{first}")
+            for first, second in pairwise(present)
+            for start in (skill.body.index(first),)
+            for between in (skill.body[start + len(first) : skill.body.index(second)],)
+            for target in (f"{first}{between}{second}",)
+            if not between.strip()
+        ]
+        if not pairs:
+            return []
+        target, text = draw.choice(pairs)
+        return [Proposal(Edit("replace", target=target, text=text, why="the other order of two examples"))]
+
+    def _format(self, skill: Skill, rollouts: Sequence[Rollout]) -> list[Proposal]:
+        """One line on the shape that the expected answers of this batch share, if they share one."""
+        answers = [self.env.expected(self.samples[r.sample]) for r in rollouts]
+        line = describe_format([answer for answer in answers if answer])
+        failed = tuple(r.sample for r in rollouts if r.score is not None and not r.score.hard)
+        if not line or line in skill.body or not failed:
+            return []
+        return [Proposal(Edit("add", text=line, why="the shape that all expected answers share"), failed)]
+
+    async def learning_rate(
+        self, skill: Skill, rollouts: Sequence[Rollout], memory: Memory, step: Step, most: int
+    ) -> int:
+        """As many edits as the share of failures asks for."""
+        scores = [rollout.score.value for rollout in rollouts if rollout.score is not None]
+        return max(1, round(most * (1 - sum(scores) / len(scores)))) if scores else 1
+
+    async def slow_update(self, skill: Skill, pairs: Sequence[Pair], memory: Memory, step: Step) -> Edit | None:
+        return None
+
+    async def notes(self, skill: Skill, pairs: Sequence[Pair], memory: Memory, step: Step) -> str:
+        return memory.notes
+
+
+def describe_format(answers: Sequence[str]) -> str:
+    """A rule for the shape that all answers share ("" if none): runs of digits, letters and punctuation, by example."""
+    if len(answers) < 3:
+        return ""
+    shapes = {re.sub(r"\d+", "0", re.sub(r"[^\W\d_]+", "a", answer)) for answer in answers}
+    if len(shapes) == 1 and len(set(answers)) > 1 and (shape := shapes.pop()) not in {"a", "0"}:
+        readable = shape.replace("0", "<digits>").replace("a", "<word>")
+        return f"Answer with nothing but {readable}."
+    prefix = answers[0]
+    for answer in answers:
+        while not answer.startswith(prefix):
+            prefix = prefix[:-1]
+    return f'Begin the answer with "{prefix.strip()}".' if len(prefix.strip()) >= 3 else ""
+
+
+def _mixed(proposals: list[Proposal], others: int, most: int) -> list[Proposal]:
+    """At most a third of the others, then new examples up to `most`."""
+    kept = proposals[:others][: max(1, most // 3)]
+    return [*kept, *proposals[others:]][:most]

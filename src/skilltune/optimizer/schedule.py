@@ -1,0 +1,57 @@
+"""The schedule of a run: which samples each step sees, and how many edits it may apply (the textual learning rate)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from skilltune.config import TrainConfig
+from skilltune.run import rng
+from skilltune.samples import Sample
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step. `index` and `epoch` count from 1; `lr` is None where the optimizer names the number itself."""
+
+    index: int
+    epoch: int
+    batch: tuple[Sample, ...]
+    lr: int | None
+    starts_epoch: bool
+    ends_epoch: bool
+
+
+def learning_rate(schedule: str, step: int, steps: int, lr: int, lr_min: int) -> int | None:
+    """Edits allowed at step 1…steps (design: algorithm, section 4); None for "autonomous"."""
+    if schedule == "constant":
+        return lr
+    if schedule == "linear":
+        return max(lr_min, round(lr + (lr_min - lr) * step / steps))
+    if schedule == "cosine":
+        return max(lr_min, round(lr_min + 0.5 * (lr - lr_min) * (1 + math.cos(math.pi * step / steps))))
+    return None
+
+
+def steps_per_epoch(cfg: TrainConfig, samples: int) -> int:
+    return math.ceil(samples / cfg.batch_size)
+
+
+def schedule(cfg: TrainConfig, samples: Sequence[Sample], seed: int) -> Iterator[Step]:
+    """All steps of a run: each epoch visits every train sample once, in an order of its own."""
+    per_epoch = steps_per_epoch(cfg, len(samples))
+    total = per_epoch * cfg.epochs
+    for epoch in range(1, cfg.epochs + 1):
+        order = sorted(samples, key=lambda sample: sample.id)
+        rng(seed, "epoch", epoch).shuffle(order)
+        for number in range(per_epoch):
+            index = (epoch - 1) * per_epoch + number + 1
+            yield Step(
+                index,
+                epoch,
+                tuple(order[number * cfg.batch_size : (number + 1) * cfg.batch_size]),
+                learning_rate(cfg.schedule, index, total, cfg.lr, cfg.lr_min),
+                starts_epoch=number == 0,
+                ends_epoch=number == per_epoch - 1,
+            )

@@ -1,0 +1,59 @@
+"""The derived files of a run: everything here can be deleted and is written again by the same command."""
+
+from __future__ import annotations
+
+import difflib
+import json
+
+from skilltune.report.card import card
+from skilltune.run import Run
+from skilltune.session import Session
+from skilltune.skill import Skill
+from skilltune.train import Result
+
+
+def write_results(session: Session, result: Result) -> None:
+    """The best skill, versions/*/diff.md, metrics.jsonl, rollouts.jsonl and card.md; then the run's last event."""
+    run = session.run
+    save_best(run, result.best)
+    for number, (before, after) in enumerate(zip(result.versions, result.versions[1:], strict=False), start=1):
+        run.write(f"versions/{number:04d}/diff.md", f"```diff\n{text_diff(before.text, after.text)}```\n")
+    run.write("metrics.jsonl", lines(metrics(run)))
+    run.write("rollouts.jsonl", lines(value for _, value, _ in run.memos("rollout")))
+    run.write("card.md", card(session, result))
+    certificate = result.certificate.to_json() if result.certificate else None
+    run.emit(
+        "finish",
+        exit_code=result.exit_code,
+        start=result.start.hash,
+        best=result.best.hash,
+        versions=[version.hash for version in result.versions],
+        certificate=certificate,
+        stopped=str(result.stopped) if result.stopped else None,
+    )
+
+
+def save_best(run: Run, best: Skill) -> None:
+    best.save(run.folder / "best" / best.name if best.folder else run.folder / "best_skill.md")
+
+
+def metrics(run: Run) -> list[dict]:
+    """One row per verdict: step, score of the incumbent on `select`, accepted, edits applied."""
+    return [
+        {
+            "t": t,
+            **{key: data[key] for key in ("step", "epoch", "lr", "version", "accepted", "score", "reason")},
+            "edits": sum(edit["status"] == "applied" for edit in data["edits"]),
+        }
+        for t, _, data in run.events("verdict")
+    ]
+
+
+def text_diff(before: str, after: str, names: tuple[str, str] = ("before", "after")) -> str:
+    """A unified diff of two texts, line by line; "" if they are equal."""
+    rows = difflib.unified_diff(before.splitlines(), after.splitlines(), *names, lineterm="", n=3)
+    return "".join(f"{row}\n" for row in rows)
+
+
+def lines(values) -> str:
+    return "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values)

@@ -1,0 +1,71 @@
+"""Several checks on one answer, each a scorer of its own with its own target."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from skilltune.errors import UsageError
+from skilltune.rollout import Rollout, Score
+from skilltune.samples import Sample
+from skilltune.scorers.scorer import Scorer, evaluate
+
+Mode = Literal["all", "any", "weighted"]
+
+
+class Options(BaseModel):
+    """What `{"type": "checks", …}` takes. Without `checks`, each sample brings its own (`Sample.checks`)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mode: Mode = "all"
+    checks: tuple[dict[str, Any], ...] | None = None
+
+
+class Weight(BaseModel):
+    """The part of a check that is not its scorer's."""
+
+    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+
+
+def parts(sample: Sample, specs: Sequence[dict[str, Any]] | None, build: Callable[[Any], Scorer]) -> list[Scorer]:
+    """The scorers of a sample's checks. Raises UsageError that names sample and check."""
+    specs = sample.checks if specs is None else specs
+    if not specs:
+        raise UsageError(f'sample "{sample.id}" has no checks')
+    scorers = []
+    for i, spec in enumerate(specs, 1):
+        try:
+            scorers.append(build({key: value for key, value in spec.items() if key != "weight"}))
+        except UsageError as error:
+            raise UsageError(f'sample "{sample.id}", check {i}: {error}') from None
+    return scorers
+
+
+async def run(
+    sample: Sample,
+    rollout: Rollout,
+    scorers: Sequence[Scorer],
+    weights: Sequence[float],
+    mode: Mode,
+) -> Score:
+    """`all`: 1 if every check passes. `any`: the best check. `weighted`: the weighted mean of the checks' scores.
+
+    `soft` is the weighted mean of the checks' partial credit, for `any` the best of it. The reason names what failed.
+    """
+    scores = [await evaluate(scorer, sample, rollout) for scorer in scorers]
+    total = sum(weights)
+    mean = sum(w * s.value for w, s in zip(weights, scores, strict=True)) / total
+    soft = min(1.0, sum(w * s.partial for w, s in zip(weights, scores, strict=True)) / total)
+    best = max(scores, key=lambda score: (score.value, score.partial))
+    failed = [f"{scorer.name}: {score.why}" for scorer, score in zip(scorers, scores, strict=True) if not score.hard]
+    passed = len(scores) - len(failed)
+    why = f"{passed} of {len(scores)} checks pass" + (f"; {failed[0]}" if failed else "")
+    why += f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+    if mode == "any":
+        return Score(best.value, why, soft=best.partial)
+    if mode == "all":
+        return Score(float(not failed), why, soft=soft)
+    return Score(min(1.0, mean) if failed else 1.0, why, soft=soft)

@@ -1,0 +1,79 @@
+"""How a scorer reads answers and expected values, and how it quotes them back in one bounded line.
+
+Everything that two scorers must agree on is here: which part of a long answer counts, what a list of alternatives
+means, and what a reason looks like. The expected value is read first, so that an unusable one is the user's error
+(`UsageError`), and never a 0 that the optimizer would learn from.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
+from typing import Any
+
+from skilltune.errors import UsageError
+from skilltune.rollout import Score
+from skilltune.samples import Sample
+
+_OPEN = re.compile("<answer>", re.IGNORECASE)
+_CLOSE = re.compile("</answer>", re.IGNORECASE)
+
+
+def final_answer(text: str, *, last_line: bool = False) -> str:
+    """The last `<answer>…</answer>` if there is one (any case), else the last non-empty line or the whole text."""
+    closes = [tag.start() for tag in _CLOSE.finditer(text)]
+    opens = [tag.end() for tag in _OPEN.finditer(text, 0, closes[-1])] if closes else []
+    if opens:  # the last opening tag that is closed at all, up to where it is closed
+        return text[opens[-1] : next(start for start in closes if start >= opens[-1])].strip()
+    text = text.strip()
+    return text.rsplit("\n", 1)[-1].strip() if last_line else text
+
+
+def alternatives(sample: Sample) -> list[str]:
+    """The accepted answers as text: a list target means any of them. Raises UsageError if there is none."""
+    values = sample.target if isinstance(sample.target, list | tuple) else [sample.target]
+    texts = [as_text(value) for value in values if value is not None]
+    if not texts:
+        hint = nearest("target", sample.metadata)
+        raise UsageError(f'sample "{sample.id}" has no target to compare with{hint}')
+    if not all(text.strip() for text in texts):
+        raise UsageError(f'sample "{sample.id}" has an empty target: no answer could be told from no answer')
+    return texts
+
+
+def as_text(value: Any) -> str:
+    """A target as the text that an agent would answer: strings as they are, other values as JSON (12.5, true)."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def best_of(sample: Sample, compare: Callable[[str], Score]) -> Score:
+    """The best score over the accepted answers."""
+    return max((compare(text) for text in alternatives(sample)), key=lambda score: (score.value, score.partial))
+
+
+def verdict(passed: bool, expected: str, got: str, soft: float | None = None) -> Score:
+    """A pass-or-fail score whose reason quotes both sides."""
+    return Score(float(passed), matched(expected) if passed else missed(expected, got), soft)
+
+
+def matched(expected: str) -> str:
+    return f"matches {quote(expected)}"
+
+
+def missed(expected: str, got: str) -> str:
+    return f"expected {quote(expected)}, got {quote(got)}" if got else f"expected {quote(expected)}, got no answer"
+
+
+def quote(text: str, limit: int = 80) -> str:
+    """The text in quotes on one line, its middle elided beyond `limit` characters (the end often holds the answer)."""
+    if len(text) > limit:
+        text = f"{text[: limit // 2]} … {text[-(limit // 2) :]}"
+    return json.dumps(text, ensure_ascii=False).replace("\u2028", " ").replace("\u2029", " ").replace("\x85", " ")
+
+
+def nearest(name: str, options: Iterable[str]) -> str:
+    """The end of an error message about an unknown name: ` (did you mean "…"?)`, or nothing."""
+    close = get_close_matches(name, [str(option) for option in options], n=1, cutoff=0.6)
+    return f' (did you mean "{close[0]}"?)' if close else ""

@@ -1,0 +1,264 @@
+"""The weights: one skill, a Markdown document or an Agent Skills folder.
+
+The one non-obvious decision: a skill is its exact text. Frontmatter, body and locked regions are *views*, found by
+offsets and never parsed and dumped again, so that whatever training does not touch ships byte for byte as it came
+(BOM, CRLF, key order, comments and a missing final newline included).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import secrets
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+
+import yaml
+
+from skilltune.errors import UsageError
+
+MAIN = "SKILL.md"
+MAX_FOLDER_BYTES = 64 * 2**20  # a skill is read into memory; a whole project with a SKILL.md in it is a mistake
+
+_DOCUMENT_SUFFIXES = {".md", ".markdown", ".txt"}
+_NOT_CONTENT = {".git", "__pycache__", ".DS_Store"}  # tools leave these behind; they must not change the hash
+_FENCE_OPEN = re.compile(r"\ufeff?---[ \t]*\r?\n")
+_FENCE_CLOSE = re.compile(r"^---[ \t]*(?:\r?\n|\Z)", re.MULTILINE)
+_LOCK_OPEN = re.compile(r"<!--\s*skilltune:lock\s*-->")
+_LOCK_CLOSE = re.compile(r"<!--\s*/skilltune:lock\s*-->")
+LOCK_MARKER = re.compile(r"<!--\s*/?skilltune:lock\s*-->")
+
+# The fields and limits on which the validators of the Agent Skills standard agree (agentskills.io/specification).
+_FIELDS = {"name", "description", "license", "allowed-tools", "metadata", "compatibility"}
+_NAME = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
+_LONGEST = {"name": 64, "description": 1024, "compatibility": 500}
+
+
+@dataclass(frozen=True)
+class Skill:
+    """A skill document and, for a folder, the other files in it (relative POSIX path to bytes; never modified).
+
+    `text` is the whole document as on disk; `frontmatter + body == text`. `name` is the folder's or the file's.
+    """
+
+    text: str
+    name: str = "skill"
+    files: Mapping[str, bytes] = field(default_factory=dict, hash=False)
+    folder: bool = False
+
+    @classmethod
+    def load(cls, path: str | Path) -> Skill:
+        """Read a folder with SKILL.md, or a document. What does not exist yet is an empty skill, created by `save`.
+
+        `UsageError`: a folder without SKILL.md, a document that is not UTF-8, a link that leads out of the folder.
+        """
+        path = Path(path).expanduser()
+        try:
+            if path.is_dir():
+                return _load_folder(path.resolve())
+            if path.exists():
+                return cls(_decode(path.read_bytes(), path), _document_name(path))
+        except OSError as error:
+            raise UsageError(f"Cannot read the skill {path}: {error.strerror or error}.") from error
+        if path.suffix.lower() in _DOCUMENT_SUFFIXES:
+            return cls("", _document_name(path))
+        return cls("", path.resolve().name or "skill", folder=True)
+
+    @classmethod
+    def parse(cls, text: str, name: str = "skill") -> Skill:
+        """A document from its text."""
+        return cls(text, name)
+
+    @cached_property
+    def frontmatter(self) -> str:
+        """The fenced YAML block at the top with its closing line, and a BOM before it; "" where there is no block."""
+        if (opening := _FENCE_OPEN.match(self.text)) and (closing := _FENCE_CLOSE.search(self.text, opening.end())):
+            return self.text[: closing.end()]
+        return ""
+
+    @cached_property
+    def body(self) -> str:
+        """Everything after the frontmatter: what the target reads and what training may change."""
+        return self.text[len(self.frontmatter) :]
+
+    @cached_property
+    def hash(self) -> str:
+        """16 hex digits of sha256 over the text and the files; the name does not count."""
+        content = hashlib.sha256()
+        for path, data in (("", self.text.encode("utf-8", "surrogatepass")), *sorted(self.files.items())):
+            key = path.encode("utf-8", "surrogatepass")
+            content.update(b"%d %d " % (len(key), len(data)) + key + data)  # lengths first: no two skills share bytes
+        return content.hexdigest()[:16]
+
+    @property
+    def chars(self) -> int:
+        """Length of the body in characters."""
+        return len(self.body)
+
+    @cached_property
+    def tokens(self) -> int:
+        """Approximate tokens of the body: a quarter of its UTF-8 bytes, rounded up.
+
+        No tokenizer is asked, so that the number is the same for every target. Counting bytes rather than characters
+        keeps it usable for text that is not English: vocabularies spend more tokens on characters of more bytes.
+        """
+        return -(-len(self.body.encode("utf-8", "surrogatepass")) // 4)
+
+    @cached_property
+    def locked(self) -> tuple[tuple[int, int], ...]:
+        """Offsets in `text` of the regions that are never edited, markers included. An unclosed one runs to the end."""
+        regions: list[tuple[int, int]] = []
+        end = 0
+        while opening := _LOCK_OPEN.search(self.text, end):
+            closing = _LOCK_CLOSE.search(self.text, opening.end())
+            end = closing.end() if closing else len(self.text)
+            regions.append((opening.start(), end))
+        return tuple(regions)
+
+    def with_body(self, body: str) -> Skill:
+        """The same skill with another body; frontmatter and files stay."""
+        return replace(self, text=self.frontmatter + body)
+
+    def with_text(self, text: str) -> Skill:
+        """The same skill with another document; files stay."""
+        return replace(self, text=text)
+
+    def save(self, path: str | Path) -> None:
+        """Write the document, or the folder, to `path`. Each file appears whole or not at all; SKILL.md comes last.
+
+        Files that are already there and not part of the skill are left alone. A file that is overwritten keeps its
+        mode; a new one that begins with `#!` is made executable, for bytes carry no mode.
+        """
+        path = Path(path).expanduser()
+        if path.exists() and path.is_dir() is not self.folder:
+            wanted, found = ("a folder", "a file") if self.folder else ("a file", "a folder")
+            raise UsageError(f"Cannot save the skill {self.name!r} to {path}: it is {found}, {wanted} is needed.")
+        try:
+            text = self.text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise UsageError(f"Cannot save the skill {self.name!r}: character {error.start} is not Unicode.") from error
+        if not self.folder:
+            _write(path.resolve(), text)  # through a symlink, not over it
+            return
+        root = path.resolve()
+        targets = {name: _inside(root, name) for name in self.files}  # all names are checked before one is written
+        for name, target in targets.items():
+            _write(target, self.files[name])
+        _write(_inside(root, MAIN), text)
+
+    def check(self, max_tokens: int | None = None) -> list[str]:
+        """What is wrong with the skill, one sentence each: size, locks and, for a folder, the standard's metadata."""
+        problems = _metadata_problems(self) if self.folder else []
+        if self.locked and not _LOCK_CLOSE.search(self.text, self.locked[-1][0]):
+            line = self.text.count("\n", 0, self.locked[-1][0]) + 1
+            problems.append(f"The lock in line {line} is never closed, so everything after it is locked.")
+        if max_tokens is not None and self.tokens > max_tokens:
+            problems.append(f"The body has about {self.tokens} tokens, more than the {max_tokens} allowed.")
+        return problems
+
+
+def _metadata_problems(skill: Skill) -> list[str]:
+    if not skill.frontmatter:
+        return [f"{MAIN} has no frontmatter: begin it with a '---' line, name, description and another '---' line."]
+    block = skill.frontmatter.removeprefix("\ufeff").strip()[3:-3]
+    try:
+        data = yaml.safe_load(block)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that does not exist
+        return [f"The frontmatter is not valid YAML: {' '.join(str(error).split())}"]
+    if not isinstance(data, dict):
+        return ["The frontmatter must be a list of 'key: value' lines."]
+    problems = [
+        f"The frontmatter has the unknown key {key!r}; the standard allows {', '.join(sorted(_FIELDS))}."
+        for key in data
+        if key not in _FIELDS
+    ]
+    for key, longest in _LONGEST.items():
+        value = data.get(key)
+        if key not in data and key == "compatibility":
+            continue
+        if not isinstance(value, str) or not value.strip():
+            problems.append(f"The frontmatter needs a {key} that is a non-empty text.")
+        elif len(value.strip()) > longest:
+            problems.append(f"The {key} has {len(value.strip())} characters, more than the {longest} allowed.")
+    if "metadata" in data and not isinstance(data["metadata"], dict):
+        problems.append("The metadata must be a mapping.")
+    if isinstance(name := data.get("name"), str) and name.strip():
+        if not _NAME.fullmatch(name.strip()):
+            problems.append(f"The name {name!r} may hold only lowercase letters and digits, joined by single hyphens.")
+        if name.strip() != skill.name:
+            problems.append(f"The name {name!r} must be the folder's name, {skill.name!r}.")
+    return problems
+
+
+def _load_folder(root: Path) -> Skill:
+    if not (root / MAIN).exists():
+        there = sorted(entry.name for entry in root.iterdir())
+        listing = ", ".join(there[:10]) + (", …" if len(there) > 10 else "") if there else "nothing"
+        raise UsageError(f"No {MAIN} in {root}, which holds {listing}. Name a folder with {MAIN}, or a .md file.")
+    files: dict[str, bytes] = {}
+    size = 0
+    for path in _walk(root, root):
+        size += path.stat().st_size
+        if size > MAX_FOLDER_BYTES:
+            raise UsageError(f"{root} holds more than {MAX_FOLDER_BYTES >> 20} MiB: move the skill to its own folder.")
+        files[path.relative_to(root).as_posix()] = path.read_bytes()
+    return Skill(_decode(files.pop(MAIN), root / MAIN), root.name or "skill", files, folder=True)
+
+
+def _walk(folder: Path, root: Path) -> Iterator[Path]:
+    for path in sorted(folder.iterdir()):
+        if path.name in _NOT_CONTENT:
+            continue
+        if path.is_symlink() and not path.resolve().is_relative_to(root):
+            raise UsageError(f"{path} is a link out of the skill folder: replace it by a copy of what it points to.")
+        if path.is_dir() and not path.is_symlink():
+            yield from _walk(path, root)
+        elif path.is_file():
+            yield path
+        else:
+            raise UsageError(f"{path} is not a file (a linked folder, a broken link or a device): remove or copy it.")
+
+
+def _decode(data: bytes, path: Path) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not UTF-8 (byte {error.start}): save it as UTF-8.") from error
+
+
+def _document_name(path: Path) -> str:
+    path = path.resolve()
+    return (path.parent.name if path.name.lower() == MAIN.lower() else path.stem) or "skill"
+
+
+def _inside(root: Path, name: str) -> Path:
+    """`root / name`, refused where the name or a link that is already there would lead out of `root`."""
+    parts = PurePosixPath(name).parts
+    if parts and ".." not in parts and "\0" not in name:
+        target = (root / name).resolve()
+        if target != root and target.is_relative_to(root):
+            return target
+    raise UsageError(f"The skill's file {name!r} would be written outside of {root}.")
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write under a temporary name in the same folder, then rename: a reader sees the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if path.exists():
+            temporary.chmod(path.stat().st_mode)
+        elif data.startswith(b"#!"):
+            mode = temporary.stat().st_mode
+            temporary.chmod(mode | (mode & 0o444) >> 2)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,28 @@
+"""Targets: the frozen agent that does the tasks. A new kind is one class with the two members of `Target`."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+from skilltune.envs import Env
+from skilltune.rollout import Trajectory
+from skilltune.samples import Sample
+from skilltune.skill import Skill
+
+
+@runtime_checkable
+class Target(Protocol):
+    """A frozen agent.
+
+    `fingerprint`: everything that can change what it does with a given skill and sample, and no secret.
+    `run` does one sample with the skill; `attempt` numbers repeated draws of the same. It returns a `Trajectory`
+    whose outcome is "ok" or "agent_limit", and raises `InfraError` or `CallConfigError` otherwise.
+    """
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    async def run(self, skill: Skill, sample: Sample, env: Env, attempt: int) -> Trajectory: ...
+
+
+__all__ = ["Target"]

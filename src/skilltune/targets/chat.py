@@ -1,0 +1,61 @@
+"""A chat model as the target: the skill's body is the system message, the sample the user's."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from skilltune.calls import Client
+from skilltune.envs import Env
+from skilltune.models import Message, Request, system
+from skilltune.rollout import Trajectory, Turn
+from skilltune.run import digest
+from skilltune.samples import Sample
+from skilltune.skill import Skill
+
+
+@dataclass(frozen=True, slots=True)
+class ChatTarget:
+    """One turn: system message (the skill's body, none where it is blank), then the sample's messages.
+
+    An answer that was cut at `max_tokens` is `agent_limit` and scored as it stands.
+    """
+
+    client: Client
+    temperature: float | None = None
+    max_tokens: int | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        return digest("chat", self.client.model.fingerprint, self.temperature, self.max_tokens, "inline")
+
+    def request(self, skill: Skill, sample: Sample, env: Env, attempt: int) -> Request:
+        return Request(
+            messages=_join(skill.body, env.messages(sample)),
+            temperature=self.temperature,
+            max_tokens=self.max_tokens,
+            draw=attempt,
+        )
+
+    async def run(self, skill: Skill, sample: Sample, env: Env, attempt: int) -> Trajectory:
+        request = self.request(skill, sample, env, attempt)
+        started = time.monotonic()
+        reply = await self.client(request)
+        asked = [Turn(message.role, message.text) for message in request.messages if message.role != "system"]
+        return Trajectory(
+            answer=reply.text,
+            turns=(*asked, Turn("assistant", reply.text)),
+            outcome="agent_limit" if reply.finish == "length" else "ok",
+            error="the answer was cut at max_tokens" if reply.finish == "length" else "",
+            usage=reply.usage,
+            seconds=round(time.monotonic() - started, 4),
+        )
+
+
+def _join(body: str, messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    """The skill's body before a sample's own system message, if it has one: providers take one system message."""
+    if not body.strip():
+        return messages
+    if messages and messages[0].role == "system":
+        return (system(f"{body.rstrip()}\n\n{messages[0].text}"), *messages[1:])
+    return (system(body), *messages)

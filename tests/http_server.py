@@ -1,0 +1,107 @@
+"""A scripted HTTP server on 127.0.0.1, for tests of what real endpoints do, misbehaviour on the wire included."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Call:
+    """One request that arrived. Header names are in lower case."""
+
+    path: str
+    headers: Mapping[str, str]
+    body: Any
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What to send: `body` is JSON unless it is text. `cut` sends only so many bytes of it, then drops the
+    connection; `drop` sends nothing at all; `hang` says nothing and keeps the connection open; `drip` sends one
+    byte every so many seconds."""
+
+    body: Any = ""
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+    cut: int | None = None
+    drop: bool = False
+    hang: bool = False
+    drip: float | None = None
+
+
+class Server:
+    """`async with Server(answer, answer, …) as server`: one answer per request, the last one for all that follow.
+
+    A callable in place of an answer is given the call and returns one.
+    """
+
+    def __init__(self, *answers: Answer | Callable[[Call], Answer]) -> None:
+        self._answers = list(answers)
+        self.calls: list[Call] = []
+        self.port = 0
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    async def __aenter__(self) -> Server:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        self._open: set[asyncio.Task[None]] = set()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        for task in self._open:
+            task.cancel()
+        await asyncio.gather(*self._open, return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._open.add(task)
+        try:
+            while await self._one(reader, writer):
+                pass
+        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
+            pass  # the client has gone, or the test is over
+        finally:
+            self._open.discard(task)
+            writer.close()
+
+    async def _one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        """Serve one request; False ends the connection."""
+        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+        headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:] if line)}
+        sent = await reader.readexactly(int(headers.get("content-length", "0")))
+        call = Call(head[0].split(" ")[1], headers, json.loads(sent) if sent else None)
+        self.calls.append(call)
+        answer = self._answers[0] if len(self._answers) == 1 else self._answers.pop(0)
+        if callable(answer):
+            answer = answer(call)
+        if answer.drop:
+            return False
+        if answer.hang:
+            await asyncio.sleep(3600)
+        is_text = isinstance(answer.body, str)
+        data = (answer.body if is_text else json.dumps(answer.body)).encode()
+        lines = [
+            f"HTTP/1.1 {answer.status} Scripted",
+            f"Content-Type: {'text/plain' if is_text else 'application/json'}",
+            f"Content-Length: {len(data)}",
+            *(f"{name}: {value}" for name, value in answer.headers.items()),
+        ]
+        writer.write("\r\n".join([*lines, "", ""]).encode("latin-1"))
+        if answer.drip is not None:
+            for byte in data:
+                writer.write(bytes([byte]))
+                await writer.drain()
+                await asyncio.sleep(answer.drip)
+            return True
+        writer.write(data if answer.cut is None else data[: answer.cut])
+        await writer.drain()
+        return answer.cut is None

@@ -1,0 +1,118 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from skilltune.errors import UsageError
+from skilltune.names import FORMS, Name, parse_name
+
+
+@pytest.mark.parametrize(
+    ("text", "scheme", "model", "url"),
+    [
+        ("openai/gpt-5.5", "openai", "gpt-5.5", None),
+        ("anthropic/claude-opus-5", "anthropic", "claude-opus-5", None),
+        ("openai@http://127.0.0.1:8000/v1/qwen3", "openai", "qwen3", "http://127.0.0.1:8000/v1"),
+        (
+            "openai@https://openrouter.ai/api/v1/openai/gpt-4o",
+            "openai",
+            "openai/gpt-4o",
+            "https://openrouter.ai/api/v1",
+        ),
+        ("openai@http://h/v1/proxy/v1/m:7b", "openai", "m:7b", "http://h/v1/proxy/v1"),
+        ("openai@http://[::1]:8000/v1/m", "openai", "m", "http://[::1]:8000/v1"),
+        ("anthropic@http://127.0.0.1:8000/model", "anthropic", "model", "http://127.0.0.1:8000"),
+        ("anthropic@https://host/proxy/v1/model", "anthropic", "model", "https://host/proxy"),
+        ("local/smollm2-135m", "local", "smollm2-135m", None),
+        ("local//models/my model.gguf", "local", "/models/my model.gguf", None),
+        ("claude-code/sonnet", "claude-code", "sonnet", None),
+        ("codex/gpt-5.5", "codex", "gpt-5.5", None),
+        ("command:./agent.sh --at a@b/c {prompt_file}", "command", "./agent.sh --at a@b/c {prompt_file}", None),
+        ("examples", "examples", "", None),
+        ("handoff:to/answer", "handoff", "to/answer", None),
+        ("fake:world", "fake", "world", None),
+    ],
+)
+def test_every_form_of_the_grammar(text: str, scheme: str, model: str, url: str | None) -> None:
+    name = parse_name(f" {text}\n")
+    assert (name.scheme, name.model, name.url, name.text) == (scheme, model, url, text)
+    assert str(name) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("gpt-5.5", "openai/gpt-5.5"),
+        ("claude-opus-5", "anthropic/claude-opus-5"),
+        ("opnai/gpt-5.5", FORMS["openai/"]),
+        ("OpenAI/gpt-5.5", FORMS["openai/"]),
+        ("openai:gpt-5.5", FORMS["openai/"]),
+        ("openia@http://127.0.0.1/v1/m", FORMS["openai@"]),
+        ("http://127.0.0.1:8000/v1/qwen3", FORMS["openai@"]),
+        ("local:smollm2-135m", FORMS["local/"]),
+        ("claude_code/sonnet", FORMS["claude-code/"]),
+        ("command/./agent.sh", FORMS["command:"]),
+        ("example", "examples"),
+        ("examples:3", "examples"),
+        ("", "handoff:"),
+        ("zzz", "handoff:"),
+        ("openai/", FORMS["openai/"]),
+        ("openai/ ", FORMS["openai/"]),
+        ("openai/gpt 5", FORMS["openai/"]),
+        ("openai@127.0.0.1:8000/v1/qwen3", "http://"),
+        ("openai@http://127.0.0.1:8000/qwen3", "/v1/"),
+        ("openai@http://127.0.0.1:8000/v1/", FORMS["openai@"]),
+        ("openai@http://127.0.0.1:80x/v1/m", FORMS["openai@"]),
+        ("openai@http:///v1/m", FORMS["openai@"]),
+        ("openai@http://[::1/v1/m", FORMS["openai@"]),
+        ("anthropic@http://127.0.0.1:8000", FORMS["anthropic@"]),
+        ("anthropic@http://127.0.0.1:8000/v1", FORMS["anthropic@"]),
+        ("anthropic@ftp://host/model", FORMS["anthropic@"]),
+        ("handoff:", FORMS["handoff:"]),
+        ("command:", FORMS["command:"]),
+    ],
+)
+def test_pitfall_26_a_typo_is_an_error_that_shows_the_right_form(text: str, hint: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_name(text)
+    assert hint in str(caught.value)
+
+
+def test_pitfall_22_a_password_in_a_url_is_refused_and_not_repeated() -> None:
+    for text in (
+        "openai@http://me:hunter22@host/v1/m",
+        "anthropic@https://hunter22@host/m",
+        "openai@http://h/v1/m?key=hunter22",
+    ):
+        with pytest.raises(UsageError) as caught:
+            parse_name(text)
+        assert "hunter22" not in str(caught.value)
+    with pytest.raises(UsageError) as caught:  # another mistake in the same name
+        parse_name("opnai@http://me:hunter22@host/v1/m")
+    assert "hunter22" not in str(caught.value)
+
+
+def test_models_behind_one_url_share_an_endpoint() -> None:
+    names = ["openai@http://h/v1/a", "openai@http://h/v1/b", "openai@http://g/v1/a", "openai/a", "openai/b"]
+    a, b, c, d, e = (parse_name(name).endpoint for name in names)
+    assert a == b != c
+    assert d == e != a
+
+
+@given(st.text())
+def test_any_text_gives_a_name_or_a_usage_error(text: str) -> None:
+    try:
+        name = parse_name(text)
+    except UsageError:
+        return
+    assert isinstance(name, Name)
+    assert parse_name(name.text) == name
+
+
+@given(st.sampled_from(sorted(FORMS)), st.text(max_size=20))
+def test_any_text_after_a_known_beginning_gives_a_name_or_a_usage_error(form: str, rest: str) -> None:
+    try:
+        name = parse_name(form + rest)
+    except UsageError:
+        return
+    assert form.startswith(name.scheme)
+    assert bool(name.model) == (form != "examples")
