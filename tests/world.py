@@ -181,7 +181,7 @@ class Desk:
         return sum(kind in solved for kind in kinds) / len(kinds)
 
     def recognise(self, text: str) -> int | None:
-        """The first class named after a ticket's number (a trajectory may show the skill first), else the first at all."""
+        """The first class named after the last ticket number (the skill may be shown first), else the first at all."""
         tickets = list(TICKET.finditer(text))
         named = [match for match in CLASS.finditer(text) if match[0] in self._kinds]
         after = [match for match in named if tickets and match.start() > tickets[-1].start()]

@@ -111,7 +111,6 @@ class GateConfig(_Section):
     pool: int = Field(default=12, ge=1, description="edits screened per step at most")
     screen: int = Field(default=40, ge=0, description="train rollouts of the factorial screen")
     texts: int = Field(default=12, ge=2, description="distinct subsets in the screen")
-    races: int = Field(default=2, ge=1, description="candidates raced per step at most")
 
 
 class SlowConfig(_Section):

@@ -224,7 +224,7 @@ def estimate_calls(cfg: Config, splits: Splits) -> tuple[int, int]:
     fewest = len(splits.train) * cfg.target.attempts * bool(cfg.train.epochs) + select
     if cfg.gate.policy == "strict":
         return fewest, batches + select * (1 + steps + slow) + slow * 2 * cfg.slow.samples + test
-    per_judgement = cfg.gate.screen + cfg.gate.races * cfg.gate.passes * select
+    per_judgement = cfg.gate.screen + cfg.gate.passes * select
     return fewest, batches + select + steps * per_judgement + slow * (2 * cfg.slow.samples + per_judgement) + test
 
 

@@ -130,20 +130,30 @@ def _solve(
     return _Solution(effects, covariance, (squares + trace) / count, sample_squares / (len(by_sample) or 1))
 
 
-def _inverse(matrix: list[list[float]]) -> tuple[tuple[float, ...], ...]:
-    """Inverse of a symmetric positive definite matrix by its Cholesky factor."""
+def cholesky(matrix: Sequence[Sequence[float]]) -> list[list[float]]:
+    """Lower factor L of a symmetric positive definite matrix, L·Lᵀ = matrix."""
     k = len(matrix)
     lower = [[0.0] * k for _ in range(k)]
     for i in range(k):
         for j in range(i + 1):
             value = matrix[i][j] - sum(lower[i][m] * lower[j][m] for m in range(j))
             lower[i][j] = math.sqrt(value) if i == j else value / lower[j][j]
-    inverse_lower = [[0.0] * k for _ in range(k)]
+    return lower
+
+
+def lower_inverse(lower: Sequence[Sequence[float]]) -> list[list[float]]:
+    """Inverse of a lower triangular matrix."""
+    k = len(lower)
+    inverse = [[0.0] * k for _ in range(k)]
     for i in range(k):
-        inverse_lower[i][i] = 1 / lower[i][i]
+        inverse[i][i] = 1 / lower[i][i]
         for j in range(i):
-            inverse_lower[i][j] = -sum(lower[i][m] * inverse_lower[m][j] for m in range(j, i)) / lower[i][i]
-    return tuple(
-        tuple(sum(inverse_lower[m][i] * inverse_lower[m][j] for m in range(max(i, j), k)) for j in range(k))
-        for i in range(k)
-    )
+            inverse[i][j] = -sum(lower[i][m] * inverse[m][j] for m in range(j, i)) / lower[i][i]
+    return inverse
+
+
+def _inverse(matrix: Sequence[Sequence[float]]) -> tuple[tuple[float, ...], ...]:
+    """Inverse of a symmetric positive definite matrix by its Cholesky factor."""
+    half = lower_inverse(cholesky(matrix))
+    k = len(half)
+    return tuple(tuple(sum(half[m][i] * half[m][j] for m in range(max(i, j), k)) for j in range(k)) for i in range(k))

@@ -7,20 +7,26 @@ That is what lets a dozen rollouts find a rule that helps one task in twelve.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from random import Random
+from statistics import fmean, pstdev
 
 from skilltune.edits import apply, conflict
-from skilltune.gate.crossed import Observation, Posterior, fit
+from skilltune.gate.crossed import Observation
+from skilltune.gate.logit import fit_effects, solved
 from skilltune.optimizer import Proposal
-from skilltune.run import rng
 from skilltune.skill import Skill
 
 PASSING_SHARE = 0.25  # of a text's rollouts go to samples that the incumbent solves: that is where harm shows
-LEVEL = (0.5, 1.0)  # prior mean and sd of a version's level
-GENERAL = (0.0, 0.10)  # of an edit's effect on samples that it does not claim
-CLAIMED = (0.0, 0.40)  # of its additional effect on samples that it claims
-DEVIATION = (0.0, 0.10)  # of an assembled candidate from the sum of its parts
+# Priors on the logit (mean, sd): a version's level, an edit's effect on samples that it does not claim, its additional
+# effect on samples that it claims, an assembled candidate's distance from the sum of its parts.
+LEVEL = (0.0, 2.0)
+GENERAL = (0.0, 1.5)
+CLAIMED = (0.0, 2.0)
+DEVIATION = (0.0, 0.5)
+DRAWS = 100  # of the posterior, when effects are turned into points
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +62,8 @@ class Pool:
         return apply(self.skill, edits, protect=self.protect, max_tokens=self.max_tokens).skill
 
 
-def subsets(pool: Pool, texts: int, size: int, seed: int, name: str) -> list[tuple[int, ...]]:
+def balanced(pool: Pool, texts: int, size: int, draw: Random) -> list[tuple[int, ...]]:
     """At most `texts` distinct conflict-free subsets of about `size` edits, each edit in nearly equally many."""
-    draw = rng(seed, "screen", name)
     used = [0] * len(pool.proposals)
     chosen: dict[tuple[int, ...], None] = {}
     for _ in range(4 * texts):
@@ -78,13 +83,12 @@ def subsets(pool: Pool, texts: int, size: int, seed: int, name: str) -> list[tup
 
 
 def assign(
-    pool: Pool, design: Sequence[tuple[int, ...]], known: Mapping[str, float], rollouts: int, seed: int, name: str
+    pool: Pool, design: Sequence[tuple[int, ...]], known: Mapping[str, float], rollouts: int, draw: Random
 ) -> list[list[str]]:
     """For each subset the train samples it is run on: failures that its edits claim in turn, and some passing ones.
 
     `known` maps the samples to choose from to the incumbent's score.
     """
-    draw = rng(seed, "screen samples", name)
     passing = sorted(sample for sample, score in known.items() if score >= 1.0)
     failing = sorted(sample for sample, score in known.items() if score < 1.0)
     draw.shuffle(passing)
@@ -109,24 +113,93 @@ def assign(
     return plan
 
 
-def edit_columns(pool: Pool, chosen: Sequence[int], sample: str | None, share: Mapping[int, float]) -> dict[str, float]:
-    """The model's columns of a version that holds the chosen edits: on a train sample the claims are known, on any
-    other (None) an edit claims the share of samples that it claimed on train."""
-    columns: dict[str, float] = {}
-    for i in chosen:
-        columns[f"edit {i}"] = 1.0
-        claim = share[i] if sample is None else float(sample in pool.proposals[i].support)
-        if claim:
-            columns[f"claim {i}"] = claim
+def edit_columns(pool: Pool, chosen: Sequence[int], sample: str) -> dict[str, float]:
+    """The model's columns of a version that holds the chosen edits, on one train sample."""
+    columns = {f"edit {i}": 1.0 for i in chosen}
+    columns |= {f"claim {i}": 1.0 for i in chosen if sample in pool.proposals[i].support}
     return columns
 
 
-def fit_edits(pool: Pool, observations: Sequence[Observation], before: Mapping[str, tuple[float, float]]) -> Posterior:
-    """Posterior of every edit's two effects; `before` holds prior effects by edit key from earlier screens."""
-    prior = {"level": LEVEL, "select level": LEVEL}
-    for i, proposal in enumerate(pool.proposals):
-        prior[f"edit {i}"] = before.get(f"{proposal.edit.key} edit", GENERAL)
-        prior[f"claim {i}"] = before.get(f"{proposal.edit.key} claim", CLAIMED)
-    for observation in observations:
-        prior.update({name: DEVIATION for name in observation.columns if name not in prior})
-    return fit(observations, prior)
+class Screened:
+    """What is known of the pool's edits, in points: the gain of a set of edits over the incumbent, averaged over the
+    train samples on which the incumbent was seen, under draws of the posterior."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        observations: Sequence[Observation],
+        known: Sequence[str],
+        before: Mapping[str, tuple[float, float]],
+        random: Random,
+    ) -> None:
+        """`known`: the samples that stand for all tasks; `before`: prior effects by edit key from earlier screens."""
+        prior = {"level": LEVEL}
+        for i, proposal in enumerate(pool.proposals):
+            prior[f"edit {i}"] = before.get(f"{proposal.edit.key} edit", GENERAL)
+            prior[f"claim {i}"] = before.get(f"{proposal.edit.key} claim", CLAIMED)
+        self.pool, self.known = pool, tuple(known)
+        self.effects = fit_effects(observations, prior)
+        self._index = {name: i for i, name in enumerate(self.effects.names)}
+        self._draws = self.effects.draws(DRAWS, random)
+        level = self._index["level"]
+        self._bases = [
+            [draw[level] + self.effects.sample_effect(sample, draw) for sample in self.known] for draw in self._draws
+        ]
+
+    def gains(self, chosen: Sequence[int], draws: slice = slice(None)) -> list[float]:
+        """The gain of a set of edits under each of the draws."""
+        claims = [
+            [(j, self._index[f"claim {i}"]) for j, sample in enumerate(self.known) if sample in pool_support]
+            for i in chosen
+            for pool_support in (frozenset(self.pool.proposals[i].support),)
+        ]
+        result = []
+        for draw, bases in zip(self._draws[draws], self._bases[draws], strict=True):
+            general = sum(draw[self._index[f"edit {i}"]] for i in chosen)
+            shifts = [general] * len(bases)
+            for claimed in claims:
+                for j, column in claimed:
+                    shifts[j] += draw[column]
+            moved = (solved(base + shift) - solved(base) for base, shift in zip(bases, shifts, strict=True))
+            result.append(sum(moved) / (len(bases) or 1))
+        return result
+
+    def gain(self, chosen: Sequence[int]) -> tuple[float, float, float]:
+        """Mean and standard deviation of the gain of a set, and P(gain > 0)."""
+        gains = self.gains(chosen)
+        return fmean(gains), pstdev(gains), sum(g > 0 for g in gains) / len(gains)
+
+    def sampled(self, n: int, limit: int) -> list[tuple[int, ...]]:
+        """For each of `n` draws the set that is best if that draw is the truth (Thompson 1933): what to try next."""
+        sets = (self.assemble(limit, 0.5, slice(1 + t, 2 + t)) for t in range(DRAWS - 1))
+        return list(dict.fromkeys(chosen for chosen in sets if chosen))[:n]
+
+    def assemble(self, limit: int, worth: float, draws: slice = slice(None)) -> tuple[int, ...]:
+        """Greedily the edits that add most to the expected gain, at most `limit`, none whose addition is better than
+        nothing with less than probability `worth`; the shorter one on ties."""
+        chosen: list[int] = []
+        gains = [0.0] * len(self._draws[draws])
+        while len(chosen) < limit:
+            best: tuple[float, int, int, list[float]] | None = None
+            for i, proposal in enumerate(self.pool.proposals):
+                if i in chosen or not self.pool.fits(chosen, i):
+                    continue
+                with_it = self.gains([*chosen, i], draws)
+                added = [b - a for a, b in zip(gains, with_it, strict=True)]
+                size = len(proposal.edit.text or "")
+                if sum(d > 0 for d in added) >= worth * len(added) and fmean(added) > 0:
+                    best = max(best or (0.0, 0, 0, []), (fmean(added), -size, -i, with_it))
+            if best is None:
+                break
+            chosen.append(-best[2])
+            gains = best[3]
+        return tuple(sorted(chosen))
+
+    def learned(self, i: int, widen: float) -> dict[str, tuple[float, float]]:
+        """What to believe of an edit when it is screened again under another incumbent: sd `widen` times wider."""
+        result = {}
+        for kind, prior in (("edit", GENERAL), ("claim", CLAIMED)):
+            column = self._index[f"{kind} {i}"]
+            sd = math.sqrt(sum(line[column] ** 2 for line in self.effects.factor))
+            result[f"{self.pool.proposals[i].edit.key} {kind}"] = (self.effects.mode[column], min(widen * sd, prior[1]))
+        return result

@@ -84,7 +84,7 @@ class Wire:
                 continue
             try:
                 reply = read(request, body)
-                return replace(reply, text=reply.text.encode("utf-8", "replace").decode())  # half a surrogate pair
+                return replace(reply, text=reply.text.encode("utf-8", "replace").decode())  # see _post
             except (LookupError, TypeError, AttributeError):  # not the shape that `read` expects
                 failure = self._malformed(json.dumps(body, ensure_ascii=False))
             raise failure
@@ -93,10 +93,13 @@ class Wire:
         import httpx2
 
         sdk, client = self._connection = self._connection or self._connect(self._key() or NO_KEY)
-        headers = {"Idempotency-Key": idempotency_key(payload, draw)}
+        content = json.dumps(payload, ensure_ascii=False).encode("utf-8", "replace")  # half a surrogate pair becomes ?
+        headers = {"Idempotency-Key": idempotency_key(payload, draw), "Content-Type": "application/json"}
         try:
             async with asyncio.timeout(self._timeout_s):  # the SDK's own is per read, so a trickle would never end
-                response = await client.post(path, cast_to=httpx2.Response, body=payload, options={"headers": headers})
+                response = await client.post(
+                    path, cast_to=httpx2.Response, content=content, options={"headers": headers}
+                )
         except (TimeoutError, sdk.APITimeoutError):
             failure = InfraError(self._text(f"no answer from {self._url} within {self._timeout_s:g} s"))
         except sdk.APIConnectionError as error:

@@ -1,0 +1,196 @@
+"""What can be known before the first paid call: is the input sound, what could a run show, what may it take.
+
+Problems are collected rather than raised, so that one look names them all. Nothing here calls a model but `probe`.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from skilltune.api import scratch_run
+from skilltune.calls import DEFAULT_ANSWER_TOKENS, Client
+from skilltune.config import Config
+from skilltune.envs import Env
+from skilltune.errors import CallError, UsageError
+from skilltune.models import Request, Usage, user
+from skilltune.models.prices import price
+from skilltune.optimizer.schedule import steps_per_epoch
+from skilltune.samples import Sample, Splits, split
+from skilltune.session import Session, build_env, build_session, estimate_calls
+from skilltune.skill import Skill
+from skilltune.targets.chat import ChatTarget
+
+MEASURED = 50  # samples whose prompts are built for the estimate; images are read for it
+PROMPT_TOKENS = 1500  # of an optimizer's instructions, roughly
+PROBE_TOKENS = 16
+
+Range = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a whole run takes, each as (least, most): calls by role, tokens of both, dollars (None: price unknown).
+
+    Least: no edit is ever worth a race. Most: every candidate is raced to the end with a skill as large as allowed
+    and answers as long as allowed; real runs stay well below it.
+    """
+
+    target_calls: Range
+    optimizer_calls: Range
+    tokens: Range
+    usd: tuple[float, float] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """One tiny call to one role; `seconds` until the answer, `error` if none came."""
+
+    role: str
+    model: str
+    seconds: float
+    error: str = ""
+
+
+@dataclass(slots=True)
+class Check:
+    """What was found. `problems` must be mended, `notes` should be known; the rest is None where not reached."""
+
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    skill: Skill | None = None
+    samples: int = 0
+    groups: int = 0
+    splits: Splits | None = None
+    estimate: Estimate | None = None
+    probes: list[Probe] = field(default_factory=list)
+
+
+async def check(cfg: Config, root: Path, *, probe: bool = False) -> Check:
+    """Look at everything that a run with this config needs. `probe` makes one tiny call to each model.
+
+    A scorer written by the user is run on the expected answers, and may itself call what it likes.
+    """
+    found = Check()
+    with _collecting(found):
+        found.skill = _look_at_skill(cfg, root, found)
+    env = None
+    with _collecting(found):
+        env = build_env(cfg, root)
+        await _look_at_samples(cfg, env, found)
+    if found.skill is None or env is None or found.splits is None:
+        return found
+    with _collecting(found), scratch_run(None) as run:
+        session = build_session(cfg, run, root, env=env, skill=found.skill)
+        try:
+            found.estimate = estimate(session)
+            if probe:
+                await _probe(session, found)
+        finally:
+            await session.aclose()
+    return found
+
+
+@contextmanager
+def _collecting(found: Check) -> Iterator[None]:
+    try:
+        yield
+    except UsageError as error:
+        found.problems += str(error).splitlines()
+
+
+def _look_at_skill(cfg: Config, root: Path, found: Check) -> Skill:
+    skill = Skill.load(root / cfg.skill)
+    if not (root / cfg.skill).exists():
+        found.notes.append(f"the skill {cfg.skill} does not exist yet: training starts from an empty one")
+    else:
+        found.problems += [f"skill {cfg.skill}: {problem}" for problem in skill.check(cfg.train.max_skill_tokens)]
+    return skill
+
+
+async def _look_at_samples(cfg: Config, env: Env, found: Check) -> None:
+    found.samples = len(env.samples)
+    found.groups = len({sample.group for sample in env.samples if sample.group is not None})
+    found.splits = split(env.samples, cfg.env.split, cfg.seed)
+    untried = sum(not env.expected(sample) for sample in env.samples)
+    if untried:
+        found.notes.append(f"{untried} of {found.samples} samples state no answer that the scorer could be tried with")
+    found.problems += await env.validate()
+
+
+async def _probe(session: Session, found: Check) -> None:
+    for role, client in (("target", session.target), ("optimizer", session.optimizer_client)):
+        if client is None:
+            continue
+        started, error = time.monotonic(), ""
+        try:
+            await client(Request((user("Reply with the word: ready"),), max_tokens=PROBE_TOKENS))
+        except CallError as failure:
+            error = str(failure)
+            found.problems.append(f"the {role} does not answer: {error}")
+        found.probes.append(Probe(role, client.model.name, time.monotonic() - started, error))
+
+
+def estimate(session: Session) -> Estimate:
+    """Calls, tokens and dollars of a whole run, judged from the samples; see `Estimate` for what the ends mean."""
+    cfg, target, optimizer = session.cfg, session.target, session.optimizer_client
+    samples = _spread([*session.splits.train, *session.splits.select, *session.splits.test], MEASURED)
+    assert isinstance(session.roll.target, ChatTarget)
+    asked = [target.bound(session.roll.target.request(session.skill, s, session.env, 0)).input_tokens for s in samples]
+    read = math.ceil(sum(asked) / len(samples))
+    written = math.ceil(sum(len(session.env.expected(s)) for s in samples) / 4 / len(samples)) or 1
+    longest = cfg.target.max_tokens or DEFAULT_ANSWER_TOKENS
+    growth = max(0, cfg.train.max_skill_tokens - session.skill.tokens)
+
+    least, most = estimate_calls(cfg, session.splits)
+    ends = [(target, Usage(least, least * read, least * written))]
+    ends += [(target, Usage(most, most * (read + growth), most * longest))]
+    thinking = (0, 0)
+    if optimizer is not None:
+        thinking = _optimizer_calls(cfg, len(session.splits.train))
+        shown = min(read + longest, cfg.optimizer.trajectory_chars // 4)
+        for calls, skill, trajectory in (
+            (thinking[0], session.skill.tokens, read + written),
+            (thinking[1], cfg.train.max_skill_tokens, shown),
+        ):
+            evidence = PROMPT_TOKENS + skill + cfg.train.minibatch_size * trajectory
+            answer = cfg.optimizer.max_tokens or DEFAULT_ANSWER_TOKENS
+            ends.append((optimizer, Usage(calls, calls * evidence, calls * answer)))
+    low, high = ends[::2], ends[1::2]
+    dollars = (_dollars(low), _dollars(high))
+    return Estimate(
+        target_calls=(least, most),
+        optimizer_calls=thinking,
+        tokens=(sum(usage.tokens for _, usage in low), sum(usage.tokens for _, usage in high)),
+        usd=None if dollars[0] is None or dollars[1] is None else (dollars[0], dollars[1]),
+    )
+
+
+def _optimizer_calls(cfg: Config, train: int) -> Range:
+    """Least: nothing ever fails. Most: every minibatch is asked again once, every merge, ranking and epoch's end."""
+    steps = steps_per_epoch(cfg.train, train) * cfg.train.epochs
+    groups = math.ceil(min(cfg.train.batch_size, train) * cfg.target.attempts / cfg.train.minibatch_size)
+    extra = (cfg.train.schedule == "autonomous") + (cfg.train.update == "rewrite")
+    slow = 2 * max(0, cfg.train.epochs - 1) if cfg.slow.enabled else 0
+    if cfg.train.merge == "rank":  # successes are read too: one more minibatch; merges at most one each, then the rest
+        return steps * groups, steps * (2 * 2 * (groups + 1) + 2 * 2 + 2 * extra) + 2 * slow
+    return 0, steps * (2 * groups + 2 * extra) + 2 * slow
+
+
+def _dollars(parts: Sequence[tuple[Client, Usage]]) -> float | None:
+    total = 0.0
+    for client, usage in parts:
+        cost = price(client.model.name, usage, override=client.rate)
+        if cost is None:
+            return None
+        total += cost
+    return total
+
+
+def _spread(samples: Sequence[Sample], n: int) -> Sequence[Sample]:
+    """At most n samples, evenly spread."""
+    return samples if len(samples) <= n else [samples[i * len(samples) // n] for i in range(n)]

@@ -1,0 +1,424 @@
+"""A run as a person or a program follows it: one line per thing that happens, and on a terminal a status below them.
+
+Every view hears the same events. `Lines` is what a log file gets, `Live` adds the status that is drawn over and over,
+`Events` writes JSON for programs. Text from models and files is data: control characters never reach the terminal,
+and nothing in it is read as markup.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from types import TracebackType
+from typing import Any, TextIO
+
+from rich.console import Console, Group
+from rich.live import Live as RichLive
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from skilltune.check import Estimate, estimate
+from skilltune.gate.stats import wilson
+from skilltune.models import Usage
+from skilltune.optimizer.schedule import steps_per_epoch
+from skilltune.report.card import describe_usage, headline
+from skilltune.samples import describe_power
+from skilltune.session import Session
+from skilltune.train import Result
+
+SHORT = 60  # lines; a skill up to this length is shown whole in its diff
+HEARTBEAT_S = 15.0  # a log file hears at least so often that paid work goes on
+
+EXIT_CODES = {
+    0: "a better skill was found",
+    1: "finished, nothing better was found: the input is shipped unchanged",
+    2: "usage or configuration error, nothing was spent",
+    3: "stopped by a provider or the network; run the same command to go on",
+    4: "stopped by the budget or an interrupt; run the same command to go on",
+    5: "finished undecided: accepted, but the certificate does not exclude 'no better'",
+}
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_DIFF_STYLES = {"+": "green", "-": "red", "@": "cyan"}
+
+
+def stdout() -> Console:
+    """The console for results: no wrapping in a pipe, no markup, no guessing of colours for numbers."""
+    return Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+
+def clean(text: str) -> str:
+    """Text with control characters made visible (tab and newline stay), so that no skill can drive the terminal."""
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text.replace("\r\n", "\n"))
+
+
+# -- what the events add up to
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a run is, from its events; `clock` gives seconds."""
+
+    session: Session
+    clock: Callable[[], float] = time.monotonic
+    steps: int = 0
+    step: int = 0  # the last one that was judged
+    score: float | None = None  # of the incumbent on `select`, over n samples
+    n: int = 0
+    accepted: int = 0
+    waiting: str = ""
+    _began: float = 0.0
+    _paid: int = 0  # calls paid in earlier lives of the run
+    _at_verdict: int = 0  # calls paid by this process until the last verdict
+    _at_start: int = 0
+    _paid_steps: int = 0
+
+    def __post_init__(self) -> None:
+        cfg = self.session.cfg.train
+        self.steps = steps_per_epoch(cfg, len(self.session.splits.train)) * cfg.epochs
+        self._began, self._paid = self.clock(), self.session.budget.spent.calls
+
+    @property
+    def calls(self) -> int:
+        """Calls paid by this process."""
+        return self.session.budget.spent.calls - self._paid
+
+    def hear(self, type: str, data: Mapping[str, Any]) -> None:
+        if type == "waiting":
+            self.waiting = f"waiting {data['seconds']:g} s: {data['why']}"
+        elif type in ("rollout", "optimizer"):
+            self.waiting = ""
+        elif type == "start":
+            self.score, self.n, self._at_start = data["score"], data["select"], self.calls
+            self._at_verdict = self.calls
+        elif type == "verdict":
+            self.step, self.score = data["step"], data["score"]
+            if data["accepted"]:
+                self.accepted, self.n = data["version"], len(data["differences"])
+            self._paid_steps += self.calls > self._at_verdict
+            self._at_verdict = self.calls
+
+    def seconds_left(self) -> float | None:
+        """Calls still expected, at the pace of this process; None before a first step has been paid for."""
+        if not self._paid_steps or not self.calls:
+            return None
+        per_step = (self._at_verdict - self._at_start) / self._paid_steps
+        certificate = 2 * self.session.cfg.certify.attempts * len(self.session.splits.test)
+        expected = per_step * (self.steps - self.step) + certificate - (self.calls - self._at_verdict)
+        return max(0.0, expected) * (self.clock() - self._began) / self.calls
+
+    def describe_score(self) -> str:
+        """The incumbent's mean on `select` with its 95 % interval."""
+        if self.score is None:
+            return "select: not measured yet"
+        low, high = wilson(self.score * self.n, self.n)
+        return f"select {percent(self.score)} (95 % CI {100 * low:.0f}…{100 * high:.0f})"
+
+    def __str__(self) -> str:
+        spent, left = self.session.budget.spent, self.seconds_left()
+        parts = [self.describe_score(), f"{self.accepted} accepted", describe_usage(spent)]
+        return " · ".join([*parts, f"about {duration(left)} left"] if left is not None else parts)
+
+
+def line(type: str, data: Mapping[str, Any], steps: int, slow: bool = False) -> Text | None:
+    """The one line that an event is worth, or None. `slow`: the verdict is of the epoch's slow update."""
+    match type:
+        case "start":
+            return _text(f"start · select {percent(data['score'])} on {data['select']} samples")
+        case "verdict":
+            return _verdict(data, steps, slow)
+        case "refused":
+            more = f" (and {len(data['edits']) - 1} more)" if len(data["edits"]) > 1 else ""
+            return _text(f"step {data['step']} · proposed edit refused: {_short(data['edits'][0])}{more}", "dim")
+        case "fallback":
+            return _text(f"step {data['step']} · {data['stage']}: {_short(data['reason'])}", "yellow")
+        case "waiting":
+            return _text(f"waiting {data['seconds']:g} s for the {data['purpose']}: {_short(data['why'])}", "yellow")
+        case "forked":
+            return _text(f"forked from {data['source']} to {data['folder']}; {data['answers']:,} answers can be reused")
+        case "stopping":
+            return _text(f"stopping: {data['reason']}")
+        case "slow":
+            return _text(f"epoch {data['epoch']} · no slow update: {data['skipped']}", "dim")
+    return None
+
+
+def _verdict(data: Mapping[str, Any], steps: int, slow: bool) -> Text:
+    where = f"step {data['step']} of {steps}" + (", slow update" if slow else "")
+    edits = sum(edit["status"] == "applied" for edit in data["edits"])
+    counted = f"{edits} edit{'s' * (edits != 1)}"
+    if not data["accepted"]:
+        tried = f" ({counted})" if edits else ""
+        return _text(f"{where} · rejected{tried}: {data['reason']}", "dim")
+    return _text(
+        f"{where} · accepted as version {data['version']} ({counted}): {data['reason']} · "
+        f"select {percent(data['score'])}",
+        "green",
+    )
+
+
+# -- the views
+
+
+@dataclass(slots=True)
+class Lines:
+    """Plain lines. A listener of a run, and a context manager around it; `ready` is told when all is built."""
+
+    console: Console
+    progress: Progress | None = None
+    resumed: bool = False
+    _beat: float = 0.0
+    _beat_calls: int = 0
+
+    def __enter__(self) -> Lines:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+    def ready(self, session: Session) -> None:
+        """Print the plan: what is trained, on what, what it can show, and what it may take."""
+        self.progress = Progress(session)
+        self._beat = self.progress.clock()
+        paid = sum(usage.calls for usage in session.run.usage.values())
+        self.resumed = paid > 0
+        for name, value in plan(session, estimate(session)):
+            self.console.print(Text.assemble((f"{name:<10}", "bold"), clean(value)))
+        if paid:
+            self.console.print(f"{'resuming':<10}{paid:,} calls are already paid for; what they gave is replayed free")
+        self.console.print()
+
+    def __call__(self, type: str, data: Mapping[str, Any]) -> None:
+        steps, slow = 0, False
+        if self.progress is not None:
+            steps, slow = self.progress.steps, type == "verdict" and data["step"] == self.progress.step
+            self.progress.hear(type, data)
+        if (text := line(type, data, steps, slow)) is not None:
+            self.console.print(text)
+        self.beat()
+
+    def beat(self) -> None:
+        """In a long silence, one line that says that paid work goes on."""
+        progress = self.progress
+        if progress is None or progress.clock() - self._beat < HEARTBEAT_S or progress.calls == self._beat_calls:
+            return
+        self._beat, self._beat_calls = progress.clock(), progress.calls
+        self.console.print(f"… {progress}")
+
+    def finished(self, result: Result) -> None:
+        """What came out, on what evidence, at what price, and where it is."""
+        assert self.progress is not None
+        session, console = self.progress.session, self.console
+        console.print()
+        if result.best.text != result.start.text:
+            console.print(difference(result.start.text, result.best.text, ("the input", "the trained skill")))
+            console.print()
+        console.print(_text(headline(result), "bold green" if result.exit_code == 0 else "bold"))
+        if result.certificate is not None:
+            c = result.certificate
+            console.print(str(c))
+            console.print(f"fixed {c.fixed}, broke {c.broken} of {c.n} test samples; {c.method}")
+        elif result.best.text == result.start.text:
+            console.print("no certificate: the best skill is the input, so the test split was not read")
+        else:
+            console.print("no certificate: no test sample was scored on both sides")
+        if result.stopped is not None:
+            console.print(f"stopped early: {result.stopped}")
+        console.print()
+        for kind, usage in sorted(session.run.usage.items()):
+            console.print(f"{kind + 's':<10}{describe_usage(usage)}")
+        if self.resumed:
+            replayed = session.run.replayed
+            console.print(
+                f"{'journal':<10}{replayed:,} answers came from the journal; {self.progress.calls:,} calls were new"
+            )
+        console.print(f"{'skill':<10}{best_path(session, result)}")
+        console.print(f"{'card':<10}{session.run.folder / 'card.md'}")
+        console.print(f"{'exit':<10}{result.exit_code}: {EXIT_CODES[result.exit_code]}")
+
+    def failed(self, message: str, exit_code: int) -> None:
+        """The run ended with an error; the message goes to stderr."""
+        print(f"error: {clean(message)}", file=sys.stderr)
+        if self.progress is not None and exit_code in (3, 4):
+            print(f"so far: {self.progress}; kept in {self.progress.session.run.folder}", file=sys.stderr)
+
+
+@dataclass(slots=True)
+class Live(Lines):
+    """Lines, and below them a status that is redrawn: step, score, cost, time left."""
+
+    _live: RichLive | None = field(default=None, init=False)
+
+    def ready(self, session: Session) -> None:
+        Lines.ready(self, session)
+        self._live = RichLive(get_renderable=self.status, console=self.console, refresh_per_second=4, transient=True)
+        self._live.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def beat(self) -> None:
+        return None
+
+    def status(self) -> Group:
+        assert self.progress is not None
+        progress = self.progress
+        current = min(progress.step + 1, progress.steps)
+        bar = Table.grid(padding=(0, 1))
+        where = f"step {current} of {progress.steps}" if progress.step < progress.steps else "finishing"
+        bar.add_row(ProgressBar(total=progress.steps or 1, completed=progress.step, width=30), where)
+        rows: list[Any] = [bar, _text(str(progress))]
+        if progress.waiting:
+            rows.append(_text(progress.waiting, "yellow"))
+        return Group(*rows)
+
+
+@dataclass(slots=True)
+class Events:
+    """One JSON object per line on a stream, and nothing else: {"type": …, …} for every event of the run."""
+
+    stream: TextIO
+
+    def __enter__(self) -> Events:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+    def ready(self, session: Session) -> None:
+        parts = session.splits
+        self(
+            "plan",
+            {
+                "run": str(session.run.folder),
+                "target": session.cfg.target.model,
+                "optimizer": optimizer_name(session),
+                "samples": {"train": len(parts.train), "select": len(parts.select), "test": len(parts.test)},
+                "estimate": asdict(estimate(session)),
+                "paid_calls": sum(usage.calls for usage in session.run.usage.values()),
+            },
+        )
+
+    def __call__(self, type: str, data: Mapping[str, Any]) -> None:
+        print(json.dumps({"type": type, **data}), file=self.stream, flush=True)
+
+    def finished(self, result: Result) -> None:
+        """Nothing to add: the run's own `finish` event was the last."""
+
+    def failed(self, message: str, exit_code: int) -> None:
+        self("error", {"message": message, "exit_code": exit_code})
+        print(f"error: {clean(message)}", file=sys.stderr)
+
+
+# -- parts
+
+
+def plan(session: Session, expected: Estimate) -> list[tuple[str, str]]:
+    """The plan as (name, value) rows: to be read before anything is spent."""
+    cfg = session.cfg
+    limits = [f"{value:g} {name}" for name, value in asdict(cfg.budget.limits).items() if value is not None]
+    sizes, *power = describe_power(session.splits).splitlines()
+    return [
+        ("skill", f"{cfg.skill}, about {session.skill.tokens:,} tokens"),
+        ("target", cfg.target.model),
+        ("optimizer", optimizer_name(session)),
+        ("samples", sizes),
+        *(("power", text) for text in power),
+        *estimate_rows(expected),
+        ("budget", ", ".join(limits) or "no limit (set one with budget.usd=5, budget.calls=2000, …)"),
+        ("run", str(session.run.folder)),
+    ]
+
+
+def estimate_rows(expected: Estimate) -> list[tuple[str, str]]:
+    """Calls, tokens and dollars, least to most."""
+    (least, most), (few, many) = expected.target_calls, expected.optimizer_calls
+    if expected.usd is None:
+        cost = "the price of a model is unknown; state it with price = [input, output], in dollars per million tokens"
+    else:
+        cost = f"${expected.usd[0]:.2f} to ${expected.usd[1]:.2f}" if expected.usd[1] else "$0"
+    return [
+        ("calls", f"{least:,} to {most:,} of the target, {few:,} to {many:,} of the optimizer"),
+        ("tokens", f"{amount(expected.tokens[0])} to {amount(expected.tokens[1])} at most"),
+        ("cost", cost),
+    ]
+
+
+def optimizer_name(session: Session) -> str:
+    return session.cfg.optimizer.model or session.cfg.target.model
+
+
+def best_path(session: Session, result: Result) -> str:
+    name = f"best/{result.best.name}" if result.best.folder else "best_skill.md"
+    return str(session.run.folder / name)
+
+
+def difference(before: str, after: str, names: tuple[str, str]) -> Text:
+    """A unified diff with colours; short texts in full, long ones around their changes."""
+    old, new = clean(before).splitlines(), clean(after).splitlines()
+    context = SHORT if max(len(old), len(new)) <= SHORT else 3
+    rows = list(difflib.unified_diff(old, new, *names, lineterm="", n=context))
+    text = Text()
+    for number, row in enumerate(rows):
+        style = "bold" if number < 2 else _DIFF_STYLES.get(row[:1], "")
+        text.append(row + ("\n" if number < len(rows) - 1 else ""), style)
+    return text
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """A borderless table; the last column takes what is left."""
+    grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for number, header in enumerate(headers):
+        last = number == len(headers) - 1
+        grid.add_column(header, no_wrap=not last, overflow="fold")
+    for row in rows:
+        grid.add_row(*(Text(clean(cell)) for cell in row))
+    return grid
+
+
+def percent(value: float | None) -> str:
+    return "—" if value is None else f"{100 * value:.1f} %"
+
+
+def amount(n: float) -> str:
+    """12_345 → "12k"."""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if n >= size:
+            return f"{n / size:.3g}{unit}"
+    return f"{n:.0f}"
+
+
+def duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def per_task(usage: Usage) -> str:
+    """Tokens and dollars of one call."""
+    calls = usage.calls or 1
+    money = "price unknown" if usage.usd is None else f"${usage.usd / calls:.5f}" if usage.usd else "$0"
+    return f"{usage.tokens / calls:,.0f} tokens, {money}"
+
+
+def _text(text: str, style: str = "") -> Text:
+    return Text(clean(text), style)
+
+
+def _short(text: str, most: int = 200) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= most else f"{text[: most - 1]}…"
