@@ -2,7 +2,7 @@
 
 A call's cost is unknown until it returns, so each kind of call is estimated by the mean of what it has cost so far
 (the first ones by a bound computed from the request). What is reserved plus what is spent never passes a limit, so a
-budget is overshot at most by the estimation error of the calls in flight. `held` is kept back for the certificate.
+budget is overshot at most by the estimation error of the calls in flight. What `hold` names is kept back.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Budget:
     def __init__(self, limits: Limits, spent: Usage) -> None:
         self.limits = limits
         self.spent = spent
-        self.held = Usage()
+        self._held: tuple[str, int, Usage] | None = None
         self._reserved = Usage()
         self._kinds: dict[str, _Kind] = {}
         self._started = time.monotonic()
@@ -112,11 +112,28 @@ class Budget:
                 f"the budget of {self.limits.minutes:g} minutes is used up; run the same command to go on"
             )
 
-    def hold(self, kind: str, calls: int, bound: Usage) -> None:
-        """Keep back what `calls` calls of a kind are expected to cost; 0 calls releases it."""
-        one = self._kinds.setdefault(kind, _Kind()).estimate(bound)
+    def retry(self) -> None:
+        """Count one more attempt at a call that failed (its tokens are unknown); raises `BudgetExceeded` before it."""
+        again = Usage(calls=1)
+        self._check(again)
+        self.spent = self.spent + again
+
+    def hold(self, kind: str, calls: int, guess: Usage) -> None:
+        """Keep back what `calls` calls of a kind will cost: `guess` each until some were made, then their mean."""
+        self._held = (kind, calls, guess)
+
+    def release(self) -> None:
+        self._held = None
+
+    @property
+    def held(self) -> Usage:
+        """What is kept back, by the present estimate."""
+        if self._held is None:
+            return Usage()
+        kind, calls, guess = self._held
+        one = self._kinds.setdefault(kind, _Kind()).estimate(guess)
         usd = None if one.usd is None else one.usd * calls
-        self.held = Usage(calls, one.input_tokens * calls, one.output_tokens * calls, usd=usd if calls else 0.0)
+        return Usage(calls, one.input_tokens * calls, one.output_tokens * calls, usd=usd)
 
 
 def _minus(total: Usage, part: Usage) -> Usage:

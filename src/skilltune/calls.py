@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from skilltune.budget import Budget
+from skilltune.errors import InfraError
 from skilltune.models import Model, Reply, Request, Usage
 from skilltune.models.prices import price
 from skilltune.models.retry import Endpoint
@@ -30,10 +31,14 @@ class Client:
 
     async def __call__(self, request: Request) -> Reply:
         with self.budget.reserve(self.role, self.bound(request)) as spent:
-            reply = await self.endpoint.call(self.model, request)
+            reply = await self.endpoint.call(self.model, request, on_attempt=self._attempt)
             self.answered = True
             spent.append(reply.usage)
         return reply
+
+    def _attempt(self, number: int, failure: InfraError | None) -> None:
+        if number > 0:  # the first one is what `reserve` stands for
+            self.budget.retry()
 
     def bound(self, request: Request) -> Usage:
         """What the call costs at most, judged from the request: 4 characters a token, the answer at its bound."""

@@ -19,14 +19,14 @@ from skilltune.envs import Env
 from skilltune.errors import CallError, UsageError
 from skilltune.models import Request, Usage, user
 from skilltune.models.prices import price
-from skilltune.optimizer.schedule import steps_per_epoch
+from skilltune.optimizer.model import SHOWN_SUCCESSES
 from skilltune.samples import Sample, Splits, split
 from skilltune.session import Session, build_env, build_session, estimate_calls
 from skilltune.skill import Skill
 from skilltune.targets.chat import ChatTarget
 
 MEASURED = 50  # samples whose prompts are built for the estimate; images are read for it
-PROMPT_TOKENS = 1500  # of an optimizer's instructions, roughly
+PROMPT_TOKENS = (100, 1500)  # least and most of an optimizer's instructions, notes and rejected edits
 PROBE_TOKENS = 16
 
 Range = tuple[int, int]
@@ -136,7 +136,10 @@ async def _probe(session: Session, found: Check) -> None:
 
 
 def estimate(session: Session) -> Estimate:
-    """Calls, tokens and dollars of a whole run, judged from the samples; see `Estimate` for what the ends mean."""
+    """Calls, tokens and dollars of a whole run, judged from the samples; see `Estimate` for what the ends mean.
+
+    Raises `UsageError` for a budget in dollars where a price is unknown: the run would end at that model's first call.
+    """
     cfg, target, optimizer = session.cfg, session.target, session.optimizer_client
     samples = _spread([*session.splits.train, *session.splits.select, *session.splits.test], MEASURED)
     assert isinstance(session.roll.target, ChatTarget)
@@ -151,17 +154,27 @@ def estimate(session: Session) -> Estimate:
     ends += [(target, Usage(most, most * (read + growth), most * longest))]
     thinking = (0, 0)
     if optimizer is not None:
-        thinking = _optimizer_calls(cfg, len(session.splits.train))
-        shown = min(read + longest, cfg.optimizer.trajectory_chars // 4)
-        for calls, skill, trajectory in (
-            (thinking[0], session.skill.tokens, read + written),
-            (thinking[1], cfg.train.max_skill_tokens, shown),
-        ):
-            evidence = PROMPT_TOKENS + skill + cfg.train.minibatch_size * trajectory
-            answer = cfg.optimizer.max_tokens or DEFAULT_ANSWER_TOKENS
-            ends.append((optimizer, Usage(calls, calls * evidence, calls * answer)))
+        thinking = few, many = _optimizer_calls(cfg, len(session.splits.train))
+        reading = few * (PROMPT_TOKENS[0] + session.skill.tokens)
+        if few:  # every trajectory is read at least once
+            reading += (
+                len(session.splits.train) * cfg.train.epochs * cfg.target.attempts * (read - session.skill.tokens)
+            )
+        answer = cfg.optimizer.max_tokens or DEFAULT_ANSWER_TOKENS
+        evidence = max(
+            (cfg.train.minibatch_size + SHOWN_SUCCESSES) * min(read + longest, cfg.optimizer.trajectory_chars // 4),
+            cfg.train.merge_batch_size * answer if cfg.train.merge == "rank" else 0,
+        )
+        asking = many * (PROMPT_TOKENS[1] + cfg.train.max_skill_tokens + evidence)
+        ends.append((optimizer, Usage(few, reading, few)))
+        ends.append((optimizer, Usage(many, asking, many * answer)))
     low, high = ends[::2], ends[1::2]
     dollars = (_dollars(low), _dollars(high))
+    if session.budget.limits.usd is not None and None in dollars:
+        raise UsageError(
+            "the budget is in dollars, but the price of a model is unknown: state it with price = [input, output], "
+            "dollars per million tokens, in [target] or [optimizer], or budget in calls or tokens"
+        )
     return Estimate(
         target_calls=(least, most),
         optimizer_calls=thinking,
@@ -171,14 +184,17 @@ def estimate(session: Session) -> Estimate:
 
 
 def _optimizer_calls(cfg: Config, train: int) -> Range:
-    """Least: nothing ever fails. Most: every minibatch is asked again once, every merge, ranking and epoch's end."""
-    steps = steps_per_epoch(cfg.train, train) * cfg.train.epochs
-    groups = math.ceil(min(cfg.train.batch_size, train) * cfg.target.attempts / cfg.train.minibatch_size)
-    extra = (cfg.train.schedule == "autonomous") + (cfg.train.update == "rewrite")
-    slow = 2 * max(0, cfg.train.epochs - 1) if cfg.slow.enabled else 0
-    if cfg.train.merge == "rank":  # successes are read too: one more minibatch; merges at most one each, then the rest
-        return steps * groups, steps * (2 * 2 * (groups + 1) + 2 * 2 + 2 * extra) + 2 * slow
-    return 0, steps * (2 * groups + 2 * extra) + 2 * slow
+    """Least: nothing ever fails. Most: every call is asked again once, and every merge, ranking and epoch's end is."""
+    loop = cfg.train
+    sizes = [min(loop.batch_size, train - start) for start in range(0, train, loop.batch_size)]
+    groups = [math.ceil(size * cfg.target.attempts / loop.minibatch_size) for size in sizes]
+    extra = (loop.schedule == "autonomous") + (loop.update == "rewrite")
+    slow = 2 * max(0, loop.epochs - 1) if cfg.slow.enabled else 0
+    if (
+        loop.merge == "rank"
+    ):  # failures and successes apart: one minibatch more; fewer merges than patches, and the last
+        return loop.epochs * sum(groups), 2 * (loop.epochs * sum(2 * (n + 1) + 2 + extra for n in groups) + slow)
+    return 0, 2 * (loop.epochs * sum(n + extra for n in groups) + slow)
 
 
 def _dollars(parts: Sequence[tuple[Client, Usage]]) -> float | None:

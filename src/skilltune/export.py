@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from skilltune.errors import UsageError
+from skilltune.run import Run
 from skilltune.skill import MAIN, Skill
 
 FOLDERS = {"claude": ".claude/skills", "codex": ".codex/skills", "agents": ".agents/skills"}
@@ -62,6 +63,25 @@ def export(
     if skill.folder or not path.exists() or path.read_bytes() != _bytes(skill):
         skill.save(path)
     return path
+
+
+def best_of(run: Run) -> Skill:
+    """The skill that a finished run ships, from its journal; a folder's other files from its `best/NAME`."""
+    finished = run.events("finish")
+    if not finished:
+        raise UsageError(f"the run in {run.folder} has not finished: run the same `skilltune train` command to go on")
+    text = run.kept(finished[-1][2]["best"])
+    if text is None:
+        raise UsageError(f"the run in {run.folder} no longer holds the text of its best skill")
+    config = run.config or {}
+    source = Path(config.get("skill", ""))
+    folders = sorted(path for path in run.folder.glob("best/*") if (path / MAIN).is_file())
+    if folders:
+        return Skill.load(folders[0]).with_text(text.decode("utf-8", "surrogatepass"))
+    if not source.suffix:
+        raise UsageError(f"{run.folder / 'best'} is gone: run the same `skilltune train` command to write it again")
+    name = run.folder.resolve().name if source.name.upper() == MAIN.upper() else source.stem
+    return Skill(text.decode("utf-8", "surrogatepass"), name)
 
 
 def _for_agent(skill: Skill, name: str | None, description: str | None) -> Skill:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from statistics import fmean
 
 from skilltune.envs import Env
@@ -32,6 +33,7 @@ class Roller:
     env: Env
     run: Run
     seen: dict[tuple[str, str, int], Rollout] = field(default_factory=dict)
+    _hashes: dict[str, str] = field(default_factory=dict)  # of each sample's content, its images included
     answered: bool = False  # has the target answered in this process? One that never did is not waited for
 
     async def __call__(
@@ -69,8 +71,13 @@ class Roller:
 
     def key(self, skill: Skill, sample: Sample, attempt: int) -> str:
         """The journal key of a rollout: everything that can change its result."""
-        sample_hash = digest(sample.model_dump(mode="json", exclude={"split", "group"}))
-        return digest("rollout", self.target.fingerprint, skill.hash, sample_hash, self.env.fingerprint, attempt)
+        if sample.id not in self._hashes:
+            images = [
+                sha256(image.data).hexdigest() for message in self.env.messages(sample) for image in message.images
+            ]
+            self._hashes[sample.id] = digest(sample.model_dump(mode="json", exclude={"split", "group"}), images)
+        content = self._hashes[sample.id]
+        return digest("rollout", self.target.fingerprint, skill.hash, content, self.env.fingerprint, attempt)
 
     async def _all(
         self, skill: Skill, samples: Sequence[Sample], attempt: int, left_out: dict[str, str]

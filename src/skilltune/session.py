@@ -72,11 +72,11 @@ class Session:
         return bool(reason)
 
     def typical_call(self) -> Usage:
-        """The bound of a target call on a test sample with the largest skill allowed: what the certificate reserves."""
+        """A guess at one target call on a test sample: what the certificate reserves until calls have been seen."""
         sample = max(self.splits.test or self.splits.select, key=lambda sample: len(sample.text))
         assert isinstance(self.roll.target, ChatTarget)
         bound = self.target.bound(self.roll.target.request(self.skill, sample, self.env, 0))
-        return Usage(1, bound.input_tokens + self.cfg.train.max_skill_tokens, bound.output_tokens, usd=bound.usd)
+        return bound
 
     # -- what is written down
 
@@ -156,9 +156,13 @@ def build_session(cfg: Config, run: Run, root: Path, *, env: Env | None = None, 
     endpoints: dict[str, Endpoint] = {}
     clients: dict[ModelConfig, Client] = {}
 
+    optimizer_name = cfg.optimizer.model or cfg.target.model
+    sections = (cfg.target, cfg.optimizer.model_copy(update={"model": optimizer_name}))
+
     def client(section: ModelConfig, role: str) -> Client:
         name = parse_name(section.model)
-        endpoint = endpoints.setdefault(name.endpoint, Endpoint(section.workers))
+        workers = max(s.workers for s in sections if s.model and parse_name(s.model).endpoint == name.endpoint)
+        endpoint = endpoints.setdefault(name.endpoint, Endpoint(workers))
         model = build_model(section.model, api=section.api, timeout_s=section.timeout_s, price=section.price)
         return clients.setdefault(section, Client(model, endpoint, budget, role, section.price))
 
@@ -170,15 +174,13 @@ def build_session(cfg: Config, run: Run, root: Path, *, env: Env | None = None, 
     roll = Roller(target, env, run)
     arena = Arena(roll, splits.train, splits.select, cfg.gate, cfg.seed, cfg.train.max_skill_tokens)
 
-    optimizer_name = cfg.optimizer.model or cfg.target.model
     _refuse_planned("optimizer", optimizer_name)
     optimizer_client = None
     if parse_name(optimizer_name).scheme == "examples":
         optimizer: Optimizer = ExamplesOptimizer(env, train_by_id, cfg.gate.pool, cfg.seed)
     else:
-        section = cfg.optimizer.model_copy(update={"model": optimizer_name})
-        optimizer_client = client(section, "optimizer")
-        optimizer = ModelOptimizer(optimizer_client, run, env, section, cfg.train, train_by_id)
+        optimizer_client = client(sections[1], "optimizer")
+        optimizer = ModelOptimizer(optimizer_client, run, env, sections[1], cfg.train, train_by_id)
     run.write("config.toml", to_toml(cfg))
     return Session(
         cfg, run, start, env, splits, budget, target_client, optimizer_client, roll, arena, build_gate(arena), optimizer

@@ -65,10 +65,10 @@ async def train(s: Session) -> Result:
     session settings, it gives the same versions and pays nothing twice. A budget that runs out ends the training, not
     the run: the certificate's share was kept back. Raises `InfraStopped` and `CallConfigError` (resumable)."""
     state = State([s.skill])
-    s.budget.hold("target", calls=2 * s.cfg.certify.attempts * len(s.splits.test), bound=s.typical_call())
+    s.budget.hold("target", calls=2 * s.cfg.certify.attempts * len(s.splits.test), guess=s.typical_call())
     with stopping(state):
         await fit(s, state)
-    s.budget.hold("target", calls=0, bound=s.typical_call())
+    s.budget.release()
 
     start, best = state.versions[0], state.skill
     certificate = await certify(

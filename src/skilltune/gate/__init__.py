@@ -26,7 +26,7 @@ from skilltune.skill import Skill
 class Verdict:
     """What the gate decided, and on what.
 
-    `skill` is the incumbent from now on. `score` is its mean on the `select` samples that were scored (None: nothing
+    `skill` is the incumbent from now on. `score` is its level on `select` as the policy estimates it (None: nothing
     measured). `before` and `after` are the means of incumbent and candidate over the same samples, `differences` the
     candidate's score minus the incumbent's per sample. `reports` say what became of each edit of the candidate,
     `rejected` are the edits that were judged and not kept (the optimizer is told), `numbers` the figures of the rule.

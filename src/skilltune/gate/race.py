@@ -25,7 +25,7 @@ from skilltune.skill import Skill
 LEVEL = (0.5, 1.0)  # prior mean and sd of the incumbent's level on `select`, in scores
 OTHER_VERSION = (0.0, 0.30)  # of the distance of any other version from the incumbent
 UNSCREENED = (0.0, 0.10)  # of the gain of a candidate that was not screened: sceptical, most changes do little
-SHRINK = 0.8  # of a screened gain: the best of many is flattered, and train is not select
+SHRINK = 0.5  # of a screened gain: the best of many is flattered, and train is not select
 DEVIATION = 0.04  # sd by which the gain on `select` may miss what the screen foretold
 ROUNDS = 3  # of the screen: the first is balanced, the others follow what was learned
 SUBSET = 3  # edits in a screened text: more are tested at once, fewer hide one another
@@ -121,8 +121,10 @@ class Race:
         edits = [pool.proposals[i].edit for i in chosen]
         applied = apply(pool.skill, edits, protect=pool.protect, max_tokens=pool.max_tokens)
         candidate = applied.skill
-        foretold, sd, _ = screened.gain(chosen) if screened else (*UNSCREENED, 0.5)
-        prior = (SHRINK * foretold, math.hypot(sd, DEVIATION)) if screened else UNSCREENED
+        prior = UNSCREENED
+        if screened:
+            foretold, sd, _ = screened.gain(chosen)
+            prior = (SHRINK * foretold, math.hypot(sd, DEVIATION, (1 - SHRINK) * foretold))
         price = cfg.length_price * max(0, candidate.tokens - pool.skill.tokens) / 1000
         order = sorted(arena.select, key=lambda sample: sample.id)
         rng(arena.seed, "race", name).shuffle(order)
@@ -158,7 +160,7 @@ class Race:
             accepted=accepted,
             reason=f"{100 * figures['gain']:+.1f} ± {100 * figures['sd']:.1f} points "
             f"on {figures['n']} select rollouts, {why}",
-            score=mean(list(new.values())) if accepted else score,
+            score=min(1.0, max(0.0, posterior.contrast({"level": 1.0, "gain": float(accepted)})[0])),
             candidate=candidate,
             before=mean([old[sample] for sample in differences]),
             after=mean([new[sample] for sample in differences]),

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
-from statistics import fmean, pstdev
+from statistics import fmean, median, pstdev
 
 from skilltune.edits import apply, conflict
 from skilltune.gate.crossed import Observation
@@ -165,9 +165,10 @@ class Screened:
         return result
 
     def gain(self, chosen: Sequence[int]) -> tuple[float, float, float]:
-        """Mean and standard deviation of the gain of a set, and P(gain > 0)."""
+        """Median and standard deviation of the gain of a set, and P(gain > 0). Not the mean: near 0 and 1 the logit
+        bends doubt itself into gain or loss."""
         gains = self.gains(chosen)
-        return fmean(gains), pstdev(gains), sum(g > 0 for g in gains) / len(gains)
+        return median(gains), pstdev(gains), sum(g > 0 for g in gains) / len(gains)
 
     def sampled(self, n: int, limit: int) -> list[tuple[int, ...]]:
         """For each of `n` draws the set that is best if that draw is the truth (Thompson 1933): what to try next."""

@@ -13,6 +13,8 @@ def headline(result: Result) -> str:
     certificate = result.certificate
     if not changed and certificate is not None:
         return "Not better on the untouched test split; the input is shipped unchanged."
+    if not changed and result.stopped is not None:
+        return "Stopped early, before anything better was found; so far the input is shipped unchanged."
     if not changed:
         return "Nothing better was found; the input is shipped unchanged."
     if certificate is None:

@@ -14,9 +14,11 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any, Self, TextIO
 
+from rich.cells import cell_len
 from rich.console import Console, Group
 from rich.live import Live as RichLive
 from rich.progress_bar import ProgressBar
@@ -24,10 +26,13 @@ from rich.table import Table
 from rich.text import Text
 
 from skilltune.check import Estimate, estimate
+from skilltune.errors import UsageError
+from skilltune.gate.certify import Certificate
 from skilltune.gate.stats import wilson
 from skilltune.models import Usage
 from skilltune.optimizer.schedule import steps_per_epoch
 from skilltune.report.card import describe_usage, headline
+from skilltune.run import Run
 from skilltune.samples import describe_power
 from skilltune.session import Session
 from skilltune.train import Result
@@ -172,11 +177,11 @@ class Lines:
 
     console: Console
     progress: Progress | None = None
-    resumed: bool = False
+    paid: int = 0  # calls paid in earlier lives of the run
     _beat: float = 0.0
     _beat_calls: int = 0
 
-    def __enter__(self) -> Lines:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -188,12 +193,11 @@ class Lines:
         """Print the plan: what is trained, on what, what it can show, and what it may take."""
         self.progress = Progress(session)
         self._beat = self.progress.clock()
-        paid = sum(usage.calls for usage in session.run.usage.values())
-        self.resumed = paid > 0
+        self.paid = sum(usage.calls for usage in session.run.usage.values())
         for name, value in plan(session, estimate(session)):
             self.console.print(Text.assemble((f"{name:<10}", "bold"), clean(value)))
-        if paid:
-            self.console.print(f"{'resuming':<10}{paid:,} calls are already paid for; what they gave is replayed free")
+        if self.paid:
+            self.console.print(f"{'resuming':<10}{self.paid:,} answers are in the journal and are replayed for free")
         self.console.print()
 
     def __call__(self, type: str, data: Mapping[str, Any]) -> None:
@@ -226,20 +230,16 @@ class Lines:
             c = result.certificate
             console.print(str(c))
             console.print(f"fixed {c.fixed}, broke {c.broken} of {c.n} test samples; {c.method}")
-        elif result.best.text == result.start.text:
-            console.print("no certificate: the best skill is the input, so the test split was not read")
         else:
-            console.print("no certificate: no test sample was scored on both sides")
+            console.print(f"no certificate: {_uncertified(session, result)}")
         if result.stopped is not None:
             console.print(f"stopped early: {result.stopped}")
         console.print()
         for kind, usage in sorted(session.run.usage.items()):
-            console.print(f"{kind + 's':<10}{describe_usage(usage)}")
-        if self.resumed:
-            replayed = session.run.replayed
-            console.print(
-                f"{'journal':<10}{replayed:,} answers came from the journal; {self.progress.calls:,} calls were new"
-            )
+            console.print(f"{kind:<10}{describe_usage(usage)}")
+        if self.paid:
+            new = f"{self.progress.calls:,} calls were new"
+            console.print(f"{'journal':<10}{self.paid:,} answers came from the journal; {new}")
         console.print(f"{'skill':<10}{best_path(session, result)}")
         console.print(f"{'card':<10}{session.run.folder / 'card.md'}")
         console.print(f"{'exit':<10}{result.exit_code}: {EXIT_CODES[result.exit_code]}")
@@ -291,7 +291,7 @@ class Events:
 
     stream: TextIO
 
-    def __enter__(self) -> Events:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -324,6 +324,107 @@ class Events:
         print(f"error: {clean(message)}", file=sys.stderr)
 
 
+# -- a run, looked at from outside
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What a run's journal says of it, also while the run is under way.
+
+    `rows` are the start and every verdict in order, `versions` the hash of each accepted skill by its number (0 is the
+    input), `finish` the data of the last `finish` event, None before it.
+    """
+
+    folder: Path
+    rows: tuple[Mapping[str, Any], ...]
+    versions: Mapping[int, str]
+    finish: Mapping[str, Any] | None
+    usage: Mapping[str, Usage]
+
+    @classmethod
+    def of(cls, run: Run) -> History:
+        rows: list[dict[str, Any]] = []
+        versions: dict[int, str] = {}
+        finish = None
+        for _, type, data in run.events():
+            if type == "start":
+                versions[0] = data["skill"]
+                rows.append({"version": 0, "score": data["score"], "reason": "the input"})
+            elif type == "verdict":
+                edits = sum(edit["status"] == "applied" for edit in data["edits"])
+                row = {key: data[key] for key in ("step", "epoch", "version", "accepted", "score", "reason")}
+                rows.append(row | {"edits": edits})
+                if data["accepted"]:
+                    versions[data["version"]] = data["skill"]
+            elif type == "finish":
+                finish = data
+        return cls(run.folder, tuple(rows), versions, finish, dict(run.usage))
+
+    @property
+    def best(self) -> str | None:
+        """The hash of what ships; before the end, of the last accepted version."""
+        return self.finish["best"] if self.finish else self.versions[max(self.versions)] if self.versions else None
+
+    def hash_of(self, version: str) -> str:
+        """The hash of a version by its number, or of "best". Raises `UsageError`."""
+        if version == "best" and self.best is not None:
+            return self.best
+        if version.isdecimal() and int(version) in self.versions:
+            return self.versions[int(version)]
+        known = ", ".join(map(str, sorted(self.versions))) or "none yet"
+        raise UsageError(f"no version {version!r} in {self.folder}; there are {known} and best")
+
+    @property
+    def files(self) -> list[Path]:
+        """The files for a reader, those that exist."""
+        places = [self.folder / "best_skill.md", *sorted(self.folder.glob("best/*")), self.folder / "card.md"]
+        return [path for path in (*places, self.folder / "rollouts.jsonl") if path.exists()]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "run": str(self.folder),
+            "finished": self.finish is not None,
+            "exit_code": self.finish["exit_code"] if self.finish else None,
+            "stopped": self.finish["stopped"] if self.finish else None,
+            "best": self.best,
+            "versions": {str(number): hash for number, hash in self.versions.items()},
+            "verdicts": [dict(row) for row in self.rows],
+            "certificate": self.finish["certificate"] if self.finish else None,
+            "usage": {kind: asdict(usage) for kind, usage in self.usage.items()},
+            "files": [str(path) for path in self.files],
+        }
+
+
+def show_run(history: History, console: Console) -> None:
+    """The table of verdicts, the certificate, the cost, the files."""
+    rows = [
+        (
+            str(row.get("step", "")),
+            str(row.get("epoch", "")),
+            percent(row["score"]),
+            {True: f"version {row['version']}", False: "no"}[row["accepted"]] if "accepted" in row else "version 0",
+            str(row.get("edits", "")),
+            row["reason"],
+        )
+        for row in history.rows
+    ]
+    console.print(columns(("step", "epoch", "select", "accepted", "edits", "reason"), rows))
+    console.print()
+    finish = history.finish
+    if finish is None:
+        console.print("unfinished: it is still running, or was stopped; the same `skilltune train` command resumes it")
+    else:
+        console.print(f"{'ended':<10}{finish['exit_code']}: {EXIT_CODES[finish['exit_code']]}")
+        if finish["stopped"]:
+            console.print(f"{'stopped':<10}{clean(finish['stopped'])}")
+        proof = Certificate(**finish["certificate"]) if finish["certificate"] else "none"
+        console.print(f"{'certified' if finish['exit_code'] == 0 else 'test':<10}{proof}")
+    for kind, usage in sorted(history.usage.items()):
+        console.print(f"{kind:<10}{describe_usage(usage)}")
+    for path in history.files:
+        console.print(f"{'file':<10}{path}")
+
+
 # -- parts
 
 
@@ -350,12 +451,18 @@ def estimate_rows(expected: Estimate) -> list[tuple[str, str]]:
     if expected.usd is None:
         cost = "the price of a model is unknown; state it with price = [input, output], in dollars per million tokens"
     else:
-        cost = f"${expected.usd[0]:.2f} to ${expected.usd[1]:.2f}" if expected.usd[1] else "$0"
+        cost = f"${expected.usd[0]:.2f} to at most ${expected.usd[1]:.2f}" if expected.usd[1] else "$0"
     return [
         ("calls", f"{least:,} to {most:,} of the target, {few:,} to {many:,} of the optimizer"),
-        ("tokens", f"{amount(expected.tokens[0])} to {amount(expected.tokens[1])} at most"),
+        ("tokens", f"{amount(expected.tokens[0])} to at most {amount(expected.tokens[1])}"),
         ("cost", cost),
     ]
+
+
+def _uncertified(session: Session, result: Result) -> str:
+    if result.best.text == result.start.text:
+        return "the best skill is the input, so the test split was not read"
+    return "no test sample was scored on both sides" if session.splits.test else "there is no test split"
 
 
 def optimizer_name(session: Session) -> str:
@@ -379,15 +486,14 @@ def difference(before: str, after: str, names: tuple[str, str]) -> Text:
     return text
 
 
-def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """A borderless table; the last column takes what is left."""
-    grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for number, header in enumerate(headers):
-        last = number == len(headers) - 1
-        grid.add_column(header, no_wrap=not last, overflow="fold")
-    for row in rows:
-        grid.add_row(*(Text(clean(cell)) for cell in row))
-    return grid
+def columns(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Aligned columns as plain text, two blanks apart; the last one runs on."""
+    cells = [list(headers), *([clean(cell) for cell in row] for row in rows)]
+    widths = [max(cell_len(row[i]) for row in cells) for i in range(len(headers) - 1)]
+    padded = (
+        [cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=False)] for row in cells
+    )
+    return "\n".join("  ".join([*front, row[-1]]) for front, row in zip(padded, cells, strict=True))
 
 
 def percent(value: float | None) -> str:

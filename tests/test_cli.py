@@ -1,0 +1,515 @@
+"""The command line, run as a user runs it, against the simulated world."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner, Result
+
+from skilltune.api import run_training
+from skilltune.cli import app
+from skilltune.config import load_config
+from skilltune.models import Usage
+from skilltune.report.terminal import Live, Progress, clean, columns, difference
+from world import Faults, World
+
+pytestmark = pytest.mark.anyio
+SKILL = "# Desk\n\nAnswer the ticket.\n"
+
+
+@dataclass
+class Desk:
+    """A folder with a skill, samples and a config, and the world that answers."""
+
+    root: Path
+    world: World
+
+    def __post_init__(self) -> None:
+        self.world.write(self.root / "data.jsonl")
+        (self.root / "SKILL.md").write_text(SKILL)
+        (self.root / "desk.toml").write_text(
+            f'[env]\nsamples = "data.jsonl"\n[target]\nmodel = "openai@{self.world.url}/target"\n'
+            f'[optimizer]\nmodel = "openai@{self.world.url}/optimizer"\n[train]\nepochs = 1\nbatch_size = 15\n'
+        )
+
+    @property
+    def config(self) -> str:
+        return str(self.root / "desk.toml")
+
+    @property
+    def run(self) -> str:
+        return str(self.root / "runs" / self.root.name)
+
+    @property
+    def calls(self) -> int:
+        return sum(self.world.calls.values())
+
+
+def skilltune(*args: object) -> Result:
+    result = CliRunner().invoke(app, [str(arg) for arg in args])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setattr("skilltune.models.retry.RetryPolicy.delay", lambda *_: 0.0)
+
+
+def make_world(**settings: Any) -> World:
+    return World(**{"classes": 3, "train": 30, "select": 20, "test": 30, "q": 1.0, "sloppy": 0.0, **settings})
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Iterator[Desk]:
+    with make_world() as world:
+        yield Desk(tmp_path, world)
+
+
+@pytest.fixture
+def trained(desk: Desk) -> Desk:
+    assert skilltune("train", desk.config).exit_code == 0
+    return desk
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
+    """A finished run, shared by tests that only look at it."""
+    with make_world() as world:
+        desk = Desk(tmp_path_factory.mktemp("desk"), world)
+        assert skilltune("train", desk.config).exit_code == 0
+        yield desk
+
+
+# -- help and wrong usage
+
+
+def test_help_imports_nothing_heavy_so_that_it_is_fast() -> None:
+    code = (
+        "import sys; from typer.testing import CliRunner; from skilltune.cli import app\n"
+        "for args in ([], ['train'], ['eval'], ['check'], ['show'], ['diff'], ['export']):\n"
+        "    assert CliRunner().invoke(app, [*args, '--help']).exit_code == 0\n"
+        "print(*sorted({'openai', 'anthropic', 'rich', 'sqlite3', 'skilltune.api'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "\n"
+
+
+def test_help_of_train_teaches_examples_and_exit_codes() -> None:
+    text = skilltune("train", "--help").stdout
+    assert "skilltune train skilltune.toml" in text
+    for meaning in ("nothing better found", "nothing spent", "resumable", "not certified"):
+        assert meaning in text
+
+
+def test_version() -> None:
+    assert re.fullmatch(r"skilltune \d+\.\d+\.\d+\n", skilltune("--version").stdout)
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["trian"], "Did you mean 'train'?"),
+        (["train", "x.toml", "--frok"], "--fork"),
+        (["export", "runs/x", "--to", "clod"], "claude"),
+        (["train", "nowhere.toml"], "cannot read the config nowhere.toml"),
+        (["show", "nowhere"], "no run in nowhere"),
+        (["eval", "nowhere.toml", "--skill", "nowhere.md"], "there is no skill at nowhere.md"),
+    ],
+)
+def test_wrong_usage_is_one_clear_message(args: list[str], says: str) -> None:
+    result = skilltune(*args)
+    assert result.exit_code == 2
+    assert says in result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+
+
+def test_a_misspelt_key_names_the_nearest_and_nothing_is_called(desk: Desk) -> None:
+    result = skilltune("train", desk.config, "train.epoch=2")
+    assert result.exit_code == 2
+    assert 'unknown key train.epoch; did you mean "epochs"?' in result.stderr
+    assert desk.calls == 0
+    assert not Path(desk.run).exists()
+
+
+def test_an_unexpected_error_keeps_its_traceback(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def broken(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr("skilltune.api.run_training", broken)
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        skilltune("train", desk.config)
+
+
+# -- train
+
+
+@pytest.mark.parametrize("preset", ["default", "paper"])
+def test_train_prints_plan_verdicts_diff_certificate_and_cost(desk: Desk, preset: str) -> None:
+    result = skilltune("train", desk.config, f"preset={preset}")
+    assert result.exit_code == 0, result.stderr
+    out = result.stdout
+    assert "\x1b" not in out
+    order = [
+        "paired samples see a gain",
+        "of the target",
+        "start · select 0.0 %",
+        "accepted as version 1",
+        "step 2 of 2",
+    ]
+    order += ["+++ the trained skill", "+" + desk.world.rule(0), "Certified better", "unseen samples"]
+    order += ["\nrollout   ", "best_skill.md", "0: a better skill"]
+    places = [out.index(part) for part in order]
+    assert places == sorted(places)
+    assert desk.world.true_score(Path(desk.run, "best_skill.md").read_text()) == 1.0
+
+
+def test_resuming_a_finished_run_pays_nothing_and_says_so(trained: Desk) -> None:
+    before = trained.calls
+    result = skilltune("train", trained.config)
+    assert result.exit_code == 0
+    assert trained.calls == before
+    assert f"{before:,} answers came from the journal; 0 calls were new" in result.stdout
+
+
+def test_another_config_is_refused_with_the_keys_unless_forked(trained: Desk) -> None:
+    refused = skilltune("train", trained.config, "seed=7")
+    assert refused.exit_code == 2
+    assert "seed: 42 → 7" in refused.stderr
+    before = trained.calls
+    forked = skilltune("train", trained.config, "train.lr=3", "--fork")
+    assert forked.exit_code == 0
+    assert f"{before:,} answers can be reused" in forked.stdout
+    assert Path(f"{trained.run}-2", "best_skill.md").is_file()
+
+
+def test_json_is_one_event_per_line_and_nothing_else(desk: Desk) -> None:
+    result = skilltune("train", desk.config, "--json")
+    assert result.exit_code == 0
+    events = [json.loads(text) for text in result.stdout.splitlines()]
+    types = [event["type"] for event in events]
+    assert types[0] == "plan"
+    assert types[-1] == "finish"
+    assert {"start", "rollout", "optimizer", "verdict"} <= set(types)
+    assert events[0]["samples"] == {"train": 30, "select": 20, "test": 30}
+    assert events[-1]["certificate"]["certified"]
+    assert result.stderr == ""
+
+
+def test_json_reports_an_error_as_an_event_too(desk: Desk) -> None:
+    result = skilltune("train", desk.config, "--json", "train.lr_min=9")
+    assert result.exit_code == 2
+    event = json.loads(result.stdout)
+    assert (event["type"], event["exit_code"]) == ("error", 2)
+    assert "lr_min" in event["message"]
+
+
+def test_useless_edits_end_with_exit_1_and_the_input_unchanged(tmp_path: Path) -> None:
+    with make_world(optimizer_mode="useless") as world:
+        desk = Desk(tmp_path, world)
+        result = skilltune("train", desk.config)
+        assert result.exit_code == 1
+        assert "the input is shipped unchanged" in result.stdout
+        assert "no certificate: the best skill is the input" in result.stdout
+        assert Path(desk.run, "best_skill.md").read_text() == SKILL
+
+
+def test_a_test_split_too_small_to_certify_ends_with_exit_5(tmp_path: Path) -> None:
+    with make_world(test=4) as world:
+        result = skilltune("train", Desk(tmp_path, world).config)
+        assert result.exit_code == 5
+        assert "not certified" in result.stdout
+
+
+def test_without_a_test_split_an_accepted_skill_is_exit_0_and_no_certificate(tmp_path: Path) -> None:
+    with make_world(test=0) as world:
+        result = skilltune("train", Desk(tmp_path, world).config)
+        assert result.exit_code == 0
+        assert "no certificate: there is no test split" in result.stdout
+
+
+def test_the_budget_stops_before_the_call_with_exit_4_and_a_larger_one_goes_on(desk: Desk) -> None:
+    stopped = skilltune("train", desk.config, "budget.calls=90")
+    assert stopped.exit_code == 4
+    assert "raise it with budget.calls" in stopped.stdout
+    paid = desk.calls
+    assert 0 < paid <= 90
+    resumed = skilltune("train", desk.config, "budget.calls=900")
+    assert resumed.exit_code == 0
+    assert f"{paid} answers came from the journal" in resumed.stdout
+
+
+def test_a_dead_provider_is_exit_3_never_a_score(tmp_path: Path) -> None:
+    with make_world(faults=Faults(outage=(0, 1e9))) as world:
+        desk = Desk(tmp_path, world)
+        result = skilltune("train", desk.config)
+        assert result.exit_code == 3
+        assert "calls of the batch 'select' failed" in result.stderr
+        assert "Run the same command to go on" in result.stderr
+        world.faults = Faults()
+        assert skilltune("train", desk.config).exit_code == 0
+
+
+def test_a_wrong_key_is_exit_2_while_nothing_was_spent_and_3_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with make_world(key="right") as world:
+        desk = Desk(tmp_path, world)
+        monkeypatch.setenv("OPENAI_API_KEY", "wrong-key")
+        result = skilltune("train", desk.config)
+        assert result.exit_code == 2
+        assert "wrong-key" not in result.stderr + result.stdout
+        monkeypatch.setenv("OPENAI_API_KEY", "right")
+        assert skilltune("train", desk.config, "budget.calls=90").exit_code == 4
+        monkeypatch.setenv("OPENAI_API_KEY", "wrong-key")
+        assert skilltune("train", desk.config).exit_code == 3
+
+
+def test_a_dollar_budget_with_an_unknown_price_is_refused_before_a_call(desk: Desk) -> None:
+    result = skilltune("train", desk.config, "budget.usd=1", "optimizer.model=openai/some-unknown-model")
+    assert result.exit_code == 2
+    assert desk.calls == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_ends_with_4_and_the_same_command_goes_on(tmp_path: Path, number: signal.Signals) -> None:
+    with make_world(latency=0.05) as world:
+        desk = Desk(tmp_path, world)
+        command = [sys.executable, "-m", "skilltune.cli", "train", desk.config, "target.workers=2"]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        while world.answered["target"] < 30 and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=10)
+        assert process.returncode == 4, err
+        assert "interrupted; run the same command to go on" in err
+        assert "Traceback" not in err
+        assert "start · select" in out
+        world.latency = 0.0
+        resumed = skilltune("train", desk.config, "target.workers=2")
+        assert resumed.exit_code == 0
+        found = re.search(r"(\d+) answers came from the journal", resumed.stdout)
+        assert found
+        assert int(found[1]) >= 28
+
+
+def test_sigterm_ends_a_background_job_whose_sigint_is_ignored(tmp_path: Path) -> None:
+    with make_world(latency=0.05) as world:
+        desk = Desk(tmp_path, world)
+        command = [sys.executable, "-m", "skilltune.cli", "train", desk.config, "target.workers=2"]
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN) and None,
+        )
+        while world.answered["target"] < 10 and process.poll() is None:
+            time.sleep(0.01)
+        process.terminate()
+        assert process.wait(timeout=10) == 4
+
+
+# -- eval, check, show, diff, export
+
+
+def test_eval_reuses_the_run_and_shows_both_sides_and_the_difference(finished: Desk) -> None:
+    before = finished.calls
+    best = Path(finished.run, "best_skill.md")
+    result = skilltune("eval", finished.config, "--skill", best, "--run", finished.run)
+    assert result.exit_code == 0
+    assert "with the skill     100.0 %" in result.stdout
+    assert "difference: +100.0 points" in result.stdout
+    assert "tokens, $0" in result.stdout
+    assert finished.calls == before + 30  # only the side without a skill was new
+
+
+def test_eval_json_of_one_side(desk: Desk) -> None:
+    result = skilltune("eval", desk.config, "--split", "select", "--only", "with", "--attempts", 2, "--json")
+    data = json.loads(result.stdout)
+    assert (data["with"]["score"], data["with"]["n"], data["with"]["usage"]["calls"]) == (0.0, 20, 40)
+    assert "without" not in data
+    assert data["difference"] is None
+    assert desk.calls == 40
+
+
+def test_eval_of_an_empty_split_is_exit_2(tmp_path: Path) -> None:
+    with make_world(test=0) as world:
+        result = skilltune("eval", Desk(tmp_path, world).config)
+        assert result.exit_code == 2
+        assert "the split 'test' is empty" in result.stderr
+
+
+def test_check_calls_no_model_unless_asked(desk: Desk) -> None:
+    result = skilltune("check", desk.config)
+    assert result.exit_code == 0
+    assert desk.calls == 0
+    assert "train 30 · select 20 · test 30" in result.stdout
+    assert "fine" in result.stdout
+    assert "answered in" in skilltune("check", desk.config, "--probe").stdout
+    assert desk.world.calls == {"target": 1, "optimizer": 1}
+
+
+def test_check_names_every_problem_with_exit_2(desk: Desk) -> None:
+    result = skilltune("check", desk.config, "target.model=examples", "train.max_skill_tokens=3")
+    assert result.exit_code == 2
+    assert result.stderr.count("problem: ") == 2
+
+
+def test_show_lists_verdicts_certificate_cost_and_files(finished: Desk) -> None:
+    text = skilltune("show", finished.run).stdout
+    assert "version 1" in text
+    assert "nothing was proposed" in text
+    assert "unseen samples" in text
+    assert "best_skill.md" in text
+    data = json.loads(skilltune("show", finished.run, "--json").stdout)
+    assert data["finished"]
+    assert [row["version"] for row in data["verdicts"]] == [0, 1, 1]
+    assert data["usage"]["optimizer"]["calls"] == finished.world.calls["optimizer"]
+
+
+def test_show_works_while_a_run_is_being_written(desk: Desk) -> None:
+    desk.world.latency = 0.03
+    command = [sys.executable, "-m", "skilltune.cli", "train", desk.config]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        while desk.world.answered["target"] < 40 and process.poll() is None:
+            time.sleep(0.01)
+        result = skilltune("show", desk.run)
+        assert result.exit_code == 0
+        assert "the input" in result.stdout
+        assert "unfinished" in result.stdout
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=10)
+
+
+def test_diff_of_versions(finished: Desk) -> None:
+    assert "+" + finished.world.rule(1) in skilltune("diff", finished.run).stdout
+    assert skilltune("diff", finished.run, 0, 1).stdout.startswith("--- version 0")
+    assert skilltune("diff", finished.run, 1, "best").stdout == "version 1 and best are the same\n"
+    wrong = skilltune("diff", finished.run, 0, 9)
+    assert wrong.exit_code == 2
+    assert "there are 0, 1 and best" in wrong.stderr
+
+
+def test_export_from_a_run(finished: Desk, tmp_path: Path) -> None:
+    out = tmp_path / "project"
+    plain = skilltune("export", finished.run, "--to", "file", "--out", out)
+    assert plain.exit_code == 0
+    assert (out / f"{finished.root.name}.md").read_text() == Path(finished.run, "best_skill.md").read_text()
+    refused = skilltune("export", finished.run, "--to", "claude", "--out", out)
+    assert refused.exit_code == 2
+    assert "--name" in refused.stderr
+    done = skilltune(
+        "export", finished.run, "--to", "claude", "--out", out, "--name", "desk", "--description", "Codes."
+    )
+    assert done.exit_code == 0
+    assert (out / ".claude/skills/desk/SKILL.md").read_text().startswith("---\nname: desk\n")
+
+
+def test_export_refuses_the_home_folder_unless_named(finished: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = finished.root / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(home)
+    result = skilltune("export", finished.run, "--to", "codex", "--name", "desk", "--description", "Codes.")
+    assert result.exit_code == 2
+    assert "home" in result.stderr
+    assert not list(home.iterdir())
+
+
+def test_export_and_show_of_an_unfinished_run(desk: Desk) -> None:
+    desk.world.faults = Faults(outage=(0, 1e9))
+    assert skilltune("train", desk.config).exit_code == 3
+    result = skilltune("export", desk.run, "--to", "file", "--out", desk.root)
+    assert result.exit_code == 2
+    assert "has not finished" in result.stderr
+    assert "unfinished" in skilltune("show", desk.run).stdout
+
+
+# -- the terminal
+
+
+async def test_the_live_view_shows_step_score_and_cost_and_leaves_the_lines(desk: Desk) -> None:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=120, highlight=False, markup=False, soft_wrap=True)
+    desk.world.latency = 0.01
+    cfg, root = load_config(Path(desk.config))
+    statuses: list[str] = []
+    with Live(console) as view:
+
+        def watch(type: str, data: Any) -> None:
+            shown = Console(file=io.StringIO(), width=160)
+            with shown.capture() as captured:
+                shown.print(view.status())
+            statuses.append(captured.get())
+
+        result = await run_training(cfg, root, listeners=[view, watch], ready=view.ready)
+    view.finished(result)
+    assert "select: not measured yet" in statuses[0]
+    assert any("step 1 of 2" in text and "select 0.0 % (95 % CI 0…16)" in text for text in statuses)
+    assert any("finishing" in text and "1 accepted" in text and "left" in text for text in statuses)
+    assert "accepted as version 1" in out.getvalue()
+    assert "\x1b[" in out.getvalue()
+
+
+def test_time_left_is_unknown_before_a_paid_step_and_then_follows_the_pace() -> None:
+    budget = SimpleNamespace(spent=Usage())
+    cfg = SimpleNamespace(train=SimpleNamespace(epochs=1, batch_size=10), certify=SimpleNamespace(attempts=1))
+    splits = SimpleNamespace(train=[0] * 40, test=[0] * 10)
+    now = [0.0]
+    session: Any = SimpleNamespace(cfg=cfg, splits=splits, budget=budget)
+    progress = Progress(session, clock=lambda: now[0])
+    assert progress.seconds_left() is None
+    budget.spent, now[0] = Usage(calls=20), 20.0
+    progress.hear("start", {"score": 0.5, "select": 20})
+    budget.spent, now[0] = Usage(calls=60), 60.0
+    progress.hear("verdict", {"step": 1, "score": 0.5, "accepted": False})
+    assert progress.seconds_left() == pytest.approx(3 * 40 + 20)
+
+
+def test_a_skill_cannot_drive_the_terminal() -> None:
+    assert clean("a\x1b[2Jb\r\nc\rd\te") == "a\\x1b[2Jb\nc\\x0dd\te"
+    assert "\x1b" not in difference("a", "a\n\x1b]0;gone\x07", ("old", "new")).plain
+
+
+def test_a_long_skill_shows_only_what_changed_and_a_short_one_everything() -> None:
+    long = [f"line {i}" for i in range(200)]
+    changed = [*long[:100], "new", *long[100:]]
+    assert difference("\n".join(long), "\n".join(changed), ("a", "b")).plain.count("\n") == 9
+    assert "line 0" in difference("\n".join(long[:30]), "\n".join([*long[:30], "new"]), ("a", "b")).plain
+
+
+def test_columns_line_up_with_wide_characters() -> None:
+    assert columns(("a", "b"), [("日本", "x"), ("y", "z")]) == "a     b\n日本  x\ny     z"
+
+
+def test_markup_in_a_skill_is_text(desk: Desk) -> None:
+    (desk.root / "SKILL.md").write_text("# [bold]Desk[/nonsense]\n")
+    result = skilltune("train", desk.config)
+    assert result.exit_code == 0
+    assert " # [bold]Desk[/nonsense]" in result.stdout
+
+
+def test_stdout_that_cannot_encode_does_not_crash(desk: Desk) -> None:
+    env = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    command = [sys.executable, "-m", "skilltune.cli", "check", desk.config]
+    done = subprocess.run(command, capture_output=True, env=env)
+    assert done.returncode == 0, done.stderr
