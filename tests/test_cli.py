@@ -326,6 +326,22 @@ def test_sigterm_ends_a_background_job_whose_sigint_is_ignored(tmp_path: Path) -
         assert process.wait(timeout=10) == 4
 
 
+@pytest.mark.parametrize("flags", [[], ["--json"]])
+def test_a_reader_that_goes_away_is_an_interrupt_not_a_verdict(tmp_path: Path, flags: list[str]) -> None:
+    with make_world(latency=0.02) as world:
+        desk = Desk(tmp_path, world)
+        command = [sys.executable, "-m", "skilltune.cli", "train", desk.config, *flags]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert process.stdout
+        assert process.stderr
+        process.stdout.readline()
+        process.stdout.close()
+        err = process.stderr.read()
+        process.stderr.close()
+        assert process.wait(timeout=10) == 4, err
+        assert "Traceback" not in err
+
+
 # -- eval, check, show, diff, export
 
 
@@ -468,6 +484,21 @@ async def test_the_live_view_shows_step_score_and_cost_and_leaves_the_lines(desk
     assert any("finishing" in text and "1 accepted" in text and "left" in text for text in statuses)
     assert "accepted as version 1" in out.getvalue()
     assert "\x1b[" in out.getvalue()
+
+
+async def test_the_status_never_wraps_where_it_is_redrawn(desk: Desk) -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=50, soft_wrap=True)
+    cfg, root = load_config(Path(desk.config))
+    view = Live(console)
+    widths: list[int] = []
+
+    def watch(type: str, data: Any) -> None:
+        view("waiting", {"seconds": 2.0, "purpose": "target", "why": "a long reason " * 20})
+        widths.extend(sum(part.cell_length for part in row) for row in console.render_lines(view.status(), pad=False))
+
+    with view:
+        await run_training(cfg, root, listeners=[view, watch], ready=view.ready)
+    assert max(widths) == 49
 
 
 def test_time_left_is_unknown_before_a_paid_step_and_then_follows_the_pace() -> None:

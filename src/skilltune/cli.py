@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -132,10 +133,7 @@ def train(
     from skilltune.config import load_config
     from skilltune.report.terminal import Events, Lines, Live, stdout
 
-    make: Callable[[], Lines | Events] = lambda: Events(sys.stdout)  # noqa: E731
-    if not as_json:
-        make = lambda: (Live if sys.stdout.isatty() else Lines)(stdout())  # noqa: E731
-    view = make()
+    view = Events(sys.stdout) if as_json else (Live if sys.stdout.isatty() else Lines)(stdout())
     opened: list[Session] = []
 
     def ready(session: Session) -> None:
@@ -414,6 +412,9 @@ def _boundary(
         yield
     except KeyboardInterrupt:
         leave(message, INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the last flush fails again
+        leave(message.replace("interrupted", "the reader of the output has gone"), INTERRUPTED)
     except (RunError, CallConfigError) as error:
         leave(str(error), 3 if spent() else 2)
     except SkilltuneError as error:

@@ -75,8 +75,7 @@ class Session:
         """A guess at one target call on a test sample: what the certificate reserves until calls have been seen."""
         sample = max(self.splits.test or self.splits.select, key=lambda sample: len(sample.text))
         assert isinstance(self.roll.target, ChatTarget)
-        bound = self.target.bound(self.roll.target.request(self.skill, sample, self.env, 0))
-        return bound
+        return self.target.bound(self.roll.target.request(self.skill, sample, self.env, 0))
 
     # -- what is written down
 

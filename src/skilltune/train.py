@@ -127,7 +127,7 @@ async def slow(s: Session, state: State, step: Step, epoch_start: Skill, optimiz
     guidance = await optimizer.slow_update(state.skill, pairs, state.memory, step)
     if guidance is not None:
         verdict = await gate.judge(state.skill, [Proposal(guidance)], limit=1, name=name)
-        if verdict.accepted:
+        if verdict.accepted and any(r.edit == guidance and r.status == "applied" for r in verdict.reports):
             state.memory = replace(state.memory, slow=guidance.text or "")
         learn(s, state, step, verdict, 1)
     if s.cfg.slow.notes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Container, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 
 from skilltune.edits import apply
 from skilltune.gate import Arena, Verdict
@@ -34,6 +34,19 @@ LAST_CONFIDENCE = 0.90  # accept above this when all passes are used up
 FORGET = 2.0  # an earlier posterior's sd counts so much wider under a new incumbent
 
 
+@dataclass(frozen=True, slots=True)
+class Look:
+    """The state of a race after `n` rollouts of the candidate: the incumbent's level, the candidate's gain and its sd
+    (all in scores), P(gain > price of its length), P(it harms by more than the regression bound)."""
+
+    n: int
+    level: float
+    gain: float
+    sd: float
+    better: float
+    harm: float
+
+
 @dataclass(slots=True)
 class Race:
     """Implements `Gate`."""
@@ -52,7 +65,7 @@ class Race:
         cfg = self.arena.cfg
         fresh = {proposal.edit.key: proposal for proposal in [*self.leftover, *proposals]}
         pool = Pool.of(skill, list(fresh.values()), cfg.pool, protect, self.arena.max_tokens)
-        score = await self._mean_on_select(skill)
+        score = mean([value for _, value in self._select_scores(skill.hash)])
         if not pool.proposals:
             reason = "none of the edits could be applied" if fresh else "nothing was proposed"
             return Verdict(
@@ -65,11 +78,6 @@ class Race:
         if chosen:
             verdict = await self._race(pool, chosen, screened, name, score)
         return self._settle(pool, screened, verdict, chosen)
-
-    async def _mean_on_select(self, skill: Skill) -> float | None:
-        """The incumbent's mean over the `select` samples on which it was seen; nothing is paid."""
-        scores = self._select_scores(skill.hash)
-        return mean([score for _, score in scores])
 
     # -- (a) the screen and (b) its model
 
@@ -128,46 +136,50 @@ class Race:
         price = cfg.length_price * max(0, candidate.tokens - pool.skill.tokens) / 1000
         order = sorted(arena.select, key=lambda sample: sample.id)
         rng(arena.seed, "race", name).shuffle(order)
-        looks: list[dict[str, float]] = []
-        accepted, why = False, ""
-        for attempt in range(cfg.passes):
-            for start in range(0, len(order), cfg.block):
-                block = order[start : start + cfg.block]
-                await arena.roll(candidate, block, attempt=attempt, purpose=f"{name} race {candidate.hash} {start}")
-                posterior = self._fit_race(pool.skill, candidate, prior)
-                gain, sd = posterior.contrast({"gain": 1.0})
-                better = normal_cdf((gain - price) / sd)
-                harm = normal_cdf((-cfg.regression_bound - gain) / sd)
-                used = attempt * len(order) + start + len(block)
-                looks.append({"n": used, "gain": gain, "sd": sd, "better": better, "harm": harm})
-                last = attempt == cfg.passes - 1 and start + cfg.block >= len(order)
-                bar = LAST_CONFIDENCE if last else cfg.confidence
-                if better >= bar and harm < 1 - cfg.confidence:
-                    accepted, why = True, f"P(better) = {better:.2f}"
-                elif better < cfg.futility:
-                    why = f"P(better) = {better:.2f}, given up"
-                elif last:
-                    why = f"P(better) = {better:.2f} after {cfg.passes} passes: undecided"
-                if why:
-                    break
-            if why:
+        blocks = [(attempt, start) for attempt in range(cfg.passes) for start in range(0, len(order), cfg.block)]
+        looks: list[Look] = []
+        decision = ""
+        for attempt, start in blocks:
+            block = order[start : start + cfg.block]
+            await arena.roll(candidate, block, attempt=attempt, purpose=f"{name} race {candidate.hash} {start}")
+            looks.append(self._look(pool.skill, candidate, prior, price))
+            decision = self._decide(looks[-1], last=len(looks) == len(blocks))
+            if decision:
                 break
-        figures = looks[-1]
+        look, accepted = looks[-1], decision == "accepted"
         old, new = dict(self._select_scores(pool.skill.hash)), dict(self._select_scores(candidate.hash))
         differences = {sample: new[sample] - old[sample] for sample in sorted(new) if sample in old}
         return Verdict(
             skill=candidate if accepted else pool.skill,
             accepted=accepted,
-            reason=f"{100 * figures['gain']:+.1f} ± {100 * figures['sd']:.1f} points "
-            f"on {figures['n']} select rollouts, {why}",
-            score=min(1.0, max(0.0, posterior.contrast({"level": 1.0, "gain": float(accepted)})[0])),
+            reason=f"{100 * look.gain:+.1f} ± {100 * look.sd:.1f} points on {look.n} select rollouts, "
+            f"P(better) = {look.better:.2f}: {decision}",
+            score=min(1.0, max(0.0, look.level + look.gain * accepted)),
             candidate=candidate,
             before=mean([old[sample] for sample in differences]),
             after=mean([new[sample] for sample in differences]),
             differences=differences,
             reports=applied.reports,
-            numbers={"rule": "race", "prior": prior, "looks": looks, "price": price},
+            numbers={"rule": "race", "prior": prior, "looks": [asdict(look) for look in looks], "price": price},
         )
+
+    def _look(self, incumbent: Skill, candidate: Skill, prior: tuple[float, float], price: float) -> Look:
+        """What all evidence says of the candidate now."""
+        posterior = self._fit_race(incumbent, candidate, prior)
+        gain, sd = posterior.contrast({"gain": 1.0})
+        level, _ = posterior.contrast({"level": 1.0})
+        harm = normal_cdf((-self.arena.cfg.regression_bound - gain) / sd)
+        seen = len(self._select_scores(candidate.hash))
+        return Look(seen, level, gain, sd, better=normal_cdf((gain - price) / sd), harm=harm)
+
+    def _decide(self, look: Look, *, last: bool) -> str:
+        """ "" to go on; the veto on credible harm holds also where the last, lower bar is reached."""
+        cfg = self.arena.cfg
+        if look.better >= (LAST_CONFIDENCE if last else cfg.confidence) and look.harm < 1 - cfg.confidence:
+            return "accepted"
+        if look.better < cfg.futility:
+            return "given up"
+        return "undecided" if last else ""
 
     def _fit_race(self, incumbent: Skill, candidate: Skill, gain: tuple[float, float]) -> Posterior:
         """All that was ever seen on `select`: the incumbent's level, the candidate's gain, other versions' distance."""

@@ -53,9 +53,14 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _DIFF_STYLES = {"+": "green", "-": "red", "@": "cyan"}
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError  # rich would exit with 1, which means something else here
+
+
 def stdout() -> Console:
     """The console for results: no wrapping in a pipe, no markup, no guessing of colours for numbers."""
-    return Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+    return _Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 def clean(text: str) -> str:
@@ -96,7 +101,7 @@ class Progress:
 
     def hear(self, type: str, data: Mapping[str, Any]) -> None:
         if type == "waiting":
-            self.waiting = f"waiting {data['seconds']:g} s: {data['why']}"
+            self.waiting = f"waiting {data['seconds']:g} s: {_short(data['why'])}"
         elif type in ("rollout", "optimizer"):
             self.waiting = ""
         elif type == "start":
@@ -122,13 +127,20 @@ class Progress:
         """The incumbent's mean on `select` with its 95 % interval."""
         if self.score is None:
             return "select: not measured yet"
-        low, high = wilson(self.score * self.n, self.n)
+        low, high = wilson(min(max(self.score, 0.0), 1.0) * self.n, self.n)  # a gate may report a modelled mean
         return f"select {percent(self.score)} (95 % CI {100 * low:.0f}…{100 * high:.0f})"
 
+    @property
+    def learned(self) -> str:
+        return f"{self.describe_score()} · {self.accepted} accepted"
+
+    @property
+    def spent(self) -> str:
+        left = self.seconds_left()
+        return describe_usage(self.session.budget.spent) + (f" · about {duration(left)} left" if left else "")
+
     def __str__(self) -> str:
-        spent, left = self.session.budget.spent, self.seconds_left()
-        parts = [self.describe_score(), f"{self.accepted} accepted", describe_usage(spent)]
-        return " · ".join([*parts, f"about {duration(left)} left"] if left is not None else parts)
+        return f"{self.learned} · {self.spent}"
 
 
 def line(type: str, data: Mapping[str, Any], steps: int, slow: bool = False) -> Text | None:
@@ -279,10 +291,10 @@ class Live(Lines):
         bar = Table.grid(padding=(0, 1))
         where = f"step {current} of {progress.steps}" if progress.step < progress.steps else "finishing"
         bar.add_row(ProgressBar(total=progress.steps or 1, completed=progress.step, width=30), where)
-        rows: list[Any] = [bar, _text(str(progress))]
-        if progress.waiting:
-            rows.append(_text(progress.waiting, "yellow"))
-        return Group(*rows)
+        texts = [_text(progress.learned), _text(progress.spent), _text(progress.waiting, "yellow")]
+        for text in texts:  # a line that the terminal wraps would be redrawn in the wrong place
+            text.truncate(self.console.width - 1, overflow="ellipsis")
+        return Group(bar, *(text for text in texts if text.plain))
 
 
 @dataclass(slots=True)
@@ -434,7 +446,7 @@ def plan(session: Session, expected: Estimate) -> list[tuple[str, str]]:
     limits = [f"{value:g} {name}" for name, value in asdict(cfg.budget.limits).items() if value is not None]
     sizes, *power = describe_power(session.splits).splitlines()
     return [
-        ("skill", f"{cfg.skill}, about {session.skill.tokens:,} tokens"),
+        ("skill", f"{session.skill.name}, about {session.skill.tokens:,} tokens"),
         ("target", cfg.target.model),
         ("optimizer", optimizer_name(session)),
         ("samples", sizes),
@@ -453,7 +465,7 @@ def estimate_rows(expected: Estimate) -> list[tuple[str, str]]:
     else:
         cost = f"${expected.usd[0]:.2f} to at most ${expected.usd[1]:.2f}" if expected.usd[1] else "$0"
     return [
-        ("calls", f"{least:,} to {most:,} of the target, {few:,} to {many:,} of the optimizer"),
+        ("calls", f"{least:,} to {most:,} of the target" + (f", {few:,} to {many:,} of the optimizer" if many else "")),
         ("tokens", f"{amount(expected.tokens[0])} to at most {amount(expected.tokens[1])}"),
         ("cost", cost),
     ]
