@@ -13,6 +13,7 @@ from skilltune.api import run_training
 from skilltune.check import Check, check, estimate
 from skilltune.config import Config, make_config
 from skilltune.errors import UsageError
+from skilltune.models import Usage
 from skilltune.run import Run
 from skilltune.session import build_session
 from world import Faults, World
@@ -139,14 +140,14 @@ async def looked_at(tmp_path: Path, world: World, *overrides: str) -> Check:
     return found
 
 
-@pytest.mark.parametrize("preset", ["default", "paper"])
-async def test_a_run_stays_within_its_estimate(tmp_path: Path, world: World, preset: str) -> None:
-    overrides = [f"preset={preset}", "target.price=[1, 2]", "optimizer.price=[3, 4]", "train.epochs=2"]
+@pytest.mark.parametrize("setting", ["preset=default", "preset=paper", "optimizer.model=examples"])
+async def test_a_run_stays_within_its_estimate(tmp_path: Path, world: World, setting: str) -> None:
+    overrides = [setting, "target.max_tokens=16", "target.price=[1, 2]", "optimizer.price=[3, 4]", "train.epochs=2"]
     expected = (await looked_at(tmp_path, world, *overrides)).estimate
     assert expected is not None
     await run_training(config(tmp_path, world, *overrides), tmp_path, tmp_path / "run")
     run = Run.read(tmp_path / "run")
-    rolled, thought = run.usage["rollout"], run.usage["optimizer"]
+    rolled, thought = run.usage["rollout"], run.usage.get("optimizer", Usage())
     run.close()
     assert expected.target_calls[0] <= rolled.calls <= expected.target_calls[1]
     assert expected.optimizer_calls[0] <= thought.calls <= expected.optimizer_calls[1]

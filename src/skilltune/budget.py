@@ -35,13 +35,19 @@ def parse_budget(text: str) -> dict[str, float]:
     """ "5 usd", "$5", "2M tokens, 30 minutes" → {"usd": 5.0, …}. Raises `UsageError`."""
     limits: dict[str, float] = {}
     for part in filter(None, (piece.strip() for piece in text.lower().split(","))):
-        found = re.fullmatch(r"(\$?)\s*([\d_.]+)\s*([km]?)\s*([a-z]*)", part)
-        unit = found and (found[1] or found[4].rstrip("s"))
+        found = re.fullmatch(r"(\$?)\s*(\d[\d_]*(?:\.\d+)?)\s*([km]?)\s*(usd|tokens?|calls?|minutes?|min|)", part)
+        unit = found and found[1] + found[4].rstrip("s")  # both or neither: no unit
         if not found or unit not in _UNITS:
             raise UsageError(
                 f'cannot read the budget "{part}": write "5 usd", "2000 calls", "2M tokens" or "30 minutes"'
             )
-        limits[_UNITS[unit]] = float(found[2]) * _SCALE[found[3]]
+        if _UNITS[unit] in limits:
+            raise UsageError(f'the budget "{text}" limits {_UNITS[unit]} twice')
+        limits[_UNITS[unit]] = round(float(found[2]) * _SCALE[found[3]], 9)  # 1.001k is a whole number
+    if not limits:
+        raise UsageError(
+            'the budget is empty: write "5 usd", "2000 calls", "2M tokens" or "30 minutes", or leave it out'
+        )
     return limits
 
 
@@ -75,7 +81,7 @@ class Budget:
         """Reserve one call before it is made; append what it really cost to the yielded list.
 
         `bound` is the caller's upper estimate. Raises `BudgetExceeded` when the call may pass a limit, `UsageError`
-        when dollars are limited and the call has no known price.
+        when dollars are limited and this call, or one before it, has no known price.
         """
         if self.limits.usd is not None and bound.usd is None:
             raise UsageError(
@@ -101,6 +107,11 @@ class Budget:
             ("tokens", self.limits.tokens, after.tokens),
             ("usd", self.limits.usd, after.usd),
         ):
+            if limit is not None and value is None:
+                raise UsageError(
+                    "the budget is in dollars, but a call of this run had no known price, so what is spent is unknown: "
+                    "budget in calls or tokens, or start a fresh run with `price` set for every model."
+                )
             if limit is not None and value is not None and value > limit + 1e-9:
                 kept = " (part of it is kept for the certificate)" if self.held.calls else ""
                 raise BudgetExceeded(

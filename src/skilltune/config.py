@@ -24,7 +24,7 @@ FILE_NAME = "skilltune.toml"
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
 class EnvConfig(_Section):
@@ -197,18 +197,23 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> tuple[Config, Path
 def make_config(tree: Mapping[str, Any], overrides: Iterable[str] = (), *, source: str = "the configuration") -> Config:
     """A Config from a nested mapping, its preset's defaults beneath and the overrides on top."""
     given = _merge({}, tree)
+    _read_budget(given)  # before and after: an override may change one limit of a written budget, or bring one
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key.strip():
             raise UsageError(f'"{override}" is not an override: write section.key=value, e.g. train.epochs=2')
         _put(given, key.strip(), _toml_value(value.strip()), override)
-    if isinstance(given.get("budget"), str):
-        given["budget"] = parse_budget(given["budget"])
+    _read_budget(given)
     preset = given.get("preset", "default")
     try:
-        return Config.model_validate(_merge(PRESETS.get(preset, {}), given))
+        return Config.model_validate(_merge(PRESETS.get(str(preset), {}), given))
     except ValidationError as error:
         raise UsageError("\n".join(_explain(item, source) for item in error.errors())) from error
+
+
+def _read_budget(tree: dict[str, Any]) -> None:
+    if isinstance(tree.get("budget"), str):
+        tree["budget"] = parse_budget(tree["budget"])
 
 
 def _toml_value(text: str) -> Any:
@@ -260,9 +265,9 @@ def to_toml(cfg: Config) -> str:
 
 
 def _toml(value: Any) -> str:
-    """A TOML value: JSON's scalars and arrays are TOML's too, objects become inline tables."""
+    """A TOML value: JSON's scalars and arrays are TOML's too, objects become inline tables; TOML has no null."""
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{json.dumps(key)} = {_toml(item)}" for key, item in value.items()) + "}"
+        return "{" + ", ".join(f"{_toml(key)} = {_toml(item)}" for key, item in value.items() if item is not None) + "}"
     if isinstance(value, list):
         return "[" + ", ".join(_toml(item) for item in value) + "]"
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -20,7 +20,7 @@ class Score:
     value: float
     why: str = ""
     soft: float | None = None
-    metrics: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         for name, number in (("value", self.value), ("soft", self.soft)):

@@ -16,6 +16,7 @@ import sqlite3
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -66,7 +67,7 @@ def rng(seed: int, *purpose: object) -> random.Random:
 def write_atomic(path: Path, data: str | bytes) -> None:
     """Write under a temporary name in the same folder, then rename: a reader sees the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    raw = data.encode("utf-8") if isinstance(data, str) else data
+    raw = data.encode("utf-8", "backslashreplace") if isinstance(data, str) else data  # half a surrogate pair: \\ud800
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -93,7 +94,7 @@ class Run:
         self._db, self._lock = db, lock
         self._flights: dict[str, _Flight] = {}
         self._usage: dict[str, Usage] = {}
-        for kind, usage in db.execute("SELECT kind, usage FROM memo WHERE usage != '{}'"):
+        for kind, usage in self._rows("SELECT kind, usage FROM memo WHERE usage != '{}'"):
             self._spend(kind, Usage(**json.loads(usage)))
 
     # -- opening and closing
@@ -108,17 +109,15 @@ class Run:
         folder = Path(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            lock = _take_lock(folder)
-            db = _connect(folder / "run.db")
         except OSError as error:
             raise RunError(f"cannot use the run folder {folder}: {error.strerror or error}") from error
-        run = cls(folder, db, lock)
-        if config is not None:
-            try:
+        with ExitStack() as undo:
+            lock = undo.enter_context(closing(_take_lock(folder)))
+            db = undo.enter_context(closing(_connect(folder / "run.db")))
+            run = cls(folder, db, lock)
+            if config is not None:
                 run._check_config(config, tuple(may_differ))
-            except BaseException:
-                run.close()
-                raise
+            undo.pop_all()
         return run
 
     @classmethod
@@ -127,7 +126,11 @@ class Run:
         path = Path(folder) / "run.db"
         if not path.is_file():
             raise RunError(f"no run in {folder}: it has no run.db. `skilltune train` creates one.")
-        return cls(Path(folder), _connect(path), None)
+        with ExitStack() as undo:
+            db = undo.enter_context(closing(_connect(path, create=False)))
+            run = cls(Path(folder), db, None)
+            undo.pop_all()
+        return run
 
     def close(self) -> None:
         self._db.close()
@@ -154,15 +157,20 @@ class Run:
         flight = self._flights.get(key)
         if flight is None:
             flight = self._flights[key] = _Flight(asyncio.ensure_future(self._pay(key, kind, fn)))
-            flight.task.add_done_callback(lambda _: self._flights.pop(key, None))
+            flight.task.add_done_callback(lambda _: self._land(key, flight))
         flight.waiters += 1
         try:
             return await asyncio.shield(flight.task)
         finally:
             flight.waiters -= 1
             if flight.waiters == 0 and not flight.task.done():
+                self._land(key, flight)  # who asks from now on makes a call of its own
                 flight.task.cancel()
                 await asyncio.wait([flight.task])
+
+    def _land(self, key: str, flight: _Flight) -> None:
+        if self._flights.get(key) is flight:
+            del self._flights[key]
 
     async def _pay(self, key: str, kind: str, fn: Callable[[], Awaitable[Paid]]) -> Any:
         paid = await fn()
@@ -179,11 +187,11 @@ class Run:
 
     def recall(self, key: str) -> tuple[Any] | None:
         """The stored value in a 1-tuple (so that a stored null differs from nothing stored), or None."""
-        row = self._db.execute("SELECT value FROM memo WHERE key = ?", (key,)).fetchone()
-        if row is None:
+        rows = self._rows("SELECT value FROM memo WHERE key = ?", key)
+        if not rows:
             return None
         self.replayed += 1
-        return (json.loads(row[0]),)
+        return (json.loads(rows[0][0]),)
 
     def _store(self, key: str, kind: str, value: Any, usage: Usage) -> None:
         cost = {name: number for name, number in asdict(usage).items() if number != 0}
@@ -219,12 +227,12 @@ class Run:
     def events(self, type: str | None = None) -> list[tuple[float, str, dict[str, Any]]]:
         """(time, type, data) of the recorded events in order, all or of one type."""
         where, values = ("WHERE type = ?", (type,)) if type else ("", ())
-        rows = self._db.execute(f"SELECT t, type, json FROM event {where} ORDER BY id", values)
+        rows = self._rows(f"SELECT t, type, json FROM event {where} ORDER BY id", *values)
         return [(t, kind, json.loads(data)) for t, kind, data in rows]
 
     def memos(self, kind: str) -> list[tuple[str, Any, Usage]]:
         """(key, value, usage) of every stored answer of one kind, in order of time."""
-        rows = self._db.execute("SELECT key, value, usage FROM memo WHERE kind = ? ORDER BY t, key", (kind,))
+        rows = self._rows("SELECT key, value, usage FROM memo WHERE kind = ? ORDER BY t, key", kind)
         return [(key, json.loads(value), Usage(**json.loads(usage))) for key, value, usage in rows]
 
     def keep(self, hash: str, data: bytes) -> None:
@@ -232,8 +240,8 @@ class Run:
         self._write("INSERT OR IGNORE INTO blob VALUES (?, ?)", (hash, data))
 
     def kept(self, hash: str) -> bytes | None:
-        row = self._db.execute("SELECT data FROM blob WHERE hash = ?", (hash,)).fetchone()
-        return None if row is None else row[0]
+        rows = self._rows("SELECT data FROM blob WHERE hash = ?", hash)
+        return rows[0][0] if rows else None
 
     def write(self, name: str, data: str | bytes) -> Path:
         """Write a derived file of the run folder atomically."""
@@ -248,9 +256,9 @@ class Run:
 
     def adopt(self, other: Run) -> int:
         """Copy the paid answers of another run as free ones; its decisions stay behind. Returns how many."""
-        rows = other._db.execute("SELECT key, kind, value, '{}', t FROM memo WHERE kind != ?", (DECISIONS,)).fetchall()
-        with self._db:
-            self._db.executemany("INSERT OR IGNORE INTO memo VALUES (?, ?, ?, ?, ?)", rows)
+        rows = other._rows("SELECT key, kind, value, '{}', t FROM memo WHERE kind != ?", DECISIONS)
+        for row in rows:
+            self._write("INSERT OR IGNORE INTO memo VALUES (?, ?, ?, ?, ?)", row)
         return len(rows)
 
     @property
@@ -275,6 +283,12 @@ class Run:
                 "still applies, or `--run DIR` for a fresh one."
             )
 
+    def _rows(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
+        try:
+            return self._db.execute(sql, values).fetchall()
+        except sqlite3.DatabaseError as error:
+            raise _unreadable(self.folder / "run.db", error) from error
+
     def _write(self, sql: str, values: tuple[Any, ...]) -> None:
         try:
             self._db.execute(sql, values)
@@ -297,12 +311,27 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:  # half a surrogate pair, as some models answer: what was paid for must be stored
+        return json.dumps(value, separators=(",", ":"))
+    return text
 
 
-def _connect(path: Path) -> sqlite3.Connection:
+def _unreadable(path: Path, error: sqlite3.Error) -> RunError:
+    return RunError(
+        f"{path} cannot be read ({error}). Move the folder away to start afresh, or recover the answers in it "
+        "with `sqlite3 run.db .recover`."
+    )
+
+
+def _connect(path: Path, *, create: bool = True) -> sqlite3.Connection:
     """Open the journal, creating it where it is new; autocommit, so that what `once` returned is on disk."""
-    db = sqlite3.connect(path, isolation_level=None, timeout=10)
+    try:
+        db = sqlite3.connect(path, isolation_level=None, timeout=10)
+    except sqlite3.Error as error:
+        raise _unreadable(path, error) from error
     try:
         version = db.execute("PRAGMA user_version").fetchone()[0]
         if version > SCHEMA_VERSION:
@@ -310,16 +339,15 @@ def _connect(path: Path) -> sqlite3.Connection:
                 f"{path} was written by a newer skilltune (schema {version}, this one reads {SCHEMA_VERSION}): "
                 "upgrade skilltune, or use another run folder."
             )
+        if version == 0 and not create:
+            raise RunError(f"the run in {path.parent} has not begun yet: its run.db is empty.")
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = NORMAL")  # survives a killed process; a power cut may lose the last answers
         if version == 0:
             db.executescript(f"BEGIN; {_TABLES} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
     except sqlite3.DatabaseError as error:
         db.close()
-        raise RunError(
-            f"{path} cannot be read ({error}). Move the folder away to start afresh, or recover the answers in it "
-            "with `sqlite3 run.db .recover`."
-        ) from error
+        raise _unreadable(path, error) from error
     except RunError:
         db.close()
         raise
@@ -328,13 +356,16 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 def _take_lock(folder: Path) -> sqlite3.Connection:
     """An exclusive SQLite transaction on `lock.db`: portable, and gone with the process however it dies."""
-    lock = sqlite3.connect(folder / "lock.db", isolation_level=None, timeout=0)
-    try:
-        lock.execute("BEGIN EXCLUSIVE")
-    except sqlite3.OperationalError as error:
-        lock.close()
-        raise RunError(
-            f"cannot lock the run in {folder} ({error}): another skilltune is writing to it, or the folder is not "
-            "writable. Wait for it, stop it, or choose another folder with `--run DIR`."
-        ) from error
+    with ExitStack() as undo:
+        try:
+            lock = undo.enter_context(closing(sqlite3.connect(folder / "lock.db", isolation_level=None, timeout=0)))
+            lock.execute("BEGIN EXCLUSIVE")
+        except sqlite3.OperationalError as error:
+            raise RunError(
+                f"cannot lock the run in {folder} ({error}): another skilltune is writing to it, or the folder is not "
+                "writable. Wait for it, stop it, or choose another folder with `--run DIR`."
+            ) from error
+        except sqlite3.DatabaseError as error:
+            raise RunError(f"cannot lock the run: {folder / 'lock.db'} is damaged ({error}); delete it.") from error
+        undo.pop_all()
     return lock

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from skilltune import __version__
 from skilltune.budget import Budget
 from skilltune.calls import Client
 from skilltune.config import Config, ModelConfig, to_toml
@@ -81,7 +82,7 @@ class Session:
 
     def record_start(self, skill: Skill, score: float | None) -> None:
         self._version(0, skill, {"version": 0, "skill": skill.hash, "score": score, "reason": "the input"})
-        self.run.emit("start", skill=skill.hash, score=score, select=len(self.splits.select))
+        self.run.emit("start", name=skill.name, skill=skill.hash, score=score, select=len(self.splits.select))
 
     def record(self, step: Step, verdict: Verdict, limit: int, *, version: int) -> None:
         """One verdict: an event with all its figures and, if a version was accepted, the version's files."""
@@ -147,6 +148,7 @@ def build_session(cfg: Config, run: Run, root: Path, *, env: Env | None = None, 
     """
     env = build_env(cfg, root, env)
     start = Skill.load(root / cfg.skill) if skill is None else skill
+    _unchanged(run, "version", "skilltune's own version", __version__)
     _unchanged(run, "skill", f"the skill {cfg.skill}", start.hash)
     splits = fixed_split(cfg, run, env)
     train_by_id = {sample.id: sample for sample in splits.train}

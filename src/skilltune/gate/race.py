@@ -27,8 +27,7 @@ OTHER_VERSION = (0.0, 0.30)  # of the distance of any other version from the inc
 UNSCREENED = (0.0, 0.10)  # of the gain of a candidate that was not screened: sceptical, most changes do little
 SHRINK = 0.5  # of a screened gain: the best of many is flattered, and train is not select
 DEVIATION = 0.04  # sd by which the gain on `select` may miss what the screen foretold
-ROUNDS = 3  # of the screen: the first is balanced, the others follow what was learned
-SUBSET = 3  # edits in a screened text: more are tested at once, fewer hide one another
+ROUNDS = (0.5, 0.25, 0.25)  # of the screen: the first shows each edit once, the others follow what was learned
 WORTH = 0.6  # an edit is put into a candidate when P(it adds something) is at least this
 LAST_CONFIDENCE = 0.90  # accept above this when all passes are used up
 FORGET = 2.0  # an earlier posterior's sd counts so much wider under a new incumbent
@@ -54,10 +53,12 @@ class Race:
     arena: Arena
     leftover: list[Proposal] = field(default_factory=list)
     learned: dict[str, tuple[float, float]] = field(default_factory=dict)  # "KEY edit|claim" → mean, sd
+    score: float | None = None  # the incumbent's level on `select`
 
     async def baseline(self, skill: Skill) -> float | None:
         rollouts = await self.arena.roll(skill, self.arena.select, purpose="select")
-        return mean([self.arena.metric(rollout.score) for rollout in rollouts if rollout.score is not None])
+        self.score = mean([self.arena.metric(rollout.score) for rollout in rollouts if rollout.score is not None])
+        return self.score
 
     async def judge(
         self, skill: Skill, proposals: Sequence[Proposal], *, limit: int, name: str, protect: Sequence[str] = ()
@@ -65,18 +66,17 @@ class Race:
         cfg = self.arena.cfg
         fresh = {proposal.edit.key: proposal for proposal in [*self.leftover, *proposals]}
         pool = Pool.of(skill, list(fresh.values()), cfg.pool, protect, self.arena.max_tokens)
-        score = mean([value for _, value in self._select_scores(skill.hash)])
         if not pool.proposals:
             reason = "none of the edits could be applied" if fresh else "nothing was proposed"
             return Verdict(
-                skill, False, reason, score, rejected=tuple(Rejected(p.edit, reason) for p in fresh.values())
+                skill, False, reason, self.score, rejected=tuple(Rejected(p.edit, reason) for p in fresh.values())
             )
 
         screened = await self._screen(pool, limit, name)
-        verdict = Verdict(skill, False, "the screen found no edit worth a race", score)
+        verdict = Verdict(skill, False, "the screen found no edit worth a race", self.score)
         chosen = screened.assemble(limit, WORTH) if screened else (0,)
         if chosen:
-            verdict = await self._race(pool, chosen, screened, name, score)
+            verdict = await self._race(pool, chosen, screened, name)
         return self._settle(pool, screened, verdict, chosen)
 
     # -- (a) the screen and (b) its model
@@ -90,14 +90,15 @@ class Race:
         known = self._known(pool.skill.hash, by_id)
         observations = [Observation(sample, {"level": 1.0}, score) for sample, score in known.items()]
         screened = None
-        for number in range(ROUNDS):
+        for number, share in enumerate(ROUNDS):
             draw = rng(arena.seed, "screen", name, number)
-            texts = max(2, cfg.texts // ROUNDS)
+            texts = max(1, round(share * cfg.texts))
             if screened is None:
-                design = balanced(pool, texts, min(limit, SUBSET, len(pool.proposals) - 1), draw)
+                size = min(limit, len(pool.proposals) - 1, math.ceil(len(pool.proposals) / texts))
+                design = balanced(pool, texts, size, draw)
             else:
                 design = screened.sampled(texts, limit)
-            plan = assign(pool, design, known, cfg.screen // ROUNDS, draw)
+            plan = assign(pool, design, known, round(share * cfg.screen), draw)
             results = await gather(
                 [
                     arena.roll(pool.text(subset), [by_id[sample] for sample in samples], purpose=f"{name} {subset}")
@@ -122,9 +123,7 @@ class Race:
 
     # -- (c) the race
 
-    async def _race(
-        self, pool: Pool, chosen: tuple[int, ...], screened: Screened | None, name: str, score: float | None
-    ) -> Verdict:
+    async def _race(self, pool: Pool, chosen: tuple[int, ...], screened: Screened | None, name: str) -> Verdict:
         cfg, arena = self.arena.cfg, self.arena
         edits = [pool.proposals[i].edit for i in chosen]
         applied = apply(pool.skill, edits, protect=pool.protect, max_tokens=pool.max_tokens)
@@ -147,6 +146,7 @@ class Race:
             if decision:
                 break
         look, accepted = looks[-1], decision == "accepted"
+        self.score = min(1.0, max(0.0, look.level + look.gain * accepted))
         old, new = dict(self._select_scores(pool.skill.hash)), dict(self._select_scores(candidate.hash))
         differences = {sample: new[sample] - old[sample] for sample in sorted(new) if sample in old}
         return Verdict(
@@ -154,7 +154,7 @@ class Race:
             accepted=accepted,
             reason=f"{100 * look.gain:+.1f} ± {100 * look.sd:.1f} points on {look.n} select rollouts, "
             f"P(better) = {look.better:.2f}: {decision}",
-            score=min(1.0, max(0.0, look.level + look.gain * accepted)),
+            score=self.score,
             candidate=candidate,
             before=mean([old[sample] for sample in differences]),
             after=mean([new[sample] for sample in differences]),

@@ -17,13 +17,18 @@ from skilltune.samples import Sample
 
 COPIED_WORDS = 8  # so many consecutive words of a sample's text in an edit are a copy, not a rule
 COPIED_ANSWER = 20  # an expected answer of so many characters must not stand in an edit
+_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
 _TAGS = re.compile(r"</?(?=(?:skill|edit_budget|notes|rejected|trajectory|patch|edit|pair)\b)", re.IGNORECASE)
 
 
 def tag(name: str, text: str, **attributes: object) -> str:
     """<name a="…">text</name>; text that looks like one of our tags is defused, attributes are escaped."""
     shown = "".join(f' {key}="{html.escape(str(value))}"' for key, value in attributes.items())
-    return f"<{name}{shown}>\n{_TAGS.sub(lambda found: found[0].replace('<', '‹'), text)}\n</{name}>"
+    return f"<{name}{shown}>\n{_defused(text)}\n</{name}>"
+
+
+def _defused(text: str) -> str:
+    return _TAGS.sub(lambda found: found[0].replace("<", "‹"), text)
 
 
 def render_rollout(rollout: Rollout, sample: Sample, env: Env, *, chars: int, show_expected: bool) -> str:
@@ -32,14 +37,20 @@ def render_rollout(rollout: Rollout, sample: Sample, env: Env, *, chars: int, sh
     turns = "\n\n".join(f"[{turn.role}]\n{turn.text}" for turn in rollout.trajectory.turns)
     expected, why = env.expected(sample), rollout.score.why
     ending = [f"Final answer: {rollout.answer}"]
-    if expected and not show_expected:
-        why = why.replace(expected, "(hidden)")
+    if not show_expected:
+        why = _hide(why, expected)
     if why:
         ending.append(f"Scorer: {why}")
     if expected and show_expected:
         ending.append(f"Expected: {expected}")
     end = elide("\n".join(ending), chars // 2)
     return f"{elide(turns, max(chars - len(end), 0))}\n\n{end}"
+
+
+def _hide(why: str, expected: str) -> str:
+    """A scorer's reason without what it quotes: the expected answer in whatever spelling, or a checker's pattern."""
+    why = _QUOTED.sub("(hidden)", why)
+    return re.sub(rf"(?<!\w){re.escape(expected)}(?!\w)", "(hidden)", why, flags=re.IGNORECASE) if expected else why
 
 
 def elide(text: str, chars: int) -> str:
@@ -64,12 +75,12 @@ def trajectory_tag(rollout: Rollout, text: str) -> str:
 
 def support(edit: Edit, shown: Mapping[str, str]) -> tuple[str, ...]:
     """The samples whose citation holds: the quote is not empty and stands, up to white space, in what was shown."""
-    texts = {sample: _squeeze(text) for sample, text in shown.items()}
+    texts = {sample: _squeeze(_defused(text)) for sample, text in shown.items()}
     return tuple(
         dict.fromkeys(
             cited.sample
             for cited in edit.evidence
-            if (quote := _squeeze(cited.quote)) and quote in texts.get(cited.sample, "")
+            if (quote := _squeeze(_defused(cited.quote))) and quote in texts.get(cited.sample, "")
         )
     )
 

@@ -40,27 +40,26 @@ class ExamplesOptimizer:
     ) -> list[Proposal]:
         """Up to `pool` edits: the format line, removals and one exchange, the rest new examples, failures first."""
         draw = rng(self.seed, "examples", step.index)
-        tried = {entry.edit.key for entry in memory.rejected}
-        present = [text for sample in self.samples.values() if (text := self.example(sample)) in skill.body]
-        present.sort(key=skill.body.index)
+        body = skill.body.replace("\r\n", "\n")
+        places = {text: _place(body, text) for sample in self.samples.values() if (text := self.example(sample))}
+        present = sorted((text for text in places if places[text] >= 0), key=lambda text: places[text])
 
-        others = [*self._format(skill, rollouts), *self._removals(present, draw), *self._exchange(skill, present, draw)]
+        others = [*self._format(body, rollouts), *self._removals(present, draw), *self._exchange(body, present, draw)]
         failed = [r.sample for r in rollouts if r.score is not None and not r.score.hard]
         draw.shuffle(failed)
-        new = [self._add(self.samples[sample]) for sample in dict.fromkeys(failed)]
-        fresh = [
-            proposal
-            for proposal in new
-            if proposal.edit.text and proposal.edit.text not in skill.body and len(proposal.edit.text) <= CHARS
-        ]
-        chosen = [proposal for proposal in [*others, *fresh] if proposal.edit.key not in tried]
-        return _mixed(chosen, len(others), max(self.pool, limit))
+        new = {self.example(self.samples[sample]): self.samples[sample] for sample in dict.fromkeys(failed)}
+        fresh = [self._add(sample) for text, sample in new.items() if text and places[text] < 0 and len(text) <= CHARS]
+        tried = {entry.edit.key for entry in memory.rejected}
+        others, fresh = ([p for p in part if p.edit.key not in tried] for part in (others, fresh))
+        return _mixed(others, fresh, max(self.pool, limit))
 
     def example(self, sample: Sample) -> str:
-        """A sample as the target would see it, followed by its expected answer."""
+        """A sample as the target would see it, followed by its expected answer; "" where no answer is known."""
+        expected = self.env.expected(sample)
         asked = "\n\n".join(message.text for message in self.env.messages(sample)).rstrip()
         joint = " " if asked.endswith(":") else "\n"
-        return f"{asked}{joint}{self.env.expected(sample)}"
+        text = re.sub(r"\r\n?", "\n", f"{asked}{joint}{expected}")
+        return text.strip("\n").rstrip() if expected else ""  # as it will stand in the skill
 
     def _add(self, sample: Sample) -> Proposal:
         why = f"a worked example of train sample {sample.id}, which failed"
@@ -71,27 +70,26 @@ class ExamplesOptimizer:
         chosen = draw.sample(present, min(REMOVALS, len(present)))
         return [Proposal(Edit("delete", target=text, why="does this example still help?")) for text in chosen]
 
-    def _exchange(self, skill: Skill, present: Sequence[str], draw: Random) -> list[Proposal]:
+    def _exchange(self, body: str, present: Sequence[str], draw: Random) -> list[Proposal]:
         """Two neighbouring examples in the other order: for small models the last one weighs most."""
         pairs = [
             (target, f"{second}{between}{first}")
             for first, second in pairwise(present)
-            for start in (skill.body.index(first),)
-            for between in (skill.body[start + len(first) : skill.body.index(second)],)
+            for between in (body[_place(body, first) + len(first) : _place(body, second)],)
             for target in (f"{first}{between}{second}",)
-            if not between.strip()
+            if between and not between.strip()
         ]
         if not pairs:
             return []
         target, text = draw.choice(pairs)
         return [Proposal(Edit("replace", target=target, text=text, why="the other order of two examples"))]
 
-    def _format(self, skill: Skill, rollouts: Sequence[Rollout]) -> list[Proposal]:
+    def _format(self, body: str, rollouts: Sequence[Rollout]) -> list[Proposal]:
         """One line on the shape that the expected answers of this batch share, if they share one."""
         answers = [self.env.expected(self.samples[r.sample]) for r in rollouts]
         line = describe_format([answer for answer in answers if answer])
         failed = tuple(r.sample for r in rollouts if r.score is not None and not r.score.hard)
-        if not line or line in skill.body or not failed:
+        if not line or line in body or not failed:
             return []
         return [Proposal(Edit("add", text=line, why="the shape that all expected answers share"), failed)]
 
@@ -110,11 +108,12 @@ class ExamplesOptimizer:
 
 
 def describe_format(answers: Sequence[str]) -> str:
-    """A rule for the shape that all answers share ("" if none): runs of digits, letters and punctuation, by example."""
-    if len(answers) < 3:
+    """A rule for the shape that all answers share ("" if none): runs of digits, letters and punctuation, by example.
+    Where all answers are the same there is no shape to see, and the rule would be the answer."""
+    if len(answers) < 3 or len(set(answers)) == 1:
         return ""
     shapes = {re.sub(r"\d+", "0", re.sub(r"[^\W\d_]+", "a", answer)) for answer in answers}
-    if len(shapes) == 1 and len(set(answers)) > 1 and (shape := shapes.pop()) not in {"a", "0"}:
+    if len(shapes) == 1 and (shape := shapes.pop()) not in {"a", "0"}:
         readable = shape.replace("0", "<digits>").replace("a", "<word>")
         return f"Answer with nothing but {readable}."
     prefix = answers[0]
@@ -124,7 +123,12 @@ def describe_format(answers: Sequence[str]) -> str:
     return f'Begin the answer with "{prefix.strip()}".' if len(prefix.strip()) >= 3 else ""
 
 
-def _mixed(proposals: list[Proposal], others: int, most: int) -> list[Proposal]:
-    """At most a third of the others, then new examples up to `most`."""
-    kept = proposals[:others][: max(1, most // 3)]
-    return [*kept, *proposals[others:]][:most]
+def _place(body: str, text: str) -> int:
+    """Where the text stands in the body on lines of its own, or -1: within a longer example it is no example."""
+    found = re.search(rf"^{re.escape(text)}[ \t]*$", body, re.MULTILINE)
+    return found.start() if found else -1
+
+
+def _mixed(others: list[Proposal], fresh: list[Proposal], most: int) -> list[Proposal]:
+    """Others for at most a third of `most`, then new examples."""
+    return [*others[: max(1, most // 3)], *fresh][:most]
