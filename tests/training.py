@@ -1,7 +1,7 @@
 """Training on a simulated world, for the end-to-end tests; `python tests/training.py JSON` does it in a process of its
 own, so that it can be killed.
 
-Worlds are small (a run takes about a second) and free of chance: what a test sees once, it always sees.
+Worlds are small (a run takes about a second) and a pure function of their seed: what a test saw once, it always sees.
 """
 
 from __future__ import annotations
@@ -9,34 +9,52 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
-import pytest
-
-import skilltune as st
+from skilltune import Env, Result
+from skilltune.api import run_training
+from skilltune.config import make_config
 from skilltune.models.retry import Endpoint, RetryPolicy
 from skilltune.run import Run
-from world import TICKET, Call, World, _Refused
+from world import TICKET, Call, Faults, World, _Refused
 
 FRONT = "---\nname: desk\ndescription: Enters the code of a ticket.\n---\n"
 START = f"{FRONT}# Desk\n\nAnswer each ticket with its code.\n"
+DEFAULTS = {"train.epochs": 2, "train.batch_size": 16, "train.minibatch_size": 4, "gate.screen": 24}
 Json = dict[str, Any]
+Fate = Callable[[Call, str | None], str | None]
 
 
 def small(**settings: Any) -> World:
-    """A world in which a step is a second's work."""
+    """A world in which training takes about a second."""
     return World(**{"classes": 4, "train": 32, "select": 16, "test": 24, "sloppy": 0.0, **settings})
+
+
+class Fated(World):
+    """A small world in which `fate(call, sample id)` says which calls fail always: "error", "garbled", … or None."""
+
+    def __init__(self, fate: Fate, **settings: Any) -> None:
+        super().__init__(**{"classes": 4, "train": 32, "select": 16, "test": 24, "sloppy": 0.0, **settings})
+        self.fate = fate
+
+    def _check(self, call: Call, headers: dict[str, str], faults: Faults) -> None:
+        super()._check(call, headers, faults)
+        asked = [name for name in TICKET.findall(call.user) if name in self.tickets]
+        call.fault = self.fate(call, asked[-1] if asked else None) or call.fault
+        if call.fault == "error":
+            raise _Refused(500, "the server had an error")
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished run: its result and its folder, the journal read from disk."""
+    """A finished run: its result, and its folder with the journal as read from disk."""
 
-    result: st.Result
+    result: Result
     folder: Path
 
     @property
@@ -45,55 +63,88 @@ class Trained:
 
     @property
     def outcome(self) -> tuple[object, ...]:
-        """All that two runs of the same settings must agree in."""
+        """What two runs of the same settings must agree in."""
         return self.versions, self.result.best.text, self.result.certificate, self.result.exit_code
 
-    def events(self, type: str) -> list[Json]:
-        return journal(self.folder, lambda run: [data for _, _, data in run.events(type)])
-
     @property
-    def rollouts(self) -> list[Json]:
-        return journal(self.folder, lambda run: [value for _, value, _ in run.memos("rollout")])
+    def verdicts(self) -> list[Json]:
+        return events(self.folder, "verdict")
 
-    def text(self, name: str) -> str:
+    def read(self, name: str) -> str:
         return (self.folder / name).read_bytes().decode()
 
+    def rows(self, name: str) -> list[Json]:
+        return [json.loads(line) for line in self.read(name).splitlines()]
 
-def journal(folder: Path, look: Callable[[Run], Any]) -> Any:
+
+def events(folder: Path, type: str) -> list[Json]:
+    """The data of the recorded events of one type."""
     run = Run.read(folder)
     try:
-        return look(run)
+        return [data for _, _, data in run.events(type)]
     finally:
         run.close()
 
 
-async def train(
-    world: World, folder: Path, *, name: str = "run", text: str | None = START, **settings: Any
-) -> Trained:
-    """Train in `folder`/`name`; the skill and the samples are written beside it once."""
-    prepare(world, folder, text)
-    return await train_at(world.url, folder, name=name, **settings)
-
-
-def prepare(world: World, folder: Path, text: str | None = START) -> None:
-    folder.mkdir(exist_ok=True)
+def prepare(world: World, folder: Path, text: str = START) -> None:
+    """Write the samples and the skill, once."""
     if not (folder / "samples.jsonl").exists():
         world.write(folder / "samples.jsonl")
-    if text is not None and not (folder / "SKILL.md").exists():
+    if not (folder / "SKILL.md").exists():
         (folder / "SKILL.md").write_bytes(text.encode())
 
 
-async def train_at(url: str, folder: Path, *, name: str = "run", **settings: Any) -> Trained:
-    sections: Json = {"train": {"epochs": 2, "batch_size": 16, "minibatch_size": 4}, "gate": {"screen": 24}}
-    for section, values in settings.items():
-        merge = isinstance(values, Mapping) and section in sections
-        sections[section] = {**sections[section], **values} if merge else values
-    sections.setdefault("target", {"workers": 16})
-    given = {"skill": folder / "SKILL.md", "env": folder / "samples.jsonl", "run": folder / name} | {
-        "target": f"openai@{url}/target",
-        "optimizer": f"openai@{url}/optimizer",
-    }
-    target = sections.pop("target")
-    result = await _atrain(**{**given, **sections}, target_section=target)
-    folders = [folder / name, *sorted(folder.glob(f"{name}-*"))]
-    return Trained(result, folders[-1] if settings.get("fork") else folders[0])
+async def train(world: World, folder: Path, settings: Json | None = None, **tables: Any) -> Trained:
+    """Train on the world as `train_at` does, with START as the skill unless the folder holds one already."""
+    prepare(world, folder)
+    return await train_at(world.url, folder, settings, **tables)
+
+
+async def train_at(
+    url: str,
+    folder: Path,
+    settings: Json | None = None,
+    *,
+    run: str = "run",
+    env: Env | None = None,
+    fork: bool = False,
+    optimizer: str = "optimizer",
+    **tables: Any,
+) -> Trained:
+    """Train `folder`/SKILL.md on `folder`/samples.jsonl at an endpoint; `settings` are "section.key" → value over
+    DEFAULTS, `tables` are top-level keys of the config (preset, seed, budget)."""
+    given = {"target.workers": 16, **DEFAULTS, **(settings or {})}
+    tree: Json = {"skill": "SKILL.md", **tables}
+    for key, value in given.items():
+        section, _, name = key.partition(".")
+        tree.setdefault(section, {})[name] = value
+    tree.setdefault("env", {}).setdefault("samples", "" if env else "samples.jsonl")
+    tree["target"].setdefault("model", f"openai@{url}/target")
+    tree.setdefault("optimizer", {}).setdefault("model", f"openai@{url}/{optimizer}")
+    used: list[Path] = []
+    result = await run_training(
+        make_config(tree), folder, folder / run, env=env, fork=fork, ready=lambda s: used.append(s.run.folder)
+    )
+    return Trained(result, used[0])
+
+
+@contextmanager
+def quick_retries(attempts: int = 5) -> Iterator[None]:
+    """Back off for milliseconds instead of seconds."""
+    policy = RetryPolicy(attempts, base_s=0.002)
+    with (
+        patch("skilltune.session.Endpoint", lambda workers: Endpoint(workers, policy)),
+        patch("skilltune.roll.WAITS_S", (0.01, 0.01, 0.01)),
+        patch("skilltune.optimizer.model.WAITS_S", (0.01, 0.01, 0.01)),
+    ):
+        yield
+
+
+def main() -> None:
+    """Train as the JSON object on the command line says: url, folder and the other arguments of `train_at`."""
+    given = json.loads(sys.argv[1])
+    asyncio.run(train_at(given.pop("url"), Path(given.pop("folder")), **given))
+
+
+if __name__ == "__main__":
+    main()

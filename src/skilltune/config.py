@@ -244,8 +244,10 @@ def _explain(item: Any, source: str) -> str:
     """One validation error as what, where and how to fix it."""
     where = [str(part) for part in item["loc"]]
     key = ".".join(where)
+    if item["type"] == "value_error":  # our own message, which names the value unless it holds a password
+        return f"{source}: {key}: {item['msg'].removeprefix('Value error, ')}"
     if item["type"] != "extra_forbidden":
-        return f"{source}: {key}: {item['msg'].removeprefix('Value error, ')} (got {item['input']!r:.80})"
+        return f"{source}: {key}: {item['msg']} (got {item['input']!r:.80})"
     section: Any = Config
     for part in where[:-1]:
         section = section.model_fields[part].annotation

@@ -13,8 +13,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
 from skilltune.errors import Stopped
+from skilltune.export import export
 from skilltune.gate import Gate, Verdict
 from skilltune.gate.certify import Certificate, certify
 from skilltune.optimizer import Memory, Optimizer, Pair, Proposal, Step
@@ -49,6 +52,10 @@ class Result:
     certificate: Certificate | None
     versions: tuple[Skill, ...]
     stopped: Stopped | None = None
+
+    def export(self, kind: str, to: str | Path = ".", **options: Any) -> Path:
+        """Put the best skill where an agent finds it; see `skilltune.export.export`."""
+        return export(self.best, kind, to, **options)
 
     @property
     def exit_code(self) -> int:
@@ -127,8 +134,9 @@ async def slow(s: Session, state: State, step: Step, epoch_start: Skill, optimiz
     guidance = await optimizer.slow_update(state.skill, pairs, state.memory, step)
     if guidance is not None:
         verdict = await gate.judge(state.skill, [Proposal(guidance)], limit=1, name=name)
-        if verdict.accepted and any(r.edit == guidance and r.status == "applied" for r in verdict.reports):
-            state.memory = replace(state.memory, slow=guidance.text or "")
+        taken = [r for r in verdict.reports if verdict.accepted and r.edit == guidance and r.status == "applied"]
+        if taken:
+            state.memory = replace(state.memory, slow=taken[0].inserted.strip())  # as it stands there, line ends too
         learn(s, state, step, verdict, 1)
     if s.cfg.slow.notes:
         state.memory = replace(state.memory, notes=await optimizer.notes(state.skill, pairs, state.memory, step))

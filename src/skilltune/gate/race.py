@@ -24,11 +24,12 @@ from skilltune.skill import Skill
 
 LEVEL = (0.5, 1.0)  # prior mean and sd of the incumbent's level on `select`, in scores
 OTHER_VERSION = (0.0, 0.30)  # of the distance of any other version from the incumbent
-UNSCREENED = (0.0, 0.10)  # of the gain of a candidate that was not screened: sceptical, most changes do little
-SHRINK = 0.5  # of a screened gain: the best of many is flattered, and train is not select
+UNSCREENED = (0.0, 0.05)  # of the gain of a candidate that was not screened: sceptical, most changes do little
+SHRINK = 0.8  # of a screened gain: the best of many is flattered, and train is not select
 DEVIATION = 0.04  # sd by which the gain on `select` may miss what the screen foretold
 ROUNDS = (0.5, 0.25, 0.25)  # of the screen: the first shows each edit once, the others follow what was learned
 WORTH = 0.6  # an edit is put into a candidate when P(it adds something) is at least this
+LATE_FUTILITY = 0.6  # give up below this once every sample was seen: a second pass is for the nearly convinced
 LAST_CONFIDENCE = 0.90  # accept above this when all passes are used up
 FORGET = 2.0  # an earlier posterior's sd counts so much wider under a new incumbent
 
@@ -90,15 +91,16 @@ class Race:
         known = self._known(pool.skill.hash, by_id)
         observations = [Observation(sample, {"level": 1.0}, score) for sample, score in known.items()]
         screened = None
+        full = min(1.0, len(pool.proposals) / cfg.pool)  # a smaller pool needs fewer rollouts
         for number, share in enumerate(ROUNDS):
             draw = rng(arena.seed, "screen", name, number)
-            texts = max(1, round(share * cfg.texts))
+            texts = max(1, round(full * share * cfg.texts))
             if screened is None:
                 size = min(limit, len(pool.proposals) - 1, math.ceil(len(pool.proposals) / texts))
                 design = balanced(pool, texts, size, draw)
             else:
                 design = screened.sampled(texts, limit)
-            plan = assign(pool, design, known, round(share * cfg.screen), draw)
+            plan = assign(pool, design, known, round(full * share * cfg.screen), draw)
             results = await gather(
                 [
                     arena.roll(pool.text(subset), [by_id[sample] for sample in samples], purpose=f"{name} {subset}")
@@ -140,7 +142,9 @@ class Race:
         decision = ""
         for attempt, start in blocks:
             block = order[start : start + cfg.block]
-            await arena.roll(candidate, block, attempt=attempt, purpose=f"{name} race {candidate.hash} {start}")
+            purpose = f"{name} race {candidate.hash} {start}"
+            sides = ((candidate, attempt), (pool.skill, 0))  # an incumbent seen on a few lucky samples is no bar
+            await gather([arena.roll(skill, block, attempt=draw, purpose=purpose) for skill, draw in sides])
             looks.append(self._look(pool.skill, candidate, prior, price))
             decision = self._decide(looks[-1], last=len(looks) == len(blocks))
             if decision:
@@ -177,7 +181,8 @@ class Race:
         cfg = self.arena.cfg
         if look.better >= (LAST_CONFIDENCE if last else cfg.confidence) and look.harm < 1 - cfg.confidence:
             return "accepted"
-        if look.better < cfg.futility:
+        first_pass = look.n < len(self.arena.select)
+        if look.better < (cfg.futility if first_pass else LATE_FUTILITY):
             return "given up"
         return "undecided" if last else ""
 
@@ -212,7 +217,8 @@ class Race:
     def _settle(self, pool: Pool, screened: Screened | None, verdict: Verdict, chosen: tuple[int, ...]) -> Verdict:
         """Keep promising leftovers and what is known of them; the others are rejected, with their measured effects."""
         alone = {i: screened.gain([i]) if screened else (0.0, 0.0, 0.0) for i in range(len(pool.proposals))}
-        good = [i for i in alone if i not in chosen and alone[i][0] > 0 and alone[i][2] >= WORTH]
+        spent = chosen if verdict.accepted or len(chosen) == 1 else ()  # of a failed team each member may be good
+        good = [i for i in alone if i not in spent and alone[i][0] > 0 and alone[i][2] >= WORTH]
         self.leftover = [pool.proposals[i] for i in sorted(good, key=lambda i: -alone[i][0])]
         self.learned.clear()
         for i in good:

@@ -1,0 +1,283 @@
+"""Hard money: no call is made that could pass a limit, and what it overshoots is the error of the estimate only."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from skilltune import budget as module
+from skilltune.budget import Budget, Limits, parse_budget
+from skilltune.errors import BudgetExceeded, UsageError
+from skilltune.models import Usage
+
+CALL = Usage(1, 100, 50, usd=0.10)
+
+
+def spend(budget: Budget, *costs: Usage, kind: str = "target", bound: Usage = CALL) -> None:
+    for cost in costs:
+        with budget.reserve(kind, bound) as spent:
+            spent.append(cost)
+
+
+# -- reading a budget
+
+
+@pytest.mark.parametrize(
+    ("text", "limits"),
+    [
+        ("5 usd", {"usd": 5}),
+        ("$5", {"usd": 5}),
+        ("$ 0.50", {"usd": 0.5}),
+        ("5USD", {"usd": 5}),
+        ("2000 calls", {"calls": 2000}),
+        ("2_000 calls", {"calls": 2000}),
+        ("1 call", {"calls": 1}),
+        ("2k calls", {"calls": 2000}),
+        ("2M tokens", {"tokens": 2_000_000}),
+        ("1.001k tokens", {"tokens": 1001}),
+        ("4.03k tokens", {"tokens": 4030}),
+        ("30 minutes", {"minutes": 30}),
+        ("30minutes", {"minutes": 30}),
+        ("1 minute", {"minutes": 1}),
+        ("2.5 min", {"minutes": 2.5}),
+        ("$5, 2M tokens,30 min", {"usd": 5, "tokens": 2_000_000, "minutes": 30}),
+    ],
+)
+def test_a_budget_is_read(text, limits):
+    assert parse_budget(text) == limits
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", " , ", "5", "$", "usd", "5 eur", "$5 tokens", "5 usd 3 calls", "-5 usd", "1.2.3 usd", "... calls", "5 callsx"],
+)
+def test_what_cannot_be_read_says_how_to_write_it(text):
+    with pytest.raises(UsageError, match="write"):
+        parse_budget(text)
+
+
+def test_a_limit_named_twice_is_refused():
+    with pytest.raises(UsageError, match="limits usd twice"):
+        parse_budget("5 usd, $6")
+
+
+# -- reserving
+
+
+@pytest.mark.parametrize(
+    ("limits", "calls"),
+    [(Limits(calls=3), 3), (Limits(tokens=450), 3), (Limits(tokens=449), 2), (Limits(usd=0.30), 3), (Limits(), 9)],
+)
+def test_pitfall_21_a_call_that_could_pass_a_limit_is_not_made(limits, calls):
+    budget, made = Budget(limits, Usage()), 0
+    with pytest.raises((BudgetExceeded, StopIteration)):
+        for number in iter(range(10)):
+            if number == 9:
+                raise StopIteration
+            with budget.reserve("target", CALL) as spent:
+                made += 1
+                spent.append(CALL)
+    assert made == calls
+    assert budget.spent.calls == calls
+
+
+def test_the_refusal_names_the_limit_and_how_to_raise_it():
+    budget = Budget(Limits(calls=1), Usage())
+    spend(budget, CALL)
+    with pytest.raises(BudgetExceeded, match=r"budget of 1 calls; raise it with budget\.calls=") as caught:
+        spend(budget, CALL)
+    assert caught.value.exit_code == 4
+
+
+def test_what_earlier_lives_spent_counts():
+    budget = Budget(Limits(calls=10), Usage(calls=9))
+    spend(budget, CALL)
+    with pytest.raises(BudgetExceeded):
+        spend(budget, CALL)
+
+
+def test_calls_under_way_are_counted_before_they_return():
+    budget = Budget(Limits(calls=5), Usage())
+    with ExitStack() as under_way:
+        for _ in range(5):
+            under_way.enter_context(budget.reserve("target", CALL))
+        with pytest.raises(BudgetExceeded):
+            under_way.enter_context(budget.reserve("target", CALL))
+    assert budget.spent == Usage()  # none of them reported a cost
+    spend(budget, *[CALL] * 5)
+
+
+def test_a_call_that_fails_gives_its_reservation_back():
+    budget = Budget(Limits(calls=1), Usage())
+    for _ in range(3):
+        with pytest.raises(ConnectionError), budget.reserve("target", CALL):
+            raise ConnectionError
+    spend(budget, CALL)
+    assert budget.spent == CALL
+
+
+def test_a_failed_call_that_was_billed_is_counted():
+    budget = Budget(Limits(usd=1), Usage())
+    with pytest.raises(ConnectionError), budget.reserve("target", CALL) as spent:
+        spent.append(CALL)
+        raise ConnectionError
+    assert budget.spent == CALL
+
+
+def test_estimates_follow_what_calls_of_a_kind_really_cost():
+    """A bound of 1,000 tokens would allow 10 calls; calls of 100 tokens are allowed 100 times, but for the last."""
+    budget = Budget(Limits(tokens=10_000), Usage())
+    bound = Usage(1, 500, 500, usd=0.0)
+    with pytest.raises(BudgetExceeded):
+        for _ in range(1000):
+            spend(budget, Usage(1, 60, 40, usd=0.0), bound=bound)
+    assert budget.spent.calls == 100
+    other = Budget(Limits(tokens=10_000), Usage(0, 9_500))
+    with pytest.raises(BudgetExceeded):  # another kind knows nothing yet and is judged by its bound
+        spend(other, CALL, kind="optimizer", bound=bound)
+
+
+def test_kinds_are_estimated_apart():
+    budget = Budget(Limits(tokens=2_000), Usage())
+    spend(budget, *[Usage(1, 5, 5)] * 10, kind="target", bound=Usage(1, 5, 5))
+    with pytest.raises(BudgetExceeded):
+        spend(budget, CALL, kind="optimizer", bound=Usage(1, 1_000, 1_000))
+    spend(budget, Usage(1, 5, 5), kind="target", bound=Usage(1, 1_000, 1_000))
+
+
+# -- the certificate's share
+
+
+def test_what_is_held_for_the_certificate_cannot_be_spent_on_training():
+    budget = Budget(Limits(calls=10), Usage())
+    budget.hold("target", calls=4, guess=CALL)
+    spend(budget, *[CALL] * 6)
+    with pytest.raises(BudgetExceeded, match="kept for the certificate"):
+        spend(budget, CALL, kind="optimizer")
+    budget.release()
+    spend(budget, *[CALL] * 4)
+    with pytest.raises(BudgetExceeded) as caught:
+        spend(budget, CALL)
+    assert "certificate" not in str(caught.value)
+
+
+def test_a_hold_counts_tokens_and_dollars_too():
+    for limits in (Limits(tokens=600), Limits(usd=0.40)):
+        budget = Budget(limits, Usage())
+        budget.hold("target", calls=2, guess=CALL)
+        spend(budget, *[CALL] * 2)
+        with pytest.raises(BudgetExceeded):
+            spend(budget, CALL)
+
+
+def test_a_hold_follows_what_the_calls_really_cost():
+    budget = Budget(Limits(tokens=10_000), Usage())
+    budget.hold("target", calls=10, guess=Usage(1, 400, 400))
+    assert budget.held == Usage(10, 4_000, 4_000)
+    spend(budget, *[Usage(1, 40, 60)] * 5)
+    assert budget.held == Usage(10, 400, 600)
+
+
+def test_a_retry_counts_as_a_call_and_is_refused_before_it_is_made():
+    budget = Budget(Limits(calls=3), Usage())
+    with budget.reserve("target", CALL) as spent:
+        budget.retry()
+        budget.retry()
+        with pytest.raises(BudgetExceeded):
+            budget.retry()
+        spent.append(CALL)
+    assert budget.spent.calls == 3
+
+
+# -- prices that nobody knows
+
+
+def test_pitfall_21_an_unpriced_model_is_refused_under_a_dollar_budget_before_it_is_called():
+    budget = Budget(Limits(usd=5), Usage())
+    made = False
+    with pytest.raises(UsageError, match=r"price of the target model is unknown.*\[target\] price"):
+        with budget.reserve("target", Usage(1, 10, 10, usd=None)):
+            made = True
+    assert not made
+
+
+def test_pitfall_21_dollars_that_were_spent_unpriced_do_not_switch_the_dollar_limit_off():
+    earlier = Budget(Limits(usd=5), Usage(100, usd=None))
+    during = Budget(Limits(usd=5), Usage())
+    spend(during, Usage(1, 10, 10, usd=None))  # the bound had a price, the reply had none
+    for budget in (earlier, during):
+        with pytest.raises(UsageError, match="no known price"):
+            spend(budget, CALL)
+
+
+def test_without_a_dollar_limit_unpriced_calls_are_counted_in_calls_and_tokens():
+    budget = Budget(Limits(calls=7, tokens=200), Usage())
+    with pytest.raises(BudgetExceeded):
+        for _ in range(10):
+            spend(budget, Usage(1, 10, 10, usd=None), bound=Usage(1, 10, 10, usd=None))
+    assert budget.spent == Usage(7, 70, 70, usd=None)
+
+
+def test_minutes_are_wall_clock(monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr(module.time, "monotonic", lambda: now)
+    budget = Budget(Limits(minutes=2), Usage())
+    spend(budget, CALL)
+    now += 119
+    spend(budget, CALL)
+    now += 2
+    with pytest.raises(BudgetExceeded, match="2 minutes"):
+        spend(budget, CALL)
+
+
+# -- the promise
+
+LIMIT = 3_000
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 3), st.sampled_from(["target", "optimizer"]), st.integers(1, 300), st.integers(1, 400)
+        ),
+        max_size=60,
+    )
+)
+def test_spent_never_passes_a_limit_by_more_than_the_estimation_error_of_the_calls_in_flight(events):
+    """Each event starts a call (bound, then real cost) after `n` calls of those under way have returned, first in
+    first out. When a call was admitted, spent + estimates of all under way ≤ limit; so from then on the overshoot is
+    at most what those calls cost beyond their estimates."""
+    budget = Budget(Limits(tokens=LIMIT, calls=40), Usage())
+    seen: dict[str, list[int]] = {"target": [], "optimizer": []}
+    flying: list[tuple[str, ExitStack, list[Usage], int, int]] = []  # …, estimate, real cost
+    slack = 0
+
+    def land() -> None:
+        kind, stack, spent, _, cost = flying.pop(0)
+        spent.append(Usage(1, cost, 0))
+        seen[kind].append(cost)
+        stack.close()
+        assert budget.spent.tokens <= LIMIT + slack
+        assert budget.spent.calls + len(flying) <= 40
+
+    for returned, kind, bound, cost in events:
+        for _ in range(min(returned, len(flying))):
+            land()
+        costs = seen[kind]
+        estimate = bound if len(costs) < 5 else sum(costs) // len(costs)
+        fits = budget.spent.tokens + sum(call[3] for call in flying) + estimate <= LIMIT
+        stack = ExitStack()
+        try:
+            spent = stack.enter_context(budget.reserve(kind, Usage(1, bound, 0)))
+        except BudgetExceeded:
+            assert not fits or budget.spent.calls + len(flying) == 40
+            continue
+        assert fits
+        flying.append((kind, stack, spent, estimate, cost))
+        slack = sum(max(0, call[4] - call[3]) for call in flying)
+    while flying:
+        land()
