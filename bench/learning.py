@@ -10,24 +10,24 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-import time
 from pathlib import Path
 from statistics import fmean, pstdev
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from world import World
-
 import skilltune as st
+from world import World
 
 
 def one(preset: str, p: float, q: float, seed: int, classes: int, mode: str, epochs: int) -> dict[str, float]:
     """One run; the world's seed and the run's are the same number."""
-    with World(classes, 120, 60, 120, p=p, q=q, seed=seed, optimizer_mode=mode) as world, tempfile.TemporaryDirectory() as d:
+    with (
+        World(classes, 120, 60, 120, p=p, q=q, seed=seed, optimizer_mode=mode) as world,
+        tempfile.TemporaryDirectory() as d,
+    ):
         samples = Path(d) / "data.jsonl"
         world.write(samples)
         url = world.url
-        started = time.monotonic()
         result = st.train(
             skill=Path(d) / "SKILL.md",
             env=samples,
@@ -45,7 +45,6 @@ def one(preset: str, p: float, q: float, seed: int, classes: int, mode: str, epo
             "target": world.calls["target"] - tested,
             "optimizer": world.calls["optimizer"],
             "versions": len(result.versions) - 1,
-            "seconds": time.monotonic() - started,
         }
 
 
@@ -59,9 +58,11 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--mode", default="normal", choices=["normal", "useless", "harmful"])
     options = parser.parse_args()
-    print(f"K = {options.classes}, 120/60/120 samples, q = {options.q}, optimizer {options.mode}, {options.seeds} seeds")
-    print("| preset | p | true test score | sd | worst | target calls | optimizer calls | accepted | s/run |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    print(
+        f"K = {options.classes}, 120/60/120 samples, q = {options.q}, optimizer {options.mode}, {options.seeds} seeds"
+    )
+    print("| preset | p | true test score | sd | worst | target calls | optimizer calls | accepted |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for preset in options.presets.split(","):
         for p in map(float, options.p.split(",")):
             rows = [
@@ -72,7 +73,7 @@ def main() -> None:
             means = {name: fmean(row[name] for row in rows) for name in rows[0]}
             print(
                 f"| {preset} | {p:g} | {fmean(true):.3f} | {pstdev(true):.3f} | {min(true):.3f} | "
-                f"{means['target']:.0f} | {means['optimizer']:.0f} | {means['versions']:.1f} | {means['seconds']:.1f} |",
+                f"{means['target']:.0f} | {means['optimizer']:.0f} | {means['versions']:.1f} |",
                 flush=True,
             )
 

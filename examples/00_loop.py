@@ -12,6 +12,7 @@ import os
 import random
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from urllib.request import Request, urlopen
 
 EPOCHS, BATCH, MINIBATCH, EDITS_PER_STEP, WORKERS = 4, 40, 8, 4, 16
@@ -59,7 +60,7 @@ def reflect(skill: str, failures: list) -> list:
 
 path, url, target, optimizer = sys.argv[1:5]
 pool = ThreadPoolExecutor(WORKERS)
-samples = [json.loads(line) for line in open(path, encoding="utf-8")]
+samples = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
 random.Random(0).shuffle(samples)
 train, select, test = samples[0::5] + samples[1::5], samples[2::5], samples[3::5] + samples[4::5]
 

@@ -21,9 +21,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skilltune.config import MAY_DIFFER, make_config, to_toml
+from skilltune.envs import Env
 from skilltune.errors import InfraError, RunError, UsageError
 from skilltune.models import Usage
+from skilltune.roll import Roller
+from skilltune.rollout import Trajectory
 from skilltune.run import SCHEMA_VERSION, Paid, Run, digest, flatten, rng, write_atomic
+from skilltune.samples import Sample
+from skilltune.session import build_session
+from skilltune.skill import Skill
 
 pytestmark = pytest.mark.anyio
 ONE = Usage(calls=1, input_tokens=10, output_tokens=3, usd=0.25)
@@ -171,15 +177,15 @@ async def test_pitfall_3_null_and_zero_values_are_remembered(run: Run, value: An
 
 async def test_pitfall_7_an_answer_with_half_a_surrogate_pair_is_stored_and_not_paid_again(tmp_path: Path):
     text = "half \ud83d and whole 😀"
-    for _ in range(2):
-        call = Call({"text": text})
+    calls = [Call({"text": text}) for _ in range(2)]
+    for call in calls:
         with Run.open(tmp_path) as run:
             assert await run.once("k", "optimizer", call) == {"text": text}
             run.emit("said", text=text)
             run.write("a.json", json.dumps(text, ensure_ascii=False))
             assert json.loads((tmp_path / "a.json").read_text("utf-8")) == text
             assert run.events("said")[0][2] == {"text": text}
-    assert call.made == 0
+    assert [call.made for call in calls] == [1, 0]
 
 
 async def test_usage_is_counted_by_kind_over_all_lives_of_a_run(tmp_path: Path):
@@ -223,7 +229,7 @@ ACTIONS = st.lists(
 
 @settings(max_examples=40, deadline=None)
 @given(ACTIONS)
-def test_pitfall_2_any_order_of_calls_decisions_failures_and_crashes_replays_to_the_same_values(actions):
+def test_any_order_of_calls_decisions_failures_and_crashes_replays_to_the_same_values(actions):
     """Each key keeps its first value; a function that succeeded never runs again."""
     succeeded: Counter[str] = Counter()
     values: dict[str, int] = {}
@@ -261,6 +267,63 @@ def test_pitfall_2_any_order_of_calls_decisions_failures_and_crashes_replays_to_
         assert max(succeeded.values(), default=0) <= 1
         assert sum(usage.calls for usage in run.usage.values()) == len(succeeded)
         run.close()
+
+
+# -- rollouts in the journal
+
+
+class Parrot:
+    """A target that answers with the skill's last word, but for samples that are down."""
+
+    fingerprint = "parrot"
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str]] = []
+        self.down: set[str] = set()
+
+    async def run(self, skill: Skill, sample: Sample, env: Env, attempt: int) -> Trajectory:
+        self.asked.append((skill.body.split()[-1], sample.id))
+        if sample.id in self.down:
+            raise InfraError("down")
+        return Trajectory(skill.body.split()[-1], usage=ONE)
+
+
+ENV = Env([{"id": f"s{i:02}", "input": f"q{i}", "target": "right"} for i in range(20)])
+
+
+def roller(target: Parrot, run: Run) -> Roller:
+    return Roller(target, ENV, run)
+
+
+async def test_pitfall_2_rows_of_one_candidate_are_never_counted_for_another(tmp_path: Path):
+    """Killed while the good candidate is judged, resumed with a bad one: every sample is rolled anew."""
+    good, bad = Skill("Say right"), Skill("Say wrong")
+    target = Parrot()
+    with Run.open(tmp_path) as run:
+        first = await roller(target, run)(good, ENV.samples[:12])
+        assert [rollout.answer for rollout in first] == ["right"] * 12
+    with Run.open(tmp_path) as run:
+        resumed = await roller(target, run)(bad, ENV.samples)
+        assert [rollout.score.value for rollout in resumed if rollout.score] == [0.0] * 20
+        again = await roller(target, run)(good, ENV.samples)
+        assert [rollout.sample for rollout in again] == [sample.id for sample in ENV.samples]
+        assert {rollout.answer for rollout in again} == {"right"}
+    assert len(target.asked) == len(set(target.asked)) == 40  # and none of them is paid twice
+
+
+async def test_pitfall_16_a_sample_that_was_down_is_left_out_of_its_batch_and_asked_again_in_the_next(tmp_path: Path):
+    skill, target = Skill("Say right"), Parrot()
+    target.down = {"s03"}
+    for _ in range(2):  # the batch is closed over the same samples, also when it is replayed
+        with Run.open(tmp_path) as run:
+            rollouts = await roller(target, run)(skill, ENV.samples, purpose="step 1")
+            assert [rollout.sample for rollout in rollouts if not rollout.scored] == ["s03"]
+        target.down = set()
+    assert len(target.asked) == 20
+    with Run.open(tmp_path) as run:
+        rollouts = await roller(target, run)(skill, ENV.samples, purpose="step 2")
+        assert all(rollout.scored for rollout in rollouts)
+    assert target.asked[20:] == [("right", "s03")]
 
 
 # -- events, blobs, files
@@ -361,9 +424,8 @@ def test_a_reader_sees_what_is_written_while_it_looks(tmp_path: Path):
 
 
 def test_two_openings_in_one_process_are_refused_too(tmp_path: Path):
-    with Run.open(tmp_path):
-        with pytest.raises(RunError, match="another skilltune"):
-            Run.open(tmp_path)
+    with Run.open(tmp_path), pytest.raises(RunError, match="another skilltune"):
+        Run.open(tmp_path)
     Run.open(tmp_path).close()
 
 
@@ -498,9 +560,6 @@ def test_keys_that_cannot_change_a_result_may_differ(tmp_path: Path):
 
 
 def test_pitfall_22_no_secret_reaches_the_run_folder(tmp_path: Path, monkeypatch):
-    from skilltune.envs import Env
-    from skilltune.session import build_session
-
     secret = "sk-very-secret-0123456789"
     for name in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY"):
         monkeypatch.setenv(name, secret)

@@ -11,11 +11,10 @@ import pytest
 
 from skilltune.api import run_training
 from skilltune.config import load_config, make_config
-from skilltune.edits import Edit
 from skilltune.optimizer.model import SLOW_HEADING
 from skilltune.skill import Skill
-from training import FRONT, START, Fated, Trained, events, prepare, quick_retries, small, train, train_at
-from world import Call, Dice, Prompt, World, lognormal
+from training import FRONT, START, events, small, train
+from world import Dice, Prompt, World, lognormal
 
 pytestmark = pytest.mark.anyio
 PRESETS = ("default", "paper")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,14 +37,19 @@ def small(**settings: Any) -> World:
 
 
 class Fated(World):
-    """A small world in which `fate(call, sample id)` says which calls fail always: "error", "garbled", … or None."""
+    """A small world in which `fate(call, sample id)` says what befalls a call, always: "error", "garbled", … or None.
+
+    `asked` counts the calls by stage and number of messages: a question has two, the same asked again has four.
+    """
 
     def __init__(self, fate: Fate, **settings: Any) -> None:
         super().__init__(**{"classes": 4, "train": 32, "select": 16, "test": 24, "sloppy": 0.0, **settings})
         self.fate = fate
+        self.asked: Counter[tuple[str | None, int]] = Counter()
 
     def _check(self, call: Call, headers: dict[str, str], faults: Faults) -> None:
         super()._check(call, headers, faults)
+        self.asked[call.stage, len(call.body["messages"])] += 1
         asked = [name for name in TICKET.findall(call.user) if name in self.tickets]
         call.fault = self.fate(call, asked[-1] if asked else None) or call.fault
         if call.fault == "error":

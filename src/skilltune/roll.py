@@ -8,13 +8,13 @@ batch asks again.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from statistics import fmean
 
 from skilltune.envs import Env
-from skilltune.errors import BudgetExceeded, CallConfigError, CallError, InfraError, InfraStopped
+from skilltune.errors import CallConfigError, CallError, InfraError, InfraStopped, Stopped
 from skilltune.rollout import Rollout, Trajectory, rollout_from_json, rollout_to_json
 from skilltune.run import Paid, Run, digest
 from skilltune.samples import Sample
@@ -82,7 +82,7 @@ class Roller:
     async def _all(
         self, skill: Skill, samples: Sequence[Sample], attempt: int, left_out: dict[str, str]
     ) -> list[Rollout]:
-        async def one(sample: Sample) -> Rollout | BudgetExceeded:
+        async def one(sample: Sample) -> Rollout:
             if sample.id in left_out:
                 return _unscored(skill, sample, attempt, InfraError(left_out[sample.id]))
             try:
@@ -91,14 +91,8 @@ class Roller:
                 raise
             except CallError as error:
                 return _unscored(skill, sample, attempt, error)
-            except BudgetExceeded as stop:
-                return stop  # raised below: what is under way is paid for, so it is let finish and kept
 
-        rollouts = await gather([one(sample) for sample in samples])
-        for rollout in rollouts:
-            if isinstance(rollout, BudgetExceeded):
-                raise rollout
-        return rollouts
+        return await gather([one(sample) for sample in samples])
 
     async def _one(self, skill: Skill, sample: Sample, attempt: int) -> Rollout:
         async def pay() -> Paid:
@@ -114,13 +108,28 @@ class Roller:
 
 
 async def gather(coroutines: Sequence) -> list:
-    """Run all at once, results in order; the first error cancels the rest and is raised itself, not in a group."""
+    """Run all at once, results in order; the first error cancels the rest and is raised itself, not in a group.
+
+    An ordered stop (`Stopped`) is raised only after the rest has ended: what is under way is paid for, so it is let
+    finish and kept.
+    """
+
+    async def one(coroutine: Awaitable) -> object:
+        try:
+            return await coroutine
+        except Stopped as stop:
+            return stop
+
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(coroutine) for coroutine in coroutines]
+            tasks = [group.create_task(one(coroutine)) for coroutine in coroutines]
     except BaseExceptionGroup as errors:
         raise _first(errors) from None
-    return [task.result() for task in tasks]
+    results = [task.result() for task in tasks]
+    for result in results:
+        if isinstance(result, Stopped):
+            raise result
+    return results
 
 
 def mean(values: Sequence[float]) -> float | None:

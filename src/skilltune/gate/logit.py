@@ -72,10 +72,11 @@ def fit_effects(observations: Sequence[Observation], prior: Mapping[str, tuple[f
             (g - sum(w * change[i] for i, w in cross.items())) / weight
             for g, cross, weight in zip(system.sample_gradient, system.cross, system.sample_weight, strict=True)
         ]
-        scale = min(1.0, STEP / max([abs(c) for c in (*change, *shifts)] or [STEP]))
+        longest = max((abs(c) for c in (*change, *shifts)), default=0.0)
+        scale = min(1.0, STEP / longest) if longest else 1.0
         beta = [b + scale * c for b, c in zip(beta, change, strict=True)]
         u = [a + scale * s for a, s in zip(u, shifts, strict=True)]
-        if max([abs(c) for c in (*change, *shifts)] or [0.0]) < CLOSE:
+        if longest < CLOSE:
             break
     system = _System.at(data, beta, u, names, prior)
     pull = {

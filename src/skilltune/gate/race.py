@@ -91,7 +91,7 @@ class Race:
         known = self._known(pool.skill.hash, by_id)
         observations = [Observation(sample, {"level": 1.0}, score) for sample, score in known.items()]
         screened = None
-        full = min(1.0, len(pool.proposals) / cfg.pool)  # a smaller pool needs fewer rollouts
+        full = min(1.0, max(0.5, len(pool.proposals) / cfg.pool))  # a smaller pool needs fewer rollouts
         for number, share in enumerate(ROUNDS):
             draw = rng(arena.seed, "screen", name, number)
             texts = max(1, round(full * share * cfg.texts))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -33,6 +34,7 @@ from skilltune.skill import Skill
 T = TypeVar("T")
 
 SLOW_HEADING = "## What experience shows"
+REDRAW = 1_000_000  # apart from the number of any step, which is the draw of its first try
 SHOWN_SUCCESSES = 2  # successes shown beside the failures of a minibatch, for contrast
 
 
@@ -151,27 +153,42 @@ class ModelOptimizer:
     async def _reflect_all(
         self, prompt: str, groups: Sequence[Sequence[Rollout]], skill: Skill, memory: Memory, step: Step, limit: int
     ) -> list[list[Proposal]]:
-        """One call per minibatch, at once. A minibatch whose call fails for good is left out and said so; the run
-        stops where every one of several fails."""
+        """One call per minibatch, at once. A minibatch whose answer cannot be read is left out and said so. Where
+        none can be read the run stops; that is written down, so that resuming it draws the answers anew."""
 
-        async def one(number: int, group: Sequence[Rollout]) -> list[Proposal] | CallError:
+        async def one(group: Sequence[Rollout], redraw: int) -> list[Proposal] | CallError:
             try:
-                return await self._reflect(prompt, group, skill, memory, step, limit)
+                return await self._reflect(prompt, group, skill, memory, step, limit, redraw)
             except CallConfigError:
                 raise
             except CallError as error:
                 return error
 
-        answers = await gather([one(number, group) for number, group in enumerate(groups)])
-        errors = [answer for answer in answers if isinstance(answer, CallError)]
-        if errors and len(errors) == len(answers):
-            raise InfraStopped(f"the optimizer failed on every minibatch of step {step.index}: {errors[0]}")
+        for redraw in itertools.count():
+            answers = await gather([one(group, redraw) for group in groups])
+            errors = [answer for answer in answers if isinstance(answer, CallError)]
+            if not errors or len(errors) < len(answers):
+                break
+            stop = digest("unread", prompt, step.index, redraw)
+            if self.run.recall(stop) is None:
+                self.run.fix(stop, functools.partial(str, errors[0]))
+                raise InfraStopped(
+                    f"the optimizer failed on every minibatch of step {step.index}: {errors[0]}\n"
+                    "Run the same command to ask it anew."
+                )
         for error in errors:
             self.run.emit("fallback", step=step.index, stage="reflect", reason=f"a minibatch is left out: {error}")
         return [answer for answer in answers if not isinstance(answer, CallError)]
 
     async def _reflect(
-        self, prompt: str, group: Sequence[Rollout], skill: Skill, memory: Memory, step: Step, limit: int
+        self,
+        prompt: str,
+        group: Sequence[Rollout],
+        skill: Skill,
+        memory: Memory,
+        step: Step,
+        limit: int,
+        redraw: int,
     ) -> list[Proposal]:
         shown = [(rollout, self._show(rollout)) for rollout in group]
         quotable: dict[str, str] = {}
@@ -194,7 +211,7 @@ class ModelOptimizer:
             return list(kept.values())
 
         try:
-            return await self._ask(prompt, skill, memory, step, evidence, read, limit=limit)
+            return await self._ask(prompt, skill, memory, step, evidence, read, limit=limit, redraw=redraw)
         except InfraError:
             if not kept:
                 raise
@@ -332,6 +349,7 @@ class ModelOptimizer:
         read: Callable[[Any], T],
         *,
         limit: int | None = None,
+        redraw: int = 0,
     ) -> T:
         """One structured call, journaled; stable parts first, so that provider prompt caches hit."""
         stage = _STAGES.get(prompt, prompt)
@@ -347,7 +365,7 @@ class ModelOptimizer:
             temperature=self.cfg.temperature,
             max_tokens=self.cfg.max_tokens,
             schema=Schema(stage, SCHEMAS[stage]),
-            draw=step.index,
+            draw=step.index + redraw * REDRAW,
         )
         return (await ask(self._call, request, read)).value
 

@@ -1,0 +1,287 @@
+"""Running again is resuming: killed, cancelled, out of money or finished, the same call goes on and pays nothing twice."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from skilltune.errors import RunError, UsageError
+from training import START, Fated, events, prepare, quick_retries, small, train
+from world import Call, World
+
+pytestmark = pytest.mark.anyio
+PRESETS = ("default", "paper")
+WORKERS = 8
+PAPER = {"train.epochs": 3, "train.lr": 1, "train.lr_min": 1, "target.workers": WORKERS}
+SETTINGS = {"default": {"train.epochs": 1, "target.workers": WORKERS}, "paper": PAPER}
+
+
+def noisy(**settings: float) -> World:
+    return small(p=0.1, q=0.7, latency=0.004, **settings)
+
+
+def answers(world: World) -> Counter[str | None]:
+    """How often each call was answered in full, by its idempotency key."""
+    return Counter(seen.key for seen in world.requests if seen.status == 200 and seen.fault is None)
+
+
+def paid_twice(world: World) -> int:
+    return sum(count - 1 for count in answers(world).values())
+
+
+# -- pitfall 2: killed anywhere
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+async def test_pitfall_2_killed_at_random_moments_it_ends_with_the_same_versions(tmp_path: Path, preset: str) -> None:
+    settings = SETTINGS[preset]
+    (tmp_path / "undisturbed").mkdir()
+    with noisy() as world:
+        undisturbed = await train(world, tmp_path / "undisturbed", settings, preset=preset)
+        total = len(answers(world))
+    moments = sorted(random.Random(7).sample(range(1, total), 4))
+    with noisy() as world:
+        prepare(world, tmp_path)
+        given = {"url": world.url, "folder": str(tmp_path), "settings": settings, "preset": preset}
+        for moment in moments:
+            program = [sys.executable, str(Path(__file__).with_name("training.py")), json.dumps(given)]
+            process = subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+            while sum(world.answered.values()) < moment and process.poll() is None:
+                time.sleep(0.0005)
+            process.kill()
+            assert process.wait() != 0, "it ended before it was killed"
+        resumed = await train(world, tmp_path, settings, preset=preset)
+        assert paid_twice(world) <= len(moments) * WORKERS
+        assert len(answers(world)) == total
+    assert resumed.outcome == undisturbed.outcome
+    assert resumed.verdicts == undisturbed.verdicts
+    assert len(undisturbed.versions) > 1
+    assert (resumed.folder / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+async def test_pitfall_2_cancelled_at_random_awaits_it_ends_with_the_same_versions(tmp_path: Path, preset: str) -> None:
+    settings = SETTINGS[preset]
+    (tmp_path / "undisturbed").mkdir()
+    with noisy() as world:
+        undisturbed = await train(world, tmp_path / "undisturbed", settings, preset=preset)
+        total = sum(world.calls.values())
+    draw = random.Random(11)
+    with noisy() as world:
+        cancelled = 0
+        for moment in sorted(draw.sample(range(1, total), 6)):
+            task = asyncio.create_task(train(world, tmp_path, settings, preset=preset))
+            while sum(world.answered.values()) < moment and not task.done():
+                await asyncio.sleep(0)
+            for _ in range(draw.randrange(20)):
+                await asyncio.sleep(0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            cancelled += 1
+        resumed = await train(world, tmp_path, settings, preset=preset)
+        assert paid_twice(world) <= cancelled * WORKERS
+    assert resumed.outcome == undisturbed.outcome
+
+
+# -- the same call again
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+async def test_a_finished_run_is_replayed_for_nothing(tmp_path: Path, preset: str) -> None:
+    with small(p=0.1) as world:
+        first = await train(world, tmp_path, preset=preset)
+        calls = world.calls.copy()
+        files = {
+            path: path.read_bytes() for path in first.folder.rglob("*") if path.suffix in (".md", ".json", ".jsonl")
+        }
+        for path in files:
+            path.unlink()
+        second = await train(world, tmp_path, preset=preset)
+        assert world.calls == calls
+    assert second.outcome == first.outcome
+    assert second.result == first.result
+    assert {path: path.read_bytes() for path in files} == files  # derived files may be deleted
+    assert len(events(second.folder, "finish")) == 1
+
+
+async def test_another_configuration_is_refused_and_named(tmp_path: Path) -> None:
+    with small() as world:
+        settings = {"train.epochs": 1}
+        first = await train(world, tmp_path, settings)
+        calls = world.calls.copy()
+        with pytest.raises(RunError, match=r"train\.lr: 4 → 3") as refused:
+            await train(world, tmp_path, {**settings, "train.lr": 3})
+        assert "gate" not in str(refused.value)
+        with pytest.raises(RunError, match="seed: 42 → 43"):
+            await train(world, tmp_path, settings, seed=43)
+        allowed = {**settings, "budget.calls": 5000, "target.workers": 3, "optimizer.timeout_s": 5.0}
+        again = await train(world, tmp_path, allowed)
+        assert world.calls == calls
+    assert again.outcome == first.outcome
+
+
+@pytest.mark.parametrize("changed", ["SKILL.md", "samples.jsonl", "lost", "scorer"])
+async def test_another_skill_or_other_samples_are_refused(tmp_path: Path, changed: str) -> None:
+    with small() as world:
+        settings = {"train.epochs": 1}
+        await train(world, tmp_path, settings)
+        calls = world.calls.copy()
+        samples = (tmp_path / "samples.jsonl").read_text()
+        if changed == "SKILL.md":
+            (tmp_path / "SKILL.md").write_text(START.replace("each", "every"))
+        elif changed == "samples.jsonl":
+            (tmp_path / "samples.jsonl").write_text(samples.replace("Marlow", "Barlow"))
+        elif changed == "lost":
+            (tmp_path / "samples.jsonl").write_text("".join(samples.splitlines(keepends=True)[1:]))
+        else:
+            settings = {**settings, "env.score": "contains"}
+        with pytest.raises(UsageError, match="skill|samples|env.score"):
+            await train(world, tmp_path, settings)
+        assert world.calls == calls
+
+
+async def test_a_fork_reuses_what_was_paid(tmp_path: Path) -> None:
+    with small() as world:
+        first = await train(world, tmp_path, {"train.epochs": 1}, preset="paper")
+        calls = sum(world.calls.values())
+        before = {path: path.read_bytes() for path in first.folder.iterdir() if path.is_file() and path.suffix != ".db"}
+        fork = await train(world, tmp_path, {"train.epochs": 1, "slow.notes": False}, preset="paper", fork=True)
+        assert sum(world.calls.values()) == calls  # nothing that the change touches is ever called in one epoch
+        longer = await train(world, tmp_path, {"train.epochs": 2}, preset="paper", fork=True, run="run-2")
+        assert sum(world.calls.values()) < 2 * calls
+    assert (fork.folder.name, longer.folder.name) == ("run-2", "run-2-2")
+    assert fork.outcome == first.outcome
+    assert {path: path.read_bytes() for path in before} == before
+
+
+# -- pitfall 16: what failed is left out as a decision, and asked again later
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+async def test_pitfall_16_samples_that_always_fail_are_left_out_of_every_mean(tmp_path: Path, preset: str) -> None:
+    bad: set[str] = set()
+    with quick_retries(2), Fated(lambda call, sample: "error" if sample in bad else None, q=0.9) as world:
+        by_split = {s: [t.id for t in world.tickets.values() if t.split == s] for s in ("train", "select", "test")}
+        bad |= {ids[0] for ids in by_split.values()}
+        trained = await train(world, tmp_path, preset=preset)
+        calls = world.calls.copy()
+        asked = Counter(seen.sample or "" for seen in world.requests if seen.role == "target")
+        assert trained.result.certificate is not None
+        assert trained.result.certificate.n == 23
+        rollouts = trained.rows("rollouts.jsonl")
+        assert not bad & {rollout["sample"] for rollout in rollouts}
+        assert all("score" in rollout for rollout in rollouts)
+        for verdict in trained.verdicts:
+            assert not bad & verdict["differences"].keys()
+        failed = [seen for seen in world.requests if seen.status == 500 and by_split["train"][0] in seen.user]
+        assert len(failed) >= 2 * 2  # two attempts in each of two epochs: a later batch asks again
+        assert asked
+
+        bad.clear()  # had the resume asked again, it would now get an answer and see another world
+        again = await train(world, tmp_path, preset=preset)
+        assert world.calls == calls
+    assert again.outcome == trained.outcome
+    assert again.verdicts == trained.verdicts
+
+
+async def test_pitfall_16_a_batch_closes_the_same_way_after_a_kill(tmp_path: Path) -> None:
+    """Interrupted after the batch was closed without a sample, with the endpoint well again at the resume."""
+    bad: set[str] = set()
+    late = False
+
+    def fate(call: Call, sample: str | None) -> str | None:
+        return "error" if sample in bad or (late and call.role == "optimizer") else None
+
+    with quick_retries(2), Fated(fate, q=1.0) as world:
+        bad.add(next(t.id for t in world.tickets.values() if t.split == "train"))
+        undisturbed_folder = tmp_path / "undisturbed"
+        undisturbed_folder.mkdir()
+        undisturbed = await train(world, undisturbed_folder, {"train.epochs": 1, "train.batch_size": 32})
+        late = True
+        with pytest.raises(Exception, match="optimizer cannot be reached"):
+            await train(world, tmp_path, {"train.epochs": 1, "train.batch_size": 32})
+        late = False
+        healed = bad.pop()
+        resumed = await train(world, tmp_path, {"train.epochs": 1, "train.batch_size": 32})
+    assert resumed.versions == undisturbed.versions
+    start = [r for r in resumed.rows("rollouts.jsonl") if r["skill"] == resumed.versions[0]]
+    assert healed not in {r["sample"] for r in start}
+
+
+# -- money
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+async def test_a_budget_of_calls_stops_certifies_and_resumes(tmp_path: Path, preset: str) -> None:
+    settings = {"train.epochs": 2}
+    (tmp_path / "unlimited").mkdir()
+    with noisy() as world:
+        unlimited = await train(world, tmp_path / "unlimited", settings, preset=preset)
+        total = len(answers(world))
+    with noisy() as world:
+        prepare(world, tmp_path)
+        spent = []
+        for limit in (total // 4, total // 2, 3 * total // 4):
+            trained = await train(world, tmp_path, {**settings, "budget.calls": limit}, preset=preset)
+            spent.append(sum(world.calls.values()))
+            assert spent[-1] <= limit
+            assert trained.result.exit_code == 4
+            assert trained.result.stopped is not None
+            assert f"{limit} calls" in str(trained.result.stopped)
+            if len(trained.versions) > 1:
+                assert trained.result.certificate is not None
+                assert trained.result.certificate.n == 24
+            assert trained.read("best_skill.md") == trained.result.best.text
+        assert spent == sorted(set(spent))  # each larger budget went on
+        resumed = await train(world, tmp_path, settings, preset=preset)
+        assert paid_twice(world) == 0  # a stop by the budget lets what is under way finish
+    assert resumed.outcome == unlimited.outcome
+
+
+@pytest.mark.parametrize("limit", range(20, 200, 23))
+async def test_a_stop_by_the_budget_wastes_no_call_wherever_it_comes(tmp_path: Path, limit: int) -> None:
+    settings = {"train.epochs": 1, "target.attempts": 2, "train.minibatch_size": 2}
+    with small(p=0.1, latency=lambda u: 0.02 * u, test=8) as world:
+        await train(world, tmp_path, {**settings, "budget.calls": limit})
+        assert sum(world.calls.values()) <= limit
+        await train(world, tmp_path, {**settings, "budget.calls": limit + 40})
+        assert paid_twice(world) == 0
+
+
+async def test_a_budget_of_tokens_stops_before_it_is_passed(tmp_path: Path) -> None:
+    with small(q=1.0) as world:
+        trained = await train(world, tmp_path, {"budget.tokens": 40_000}, preset="paper")
+        assert trained.result.exit_code == 4
+        rollouts = trained.rows("rollouts.jsonl")
+        tokens = sum(r["usage"]["input_tokens"] + r["usage"]["output_tokens"] for r in rollouts)
+        assert tokens < 40_000
+        assert "tokens" in str(trained.result.stopped)
+        more = await train(world, tmp_path, {"budget.tokens": 4_000_000}, preset="paper")
+    assert more.result.exit_code != 4
+
+
+async def test_a_failed_attempt_counts_as_a_call(tmp_path: Path) -> None:
+    with quick_retries(), Fated(lambda call, sample: None) as world:
+        from world import Faults
+
+        world.faults = Faults(error=0.3)
+        trained = await train(world, tmp_path, {"budget.calls": 60}, preset="paper")
+        assert sum(world.calls.values()) <= 60
+    assert trained.result.exit_code == 4
+
+
+async def test_a_budget_too_small_for_a_certificate_spends_nothing(tmp_path: Path) -> None:
+    with small() as world:
+        trained = await train(world, tmp_path, {"budget.calls": 40})
+        assert sum(world.calls.values()) == 0
+    assert trained.result.exit_code == 4
+    assert "kept for the certificate" in str(trained.result.stopped)

@@ -1,0 +1,526 @@
+"""The statistics that decide, each against an independent computation: enumeration, a dense solve, published values."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from itertools import product
+from statistics import fmean
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from skilltune.gate import crossed, logit
+from skilltune.gate.certify import certify
+from skilltune.gate.crossed import Observation, fit
+from skilltune.gate.logit import SAMPLE_SD, Effects, fit_effects, solved
+from skilltune.gate.stats import (
+    bootstrap_interval,
+    mcnemar,
+    normal_cdf,
+    normal_quantile,
+    paired_difference_interval,
+    sign_flip_test,
+    wilson,
+)
+from skilltune.models import Usage
+from skilltune.rollout import Rollout, Score, Trajectory
+from skilltune.samples import Sample
+from skilltune.skill import Skill
+
+Matrix = list[list[float]]
+
+
+def inverse(matrix: Sequence[Sequence[float]]) -> Matrix:
+    """By Gauss-Jordan elimination with pivoting."""
+    n = len(matrix)
+    rows = [[*line, *(float(i == j) for j in range(n))] for i, line in enumerate(matrix)]
+    for i in range(n):
+        pivot = max(range(i, n), key=lambda r: abs(rows[r][i]))
+        rows[i], rows[pivot] = rows[pivot], rows[i]
+        rows[i] = [value / rows[i][i] for value in rows[i]]
+        for r in range(n):
+            if r != i and rows[r][i]:
+                rows[r] = [a - rows[r][i] * b for a, b in zip(rows[r], rows[i], strict=True)]
+    return [line[n:] for line in rows]
+
+
+def times(matrix: Sequence[Sequence[float]], vector: Sequence[float]) -> list[float]:
+    return [math.fsum(a * b for a, b in zip(line, vector, strict=True)) for line in matrix]
+
+
+# -- proportions
+
+
+def test_the_normal_distribution_is_the_standard_one():
+    assert normal_cdf(0) == 0.5
+    assert normal_quantile(0.975) == pytest.approx(1.959964, abs=1e-6)
+    assert normal_cdf(normal_quantile(0.2)) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    ("successes", "n", "low", "high"),  # Newcombe 1998 (Statistics in Medicine 17, 857), table I, score method
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+)
+def test_wilson_gives_the_published_intervals(successes, n, low, high):
+    assert wilson(successes, n) == pytest.approx((low, high), abs=5e-5)
+
+
+@given(st.integers(1, 300), st.floats(0, 1), st.sampled_from([0.5, 0.9, 0.95, 0.99]))
+def test_wilson_ends_are_the_proportions_that_a_score_test_just_does_not_reject(n, share, level):
+    successes = round(share * n)
+    z = normal_quantile(0.5 + level / 2)
+    low, high = wilson(successes, n, level)
+    assert 0 <= low <= successes / n + 1e-12
+    assert successes / n - 1e-12 <= high <= 1
+    for end in (low, high):
+        if 1e-9 < end < 1 - 1e-9:
+            assert abs(successes / n - end) == pytest.approx(z * math.sqrt(end * (1 - end) / n), abs=1e-9)
+
+
+def test_no_samples_say_nothing():
+    assert wilson(0, 0) == (0, 1)
+    assert paired_difference_interval(0, 0, 0, 0) == (-1, 1)
+    assert mcnemar(0, 0) == 1
+    assert sign_flip_test([]) == sign_flip_test([0.0, 0.0]) == 1
+
+
+def test_mcnemar_is_the_share_of_coin_tosses_with_so_many_heads():
+    for n in range(1, 12):
+        heads = Counter(sum(tosses) for tosses in product((0, 1), repeat=n))
+        for fixed in range(n + 1):
+            exact = sum(count for k, count in heads.items() if k >= fixed) / 2**n
+            assert mcnemar(fixed, n - fixed) == pytest.approx(exact, rel=1e-12)
+
+
+def test_mcnemar_of_a_thousand_samples_does_not_overflow():
+    z = (600 - 0.5 - 550) / math.sqrt(1_100 / 4)
+    assert mcnemar(600, 500) == pytest.approx(1 - normal_cdf(z), rel=0.01)
+    assert 0 <= mcnemar(1_100, 0) < 1e-300
+
+
+@pytest.mark.parametrize(
+    ("table", "low", "high"),  # (both, only after, only before, neither)
+    [
+        ((36, 12, 2, 0), 0.0569, 0.3404),  # Newcombe 1998 (Statistics in Medicine 17, 2635), method 10
+        ((59, 6, 16, 80), -0.1186, -0.0046),  # Cavo et al. 2012, in Fagerland, Lydersen & Laake 2017, chapter 8
+    ],
+)
+def test_paired_differences_get_the_published_intervals(table, low, high):
+    assert paired_difference_interval(*table) == pytest.approx((low, high), abs=5e-5)
+
+
+@given(st.tuples(*[st.integers(0, 40)] * 4).filter(any), st.sampled_from([0.8, 0.95]))
+def test_the_paired_interval_is_odd_and_holds_the_estimate(table, level):
+    both, fixed, broken, neither = table
+    low, high = paired_difference_interval(both, fixed, broken, neither, level)
+    assert -1 - 1e-12 <= low <= (fixed - broken) / sum(table) <= high <= 1 + 1e-12
+    assert paired_difference_interval(both, broken, fixed, neither, level) == pytest.approx((-high, -low), abs=1e-12)
+
+
+def test_the_paired_interval_covers_the_truth_as_often_as_it_says():
+    """Exact coverage at n = 20: every possible table, weighted by its probability."""
+    n = 20
+    tables = [(a, b, c, n - a - b - c) for a in range(n + 1) for b in range(n + 1 - a) for c in range(n + 1 - a - b)]
+    intervals = {table: paired_difference_interval(*table) for table in tables}
+    ways = {t: math.factorial(n) // math.prod(map(math.factorial, t)) for t in tables}
+    truths = [
+        (0.5, 0.2, 0.1, 0.2),
+        (0.4, 0.1, 0.1, 0.4),
+        (0.6, 0.3, 0.05, 0.05),
+        (0.2, 0.5, 0.1, 0.2),
+        (0.7, 0.1, 0.1, 0.1),
+    ]
+    coverages = [
+        math.fsum(
+            ways[t] * math.prod(p**k for p, k in zip(truth, t, strict=True))
+            for t, (low, high) in intervals.items()
+            if low <= truth[1] - truth[2] <= high
+        )
+        for truth in truths
+    ]
+    assert min(coverages) >= 0.93
+    assert fmean(coverages) == pytest.approx(0.96, abs=0.02)
+
+
+# -- differences that are not 0 and 1
+
+
+def test_the_bootstrap_interval_has_the_ends_of_all_resamples():
+    differences = [0.9, 0.4, 0.15, -0.2, 0.0]
+    means = sorted(fmean(draw) for draw in product(differences, repeat=5))
+    low, high = bootstrap_interval(differences, seed=3)
+
+    def quantile(share: float) -> float:
+        return means[min(int(share * len(means)), len(means) - 1)]
+
+    assert quantile(0.018) <= low <= quantile(0.032)
+    assert quantile(0.968) <= high <= quantile(0.982)
+    narrow = bootstrap_interval(differences, level=0.5, seed=3)
+    assert low < narrow[0] < fmean(differences) < narrow[1] < high
+    assert bootstrap_interval(differences, seed=3) == (low, high)
+    assert bootstrap_interval([0.25] * 7) == (0.25, 0.25)
+
+
+@pytest.mark.parametrize(
+    "differences",
+    [
+        [0.5, 0.3, 0.2, -0.1, 0.4],
+        [0.1] * 8,
+        [0.5, -0.5],
+        [-0.3, -0.2, 0.1],
+        [1.0, 0.5, 0.5, -0.25, 0.0, 0.75, -0.5, 0.1],
+    ],
+)
+def test_the_sign_flip_test_is_the_share_of_all_flips_that_reach_the_sum(differences):
+    flips = list(product((1, -1), repeat=len(differences)))
+    reached = sum(
+        math.fsum(s * d for s, d in zip(signs, differences, strict=True)) >= math.fsum(differences) - 1e-12
+        for signs in flips
+    )
+    exact = reached / len(flips)
+    for seed in range(3):
+        error = 4 * math.sqrt(exact * (1 - exact) / 10_000) + 2e-4
+        assert sign_flip_test(differences, seed) == pytest.approx(exact, abs=error)
+
+
+def test_a_random_test_never_claims_certainty():
+    assert 0 < sign_flip_test([1.0] * 60) <= 2e-4
+    assert sign_flip_test([-1.0] * 60) == pytest.approx(1, abs=1e-3)
+
+
+# -- the crossed model
+
+PRIOR = {"level": (0.5, 1.0), "gain": (0.0, 0.2), "other": (0.0, 0.3)}
+
+
+def crossed_world(n: int, seed: int) -> list[Observation]:
+    draw = random.Random(seed)
+    observations = []
+    for i in range(n):
+        u = draw.gauss(0, 0.3)
+        for columns in ({"level": 1.0}, {"level": 1.0, "gain": 1.0}, {"level": 1.0, "other": 0.5})[
+            : draw.randint(1, 3)
+        ]:
+            score = 0.5 + u + 0.1 * columns.get("gain", 0.0) + draw.gauss(0, 0.2)
+            observations.append(Observation(f"s{i}", columns, min(1.0, max(0.0, score))))
+    return observations
+
+
+def dense(observations: Sequence[Observation], prior: dict[str, tuple[float, float]], rounds: int) -> dict[str, Any]:
+    """The same model with every sample effect an explicit unknown, and EM by the full covariance."""
+    names = [*sorted(prior), *sorted({o.sample for o in observations})]
+    k = len(prior)
+    z = [[o.columns.get(name, float(name == o.sample)) for name in names] for o in observations]
+    y = [o.score for o in observations]
+    noise, spread, theta, covariance = 0.08, 0.10, list[float](), list[list[float]]()
+    for last in [False] * rounds + [True]:
+        precision = [1 / prior[name][1] ** 2 for name in names[:k]] + [1 / spread] * (len(names) - k)
+        middle = [prior[name][0] for name in names[:k]] + [0.0] * (len(names) - k)
+        system = [
+            [sum(row[i] * row[j] for row in z) / noise + (precision[i] if i == j else 0) for j in range(len(names))]
+            for i in range(len(names))
+        ]
+        right = [
+            precision[i] * middle[i] + sum(row[i] * value for row, value in zip(z, y, strict=True)) / noise
+            for i in range(len(names))
+        ]
+        covariance = inverse(system)
+        theta = times(covariance, right)
+        if last:
+            break
+        squares = sum(
+            (value - sum(a * b for a, b in zip(row, theta, strict=True))) ** 2 for row, value in zip(z, y, strict=True)
+        )
+        trace = sum(a * b for row in z for a, b in zip(row, times(covariance, row), strict=True))
+        sample_squares = sum(theta[i] ** 2 + covariance[i][i] for i in range(k, len(names)))
+        noise = max((squares + trace) / len(y), crossed.NOISE_FLOOR)
+        spread = max(sample_squares / (len(names) - k), crossed.NOISE_FLOOR)
+    return {"names": names[:k], "theta": theta[:k], "covariance": covariance, "noise": noise, "spread": spread}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_crossed_model_is_the_dense_ridge_system_with_explicit_sample_effects(seed):
+    observations = crossed_world(12, seed)
+    posterior, reference = fit(observations, PRIOR), dense(observations, PRIOR, crossed.ROUNDS)
+    assert posterior.noise == pytest.approx(reference["noise"], rel=1e-9)
+    assert posterior.sample == pytest.approx(reference["spread"], rel=1e-9)
+    assert [posterior.mean[name] for name in reference["names"]] == pytest.approx(reference["theta"], abs=1e-9)
+    for i in range(3):
+        assert posterior.covariance[i] == pytest.approx(reference["covariance"][i][:3], abs=1e-9)
+    weights = {"gain": 1.0, "other": -2.0}
+    w = [weights.get(name, 0.0) for name in reference["names"]]
+    middle, sd = posterior.contrast(weights)
+    assert middle == pytest.approx(sum(a * b for a, b in zip(w, reference["theta"], strict=True)))
+    assert sd**2 == pytest.approx(sum(w[i] * w[j] * reference["covariance"][i][j] for i in range(3) for j in range(3)))
+
+
+def test_without_observations_the_posterior_is_the_prior():
+    posterior = fit([], PRIOR)
+    assert posterior.mean == pytest.approx({name: middle for name, (middle, _) in PRIOR.items()})
+    assert posterior.contrast({"gain": 1.0}) == pytest.approx((0.0, 0.2))
+    with pytest.raises(KeyError):
+        posterior.contrast({"unknown": 1.0})
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.randoms(use_true_random=False))
+def test_neither_model_depends_on_the_order_of_observations(shuffler):
+    observations = crossed_world(8, 1)
+    shuffled = observations[:]
+    shuffler.shuffle(shuffled)
+    shuffled = [Observation(o.sample, dict(reversed(list(o.columns.items()))), o.score) for o in shuffled]
+    assert fit(shuffled, PRIOR) == fit(observations, dict(reversed(list(PRIOR.items()))))
+    assert fit_effects(shuffled, PRIOR) == fit_effects(observations, PRIOR)
+
+
+def test_easy_samples_do_not_pass_for_a_better_version():
+    """What pooled means get wrong: the new version was seen on the easy half only. Paired, nothing changed."""
+    observations = [Observation(f"s{i}", {"level": 1.0}, float(i % 2)) for i in range(40)]
+    observations += [Observation(f"s{i}", {"level": 1.0, "gain": 1.0}, 1.0) for i in range(1, 40, 2)]
+    gain, sd = fit(observations, PRIOR).contrast({"gain": 1.0})
+    assert abs(gain) < 2 * sd
+    assert gain < 0.1
+
+
+def test_the_crossed_model_finds_a_planted_gain():
+    found = []
+    for seed in range(10):
+        draw = random.Random(seed)
+        observations = []
+        for i in range(60):
+            u = draw.gauss(0, 0.25)
+            for gain in (0.0, 1.0):
+                columns = {"level": 1.0, "gain": gain} if gain else {"level": 1.0}
+                observations.append(Observation(f"s{i}", columns, 0.5 + u + 0.1 * gain + draw.gauss(0, 0.2)))
+        posterior = fit(observations, PRIOR)
+        found.append((posterior.mean["gain"], posterior.contrast({"gain": 1.0})[1], posterior.noise, posterior.sample))
+    assert fmean(gain for gain, *_ in found) == pytest.approx(0.1, abs=0.04)
+    assert sum(abs(gain - 0.1) < 2 * sd for gain, sd, *_ in found) >= 8
+    assert fmean(noise for *_, noise, _ in found) == pytest.approx(0.04, rel=0.3)
+    assert fmean(sample for *_, sample in found) == pytest.approx(0.0625, rel=0.3)
+
+
+# -- effects on the logit
+
+
+def test_evidence_that_says_nothing_leaves_the_prior():
+    for observations in ([], [Observation("s", {"level": 1.0}, 0.5)]):
+        assert fit_effects(observations, {"level": (0.0, 2.0)}).mode == (0.0,)
+
+
+def test_solved_is_a_sigmoid_between_the_lapses():
+    assert solved(0) == pytest.approx(0.5)
+    assert solved(-1e6) == pytest.approx(logit.LAPSE)
+    assert solved(1e6) == pytest.approx(1 - logit.LAPSE)
+    for x in (-3.0, -0.1, 0.7, 9.0):
+        assert solved(x) + solved(-x) == pytest.approx(1)
+        assert solved(x, lapse=0) == pytest.approx(1 / (1 + math.exp(-x)))
+
+
+def objective(observations: Sequence[Observation], prior: dict[str, tuple[float, float]]) -> Callable[..., float]:
+    """The log posterior density of columns and sample effects, up to a constant."""
+
+    def at(columns: dict[str, float], samples: dict[str, float]) -> float:
+        value = -sum(((columns[name] - m) / s) ** 2 for name, (m, s) in prior.items()) / 2
+        value -= sum((u / SAMPLE_SD) ** 2 for u in samples.values()) / 2
+        for o in observations:
+            p = solved(samples[o.sample] + sum(w * columns[name] for name, w in o.columns.items()))
+            value += o.score * math.log(p) + (1 - o.score) * math.log(1 - p)
+        return value
+
+    return at
+
+
+def gradient(
+    effects: Effects, observations: Sequence[Observation], prior: dict[str, tuple[float, float]]
+) -> list[float]:
+    """At the fitted mode, by central differences."""
+    at, h = objective(observations, prior), 1e-5
+    columns, samples = dict(zip(effects.names, effects.mode, strict=True)), dict(effects.samples)
+    slopes = []
+    for place in (columns, samples):
+        for name in list(place):
+            here = place[name]
+            place[name] = here + h
+            above = at(columns, samples)
+            place[name] = here - h
+            slopes.append((above - at(columns, samples)) / (2 * h))
+            place[name] = here
+    return slopes
+
+
+LOGIT_PRIOR = {"level": (0.0, 2.0), "edit 0": (0.0, 1.5), "edit 1": (0.3, 0.7), "claim 1": (0.0, 2.0)}
+OBSERVATIONS = st.lists(
+    st.builds(
+        lambda sample, edits, score: Observation(f"s{sample}", {"level": 1.0, **dict.fromkeys(edits, 1.0)}, score),
+        st.integers(0, 6),
+        st.sets(st.sampled_from(["edit 0", "edit 1", "claim 1"])),
+        st.sampled_from([0.0, 1.0, 0.5, 0.25]),
+    ),
+    max_size=40,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(OBSERVATIONS)
+def test_the_gradient_vanishes_at_the_mode(observations):
+    effects = fit_effects(observations, LOGIT_PRIOR)
+    assert gradient(effects, observations, LOGIT_PRIOR) == pytest.approx([0] * (4 + len(effects.samples)), abs=1e-3)
+
+
+def test_the_posterior_of_the_columns_is_the_block_of_the_full_information():
+    draw = random.Random(5)
+    names = sorted(LOGIT_PRIOR)
+    observations = [
+        Observation(f"s{draw.randrange(8)}", {"level": 1.0, draw.choice(names[:3]): 1.0}, float(draw.random() < 0.6))
+        for _ in range(50)
+    ]
+    effects = fit_effects(observations, LOGIT_PRIOR)
+    every = [*names, *sorted(effects.samples)]
+    value = dict(zip(effects.names, effects.mode, strict=True)) | dict(effects.samples)
+    information = [[0.0] * len(every) for _ in every]
+    for i, name in enumerate(every):
+        information[i][i] = 1 / (LOGIT_PRIOR[name][1] if name in LOGIT_PRIOR else SAMPLE_SD) ** 2
+    for o in observations:
+        row = [o.columns.get(name, float(name == o.sample)) for name in every]
+        x = sum(a * value[name] for a, name in zip(row, every, strict=True))
+        p, slope = solved(x), (solved(x + 1e-6) - solved(x - 1e-6)) / 2e-6
+        for i, a in enumerate(row):
+            for j, b in enumerate(row):
+                information[i][j] += a * b * slope**2 / (p * (1 - p))
+    covariance = inverse(information)
+    k = len(names)
+    for i in range(k):
+        for j in range(k):
+            own = sum(line[i] * line[j] for line in effects.factor)
+            assert own == pytest.approx(covariance[i][j], rel=1e-5, abs=1e-7)
+    draws = effects.draws(4_000, random.Random(0))
+    assert draws[0] == effects.mode
+    for i in range(k):
+        column = [d[i] for d in draws]
+        assert fmean(column) == pytest.approx(effects.mode[i], abs=0.1)
+        assert fmean((c - effects.mode[i]) ** 2 for c in column) == pytest.approx(covariance[i][i], rel=0.1)
+    # E[sample effect | columns] moves by cov(u, β)·cov(β, β)⁻¹
+    shift = [0.3, -0.2, 0.1, 0.4]
+    inner = times(inverse([line[:k] for line in covariance[:k]]), shift)
+    moved = [m + s for m, s in zip(effects.mode, shift, strict=True)]
+    for j, sample in enumerate(every[k:], k):
+        expected = effects.samples[sample] + sum(a * b for a, b in zip(covariance[j][:k], inner, strict=True))
+        assert effects.sample_effect(sample, moved) == pytest.approx(expected, abs=1e-4)
+    assert effects.sample_effect("never seen", moved) == 0
+
+
+def test_planted_effects_are_recovered_helpful_null_and_harmful():
+    """Four edits of each kind in random threes, 40 samples seen once alone, 90 rollouts: ranks and intervals hold."""
+    truth = {f"edit {i}": effect for i, effect in enumerate([1.5] * 4 + [0.0] * 4 + [-1.5] * 4)}
+    prior = {"level": (0.0, 2.0), **dict.fromkeys(truth, (0.0, 1.5))}
+    modes: dict[float, list[float]] = {1.5: [], 0.0: [], -1.5: []}
+    covered = []
+    for seed in range(8):
+        draw = random.Random(seed)
+        levels = {f"s{i}": draw.gauss(0, 1.5) for i in range(40)}
+        rows: list[tuple[str, list[str]]] = [(sample, []) for sample in levels]
+        rows += [(draw.choice(list(levels)), draw.sample(list(truth), 3)) for _ in range(90)]
+        observations = [
+            Observation(
+                s,
+                {"level": 1.0, **dict.fromkeys(e, 1.0)},
+                float(draw.random() < solved(levels[s] + sum(truth[x] for x in e))),
+            )
+            for s, e in rows
+        ]
+        effects = fit_effects(observations, prior)
+        for i, name in enumerate(effects.names):
+            if name in truth:
+                modes[truth[name]].append(effects.mode[i])
+                sd = math.sqrt(sum(line[i] ** 2 for line in effects.factor))
+                covered.append(abs(effects.mode[i] - truth[name]) < 2 * sd)
+    good, null, bad = (fmean(modes[effect]) for effect in (1.5, 0.0, -1.5))
+    assert good > 0.6
+    assert abs(null) < 0.3
+    assert bad < -0.6
+    assert fmean(m > 0 for m in modes[1.5]) > 0.85
+    assert fmean(m < 0 for m in modes[-1.5]) > 0.85
+    assert fmean(covered) > 0.9
+
+
+# -- the certificate
+
+
+class Rolls:
+    """A roller with given scores: (skill text, sample id, attempt) → score, None for a call that failed."""
+
+    def __init__(self, scores: dict[tuple[str, str, int], float | None]) -> None:
+        self.scores, self.asked = scores, Counter[str]()
+
+    async def __call__(
+        self, skill: Skill, samples: Sequence[Sample], *, attempt: int = 0, purpose: str = ""
+    ) -> list[Rollout]:
+        assert purpose == "test"
+        self.asked[skill.text] += len(samples)
+        trajectory = Trajectory("", usage=Usage(1, 10 * len(skill.text), 0, usd=0.01))
+        rollouts = []
+        for sample in samples:
+            value = self.scores[skill.text, sample.id, attempt]
+            rollouts.append(
+                Rollout(sample.id, skill.hash, attempt, trajectory, None if value is None else Score(value))
+            )
+        return rollouts
+
+
+async def certified(old: Sequence[float | None], new: Sequence[float | None], attempts: int = 1) -> Any:
+    samples = [Sample(id=f"s{i}", input="q") for i in range(len(old) // attempts)]
+    scores = {
+        (text, sample.id, attempt): values[attempt * len(samples) + i]
+        for text, values in (("a", old), ("bbb", new))
+        for i, sample in enumerate(samples)
+        for attempt in range(attempts)
+    }
+    rolls: Any = Rolls(scores)
+    return await certify(
+        rolls, Skill("a"), Skill("bbb"), samples, lambda s: s.value, attempts=attempts, alpha=0.05, seed=1
+    )
+
+
+@pytest.mark.anyio
+async def test_a_binary_certificate_is_mcnemar_and_newcombe():
+    card = await certified([0, 0, 0, 0, 0, 0, 1, 1, 1, 0], [1, 1, 1, 1, 1, 1, 1, 1, 0, 0])
+    assert (card.before, card.after, card.n, card.fixed, card.broken) == (0.3, 0.8, 10, 6, 1)
+    assert card.p == pytest.approx(8 / 128)
+    assert not card.certified
+    assert (card.low, card.high) == paired_difference_interval(2, 6, 1, 1)
+    assert (card.tokens, card.usd) == (20, pytest.approx(0))
+    assert (await certified([0] * 5, [1] * 5)).certified  # p = 1/32
+
+
+@pytest.mark.anyio
+async def test_fractional_scores_and_several_draws_get_sign_flips_and_a_bootstrap():
+    old, new = [0.1, 0.5, 0.3, 0.0, 0.2, 0.4], [0.6, 0.7, 0.9, 0.5, 0.8, 0.5]
+    card = await certified(old, new)
+    assert card.gain == pytest.approx(fmean(new) - fmean(old))
+    assert card.p == pytest.approx(1 / 64, abs=0.005)
+    assert card.low < card.gain < card.high
+    twice = await certified([0, 0, 0, 1, 1, 1], [1, 1, 1, 1, 0, 1], attempts=2)  # three samples, two draws each
+    assert (twice.before, twice.after, twice.attempts) == (0.5, pytest.approx(5 / 6), 2)
+    assert "sign-flip" in twice.method
+
+
+@pytest.mark.anyio
+async def test_pitfall_4_only_samples_scored_on_both_sides_are_compared():
+    card = await certified([None, 1, 0, 0], [1, None, 1, 0])
+    assert (card.before, card.after, card.n) == (0, 0.5, 2)
+    assert await certified([None], [1]) is None
+
+
+@pytest.mark.anyio
+async def test_pitfall_8_the_same_text_is_not_tested_twice():
+    rolls: Any = Rolls({})
+    samples = [Sample(id="s", input="q")]
+    for best, test in ((Skill("a", name="other"), samples), (Skill("b"), [])):
+        assert await certify(rolls, Skill("a"), best, test, lambda s: s.value, attempts=1, alpha=0.05, seed=1) is None
+    assert not rolls.asked
