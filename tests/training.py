@@ -47,6 +47,10 @@ class Fated(World):
         self.fate = fate
         self.asked: Counter[tuple[str | None, int]] = Counter()
 
+    def __enter__(self) -> Fated:
+        super().__enter__()
+        return self
+
     def _check(self, call: Call, headers: dict[str, str], faults: Faults) -> None:
         super()._check(call, headers, faults)
         self.asked[call.stage, len(call.body["messages"])] += 1

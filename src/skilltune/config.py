@@ -105,12 +105,12 @@ class GateConfig(_Section):
     confidence: float = Field(default=0.95, gt=0.5, lt=1, description="race: accept when P(gain > 0) passes this")
     futility: float = Field(default=0.25, ge=0, lt=0.5, description="race: reject when P(gain > 0) falls below this")
     block: int = Field(default=8, ge=1, description="race: samples between two looks")
-    passes: int = Field(default=2, ge=1, description="race: draws of each `select` sample at most")
+    passes: int = Field(default=1, ge=1, description="race: draws of each `select` sample at most")
     regression_bound: float = Field(default=0.02, ge=0, le=1, description="race: credible harm over this vetoes")
     length_price: float = Field(default=0.01, ge=0, description="race: gain that 1,000 more tokens must bring")
     pool: int = Field(default=12, ge=1, description="edits screened per step at most")
-    screen: int = Field(default=40, ge=0, description="train rollouts of the factorial screen")
-    texts: int = Field(default=12, ge=2, description="distinct subsets in the screen")
+    screen: int = Field(default=60, ge=0, description="train rollouts of the factorial screen")
+    texts: int = Field(default=18, ge=2, description="distinct subsets in the screen")
 
 
 class SlowConfig(_Section):

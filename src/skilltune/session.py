@@ -223,11 +223,12 @@ def estimate_calls(cfg: Config, splits: Splits) -> tuple[int, int]:
     steps = steps_per_epoch(cfg.train, len(splits.train)) * cfg.train.epochs
     batches = cfg.train.epochs * len(splits.train) * cfg.target.attempts
     select, test = len(splits.select), 2 * cfg.certify.attempts * len(splits.test)
-    slow = max(0, cfg.train.epochs - 1) if cfg.slow.enabled else 0
+    looks_back = cfg.slow.enabled and cfg.optimizer.model != "examples"
+    slow = max(0, cfg.train.epochs - 1) if looks_back else 0
     fewest = len(splits.train) * cfg.target.attempts * bool(cfg.train.epochs) + select
     if cfg.gate.policy == "strict":
         return fewest, batches + select * (1 + steps + slow) + slow * 2 * cfg.slow.samples + test
-    per_judgement = cfg.gate.screen + cfg.gate.passes * select
+    per_judgement = cfg.gate.screen + (1 + cfg.gate.passes) * select  # both sides of a race, the incumbent once
     return fewest, batches + select + steps * per_judgement + slow * (2 * cfg.slow.samples + per_judgement) + test
 
 

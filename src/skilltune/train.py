@@ -106,9 +106,10 @@ async def fit(s: Session, state: State) -> None:
         protect = state.memory.protected
         verdict = await gate.judge(state.skill, proposals, limit=limit, name=f"step {step.index}", protect=protect)
         state.memory = replace(state.memory, lr=limit)
+        state.since_accept = 0 if verdict.accepted else state.since_accept + 1
         learn(s, state, step, verdict, limit)
 
-        if s.cfg.slow.enabled and step.ends_epoch and step.epoch > 1:
+        if s.cfg.slow.enabled and optimizer.looks_back and step.ends_epoch and step.epoch > 1:
             await slow(s, state, step, epoch_start, optimizer, gate)
 
 
@@ -145,7 +146,6 @@ async def slow(s: Session, state: State, step: Step, epoch_start: Skill, optimiz
 def learn(s: Session, state: State, step: Step, verdict: Verdict, limit: int) -> None:
     """Take over what the gate decided, and write it down."""
     state.score = verdict.score
-    state.since_accept = 0 if verdict.accepted else state.since_accept + 1
     if verdict.accepted:
         state.versions.append(verdict.skill)
     state.memory = state.memory.remember(verdict.rejected, verdict.skill.body)

@@ -91,16 +91,15 @@ class Race:
         known = self._known(pool.skill.hash, by_id)
         observations = [Observation(sample, {"level": 1.0}, score) for sample, score in known.items()]
         screened = None
-        full = min(1.0, max(0.5, len(pool.proposals) / cfg.pool))  # a smaller pool needs fewer rollouts
         for number, share in enumerate(ROUNDS):
             draw = rng(arena.seed, "screen", name, number)
-            texts = max(1, round(full * share * cfg.texts))
+            texts = max(1, round(share * cfg.texts))
             if screened is None:
                 size = min(limit, len(pool.proposals) - 1, math.ceil(len(pool.proposals) / texts))
                 design = balanced(pool, texts, size, draw)
             else:
                 design = screened.sampled(texts, limit)
-            plan = assign(pool, design, known, round(full * share * cfg.screen), draw)
+            plan = assign(pool, design, known, round(share * cfg.screen), draw)
             results = await gather(
                 [
                     arena.roll(pool.text(subset), [by_id[sample] for sample in samples], purpose=f"{name} {subset}")

@@ -45,8 +45,11 @@ class Optimizer(Protocol):
 
     `propose` returns the edits of one step, best supported first: a patch of at most `limit` edits, or a pool to be
     measured. `learning_rate` names the number of edits of a step under the autonomous schedule. `slow_update` returns
-    the epoch's guidance as an edit, or None; `notes` the optimizer's own notes.
+    the epoch's guidance as an edit, or None; `notes` the optimizer's own notes. Where `looks_back` is False these two
+    have nothing to say, and the rollouts that they would compare are not paid for.
     """
+
+    looks_back: bool
 
     async def propose(
         self, skill: Skill, rollouts: Sequence[Rollout], memory: Memory, step: Step, limit: int

@@ -34,6 +34,7 @@ class ExamplesOptimizer:
     samples: Mapping[str, Sample]
     pool: int
     seed: int
+    looks_back: bool = False
 
     async def propose(
         self, skill: Skill, rollouts: Sequence[Rollout], memory: Memory, step: Step, limit: int

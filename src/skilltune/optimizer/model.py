@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import itertools
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -71,6 +70,7 @@ class ModelOptimizer:
     cfg: OptimizerConfig
     train: TrainConfig
     samples: Mapping[str, Sample]  # train samples by id: all that this optimizer can ever show
+    looks_back: bool = True
 
     # -- one step
 
@@ -164,7 +164,8 @@ class ModelOptimizer:
             except CallError as error:
                 return error
 
-        for redraw in itertools.count():
+        redraw = 0
+        while True:
             answers = await gather([one(group, redraw) for group in groups])
             errors = [answer for answer in answers if isinstance(answer, CallError)]
             if not errors or len(errors) < len(answers):
@@ -176,6 +177,7 @@ class ModelOptimizer:
                     f"the optimizer failed on every minibatch of step {step.index}: {errors[0]}\n"
                     "Run the same command to ask it anew."
                 )
+            redraw += 1
         for error in errors:
             self.run.emit("fallback", step=step.index, stage="reflect", reason=f"a minibatch is left out: {error}")
         return [answer for answer in answers if not isinstance(answer, CallError)]
