@@ -269,6 +269,15 @@ async def test_a_budget_of_tokens_stops_before_it_is_passed(tmp_path: Path) -> N
     assert more.result.exit_code != 4
 
 
+async def test_a_budget_of_dollars_stops_before_it_is_passed(tmp_path: Path) -> None:
+    prices = {"target.price": (1.0, 2.0), "target.max_tokens": 50, "optimizer.price": (5.0, 10.0)}
+    with small(q=1.0) as world:
+        trained = await train(world, tmp_path, {"budget.usd": 0.03, **prices}, preset="paper")
+    assert trained.result.exit_code == 4
+    assert 0 < sum(r["usage"]["usd"] for r in trained.rows("rollouts.jsonl")) <= 0.03
+    assert "usd" in str(trained.result.stopped)
+
+
 async def test_a_failed_attempt_counts_as_a_call(tmp_path: Path) -> None:
     with quick_retries(), Fated(lambda call, sample: None) as world:
         world.faults = Faults(error=0.3)

@@ -9,11 +9,12 @@ from typing import Any, Literal
 
 import pytest
 
+import skilltune as st
 from skilltune.api import run_training
 from skilltune.config import load_config, make_config
 from skilltune.optimizer.model import SLOW_HEADING
 from skilltune.skill import Skill
-from training import FRONT, START, events, small, train
+from training import FRONT, START, events, prepare, small, train
 from world import Dice, Prompt, World, lognormal
 
 pytestmark = pytest.mark.anyio
@@ -126,8 +127,9 @@ async def test_a_skill_folder_ships_whole(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("preset", PRESETS)
 async def test_pitfall_10_no_select_or_test_sample_reaches_the_optimizer(tmp_path: Path, preset: str) -> None:
-    with small(p=0.1, q=0.5) as world:
-        trained = await train(world, tmp_path, {"train.epochs": 4, "train.lr": 1, "train.lr_min": 1}, preset=preset)
+    with small(q=0.5, classes=6) as world:
+        one_rule_a_step(world)  # so that every epoch changes the skill, and all stages are asked
+        trained = await train(world, tmp_path, {**SLOW, "train.epochs": 4}, preset=preset)
         stages = {seen.stage for seen in world.requests if seen.role == "optimizer"}
         assert {"reflect", "slow_update", "notes"} <= stages
         hidden = [ticket for ticket in world.tickets.values() if ticket.split != "train"]
@@ -405,6 +407,23 @@ async def test_no_epochs_only_measure(tmp_path: Path) -> None:
         trained = await train(world, tmp_path, {"train.epochs": 0})
         assert world.calls["target"] == 16
     assert trained.result.exit_code == 1
+
+
+# -- the Python front door
+
+
+async def test_the_python_call_takes_a_model_by_name_or_as_a_whole_table(tmp_path: Path) -> None:
+    with small(q=1.0) as world:
+        prepare(world, tmp_path)
+        paths = tmp_path / "SKILL.md", tmp_path / "samples.jsonl"
+        models = {"model": f"openai@{world.url}/target", "workers": 3}, f"openai@{world.url}/optimizer"
+        steps = {"epochs": 1, "batch_size": 16}
+        result = await st.atrain(*paths, *models, run=tmp_path / "run", train=steps)
+        assert result.exit_code == 0
+        assert world.peak["target"] <= 3
+        score = await st.aevaluate(result.best, paths[1], models[0], split="test")
+        assert result.certificate is not None
+        assert score.score == result.certificate.after
 
 
 # -- target.attempts

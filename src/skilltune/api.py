@@ -65,8 +65,8 @@ async def run_training(
 async def atrain(
     skill: str | Path,
     env: Env | str | Path,
-    target: str,
-    optimizer: str = "",
+    target: str | Mapping[str, Any],
+    optimizer: str | Mapping[str, Any] = "",
     *,
     budget: str | Mapping[str, float] | None = None,
     run: str | Path | None = None,
@@ -81,6 +81,7 @@ async def atrain(
     env:       an `Env`, a sample file, a folder with evals/evals.json, or "env.py:factory".
     target:    the frozen model ("openai@http://127.0.0.1:8000/v1/qwen3", "local/smollm2-135m", …).
     optimizer: the model that proposes edits, or "examples"; empty: the target's model.
+               Both may be a whole table, e.g. {"model": "openai/gpt-5.5", "workers": 32}.
     budget:    "5 usd", "2000 calls, 30 minutes", or {"usd": 5}.
     run:       the run folder; by default runs/NAME in the current folder.
     sections:  the config's other tables by name, e.g. train={"epochs": 2}, gate={"policy": "strict"}.
@@ -89,8 +90,7 @@ async def atrain(
     """
     tree: dict[str, Any] = {"preset": preset, "skill": str(skill), "seed": seed}
     tree |= {name: dict(section) for name, section in sections.items()}
-    tree["target"] = {**tree.get("target", {}), "model": target}
-    tree["optimizer"] = {**tree.get("optimizer", {}), "model": optimizer}
+    tree |= {"target": _table(target), "optimizer": _table(optimizer)}
     if not isinstance(env, Env):
         tree["env"] = {**tree.get("env", {}), "samples": str(env)}
     if budget is not None:
@@ -154,7 +154,7 @@ async def run_evaluation(
 async def aevaluate(
     skill: str | Path | Skill,
     env: Env | str | Path,
-    target: str,
+    target: str | Mapping[str, Any],
     *,
     split: SplitName | None = None,
     attempts: int = 1,
@@ -164,8 +164,7 @@ async def aevaluate(
 ) -> Evaluation:
     """Score a skill ("" for none) on a split, or on all samples. `run` keeps the rollouts in a folder for reuse."""
     tree: dict[str, Any] = {"seed": seed, **{name: dict(section) for name, section in sections.items()}}
-    tree["target"] = {**tree.get("target", {}), "model": target}
-    tree["optimizer"] = {"model": "examples"}
+    tree |= {"target": _table(target), "optimizer": {"model": "examples"}}
     if not isinstance(env, Env):
         tree["env"] = {**tree.get("env", {}), "samples": str(env)}
     cfg = make_config(tree, source="evaluate()")
@@ -202,6 +201,11 @@ def default_folder(cfg: Config, root: Path) -> Path:
     if path.is_dir() and _inside_skill(root, path):
         return path.parent / "runs" / path.name
     return root / "runs" / (path.stem or "skill")
+
+
+def _table(model: str | Mapping[str, Any]) -> dict[str, Any]:
+    """A model's name, or its whole table of the config."""
+    return {"model": model} if isinstance(model, str) else dict(model)
 
 
 def _inside_skill(folder: Path, skill: Path) -> bool:

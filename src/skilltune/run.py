@@ -108,7 +108,7 @@ class Run:
         """
         folder = Path(folder)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise RunError(f"cannot use the run folder {folder}: {error.strerror or error}") from error
         with ExitStack() as undo:

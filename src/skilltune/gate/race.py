@@ -28,6 +28,8 @@ UNSCREENED = (0.0, 0.05)  # of the gain of a candidate that was not screened: sc
 SHRINK = 0.8  # of a screened gain: the best of many is flattered, and train is not select
 DEVIATION = 0.04  # sd by which the gain on `select` may miss what the screen foretold
 ROUNDS = (0.5, 0.25, 0.25)  # of the screen: the first shows each edit once, the others follow what was learned
+FULL_POOL = 8  # a pool of so many edits gets the whole screen, a smaller one in proportion, but not less than
+LEAST_SCREEN = 0.35  # of it
 WORTH = 0.6  # an edit is put into a candidate when P(it adds something) is at least this
 LATE_FUTILITY = 0.6  # give up below this once every sample was seen: a second pass is for the nearly convinced
 LAST_CONFIDENCE = 0.90  # accept above this when all passes are used up
@@ -75,7 +77,7 @@ class Race:
 
         screened = await self._screen(pool, limit, name)
         verdict = Verdict(skill, False, "the screen found no edit worth a race", self.score)
-        chosen = screened.assemble(limit, WORTH) if screened else (0,)
+        chosen = screened.assemble(limit, WORTH) if screened else pool.first(limit)
         if chosen:
             verdict = await self._race(pool, chosen, screened, name)
         return self._settle(pool, screened, verdict, chosen)
@@ -83,7 +85,7 @@ class Race:
     # -- (a) the screen and (b) its model
 
     async def _screen(self, pool: Pool, limit: int, name: str) -> Screened | None:
-        """Roll the design and fit its model; None for a single edit, which the race alone judges."""
+        """Roll the design and fit its model; None for a single edit or without a screen: the race alone judges."""
         cfg, arena = self.arena.cfg, self.arena
         if len(pool.proposals) < 2 or not cfg.screen:
             return None
@@ -91,7 +93,9 @@ class Race:
         known = self._known(pool.skill.hash, by_id)
         observations = [Observation(sample, {"level": 1.0}, score) for sample, score in known.items()]
         screened = None
+        enough = min(1.0, max(LEAST_SCREEN, len(pool.proposals) / FULL_POOL))
         for number, share in enumerate(ROUNDS):
+            share = enough * share
             draw = rng(arena.seed, "screen", name, number)
             texts = max(1, round(share * cfg.texts))
             if screened is None:

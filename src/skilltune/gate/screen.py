@@ -56,6 +56,14 @@ class Pool:
     def fits(self, chosen: Sequence[int], another: int) -> bool:
         return all((min(i, another), max(i, another)) not in self.conflicts for i in chosen)
 
+    def first(self, limit: int) -> tuple[int, ...]:
+        """The best supported edits that can stand together, at most `limit`."""
+        chosen: list[int] = []
+        for i in range(len(self.proposals)):
+            if len(chosen) < limit and self.fits(chosen, i):
+                chosen.append(i)
+        return tuple(chosen)
+
     def text(self, chosen: Sequence[int]) -> Skill:
         """The incumbent with the chosen edits, applied in pool order."""
         edits = [self.proposals[i].edit for i in sorted(chosen)]

@@ -28,15 +28,17 @@ class Memory:
     lr: int | None = None
 
     def remember(self, rejected: Sequence[Rejected], body: str) -> Memory:
-        """Add what was tried and not kept. `body` is the incumbent's from now on: a rejection whose anchor it does
-        not hold has expired, because what was measured then says little of the text that stands there now."""
-        entries = {entry.edit.key: entry for entry in (*self.rejected, *rejected)}
-        valid = [
+        """Add what was tried and not kept. `body` is the incumbent's from now on: an earlier rejection whose anchor is
+        no longer there has expired, because what was measured then says little of the text that stands there now."""
+        text = _squeeze(body)
+        new = {entry.edit.key: entry for entry in rejected}
+        still = [
             entry
-            for entry in entries.values()
-            if (anchor := entry.edit.target or entry.edit.after) is None or anchor in body
+            for entry in self.rejected
+            if entry.edit.key not in new
+            and ((anchor := entry.edit.target or entry.edit.after) is None or _squeeze(anchor) in text)
         ]
-        return replace(self, rejected=tuple(valid[-MAX_REJECTED:]))
+        return replace(self, rejected=(*still, *new.values())[-MAX_REJECTED:])
 
     @property
     def protected(self) -> tuple[str, ...]:
@@ -46,3 +48,7 @@ class Memory:
     def new_epoch(self) -> Memory:
         """The rejected-edit buffer spans one epoch."""
         return replace(self, rejected=())
+
+
+def _squeeze(text: str) -> str:
+    return " ".join(text.split())
