@@ -12,14 +12,17 @@ import sys
 import tempfile
 from pathlib import Path
 from statistics import fmean, pstdev
+from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import skilltune as st
 from world import World
 
+Mode = Literal["normal", "useless", "harmful"]
 
-def one(preset: str, p: float, q: float, seed: int, classes: int, mode: str, epochs: int) -> dict[str, float]:
+
+def one(preset: str, p: float, q: float, seed: int, classes: int, mode: Mode, epochs: int) -> dict[str, float]:
     """One run; the world's seed and the run's are the same number."""
     with (
         World(classes, 120, 60, 120, p=p, q=q, seed=seed, optimizer_mode=mode) as world,

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from skilltune.config import CertifyConfig
 from skilltune.gate import crossed, logit
 from skilltune.gate.certify import certify
 from skilltune.gate.crossed import Observation, fit
@@ -483,7 +484,7 @@ async def certified(old: Sequence[float | None], new: Sequence[float | None], at
     }
     rolls: Any = Rolls(scores)
     return await certify(
-        rolls, Skill("a"), Skill("bbb"), samples, lambda s: s.value, attempts=attempts, alpha=0.05, seed=1
+        rolls, Skill("a"), Skill("bbb"), samples, lambda s: s.value, CertifyConfig(attempts=attempts), 1
     )
 
 
@@ -522,5 +523,5 @@ async def test_pitfall_8_the_same_text_is_not_tested_twice():
     rolls: Any = Rolls({})
     samples = [Sample(id="s", input="q")]
     for best, test in ((Skill("a", name="other"), samples), (Skill("b"), [])):
-        assert await certify(rolls, Skill("a"), best, test, lambda s: s.value, attempts=1, alpha=0.05, seed=1) is None
+        assert await certify(rolls, Skill("a"), best, test, lambda s: s.value, CertifyConfig(), 1) is None
     assert not rolls.asked

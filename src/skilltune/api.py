@@ -53,6 +53,7 @@ async def run_training(
             old.close()
         session = build_session(cfg, run, root, env=env)
         try:
+            session.pin_inputs()
             if ready is not None:
                 ready(session)
             result = await fit_and_certify(session)

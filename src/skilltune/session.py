@@ -72,6 +72,11 @@ class Session:
             self.run.emit("stopping", reason=reason)
         return bool(reason)
 
+    def pin_inputs(self) -> None:
+        """Refuse to resume with another start skill or skilltune than the run's decisions were made with."""
+        _unchanged(self.run, "version", "skilltune's own version", __version__)
+        _unchanged(self.run, "skill", f"the skill {self.cfg.skill}", self.skill.hash)
+
     def typical_call(self) -> Usage:
         """A guess at one target call on a test sample: what the certificate reserves until calls have been seen."""
         sample = max(self.splits.test or self.splits.select, key=lambda sample: len(sample.text))
@@ -148,8 +153,6 @@ def build_session(cfg: Config, run: Run, root: Path, *, env: Env | None = None, 
     """
     env = build_env(cfg, root, env)
     start = Skill.load(root / cfg.skill) if skill is None else skill
-    _unchanged(run, "version", "skilltune's own version", __version__)
-    _unchanged(run, "skill", f"the skill {cfg.skill}", start.hash)
     splits = fixed_split(cfg, run, env)
     train_by_id = {sample.id: sample for sample in splits.train}
     spent = sum(run.usage.values(), Usage())

@@ -78,10 +78,9 @@ async def train(s: Session) -> Result:
     s.budget.release()
 
     start, best = state.versions[0], state.skill
-    certificate = await certify(
-        s.roll, start, best, s.splits.test, s.arena.metric,
-        attempts=s.cfg.certify.attempts, alpha=s.cfg.certify.alpha, seed=s.cfg.seed,
-    )  # fmt: skip
+    certificate = None
+    with stopping(state):
+        certificate = await certify(s.roll, start, best, s.splits.test, s.arena.metric, s.cfg.certify, s.cfg.seed)
     if certificate is not None and certificate.gain <= 0:
         best = start  # what is not better on unseen samples is not shipped
     return Result(start, best, certificate, tuple(state.versions), state.stopped)
@@ -134,7 +133,7 @@ async def slow(s: Session, state: State, step: Step, epoch_start: Skill, optimiz
 
     guidance = await optimizer.slow_update(state.skill, pairs, state.memory, step)
     if guidance is not None:
-        verdict = await gate.judge(state.skill, [Proposal(guidance)], limit=1, name=name)
+        verdict = await gate.judge(state.skill, [Proposal(guidance)], limit=1, name=name, alone=True)
         taken = [r for r in verdict.reports if verdict.accepted and r.edit == guidance and r.status == "applied"]
         if taken:
             state.memory = replace(state.memory, slow=taken[0].inserted.strip())  # as it stands there, line ends too

@@ -50,7 +50,8 @@ class Gate(Protocol):
     """Judges proposed edits against an incumbent.
 
     `baseline` measures the start skill on `select` and returns its mean. `judge` returns a verdict whose skill is
-    the incumbent, or the incumbent with at most `limit` of the edits applied; text in `protect` stays untouched.
+    the incumbent, or the incumbent with at most `limit` of the edits applied; text in `protect` stays untouched. With
+    `alone` these proposals are judged by themselves, without what a pool may hold from earlier steps.
     A gate may keep state (a pool, a model of the evidence): a replay rebuilds it, because it calls the same again.
     """
 
@@ -64,6 +65,7 @@ class Gate(Protocol):
         limit: int,
         name: str,
         protect: Sequence[str] = (),
+        alone: bool = False,
     ) -> Verdict: ...
 
 

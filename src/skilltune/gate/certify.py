@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from skilltune.config import CertifyConfig
 from skilltune.gate import stats
 from skilltune.models import Usage
 from skilltune.roll import Roller, gather
@@ -59,9 +60,7 @@ async def certify(
     best: Skill,
     test: Sequence[Sample],
     metric: Callable[[Score], float],
-    *,
-    attempts: int,
-    alpha: float,
+    cfg: CertifyConfig,
     seed: int,
 ) -> Certificate | None:
     """Measure both skills on `test`. None without test samples; identical texts are not rolled at all.
@@ -71,6 +70,7 @@ async def certify(
     """
     if not test or start.text == best.text:
         return None
+    attempts = cfg.attempts
     draws = await gather(
         [roll(skill, test, attempt=attempt, purpose="test") for skill in (start, best) for attempt in range(attempts)]
     )
@@ -97,7 +97,7 @@ async def certify(
         low=low,
         high=high,
         p=p,
-        certified=p < alpha,
+        certified=p < cfg.alpha,
         fixed=fixed,
         broken=broken,
         attempts=attempts,

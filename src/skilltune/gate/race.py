@@ -28,8 +28,6 @@ UNSCREENED = (0.0, 0.05)  # of the gain of a candidate that was not screened: sc
 SHRINK = 0.8  # of a screened gain: the best of many is flattered, and train is not select
 DEVIATION = 0.04  # sd by which the gain on `select` may miss what the screen foretold
 ROUNDS = (0.5, 0.25, 0.25)  # of the screen: the first shows each edit once, the others follow what was learned
-FULL_POOL = 8  # a pool of so many edits gets the whole screen, a smaller one in proportion, but not less than
-LEAST_SCREEN = 0.35  # of it
 WORTH = 0.6  # an edit is put into a candidate when P(it adds something) is at least this
 LATE_FUTILITY = 0.6  # give up below this once every sample was seen: a second pass is for the nearly convinced
 LAST_CONFIDENCE = 0.90  # accept above this when all passes are used up
@@ -64,10 +62,17 @@ class Race:
         return self.score
 
     async def judge(
-        self, skill: Skill, proposals: Sequence[Proposal], *, limit: int, name: str, protect: Sequence[str] = ()
+        self,
+        skill: Skill,
+        proposals: Sequence[Proposal],
+        *,
+        limit: int,
+        name: str,
+        protect: Sequence[str] = (),
+        alone: bool = False,
     ) -> Verdict:
         cfg = self.arena.cfg
-        fresh = {proposal.edit.key: proposal for proposal in [*self.leftover, *proposals]}
+        fresh = {proposal.edit.key: proposal for proposal in [*(() if alone else self.leftover), *proposals]}
         pool = Pool.of(skill, list(fresh.values()), cfg.pool, protect, self.arena.max_tokens)
         if not pool.proposals:
             reason = "none of the edits could be applied" if fresh else "nothing was proposed"
@@ -80,7 +85,12 @@ class Race:
         chosen = screened.assemble(limit, WORTH) if screened else pool.first(limit)
         if chosen:
             verdict = await self._race(pool, chosen, screened, name)
-        return self._settle(pool, screened, verdict, chosen)
+        effects = [screened.gain([i]) if screened else (0.0, 0.0, 0.0) for i in range(len(pool.proposals))]
+        spent = chosen if verdict.accepted or len(chosen) == 1 else ()  # of a failed team each member may be good
+        good = [i for i, (gain, _, p) in enumerate(effects) if i not in spent and gain > 0 and p >= WORTH]
+        if not alone:
+            self._keep(pool, screened, sorted(good, key=lambda i: -effects[i][0]))
+        return _explained(verdict, pool, chosen, good, effects)
 
     # -- (a) the screen and (b) its model
 
@@ -93,9 +103,7 @@ class Race:
         known = self._known(pool.skill.hash, by_id)
         observations = [Observation(sample, {"level": 1.0}, score) for sample, score in known.items()]
         screened = None
-        enough = min(1.0, max(LEAST_SCREEN, len(pool.proposals) / FULL_POOL))
         for number, share in enumerate(ROUNDS):
-            share = enough * share
             draw = rng(arena.seed, "screen", name, number)
             texts = max(1, round(share * cfg.texts))
             if screened is None:
@@ -215,32 +223,38 @@ class Race:
             if skill == version and sample in ids and rollout.score is not None
         ]
 
-    # -- what stays
-
-    def _settle(self, pool: Pool, screened: Screened | None, verdict: Verdict, chosen: tuple[int, ...]) -> Verdict:
-        """Keep promising leftovers and what is known of them; the others are rejected, with their measured effects."""
-        alone = {i: screened.gain([i]) if screened else (0.0, 0.0, 0.0) for i in range(len(pool.proposals))}
-        spent = chosen if verdict.accepted or len(chosen) == 1 else ()  # of a failed team each member may be good
-        good = [i for i in alone if i not in spent and alone[i][0] > 0 and alone[i][2] >= WORTH]
-        self.leftover = [pool.proposals[i] for i in sorted(good, key=lambda i: -alone[i][0])]
+    def _keep(self, pool: Pool, screened: Screened | None, good: Sequence[int]) -> None:
+        """Promising leftovers stay for the next step, with what is known of them."""
+        self.leftover = [pool.proposals[i] for i in good]
         self.learned.clear()
         for i in good:
             if screened:
                 self.learned |= screened.learned(i, FORGET)
 
-        def measured(i: int) -> str:
-            if screened is None:
-                return verdict.reason
-            raced = f"; raced with others: {verdict.reason}" if i in chosen else ""
-            return f"measured effect {100 * alone[i][0]:+.1f} ± {100 * alone[i][1]:.1f} points{raced}"
 
-        taken = chosen if verdict.accepted else ()
-        table = [
-            {"key": p.edit.key, "text": p.edit.text or p.edit.target, "effect": alone[i][0], "sd": alone[i][1]}
-            for i, p in enumerate(pool.proposals)
-        ]
-        return replace(
-            verdict,
-            rejected=tuple(Rejected(pool.proposals[i].edit, measured(i)) for i in alone if i not in (*taken, *good)),
-            numbers={**verdict.numbers, "screen": table, "chosen": list(chosen)},
-        )
+def _explained(
+    verdict: Verdict,
+    pool: Pool,
+    chosen: Sequence[int],
+    good: Sequence[int],
+    effects: Sequence[tuple[float, float, float]],
+) -> Verdict:
+    """The verdict with every edit's measured effect; what is neither taken nor kept for later is rejected with it."""
+    taken = chosen if verdict.accepted else ()
+
+    def measured(i: int) -> str:
+        raced = f"raced{' with others' if len(chosen) > 1 else ''}: {verdict.reason}" if i in chosen else ""
+        gain, sd, _ = effects[i]
+        screened = f"measured effect {100 * gain:+.1f} ± {100 * sd:.1f} points" if sd else ""
+        return "; ".join(filter(None, (screened, raced))) or verdict.reason
+
+    table = [
+        {"key": proposal.edit.key, "text": proposal.edit.text or proposal.edit.target, "effect": gain, "sd": sd}
+        for proposal, (gain, sd, _) in zip(pool.proposals, effects, strict=True)
+    ]
+    dropped = [i for i in range(len(pool.proposals)) if i not in taken and i not in good]
+    return replace(
+        verdict,
+        rejected=tuple(Rejected(pool.proposals[i].edit, measured(i)) for i in dropped),
+        numbers={**verdict.numbers, "screen": table, "chosen": list(chosen)},
+    )

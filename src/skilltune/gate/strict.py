@@ -26,7 +26,14 @@ class Strict:
         return mean(list((await self._scores(skill)).values()))
 
     async def judge(
-        self, skill: Skill, proposals: Sequence[Proposal], *, limit: int, name: str, protect: Sequence[str] = ()
+        self,
+        skill: Skill,
+        proposals: Sequence[Proposal],
+        *,
+        limit: int,
+        name: str,
+        protect: Sequence[str] = (),
+        alone: bool = True,  # there is no pool
     ) -> Verdict:
         edits = [proposal.edit for proposal in proposals]
         applied = apply(skill, edits, protect=protect, limit=limit, max_tokens=self.arena.max_tokens)
