@@ -51,8 +51,8 @@ format: $(READY)  ## put the style right
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY)  ## the committed figures of bench/README.md, made anew (about 15 minutes)
-	$(BIN)/python bench/learning.py --seeds 10
+bench: $(READY)  ## the committed figures of bench/README.md, made anew (about fifteen minutes)
+	bash bench/run.sh
 
 clean:  ## remove what was made
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis

@@ -127,8 +127,7 @@ def test_a_link_to_the_users_own_configuration_is_not_followed(tmp_path: Path) -
 def a_run(folder: Path, best: Skill, config_skill: str) -> Run:
     run = Run.open(folder, {"skill": config_skill})
     run.keep(best.hash, best.text.encode())
-    run.emit("start", name=best.name)
-    run.emit("finish", best=best.hash)
+    run.emit("finish", name=best.name, best=best.hash)
     return run
 
 

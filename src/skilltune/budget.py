@@ -83,13 +83,9 @@ class Budget:
         `bound` is the caller's upper estimate. Raises `BudgetExceeded` when the call may pass a limit, `UsageError`
         when dollars are limited and this call, or one before it, has no known price.
         """
-        if self.limits.usd is not None and bound.usd is None:
-            raise UsageError(
-                f"the budget is in dollars, but the price of the {kind} model is unknown: state it under "
-                f"`[{kind}] price = [input, output]` (dollars per million tokens), or budget in calls or tokens."
-            )
+        self.require_price(kind, bound)
         cost = self._kinds.setdefault(kind, _Kind()).estimate(bound)
-        self._check(cost)
+        self.check(cost)
         self._reserved = self._reserved + cost
         actual: list[Usage] = []
         try:
@@ -100,7 +96,16 @@ class Budget:
                 self.spent = self.spent + usage
                 self._kinds[kind].total = self._kinds[kind].total + usage
 
-    def _check(self, cost: Usage) -> None:
+    def require_price(self, kind: str, bound: Usage) -> None:
+        """Raise `UsageError` where dollars are limited and calls of this kind have no known price."""
+        if self.limits.usd is not None and bound.usd is None:
+            raise UsageError(
+                f"the budget is in dollars, but the price of the {kind} model is unknown: state it under "
+                f"`[{kind}] price = [input, output]` (dollars per million tokens), or budget in calls or tokens."
+            )
+
+    def check(self, cost: Usage) -> None:
+        """Raise `BudgetExceeded` if spending `cost` now may pass a limit, over what is reserved and held."""
         after = self.spent + self._reserved + self.held + cost
         for name, limit, value in (
             ("calls", self.limits.calls, after.calls),
@@ -123,11 +128,9 @@ class Budget:
                 f"the budget of {self.limits.minutes:g} minutes is used up; run the same command to go on"
             )
 
-    def retry(self) -> None:
-        """Count one more attempt at a call that failed (its tokens are unknown); raises `BudgetExceeded` before it."""
-        again = Usage(calls=1)
-        self._check(again)
-        self.spent = self.spent + again
+    def spend(self, usage: Usage) -> None:
+        """Count what was spent beside reserved calls: attempts that failed."""
+        self.spent = self.spent + usage
 
     def hold(self, kind: str, calls: int, guess: Usage) -> None:
         """Keep back what `calls` calls of a kind will cost: `guess` each until some were made, then their mean."""

@@ -9,6 +9,7 @@ from skilltune.errors import InfraError
 from skilltune.models import Model, Reply, Request, Usage
 from skilltune.models.prices import price
 from skilltune.models.retry import Endpoint
+from skilltune.run import Run
 
 DEFAULT_ANSWER_TOKENS = 1024  # bound of an answer whose length the request leaves open, for the first estimates
 IMAGE_TOKENS = 1000
@@ -25,20 +26,32 @@ class Client:
     model: Model
     endpoint: Endpoint
     budget: Budget
+    journal: Run
     role: str
     rate: tuple[float, float] | None = None  # dollars per million input and output tokens, over the price list
     answered: bool = False  # has this client ever had an answer? A provider that never answered is not waited for
 
     async def __call__(self, request: Request) -> Reply:
         with self.budget.reserve(self.role, self.bound(request)) as spent:
-            reply = await self.endpoint.call(self.model, request, on_attempt=self._attempt)
+            try:
+                reply = await self.endpoint.call(self.model, request, on_attempt=self._attempt)
+            except InfraError as failure:
+                self._failed(failure)
+                raise
             self.answered = True
             spent.append(reply.usage)
         return reply
 
     def _attempt(self, number: int, failure: InfraError | None) -> None:
-        if number > 0:  # the first one is what `reserve` stands for
-            self.budget.retry()
+        """Told before every attempt how the one before it failed; raises `BudgetExceeded` if it may not be made."""
+        if failure is not None:
+            self._failed(failure)
+            self.budget.check(Usage(calls=1))
+
+    def _failed(self, failure: InfraError) -> None:
+        """A failed attempt may have been billed: it counts as a call, in this life of the run and in the next."""
+        self.budget.spend(Usage(calls=1))
+        self.journal.fail(self.role, str(failure))
 
     def bound(self, request: Request) -> Usage:
         """What the call costs at most, judged from the request: 4 characters a token, the answer at its bound."""

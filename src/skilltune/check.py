@@ -23,7 +23,6 @@ from skilltune.optimizer.model import SHOWN_SUCCESSES
 from skilltune.samples import Sample, Splits, split
 from skilltune.session import Session, build_env, build_session, estimate_calls
 from skilltune.skill import Skill
-from skilltune.targets.chat import ChatTarget
 
 MEASURED = 50  # samples whose prompts are built for the estimate; images are read for it
 PROMPT_TOKENS = (100, 1500)  # least and most of an optimizer's instructions, notes and rejected edits
@@ -142,8 +141,7 @@ def estimate(session: Session) -> Estimate:
     """
     cfg, target, optimizer = session.cfg, session.target, session.optimizer_client
     samples = _spread([*session.splits.train, *session.splits.select, *session.splits.test], MEASURED)
-    assert isinstance(session.roll.target, ChatTarget)
-    asked = [target.bound(session.roll.target.request(session.skill, s, session.env, 0)).input_tokens for s in samples]
+    asked = [session.roll.target.guess(session.skill, sample, session.env).input_tokens for sample in samples]
     read = math.ceil(sum(asked) / len(samples))
     written = math.ceil(sum(len(session.env.expected(s)) for s in samples) / 4 / len(samples)) or 1
     longest = cfg.target.max_tokens or DEFAULT_ANSWER_TOKENS

@@ -19,7 +19,10 @@ from skilltune.budget import Limits, parse_budget
 from skilltune.errors import UsageError
 from skilltune.names import parse_name
 
-MAY_DIFFER = ("budget.", "target.workers", "target.timeout_s", "optimizer.workers", "optimizer.timeout_s")
+MAY_DIFFER = (
+    "budget.",
+    *(f"{role}.{key}" for role in ("target", "optimizer") for key in ("workers", "timeout_s", "price")),
+)
 FILE_NAME = "skilltune.toml"
 
 
@@ -86,7 +89,9 @@ class TrainConfig(_Section):
     schedule: Literal["constant", "linear", "cosine", "autonomous"] = "cosine"
     update: Literal["patch", "rewrite"] = "patch"
     patience: int = Field(default=0, ge=0, description="stop after so many steps without an accept; 0: never")
-    target_score: float | None = Field(default=None, ge=0, le=1, description="stop when `select` reaches this score")
+    target_score: float | None = Field(
+        default=None, ge=0, le=1, description="stop when the estimated score on select reaches this"
+    )
     max_skill_tokens: int = Field(default=2000, ge=1, description="an edit that grows the skill past this is refused")
 
     @model_validator(mode="after")
@@ -103,6 +108,7 @@ class GateConfig(_Section):
     metric: Literal["score", "hard", "soft", "mixed"] = "score"
     weight: float = Field(default=0.5, ge=0, le=1, description="mixed = weight·hard + (1 − weight)·soft")
     confidence: float = Field(default=0.95, gt=0.5, lt=1, description="race: accept when P(gain > 0) passes this")
+    last_confidence: float = Field(default=0.90, gt=0.5, lt=1, description="race: the bar when all passes are used up")
     futility: float = Field(default=0.25, ge=0, lt=0.5, description="race: reject when P(gain > 0) falls below this")
     block: int = Field(default=8, ge=1, description="race: samples between two looks")
     passes: int = Field(default=1, ge=1, description="race: draws of each `select` sample at most")
@@ -111,6 +117,12 @@ class GateConfig(_Section):
     pool: int = Field(default=12, ge=1, description="edits screened per step at most")
     screen: int = Field(default=60, ge=0, description="train rollouts of the factorial screen")
     texts: int = Field(default=18, ge=2, description="distinct subsets in the screen")
+
+    @model_validator(mode="after")
+    def _bars(self) -> GateConfig:
+        if self.last_confidence > self.confidence:
+            raise ValueError(f"gate.last_confidence ({self.last_confidence}) is above confidence ({self.confidence})")
+        return self
 
 
 class SlowConfig(_Section):

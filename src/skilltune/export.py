@@ -80,7 +80,7 @@ def best_of(run: Run) -> Skill:
         return Skill.load(folders[0]).with_text(text.decode("utf-8", "surrogatepass"))
     if not source.suffix:
         raise UsageError(f"{run.folder / 'best'} is gone: run the same `skilltune train` command to write it again")
-    return Skill(text.decode("utf-8", "surrogatepass"), run.events("start")[-1][2]["name"])
+    return Skill(text.decode("utf-8", "surrogatepass"), finished[-1][2]["name"])
 
 
 def _for_agent(skill: Skill, name: str | None, description: str | None) -> Skill:

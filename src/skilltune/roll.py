@@ -8,13 +8,14 @@ batch asks again.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from statistics import fmean
 
 from skilltune.envs import Env
-from skilltune.errors import CallConfigError, CallError, InfraError, InfraStopped, Stopped
+from skilltune.errors import CallConfigError, CallError, InfraError, InfraStopped, JudgeError, Stopped
+from skilltune.models import Usage
 from skilltune.rollout import Rollout, Trajectory, rollout_from_json, rollout_to_json
 from skilltune.run import Paid, Run, digest
 from skilltune.samples import Sample
@@ -95,16 +96,38 @@ class Roller:
         return await gather([one(sample) for sample in samples])
 
     async def _one(self, skill: Skill, sample: Sample, attempt: int) -> Rollout:
-        async def pay() -> Paid:
-            trajectory = await self.target.run(skill, sample, self.env, attempt)
-            self.answered = True
-            rollout = Rollout(sample.id, skill.hash, attempt, trajectory, None)
-            rollout = replace(rollout, score=await self.env.score(sample, rollout))
-            return Paid(rollout_to_json(rollout), trajectory.usage)
+        key = self.key(skill, sample, attempt)
+        unscored_key = digest("unscored", key)
 
-        rollout = rollout_from_json(await self.run.once(self.key(skill, sample, attempt), "rollout", pay))
+        async def pay() -> Paid:
+            """Do the sample and score it; what the target did is kept where only the scorer failed."""
+            if done := self.run.recall(unscored_key):
+                rollout, cost = rollout_from_json(done[0]), Usage()
+            else:
+                try:
+                    trajectory = await self.target.run(skill, sample, self.env, attempt)
+                except CallConfigError as error:
+                    raise CallConfigError(f"sample {sample.id}: {error}") from error
+                rollout, cost = Rollout(sample.id, skill.hash, attempt, trajectory, None), trajectory.usage
+            self.answered = True
+            try:
+                score = await self.env.score(sample, rollout)
+            except JudgeError:
+                if cost.calls:
+                    await self.run.once(unscored_key, "unscored", _constant(Paid(rollout_to_json(rollout), cost)))
+                raise
+            return Paid(rollout_to_json(replace(rollout, score=score)), cost)
+
+        rollout = rollout_from_json(await self.run.once(key, "rollout", pay))
         self.run.tell("rollout", sample=sample.id, score=rollout.score.value if rollout.score else None)
         return rollout
+
+
+def _constant(paid: Paid) -> Callable[[], Awaitable[Paid]]:
+    async def fn() -> Paid:
+        return paid
+
+    return fn
 
 
 async def gather(coroutines: Sequence) -> list:

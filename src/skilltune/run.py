@@ -32,7 +32,9 @@ CREATE TABLE memo (key TEXT PRIMARY KEY, kind TEXT NOT NULL, value TEXT NOT NULL
 CREATE TABLE event (id INTEGER PRIMARY KEY, t REAL NOT NULL, type TEXT NOT NULL, json TEXT NOT NULL, UNIQUE (type, json));
 CREATE TABLE blob (hash TEXT PRIMARY KEY, data BLOB NOT NULL) WITHOUT ROWID;
 """  # noqa: E501
-DECISIONS = "fix"  # memos of this kind belong to one run's history; all others are paid answers and may be reused
+# Kinds of memos that belong to one run's history; all others are paid answers, which another run may reuse.
+DECISIONS = "fix"
+FAILED = "failed attempt"
 
 Listener = Callable[[str, Mapping[str, Any]], None]
 
@@ -90,7 +92,6 @@ class Run:
     def __init__(self, folder: Path, db: sqlite3.Connection, lock: sqlite3.Connection | None) -> None:
         self.folder = folder
         self.listeners: list[Listener] = []
-        self.replayed = 0  # answers that came from the journal in this process
         self._db, self._lock = db, lock
         self._flights: dict[str, _Flight] = {}
         self._usage: dict[str, Usage] = {}
@@ -190,7 +191,6 @@ class Run:
         rows = self._rows("SELECT value FROM memo WHERE key = ?", key)
         if not rows:
             return None
-        self.replayed += 1
         return (json.loads(rows[0][0]),)
 
     def _store(self, key: str, kind: str, value: Any, usage: Usage) -> None:
@@ -201,6 +201,11 @@ class Run:
         )
         if cost:
             self._spend(kind, usage)
+
+    def fail(self, role: str, why: str) -> None:
+        """Record a failed attempt at a call: it has no value, but it may have been billed."""
+        key = digest("failed attempt", role, time.time_ns(), random.random())
+        self._store(key, FAILED, {"role": role, "why": why}, Usage(calls=1))
 
     # -- what it cost
 
@@ -256,7 +261,8 @@ class Run:
 
     def adopt(self, other: Run) -> int:
         """Copy the paid answers of another run as free ones; its decisions stay behind. Returns how many."""
-        rows = other._rows("SELECT key, kind, value, '{}', t FROM memo WHERE kind != ?", DECISIONS)
+        paid = "SELECT key, kind, value, '{}', t FROM memo WHERE kind NOT IN (?, ?)"
+        rows = other._rows(paid, DECISIONS, FAILED)
         for row in rows:
             self._write("INSERT OR IGNORE INTO memo VALUES (?, ?, ?, ?, ?)", row)
         return len(rows)

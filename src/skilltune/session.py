@@ -17,9 +17,10 @@ from skilltune.budget import Budget
 from skilltune.calls import Client
 from skilltune.config import Config, ModelConfig, to_toml
 from skilltune.envs import Env, load_env
-from skilltune.errors import RunError, UsageError
+from skilltune.errors import RunError, Stopped, UsageError
 from skilltune.gate import Arena, Gate, Verdict, build_gate
-from skilltune.models import Usage
+from skilltune.gate.stats import standard_error
+from skilltune.models import Model, Request, Usage
 from skilltune.models.build import build_model
 from skilltune.models.retry import Endpoint
 from skilltune.names import parse_name
@@ -55,19 +56,20 @@ class Session:
     optimizer: Optimizer
 
     async def aclose(self) -> None:
-        for client in {id(c): c for c in (self.target, self.optimizer_client) if c}.values():
+        for client in filter(None, (self.target, self.optimizer_client)):
             await client.aclose()
 
     def should_stop(self, steps_without_accept: int, score: float | None) -> bool:
-        """Patience, target score or a file named `stop` in the run folder; the reason goes into the events."""
+        """Patience or target score; the reason goes into the events. Raises `Stopped` for a file named `stop` in the
+        run folder: that is the user's wish for a pause."""
         cfg = self.cfg.train
+        if (self.run.folder / "stop").exists():
+            raise Stopped(f"{self.run.folder / 'stop'} exists; delete it and run the same command to go on")
         reason = ""
         if cfg.patience and steps_without_accept >= cfg.patience:
             reason = f"no accept in {steps_without_accept} steps"
         elif cfg.target_score is not None and score is not None and score >= cfg.target_score:
             reason = f"the score on select reached {cfg.target_score:g}"
-        elif (self.run.folder / "stop").exists():
-            reason = f"{self.run.folder / 'stop'} exists"
         if reason:
             self.run.emit("stopping", reason=reason)
         return bool(reason)
@@ -77,17 +79,27 @@ class Session:
         _unchanged(self.run, "version", "skilltune's own version", __version__)
         _unchanged(self.run, "skill", f"the skill {self.cfg.skill}", self.skill.hash)
 
+    def look_at_test(self, best: Skill) -> int:
+        """The number of this look at the test split: 1, unless a run that was stopped and went on certified another
+        version before. Each look has its share of the error, so that stopping and going on cannot shop for luck."""
+        if best.text != self.skill.text and self.splits.test:
+            self.run.emit("certify", best=best.hash)
+        seen = [data["best"] for _, _, data in self.run.events("certify")]
+        return seen.index(best.hash) + 1 if best.hash in seen else 1
+
     def typical_call(self) -> Usage:
-        """A guess at one target call on a test sample: what the certificate reserves until calls have been seen."""
+        """A guess at one target call on a test sample: what the certificate reserves until calls have been seen. A
+        guess that is too small costs little, one that is too large would stop the run before its first call."""
         sample = max(self.splits.test or self.splits.select, key=lambda sample: len(sample.text))
-        assert isinstance(self.roll.target, ChatTarget)
-        return self.target.bound(self.roll.target.request(self.skill, sample, self.env, 0))
+        return self.roll.target.guess(self.skill, sample, self.env)
 
     # -- what is written down
 
     def record_start(self, skill: Skill, score: float | None) -> None:
-        self._version(0, skill, {"version": 0, "skill": skill.hash, "score": score, "reason": "the input"})
-        self.run.emit("start", name=skill.name, skill=skill.hash, score=score, select=len(self.splits.select))
+        scores = [self.arena.metric(r.score) for r in self.roll.seen.values() if r.score and r.skill == skill.hash]
+        level = {"skill": skill.hash, "score": score, "score_sd": standard_error(scores)}
+        self._version(0, skill, {"version": 0, **level, "reason": "the input"})
+        self.run.emit("start", **level, select=len(self.splits.select))
 
     def record(self, step: Step, verdict: Verdict, limit: int, *, version: int) -> None:
         """One verdict: an event with all its figures and, if a version was accepted, the version's files."""
@@ -111,6 +123,7 @@ def verdict_to_json(verdict: Verdict) -> dict[str, Any]:
         "accepted": verdict.accepted,
         "reason": verdict.reason,
         "score": verdict.score,
+        "score_sd": verdict.score_sd,
         "skill": verdict.skill.hash,
         "candidate": verdict.candidate.hash if verdict.candidate else None,
         "before": verdict.before,
@@ -158,7 +171,7 @@ def build_session(cfg: Config, run: Run, root: Path, *, env: Env | None = None, 
     spent = sum(run.usage.values(), Usage())
     budget = Budget(cfg.budget.limits, spent)
     endpoints: dict[str, Endpoint] = {}
-    clients: dict[ModelConfig, Client] = {}
+    models: dict[tuple[object, ...], Model] = {}  # the same model in two roles is loaded once
 
     optimizer_name = cfg.optimizer.model or cfg.target.model
     sections = (cfg.target, cfg.optimizer.model_copy(update={"model": optimizer_name}))
@@ -167,8 +180,14 @@ def build_session(cfg: Config, run: Run, root: Path, *, env: Env | None = None, 
         name = parse_name(section.model)
         workers = max(s.workers for s in sections if s.model and parse_name(s.model).endpoint == name.endpoint)
         endpoint = endpoints.setdefault(name.endpoint, Endpoint(workers))
-        model = build_model(section.model, api=section.api, timeout_s=section.timeout_s, price=section.price)
-        return clients.setdefault(section, Client(model, endpoint, budget, role, section.price))
+        which = (section.model, section.api, section.timeout_s, section.price)
+        if which not in models:
+            models[which] = build_model(
+                section.model, api=section.api, timeout_s=section.timeout_s, price=section.price
+            )
+        made = Client(models[which], endpoint, budget, run, role, section.price)
+        budget.require_price(role, made.bound(Request(())))
+        return made
 
     if not cfg.target.model:
         raise UsageError('no target: set target.model, e.g. "openai@http://127.0.0.1:8000/v1/qwen3"')

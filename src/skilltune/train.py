@@ -51,6 +51,7 @@ class Result:
     best: Skill
     certificate: Certificate | None
     versions: tuple[Skill, ...]
+    test: int  # samples in the test split
     stopped: Stopped | None = None
 
     def export(self, kind: str, to: str | Path = ".", **options: Any) -> Path:
@@ -64,7 +65,19 @@ class Result:
             return self.stopped.exit_code
         if self.best.text == self.start.text:
             return 1
-        return 0 if self.certificate is None or self.certificate.certified else 5
+        certified = self.certificate.certified if self.certificate else not self.test
+        return 0 if certified else 5
+
+    @property
+    def uncertified(self) -> str:
+        """Why there is no certificate, "" if there is one."""
+        if self.certificate is not None:
+            return ""
+        if self.best.text == self.start.text:
+            return "the best skill is the input, so the test split was not read"
+        if not self.test:
+            return "there is no test split"
+        return "the run was stopped before it" if self.stopped else "no test sample was scored on both sides"
 
 
 async def train(s: Session) -> Result:
@@ -80,10 +93,12 @@ async def train(s: Session) -> Result:
     start, best = state.versions[0], state.skill
     certificate = None
     with stopping(state):
-        certificate = await certify(s.roll, start, best, s.splits.test, s.arena.metric, s.cfg.certify, s.cfg.seed)
+        certificate = await certify(
+            s.roll, start, best, s.splits.test, s.arena.metric, s.cfg.certify, s.cfg.seed, s.look_at_test(best)
+        )
     if certificate is not None and certificate.gain <= 0:
         best = start  # what is not better on unseen samples is not shipped
-    return Result(start, best, certificate, tuple(state.versions), state.stopped)
+    return Result(start, best, certificate, tuple(state.versions), len(s.splits.test), state.stopped)
 
 
 async def fit(s: Session, state: State) -> None:
@@ -100,13 +115,13 @@ async def fit(s: Session, state: State) -> None:
             epoch_start, state.memory = state.skill, state.memory.new_epoch()
 
         rollouts = await forward(s, state.skill, step)
-        limit = step.lr or await optimizer.learning_rate(state.skill, rollouts, state.memory, step, cfg.lr)
-        proposals = await optimizer.propose(state.skill, rollouts, state.memory, step, limit)
+        proposals = await optimizer.propose(state.skill, rollouts, state.memory, step, step.lr or cfg.lr)
+        limit = step.lr or await optimizer.learning_rate(state.skill, proposals, state.memory, step, cfg.lr)
         protect = state.memory.protected
         verdict = await gate.judge(state.skill, proposals, limit=limit, name=f"step {step.index}", protect=protect)
         state.memory = replace(state.memory, lr=limit)
         state.since_accept = 0 if verdict.accepted else state.since_accept + 1
-        learn(s, state, step, verdict, limit)
+        take(s, state, step, verdict, limit)
 
         if s.cfg.slow.enabled and optimizer.looks_back and step.ends_epoch and step.epoch > 1:
             await slow(s, state, step, epoch_start, optimizer, gate)
@@ -137,12 +152,12 @@ async def slow(s: Session, state: State, step: Step, epoch_start: Skill, optimiz
         taken = [r for r in verdict.reports if verdict.accepted and r.edit == guidance and r.status == "applied"]
         if taken:
             state.memory = replace(state.memory, slow=taken[0].inserted.strip())  # as it stands there, line ends too
-        learn(s, state, step, verdict, 1)
+        take(s, state, step, verdict, 1)
     if s.cfg.slow.notes:
         state.memory = replace(state.memory, notes=await optimizer.notes(state.skill, pairs, state.memory, step))
 
 
-def learn(s: Session, state: State, step: Step, verdict: Verdict, limit: int) -> None:
+def take(s: Session, state: State, step: Step, verdict: Verdict, limit: int) -> None:
     """Take over what the gate decided, and write it down."""
     state.score = verdict.score
     if verdict.accepted:

@@ -26,8 +26,9 @@ from skilltune.skill import Skill
 class Verdict:
     """What the gate decided, and on what.
 
-    `skill` is the incumbent from now on. `score` is its level on `select` as the policy estimates it (None: nothing
-    measured). `before` and `after` are the means of incumbent and candidate over the same samples, `differences` the
+    `skill` is the incumbent from now on. `score` is its level on `select` as the policy estimates it, with its
+    standard deviation (None: nothing measured); it was selected for being high and proves nothing.
+    `before` and `after` are the means of incumbent and candidate over the same samples, `differences` the
     candidate's score minus the incumbent's per sample. `reports` say what became of each edit of the candidate,
     `rejected` are the edits that were judged and not kept (the optimizer is told), `numbers` the figures of the rule.
     """
@@ -36,6 +37,7 @@ class Verdict:
     accepted: bool
     reason: str
     score: float | None
+    score_sd: float | None = None
     candidate: Skill | None = None
     before: float | None = None
     after: float | None = None

@@ -9,10 +9,12 @@ from typing import Any
 from skilltune.config import CertifyConfig
 from skilltune.gate import stats
 from skilltune.models import Usage
-from skilltune.roll import Roller, gather
+from skilltune.roll import MAX_UNSCORED, Roller, gather
 from skilltune.rollout import Rollout, Score
 from skilltune.samples import Sample
 from skilltune.skill import Skill
+
+COVERAGE = 1 - MAX_UNSCORED  # share of the samples that must be scored on both sides
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +22,9 @@ class Certificate:
     """What was measured on `n` test samples that were scored on both sides; scores are means over `attempts` draws.
 
     `low` and `high` bound the gain with 95 % confidence, `p` is the one-sided probability of so large a gain by
-    chance, `certified` says that it is below `alpha`. `tokens` and `usd` are the change per task (None: unknown).
+    chance, `certified` says that it is below `alpha`
+    (shared by the looks at the test split) and that enough samples were scored.
+    `tokens` and `usd` are the change per task (None: unknown).
     """
 
     before: float
@@ -30,6 +34,7 @@ class Certificate:
     high: float
     p: float
     certified: bool
+    look: int  # how many versions this run has certified on the same samples, this one included
     fixed: int
     broken: int
     attempts: int
@@ -62,8 +67,11 @@ async def certify(
     metric: Callable[[Score], float],
     cfg: CertifyConfig,
     seed: int,
+    look: int = 1,
 ) -> Certificate | None:
     """Measure both skills on `test`. None without test samples; identical texts are not rolled at all.
+
+    The k-th look at the same test samples is certified at alpha/k only, and never on fewer than `COVERAGE` of them.
 
     Scores that are all 0 or 1 with one attempt get the exact McNemar test and Newcombe's interval, others a sign-flip
     test and a bootstrap interval of the paired differences.
@@ -97,7 +105,8 @@ async def certify(
         low=low,
         high=high,
         p=p,
-        certified=p < cfg.alpha,
+        certified=p < cfg.alpha / look and len(pairs) >= COVERAGE * len(test),
+        look=look,
         fixed=fixed,
         broken=broken,
         attempts=attempts,

@@ -15,8 +15,8 @@ from skilltune.edits import apply
 from skilltune.gate import Arena, Verdict
 from skilltune.gate.crossed import Observation, Posterior, fit
 from skilltune.gate.screen import Pool, Screened, assign, balanced, edit_columns
-from skilltune.gate.stats import normal_cdf
-from skilltune.optimizer import Proposal
+from skilltune.gate.stats import normal_cdf, standard_error
+from skilltune.optimizer import Proposal, join
 from skilltune.optimizer.memory import Rejected
 from skilltune.roll import gather, mean
 from skilltune.run import rng
@@ -29,18 +29,17 @@ SHRINK = 0.8  # of a screened gain: the best of many is flattered, and train is 
 DEVIATION = 0.04  # sd by which the gain on `select` may miss what the screen foretold
 ROUNDS = (0.5, 0.25, 0.25)  # of the screen: the first shows each edit once, the others follow what was learned
 WORTH = 0.6  # an edit is put into a candidate when P(it adds something) is at least this
-LATE_FUTILITY = 0.6  # give up below this once every sample was seen: a second pass is for the nearly convinced
-LAST_CONFIDENCE = 0.90  # accept above this when all passes are used up
 FORGET = 2.0  # an earlier posterior's sd counts so much wider under a new incumbent
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """The state of a race after `n` rollouts of the candidate: the incumbent's level, the candidate's gain and its sd
-    (all in scores), P(gain > price of its length), P(it harms by more than the regression bound)."""
+    """The state of a race after `n` rollouts of the candidate: level and sd of the incumbent and of the candidate, the
+    gain and its sd (all in scores), P(gain > price of its length), P(it harms by more than the regression bound)."""
 
     n: int
-    level: float
+    before: tuple[float, float]
+    after: tuple[float, float]
     gain: float
     sd: float
     better: float
@@ -54,12 +53,13 @@ class Race:
     arena: Arena
     leftover: list[Proposal] = field(default_factory=list)
     learned: dict[str, tuple[float, float]] = field(default_factory=dict)  # "KEY edit|claim" → mean, sd
-    score: float | None = None  # the incumbent's level on `select`
+    level: tuple[float | None, float | None] = (None, None)  # the incumbent's on `select`, and its sd
 
     async def baseline(self, skill: Skill) -> float | None:
         rollouts = await self.arena.roll(skill, self.arena.select, purpose="select")
-        self.score = mean([self.arena.metric(rollout.score) for rollout in rollouts if rollout.score is not None])
-        return self.score
+        scores = [self.arena.metric(rollout.score) for rollout in rollouts if rollout.score is not None]
+        self.level = (mean(scores), standard_error(scores))
+        return self.level[0]
 
     async def judge(
         self,
@@ -71,17 +71,19 @@ class Race:
         protect: Sequence[str] = (),
         alone: bool = False,
     ) -> Verdict:
-        cfg = self.arena.cfg
-        fresh = {proposal.edit.key: proposal for proposal in [*(() if alone else self.leftover), *proposals]}
-        pool = Pool.of(skill, list(fresh.values()), cfg.pool, protect, self.arena.max_tokens)
+        old = [] if alone else self.leftover
+        known = {proposal.edit.key for proposal in old}
+        joined = sorted(join([*old, *proposals]), key=lambda proposal: proposal.edit.key not in known)
+        reports = {p: apply(skill, [p.edit], protect=protect, max_tokens=self.arena.max_tokens) for p in joined}
+        unusable = tuple(Rejected(p.edit, a.reports[0].reason) for p, a in reports.items() if not a.changed)
+        usable = [proposal for proposal, applied in reports.items() if applied.changed]
+        pool = Pool.of(skill, usable[: self.arena.cfg.pool], protect, self.arena.max_tokens)
         if not pool.proposals:
-            reason = "none of the edits could be applied" if fresh else "nothing was proposed"
-            return Verdict(
-                skill, False, reason, self.score, rejected=tuple(Rejected(p.edit, reason) for p in fresh.values())
-            )
+            reason = "none of the edits could be applied" if joined else "nothing was proposed"
+            return Verdict(skill, False, reason, *self.level, rejected=unusable)
 
         screened = await self._screen(pool, limit, name)
-        verdict = Verdict(skill, False, "the screen found no edit worth a race", self.score)
+        verdict = Verdict(skill, False, "the screen found no edit worth a race", *self.level)
         chosen = screened.assemble(limit, WORTH) if screened else pool.first(limit)
         if chosen:
             verdict = await self._race(pool, chosen, screened, name)
@@ -90,7 +92,9 @@ class Race:
         good = [i for i, (gain, _, p) in enumerate(effects) if i not in spent and gain > 0 and p >= WORTH]
         if not alone:
             self._keep(pool, screened, sorted(good, key=lambda i: -effects[i][0]))
-        return _explained(verdict, pool, chosen, good, effects)
+            self.leftover += usable[self.arena.cfg.pool :][: self.arena.cfg.pool]  # they wait for a place
+        verdict = _explained(verdict, pool, chosen, good, effects)
+        return replace(verdict, rejected=(*verdict.rejected, *unusable))
 
     # -- (a) the screen and (b) its model
 
@@ -161,7 +165,7 @@ class Race:
             if decision:
                 break
         look, accepted = looks[-1], decision == "accepted"
-        self.score = min(1.0, max(0.0, look.level + look.gain * accepted))
+        self.level = look.after if accepted else look.before
         old, new = dict(self._select_scores(pool.skill.hash)), dict(self._select_scores(candidate.hash))
         differences = {sample: new[sample] - old[sample] for sample in sorted(new) if sample in old}
         return Verdict(
@@ -169,7 +173,8 @@ class Race:
             accepted=accepted,
             reason=f"{100 * look.gain:+.1f} ± {100 * look.sd:.1f} points on {look.n} select rollouts, "
             f"P(better) = {look.better:.2f}: {decision}",
-            score=self.score,
+            score=self.level[0],
+            score_sd=self.level[1],
             candidate=candidate,
             before=mean([old[sample] for sample in differences]),
             after=mean([new[sample] for sample in differences]),
@@ -182,18 +187,19 @@ class Race:
         """What all evidence says of the candidate now."""
         posterior = self._fit_race(incumbent, candidate, prior)
         gain, sd = posterior.contrast({"gain": 1.0})
-        level, _ = posterior.contrast({"level": 1.0})
+        before, after = posterior.contrast({"level": 1.0}), posterior.contrast({"level": 1.0, "gain": 1.0})
         harm = normal_cdf((-self.arena.cfg.regression_bound - gain) / sd)
         seen = len(self._select_scores(candidate.hash))
-        return Look(seen, level, gain, sd, better=normal_cdf((gain - price) / sd), harm=harm)
+        return Look(
+            seen, _bounded(before), _bounded(after), gain, sd, better=normal_cdf((gain - price) / sd), harm=harm
+        )
 
     def _decide(self, look: Look, *, last: bool) -> str:
         """ "" to go on; the veto on credible harm holds also where the last, lower bar is reached."""
         cfg = self.arena.cfg
-        if look.better >= (LAST_CONFIDENCE if last else cfg.confidence) and look.harm < 1 - cfg.confidence:
+        if look.better >= (cfg.last_confidence if last else cfg.confidence) and look.harm < 1 - cfg.confidence:
             return "accepted"
-        first_pass = look.n < len(self.arena.select)
-        if look.better < (cfg.futility if first_pass else LATE_FUTILITY):
+        if look.better < cfg.futility:
             return "given up"
         return "undecided" if last else ""
 
@@ -230,6 +236,10 @@ class Race:
         for i in good:
             if screened:
                 self.learned |= screened.learned(i, FORGET)
+
+
+def _bounded(level: tuple[float, float]) -> tuple[float, float]:
+    return min(1.0, max(0.0, level[0])), level[1]
 
 
 def _explained(

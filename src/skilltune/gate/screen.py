@@ -21,11 +21,10 @@ from skilltune.skill import Skill
 
 PASSING_SHARE = 0.25  # of a text's rollouts go to samples that the incumbent solves: that is where harm shows
 # Priors on the logit (mean, sd): a version's level, an edit's effect on samples that it does not claim, its additional
-# effect on samples that it claims, an assembled candidate's distance from the sum of its parts.
-LEVEL = (0.0, 2.0)
+# effect on samples that it claims.
+LOGIT_LEVEL = (0.0, 2.0)
 GENERAL = (0.0, 1.5)
 CLAIMED = (0.0, 2.0)
-DEVIATION = (0.0, 0.5)
 DRAWS = 100  # of the posterior, when effects are turned into points
 
 
@@ -40,15 +39,8 @@ class Pool:
     max_tokens: int
 
     @classmethod
-    def of(
-        cls, skill: Skill, proposals: Sequence[Proposal], most: int, protect: Sequence[str], max_tokens: int
-    ) -> Pool:
-        """The first `most` proposals that can be applied alone."""
-        usable = [
-            proposal
-            for proposal in proposals
-            if apply(skill, [proposal.edit], protect=protect, max_tokens=max_tokens).changed
-        ][:most]
+    def of(cls, skill: Skill, usable: Sequence[Proposal], protect: Sequence[str], max_tokens: int) -> Pool:
+        """A pool of proposals that can each be applied alone."""
         pairs = [(a, b) for b in range(len(usable)) for a in range(b)]
         excluded = {(a, b) for a, b in pairs if conflict(skill, usable[a].edit, usable[b].edit, protect)}
         return cls(skill, tuple(usable), frozenset(excluded), tuple(protect), max_tokens)
@@ -141,7 +133,7 @@ class Screened:
         random: Random,
     ) -> None:
         """`known`: the samples that stand for all tasks; `before`: prior effects by edit key from earlier screens."""
-        prior = {"level": LEVEL}
+        prior = {"level": LOGIT_LEVEL}
         for i, proposal in enumerate(pool.proposals):
             prior[f"edit {i}"] = before.get(f"{proposal.edit.key} edit", GENERAL)
             prior[f"claim {i}"] = before.get(f"{proposal.edit.key} claim", CLAIMED)

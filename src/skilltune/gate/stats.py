@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from statistics import NormalDist, fmean
+from statistics import NormalDist, fmean, pvariance
 
 from skilltune.run import rng
 
@@ -18,6 +18,16 @@ def normal_cdf(z: float) -> float:
 
 def normal_quantile(p: float) -> float:
     return _NORMAL.inv_cdf(p)
+
+
+def standard_error(values: Sequence[float]) -> float | None:
+    """Standard error of a mean; of scores that are all alike the one of (successes + 1) / (n + 2). None of nothing."""
+    n = len(values)
+    if n == 0:
+        return None
+    p = (math.fsum(values) + 1) / (n + 2)
+    spread = pvariance(values) or p * (1 - p)
+    return math.sqrt(spread / n)
 
 
 def wilson(successes: float, n: int, level: float = 0.95) -> tuple[float, float]:

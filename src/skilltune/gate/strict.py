@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 from skilltune.edits import Applied, apply
 from skilltune.gate import Arena, Verdict
+from skilltune.gate.stats import standard_error
 from skilltune.optimizer import Proposal
 from skilltune.optimizer.memory import Rejected
-from skilltune.roll import mean
+from skilltune.roll import MAX_UNSCORED, mean
 from skilltune.skill import Skill
 
 
@@ -33,28 +34,31 @@ class Strict:
         limit: int,
         name: str,
         protect: Sequence[str] = (),
-        alone: bool = True,  # there is no pool
+        alone: bool = False,  # always so: there is no pool
     ) -> Verdict:
         edits = [proposal.edit for proposal in proposals]
         applied = apply(skill, edits, protect=protect, limit=limit, max_tokens=self.arena.max_tokens)
         old = await self._scores(skill)  # in the journal since the skill became the incumbent
-        score = mean(list(old.values()))
+        score, spread = mean(list(old.values())), standard_error(list(old.values()))
         if not applied.changed:
             reason = "nothing was proposed" if not edits else "none of the edits could be applied"
-            return Verdict(skill, False, reason, score, reports=applied.reports, rejected=_rejected(applied, reason))
+            rejected = _rejected(applied, reason)
+            return Verdict(skill, False, reason, score, spread, reports=applied.reports, rejected=rejected)
         new = await self._scores(applied.skill)
         differences = {sample: new[sample] - old[sample] for sample in old if sample in new}
         before = mean([old[sample] for sample in differences])
         after = mean([new[sample] for sample in differences])
-        accepted = before is not None and after is not None and after > before
+        enough = len(differences) >= (1 - MAX_UNSCORED) * len(self.arena.select)
+        accepted = enough and before is not None and after is not None and after > before
         fixed, broken = sum(d > 0 for d in differences.values()), sum(d < 0 for d in differences.values())
         reason = f"{_percent(before)} → {_percent(after)} on {len(differences)} select samples (+{fixed} −{broken})"
-        reason += "" if accepted else ": not better"
+        reason += "" if accepted else ": not better" if enough else ": too few were scored on both sides to decide"
         return Verdict(
             skill=applied.skill if accepted else skill,
             accepted=accepted,
             reason=reason,
             score=after if accepted else score,
+            score_sd=standard_error(list(new.values())) if accepted else spread,
             candidate=applied.skill,
             before=before,
             after=after,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -19,6 +19,16 @@ class Proposal:
 
     edit: Edit
     support: tuple[str, ...] = ()
+
+
+def join(proposals: Iterable[Proposal]) -> list[Proposal]:
+    """The same edit from several minibatches becomes one with their joint support; best supported first, stable."""
+    joined: dict[str, Proposal] = {}
+    for proposal in proposals:
+        old = joined.get(proposal.edit.key)
+        samples = dict.fromkeys((*old.support, *proposal.support) if old else proposal.support)
+        joined[proposal.edit.key] = Proposal(old.edit if old else proposal.edit, tuple(samples))
+    return sorted(joined.values(), key=lambda proposal: -len(proposal.support))
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +54,9 @@ class Optimizer(Protocol):
     """Proposes; never judges. It sees rollouts of train samples only.
 
     `propose` returns the edits of one step, best supported first: a patch of at most `limit` edits, or a pool to be
-    measured. `learning_rate` names the number of edits of a step under the autonomous schedule. `slow_update` returns
-    the epoch's guidance as an edit, or None; `notes` the optimizer's own notes. Where `looks_back` is False these two
-    have nothing to say, and the rollouts that they would compare are not paid for.
+    measured. `learning_rate` names how many of the proposals a step applies under the autonomous schedule.
+    `slow_update` returns the epoch's guidance as an edit, or None; `notes` the optimizer's own notes. Where `looks_back`
+    is False these two have nothing to say, and the rollouts that they would compare are not paid for.
     """
 
     looks_back: bool
@@ -56,7 +66,7 @@ class Optimizer(Protocol):
     ) -> list[Proposal]: ...
 
     async def learning_rate(
-        self, skill: Skill, rollouts: Sequence[Rollout], memory: Memory, step: Step, most: int
+        self, skill: Skill, proposals: Sequence[Proposal], memory: Memory, step: Step, most: int
     ) -> int: ...
 
     async def slow_update(self, skill: Skill, pairs: Sequence[Pair], memory: Memory, step: Step) -> Edit | None: ...
@@ -64,4 +74,4 @@ class Optimizer(Protocol):
     async def notes(self, skill: Skill, pairs: Sequence[Pair], memory: Memory, step: Step) -> str: ...
 
 
-__all__ = ["Memory", "Optimizer", "Pair", "Proposal", "Step"]
+__all__ = ["Memory", "Optimizer", "Pair", "Proposal", "Step", "join"]

@@ -95,11 +95,10 @@ class ExamplesOptimizer:
         return [Proposal(Edit("add", text=line, why="the shape that all expected answers share"), failed)]
 
     async def learning_rate(
-        self, skill: Skill, rollouts: Sequence[Rollout], memory: Memory, step: Step, most: int
+        self, skill: Skill, proposals: Sequence[Proposal], memory: Memory, step: Step, most: int
     ) -> int:
-        """As many edits as the share of failures asks for."""
-        scores = [rollout.score.value for rollout in rollouts if rollout.score is not None]
-        return max(1, round(most * (1 - sum(scores) / len(scores)))) if scores else 1
+        """All that is allowed: an optimizer without a model has no reason for less."""
+        return most
 
     async def slow_update(self, skill: Skill, pairs: Sequence[Pair], memory: Memory, step: Step) -> Edit | None:
         return None

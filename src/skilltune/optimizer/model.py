@@ -22,7 +22,7 @@ from skilltune.envs import Env
 from skilltune.errors import CallConfigError, CallError, InfraError, InfraStopped
 from skilltune.models import Reply, Request, Schema, Usage, system, user
 from skilltune.models.structured import ask
-from skilltune.optimizer import Memory, Pair, Proposal, Step
+from skilltune.optimizer import Memory, Pair, Proposal, Step, join
 from skilltune.optimizer.evidence import copied, render_rollout, support, tag, trajectory_tag
 from skilltune.roll import WAITS_S, gather
 from skilltune.rollout import Rollout
@@ -101,9 +101,12 @@ class ModelOptimizer:
         return proposals
 
     async def learning_rate(
-        self, skill: Skill, rollouts: Sequence[Rollout], memory: Memory, step: Step, most: int
+        self, skill: Skill, proposals: Sequence[Proposal], memory: Memory, step: Step, most: int
     ) -> int:
-        """The number that the model names, clamped to 1…most; a failed answer keeps the last value."""
+        """The number that the model names, clamped to what is available; a failed answer keeps the last value."""
+        if not proposals:
+            return memory.lr or most
+        most = min(most, len(proposals))
 
         def read(data: Any) -> int:
             number = data.get("edits")
@@ -111,8 +114,7 @@ class ModelOptimizer:
                 raise ValueError('"edits" must be a number')
             return int(max(1, min(most, number)))
 
-        score = sum(r.score.value for r in rollouts if r.score is not None)
-        evidence = [f"Score of this step's batch: {score:.1f} of {sum(r.scored for r in rollouts)}."]
+        evidence = [tag("edit", _json(p.edit.to_json()), index=i) for i, p in enumerate(proposals)]
         try:
             return await self._ask("learning_rate", skill, memory, step, evidence, read, limit=most)
         except CallConfigError:
@@ -127,6 +129,7 @@ class ModelOptimizer:
         def read(data: Any) -> str:
             if not isinstance(data.get("guidance"), str):
                 raise ValueError('"guidance" must be a string')
+            self._refuse_copies(skill, data["guidance"])
             return data["guidance"].strip()
 
         guidance = await self._or_none(
@@ -201,10 +204,20 @@ class ModelOptimizer:
         complaints: list[str] = []
 
         def read(data: Any) -> list[Proposal]:
-            """Collect the edits that hold; complain of the others, which re-asks once, then leave them out."""
-            checked = [self._check(edit, quotable, skill, memory) for edit in parse_edits(data)]
-            kept.update({p.edit.key: p for p in checked if isinstance(p, Proposal) and p.edit.key not in kept})
-            refused = [reason for reason in checked if isinstance(reason, str)]
+            """Collect the edits that hold; complain of the others, which re-asks once, then leave them out. With
+            `checks = "record"` an edit that can be read is kept whatever speaks against it, and that is recorded."""
+            refused, doubtful = [], []
+            for edit in parse_edits(data):
+                if isinstance(edit, Malformed):
+                    refused.append(f"{edit.raw}: {edit.reason}")
+                    continue
+                proposal, fault = self._check(edit, quotable, skill, memory)
+                if not fault or self.cfg.checks == "record":
+                    kept.setdefault(edit.key, proposal)
+                if fault:
+                    (doubtful if self.cfg.checks == "record" else refused).append(fault)
+            if doubtful:
+                self.run.emit("doubtful", step=step.index, edits=doubtful)
             if refused:
                 self.run.emit("refused", step=step.index, edits=refused)
             if refused and not complaints and self.cfg.checks == "enforce":
@@ -228,22 +241,16 @@ class ModelOptimizer:
             show_expected=self.cfg.show_expected,
         )
 
-    def _check(self, edit: Edit | Malformed, shown: Mapping[str, str], skill: Skill, memory: Memory) -> Proposal | str:
-        """The proposal, or why it cannot be used. Under `checks = "record"` only what cannot be read is refused."""
-        if isinstance(edit, Malformed):
-            return f"{edit.raw}: {edit.reason}"
-        supported = support(edit, shown)
-        if self.cfg.checks == "record":
-            return Proposal(edit, supported)
-        label = json.dumps(edit.text or edit.target, ensure_ascii=False)[:120]
-        if not supported:
-            return f"{label}: no citation holds; quote verbatim from a trajectory above"
-        if copy := copied(edit, skill.body, [self.samples[sample] for sample in shown], self.env):
-            return f"{label}: {copy}"
+    def _check(self, edit: Edit, shown: Mapping[str, str], skill: Skill, memory: Memory) -> tuple[Proposal, str]:
+        """The proposal with the support that holds, and what speaks against it ("" if nothing)."""
+        proposal = Proposal(edit, support(edit, shown))
         report = apply(skill, [edit], protect=memory.protected, max_tokens=self.train.max_skill_tokens).reports[0]
-        if report.status == "rejected":
-            return f"{label}: {report.reason}"
-        return Proposal(edit, supported)
+        if not proposal.support:
+            fault = "no citation holds; quote verbatim from a trajectory above"
+        elif not (fault := copied(edit, skill.body, [self.samples[sample] for sample in shown], self.env)):
+            fault = report.reason if report.status == "rejected" else ""
+        label = json.dumps(edit.text or edit.target, ensure_ascii=False)[:120]
+        return proposal, f"{label}: {fault}" if fault else ""
 
     # -- merge, rank, clip (preset paper) and rewrite
 
@@ -287,13 +294,17 @@ class ModelOptimizer:
         """One merge call. Where it fails, the patches are concatenated without exact duplicates, and that is said."""
         if len(patches) == 1:
             return patches[0]
+        supported = {sample for patch in patches for proposal in patch for sample in proposal.support}
 
         def read(data: Any) -> list[Proposal]:
             edits = parse_edits(data)
             good = [edit for edit in edits if isinstance(edit, Edit)]
             if edits and not good:
                 raise ValueError("no edit of the answer can be read: " + "; ".join(e.reason for e in edits))  # type: ignore[union-attr]
-            return [Proposal(edit, tuple(dict.fromkeys(cited.sample for cited in edit.evidence))) for edit in good]
+            return [
+                Proposal(edit, tuple(dict.fromkeys(c.sample for c in edit.evidence if c.sample in supported)))
+                for edit in good
+            ]
 
         evidence = [
             tag("patch", _json({"edits": [p.edit.to_json() for p in patch]}), id=names[i] if names else f"p{i}")
@@ -329,15 +340,24 @@ class ModelOptimizer:
                 raise ValueError('"skill" must be the whole new document')
             if skill.frontmatter and text.startswith(skill.frontmatter):
                 text = text[len(skill.frontmatter) :]
+            self._refuse_copies(skill, text)
             edit = Edit(op="rewrite", after=None, target=None, text=text, why=str(data.get("summary", "")))
-            report = apply(skill, [edit], max_tokens=self.train.max_skill_tokens).reports[0]
+            limits = {"protect": memory.protected, "max_tokens": self.train.max_skill_tokens}
+            report = apply(skill, [edit], **limits).reports[0]
             if report.status == "rejected":
                 raise ValueError(report.reason)
             return edit
 
         evidence = [tag("edit", _json(p.edit.to_json()), index=i) for i, p in enumerate(proposals)]
+        evidence += [f"Keep this section verbatim:\n\n{text}" for text in memory.protected]
         edit = await self._or_none("rewrite", step, self._ask("rewrite", skill, memory, step, evidence, read))
         return [Proposal(edit, tuple(sorted({s for p in proposals for s in p.support})))] if edit else []
+
+    def _refuse_copies(self, skill: Skill, text: str) -> None:
+        """Hold prose (guidance, a rewrite) to the rule for edits: it must not copy a train sample or its answer."""
+        copy = copied(Edit("add", text=text), skill.body, list(self.samples.values()), self.env)
+        if copy and self.cfg.checks == "enforce":
+            raise ValueError(f"{copy}; write general guidance instead")
 
     # -- one call
 
@@ -424,16 +444,6 @@ _SIDES = ("failures", "successes")
 @functools.cache
 def load_prompt(name: str) -> str:
     return (resources.files("skilltune.optimizer") / "prompts" / f"{name}.md").read_text(encoding="utf-8").strip()
-
-
-def join(proposals: Any) -> list[Proposal]:
-    """The same edit from several minibatches becomes one with their joint support; best supported first, stable."""
-    joined: dict[str, Proposal] = {}
-    for proposal in proposals:
-        old = joined.get(proposal.edit.key)
-        samples = dict.fromkeys((*old.support, *proposal.support) if old else proposal.support)
-        joined[proposal.edit.key] = Proposal(old.edit if old else proposal.edit, tuple(samples))
-    return sorted(joined.values(), key=lambda proposal: -len(proposal.support))
 
 
 def nearest(failures: Sequence[Rollout], successes: Sequence[Rollout], samples: Mapping[str, Sample]) -> list[Rollout]:

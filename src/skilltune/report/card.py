@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from skilltune.gate.certify import Certificate
 from skilltune.models import Usage
 from skilltune.session import Session
 from skilltune.train import Result
@@ -18,7 +19,7 @@ def headline(result: Result) -> str:
     if not changed:
         return "Nothing better was found; the input is shipped unchanged."
     if certificate is None:
-        return "Accepted on the select split; there is no test split, so nothing is certified."
+        return f"Accepted on the select split, but not certified: {result.uncertified}."
     if certificate.certified:
         return "Certified better on the untouched test split."
     return "Accepted, but not certified: the test split does not exclude that it is no better."
@@ -43,13 +44,20 @@ def card(session: Session, result: Result) -> str:
         text += [
             f"**{c}**",
             "",
-            f"Fixed {c.fixed}, broke {c.broken} of {c.n} test samples; {c.method}; read once.",
+            f"Fixed {c.fixed}, broke {c.broken} of {c.n} test samples; {c.method}; {looks(c)}.",
             "",
         ]
     text += ["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows), ""]
     if result.stopped is not None:
         text += [f"Stopped early: {result.stopped}.", ""]
     return "\n".join(text)
+
+
+def looks(certificate: Certificate) -> str:
+    """How often this run has read the test split, and what that does to the bar."""
+    if certificate.look == 1:
+        return "read once"
+    return f"look {certificate.look} at these samples, so p must be {certificate.look} times smaller"
 
 
 def describe_usage(usage: Usage) -> str:

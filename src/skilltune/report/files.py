@@ -24,6 +24,7 @@ def write_results(session: Session, result: Result) -> None:
     certificate = result.certificate.to_json() if result.certificate else None
     run.emit(
         "finish",
+        name=result.best.name,
         exit_code=result.exit_code,
         start=result.start.hash,
         best=result.best.hash,

@@ -28,7 +28,6 @@ from rich.text import Text
 from skilltune.check import Estimate, estimate
 from skilltune.errors import UsageError
 from skilltune.gate.certify import Certificate
-from skilltune.gate.stats import wilson
 from skilltune.models import Usage
 from skilltune.optimizer.schedule import steps_per_epoch
 from skilltune.report.card import describe_usage, headline
@@ -79,7 +78,8 @@ class Progress:
     clock: Callable[[], float] = time.monotonic
     steps: int = 0
     step: int = 0  # the last one that was judged
-    score: float | None = None  # of the incumbent on `select`, over n samples
+    score: float | None = None  # of the incumbent on `select`, with its standard deviation
+    score_sd: float | None = None
     n: int = 0
     accepted: int = 0
     waiting: str = ""
@@ -105,12 +105,12 @@ class Progress:
         elif type in ("rollout", "optimizer"):
             self.waiting = ""
         elif type == "start":
-            self.score, self.n, self._at_start = data["score"], data["select"], self.calls
+            self.score, self.score_sd, self._at_start = data["score"], data["score_sd"], self.calls
             self._at_verdict = self.calls
         elif type == "verdict":
-            self.step, self.score = data["step"], data["score"]
+            self.step, self.score, self.score_sd = data["step"], data["score"], data["score_sd"]
             if data["accepted"]:
-                self.accepted, self.n = data["version"], len(data["differences"])
+                self.accepted = data["version"]
             self._paid_steps += self.calls > self._at_verdict
             self._at_verdict = self.calls
 
@@ -124,11 +124,10 @@ class Progress:
         return max(0.0, expected) * (self.clock() - self._began) / self.calls
 
     def describe_score(self) -> str:
-        """The incumbent's mean on `select` with its 95 % interval."""
-        if self.score is None:
+        """The incumbent's estimated level on `select`; it was selected for being high, so it is no proof."""
+        if self.score is None or self.score_sd is None:
             return "select: not measured yet"
-        low, high = wilson(min(max(self.score, 0.0), 1.0) * self.n, self.n)  # a gate may report a modelled mean
-        return f"select {percent(self.score)} (95 % CI {100 * low:.0f}…{100 * high:.0f})"
+        return f"select about {100 * self.score:.0f} ± {100 * self.score_sd:.0f} %"
 
     @property
     def learned(self) -> str:
@@ -175,7 +174,7 @@ def _verdict(data: Mapping[str, Any], steps: int, slow: bool) -> Text:
         return _text(f"{where} · rejected{tried}: {data['reason']}", "dim")
     return _text(
         f"{where} · accepted as version {data['version']} ({counted}): {data['reason']} · "
-        f"select {percent(data['score'])}",
+        f"select about {100 * data['score']:.0f} %",
         "green",
     )
 
@@ -243,7 +242,7 @@ class Lines:
             console.print(str(c))
             console.print(f"fixed {c.fixed}, broke {c.broken} of {c.n} test samples; {c.method}")
         else:
-            console.print(f"no certificate: {_uncertified(session, result)}")
+            console.print(f"no certificate: {result.uncertified}")
         if result.stopped is not None:
             console.print(f"stopped early: {result.stopped}")
         console.print()
@@ -469,12 +468,6 @@ def estimate_rows(expected: Estimate) -> list[tuple[str, str]]:
         ("tokens", f"{amount(expected.tokens[0])} to at most {amount(expected.tokens[1])}"),
         ("cost", cost),
     ]
-
-
-def _uncertified(session: Session, result: Result) -> str:
-    if result.best.text == result.start.text:
-        return "the best skill is the input, so the test split was not read"
-    return "no test sample was scored on both sides" if session.splits.test else "there is no test split"
 
 
 def optimizer_name(session: Session) -> str:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from skilltune.calls import Client
 from skilltune.envs import Env
-from skilltune.models import Message, Request, system
+from skilltune.models import Message, Request, Usage, system
 from skilltune.rollout import Trajectory, Turn
 from skilltune.run import digest
 from skilltune.samples import Sample
 from skilltune.skill import Skill
+
+GUESSED_ANSWER = 128  # tokens, where no max_tokens is set and nothing was seen yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,10 @@ class ChatTarget:
             max_tokens=self.max_tokens,
             draw=attempt,
         )
+
+    def guess(self, skill: Skill, sample: Sample, env: Env) -> Usage:
+        request = self.request(skill, sample, env, 0)
+        return self.client.bound(replace(request, max_tokens=request.max_tokens or GUESSED_ANSWER))
 
     async def run(self, skill: Skill, sample: Sample, env: Env, attempt: int) -> Trajectory:
         request = self.request(skill, sample, env, attempt)
