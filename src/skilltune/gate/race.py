@@ -51,7 +51,8 @@ class Race:
     """Implements `Gate`."""
 
     arena: Arena
-    leftover: list[Proposal] = field(default_factory=list)
+    leftover: list[Proposal] = field(default_factory=list)  # measured, promising, not taken yet
+    waiting: list[Proposal] = field(default_factory=list)  # not measured yet: the pool was full
     learned: dict[str, tuple[float, float]] = field(default_factory=dict)  # "KEY edit|claim" → mean, sd
     level: tuple[float | None, float | None] = (None, None)  # the incumbent's on `select`, and its sd
 
@@ -71,9 +72,9 @@ class Race:
         protect: Sequence[str] = (),
         alone: bool = False,
     ) -> Verdict:
-        old = [] if alone else self.leftover
-        known = {proposal.edit.key for proposal in old}
-        joined = sorted(join([*old, *proposals]), key=lambda proposal: proposal.edit.key not in known)
+        old, waiting = ([], []) if alone else (self.leftover, self.waiting)
+        measured = {proposal.edit.key for proposal in old}
+        joined = sorted(join([*old, *proposals, *waiting]), key=lambda proposal: proposal.edit.key not in measured)
         reports = {p: apply(skill, [p.edit], protect=protect, max_tokens=self.arena.max_tokens) for p in joined}
         unusable = tuple(Rejected(p.edit, a.reports[0].reason) for p, a in reports.items() if not a.changed)
         usable = [proposal for proposal, applied in reports.items() if applied.changed]
@@ -92,7 +93,7 @@ class Race:
         good = [i for i, (gain, _, p) in enumerate(effects) if i not in spent and gain > 0 and p >= WORTH]
         if not alone:
             self._keep(pool, screened, sorted(good, key=lambda i: -effects[i][0]))
-            self.leftover += usable[self.arena.cfg.pool :][: self.arena.cfg.pool]  # they wait for a place
+            self.waiting = usable[self.arena.cfg.pool :][: self.arena.cfg.pool]
         verdict = _explained(verdict, pool, chosen, good, effects)
         return replace(verdict, rejected=(*verdict.rejected, *unusable))
 

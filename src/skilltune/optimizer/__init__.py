@@ -55,8 +55,8 @@ class Optimizer(Protocol):
 
     `propose` returns the edits of one step, best supported first: a patch of at most `limit` edits, or a pool to be
     measured. `learning_rate` names how many of the proposals a step applies under the autonomous schedule.
-    `slow_update` returns the epoch's guidance as an edit, or None; `notes` the optimizer's own notes. Where `looks_back`
-    is False these two have nothing to say, and the rollouts that they would compare are not paid for.
+    `slow_update` returns the epoch's guidance as an edit, or None; `notes` the optimizer's own notes. These two are
+    not asked, and the rollouts that they would compare are not paid for, where `looks_back` is False.
     """
 
     looks_back: bool
