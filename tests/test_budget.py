@@ -10,8 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skilltune.budget import Budget, Limits, parse_budget
-from skilltune.errors import BudgetExceeded, UsageError
-from skilltune.models import Usage
+from skilltune.calls import Client
+from skilltune.errors import BudgetExceeded, InfraError, UsageError
+from skilltune.models import Reply, Request, Usage
+from skilltune.models.retry import Endpoint, RetryPolicy
+from skilltune.run import Run
 
 CALL = Usage(1, 100, 50, usd=0.10)
 
@@ -182,15 +185,71 @@ def test_a_hold_follows_what_the_calls_really_cost():
     assert budget.held == Usage(10, 400, 600)
 
 
-def test_a_retry_counts_as_a_call_and_is_refused_before_it_is_made():
+def test_what_was_spent_beside_the_reserved_calls_counts():
+    """A failed attempt is spent at once, while its call still holds the reservation for the next one."""
     budget = Budget(Limits(calls=3), Usage())
     with budget.reserve("target", CALL) as spent:
-        budget.retry()
-        budget.retry()
+        for _ in range(2):
+            budget.spend(Usage(calls=1))
+            budget.check(Usage())
         with pytest.raises(BudgetExceeded):
-            budget.retry()
+            budget.check(Usage(calls=1))
         spent.append(CALL)
     assert budget.spent.calls == 3
+
+
+# -- failed attempts
+
+
+class Flaky:
+    """A model of which the first `failures` attempts fail."""
+
+    def __init__(self, failures: int) -> None:
+        self.name, self.fingerprint = "openai@http://127.0.0.1:9/v1/m", "flaky"
+        self.failures, self.asked = failures, 0
+
+    async def complete(self, request: Request) -> Reply:
+        self.asked += 1
+        if self.asked <= self.failures:
+            raise InfraError("503")
+        return Reply("yes", Usage(1, 5, 5), "stop")
+
+    async def aclose(self) -> None:
+        """There is nothing to close."""
+
+
+def client(model: Flaky, run: Run, calls: int | None = None) -> Client:
+    endpoint = Endpoint(4, RetryPolicy(attempts=4, base_s=0.0))
+    return Client(model, endpoint, Budget(Limits(calls=calls), sum(run.usage.values(), Usage())), run, "target")
+
+
+@pytest.mark.anyio
+async def test_a_failed_attempt_is_counted_and_remembered_by_the_run(tmp_path):
+    with Run.open(tmp_path) as run:
+        flaky = client(Flaky(2), run)
+        assert (await flaky(Request(()))).text == "yes"
+        assert flaky.budget.spent.calls == 3
+        dead = client(Flaky(99), run)
+        with pytest.raises(InfraError):
+            await dead(Request(()))
+        assert dead.budget.spent.calls == 2 + 4
+    with Run.open(tmp_path) as run, Run.open(tmp_path / "fork") as fork:
+        assert run.usage == {"failed attempt": Usage(calls=6)}
+        assert fork.adopt(run) == 0  # they belong to this run's history
+
+
+@pytest.mark.anyio
+async def test_the_last_call_of_a_budget_may_be_a_retry_and_none_is_made_beyond(tmp_path):
+    for failures, limit in ((2, 3), (3, 3)):
+        model = Flaky(failures)
+        with Run.open(tmp_path / str(failures)) as run:
+            flaky = client(model, run, limit)
+            if failures < limit:
+                await flaky(Request(()))
+            else:
+                with pytest.raises(BudgetExceeded):
+                    await flaky(Request(()))
+        assert model.asked == flaky.budget.spent.calls == limit
 
 
 # -- prices that nobody knows
@@ -202,6 +261,10 @@ def test_pitfall_21_an_unpriced_model_is_refused_under_a_dollar_budget_before_it
     with pytest.raises(UsageError, match=r"price of the target model is unknown.*\[target\] price"):
         made = budget.reserve("target", Usage(1, 10, 10, usd=None)).__enter__()
     assert not made
+    with pytest.raises(UsageError, match="price of the optimizer model"):
+        budget.require_price("optimizer", Usage(1, 10, 10, usd=None))
+    budget.require_price("optimizer", CALL)
+    Budget(Limits(calls=1), Usage()).require_price("optimizer", Usage(1, 10, 10, usd=None))
     assert budget.spent == Usage()
 
 

@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 
 from skilltune.api import run_training
-from skilltune.check import Check, check, estimate
+from skilltune.check import Check, check
 from skilltune.config import Config, make_config
 from skilltune.errors import UsageError
 from skilltune.models import Usage
 from skilltune.run import Run
 from skilltune.session import build_session
+from skilltune.targets import Target
+from skilltune.targets.chat import GUESSED_ANSWER
 from world import Faults, World
 
 pytestmark = pytest.mark.anyio
@@ -164,6 +166,33 @@ async def test_no_optimizer_calls_are_estimated_where_no_model_is_asked(tmp_path
     assert found.estimate.optimizer_calls == (0, 0)
 
 
+@pytest.mark.parametrize(("limit", "written"), [("target.max_tokens=700", 700), ("target.workers=1", GUESSED_ANSWER)])
+async def test_the_first_guess_of_a_call_is_small_unless_its_answer_may_be_long(
+    tmp_path: Path, world: World, limit: str, written: int
+) -> None:
+    cfg = config(tmp_path, world, limit)
+    with Run.open(tmp_path / "run") as run:
+        session = build_session(cfg, run, tmp_path)
+        sample = session.splits.test[0]
+        guess = session.roll.target.guess(session.skill, sample, session.env)
+        assert isinstance(session.roll.target, Target)
+        await session.aclose()
+    assert (guess.calls, guess.output_tokens, guess.usd) == (1, written, 0.0)
+    assert guess.input_tokens == (len(sample.text) + len(session.skill.body)) // 4
+
+
+async def test_one_model_in_two_roles_is_one_object(tmp_path: Path, world: World) -> None:
+    """So that an embedded model is loaded once; each role keeps its own account."""
+    for optimizer, shared in (("target", True), ("optimizer", False)):
+        cfg = config(tmp_path, world, f"optimizer.model=openai@{world.url}/{optimizer}")
+        with Run.open(tmp_path / optimizer) as run:
+            session = build_session(cfg, run, tmp_path)
+            assert session.optimizer_client is not None
+            assert (session.optimizer_client.model is session.target.model) == shared
+            assert (session.target.role, session.optimizer_client.role) == ("target", "optimizer")
+            await session.aclose()
+
+
 async def test_own_hardware_is_free_and_an_unknown_price_is_unknown(
     tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,14 +205,11 @@ async def test_own_hardware_is_free_and_an_unknown_price_is_unknown(
     assert unknown.usd is None
 
 
-async def test_a_dollar_budget_without_a_price_is_refused_by_the_estimate(
+async def test_pitfall_21_a_dollar_budget_without_a_price_is_a_problem(
     tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "none")
     cfg = config(tmp_path, world, "optimizer.model=openai/never-heard-of", "budget.usd=1")
-    with Run.open(tmp_path / "run") as run:
-        session = build_session(cfg, run, tmp_path)
-        with pytest.raises(UsageError, match="price"):
-            estimate(session)
-        await session.aclose()
+    with Run.open(tmp_path / "run") as run, pytest.raises(UsageError, match="price of the optimizer model"):
+        build_session(cfg, run, tmp_path)
     assert any("price" in problem for problem in (await check(cfg, tmp_path)).problems)

@@ -172,6 +172,7 @@ def test_train_prints_plan_verdicts_diff_certificate_and_cost(desk: Desk, preset
         "of the target",
         "start · select 0.0 %",
         "accepted as version 1",
+        "· select about ",
         "step 2 of 2",
     ]
     order += ["+++ the trained skill", "+" + desk.world.rule(0), "Certified better", "unseen samples"]
@@ -480,7 +481,7 @@ async def test_the_live_view_shows_step_score_and_cost_and_leaves_the_lines(desk
         result = await run_training(cfg, root, listeners=[view, watch], ready=view.ready)
     view.finished(result)
     assert "select: not measured yet" in statuses[0]
-    assert any("step 1 of 2" in text and "select 0.0 % (95 % CI 0…16)" in text for text in statuses)
+    assert any("step 1 of 2" in text and "select about 0 ± 5 %" in text for text in statuses)
     assert any("finishing" in text and "1 accepted" in text and "left" in text for text in statuses)
     assert "accepted as version 1" in out.getvalue()
     assert "\x1b[" in out.getvalue()
@@ -510,9 +511,9 @@ def test_time_left_is_unknown_before_a_paid_step_and_then_follows_the_pace() -> 
     progress = Progress(session, clock=lambda: now[0])
     assert progress.seconds_left() is None
     budget.spent, now[0] = Usage(calls=20), 20.0
-    progress.hear("start", {"score": 0.5, "select": 20})
+    progress.hear("start", {"score": 0.5, "score_sd": 0.1, "select": 20})
     budget.spent, now[0] = Usage(calls=60), 60.0
-    progress.hear("verdict", {"step": 1, "score": 0.5, "accepted": False})
+    progress.hear("verdict", {"step": 1, "score": 0.5, "score_sd": 0.1, "accepted": False})
     assert progress.seconds_left() == pytest.approx(3 * 40 + 20)
 
 

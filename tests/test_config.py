@@ -87,6 +87,15 @@ def test_a_rate_that_would_rise_is_refused():
     assert make_config({"train": {"lr": 1, "lr_min": 1}}).train.lr == 1
 
 
+def test_the_last_bar_of_a_race_is_no_higher_than_the_others():
+    for last in (0.96, 0.999):
+        assert f"gate.last_confidence ({last}) is above confidence (0.95)" in refused(
+            {"gate": {"last_confidence": last}}
+        )
+    assert make_config({"gate": {"last_confidence": 0.95}}).gate.last_confidence == 0.95
+    assert make_config({}).gate.last_confidence < make_config({}).gate.confidence
+
+
 def test_a_model_name_that_cannot_be_is_refused_at_once():
     assert "target.model" in refused({"target": {"model": "gpt-5.5"}})
 

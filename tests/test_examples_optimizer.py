@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from skilltune.optimizer.examples import CHARS, REMOVALS, ExamplesOptimizer, des
 from skilltune.optimizer.memory import MAX_REJECTED, Rejected
 from skilltune.rollout import Rollout, Score, Trajectory
 from skilltune.skill import Skill
+from training import events, small, train
 
 pytestmark = pytest.mark.anyio
 START = Skill("---\nname: sums\n---\n# Sums\n\nAnswer with the number.\n", "sums")
@@ -282,22 +284,24 @@ async def test_pitfall_18_braces_newlines_and_line_ends_survive_and_the_example_
 # -- its other duties, and memory
 
 
-async def test_the_learning_rate_follows_the_share_of_failures():
+async def test_it_has_no_reason_to_apply_fewer_edits_than_it_may():
     optimizer = build(colours(4))
-
-    async def rate(*failed: str, most: int = 4) -> int:
-        return await optimizer.learning_rate(START, rolled(optimizer, failed), Memory(), step(), most)
-
-    assert await rate("s0", "s1", "s2", "s3") == 4
-    assert await rate("s0", "s1") == 2
-    assert await rate() == 1  # never 0
-    assert await optimizer.learning_rate(START, [], Memory(), step(), 4) == 1
+    proposals = await propose(optimizer)
+    for most in (1, 2, 9):
+        assert await optimizer.learning_rate(START, proposals, Memory(), step(), most) == most
 
 
 async def test_it_writes_no_guidance_and_leaves_notes_alone():
     optimizer = build(colours(4))
     assert await optimizer.slow_update(START, [], Memory(), step()) is None
     assert await optimizer.notes(START, [], Memory(notes="kept"), step()) == "kept"
+
+
+async def test_no_rollouts_are_paid_for_the_slow_update_that_it_cannot_write(tmp_path: Path) -> None:
+    with small() as world:
+        trained = await train(world, tmp_path, {"optimizer.model": "examples", "train.epochs": 2, "gate.screen": 0})
+    assert len(trained.versions) == 1  # the end of an epoch would say at least that nothing changed
+    assert not events(trained.folder, "slow")
 
 
 def test_a_rejection_expires_with_the_text_that_it_was_about():

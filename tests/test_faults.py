@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import skilltune as st
 from skilltune.errors import CallConfigError, InfraStopped, UsageError
 from training import START, Fated, Trained, events, quick_retries, small, train
 from world import Call, Faults, World
@@ -155,11 +156,18 @@ async def test_a_key_that_is_mended_resumes_the_run(tmp_path: Path, monkeypatch:
     assert trained.result.exit_code == 0
 
 
-async def test_pitfall_21_dollars_without_a_price_are_refused_before_anything_is_spent(tmp_path: Path) -> None:
+@pytest.mark.parametrize("role", ["target", "optimizer"])
+async def test_pitfall_21_dollars_without_a_price_are_refused_before_anything_is_spent(
+    tmp_path: Path, role: str
+) -> None:
+    unpriced = f"openai@http://skilltune.invalid/v1/{role}"
     with small() as world:
-        unpriced = {"budget.usd": 1.0, "target.model": "openai@http://skilltune.invalid/v1/target"}
-        with pytest.raises(UsageError, match="price"):
-            await train(world, tmp_path, unpriced)
+        with pytest.raises(UsageError, match=f"price of the {role} model is unknown"):
+            await train(world, tmp_path, {"budget.usd": 1.0, f"{role}.model": unpriced})
+        models = {name: f"openai@{world.url}/{name}" for name in ("target", "optimizer")} | {role: unpriced}
+        paths = tmp_path / "SKILL.md", tmp_path / "samples.jsonl"
+        with pytest.raises(UsageError, match=f"price of the {role} model is unknown"):
+            await st.atrain(*paths, models["target"], models["optimizer"], budget="1 usd", run=tmp_path / "another")
         assert not world.calls
 
 

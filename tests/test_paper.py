@@ -160,9 +160,13 @@ async def test_autonomous_asks_the_optimizer_and_clamps_what_it_says(tmp_path: P
     said = iter([99, -3, 2.0, 0])
     with small(q=1.0, classes=8) as world:
         world.optimizer.stages["learning_rate"] = lambda prompt, dice: {"edits": next(said), "reason": ""}
+        asked = spy(world, "learning_rate")
         settings = {"train.schedule": "autonomous", "train.lr": 3, "slow.enabled": False}
         trained = await train(world, tmp_path, settings, preset="paper")
     assert [verdict["lr"] for verdict in trained.verdicts] == [3, 1, 2, 1]
+    for prompt, verdict in zip(asked, trained.verdicts, strict=True):  # it is told of what it is to choose
+        assert prompt.budget == len(prompt.edits) <= 3
+        assert {edit["text"] for edit in verdict["edits"]} <= {edit["text"] for _, edit in prompt.edits}
     for verdict in trained.verdicts:
         assert sum(edit["status"] == "applied" for edit in verdict["edits"]) <= verdict["lr"]
 
@@ -175,7 +179,7 @@ async def test_autonomous_keeps_the_last_value_where_the_answer_cannot_be_read(t
         asked += call.stage == "learning_rate"
         return "garbled" if call.stage == "learning_rate" and asked > 1 else None
 
-    with Fated(second, q=1.0) as world:
+    with Fated(second, q=1.0, classes=10) as world:  # so many that every step has edits to ask about
         world.optimizer.stages["learning_rate"] = lambda prompt, dice: {"edits": 2, "reason": ""}
         settings = {"train.schedule": "autonomous", "train.lr": 4, "slow.enabled": False}
         trained = await train(world, tmp_path, settings, preset="paper")

@@ -22,10 +22,10 @@ from hypothesis import strategies as st
 
 from skilltune.config import MAY_DIFFER, make_config, to_toml
 from skilltune.envs import Env
-from skilltune.errors import InfraError, RunError, UsageError
+from skilltune.errors import CallConfigError, InfraError, RunError, UsageError
 from skilltune.models import Usage
 from skilltune.roll import Roller
-from skilltune.rollout import Trajectory
+from skilltune.rollout import Rollout, Trajectory
 from skilltune.run import SCHEMA_VERSION, Paid, Run, digest, flatten, rng, write_atomic
 from skilltune.samples import Sample
 from skilltune.session import build_session
@@ -287,12 +287,15 @@ class Parrot:
             raise InfraError("down")
         return Trajectory(skill.body.split()[-1], usage=ONE)
 
+    def guess(self, skill: Skill, sample: Sample, env: Env) -> Usage:
+        return ONE
+
 
 ENV = Env([{"id": f"s{i:02}", "input": f"q{i}", "target": "right"} for i in range(20)])
 
 
-def roller(target: Parrot, run: Run) -> Roller:
-    return Roller(target, ENV, run)
+def roller(target: Parrot, run: Run, env: Env = ENV) -> Roller:
+    return Roller(target, env, run)
 
 
 async def test_pitfall_2_rows_of_one_candidate_are_never_counted_for_another(tmp_path: Path):
@@ -324,6 +327,39 @@ async def test_pitfall_16_a_sample_that_was_down_is_left_out_of_its_batch_and_as
         rollouts = await roller(target, run)(skill, ENV.samples, purpose="step 2")
         assert all(rollout.scored for rollout in rollouts)
     assert target.asked[20:] == [("right", "s03")]
+
+
+async def test_an_answer_whose_scorer_failed_is_scored_later_and_not_paid_again(tmp_path: Path):
+    class Judge:
+        broken = True
+
+        def __call__(self, sample: Sample, rollout: Rollout) -> bool:
+            if self.broken and sample.id == "s03":
+                raise OSError("the judge is away")
+            return rollout.answer == "right"
+
+    env = Env([sample.model_dump() for sample in ENV.samples], Judge())
+    skill, target = Skill("Say right"), Parrot()
+    for life in range(2):
+        with Run.open(tmp_path) as run:
+            rolled = await roller(target, run, env)(skill, env.samples, purpose=f"step {life}")
+            assert [r.trajectory.outcome for r in rolled if not r.scored] == ["judge_error"]
+            assert run.usage["unscored"] == ONE
+    Judge.broken = False
+    with Run.open(tmp_path) as run:
+        rolled = await roller(target, run, env)(skill, env.samples, purpose="step 2")
+        assert [r.score.value for r in rolled if r.score] == [1.0] * 20
+        assert rolled[3].trajectory.usage == ONE
+        assert sum(run.usage.values(), Usage()).calls == len(target.asked) == 20
+
+
+async def test_a_target_that_cannot_be_called_names_the_sample(tmp_path: Path):
+    class Refused(Parrot):
+        async def run(self, skill: Skill, sample: Sample, env: Env, attempt: int) -> Trajectory:
+            raise CallConfigError("400: the image is too large")
+
+    with Run.open(tmp_path) as run, pytest.raises(CallConfigError, match="sample s05: 400: the image is too large"):
+        await roller(Refused(), run)(Skill("Say right"), ENV.samples[5:6])
 
 
 # -- events, blobs, files
@@ -551,6 +587,7 @@ def test_keys_that_cannot_change_a_result_may_differ(tmp_path: Path):
     base = make_config({"target": {"model": "local/x"}})
     Run.open(tmp_path, base.to_json(), may_differ=MAY_DIFFER).close()
     allowed = ["budget.usd=9", "target.workers=1", "target.timeout_s=5", "optimizer.workers=2", "optimizer.timeout_s=7"]
+    allowed += ["target.price=[1, 2]", "optimizer.price=[3, 4]"]
     again = make_config({"target": {"model": "local/x"}}, allowed)
     Run.open(tmp_path, again.to_json(), may_differ=MAY_DIFFER).close()
     for override in ("target.temperature=0.5", "certify.alpha=0.1", "env.split=[1, 1, 1]", "target.model=local/y"):

@@ -474,7 +474,7 @@ class Rolls:
         return rollouts
 
 
-async def certified(old: Sequence[float | None], new: Sequence[float | None], attempts: int = 1) -> Any:
+async def certified(old: Sequence[float | None], new: Sequence[float | None], attempts: int = 1, look: int = 1) -> Any:
     samples = [Sample(id=f"s{i}", input="q") for i in range(len(old) // attempts)]
     scores = {
         (text, sample.id, attempt): values[attempt * len(samples) + i]
@@ -484,7 +484,7 @@ async def certified(old: Sequence[float | None], new: Sequence[float | None], at
     }
     rolls: Any = Rolls(scores)
     return await certify(
-        rolls, Skill("a"), Skill("bbb"), samples, lambda s: s.value, CertifyConfig(attempts=attempts), 1
+        rolls, Skill("a"), Skill("bbb"), samples, lambda s: s.value, CertifyConfig(attempts=attempts), 1, look
     )
 
 
@@ -497,6 +497,23 @@ async def test_a_binary_certificate_is_mcnemar_and_newcombe():
     assert (card.low, card.high) == paired_difference_interval(2, 6, 1, 1)
     assert (card.tokens, card.usd) == (20, pytest.approx(0))
     assert (await certified([0] * 5, [1] * 5)).certified  # p = 1/32
+
+
+@pytest.mark.anyio
+async def test_pitfall_12_the_k_th_look_at_the_same_samples_has_a_k_th_of_the_error():
+    for look, certain in ((1, True), (2, False), (3, False)):
+        card = await certified([0] * 5, [1] * 5, look=look)  # p = 1/32, between 0.05/2 and 0.05
+        assert (card.p, card.look, card.certified) == (1 / 32, look, certain)
+    assert (await certified([0] * 7, [1] * 7, look=6)).certified  # p = 1/128 < 0.05/6
+
+
+@pytest.mark.anyio
+async def test_pitfall_4_nothing_is_certified_on_less_than_nine_tenths_of_the_samples():
+    for lost, certain in ((0, True), (2, True), (3, False)):
+        card = await certified([None] * lost + [0.0] * (20 - lost), [1.0] * 20)
+        assert card.n == 20 - lost
+        assert card.p < 0.001
+        assert card.certified == certain
 
 
 @pytest.mark.anyio

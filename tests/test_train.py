@@ -12,8 +12,11 @@ import pytest
 import skilltune as st
 from skilltune.api import run_training
 from skilltune.config import load_config, make_config
+from skilltune.errors import BudgetExceeded, InfraStopped
+from skilltune.gate.certify import Certificate
 from skilltune.optimizer.model import SLOW_HEADING
 from skilltune.skill import Skill
+from skilltune.train import Result
 from training import FRONT, START, events, prepare, small, train
 from world import Dice, Prompt, World, lognormal
 
@@ -53,6 +56,7 @@ async def test_the_files_of_the_run_agree_with_its_result(tmp_path: Path, preset
     for number, version in enumerate(result.versions):
         assert trained.read(f"versions/{number:04d}/SKILL.md") == version.text
         verdict = json.loads(trained.read(f"versions/{number:04d}/verdict.json"))
+        assert 0 < verdict["score_sd"] < 0.3
         assert (verdict["version"], verdict["skill"]) == (number, version.hash)
         if number:
             diff = trained.read(f"versions/{number:04d}/diff.md").splitlines()
@@ -75,11 +79,8 @@ async def test_the_files_of_the_run_agree_with_its_result(tmp_path: Path, preset
     assert result.certificate.after == pytest.approx(sum(after) / len(after))
     assert str(result.certificate) in trained.read("card.md")
     finish = events(trained.folder, "finish")[-1]
-    assert (finish["exit_code"], finish["best"], finish["versions"]) == (
-        result.exit_code,
-        result.best.hash,
-        trained.versions,
-    )
+    assert (finish["exit_code"], finish["versions"]) == (result.exit_code, trained.versions)
+    assert (finish["name"], finish["best"]) == (result.best.name, result.best.hash)
     again, _ = load_config(trained.folder / "config.toml")
     assert again.preset == preset
     assert again.train.batch_size == 16
@@ -304,7 +305,7 @@ async def test_pitfall_5_the_slow_section_is_replaced_and_bears_no_marker(
 
 async def test_pitfall_5_two_equal_skills_teach_nothing(tmp_path: Path) -> None:
     with small(optimizer_mode="useless") as world:
-        trained = await train(world, tmp_path, {"train.epochs": 3})
+        trained = await train(world, tmp_path, {"train.epochs": 3, "train.batch_size": 32, "gate.screen": 0})
         stages = [seen.stage for seen in world.requests]
     assert "slow_update" not in stages
     assert "notes" not in stages
@@ -378,11 +379,13 @@ async def test_a_stop_file_ends_the_training_and_its_removal_goes_on(tmp_path: P
         (tmp_path / "run" / "stop").touch()
         stopped = await train(world, tmp_path)
         assert stopped.versions == [Skill.parse(START).hash]
-        assert "stop" in events(stopped.folder, "stopping")[0]["reason"]
+        assert stopped.result.exit_code == 4
+        assert "delete it and run the same command" in str(stopped.result.stopped)
         assert world.calls["optimizer"] == 0
         (tmp_path / "run" / "stop").unlink()
         resumed = await train(world, tmp_path)
     assert len(resumed.versions) > 1
+    assert resumed.result.exit_code == 0
 
 
 async def test_patience_counts_steps_without_an_accept(tmp_path: Path) -> None:
@@ -390,6 +393,7 @@ async def test_patience_counts_steps_without_an_accept(tmp_path: Path) -> None:
         trained = await train(world, tmp_path, {"train.patience": 2, "train.epochs": 4})
     assert len(trained.verdicts) == 2
     assert events(trained.folder, "stopping") == [{"reason": "no accept in 2 steps"}]
+    assert trained.result.exit_code == 1
 
 
 async def test_a_reached_target_score_ends_the_training(tmp_path: Path) -> None:
@@ -400,6 +404,7 @@ async def test_a_reached_target_score_ends_the_training(tmp_path: Path) -> None:
         assert 0.2 < world.true_score(trained.result.best.text) < 1
     assert [verdict["accepted"] for verdict in trained.verdicts][-1]
     assert sum(verdict["accepted"] for verdict in trained.verdicts) == 1
+    assert trained.result.exit_code == 0
 
 
 async def test_no_epochs_only_measure(tmp_path: Path) -> None:
@@ -407,6 +412,31 @@ async def test_no_epochs_only_measure(tmp_path: Path) -> None:
         trained = await train(world, tmp_path, {"train.epochs": 0})
         assert world.calls["target"] == 16
     assert trained.result.exit_code == 1
+
+
+# -- what a run ends with
+
+
+def certificate(p: float) -> Certificate:
+    return Certificate(0.2, 0.8, 10, 0.1, 0.9, p, p < 0.05, 1, 6, 0, 1, "by hand", 0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("made", "exit_code", "why"),
+    [
+        ({"best": "better", "test": 10, "certificate": certificate(0.01)}, 0, ""),
+        ({"best": "better", "test": 10, "certificate": certificate(0.2)}, 5, ""),
+        ({"best": "better", "test": 0}, 0, "there is no test split"),
+        ({"best": "better", "test": 2}, 5, "no test sample was scored on both sides"),
+        ({"best": "start", "test": 10}, 1, "the best skill is the input, so the test split was not read"),
+        ({"best": "better", "test": 10, "stopped": BudgetExceeded("stop")}, 4, "the run was stopped before it"),
+        ({"best": "better", "test": 10, "stopped": InfraStopped("stop")}, 3, "the run was stopped before it"),
+    ],
+)
+def test_a_result_says_whether_it_is_certified_and_if_not_why(made: dict[str, Any], exit_code: int, why: str) -> None:
+    start, best = Skill("start"), Skill(made["best"])
+    result = Result(start, best, made.get("certificate"), (start, best), made["test"], made.get("stopped"))
+    assert (result.exit_code, result.uncertified) == (exit_code, why)
 
 
 # -- the Python front door

@@ -145,7 +145,7 @@ def quick_retries(attempts: int = 5) -> Iterator[None]:
     with (
         patch("skilltune.session.Endpoint", lambda workers: Endpoint(workers, policy)),
         patch("skilltune.roll.WAITS_S", (0.01, 0.01, 0.01)),
-        patch("skilltune.optimizer.model.WAITS_S", (0.01, 0.01, 0.01)),
+        patch("skilltune.optimizer.stage.WAITS_S", (0.01, 0.01, 0.01)),
     ):
         yield
 

@@ -46,7 +46,7 @@ class Client:
         """Told before every attempt how the one before it failed; raises `BudgetExceeded` if it may not be made."""
         if failure is not None:
             self._failed(failure)
-            self.budget.check(Usage(calls=1))
+            self.budget.check(Usage())  # the next attempt is what the reservation stands for
 
     def _failed(self, failure: InfraError) -> None:
         """A failed attempt may have been billed: it counts as a call, in this life of the run and in the next."""

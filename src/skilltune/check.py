@@ -135,10 +135,7 @@ async def _probe(session: Session, found: Check) -> None:
 
 
 def estimate(session: Session) -> Estimate:
-    """Calls, tokens and dollars of a whole run, judged from the samples; see `Estimate` for what the ends mean.
-
-    Raises `UsageError` for a budget in dollars where a price is unknown: the run would end at that model's first call.
-    """
+    """Calls, tokens and dollars of a whole run, judged from the samples; see `Estimate` for what the ends mean."""
     cfg, target, optimizer = session.cfg, session.target, session.optimizer_client
     samples = _spread([*session.splits.train, *session.splits.select, *session.splits.test], MEASURED)
     asked = [session.roll.target.guess(session.skill, sample, session.env).input_tokens for sample in samples]
@@ -168,11 +165,6 @@ def estimate(session: Session) -> Estimate:
         ends.append((optimizer, Usage(many, asking, many * answer)))
     low, high = ends[::2], ends[1::2]
     dollars = (_dollars(low), _dollars(high))
-    if session.budget.limits.usd is not None and None in dollars:
-        raise UsageError(
-            "the budget is in dollars, but the price of a model is unknown: state it with price = [input, output], "
-            "dollars per million tokens, in [target] or [optimizer], or budget in calls or tokens"
-        )
     return Estimate(
         target_calls=(least, most),
         optimizer_calls=thinking,

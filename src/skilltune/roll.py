@@ -8,7 +8,7 @@ batch asks again.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from statistics import fmean
@@ -101,7 +101,8 @@ class Roller:
 
         async def pay() -> Paid:
             """Do the sample and score it; what the target did is kept where only the scorer failed."""
-            if done := self.run.recall(unscored_key):
+            done = self.run.recall(unscored_key)
+            if done:
                 rollout, cost = rollout_from_json(done[0]), Usage()
             else:
                 try:
@@ -113,21 +114,14 @@ class Roller:
             try:
                 score = await self.env.score(sample, rollout)
             except JudgeError:
-                if cost.calls:
-                    await self.run.once(unscored_key, "unscored", _constant(Paid(rollout_to_json(rollout), cost)))
+                if not done:
+                    self.run.put(unscored_key, "unscored", Paid(rollout_to_json(rollout), cost))
                 raise
             return Paid(rollout_to_json(replace(rollout, score=score)), cost)
 
         rollout = rollout_from_json(await self.run.once(key, "rollout", pay))
         self.run.tell("rollout", sample=sample.id, score=rollout.score.value if rollout.score else None)
         return rollout
-
-
-def _constant(paid: Paid) -> Callable[[], Awaitable[Paid]]:
-    async def fn() -> Paid:
-        return paid
-
-    return fn
 
 
 async def gather(coroutines: Sequence) -> list:

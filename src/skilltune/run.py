@@ -175,7 +175,7 @@ class Run:
 
     async def _pay(self, key: str, kind: str, fn: Callable[[], Awaitable[Paid]]) -> Any:
         paid = await fn()
-        self._store(key, kind, paid.value, paid.usage)
+        self.put(key, kind, paid)
         return paid.value
 
     def fix(self, key: str, make: Callable[[], T]) -> T:
@@ -183,7 +183,7 @@ class Run:
         if (known := self.recall(key)) is not None:
             return known[0]
         value = make()
-        self._store(key, DECISIONS, value, Usage())
+        self.put(key, DECISIONS, Paid(value, Usage()))
         return value
 
     def recall(self, key: str) -> tuple[Any] | None:
@@ -193,19 +193,20 @@ class Run:
             return None
         return (json.loads(rows[0][0]),)
 
-    def _store(self, key: str, kind: str, value: Any, usage: Usage) -> None:
-        cost = {name: number for name, number in asdict(usage).items() if number != 0}
+    def put(self, key: str, kind: str, paid: Paid) -> None:
+        """Store a value under its key; a value that is there already stays."""
+        cost = {name: number for name, number in asdict(paid.usage).items() if number != 0}
         self._write(
             "INSERT OR IGNORE INTO memo VALUES (?, ?, ?, ?, ?)",
-            (key, kind, _json(value), _json(cost), time.time()),
+            (key, kind, _json(paid.value), _json(cost), time.time()),
         )
         if cost:
-            self._spend(kind, usage)
+            self._spend(kind, paid.usage)
 
     def fail(self, role: str, why: str) -> None:
         """Record a failed attempt at a call: it has no value, but it may have been billed."""
         key = digest("failed attempt", role, time.time_ns(), random.random())
-        self._store(key, FAILED, {"role": role, "why": why}, Usage(calls=1))
+        self.put(key, FAILED, Paid({"role": role, "why": why}, Usage(calls=1)))
 
     # -- what it cost
 

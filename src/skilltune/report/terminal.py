@@ -30,7 +30,7 @@ from skilltune.errors import UsageError
 from skilltune.gate.certify import Certificate
 from skilltune.models import Usage
 from skilltune.optimizer.schedule import steps_per_epoch
-from skilltune.report.card import describe_usage, headline
+from skilltune.report.card import describe_usage, headline, looks
 from skilltune.run import Run
 from skilltune.samples import describe_power
 from skilltune.session import Session
@@ -240,7 +240,7 @@ class Lines:
         if result.certificate is not None:
             c = result.certificate
             console.print(str(c))
-            console.print(f"fixed {c.fixed}, broke {c.broken} of {c.n} test samples; {c.method}")
+            console.print(f"fixed {c.fixed}, broke {c.broken} of {c.n} test samples; {c.method}; {looks(c)}")
         else:
             console.print(f"no certificate: {result.uncertified}")
         if result.stopped is not None:

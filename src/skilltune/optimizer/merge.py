@@ -1,0 +1,89 @@
+"""Many patches into one, the published way: merged hierarchically, failures before successes, ranked, clipped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from skilltune.edits import Edit, Malformed, parse_edits
+from skilltune.optimizer import Proposal, join
+from skilltune.optimizer.evidence import tag
+from skilltune.optimizer.stage import Context, Stages, as_json
+from skilltune.roll import gather
+
+Patch = list[Proposal]
+SIDES = ("failures", "successes")
+
+
+async def merge(
+    stages: Stages, context: Context, failures: Sequence[Patch], successes: Sequence[Patch], size: int, limit: int
+) -> Patch:
+    """At most `limit` edits: `size` patches are merged at a time inside each side, then both sides with failures
+    having priority; if more edits than allowed remain, a ranking decides which are clipped."""
+    sides = await gather([_tree(stages, context, side, size) for side in (failures, successes)])
+    merged = [side for side in sides if side]
+    if len(merged) == 2:
+        merged = [await _merge_once(stages, context, merged, prompt="merge_final", names=SIDES)]
+    proposals = merged[0] if merged else []
+    if len(proposals) > limit:
+        proposals = [proposals[index] for index in await _rank(stages, context, proposals, limit)]
+    return proposals[:limit]
+
+
+async def _tree(stages: Stages, context: Context, patches: Sequence[Patch], size: int) -> Patch:
+    """All merges of a level at once, level after level, until one patch is left."""
+    level = [patch for patch in patches if patch]
+    while len(level) > 1:
+        groups = [level[start : start + size] for start in range(0, len(level), size)]
+        level = await gather([_merge_once(stages, context, group) for group in groups])
+    return level[0] if level else []
+
+
+async def _merge_once(
+    stages: Stages, context: Context, patches: Sequence[Patch], *, prompt: str = "merge", names: Sequence[str] = ()
+) -> Patch:
+    """One merge call. Where it fails, the patches are joined without exact duplicates, and that is said."""
+    if len(patches) == 1:
+        return patches[0]
+    supported = {sample for patch in patches for proposal in patch for sample in proposal.support}
+
+    def read(data: Any) -> Patch:
+        edits = parse_edits(data)
+        faults = [edit.reason for edit in edits if isinstance(edit, Malformed)]
+        if edits and len(faults) == len(edits):
+            raise ValueError("no edit of the answer can be read: " + "; ".join(faults))
+        return [
+            Proposal(edit, tuple(dict.fromkeys(c.sample for c in edit.evidence if c.sample in supported)))
+            for edit in edits
+            if isinstance(edit, Edit)
+        ]
+
+    evidence = [
+        tag("patch", as_json({"edits": [p.edit.to_json() for p in patch]}), id=names[i] if names else f"p{i}")
+        for i, patch in enumerate(patches)
+    ]
+    merged = await stages.ask_or_none(prompt, context, evidence, read)
+    return join(proposal for patch in patches for proposal in patch) if merged is None else merged
+
+
+async def _rank(stages: Stages, context: Context, proposals: Patch, limit: int) -> list[int]:
+    """Indices, best first. Where the call fails, the better supported edits come first, and that is said."""
+
+    def read(data: Any) -> list[int]:
+        order = data.get("order")
+        if not isinstance(order, list):
+            raise ValueError('"order" must be a list of indices')
+        known = [i for i in dict.fromkeys(order) if type(i) is int and 0 <= i < len(proposals)]
+        if len(known) < min(limit, len(proposals)):
+            raise ValueError(f'"order" must hold each index from 0 to {len(proposals) - 1} once')
+        return known
+
+    order = await stages.ask_or_none("rank", context, numbered(proposals), read, limit=limit)
+    if order is None:
+        return sorted(range(len(proposals)), key=lambda i: -len(proposals[i].support))
+    return order
+
+
+def numbered(proposals: Sequence[Proposal]) -> list[str]:
+    """The edits as numbered evidence."""
+    return [tag("edit", as_json(proposal.edit.to_json()), index=i) for i, proposal in enumerate(proposals)]

@@ -1,0 +1,157 @@
+"""One structured call to the optimizer's model: its prompt, its schema, the journal around it.
+
+A stage is a question with a fixed answer format (`SCHEMAS`); a prompt file words it, and several prompts may share a
+stage. All that is decided on the answers is a pure function of them, so a replay from the journal decides the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import resources
+from typing import Any, TypeVar
+
+from skilltune.calls import Client
+from skilltune.config import OptimizerConfig
+from skilltune.edits import EDIT_SCHEMA
+from skilltune.errors import CallConfigError, CallError, InfraError, InfraStopped
+from skilltune.models import Reply, Request, Schema, Usage, system, user
+from skilltune.models.structured import ask
+from skilltune.optimizer import Memory, Step
+from skilltune.optimizer.evidence import tag
+from skilltune.optimizer.memory import Rejected
+from skilltune.roll import WAITS_S
+from skilltune.run import Paid, Run, digest
+from skilltune.skill import Skill
+
+T = TypeVar("T")
+
+REDRAW = 1_000_000  # apart from the number of any step, which is the draw of its first try
+
+
+def _object(**properties: object) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+
+
+_TEXT = {"type": "string"}
+_EDITS = {"type": "array", "items": EDIT_SCHEMA}
+_PATTERN = _object(pattern=_TEXT, samples={"type": "array", "items": _TEXT})
+SCHEMAS: Mapping[str, dict[str, Any]] = {
+    "reflect": _object(diagnosis={"type": "array", "items": _PATTERN}, edits=_EDITS),
+    "merge": _object(edits=_EDITS),
+    "rank": _object(order={"type": "array", "items": {"type": "integer"}}),
+    "learning_rate": _object(edits={"type": "integer"}, reason=_TEXT),
+    "rewrite": _object(skill=_TEXT, summary=_TEXT),
+    "slow_update": _object(reasoning=_TEXT, guidance=_TEXT),
+    "notes": _object(notes=_TEXT),
+}
+_STAGE_OF = {"reflect_failures": "reflect", "reflect_successes": "reflect", "merge_final": "merge"}
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What every call of a step is told: the skill and what the optimizer remembers."""
+
+    skill: Skill
+    memory: Memory
+    step: Step
+
+
+@dataclass(slots=True)
+class Stages:
+    """Asks the optimizer's model, through the run's journal."""
+
+    client: Client
+    run: Run
+    cfg: OptimizerConfig
+
+    async def ask(
+        self,
+        prompt: str,
+        context: Context,
+        evidence: Sequence[str],
+        read: Callable[[Any], T],
+        *,
+        limit: int | None = None,
+        redraw: int = 0,
+    ) -> T:
+        """What `read` makes of the answer to a prompt; a ValueError of `read` is told to the model, once.
+
+        Stable parts come first, so that provider prompt caches hit. Raises `InfraError` where no answer can be read,
+        `InfraStopped` where none came, `CallConfigError` where none can come.
+        """
+        memory, stage = context.memory, _STAGE_OF.get(prompt, prompt)
+        parts = [tag("skill", context.skill.body)]
+        if limit is not None:
+            parts.append(tag("edit_budget", str(limit)))
+        if memory.notes:
+            parts.append(tag("notes", memory.notes))
+        if memory.rejected:
+            parts.append(tag("rejected", "\n".join(map(_rejected, memory.rejected))))
+        request = Request(
+            messages=(system(load_prompt(prompt)), user("\n\n".join([*parts, *evidence]))),
+            temperature=self.cfg.temperature,
+            max_tokens=self.cfg.max_tokens,
+            schema=Schema(stage, SCHEMAS[stage]),
+            draw=context.step.index + redraw * REDRAW,
+        )
+        return (await ask(self._call, request, read)).value
+
+    async def ask_or_none(
+        self, prompt: str, context: Context, evidence: Sequence[str], read: Callable[[Any], T], **options: int
+    ) -> T | None:
+        """As `ask`, but None where no answer can be read: the caller goes on without it, and the event says so."""
+        try:
+            return await self.ask(prompt, context, evidence, read, **options)
+        except CallConfigError:
+            raise
+        except CallError as error:
+            stage = _STAGE_OF.get(prompt, prompt)
+            self.run.emit("fallback", step=context.step.index, stage=stage, reason=str(error))
+            return None
+
+    async def _call(self, request: Request) -> Reply:
+        async def pay() -> Paid:
+            reply = await self._patiently(request)
+            return Paid({"text": reply.text, "finish": reply.finish}, reply.usage)
+
+        key = digest("optimizer", self.client.model.fingerprint, asdict(request))
+        reply = await self.run.once(key, "optimizer", pay)
+        self.run.tell("optimizer", stage=request.schema.name if request.schema else "")
+        return Reply(reply["text"], Usage(), reply["finish"])
+
+    async def _patiently(self, request: Request) -> Reply:
+        """The client's reply. An endpoint that answered before is waited for; a dead one stops the run, because no
+        decision may rest on a call that never came."""
+        for pause in (*WAITS_S, None):
+            try:
+                return await self.client(request)
+            except InfraError as error:
+                if pause is None or not self.client.answered:
+                    raise InfraStopped(f"the optimizer cannot be reached: {error}") from error
+                self.run.tell("waiting", purpose="optimizer", seconds=pause, why=str(error))
+                await asyncio.sleep(pause)
+        raise AssertionError("unreachable")
+
+
+@functools.cache
+def load_prompt(name: str) -> str:
+    """The text of a prompt file."""
+    return (resources.files("skilltune.optimizer") / "prompts" / f"{name}.md").read_text(encoding="utf-8").strip()
+
+
+def as_json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _rejected(entry: Rejected) -> str:
+    edit = entry.edit.to_json()
+    return as_json({**{key: edit[key] for key in ("op", "after", "target", "text")}, "verdict": entry.reason})

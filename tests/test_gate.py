@@ -1,0 +1,179 @@
+"""The two gates on scores given by hand: no edit is lost, none is judged on too little, and the pool stays its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+from skilltune.config import GateConfig
+from skilltune.edits import Edit
+from skilltune.gate import Arena, Verdict
+from skilltune.gate.race import Race
+from skilltune.gate.stats import standard_error
+from skilltune.gate.strict import Strict
+from skilltune.optimizer import Proposal
+from skilltune.rollout import Rollout, Score, Trajectory
+from skilltune.samples import Sample
+from skilltune.skill import Skill
+
+pytestmark = pytest.mark.anyio
+START = Skill("# Desk\n\nAnswer.\n")
+TRAIN = [Sample(id=f"t{i}", input="q") for i in range(8)]
+SELECT = [Sample(id=f"s{i}", input="q") for i in range(16)]
+Scores = Callable[[str, int], float | None]  # (skill text, number of the sample) → score, None for a call that failed
+
+
+class Rolls:
+    """A roller with given scores; `asked` holds every (skill, sample, attempt) in order."""
+
+    def __init__(self, score: Scores) -> None:
+        self.score = score
+        self.seen: dict[tuple[str, str, int], Rollout] = {}
+        self.asked: list[tuple[str, str, int]] = []
+
+    async def __call__(
+        self, skill: Skill, samples: Sequence[Sample], *, attempt: int = 0, purpose: str = ""
+    ) -> list[Rollout]:
+        rollouts = []
+        for sample in samples:
+            key = skill.hash, sample.id, attempt
+            self.asked.append(key)
+            value = self.score(skill.text, int(sample.id[1:]))
+            score = None if value is None else Score(value)
+            rollouts.append(Rollout(sample.id, skill.hash, attempt, Trajectory(""), score))
+            if value is not None:
+                self.seen[key] = rollouts[-1]
+        return rollouts
+
+
+def arena(score: Scores = lambda text, i: 0.0, **cfg: Any) -> Arena:
+    rolls: Any = Rolls(score)
+    return Arena(rolls, TRAIN, SELECT, GateConfig(**{"screen": 0, **cfg}), seed=1, max_tokens=2000)
+
+
+def rule(name: str, *support: str) -> Proposal:
+    return Proposal(Edit("add", text=f"- {name}"), support or ("t0",))
+
+
+def judged(verdict: Verdict) -> list[str]:
+    return [row["text"] for row in verdict.numbers["screen"]]
+
+
+# -- race: the pool
+
+
+async def test_edits_beyond_the_pool_wait_for_a_place() -> None:
+    gate = Race(arena(pool=2))
+    await gate.baseline(START)
+    proposals = [rule(name, *(f"t{i}" for i in range(5 - n))) for n, name in enumerate("abcd")]
+    first = await gate.judge(START, proposals, limit=1, name="step 1")
+    second = await gate.judge(START, [], limit=1, name="step 2")
+    assert judged(first) == ["- a", "- b"]
+    assert judged(second) == ["- c", "- d"]
+    third = await gate.judge(START, [], limit=1, name="step 3")
+    assert third.reason == "nothing was proposed"
+
+
+async def test_equal_proposals_are_one_with_their_joint_support() -> None:
+    gate = Race(arena(pool=1))
+    await gate.baseline(START)
+    first = await gate.judge(START, [rule("a", "t0"), rule("b", "t1"), rule("a", "t2")], limit=1, name="step 1")
+    assert judged(first) == ["- a"]  # two samples speak for it
+    second = await gate.judge(START, [rule("c", "t0", "t1", "t2"), rule("b", "t3")], limit=1, name="step 2")
+    assert judged(second) == ["- c"]
+    assert [(p.edit.text, set(p.support)) for p in gate.waiting] == [("- b", {"t1", "t3"})]
+
+
+@pytest.mark.parametrize("others", [[], [rule("a")]])
+async def test_an_edit_that_cannot_be_applied_is_rejected_with_the_reason(others: list[Proposal]) -> None:
+    gate = Race(arena())
+    await gate.baseline(START)
+    lost = Proposal(Edit("replace", target="Never said.", text="x"), ("t0",))
+    verdict = await gate.judge(START, [*others, lost], limit=2, name="step 1")
+    [why] = [entry.reason for entry in verdict.rejected if entry.edit == lost.edit]
+    assert "not found" in why
+    assert len(verdict.rejected) == 1 + len(others)
+
+
+async def test_pitfall_5_guidance_is_judged_alone_and_leaves_the_pool_as_it_was() -> None:
+    gate = Race(arena(lambda text, i: float("- good" in text), pool=2, screen=24, texts=4))
+    known = [rule("bad"), rule("good", "t1", "t2"), rule("later")]
+    await gate.arena.roll(START, TRAIN)
+    await gate.baseline(START)
+    await gate.judge(START, known, limit=1, name="step 1")
+    gate.leftover.append(rule("kept"))
+    gate.learned["key edit"] = (0.1, 0.2)
+    before = list(gate.leftover), list(gate.waiting), dict(gate.learned)
+    assert before[1]
+    verdict = await gate.judge(START, [rule("guidance")], limit=1, name="slow", alone=True)
+    assert judged(verdict) == ["- guidance"]
+    assert (gate.leftover, gate.waiting, gate.learned) == before
+
+
+# -- race: what it rests on
+
+
+async def test_a_race_pairs_both_sides_on_every_sample() -> None:
+    """An incumbent that was seen on a few lucky samples only is rolled where the candidate is."""
+    made = arena(lambda text, i: float(i % 2 or "- a" in text), block=4)
+    gate, rolls = Race(made), made.roll
+    lucky = [sample for sample in SELECT if int(sample.id[1:]) % 2][:2]
+    await rolls(START, lucky)
+    verdict = await gate.judge(START, [rule("a")], limit=1, name="step 1")
+    assert verdict.candidate is not None
+    new = {sample for skill, sample, _ in rolls.seen if skill == verdict.candidate.hash}
+    old = {sample for skill, sample, _ in rolls.seen if skill == START.hash}
+    assert new <= old
+    assert set(verdict.differences) == new
+    assert verdict.before == pytest.approx(sum(int(sample[1:]) % 2 for sample in new) / len(new))
+
+
+@pytest.mark.parametrize("bar", [0.6, 0.95])
+async def test_the_last_bar_is_the_configured_one(bar: float) -> None:
+    """A gain that is likely, but never sure enough to end the race early."""
+    gate = Race(arena(lambda text, i: float(i < 8 + 4 * ("- a" in text)), last_confidence=bar, regression_bound=0.2))
+    await gate.baseline(START)
+    verdict = await gate.judge(START, [rule("a")], limit=1, name="step 1")
+    look = verdict.numbers["looks"][-1]
+    assert look["n"] == len(SELECT)
+    assert 0.6 < look["better"] < 0.95
+    assert verdict.accepted == (bar == 0.6)
+
+
+async def test_the_level_of_the_incumbent_has_its_uncertainty() -> None:
+    gate = Race(arena(lambda text, i: float(i < 4 or "- a" in text), passes=2))
+    assert await gate.baseline(START) == 0.25
+    nothing = await gate.judge(START, [], limit=1, name="step 1")
+    assert (nothing.score, nothing.score_sd) == (0.25, pytest.approx((0.25 * 0.75 / 16) ** 0.5))
+    verdict = await gate.judge(START, [rule("a")], limit=1, name="step 2")
+    assert verdict.accepted
+    assert verdict.score is not None
+    assert verdict.score_sd is not None
+    assert 0 < verdict.score_sd < 0.25
+    assert 0.25 < verdict.score <= 1
+    again = await gate.judge(verdict.skill, [], limit=1, name="step 3")
+    assert (again.score, again.score_sd) == (verdict.score, verdict.score_sd)
+
+
+def test_scores_that_are_all_alike_still_have_an_error() -> None:
+    assert standard_error([]) is None
+    assert standard_error([0.0, 1.0]) == pytest.approx((0.25 / 2) ** 0.5)
+    for alike in ([0.0] * 18, [1.0] * 18):
+        assert standard_error(alike) == pytest.approx((0.05 * 0.95 / 18) ** 0.5)
+
+
+# -- strict
+
+
+@pytest.mark.parametrize(("lost", "accepted"), [(1, True), (2, False)])
+async def test_pitfall_4_strict_decides_nothing_on_less_than_nine_tenths(lost: int, accepted: bool) -> None:
+    """One call of each side may fail; on other samples than the other side's, and fewer than 90 % are compared."""
+    made = arena(lambda text, i: float("- a" in text) if i >= lost else None)
+    verdict = await Strict(made).judge(START, [rule("a")], limit=1, name="step 1")
+    assert verdict.accepted == accepted
+    assert (verdict.before, verdict.after) == (0.0, 1.0)
+    assert ("too few were scored" in verdict.reason) != accepted
+    assert verdict.skill.text == (verdict.candidate.text if accepted and verdict.candidate else START.text)
+    assert (verdict.score, bool(verdict.score_sd)) == (float(accepted), True)
