@@ -7,7 +7,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import product
-from statistics import fmean
+from statistics import fmean, pstdev
 from typing import Any
 
 import pytest
@@ -20,12 +20,14 @@ from skilltune.gate.certify import certify
 from skilltune.gate.crossed import Observation, fit
 from skilltune.gate.logit import SAMPLE_SD, Effects, fit_effects, solved
 from skilltune.gate.stats import (
+    Mixture,
     bootstrap_interval,
     mcnemar,
     normal_cdf,
     normal_quantile,
     paired_difference_interval,
     sign_flip_test,
+    spike_and_slab,
     wilson,
 )
 from skilltune.models import Usage
@@ -542,3 +544,23 @@ async def test_pitfall_8_the_same_text_is_not_tested_twice():
     for best, test in ((Skill("a", name="other"), samples), (Skill("b"), [])):
         assert await certify(rolls, Skill("a"), best, test, lambda s: s.value, CertifyConfig(), 1) is None
     assert not rolls.asked
+
+
+def test_most_changes_do_little_but_a_large_effect_is_believed():
+    prior = ((0.8, 0.03), (0.2, 0.30))
+    lucky = spike_and_slab(0.10, 0.05**2, prior)  # two standard errors: the luck of a null edit, one time in 44
+    assert lucky.above(0) < 0.95
+    assert lucky.mean < 0.05
+    large = spike_and_slab(0.75, 0.11**2, prior)
+    assert large.above(0) > 0.999
+    assert 0.6 < large.mean < 0.75
+    assert spike_and_slab(0.0, 0.05**2, prior).above(0) == pytest.approx(0.5)
+
+
+def test_a_mixture_has_the_moments_of_its_draws():
+    belief = Mixture(((0.7, 0.0, 0.1), (0.3, 1.0, 0.2)))
+    dice = random.Random(1)
+    draws = [dice.gauss(*dice.choices(((0.0, 0.1), (1.0, 0.2)), (0.7, 0.3))[0]) for _ in range(20_000)]
+    assert belief.mean == pytest.approx(fmean(draws), abs=0.02)
+    assert belief.sd == pytest.approx(pstdev(draws), abs=0.02)
+    assert belief.above(0.5) == pytest.approx(fmean(draw > 0.5 for draw in draws), abs=0.02)

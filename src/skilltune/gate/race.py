@@ -15,7 +15,7 @@ from skilltune.edits import apply
 from skilltune.gate import Arena, Verdict
 from skilltune.gate.crossed import Observation, Posterior, fit
 from skilltune.gate.screen import Pool, Screened, assign, balanced, edit_columns
-from skilltune.gate.stats import normal_cdf, standard_error
+from skilltune.gate.stats import Mixture, spike_and_slab, standard_error
 from skilltune.optimizer import Proposal, join
 from skilltune.optimizer.memory import Rejected
 from skilltune.roll import gather, mean
@@ -24,7 +24,9 @@ from skilltune.skill import Skill
 
 LEVEL = (0.5, 1.0)  # prior mean and sd of the incumbent's level on `select`, in scores
 OTHER_VERSION = (0.0, 0.30)  # of the distance of any other version from the incumbent
-UNSCREENED = (0.0, 0.05)  # of the gain of a candidate that was not screened: sceptical, most changes do little
+# Prior of the gain of a candidate that was not screened, as (weight, sd): most changes do little, some do a lot.
+UNSCREENED = ((0.8, 0.03), (0.2, 0.30))
+WIDE = (0.0, 0.30)  # under which such a gain is fitted before that prior is put in its place
 SHRINK = 0.8  # of a screened gain: the best of many is flattered, and train is not select
 DEVIATION = 0.04  # sd by which the gain on `select` may miss what the screen foretold
 ROUNDS = (0.5, 0.25, 0.25)  # of the screen: the first shows each edit once, the others follow what was learned
@@ -146,7 +148,7 @@ class Race:
         edits = [pool.proposals[i].edit for i in chosen]
         applied = apply(pool.skill, edits, protect=pool.protect, max_tokens=pool.max_tokens)
         candidate = applied.skill
-        prior = UNSCREENED
+        prior = WIDE
         if screened:
             foretold, sd, _ = screened.gain(chosen)
             prior = (SHRINK * foretold, math.hypot(sd, DEVIATION, (1 - SHRINK) * foretold))
@@ -161,7 +163,7 @@ class Race:
             purpose = f"{name} race {candidate.hash} {start}"
             sides = ((candidate, attempt), (pool.skill, 0))  # an incumbent seen on a few lucky samples is no bar
             await gather([arena.roll(skill, block, attempt=draw, purpose=purpose) for skill, draw in sides])
-            looks.append(self._look(pool.skill, candidate, prior, price))
+            looks.append(self._look(pool.skill, candidate, prior, price, screened is not None))
             decision = self._decide(looks[-1], last=len(looks) == len(blocks))
             if decision:
                 break
@@ -184,16 +186,20 @@ class Race:
             numbers={"rule": "race", "prior": prior, "looks": [asdict(look) for look in looks], "price": price},
         )
 
-    def _look(self, incumbent: Skill, candidate: Skill, prior: tuple[float, float], price: float) -> Look:
+    def _look(
+        self, incumbent: Skill, candidate: Skill, prior: tuple[float, float], price: float, screened: bool
+    ) -> Look:
         """What all evidence says of the candidate now."""
         posterior = self._fit_race(incumbent, candidate, prior)
-        gain, sd = posterior.contrast({"gain": 1.0})
+        middle, sd = posterior.contrast({"gain": 1.0})
+        gain = Mixture(((1.0, middle, sd),))
+        if not screened:
+            said = max(1 / sd**2 - 1 / prior[1] ** 2, 1e-6)  # precision of the data alone, the normal prior taken out
+            gain = spike_and_slab(middle / sd**2 / said, 1 / said, UNSCREENED)
         before, after = posterior.contrast({"level": 1.0}), posterior.contrast({"level": 1.0, "gain": 1.0})
-        harm = normal_cdf((-self.arena.cfg.regression_bound - gain) / sd)
+        harm = 1 - gain.above(-self.arena.cfg.regression_bound)
         seen = len(self._select_scores(candidate.hash))
-        return Look(
-            seen, _bounded(before), _bounded(after), gain, sd, better=normal_cdf((gain - price) / sd), harm=harm
-        )
+        return Look(seen, _bounded(before), _bounded(after), gain.mean, gain.sd, gain.above(price), harm)
 
     def _decide(self, look: Look, *, last: bool) -> str:
         """ "" to go on; the veto on credible harm holds also where the last, lower bar is reached."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import NormalDist, fmean, pvariance
 
 from skilltune.run import rng
@@ -18,6 +19,37 @@ def normal_cdf(z: float) -> float:
 
 def normal_quantile(p: float) -> float:
     return _NORMAL.inv_cdf(p)
+
+
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """A belief about a number: weighted normal components (weight, mean, sd)."""
+
+    parts: tuple[tuple[float, float, float], ...]
+
+    @property
+    def mean(self) -> float:
+        return math.fsum(w * m for w, m, _ in self.parts)
+
+    @property
+    def sd(self) -> float:
+        return math.sqrt(math.fsum(w * (s * s + (m - self.mean) ** 2) for w, m, s in self.parts))
+
+    def above(self, bar: float) -> float:
+        """P(number > bar)."""
+        return math.fsum(w * normal_cdf((m - bar) / s) for w, m, s in self.parts)
+
+
+def spike_and_slab(estimate: float, variance: float, prior: Sequence[tuple[float, float]]) -> Mixture:
+    """Posterior of an effect under a mixture of zero-mean normals (weight, sd): most changes do nearly nothing, a few
+    do a lot (Mitchell & Beauchamp 1988). `estimate` and `variance` are those of the data alone."""
+    parts = []
+    for weight, sd in prior:
+        total = variance + sd * sd
+        fit = weight * math.exp(-estimate * estimate / (2 * total)) / math.sqrt(total)
+        parts.append((fit, estimate * sd * sd / total, math.sqrt(variance * sd * sd / total)))
+    evidence = math.fsum(fit for fit, _, _ in parts)
+    return Mixture(tuple((fit / evidence, m, s) for fit, m, s in parts))
 
 
 def standard_error(values: Sequence[float]) -> float | None:
