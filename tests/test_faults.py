@@ -120,6 +120,31 @@ async def test_pitfall_4_a_dead_endpoint_ends_the_run_soon(tmp_path: Path, dead:
     assert bool(world.calls["target"]) == (dead == "optimizer")
 
 
+async def test_a_refused_connection_is_no_call_of_the_budget_and_a_mended_url_goes_on(tmp_path: Path) -> None:
+    with small() as world:
+        dead = f"openai@http://127.0.0.1:{free_port()}/v1/target"
+        with quick_retries(), pytest.raises(InfraStopped):
+            await train(world, tmp_path, {**SHORT, "target.model": dead, "budget.calls": 120})
+        mended = await train(world, tmp_path, SHORT)
+        assert mended.result.best.text
+
+
+async def test_a_scorer_that_cannot_work_is_found_before_anything_is_paid(tmp_path: Path) -> None:
+    with small() as world:
+        samples = tmp_path / "data.jsonl"
+        world.write(samples)
+        broken = st.Env(samples, score=lambda sample, rollout: sample.metadata["oops"])
+        with pytest.raises(UsageError, match="oops"):
+            await st.atrain(tmp_path / "SKILL.md", broken, f"openai@{world.url}/target", run=tmp_path / "run")
+        assert not world.calls["target"]
+        mended = st.Env(samples, score="exact")
+        result = await st.atrain(
+            tmp_path / "SKILL.md", mended, f"openai@{world.url}/target", f"openai@{world.url}/optimizer",
+            run=tmp_path / "run", train={"epochs": 1, "batch_size": 8}, gate={"screen": 12, "texts": 4},
+        )  # fmt: skip
+        assert result.folder == tmp_path / "run"
+
+
 @pytest.mark.parametrize("role", ["target", "optimizer"])
 async def test_pitfall_4_a_wrong_key_stops_at_once(tmp_path: Path, role: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-not-this-one")

@@ -26,7 +26,7 @@ from skilltune.errors import CallConfigError, InfraError, RunError, UsageError
 from skilltune.models import Usage
 from skilltune.roll import Roller
 from skilltune.rollout import Rollout, Trajectory
-from skilltune.run import SCHEMA_VERSION, Paid, Run, digest, flatten, rng, write_atomic
+from skilltune.run import FAILED, SCHEMA_VERSION, Paid, Run, digest, flatten, rng, write_atomic
 from skilltune.samples import Sample
 from skilltune.session import build_session
 from skilltune.skill import Skill
@@ -568,8 +568,23 @@ def config(**changes: Any) -> dict[str, Any]:
     return {**json.loads(json.dumps(CONFIG)), **changes}
 
 
+def begin(folder: Path, settings: dict[str, Any]) -> None:
+    """A run that has paid for an answer."""
+    with Run.open(folder, settings) as run:
+        run.put("a key", "rollout", Paid(1, Usage(calls=1)))
+
+
+def test_a_start_that_failed_before_its_first_answer_binds_nobody(tmp_path: Path):
+    with Run.open(tmp_path, config()) as run:
+        run.fix("split", lambda: ["a"])
+        run.fail("target", "500")
+    with Run.open(tmp_path, config(seed=2)) as run:
+        assert run.fix("split", lambda: ["b"]) == ["b"]
+        assert run.usage[FAILED].calls == 1  # what was billed stays on the bill
+
+
 def test_a_changed_config_is_refused_with_the_differing_keys_and_their_values(tmp_path: Path):
-    Run.open(tmp_path, config()).close()
+    begin(tmp_path, config())
     changed = config(seed=2, train={"lr": 5}, budget={"usd": 9.0, "calls": 1}, env={"fields": {"input": "q"}})
     with pytest.raises(RunError) as caught:
         Run.open(tmp_path, changed, may_differ=MAY_DIFFER)
@@ -585,7 +600,7 @@ def test_a_changed_config_is_refused_with_the_differing_keys_and_their_values(tm
 
 def test_keys_that_cannot_change_a_result_may_differ(tmp_path: Path):
     base = make_config({"target": {"model": "local/x"}})
-    Run.open(tmp_path, base.to_json(), may_differ=MAY_DIFFER).close()
+    begin(tmp_path, base.to_json())
     allowed = ["budget.usd=9", "target.workers=1", "target.timeout_s=5", "optimizer.workers=2", "optimizer.timeout_s=7"]
     allowed += ["target.price=[1, 2]", "optimizer.price=[3, 4]"]
     again = make_config({"target": {"model": "local/x"}}, allowed)

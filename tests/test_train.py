@@ -435,7 +435,7 @@ def certificate(p: float) -> Certificate:
 )
 def test_a_result_says_whether_it_is_certified_and_if_not_why(made: dict[str, Any], exit_code: int, why: str) -> None:
     start, best = Skill("start"), Skill(made["best"])
-    result = Result(start, best, made.get("certificate"), (start, best), made["test"], made.get("stopped"))
+    result = Result(start, best, made.get("certificate"), (start, best), made["test"], Path("run"), made.get("stopped"))
     assert (result.exit_code, result.uncertified) == (exit_code, why)
 
 

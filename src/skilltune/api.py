@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from skilltune.config import MAY_DIFFER, Config, make_config
 from skilltune.envs import Env
@@ -24,6 +25,8 @@ from skilltune.train import Result
 from skilltune.train import train as fit_and_certify
 
 FORKS = 1000
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 async def run_training(
@@ -54,6 +57,7 @@ async def run_training(
         session = build_session(cfg, run, root, env=env)
         try:
             session.pin_inputs()
+            await session.try_scorer()
             if ready is not None:
                 ready(session)
             result = await fit_and_certify(session)
@@ -61,6 +65,23 @@ async def run_training(
             await session.aclose()
         write_results(session, result)
     return result
+
+
+def _tables(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    for name, section in sections.items():
+        if not isinstance(section, Mapping):
+            raise UsageError(f"{name}={section!r}: give a config table as a dict, such as train={{'epochs': 2}}")
+    return {name: dict(section) for name, section in sections.items()}
+
+
+def _run_to_end(fn: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
+    """The blocking twin of an async function; inside a running event loop await the async one instead."""
+
+    @functools.wraps(fn)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        return asyncio.run(fn(*args, **kwargs))
+
+    return call
 
 
 async def atrain(
@@ -90,7 +111,7 @@ async def atrain(
     Raises `UsageError` before anything is spent, `InfraStopped` or `CallConfigError` when a provider fails for good.
     """
     tree: dict[str, Any] = {"preset": preset, "skill": str(skill), "seed": seed}
-    tree |= {name: dict(section) for name, section in sections.items()}
+    tree |= _tables(sections)
     tree |= {"target": _table(target), "optimizer": _table(optimizer)}
     if not isinstance(env, Env):
         tree["env"] = {**tree.get("env", {}), "samples": str(env)}
@@ -101,9 +122,7 @@ async def atrain(
     return await run_training(cfg, Path(), folder, env=env if isinstance(env, Env) else None, fork=fork)
 
 
-def train(*args: Any, **kwargs: Any) -> Result:
-    """`atrain`, run to its end; not inside a running event loop (use `await atrain(…)` there)."""
-    return asyncio.run(atrain(*args, **kwargs))
+train = _run_to_end(atrain)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +183,7 @@ async def aevaluate(
     **sections: Mapping[str, Any],
 ) -> Evaluation:
     """Score a skill ("" for none) on a split, or on all samples. `run` keeps the rollouts in a folder for reuse."""
-    tree: dict[str, Any] = {"seed": seed, **{name: dict(section) for name, section in sections.items()}}
+    tree: dict[str, Any] = {"seed": seed, **_tables(sections)}
     tree |= {"target": _table(target), "optimizer": {"model": "examples"}}
     if not isinstance(env, Env):
         tree["env"] = {**tree.get("env", {}), "samples": str(env)}
@@ -178,9 +197,7 @@ async def aevaluate(
             await session.aclose()
 
 
-def evaluate(*args: Any, **kwargs: Any) -> Evaluation:
-    """`aevaluate`, run to its end; not inside a running event loop."""
-    return asyncio.run(aevaluate(*args, **kwargs))
+evaluate = _run_to_end(aevaluate)
 
 
 @contextmanager
@@ -195,12 +212,14 @@ def scratch_run(folder: str | Path | None) -> Iterator[Run]:
 
 
 def default_folder(cfg: Config, root: Path) -> Path:
-    """Where a run goes unless told otherwise: runs/NAME beside the config, or beside the skill's folder."""
+    """Where a run goes unless told otherwise: runs/NAME beside the config, NAME being the skill's folder or file. For
+    a skill folder without a config: in the current folder, but never inside the skill, whose part it would become."""
     path = (root / cfg.skill).resolve()
     if path.name.upper() == "SKILL.MD":
         return root / "runs" / path.parent.name
     if path.is_dir() and _inside_skill(root, path):
-        return path.parent / "runs" / path.name
+        here = Path.cwd()
+        return (path.parent if _inside_skill(here, path) else here) / "runs" / path.name
     return root / "runs" / (path.stem or "skill")
 
 

@@ -50,6 +50,8 @@ class Client:
 
     def _failed(self, failure: InfraError) -> None:
         """A failed attempt may have been billed: it counts as a call, in this life of the run and in the next."""
+        if not failure.reached:
+            return
         self.budget.spend(Usage(calls=1))
         self.journal.fail(self.role, str(failure))
 

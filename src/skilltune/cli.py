@@ -102,7 +102,7 @@ def train(
     overrides: Overrides = None,
     run: Annotated[
         Path | None,
-        typer.Option("--run", metavar="DIR", help="The run folder. [default: runs/NAME]", show_default=False),
+        typer.Option("--run", metavar="DIR", help="Run folder. [default: runs/NAME by the config]", show_default=False),
     ] = None,
     fork: Annotated[
         bool, typer.Option("--fork", help="Start a new run beside the old one, reusing answers that still apply.")
@@ -178,6 +178,7 @@ def evaluate(
     """
     from skilltune.api import run_evaluation, scratch_run
     from skilltune.config import MAY_DIFFER, load_config
+    from skilltune.errors import UsageError
     from skilltune.run import Run
     from skilltune.session import build_session
     from skilltune.skill import Skill
@@ -188,7 +189,12 @@ def evaluate(
         with Run.open(run, cfg.to_json(), may_differ=MAY_DIFFER) if run else scratch_run(None) as journal:
             session = build_session(cfg, journal, root)
             opened.append(session)
-            chosen = Skill.load(skill) if skill else session.skill
+            path = skill or root / cfg.skill
+            if not path.exists() and (only is None or only.value == "with"):
+                raise UsageError(
+                    f"the skill {path} does not exist; name another with --skill, e.g. a run's best_skill.md"
+                )
+            chosen = Skill.load(path)
             try:
                 return {
                     side: await run_evaluation(session, text, None if split.value == "all" else split.value, attempts)

@@ -39,6 +39,13 @@ class InfraError(CallError):
     """429, 5xx, dropped connection, malformed body, crashed CLI: retried, then excluded; never scored."""
 
     outcome: Outcome = "infra_error"
+    reached = True  # may the attempt have been billed?
+
+
+class UnreachableError(InfraError):
+    """No connection was made: nothing can have been billed."""
+
+    reached = False
 
 
 class JudgeError(CallError):

@@ -275,6 +275,9 @@ class Run:
         return known[0] if known else None
 
     def _check_config(self, config: Mapping[str, Any], may_differ: tuple[str, ...]) -> None:
+        if not self._has_answers():
+            self._write("DELETE FROM memo WHERE kind = ?", (DECISIONS,))  # a start that failed binds nobody
+            self._write("DELETE FROM event", ())
         stored = self.fix("config", lambda: dict(config))
         old, new = flatten(stored), flatten(json.loads(_json(config)))
         differing = [
@@ -289,6 +292,9 @@ class Run:
                 + "\nUse the same settings to resume it, `--fork` to start a new run that reuses every rollout that "
                 "still applies, or `--run DIR` for a fresh one."
             )
+
+    def _has_answers(self) -> bool:
+        return bool(self._rows("SELECT 1 FROM memo WHERE kind NOT IN (?, ?) LIMIT 1", DECISIONS, FAILED))
 
     def _rows(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
         try:

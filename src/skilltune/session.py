@@ -17,7 +17,7 @@ from skilltune.budget import Budget
 from skilltune.calls import Client
 from skilltune.config import Config, ModelConfig, to_toml
 from skilltune.envs import Env, load_env
-from skilltune.errors import RunError, Stopped, UsageError
+from skilltune.errors import JudgeError, RunError, Stopped, UsageError
 from skilltune.gate import Arena, Gate, Verdict, build_gate
 from skilltune.gate.stats import standard_error
 from skilltune.models import Model, Request, Usage
@@ -29,6 +29,7 @@ from skilltune.optimizer.examples import ExamplesOptimizer
 from skilltune.optimizer.model import ModelOptimizer
 from skilltune.optimizer.schedule import steps_per_epoch
 from skilltune.roll import Roller
+from skilltune.rollout import Rollout, Trajectory
 from skilltune.run import Run, digest
 from skilltune.samples import Sample, Splits, split
 from skilltune.skill import Skill
@@ -78,6 +79,15 @@ class Session:
         """Refuse to resume with another start skill or skilltune than the run's decisions were made with."""
         _unchanged(self.run, "version", "skilltune's own version", __version__)
         _unchanged(self.run, "skill", f"the skill {self.cfg.skill}", self.skill.hash)
+
+    async def try_scorer(self) -> None:
+        """Score one expected answer, so that a scorer that cannot work is found before anything is paid."""
+        sample = self.splits.select[0]
+        rollout = Rollout(sample.id, self.skill.hash, 0, Trajectory(self.env.expected(sample)), None)
+        try:
+            await self.env.score(sample, rollout)
+        except JudgeError as error:
+            raise UsageError(f"{error}\nNothing was spent: mend the scorer and run the same command again.") from error
 
     def look_at_test(self, best: Skill) -> int:
         """The number of this look at the test split: 1, unless a run that was stopped and went on certified another

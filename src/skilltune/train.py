@@ -52,6 +52,7 @@ class Result:
     certificate: Certificate | None
     versions: tuple[Skill, ...]
     test: int  # samples in the test split
+    folder: Path  # of the run
     stopped: Stopped | None = None
 
     def export(self, kind: str, to: str | Path = ".", **options: Any) -> Path:
@@ -98,7 +99,7 @@ async def train(s: Session) -> Result:
         )
     if certificate is not None and certificate.gain <= 0:
         best = start  # what is not better on unseen samples is not shipped
-    return Result(start, best, certificate, tuple(state.versions), len(s.splits.test), state.stopped)
+    return Result(start, best, certificate, tuple(state.versions), len(s.splits.test), s.run.folder, state.stopped)
 
 
 async def fit(s: Session, state: State) -> None:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from skilltune.errors import CallConfigError, InfraError, UsageError
+from skilltune.errors import CallConfigError, InfraError, UnreachableError, UsageError
 from skilltune.models import Reply, Request
 from skilltune.models.retry import RateLimited
 from skilltune.names import Name
@@ -138,7 +138,7 @@ class Wire:
         import httpx2
 
         if isinstance(cause, httpx2.ConnectError):
-            return InfraError(self._text(f"cannot connect to {self._url}; is the server running? ({cause})"))
+            return UnreachableError(self._text(f"cannot connect to {self._url}; is the server running? ({cause})"))
         detail = str(cause) or type(cause).__name__
         return InfraError(self._text(f"the connection to {self._url} was dropped: {detail}"))
 

@@ -31,7 +31,7 @@ from skilltune.gate.certify import Certificate
 from skilltune.models import Usage
 from skilltune.optimizer.schedule import steps_per_epoch
 from skilltune.report.card import describe_usage, headline, looks
-from skilltune.run import Run
+from skilltune.run import FAILED, Run
 from skilltune.samples import describe_power
 from skilltune.session import Session
 from skilltune.train import Result
@@ -204,7 +204,7 @@ class Lines:
         """Print the plan: what is trained, on what, what it can show, and what it may take."""
         self.progress = Progress(session)
         self._beat = self.progress.clock()
-        self.paid = sum(usage.calls for usage in session.run.usage.values())
+        self.paid = sum(usage.calls for kind, usage in session.run.usage.items() if kind != FAILED)
         for name, value in plan(session, estimate(session)):
             self.console.print(Text.assemble((f"{name:<10}", "bold"), clean(value)))
         if self.paid:
@@ -247,13 +247,14 @@ class Lines:
             console.print(f"stopped early: {result.stopped}")
         console.print()
         for kind, usage in sorted(session.run.usage.items()):
-            console.print(f"{kind:<10}{describe_usage(usage)}")
+            console.print(f"{kind:<15}{describe_usage(usage)}")
         if self.paid:
             new = f"{self.progress.calls:,} calls were new"
-            console.print(f"{'journal':<10}{self.paid:,} answers came from the journal; {new}")
-        console.print(f"{'skill':<10}{best_path(session, result)}")
-        console.print(f"{'card':<10}{session.run.folder / 'card.md'}")
-        console.print(f"{'exit':<10}{result.exit_code}: {EXIT_CODES[result.exit_code]}")
+            console.print(f"{'journal':<15}{self.paid:,} answers came from the journal; {new}")
+        console.print(f"{'skill':<15}{best_path(session, result)}")
+        console.print(f"{'card':<15}{session.run.folder / 'card.md'}")
+        console.print(f"{'next':<15}skilltune show {session.run.folder}")
+        console.print(f"{'exit':<15}{result.exit_code}: {EXIT_CODES[result.exit_code]}")
 
     def failed(self, message: str, exit_code: int) -> None:
         """The run ended with an error; the message goes to stderr."""
@@ -419,21 +420,21 @@ def show_run(history: History, console: Console) -> None:
         )
         for row in history.rows
     ]
-    console.print(columns(("step", "epoch", "select", "accepted", "edits", "reason"), rows))
+    console.print(columns(("step", "epoch", "select ≈", "accepted", "edits", "reason"), rows))
     console.print()
     finish = history.finish
     if finish is None:
         console.print("unfinished: it is still running, or was stopped; the same `skilltune train` command resumes it")
     else:
-        console.print(f"{'ended':<10}{finish['exit_code']}: {EXIT_CODES[finish['exit_code']]}")
+        console.print(f"{'ended':<15}{finish['exit_code']}: {EXIT_CODES[finish['exit_code']]}")
         if finish["stopped"]:
-            console.print(f"{'stopped':<10}{clean(finish['stopped'])}")
+            console.print(f"{'stopped':<15}{clean(finish['stopped'])}")
         proof = Certificate(**finish["certificate"]) if finish["certificate"] else "none"
-        console.print(f"{'certified' if finish['exit_code'] == 0 else 'test':<10}{proof}")
+        console.print(f"{'certified' if finish['exit_code'] == 0 else 'test':<15}{proof}")
     for kind, usage in sorted(history.usage.items()):
-        console.print(f"{kind:<10}{describe_usage(usage)}")
+        console.print(f"{kind:<15}{describe_usage(usage)}")
     for path in history.files:
-        console.print(f"{'file':<10}{path}")
+        console.print(f"{'file':<15}{path}")
 
 
 # -- parts
