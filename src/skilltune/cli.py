@@ -10,12 +10,12 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
 
@@ -25,6 +25,8 @@ from skilltune.errors import CallConfigError, RunError, SkilltuneError, UsageErr
 if TYPE_CHECKING:
     from skilltune.api import Evaluation
     from skilltune.session import Session
+
+T = TypeVar("T")
 
 INTERRUPTED = 4
 RESUME = "interrupted; run the same command to go on"
@@ -143,7 +145,7 @@ def train(
     with _boundary(lambda: bool(opened and opened[0].run.usage), view.failed, RESUME):
         cfg, root = load_config(config, overrides or ())
         with view:
-            result = asyncio.run(run_training(cfg, root, run, fork=fork, listeners=[view], ready=ready))
+            result = _run(run_training(cfg, root, run, fork=fork, listeners=[view], ready=ready))
         view.finished(result)
     raise typer.Exit(result.exit_code)
 
@@ -208,7 +210,7 @@ def evaluate(
         if skill is not None and not skill.exists():
             raise UsageError(f"there is no skill at {skill}")
         cfg, root = load_config(config, overrides or ())
-        sides = asyncio.run(score())
+        sides = _run(score())
         _print_evaluation(sides, split.value, cfg.seed, as_json)
 
 
@@ -275,7 +277,7 @@ def check(
 
     with _boundary():
         cfg, root = load_config(config, overrides or ())
-        found = asyncio.run(look(cfg, root, probe=probe))
+        found = _run(look(cfg, root, probe=probe))
     rows: list[tuple[str, str]] = []
     if found.skill is not None:
         rows.append(("skill", f"{found.skill.name}, about {found.skill.tokens:,} tokens"))
@@ -416,7 +418,7 @@ def _boundary(
     previous = signal.signal(signal.SIGTERM, _as_interrupt)
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):
         leave(message, INTERRUPTED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the last flush fails again
@@ -427,6 +429,19 @@ def _boundary(
         leave(str(error), error.exit_code)
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    """`asyncio.run` in which SIGTERM cancels the work in good order, wherever it waits, instead of breaking into it."""
+
+    async def main() -> T:
+        task = asyncio.current_task()
+        assert task is not None
+        with suppress(NotImplementedError):  # Windows has no such handlers
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        return await work
+
+    return asyncio.run(main())
 
 
 def _as_interrupt(signum: int, frame: FrameType | None) -> None:
