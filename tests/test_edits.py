@@ -16,7 +16,6 @@ from skilltune.edits import (
     apply,
     conflict,
     parse_edits,
-    spans,
     undo,
 )
 from skilltune.skill import Skill
@@ -417,13 +416,6 @@ def test_conflicts_are_named_in_both_orders(a: Edit, b: Edit, reason: str) -> No
         assert bool(said) == bool(reason)
 
 
-def test_spans_are_where_each_edit_acts_alone() -> None:
-    skill = Skill.parse(TEXT)
-    edits = [Edit("add", after="# Rules", text="A."), Edit("delete", target="Round "), Edit("delete", target="nowhere")]
-    assert spans(skill, edits) == [(7, 7), (11, 17), None]
-    assert spans(skill, edits, protect=["Round"]) == [(7, 7), None, None]
-
-
 PIECES = [
     "# Head\n",
     "- rule {x}\n",
@@ -510,12 +502,9 @@ def test_any_edits_on_any_document_change_only_what_they_report(
 
 
 @given(cases())
-def test_spans_and_conflicts_agree_with_what_apply_does(case: tuple[str, list[Edit]]) -> None:
+def test_conflicts_agree_with_what_apply_does(case: tuple[str, list[Edit]]) -> None:
     text, edits = case
     skill = Skill.parse(text)
-    for edit, span in zip(edits, spans(skill, edits), strict=True):
-        (report,) = apply(skill, [edit]).reports
-        assert span == ((report.start, report.start + len(report.removed)) if report.status == "applied" else None)
     for a in edits:
         for b in edits:
             said = conflict(skill, a, b)

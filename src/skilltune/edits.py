@@ -264,12 +264,6 @@ def undo(skill: Skill, report: Report) -> Skill:
     return skill.with_text(skill.text[: report.start] + report.removed + skill.text[end:])
 
 
-def spans(skill: Skill, edits: Iterable[Edit], protect: Sequence[str] = ()) -> list[Span | None]:
-    """The span of `skill.text` that each edit alone would replace: empty for an insertion, None if rejected."""
-    plans = (_plan(skill, edit, tuple(protect)) for edit in edits)
-    return [None if isinstance(plan, str) else plan.span for plan in plans]
-
-
 def conflict(skill: Skill, a: Edit, b: Edit, protect: Sequence[str] = ()) -> str:
     """Why two edits cannot stand together in this skill, "" where they can, in whichever order."""
     if a.key == b.key:

@@ -11,9 +11,9 @@ import functools
 import json
 import re
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib import resources
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from skilltune.errors import InfraError
 from skilltune.models import Message, Reply, Request, Schema, user
@@ -21,39 +21,24 @@ from skilltune.models import Message, Reply, Request, Schema, user
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class Answer(Generic[T]):
-    """A validated value and the replies that it took (one, or two after a re-ask)."""
-
-    value: T
-    replies: tuple[Reply, ...]
-
-
 async def ask(
     call: Callable[[Request], Awaitable[Reply]],
     request: Request,
     validate: Callable[[Any], T],
-    *,
-    trace: Callable[[str], None] | None = None,
-) -> Answer[T]:
-    """Make the call until its answer validates, at most twice.
+) -> T:
+    """What `validate` makes of the call's answer, asked for at most twice.
 
     `validate` gets the parsed object and raises ValueError (pydantic's included) with a message that the model can
-    act on. `trace` is told the reason for which an answer was turned down. `call` accounts for usage. Raises
-    `InfraError` after the second bad answer, and whatever `call` raises.
+    act on. Raises `InfraError` after the second bad answer, and whatever `call` raises.
     """
     stage = request.schema.name if request.schema else "its request"
-    replies: list[Reply] = []
     reason = ""
     for _ in range(2):
         reply = await call(request)
-        replies.append(reply)
         try:
-            return Answer(validate(parse(reply)), tuple(replies))
+            return validate(parse(reply))
         except ValueError as error:
             reason = str(error)
-        if trace is not None:
-            trace(reason)
         again = user(f"{prompt('reask')}\n{reason}")
         said = Message("assistant", reply.text or "{}")  # providers refuse an empty turn
         request = replace(request, messages=(*request.messages, said, again))

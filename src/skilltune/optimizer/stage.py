@@ -103,7 +103,7 @@ class Stages:
             schema=Schema(stage, SCHEMAS[stage]),
             draw=context.step.index + redraw * REDRAW,
         )
-        return (await ask(self._call, request, read)).value
+        return await ask(self._call, request, read)
 
     async def ask_or_none(
         self, prompt: str, context: Context, evidence: Sequence[str], read: Callable[[Any], T], **options: int
