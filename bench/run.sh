@@ -1,10 +1,17 @@
 #!/usr/bin/env bash
-# All committed figures, made anew; prints Markdown tables. About fifteen minutes on two cores.
+# All committed figures but bench/gates, made anew; prints Markdown tables. About an hour on two cores.
 set -euo pipefail
 cd "$(dirname "$0")"
 python=${PYTHON:-../.venv/bin/python}
-"$python" learning.py --seeds 10
-echo
-"$python" learning.py --seeds 10 --p 0.1 --mode useless
-echo
-"$python" learning.py --seeds 10 --p 0.1 --mode harmful
+run() { echo; echo "\$ python $*"; echo; "$python" "$@"; }
+run learning.py --seeds 10
+run learning.py --seeds 10 --p 0.1 --mode useless
+run learning.py --seeds 10 --p 0.1 --mode harmful
+run overhead.py
+run journal.py
+run span.py --seeds 2
+run span.py --seeds 2 --presets default --hedge
+run hedging.py
+run kills.py
+run faults.py
+run memory.py --seeds 8

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,9 +21,9 @@ class Call:
 
 @dataclass(frozen=True)
 class Answer:
-    """What to send: `body` is JSON unless it is text. `cut` sends only so many bytes of it, then drops the
-    connection; `drop` sends nothing at all; `hang` says nothing and keeps the connection open; `drip` sends one
-    byte every so many seconds."""
+    """What to send: `body` is JSON unless it is text; `headers` win over those that describe it. `cut` sends only so
+    many bytes of it, then drops the connection; `drop` sends nothing at all; `hang` says nothing and keeps the
+    connection open; `drip` sends one byte every so many seconds; `raw` is sent in place of all else."""
 
     body: Any = ""
     status: int = 200
@@ -31,6 +32,7 @@ class Answer:
     drop: bool = False
     hang: bool = False
     drip: float | None = None
+    raw: bytes | None = None
 
 
 class Server:
@@ -39,9 +41,10 @@ class Server:
     A callable in place of an answer is given the call and returns one.
     """
 
-    def __init__(self, *answers: Answer | Callable[[Call], Answer]) -> None:
-        self._answers = list(answers)
+    def __init__(self, *answers: Answer | Callable[[Call], Answer], tls: ssl.SSLContext | None = None) -> None:
+        self._answers, self._tls = list(answers), tls
         self.calls: list[Call] = []
+        self.connections = 0
         self.port = 0
 
     @property
@@ -49,7 +52,7 @@ class Server:
         return f"http://127.0.0.1:{self.port}"
 
     async def __aenter__(self) -> Server:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._tls, backlog=1024)
         self.port = self._server.sockets[0].getsockname()[1]
         self._open: set[asyncio.Task[None]] = set()
         return self
@@ -64,6 +67,7 @@ class Server:
         task = asyncio.current_task()
         assert task is not None
         self._open.add(task)
+        self.connections += 1
         try:
             while await self._one(reader, writer):
                 pass
@@ -87,14 +91,17 @@ class Server:
             return False
         if answer.hang:
             await asyncio.sleep(3600)
+        if answer.raw is not None:
+            writer.write(answer.raw)
+            return False
         is_text = isinstance(answer.body, str)
         data = (answer.body if is_text else json.dumps(answer.body)).encode()
-        lines = [
-            f"HTTP/1.1 {answer.status} Scripted",
-            f"Content-Type: {'text/plain' if is_text else 'application/json'}",
-            f"Content-Length: {len(data)}",
-            *(f"{name}: {value}" for name, value in answer.headers.items()),
-        ]
+        sent_headers = {
+            "Content-Type": "text/plain" if is_text else "application/json",
+            "Content-Length": str(len(data)),
+            **answer.headers,
+        }
+        lines = [f"HTTP/1.1 {answer.status} Scripted", *(f"{name}: {value}" for name, value in sent_headers.items())]
         writer.write("\r\n".join([*lines, "", ""]).encode("latin-1"))
         if answer.drip is not None:
             for byte in data:

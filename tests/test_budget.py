@@ -13,7 +13,8 @@ from skilltune.budget import Budget, Limits, parse_budget
 from skilltune.calls import Client
 from skilltune.errors import BudgetExceeded, InfraError, UsageError
 from skilltune.models import Reply, Request, Usage
-from skilltune.models.retry import Endpoint, RetryPolicy
+from skilltune.models.endpoint import Endpoint
+from skilltune.models.retry import RetryPolicy
 from skilltune.run import Run
 
 CALL = Usage(1, 100, 50, usd=0.10)

@@ -90,9 +90,10 @@ def test_a_rate_that_would_rise_is_refused():
 def test_the_last_bar_of_a_race_is_no_higher_than_the_others():
     for last in (0.96, 0.999):
         assert f"gate.last_confidence ({last}) is above confidence (0.95)" in refused(
-            {"gate": {"last_confidence": last}}
+            {"gate": {"confidence": 0.95, "last_confidence": last}}
         )
-    assert make_config({"gate": {"last_confidence": 0.95}}).gate.last_confidence == 0.95
+    equal = make_config({"gate": {"confidence": 0.95, "last_confidence": 0.95}})
+    assert equal.gate.last_confidence == equal.gate.confidence
     assert make_config({}).gate.last_confidence < make_config({}).gate.confidence
 
 

@@ -17,7 +17,7 @@ from skilltune.optimizer.examples import CHARS, REMOVALS, ExamplesOptimizer, des
 from skilltune.optimizer.memory import MAX_REJECTED, Rejected
 from skilltune.rollout import Rollout, Score, Trajectory
 from skilltune.skill import Skill
-from training import events, small, train
+from training import events, small, streamed, train
 
 pytestmark = pytest.mark.anyio
 START = Skill("---\nname: sums\n---\n# Sums\n\nAnswer with the number.\n", "sums")
@@ -53,7 +53,7 @@ async def propose(
     memory: Memory | None = None,
     limit: int = 4,
 ) -> list[Proposal]:
-    return await optimizer.propose(skill, rolled(optimizer, failed), memory or Memory(), step(index), limit)
+    return await optimizer.propose(skill, streamed(rolled(optimizer, failed)), memory or Memory(), step(index), limit)
 
 
 def holding(optimizer: ExamplesOptimizer, *names: str, skill: Skill = START) -> Skill:
@@ -86,14 +86,14 @@ async def test_pitfall_10_examples_come_from_failed_train_samples_and_from_nothi
         assert proposal.edit.evidence[0].quote in sample.text
     stranger = Rollout("a test sample", "h", 0, Trajectory("?"), Score(0.0))
     with pytest.raises(KeyError):
-        await optimizer.propose(START, [stranger], Memory(), step(), 4)
+        await optimizer.propose(START, streamed([stranger]), Memory(), step(), 4)
 
 
 async def test_solved_and_unscored_rollouts_give_no_example():
     optimizer = build(colours())
     assert await propose(optimizer, failed=[]) == []
     unscored = [Rollout(name, "h", 0, Trajectory("", outcome="infra_error"), None) for name in optimizer.samples]
-    assert await optimizer.propose(START, unscored, Memory(), step(), 4) == []
+    assert await optimizer.propose(START, streamed(unscored), Memory(), step(), 4) == []
 
 
 async def test_pitfall_9_no_more_is_proposed_than_the_pool_holds():

@@ -2,19 +2,74 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
+import subprocess
+import unicodedata
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from skilltune.errors import UsageError
-from skilltune.export import FOLDERS, KINDS, best_of, export
+from skilltune.export import FOLDERS, KINDS, MANIFEST, best_of, export
 from skilltune.run import Run
 from skilltune.skill import Skill
 
 FRONTMATTER = "\ufeff---\r\nname: invoice-totals\r\n# kept\r\ndescription:  'Reads totals.'\r\nversion: 3\r\n---\r\n"
 AGENTS = tuple(FOLDERS)
+STANDARD = "---\nname: invoice-totals\ndescription: Reads totals. Use for invoices.\nmetadata:\n  version: '3'\n---\n"
+
+
+def standard_problems(folder: Path) -> list[str]:
+    """What agentskills.io/specification forbids, written from its text and apart from our own checks."""
+    raw = (folder / "SKILL.md").read_text("utf-8")
+    found = re.match(r"---\n(.*?)\n---\n", raw, re.DOTALL)
+    if not found:
+        return ["no frontmatter"]
+    meta = yaml.safe_load(found[1])
+    problems = [f"unknown field {key}" for key in meta.keys() - STANDARD_FIELDS]
+    name, description = meta.get("name"), meta.get("description")
+    if not isinstance(name, str) or not 1 <= len(name) <= 64:
+        problems.append("name: 1 to 64 characters")
+    elif set(name) - set("abcdefghijklmnopqrstuvwxyz0123456789-") or "--" in name or name[0] == "-" or name[-1] == "-":
+        problems.append("name: lower-case letters, digits, single hyphens inside")
+    if name != unicodedata.normalize("NFKC", folder.name):
+        problems.append("name: not the folder's")
+    if not isinstance(description, str) or not description.strip() or len(description) > 1024:
+        problems.append("description: 1 to 1,024 characters")
+    if "compatibility" in meta and not (
+        isinstance(meta["compatibility"], str) and 1 <= len(meta["compatibility"]) <= 500
+    ):
+        problems.append("compatibility: 1 to 500 characters")
+    if not all(isinstance(part, str) for pair in meta.get("metadata", {}).items() for part in pair):
+        problems.append("metadata: text to text")
+    return problems
+
+
+STANDARD_FIELDS = {"name", "description", "license", "compatibility", "metadata", "allowed-tools"}
+
+
+def standard_skill() -> Skill:
+    """A skill that keeps to the standard, with what it is trained with beside it."""
+    files = {
+        "references/a.md": b"more",
+        "references/evals/notes.md": b"not at the top: part of the skill",
+        "scripts/run.sh": b"#!/bin/sh\n",
+        "evals/evals.json": b'{"evals": [{"expected_output": "secret"}]}',
+        "evals/files/a.txt": b"secret",
+        "skilltune.toml": b"seed = 1\n",
+    }
+    return Skill(STANDARD + "# Totals\n\nTrained.\n", "invoice-totals", files, folder=True)
+
+
+def place(root: Path, kind: str, name: str = "invoice-totals") -> Path:
+    """Where the skill's own folder is, below the exported root."""
+    return root / name / "skills" / name if kind == "plugin" else root / FOLDERS[kind] / name
 
 
 def folder_skill() -> Skill:
@@ -69,7 +124,10 @@ def test_the_folder_is_named_after_the_frontmatter_which_agents_require(tmp_path
         (Skill(FRONTMATTER + "text"), {"name": "other", "description": "x"}, "change them there"),
         (Skill("---\nname: rules\n---\ntext"), {}, "lacks description"),
         (Skill("---\nname: [\n---\ntext"), {}, "not valid YAML"),
-        (Skill("---\nname: ../../etc\ndescription: x\n---\ntext"), {}, "cannot name a folder"),
+        (Skill("---\nname: ../../etc\ndescription: x\n---\ntext"), {}, "lowercase letters"),
+        (Skill("---\nname: Invoice_Totals\ndescription: x\n---\ntext"), {}, "lowercase letters"),
+        (Skill(f"---\nname: {'a' * 65}\ndescription: x\n---\ntext"), {}, "65 characters"),
+        (Skill(f"---\nname: rules\ndescription: {'x' * 1025}\n---\ntext"), {}, "1025 characters"),
         (Skill("text"), {"name": "../up", "description": "x"}, "lowercase letters"),
         (Skill("text"), {"name": "Two Words", "description": "x"}, "lowercase letters"),
         (Skill("text"), {"name": "rules", "description": " "}, "description"),
@@ -98,7 +156,9 @@ def test_a_differing_skill_is_not_overwritten_unless_forced(tmp_path: Path, kind
     changed = skill.with_text(skill.text + "\nmore")
     with pytest.raises(UsageError, match="--force"):
         export(changed, kind, tmp_path)
-    document = path / "SKILL.md" if path.is_dir() else path
+    document = path if kind == "file" and path.is_file() else path / "SKILL.md"
+    if kind == "plugin":
+        document = path / "skills/invoice-totals/SKILL.md"
     assert document.read_bytes() == skill.text.encode()
     export(changed, kind, tmp_path, force=True)
     assert document.read_bytes() == changed.text.encode()
@@ -150,3 +210,77 @@ def test_best_of_a_folder_has_its_files_and_says_so_where_they_are_gone(tmp_path
 def test_best_of_an_unfinished_run_is_refused(tmp_path: Path) -> None:
     with Run.open(tmp_path / "run", {}) as run, pytest.raises(UsageError, match="has not finished"):
         best_of(run)
+
+
+# -- the agents' own places and the standard
+
+
+@pytest.mark.parametrize("kind", [*FOLDERS, "plugin"])
+def test_an_agent_gets_the_skill_and_not_its_tests(tmp_path: Path, kind: str) -> None:
+    skill = standard_skill()
+    export(skill, kind, tmp_path)
+    home = place(tmp_path, kind)
+    assert standard_problems(home) == []
+    written = {path.relative_to(home).as_posix(): path.read_bytes() for path in home.rglob("*") if path.is_file()}
+    kept = {name: data for name, data in skill.files.items() if not name.startswith(("evals/", "skilltune.toml"))}
+    assert written == {"SKILL.md": skill.text.encode(), **kept}
+    assert not any(b"secret" in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+
+
+def test_a_file_export_of_a_folder_is_all_of_it(tmp_path: Path) -> None:
+    skill = standard_skill()
+    assert Skill.load(export(skill, "file", tmp_path)) == skill
+
+
+@pytest.mark.parametrize("kind", [*FOLDERS, "plugin"])
+@pytest.mark.parametrize("name", ["a", "on", "12", "a" * 64, "1e3", "invoice-totals-2"])
+def test_stated_names_pass_the_standard(tmp_path: Path, kind: str, name: str) -> None:
+    export(Skill("# Rules\n"), kind, tmp_path, name=name, description="Rules: use for 'all' #1.")
+    assert standard_problems(place(tmp_path, kind, name)) == []
+
+
+@given(name=st.text(alphabet="ab9-_.A é", max_size=8), description=st.text(max_size=40))
+def test_what_is_exported_passes_the_standard_or_is_refused(
+    tmp_path_factory: pytest.TempPathFactory, name: str, description: str
+) -> None:
+    root = tmp_path_factory.mktemp("x")
+    try:
+        export(Skill("# Rules\n"), "agents", root, name=name, description=description)
+    except UsageError:
+        assert not list(root.rglob("SKILL.md"))
+    else:
+        assert standard_problems(root / ".agents/skills" / name) == []
+
+
+def test_the_published_validator_agrees(tmp_path: Path) -> None:
+    """The reference library of the standard (`pip install skills-ref`); its command is named after the site."""
+    validator = shutil.which("skills-ref") or shutil.which("agentskills")
+    if validator is None:
+        pytest.skip("the standard's own validator is not installed: pip install skills-ref")
+    for kind in (*FOLDERS, "plugin"):
+        export(standard_skill(), kind, tmp_path / kind)
+        found = subprocess.run([validator, "validate", place(tmp_path / kind, kind)], capture_output=True, text=True)
+        assert found.returncode == 0, found.stdout + found.stderr
+
+
+def test_a_plugin_is_a_manifest_beside_the_skill(tmp_path: Path) -> None:
+    path = export(standard_skill(), "plugin", tmp_path)
+    assert path == tmp_path / "invoice-totals"
+    assert sorted(entry.name for entry in path.iterdir()) == [".claude-plugin", "skills"]
+    manifest = json.loads((path / MANIFEST).read_text())
+    assert manifest == {"name": "invoice-totals", "description": "Reads totals. Use for invoices."}
+    (path / MANIFEST).write_text('{"name": "mine"}')
+    with pytest.raises(UsageError, match=r"plugin\.json"):
+        export(standard_skill(), "plugin", tmp_path)
+    export(standard_skill(), "plugin", tmp_path, force=True)
+    assert json.loads((path / MANIFEST).read_text()) == manifest
+
+
+@pytest.mark.parametrize("kind", [*FOLDERS, "plugin"])
+def test_nothing_goes_into_the_home_folder_unasked(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="your home"):
+        export(standard_skill(), kind)
+    assert not list(tmp_path.iterdir())
+    assert export(standard_skill(), kind, tmp_path).exists()  # asked by name

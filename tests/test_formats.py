@@ -1,13 +1,31 @@
 """Reading samples: the formats that people have, and messages that say file, line and what was probably meant."""
 
+import datetime
+import importlib.util
 import json
+import re
 import time
+from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from skilltune.envs.formats import load_samples
+from skilltune.config import load_config
+from skilltune.convert import convert
+from skilltune.envs import Env
+from skilltune.envs.formats import load_samples, located
+from skilltune.envs.formats.plain import json_rows
 from skilltune.errors import UsageError
+from skilltune.rollout import Rollout, Trajectory
 from skilltune.samples import ChatTurn
+from skilltune.session import build_env
+
+pytestmark = pytest.mark.anyio
+
+
+def answered(text):
+    return Rollout("g", "skill", 0, Trajectory(text), None)
 
 
 def write(path, *rows):
@@ -72,11 +90,6 @@ def test_evals_of_a_skill_by_folder_or_file(tmp_path):
     assert (first.id, first.target, first.files) == ("1", "e", {"a.csv": "evals/files/a.csv"})
     assert first.checks == ({"type": "judge", "text": "is polite"},)
     assert second.checks == ({"type": "contains", "target": "x"}, {"type": "judge", "text": "is short"})
-
-
-def test_checks_of_other_tools_are_carried_as_checks_and_never_dropped(tmp_path):
-    path = lines(tmp_path, {"input": "q", "judge": {"op": "is"}}, {"input": "r", "assert": [{"type": "llm-rubric"}]})
-    assert [sample.checks[0]["type"] for sample in load_samples(path)] == ["judge", "assert"]
 
 
 def test_a_folder_of_splits(tmp_path):
@@ -187,3 +200,305 @@ def test_ten_thousand_lines_are_quick(tmp_path):
     samples = load_samples(path)
     assert len({sample.id for sample in samples}) == 10_000
     assert time.perf_counter() - start < 5
+
+
+# -- formats of other tools
+
+
+def test_places_in_json_are_lines(tmp_path):
+    text = '{"evals": 1,\n "data": [],\n "data": [\n  {"input": "a", "x": [{}, "]"]},\n\n  {"input": 5}]}'
+    (tmp_path / "data.json").write_text(text)
+    with pytest.raises(UsageError, match=r"data.json:6: input must be text"):
+        load_samples(tmp_path / "data.json")
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_every_item_of_a_json_list_is_placed_at_its_line(tmp_path_factory, data):
+    values = st.recursive(
+        st.text() | st.integers(), lambda v: st.lists(v) | st.dictionaries(st.text(), v), max_leaves=5
+    )
+    rows = data.draw(st.lists(st.dictionaries(st.text(min_size=3), values, max_size=2), max_size=4))
+    key = data.draw(st.sampled_from([None, "samples"]))
+    whole = rows if key is None else {"before": data.draw(values), key: rows, "after": data.draw(values)}
+    indent = data.draw(st.sampled_from([None, 1, "\t"]))
+    path = tmp_path_factory.mktemp("json") / "data.json"
+    path.write_text(json.dumps(whole, indent=indent))
+    found = list(json_rows(path))
+    assert [row for _, row in found] == rows
+    lines = path.read_text().split("\n")
+    assert all(lines[int(where.rpartition(":")[2]) - 1].lstrip().find("{") >= 0 for where, _ in found)
+
+
+def test_nan_is_no_json_and_is_named(tmp_path):
+    with pytest.raises(UsageError, match=r"data.jsonl:1: not valid JSON: NaN is not JSON; write null"):
+        load_samples(lines(tmp_path, '{"input": "q", "target": NaN}'))
+
+
+def test_tables_as_spreadsheets_write_them(tmp_path):
+    (tmp_path / "a.csv").write_text("input;target\nq, r;1,5\n")
+    assert [(s.input, s.target) for s in load_samples(tmp_path / "a.csv")] == [("q, r", "1,5")]
+    (tmp_path / "b.csv").write_text(",input , target\n0,q,a\n")
+    (sample,) = load_samples(tmp_path / "b.csv")
+    assert (sample.input, sample.target, sample.metadata) == ("q", "a", {"column 1": "0"})
+
+
+@pytest.mark.parametrize(
+    ("item", "check"),
+    [
+        ("is polite", {"type": "judge", "text": "is polite"}),
+        ({"text": "is polite", "passed": None}, {"type": "judge", "text": "is polite"}),
+        ({"name": "tone", "description": "is polite"}, {"type": "judge", "text": "is polite"}),
+        ({"type": "length", "max_chars": 3}, {"type": "length", "max_chars": 3}),
+    ],
+)
+@pytest.mark.parametrize("key", ["expectations", "assertions", "rubric"])
+def test_expectations_are_texts_or_objects(tmp_path, key, item, check):
+    assert load_samples(lines(tmp_path, {"input": "q", key: [item]}))[0].checks == (check,)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (
+            {"input": "q", "assertions": [{"type": "file_exists", "path": "x"}]},
+            ':1: the check type "file_exists" is not',
+        ),
+        ({"input": "q", "checks": [{"type": "contain"}]}, 'did you mean "contains"'),
+        ({"input": "q", "assertions": [{"passed": True}]}, ":1: an expectation needs a `text` or a `type`"),
+        ({"input": "q", "assert": [{"type": "javascript"}]}, ":1: `assert` is promptfoo's"),
+    ],
+)
+def test_a_check_that_nothing_reads_is_refused_at_its_line(tmp_path, row, message):
+    with pytest.raises(UsageError, match=message):
+        load_samples(lines(tmp_path, row))
+
+
+def test_worked_examples_of_openai_evals_become_turns(tmp_path):
+    chat = [{"role": "system", "name": "example_user", "content": "a"}, {"role": "user", "content": "b"}]
+    (sample,) = load_samples(lines(tmp_path, {"input": chat, "ideal": ["x", "y"]}))
+    assert sample.input == (ChatTurn(role="user", content="a"), ChatTurn(role="user", content="b"))
+    assert sample.target == ["x", "y"]
+
+
+def gbrain(tmp_path, judge, task="t"):
+    return load_samples(lines(tmp_path, {"task_id": "g", "task": task, "judge": judge}))[0]
+
+
+@pytest.mark.parametrize(
+    ("op", "arg", "good", "bad"),
+    [
+        ("contains", "Ada", "by Ada", "by ada"),
+        ("regex", "^b$", "a\nb", "ab"),
+        ("section_present", "## Next steps", "# next steps\nx", "next steps"),
+        ("max_chars", 3, "abc", "abcd"),
+        ("min_citations", 2, "[x](people/ada)", "[x](y)"),
+        ("min_citations", 2, "[1] and wiki/a", "[1] and wiki"),
+    ],
+)
+async def test_gbrain_rules(tmp_path, op, arg, good, bad):
+    sample = gbrain(tmp_path, {"kind": "rule", "checks": [{"op": op, "arg": arg}]})
+    env = Env([sample])
+    assert [(await env.score(sample, answered(text))).value for text in (good, bad)] == [1, 0]
+
+
+async def test_gbrain_qrels_are_a_ranking_and_rubrics_a_judges(tmp_path):
+    sample = gbrain(tmp_path, {"kind": "qrels", "expected_slugs": ["people/ada", "wiki/x"], "k": 3})
+    env = Env([sample], "checks:weighted")
+    answers = ("wiki/x, people/ada", "- people/bob\n- people/ada", "none")
+    values = [(await env.score(sample, answered(text))).value for text in answers]
+    assert values == [1, pytest.approx(0.6309 / 1.6309, abs=1e-4), 0]
+    assert gbrain(tmp_path, {"kind": "llm", "rubric": "is kind"}).checks == ({"type": "judge", "text": "is kind"},)
+    with pytest.raises(UsageError, match=r"needs a judge.*score = {judge"):
+        Env([gbrain(tmp_path, {"kind": "llm", "rubric": "is kind"})])
+
+
+@pytest.mark.parametrize(
+    ("judge", "message"),
+    [
+        (
+            {"kind": "rule", "checks": [{"op": "tool_called", "arg": "x"}]},
+            ':1: the rule "tool_called" is not supported',
+        ),
+        ({"kind": "rule", "checks": [{"op": "contain", "arg": "x"}]}, 'did you mean "contains"'),
+        ({"kind": "rule", "checks": []}, "list of checks that is not empty"),
+        ({"kind": "vibes"}, "use rule, llm or qrels"),
+        ({"op": "is"}, ":1: judge must be an object with kind"),
+        ({"kind": "llm", "rubric": " "}, "rubric needs a text"),
+    ],
+)
+def test_gbrain_judges_that_cannot_be(tmp_path, judge, message):
+    with pytest.raises(UsageError, match=message):
+        gbrain(tmp_path, judge)
+
+
+def test_gbrain_drafts_await_review(tmp_path):
+    row = {"task_id": "g", "task": "t", "judge": {"kind": "llm", "rubric": "r"}}
+    with pytest.raises(UsageError, match=r"data.jsonl:2: these tasks were drafted and await review"):
+        load_samples(lines(tmp_path, row, "# BOOTSTRAP_PENDING_REVIEW"))
+
+
+def promptfoo(tmp_path, *asserts, text="prompts: ['{{q}}']"):
+    body = "".join(f"      - {json.dumps(item)}\n" for item in asserts)
+    path = tmp_path / "promptfooconfig.yaml"
+    path.write_text(f"{text}\ntests:\n  - vars: {{q: Say it, name: Ada}}\n    assert:\n{body or '      []'}")
+    return load_samples(path)
+
+
+@pytest.mark.parametrize(
+    ("assertion", "good", "bad"),
+    [
+        ({"type": "equals", "value": "{{name}}"}, "Ada", "Ada!"),
+        ({"type": "equals", "value": {"a": 1}}, '{"a": 1}', 'so: {"a": 1}'),
+        ({"type": "contains", "value": 12}, "a 12", "a 13"),
+        ({"type": "contains-all", "value": ["a", "b"]}, "b a", "a"),
+        ({"type": "contains-any", "value": 'x, "y, z"'}, "y, z", "y"),
+        ({"type": "icontains", "value": "ADA"}, "ada", "bob"),
+        ({"type": "regex", "value": "^\\d+$"}, "12", "12a"),
+        ({"type": "is-json"}, "[1]", "```\n[1]\n```"),
+        ({"type": "is-json", "value": {"required": ["a"]}}, '{"a": 1}', '{"b": 1}'),
+        ({"type": "contains-json", "value": "required: [a]"}, 'x {"b": {}} {"a": 1}', 'x {"b": 1}'),
+        ({"type": "not-contains", "value": "x"}, "y", "x"),
+        ({"type": "not-contains-all", "value": ["a", "b"]}, "a", "ab"),
+        ({"type": "not-is-json"}, "{", "{}"),
+        ({"type": "not-contains", "value": "x"}, "y", ""),
+    ],
+)
+async def test_promptfoo_assertions_mean_what_they_mean_there(tmp_path, assertion, good, bad):
+    (sample,) = promptfoo(tmp_path, assertion)
+    env = Env([sample])
+    assert [(await env.score(sample, answered(text))).value for text in (good, bad)] == [1, 0]
+
+
+@pytest.mark.parametrize("kind", ["javascript", "python", "similar", "not-llm-rubric", "cost", "assert-set", "contain"])
+def test_promptfoo_assertions_that_are_not_supported_are_named_with_their_line(tmp_path, kind):
+    with pytest.raises(UsageError, match=rf'promptfooconfig.yaml:6: the assertion "{kind}" is not supported'):
+        promptfoo(tmp_path, {"type": "contains", "value": "x"}, {"type": kind, "value": "x"})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("prompts: ['{{q | upper}}']", ":3: only {{ name }} is supported of the template language"),
+        ("prompts: ['{% if q %}{% endif %}']", "only {{ name }} is supported"),
+        ("prompts: ['{{nobody}}']", r":3: the test sets no variable for {{nobody}}; it has q, name"),
+        ("prompts: ['{{q}}']\nscenarios: []", '"scenarios" of the configuration is not supported'),
+        ("prompts: [file://make.py]", ":1: a prompt from .*make.py.* is not supported"),
+        ("prompts: []", "no prompts"),
+        ("prompts: ['x", "not valid YAML"),
+        ("prompts: ['{{q}}']\nprompts: []", r":1: not valid YAML: the key 'prompts' comes twice"),
+        ("prompts: ['{{q}}']\ndefaultTest: {threshold: 1}", ':2: "threshold" of defaultTest is not supported'),
+    ],
+)
+def test_promptfoo_configurations_that_cannot_be_read_say_where(tmp_path, text, message):
+    with pytest.raises(UsageError, match=message):
+        promptfoo(tmp_path, text=text)
+
+
+def test_promptfoo_prompts_times_tests(tmp_path):
+    (tmp_path / "chat.json").write_text('[{"role": "system", "content": "s"}, {"role": "user", "content": "{{ q }}"}]')
+    (tmp_path / "more.yaml").write_text("- {description: d, vars: {q: [yes, 1:30]}, metadata: {k: 1}}\n")
+    text = (
+        "prompts: ['Q: {{q}}', file://chat.json]\ndefaultTest: {assert: [{type: llm-rubric, value: 'about {{q}}'}]}\n"
+    )
+    (tmp_path / "promptfooconfig.yaml").write_text(f"{text}tests: [file://more.yaml]\nproviders: [x]\n")
+    samples = load_samples(tmp_path)
+    assert [sample.text for sample in samples] == ["Q: yes", "s\n\nyes", "Q: 1:30", "s\n\n1:30"]
+    assert samples[0].checks == ({"type": "judge", "text": "about yes"},)
+    assert len({sample.group for sample in samples}) == 1
+    assert samples[0].metadata == {"k": 1, "vars": {"q": "yes"}, "description": "d"}
+
+
+# -- Hugging Face
+
+
+def test_hugging_face_data_that_is_not_here_says_how_to_get_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(UsageError, match="downloads nothing: run `hf download --repo-type dataset openai/gsm8k`"):
+        load_samples("hf:openai/gsm8k/main@train")
+    if importlib.util.find_spec("pyarrow") is None:
+        (tmp_path / "train.parquet").write_bytes(b"")
+        with pytest.raises(UsageError, match=r"pip install 'skilltune\[hf\]'"):
+            load_samples(f"hf:{tmp_path / 'train.parquet'}")
+
+
+def table(path, rows, kind="parquet"):
+    pyarrow = pytest.importorskip("pyarrow", reason="needs the extra hf")
+    parquet, ipc = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow.ipc")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = pyarrow.Table.from_pylist(rows)
+    if kind == "parquet":
+        parquet.write_table(data, path)
+    else:
+        with (ipc.new_stream if kind == "stream" else ipc.new_file)(str(path), data.schema) as writer:
+            writer.write_table(data)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["parquet", "stream", "file"])
+def test_hugging_face_files(tmp_path, kind):
+    suffix = "parquet" if kind == "parquet" else "arrow"
+    rows = [{"question": "q", "answer": 1.5, "tags": ["a"], "on": datetime.date(2024, 1, 2), "gap": float("nan")}]
+    path = table(tmp_path / f"train-00000-of-00001.{suffix}", rows, kind)
+    for source in (path, f"hf:{path}", f"hf:{tmp_path}"):
+        (sample,) = load_samples(source)
+        assert (sample.input, sample.target, sample.split) == ("q", 1.5, "train")
+        assert sample.metadata == {"tags": ["a"], "on": "2024-01-02"}
+    assert load_samples(f"hf:{tmp_path}@train")[0].split is None
+    with pytest.raises(UsageError, match=r'no split "trian" .did you mean "train"'):
+        load_samples(f"hf:{tmp_path}@trian")
+    path.write_bytes(b"nonsense")
+    with pytest.raises(UsageError, match="not a readable"):
+        load_samples(path)
+
+
+def test_hugging_face_datasets_in_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    dataset = tmp_path / "hub" / "datasets--openai--gsm8k"
+    for config in ("main", "socratic"):
+        for split in ("train", "test"):
+            row = {"question": f"{config} {split}", "answer": "a"}
+            table(dataset / "snapshots" / "abc" / config / f"{split}-00000-of-00001.parquet", [row])
+    (sample,) = load_samples("hf:openai/gsm8k/main@test")
+    assert sample.input == "main test"
+    assert [s.split for s in load_samples("hf:openai/gsm8k/socratic")] == ["test", "train"]
+    with pytest.raises(UsageError, match=r"several configs: name one, .*: main, socratic"):
+        load_samples("hf:openai/gsm8k")
+    with pytest.raises(UsageError, match="no config 'mian' in the cached dataset; it has main, socratic"):
+        load_samples("hf:openai/gsm8k/mian")
+    table(tmp_path / "x" / "test.parquet", [{"question": b"raw"}])
+    with pytest.raises(UsageError, match='row 1: the column "question" holds bytes'):
+        load_samples(f"hf:{tmp_path / 'x'}")
+
+
+def test_a_config_names_hugging_face_data_beside_it(tmp_path):
+    assert located(tmp_path, "hf:owner/name@train") == "hf:owner/name@train"
+    (tmp_path / "data").mkdir()
+    assert located(tmp_path, "hf:data@train") == f"hf:{tmp_path / 'data'}@train"
+    assert located(tmp_path, "data.jsonl") == tmp_path / "data.jsonl"
+
+
+# -- the documentation
+
+DOCS = (Path(__file__).parents[1] / "docs" / "formats.md").read_text()
+EXAMPLES = {
+    title: dict(re.findall(r'^```\w+ title="([^"]+)"\n(.*?)^```$', section, re.MULTILINE | re.DOTALL))
+    for title, section in re.findall(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", DOCS, re.MULTILINE | re.DOTALL)
+}
+
+
+@pytest.mark.parametrize("title", [title for title, files in EXAMPLES.items() if files])
+async def test_every_example_of_the_documentation_is_sound(tmp_path, title):
+    for name, text in EXAMPLES[title].items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    cfg, root = load_config(tmp_path / "skilltune.toml")
+    env = build_env(cfg, root)
+    assert await env.validate() == []
+    convert(root / cfg.env.samples, tmp_path / "converted.jsonl", fields=cfg.env.fields)
+    assert Env(tmp_path / "converted.jsonl", cfg.env.score).samples == env.samples
+
+
+def test_the_documentation_shows_every_format():
+    assert len([title for title, files in EXAMPLES.items() if files]) == 7

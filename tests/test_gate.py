@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -26,12 +26,13 @@ Scores = Callable[[str, int], float | None]  # (skill text, number of the sample
 
 
 class Rolls:
-    """A roller with given scores; `asked` holds every (skill, sample, attempt) in order."""
+    """A roller with given scores; `asked` holds every (skill, sample, attempt) in order, `expected` those announced."""
 
     def __init__(self, score: Scores) -> None:
         self.score = score
         self.seen: dict[tuple[str, str, int], Rollout] = {}
         self.asked: list[tuple[str, str, int]] = []
+        self.expected: list[tuple[str, str, int]] = []
 
     async def __call__(
         self, skill: Skill, samples: Sequence[Sample], *, attempt: int = 0, purpose: str = ""
@@ -46,6 +47,9 @@ class Rolls:
             if value is not None:
                 self.seen[key] = rollouts[-1]
         return rollouts
+
+    def expect(self, skill: Skill, samples: Sequence[Sample], attempt: int = 0) -> None:
+        self.expected += [(skill.hash, sample.id, attempt) for sample in samples]
 
 
 def arena(score: Scores = lambda text, i: 0.0, **cfg: Any) -> Arena:
@@ -104,12 +108,12 @@ async def test_pitfall_5_guidance_is_judged_alone_and_leaves_the_pool_as_it_was(
     await gate.baseline(START)
     await gate.judge(START, known, limit=1, name="step 1")
     gate.leftover.append(rule("kept"))
-    gate.learned["key edit"] = (0.1, 0.2)
-    before = list(gate.leftover), list(gate.waiting), dict(gate.learned)
+    gate.beliefs["key edit"] = ({0: 0.5, 4: 0.5}, {0: 1.0})
+    before = list(gate.leftover), list(gate.waiting), dict(gate.beliefs), gate.odds
     assert before[1]
     verdict = await gate.judge(START, [rule("guidance")], limit=1, name="slow", alone=True)
     assert judged(verdict) == ["- guidance"]
-    assert (gate.leftover, gate.waiting, gate.learned) == before
+    assert (gate.leftover, gate.waiting, gate.beliefs, gate.odds) == before
 
 
 # -- race: what it rests on
@@ -130,16 +134,53 @@ async def test_a_race_pairs_both_sides_on_every_sample() -> None:
     assert verdict.before == pytest.approx(sum(int(sample[1:]) % 2 for sample in new) / len(new))
 
 
-@pytest.mark.parametrize("bar", [0.6, 0.95])
-async def test_the_last_bar_is_the_configured_one(bar: float) -> None:
-    """A gain that is likely, but never sure enough to end the race early."""
-    gate = Race(arena(lambda text, i: float(i < 8 + 4 * ("- a" in text)), last_confidence=bar, regression_bound=0.2))
+async def test_idle_workers_are_told_what_comes_next() -> None:
+    """The block after this one for both sides, and the next step's batch under the likelier incumbent."""
+    made = arena(lambda text, i: float(i < 8 + 6 * ("- a" in text)), block=4, futility=0.0, confidence=0.999)
+    made.upcoming = TRAIN[:3]  # and the race goes on to its end
+    gate, rolls = Race(made), cast("Any", made.roll)
     await gate.baseline(START)
+    rolls.asked.clear()
     verdict = await gate.judge(START, [rule("a")], limit=1, name="step 1")
-    look = verdict.numbers["looks"][-1]
-    assert look["n"] == len(SELECT)
-    assert 0.6 < look["better"] < 0.95
-    assert verdict.accepted == (bar == 0.6)
+    assert verdict.candidate is not None
+    new, looks = verdict.candidate.hash, verdict.numbers["looks"]
+    assert len(looks) > 1
+    assert looks[-1]["n"] == len(SELECT)
+    for skill in (new, START.hash):
+        later = [key for key in rolls.asked if key[0] == skill][looks[0]["n"] :]
+        assert set(later) <= set(rolls.expected)
+    assert {(new, "t0", 0), (new, "t1", 0), (new, "t2", 0)} <= set(rolls.expected)  # most candidates that get here win
+    assert {skill for skill, _, _ in rolls.expected} <= {new, START.hash}
+
+
+async def test_the_strict_gate_expects_the_incumbent_to_stay() -> None:
+    made = arena()
+    made.upcoming = TRAIN[:3]
+    await Strict(made).judge(START, [rule("a")], limit=1, name="step 1")
+    assert cast("Any", made.roll).expected == [(START.hash, sample.id, 0) for sample in TRAIN[:3]]
+
+
+async def test_the_last_bar_is_the_configured_one() -> None:
+    """A gain that is likely, but not sure enough for the bar of a race that could go on."""
+
+    async def raced(bar: float) -> tuple[Verdict, float]:
+        likely = arena(
+            lambda text, i: float(i < 8 + 6 * ("- a" in text)),
+            **{"block": len(SELECT), "confidence": 0.999, "last_confidence": bar, "regression_bound": 1.0},
+        )
+        gate = Race(likely)
+        await gate.baseline(START)
+        verdict = await gate.judge(START, [rule("a")], limit=1, name="step 1")
+        [look] = verdict.numbers["looks"]
+        assert look["n"] == len(SELECT)
+        return verdict, look["better"]
+
+    _, better = await raced(0.9)
+    assert 0.55 < better < 0.98
+    for bar, accepted in ((better - 0.01, True), (better + 0.01, False)):
+        verdict, _ = await raced(bar)
+        assert verdict.accepted == accepted
+        assert verdict.reason.endswith("accepted" if accepted else "undecided")
 
 
 async def test_the_level_of_the_incumbent_has_its_uncertainty() -> None:

@@ -4,6 +4,8 @@ import asyncio
 import base64
 import json
 import pickle
+import shutil
+import ssl
 import subprocess
 import sys
 import time
@@ -12,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,13 +22,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from http_server import Answer, Call, Server
-from skilltune.errors import CallConfigError, InfraError, UsageError
-from skilltune.models import Image, Message, Model, Reply, Request, Schema, Usage, system, user
+from skilltune.errors import CallConfigError, InfraError, UnreachableError, UsageError
+from skilltune.models import Image, Message, Model, Reply, Request, Schema, Usage, system, user, wire
 from skilltune.models.anthropic import AnthropicModel
 from skilltune.models.build import build_model
+from skilltune.models.endpoint import Endpoint
 from skilltune.models.openai import OpenAIModel
 from skilltune.models.prices import price
-from skilltune.models.retry import Endpoint, RateLimited, RetryPolicy
+from skilltune.models.retry import RateLimited, RetryPolicy
 from skilltune.models.structured import ask, inline_schema, parse
 from skilltune.models.wire import cut, idempotency_key, retry_after
 
@@ -111,7 +115,7 @@ async def failure_of(model: Model) -> InfraError | CallConfigError:
     error = caught.value
     shown = [str(error), repr(error), "".join(traceback.format_exception(error)), repr(model), repr(vars(model))]
     assert not any(KEY in text for text in shown)
-    assert error.__context__ is None  # an SDK's exception holds the request with its headers
+    assert error.__context__ is None  # aiohttp's exception holds the request with its headers
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
     return error
 
@@ -446,6 +450,10 @@ async def test_pitfall_15_configuration_errors(build: Build, good: Answer, bad: 
         (Answer({"choices": [], "output": None, "content": None}), ["malformed"]),
         (Answer({"choices": [{"message": None}], "output": [None], "content": [None]}), ["malformed"]),
         (chat({"not": "text"}), ["malformed"]),
+        (replace(chat(), headers={"Content-Length": "40"}), []),
+        (replace(chat(), headers={"Content-Length": "4000"}, cut=4000), ["dropped"]),
+        (replace(chat(), headers={"Content-Encoding": "gzip"}), ["dropped"]),
+        (Answer(raw=b"220 mail.example ESMTP\r\n"), ["dropped"]),
         (response(status="failed", error={"message": "server boom"}, output=[]), ["malformed", "server boom"]),
     ],
 )
@@ -479,6 +487,201 @@ async def test_pitfall_14_a_call_ends_at_its_time_limit(make: type, bad: Answer)
     assert "within 0.3 s" in str(error)
 
 
+EMPTY = [
+    (openai_chat, chat("", usage={"prompt_tokens": 9, "completion_tokens": 0})),
+    (openai_chat, chat(None, usage={})),
+    (openai_chat, chat([], usage={})),
+    (openai_responses, response("", usage={"input_tokens": 9, "output_tokens": 0})),
+    (openai_responses, response("", usage=None, output=[])),
+    (anthropic, Answer({"content": [], "stop_reason": "end_turn", "usage": {"input_tokens": 5, "output_tokens": 0}})),
+]
+
+
+@pytest.mark.parametrize(("build", "nothing"), EMPTY)
+async def test_pitfall_4_an_answer_of_no_text_and_no_tokens_is_none(build: Build, nothing: Answer) -> None:
+    async with Server(nothing) as server:
+        error = await failure_of(build(server))
+    assert isinstance(error, InfraError)
+    assert error.reached
+    assert "empty answer" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("build", "silence"),
+    [
+        (openai_chat, chat("")),
+        (openai_responses, response("")),
+        (anthropic, messages()),
+        (openai_chat, chat("", "length", usage={})),
+        (openai_chat, chat("", "content_filter", usage={})),
+        (openai_chat, chat(None, usage={}, tool_calls=[{"id": "t", "function": {"name": "f", "arguments": "{}"}}])),
+    ],
+)
+async def test_a_model_that_chose_to_say_nothing_has_answered(build: Build, silence: Answer) -> None:
+    async with Server(silence) as server:
+        model = build(server)
+        assert (await model.complete(ASK)).text == ""
+        await model.aclose()
+
+
+async def test_a_text_that_a_stop_sequence_ends_at_once_is_no_empty_answer() -> None:
+    answers = [refused("Unsupported parameter: 'stop'"), chat("\nrest", usage={})]
+    async with Server(*answers) as server:
+        model = openai_chat(server)
+        reply = await model.complete(replace(ASK, stop=("\n",)))
+        await model.aclose()
+    assert (reply.text, reply.finish, reply.usage.output_tokens) == ("", "stop", 2)  # all of it was billed
+
+
+# the wire
+
+
+@every_model
+async def test_connections_are_kept_and_as_many_as_there_are_calls(build: Build, good: Answer) -> None:
+    async with Server(good) as server:
+        model = build(server)
+        for _ in range(5):
+            await model.complete(ASK)
+        assert server.connections == 1
+        await asyncio.gather(*(model.complete(ASK) for _ in range(150)))
+        assert 100 < server.connections <= 150
+        await model.aclose()
+        assert (await model.complete(ASK)).text == "4"  # opened again
+        await model.aclose()
+
+
+async def test_a_server_that_closes_idle_connections_without_a_word_costs_no_attempt() -> None:
+    async with Server(replace(chat(), cut=10**6)) as server:  # the whole answer, then the end of the connection
+        model = openai_chat(server)
+        for _ in range(20):
+            assert (await model.complete(ASK)).text == "4"
+        await model.aclose()
+    assert len(server.calls) == server.connections == 20
+
+
+async def test_only_an_attempt_of_which_something_was_sent_may_have_been_billed() -> None:
+    async with Server(Answer(drop=True), Answer(hang=True)) as server:
+        for model in (openai_chat(server), OpenAIModel(f"openai@{server.url}/v1/m", timeout_s=0.2)):
+            error = await failure_of(model)
+            assert isinstance(error, InfraError)
+            assert error.reached
+        silent = OpenAIModel(f"openai@https://127.0.0.1:{server.port}/v1/m", timeout_s=0.2)  # waits for a TLS hello
+        error = await failure_of(silent)
+        assert isinstance(error, UnreachableError)
+        assert "within 0.2 s" in str(error)
+        assert len(server.calls) == 2
+    for name in (f"openai@{server.url}/v1/m", "openai@http://no-such-host.invalid/v1/m"):
+        error = await failure_of(OpenAIModel(name, timeout_s=5))
+        assert isinstance(error, UnreachableError)
+
+
+@every_model
+async def test_a_short_content_length_does_not_spoil_the_next_call(build: Build, good: Answer) -> None:
+    async with Server(replace(good, headers={"Content-Length": "40"}), good) as server:
+        model = build(server)
+        with pytest.raises(InfraError):
+            await model.complete(ASK)
+        assert (await model.complete(ASK)).text == "4"
+        await model.aclose()
+
+
+@every_model
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+async def test_pitfall_22_a_redirect_is_not_followed_but_named(build: Build, good: Answer, status: int) -> None:
+    async with Server(good) as other:
+        location = f"http://me:hunter22@127.0.0.1:{other.port}/v1/elsewhere?key=hunter22"
+        async with Server(Answer(status=status, headers={"Location": location})) as server:
+            error = await failure_of(build(server))
+    assert isinstance(error, CallConfigError)
+    assert f"redirects to {other.url}/v1/elsewhere" in str(error)
+    assert "hunter22" not in str(error)
+    assert other.calls == []
+
+
+async def test_the_environments_proxy_is_used_and_its_exceptions(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with Server(chat()) as proxy:
+        monkeypatch.delenv("NO_PROXY")
+        monkeypatch.setenv("http_proxy", f"http://me:hunter22@127.0.0.1:{proxy.port}")
+        model = OpenAIModel("openai@http://model.invalid:8000/v1/m", timeout_s=5)
+        assert (await model.complete(ASK)).text == "4"
+        await model.aclose()
+        (call,) = proxy.calls
+        assert call.path == "http://model.invalid:8000/v1/chat/completions"
+        assert call.headers["proxy-authorization"] == "Basic " + base64.b64encode(b"me:hunter22").decode()
+        assert call.headers["authorization"] == f"Bearer {KEY}"
+        monkeypatch.setenv("NO_PROXY", "example.org,model.invalid")
+        error = await failure_of(OpenAIModel("openai@http://model.invalid:8000/v1/m", timeout_s=5))
+        assert isinstance(error, UnreachableError)
+        assert len(proxy.calls) == 1
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+async def test_a_proxy_that_is_down_is_named_without_its_password(monkeypatch: pytest.MonkeyPatch, scheme: str) -> None:
+    async with Server(chat()) as proxy:
+        pass
+    monkeypatch.delenv("NO_PROXY")
+    monkeypatch.setenv("ALL_PROXY", f"http://me:hunter22@127.0.0.1:{proxy.port}")
+    error = await failure_of(OpenAIModel(f"openai@{scheme}://model.invalid/v1/m", timeout_s=5))
+    assert isinstance(error, UnreachableError)
+    assert str(proxy.port) in str(error)
+    assert "hunter22" not in "".join(traceback.format_exception(error))
+
+
+def test_a_proxy_that_does_not_speak_http_is_found_before_anything_is_spent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_PROXY")
+    monkeypatch.setenv("ALL_PROXY", "socks5://me:hunter22@127.0.0.1:1080")
+    with pytest.raises(UsageError, match="socks5") as caught:
+        build_model("openai@http://model.invalid/v1/m")
+    assert "hunter22" not in str(caught.value)
+    monkeypatch.setenv("http_proxy", "127.0.0.1:1080")  # as curl takes it
+    assert wire.proxy_of("http://model.invalid/v1") == "http://127.0.0.1:1080"
+
+
+async def test_a_proxy_that_refuses_has_sent_nothing_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with Server(Answer(raw=b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")) as proxy:
+        monkeypatch.delenv("NO_PROXY")
+        monkeypatch.setenv("HTTPS_PROXY", proxy.url)
+        error = await failure_of(OpenAIModel("openai@https://model.invalid/v1/m", timeout_s=5))
+    assert isinstance(error, UnreachableError)
+    assert "403" in str(error)
+    assert KEY not in str(proxy.calls)
+
+
+async def test_certificates_are_checked_against_the_users_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("needs the command openssl")
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    request = [
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-subj",
+        "/CN=t",
+        "-addext",
+        "subjectAltName=IP:127.0.0.1",
+    ]
+    made = subprocess.run([openssl, *request, "-keyout", key, "-out", certificate], capture_output=True, check=False)
+    assert made.returncode == 0, made.stderr
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(certificate, key)
+    async with Server(chat(), tls=tls) as server:
+        name = f"openai@https://127.0.0.1:{server.port}/v1/m"
+        error = await failure_of(OpenAIModel(name, timeout_s=5))
+        assert isinstance(error, UnreachableError)
+        assert "SSL_CERT_FILE" in str(error)
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        wire.tls_context.cache_clear()
+        try:
+            model = OpenAIModel(name, timeout_s=5)
+            assert (await model.complete(ASK)).text == "4"
+            await model.aclose()
+        finally:
+            wire.tls_context.cache_clear()
+
+
 async def test_retry_after_is_read_in_all_its_forms() -> None:
     soon = format_datetime(datetime.now(UTC) + timedelta(seconds=20), usegmt=True)
     forms = [{"Retry-After": "7"}, {"Retry-After": soon}, {"retry-after-ms": "1500"}, {"Retry-After": "soon"}, {}]
@@ -497,9 +700,12 @@ async def test_retry_after_is_read_in_all_its_forms() -> None:
 # pitfall 22: keys
 
 
-async def test_pitfall_22_only_the_endpoints_own_key_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("OPENAI_ADMIN_KEY", "ANTHROPIC_AUTH_TOKEN"):
+async def test_pitfall_22_only_the_endpoints_own_key_is_sent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("OPENAI_ADMIN_KEY", "ANTHROPIC_AUTH_TOKEN", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
         monkeypatch.setenv(name, "another-secret")
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login me password another-secret\n")
+    monkeypatch.setenv("NETRC", str(netrc))
     for build, good in ((openai_chat, chat()), (openai_responses, response()), (anthropic, FOUR)):
         async with Server(good) as server:
             model = build(server)
@@ -508,6 +714,23 @@ async def test_pitfall_22_only_the_endpoints_own_key_is_sent(monkeypatch: pytest
         assert "another-secret" not in str(server.calls)
         assert KEY not in str(server.calls[0].body)
         assert KEY not in model.fingerprint
+
+
+async def test_the_providers_own_endpoints_are_told_who_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_ORG_ID", "org-1")
+    monkeypatch.setenv("OPENAI_PROJECT_ID", "proj-1")
+    async with Server(chat(), FOUR) as server:
+        monkeypatch.setattr("skilltune.models.openai.OFFICIAL", f"{server.url}/v1")
+        monkeypatch.setattr("skilltune.models.anthropic.OFFICIAL", server.url)
+        for model in (OpenAIModel("openai/gpt-4o"), AnthropicModel("anthropic/claude-opus-4-1")):
+            assert (await model.complete(ASK)).text == "4"
+            await model.aclose()
+    by_openai, by_anthropic = (call.headers for call in server.calls)
+    assert by_openai["authorization"] == f"Bearer {KEY}"
+    assert (by_openai["openai-organization"], by_openai["openai-project"]) == ("org-1", "proj-1")
+    assert by_anthropic["x-api-key"] == KEY
+    assert by_anthropic["anthropic-version"] == "2023-06-01"
+    assert "authorization" not in by_anthropic
 
 
 async def test_an_endpoint_of_ones_own_needs_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -551,14 +774,14 @@ def test_build_model_knows_which_names_are_chat_models() -> None:
         build_model("local/smollm2-135m", price=(1, 1))
 
 
-def test_help_stays_fast_because_sdks_are_imported_on_first_use() -> None:
+def test_help_stays_fast_because_what_is_heavy_is_imported_on_first_use() -> None:
     program = """
 import sys
-import skilltune.names, skilltune.models, skilltune.models.build, skilltune.models.retry, skilltune.models.structured
+import skilltune.names, skilltune.models, skilltune.models.build, skilltune.models.endpoint, skilltune.models.structured
 import skilltune.models.openai, skilltune.models.anthropic
 skilltune.models.build.build_model("openai@http://127.0.0.1:1/v1/m")
 skilltune.models.build.build_model("anthropic@http://127.0.0.1:1/m")
-print(sorted({"openai", "anthropic", "httpx2", "genai_prices", "json_repair", "xllamacpp"} & set(sys.modules)))
+print(sorted({"aiohttp", "certifi", "genai_prices", "json_repair", "xllamacpp"} & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -29,6 +29,8 @@ from skilltune.names import FORMS, Name, parse_name
         ("command:./agent.sh --at a@b/c {prompt_file}", "command", "./agent.sh --at a@b/c {prompt_file}", None),
         ("examples", "examples", "", None),
         ("handoff:to/answer", "handoff", "to/answer", None),
+        ("plugin:tickets", "plugin", "", None),
+        ("plugin:my.agent-2/fast/at 3", "plugin", "fast/at 3", None),
         ("fake:world", "fake", "world", None),
     ],
 )
@@ -69,6 +71,9 @@ def test_every_form_of_the_grammar(text: str, scheme: str, model: str, url: str 
         ("anthropic@ftp://host/model", FORMS["anthropic@"]),
         ("handoff:", FORMS["handoff:"]),
         ("command:", FORMS["command:"]),
+        ("plugin:", FORMS["plugin:"]),
+        ("plugin:/fast", FORMS["plugin:"]),
+        ("plugins:x", FORMS["plugin:"]),
     ],
 )
 def test_pitfall_26_a_typo_is_an_error_that_shows_the_right_form(text: str, hint: str) -> None:
@@ -98,6 +103,13 @@ def test_models_behind_one_url_share_an_endpoint() -> None:
     assert d == e != a
 
 
+def test_a_plug_in_has_a_name_and_perhaps_a_model_of_its_own() -> None:
+    whole, other, plain = (parse_name(f"plugin:{text}") for text in ("mine/openai/gpt-5.5", "mine/fast", "yours"))
+    assert (whole.plugin, whole.inner) == ("mine", parse_name("openai/gpt-5.5"))
+    assert other.inner is plain.inner is parse_name("openai/gpt-5.5").inner is None
+    assert whole.endpoint == other.endpoint != plain.endpoint
+
+
 @given(st.text())
 def test_any_text_gives_a_name_or_a_usage_error(text: str) -> None:
     try:
@@ -115,4 +127,5 @@ def test_any_text_after_a_known_beginning_gives_a_name_or_a_usage_error(form: st
     except UsageError:
         return
     assert form.startswith(name.scheme)
-    assert bool(name.model) == (form != "examples")
+    assert bool(name.model or name.plugin) == (form != "examples")
+    assert bool(name.plugin) == (form == "plugin:")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,9 +19,11 @@ from skilltune.envs import Env
 from skilltune.models import Reply, Request, Usage
 from skilltune.optimizer import Memory, Pair, Proposal, Step, join
 from skilltune.optimizer.model import SLOW_HEADING, ModelOptimizer
+from skilltune.optimizer.stage import ByModel
 from skilltune.rollout import Rollout, Score, Trajectory
 from skilltune.run import Run
 from skilltune.skill import Skill
+from training import streamed
 
 pytestmark = pytest.mark.anyio
 Checks = Literal["enforce", "record"]
@@ -55,7 +59,7 @@ def run(tmp_path: Path) -> Iterator[Run]:
 def build(run: Run, answers: Answers, checks: Checks = "enforce", **train: Any) -> ModelOptimizer:
     client: Any = answers
     samples = {sample.id: sample for sample in ENV.samples}
-    return ModelOptimizer(client, run, ENV, OptimizerConfig(checks=checks), TrainConfig(**train), samples)
+    return ModelOptimizer(ByModel(client, run), run, ENV, OptimizerConfig(checks=checks), TrainConfig(**train), samples)
 
 
 def failure() -> Rollout:
@@ -64,6 +68,36 @@ def failure() -> Rollout:
 
 def told(run: Run, type: str) -> list[Any]:
     return [data for _, _, data in run.events(type)]
+
+
+# -- the stream
+
+
+async def test_a_minibatch_is_reflected_on_as_soon_as_it_is_complete(run: Run) -> None:
+    """The failures of the first half of the batch are asked about while the second half is still rolling."""
+    answers = Answers({"diagnosis": [], "edits": [RULE]})
+    asked: list[int] = []
+
+    async def slowly() -> AsyncIterator[Rollout]:
+        for attempt in range(4):
+            yield replace(failure(), attempt=attempt)
+            for _ in range(20):
+                await asyncio.sleep(0)
+            asked.append(len(answers.asked))
+
+    [proposal] = await build(run, answers, minibatch_size=2).propose(SKILL, slowly(), Memory(), STEP, 4)
+    assert asked == [0, 1, 1, 2]
+    assert (proposal.support, proposal.among) == (("s1",), len(STEP.batch))
+
+
+async def test_a_minibatch_that_is_not_full_and_what_was_not_scored_cost_no_failure_its_place(run: Run) -> None:
+    answers = Answers({"diagnosis": [], "edits": [RULE]})
+    rollouts = [replace(failure(), attempt=attempt) for attempt in range(5)]
+    rollouts[1] = replace(rollouts[1], score=None)
+    rollouts[3] = replace(rollouts[3], score=Score(1.0))
+    await build(run, answers, minibatch_size=2).propose(SKILL, streamed(rollouts), Memory(), STEP, 4)
+    shown = [re.findall(r'score="(.*?)" attempt="(\d)"', request.messages[-1].text) for request in answers.asked]
+    assert shown == [[("0.00", "0"), ("0.00", "2")], [("0.00", "4"), ("1.00", "3")]]  # a success stands beside
 
 
 # -- edits whose evidence does not hold
@@ -79,7 +113,7 @@ def told(run: Run, type: str) -> list[Any]:
 )
 async def test_pitfall_11_enforce_refuses_what_record_keeps_and_writes_down(run: Run, edit: Any, fault: str) -> None:
     answers = Answers({"diagnosis": [], "edits": [RULE, edit]})
-    kept = await build(run, answers).propose(SKILL, [failure()], Memory(), STEP, 4)
+    kept = await build(run, answers).propose(SKILL, streamed([failure()]), Memory(), STEP, 4)
     assert [proposal.edit.text for proposal in kept] == [RULE["text"]]
     assert len(answers.asked) == 2  # once again, with what is wrong
     assert fault in answers.asked[1].messages[-1].text
@@ -87,7 +121,7 @@ async def test_pitfall_11_enforce_refuses_what_record_keeps_and_writes_down(run:
 
     answers = Answers({"diagnosis": [], "edits": [RULE, edit]})
     another = Skill(f"{SKILL.text}\nBriefly.\n")  # so that it is asked anew
-    kept = await build(run, answers, "record").propose(another, [failure()], Memory(), STEP, 4)
+    kept = await build(run, answers, "record").propose(another, streamed([failure()]), Memory(), STEP, 4)
     assert {(p.edit.op, p.edit.text) for p in kept} == {("add", RULE["text"]), (edit["op"], edit["text"])}
     assert len(answers.asked) == 1
     [doubtful] = told(run, "doubtful")
@@ -96,7 +130,7 @@ async def test_pitfall_11_enforce_refuses_what_record_keeps_and_writes_down(run:
 
 async def test_record_refuses_only_what_cannot_be_read(run: Run) -> None:
     answers = Answers({"diagnosis": [], "edits": [RULE, {"op": "explode"}]})
-    kept = await build(run, answers, "record").propose(SKILL, [failure()], Memory(), STEP, 4)
+    kept = await build(run, answers, "record").propose(SKILL, streamed([failure()]), Memory(), STEP, 4)
     assert [proposal.edit.text for proposal in kept] == [RULE["text"]]
     assert "explode" in told(run, "refused")[0]["edits"][0]
     assert not told(run, "doubtful")
@@ -126,7 +160,7 @@ async def test_pitfall_11_a_rewrite_must_not_copy_a_train_sample(run: Run) -> No
     reflected = {"diagnosis": [], "edits": [RULE]}
     copy, rule = ({"skill": f"# Desk\n\n{text}\n", "summary": ""} for text in (TASK, "Name the street."))
     answers = Answers(reflected, copy, rule)
-    [proposal] = await build(run, answers, update="rewrite").propose(SKILL, [failure()], Memory(), STEP, 4)
+    [proposal] = await build(run, answers, update="rewrite").propose(SKILL, streamed([failure()]), Memory(), STEP, 4)
     assert (proposal.edit.op, proposal.edit.text, proposal.support) == ("rewrite", rule["skill"], ("s1",))
     assert "write general guidance" in answers.asked[2].messages[-1].text
 
@@ -137,7 +171,7 @@ async def test_pitfall_5_a_rewrite_keeps_the_slow_section(run: Run) -> None:
     without, whole = ({"skill": text, "summary": ""} for text in ("# Desk\n\nNew.\n", f"# Desk\n\nNew.\n\n{slow}\n"))
     answers = Answers({"diagnosis": [], "edits": [RULE]}, without, whole)
     optimizer = build(run, answers, update="rewrite")
-    [proposal] = await optimizer.propose(skill, [failure()], memory, STEP, 4)
+    [proposal] = await optimizer.propose(skill, streamed([failure()]), memory, STEP, 4)
     assert proposal.edit.text == whole["skill"]
     assert f"Keep this section verbatim:\n\n{slow}" in answers.asked[1].messages[-1].text
     assert "protected" in answers.asked[2].messages[-1].text
@@ -158,7 +192,8 @@ async def test_a_merged_edit_is_supported_by_what_held_before_and_by_nothing_els
     one, two = ({"diagnosis": [], "edits": [{**RULE, "text": text}]} for text in ("- One.", "- Two."))
     answers = Answers(one, two, {"edits": [merged]})
     optimizer = build(run, answers, merge="rank", minibatch_size=1)
-    [proposal] = await optimizer.propose(SKILL, [failure(), replace(failure(), attempt=1)], Memory(), STEP, 4)
+    twice = streamed([failure(), replace(failure(), attempt=1)])
+    [proposal] = await optimizer.propose(SKILL, twice, Memory(), STEP, 4)
     assert len(answers.asked) == 3
     assert (proposal.edit.text, proposal.support) == ("- Both.", ("s1",))
 

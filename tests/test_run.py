@@ -5,31 +5,40 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
+import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
 import tempfile
 import textwrap
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner, Result
 
+from skilltune.cli import app
 from skilltune.config import MAY_DIFFER, make_config, to_toml
 from skilltune.envs import Env
 from skilltune.errors import CallConfigError, InfraError, RunError, UsageError
 from skilltune.models import Usage
 from skilltune.roll import Roller
 from skilltune.rollout import Rollout, Trajectory
-from skilltune.run import FAILED, SCHEMA_VERSION, Paid, Run, digest, flatten, rng, write_atomic
+from skilltune.run import ELAPSED, FAILED, REFRESH_S, SCHEMA_VERSION, Paid, Run, digest, flatten, rng, write_atomic
 from skilltune.samples import Sample
 from skilltune.session import build_session
 from skilltune.skill import Skill
+from training import prepare, small
+from world import World
 
 pytestmark = pytest.mark.anyio
 ONE = Usage(calls=1, input_tokens=10, output_tokens=3, usd=0.25)
@@ -208,10 +217,123 @@ async def test_an_unpriced_call_stays_unpriced_after_reopening(tmp_path: Path):
         assert run.usage["rollout"] == Usage(1, 5, 5, usd=None)
 
 
+COUNT = st.integers(0, 10**7)
+USAGES = st.builds(Usage, COUNT, COUNT, COUNT, COUNT, COUNT, usd=st.none() | st.floats(0, 1e4))
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(["rollout", "optimizer"]), USAGES), max_size=12))
+def test_the_totals_that_a_reopened_run_reads_are_those_that_it_counted(paid: list[tuple[str, Usage]]):
+    with tempfile.TemporaryDirectory() as folder:
+        with Run.open(Path(folder)) as run:
+            for i, (kind, usage) in enumerate(paid):
+                run.put(f"k{i}", kind, Paid(None, usage))
+            counted = dict(run.usage)
+        with Run.open(Path(folder)) as run:
+            assert run.usage.keys() == counted.keys()
+            for kind, usage in run.usage.items():
+                for name, number in usage.to_json().items():
+                    expected = getattr(counted[kind], name)
+                    assert number is expected is None or number == pytest.approx(expected)
+
+
 def test_fix_decides_once_over_all_lives(tmp_path: Path):
     for _ in range(2):
         with Run.open(tmp_path) as run:
             assert [run.fix("split", lambda n=n: {"n": n}) for n in range(3)] == [{"n": 0}] * 3
+
+
+# -- clocks
+
+
+class Clocks(SimpleNamespace):
+    """In place of the module `time`: both clocks stand where a test puts them."""
+
+    wall = 1e9
+    mono = 50.0
+
+    def time(self) -> float:
+        return self.wall
+
+    def monotonic(self) -> float:
+        return self.mono
+
+
+@pytest.fixture
+def clocks(monkeypatch: pytest.MonkeyPatch) -> Clocks:
+    clocks = Clocks(time_ns=time.time_ns)
+    monkeypatch.setattr("skilltune.run.time", clocks)
+    return clocks
+
+
+def test_answers_come_back_in_the_order_in_which_they_were_stored_whatever_the_clock_did(tmp_path: Path, clocks):
+    stored: list[str] = []
+    for life in range(3):
+        with Run.open(tmp_path / "run") as run:
+            for i, jump in enumerate((0, 1, 1, 3600, -7200, 1e8, -2e8, 0)):
+                clocks.wall += jump
+                stored.append(f"{9 - life}{7 - i}")  # neither time nor key tells the order
+                run.put(stored[-1], "rollout", Paid(len(stored), ONE))
+                run.emit("said", n=len(stored))
+            assert [key for key, *_ in run.memos("rollout")] == stored
+            assert [data["n"] for *_, data in run.events("said")] == list(range(1, len(stored) + 1))
+            times = [t for pair in zip(run.payments(), run.events("said"), strict=True) for t, *_ in pair]
+            assert times == sorted(times)  # each answer before the event that followed it
+    clocks.wall = 0.0
+    with Run.read(tmp_path / "run") as old, Run.open(tmp_path / "fork") as fork:
+        fork.put("own", "rollout", Paid(0, ONE))
+        fork.adopt(old)
+        fork.put("later", "rollout", Paid(0, ONE))
+        assert [key for key, *_ in fork.memos("rollout")] == ["own", *stored, "later"]
+
+
+def test_minutes_count_over_all_lives_of_a_run_and_not_by_a_clock_that_is_set(tmp_path: Path, clocks):
+    for life in range(3):
+        clocks.mono = 1000.0 - 300 * life  # another boot, maybe
+        with Run.open(tmp_path) as run:
+            assert run.elapsed_s == 10 * life
+            clocks.wall += (-1) ** life * 1e7
+            clocks.mono += 4
+            assert run.elapsed_s == 10 * life + 4
+            with Run.read(tmp_path) as reader:
+                assert reader.elapsed_s == 10 * life  # as it was recorded; looking on takes no time
+                clocks.mono += 6
+                assert reader.elapsed_s == 10 * life
+        clocks.mono += 500
+        assert run.elapsed_s == 10 * (life + 1)
+
+
+def test_a_killed_process_forgets_no_more_than_its_last_seconds(tmp_path: Path, clocks):
+    code = f"""
+        import os, sys, types
+        from pathlib import Path
+        import skilltune.run
+        from skilltune.models import Usage
+        now = 100.0
+        skilltune.run.time = types.SimpleNamespace(time=lambda: 1e9, monotonic=lambda: now)
+        run = skilltune.run.Run.open(Path(sys.argv[1]))
+        for now in (101.0, 100.0 + {REFRESH_S}, 110.0, 111.0):
+            run.put(f"answer at {{now}}", "rollout", skilltune.run.Paid(1, Usage(1)))
+        os.kill(os.getpid(), {signal.SIGKILL:d})
+        """
+    killed = subprocess.run([sys.executable, "-c", textwrap.dedent(code), str(tmp_path)])
+    assert killed.returncode == -signal.SIGKILL
+    with Run.open(tmp_path) as run:
+        assert run.elapsed_s == 10.0
+        assert run.usage["rollout"].calls == 4
+
+
+def test_the_time_that_a_run_took_is_no_answer_and_stays_with_it(tmp_path: Path, clocks):
+    with Run.open(tmp_path / "old", {"seed": 1}):
+        clocks.mono += 60
+    with Run.open(tmp_path / "old", {"seed": 2}) as old:  # nothing was answered: the old configuration binds nobody
+        assert old.elapsed_s == 60
+        assert old.usage == {}
+        old.put("k", "rollout", Paid(1, ONE))
+        with Run.open(tmp_path / "new", {"seed": 3}) as new:
+            assert new.adopt(old) == 1
+            assert new.elapsed_s == 0
+            assert [key for key, *_ in new.memos(ELAPSED)] == [ELAPSED]
 
 
 # -- sequences of calls, decisions and crashes
@@ -402,6 +524,52 @@ def test_pitfall_13_a_write_that_fails_leaves_the_old_file_and_no_rubbish(tmp_pa
     assert path.read_bytes() == b"new"
 
 
+def test_what_a_killed_process_left_of_a_file_is_gone_with_the_next_write(tmp_path: Path):
+    code = """
+        import os, sys
+        from pathlib import Path
+        from skilltune.run import write_atomic
+        os.replace = lambda *_: os.kill(os.getpid(), 9)
+        write_atomic(Path(sys.argv[1]), "never seen")
+        """
+    write_atomic(tmp_path / "card.md", "old")
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "card.md")])
+    assert (tmp_path / "card.md").read_text() == "old"
+    assert len(list(tmp_path.iterdir())) == 2
+    write_atomic(tmp_path / "card.md", "new")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"card.md": "new"}
+
+
+def mode(path: Path) -> int:
+    return path.stat().st_mode & 0o777
+
+
+def test_a_run_is_readable_by_its_owner_only_and_an_exported_skill_by_all(tmp_path: Path):
+    before = os.umask(0o022)
+    try:
+        with Run.open(tmp_path / "runs" / "desk", config()) as run:
+            run.put("k", "rollout", Paid("what a customer wrote", ONE))
+            run.write("versions/0001/verdict.json", "{}")
+            (run.folder / "card.md").write_text("as an older version left it")
+            run.write("card.md", "text")
+            with Run.read(run.folder):
+                files = {path.name: mode(path) for path in run.folder.rglob("*") if path.is_file()}
+        Skill("# Desk\n").save(tmp_path / "SKILL.md")
+    finally:
+        os.umask(before)
+    assert files.keys() == {"run.db", "run.db-wal", "run.db-shm", "lock.db", "verdict.json", "card.md"}
+    assert set(files.values()) == {0o600}
+    assert mode(tmp_path / "runs" / "desk") == 0o700
+    assert mode(tmp_path / "SKILL.md") == 0o644
+
+
+def test_a_folder_that_was_there_keeps_its_mode(tmp_path: Path):
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared").chmod(0o750)
+    with Run.open(tmp_path / "shared") as run:
+        assert (mode(run.folder), mode(run.folder / "run.db")) == (0o750, 0o600)
+
+
 def test_a_derived_file_that_cannot_be_written_is_a_run_error(run: Run):
     (run.folder / "card.md").mkdir()
     with pytest.raises(RunError, match=r"cannot write .*card\.md"):
@@ -447,6 +615,7 @@ def test_pitfall_13_two_trainers_on_one_folder_and_the_lock_dies_with_its_holder
         assert reader.usage["rollout"].calls == 1
     holder.send_signal(signal.SIGKILL)
     holder.wait()
+    assert (tmp_path / "run" / "run.db-wal").stat().st_size > 0  # what it paid for lies there, and is not lost
     with Run.open(tmp_path / "run") as run:
         assert run.recall("k") == (["paid"],)
         run.emit("next")
@@ -505,18 +674,20 @@ def _zeroed_pages(path: Path) -> None:
     path.write_bytes(data)
 
 
+def _change(path: Path, *statements: str) -> None:
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        for statement in statements:
+            db.execute(statement)
+
+
 def _without_tables(path: Path) -> None:
     path.unlink()
-    db = sqlite3.connect(path)
-    db.execute("PRAGMA user_version = 1")
-    db.close()
+    _change(path, "PRAGMA user_version = 1")
 
 
 def _foreign(path: Path) -> None:
     path.unlink()
-    db = sqlite3.connect(path)
-    db.execute("CREATE TABLE memo (something TEXT)")
-    db.close()
+    _change(path, "CREATE TABLE memo (something TEXT)")
 
 
 def _folder(path: Path) -> None:
@@ -524,23 +695,118 @@ def _folder(path: Path) -> None:
     path.mkdir()
 
 
-@pytest.mark.parametrize("damage", [_garbage, _truncated, _zeroed_pages, _without_tables, _foreign, _folder])
-def test_pitfall_13_a_damaged_journal_is_an_error_with_a_way_out(tmp_path: Path, damage):
-    with Run.open(tmp_path) as run:
+def _half_an_answer(path: Path) -> None:
+    _change(path, "UPDATE memo SET value = substr(value, 1, 9) WHERE key = 'key 77'")
+
+
+def _no_text(path: Path) -> None:
+    _change(path, "UPDATE memo SET value = CAST(x'22ff22' AS TEXT) WHERE key = 'key 77'")
+
+
+def _no_costs(path: Path) -> None:
+    _change(path, "UPDATE memo SET usage = '{' WHERE key = 'key 77'")
+
+
+DAMAGES = [
+    _garbage,
+    _truncated,
+    _zeroed_pages,
+    _without_tables,
+    _foreign,
+    _folder,
+    _half_an_answer,
+    _no_text,
+    _no_costs,
+]
+WAYS_OUT = "Move the folder away|use another run folder|restore write access"
+
+
+def fill(folder: Path) -> None:
+    with Run.open(folder) as run:
         for i in range(200):
             run.fix(f"key {i}", lambda: "x" * 200)
+
+
+def use(open_it: Callable[[Path], Run], folder: Path) -> None:
+    with open_it(folder) as run:
+        for i in range(200):
+            assert run.recall(f"key {i}") == ("x" * 200,)
+        assert len(run.memos("fix")) == 200
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("open_it", [Run.open, Run.read])
+def test_pitfall_13_a_damaged_journal_is_an_error_with_a_way_out(tmp_path: Path, damage, open_it):
+    fill(tmp_path)
     damage(tmp_path / "run.db")
+    for _ in range(2):  # the lock was given back: the same error again, not "another skilltune"
+        with pytest.raises(RunError, match=r"run\.db") as caught:
+            use(open_it, tmp_path)
+        assert re.search(WAYS_OUT, str(caught.value)) or "no run in" in str(caught.value)
 
-    def use() -> None:
-        with Run.open(tmp_path) as run:
-            for i in range(200):
-                assert run.recall(f"key {i}") == ("x" * 200,)
 
-    with pytest.raises(RunError, match=r"run\.db") as caught:
-        use()
-    assert "Move the folder away" in str(caught.value) or "cannot write" in str(caught.value)
-    with pytest.raises(RunError, match=r"run\.db"):  # the lock was given back: the same error again, not "another …"
-        use()
+def test_pitfall_13_flipped_pages_are_found_at_the_latest_when_they_are_read(tmp_path: Path):
+    fill(tmp_path)
+    path = tmp_path / "run.db"
+    sound, found = path.read_bytes(), 0
+    size = int.from_bytes(sound[16:18], "big")
+    for start in range(size, len(sound), size):
+        flipped = bytes(byte ^ 0xFF for byte in sound[start : start + size])
+        path.write_bytes(sound[:start] + flipped + sound[start + size :])
+        for open_it in (Run.read, Run.open):
+            try:
+                use(open_it, tmp_path)
+            except RunError as error:
+                assert "is damaged" in str(error)
+                assert "Move the folder away" in str(error)
+                found += 1
+        for name in ("run.db-wal", "run.db-shm"):
+            (tmp_path / name).unlink(missing_ok=True)
+    assert found >= len(sound) // size  # the pages of blobs and events were not read
+    path.write_bytes(sound)
+    use(Run.open, tmp_path)
+
+
+def test_a_write_that_meets_damage_does_not_blame_the_disk(run: Run):
+    run._db.execute("DROP TABLE event")
+    with pytest.raises(RunError, match="is damaged"):
+        run.emit("event")
+
+
+def test_an_empty_journal_is_a_run_that_has_not_begun(tmp_path: Path):
+    (tmp_path / "run.db").touch()
+    (tmp_path / "run.db-wal").write_bytes(b"of a journal that was deleted" * 300)
+    with Run.open(tmp_path, config()) as run:
+        run.put("k", "rollout", Paid(1, ONE))
+    with Run.open(tmp_path, config()) as run:
+        assert run.recall("k") == (1,)
+
+
+@pytest.mark.parametrize("left", ["whole", "torn", "with a wrong index"])
+def test_a_write_ahead_log_that_was_left_over_is_taken_in_as_far_as_it_is_whole(tmp_path: Path, left: str):
+    with Run.open(tmp_path / "old") as run:
+        for i in range(100):
+            run.put(f"k{i}", "rollout", Paid("x" * 300, ONE))
+        shutil.copytree(run.folder, tmp_path / "run")
+    log = tmp_path / "run" / "run.db-wal"
+    if left == "torn":
+        log.write_bytes(log.read_bytes()[: log.stat().st_size // 2 + 100])
+    elif left == "with a wrong index":
+        (tmp_path / "run" / "run.db-shm").write_bytes(os.urandom(32768))
+    with Run.open(tmp_path / "run") as run:
+        kept = [key for key, *_ in run.memos("rollout")]
+        assert kept == [f"k{i}" for i in range(len(kept))]
+        assert len(kept) == 100 if left != "torn" else 10 < len(kept) < 90
+        run.put("next", "rollout", Paid(1, ONE))
+        assert run.usage["rollout"].calls == len(kept) + 1
+
+
+def test_a_lock_file_that_was_left_over_locks_nobody_out(tmp_path: Path):
+    for rest in (b"", b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7" + bytes(504)):  # with the journal of an earlier version
+        (tmp_path / "lock.db").write_bytes(b"")
+        (tmp_path / "lock.db-journal").write_bytes(rest)
+        Run.open(tmp_path).close()
+    assert {path.name for path in tmp_path.iterdir()} >= {"lock.db", "run.db"}
 
 
 def test_a_damaged_lock_and_a_file_in_place_of_the_folder_are_run_errors(tmp_path: Path):
@@ -553,10 +819,181 @@ def test_a_damaged_lock_and_a_file_in_place_of_the_folder_are_run_errors(tmp_pat
         Run.open(tmp_path / "file")
 
 
-def test_a_full_or_lost_database_is_a_run_error_on_write(run: Run):
-    run._db.execute("PRAGMA query_only = ON")
-    with pytest.raises(RunError, match="Nothing that was stored is lost"):
-        run.emit("event")
+def pay_until_refused(run: Run) -> tuple[int, str]:
+    """(answers stored, the refusal of the next one)."""
+    for i in range(10_000):
+        try:
+            run.put(f"k{i}", "rollout", Paid("x" * 3000, ONE))
+        except RunError as error:
+            return i, str(error)
+    raise AssertionError("it was never full")
+
+
+def test_a_full_database_loses_nothing_and_goes_on_where_there_is_room(tmp_path: Path):
+    with Run.open(tmp_path) as run:
+        run._db.execute("PRAGMA max_page_count = 20")
+        stored, refusal = pay_until_refused(run)
+        assert stored > 10
+        assert "run.db: database or disk is full. Nothing that was stored is lost: free some space" in refusal
+        assert run.recall(f"k{stored}") is None
+        assert run.usage["rollout"].calls == stored
+        run._db.execute("PRAGMA max_page_count = 2000")
+        run.put("k", "rollout", Paid("there is room", ONE))
+    with Run.open(tmp_path) as run:
+        assert len(run.memos("rollout")) == run.usage["rollout"].calls == stored + 1
+
+
+@pytest.fixture
+def full(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own with room for little."""
+    mount = shutil.which("mount")
+    if mount is None or os.geteuid() != 0 or not sys.platform.startswith("linux"):
+        pytest.skip("only root may mount")
+    if subprocess.run([mount, "-t", "tmpfs", "-o", "size=400k", "none", tmp_path], capture_output=True).returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        yield tmp_path
+    finally:
+        subprocess.run(["umount", "-l", tmp_path], check=True)
+
+
+def test_a_full_disk_loses_nothing_takes_no_new_run_and_can_be_looked_at(full: Path):
+    with Run.open(full / "run", config()) as run:
+        stored, refusal = pay_until_refused(run)
+        assert "free some space" in refusal
+        with pytest.raises(RunError, match=r"cannot write .*card\.md: No space left .* run the same command again"):
+            run.write("card.md", "x" * 400_000)
+        assert not list(run.folder.glob("*card*"))
+    with Run.read(full / "run") as reader:
+        assert reader.usage["rollout"].calls == stored > 3
+    with (full / "rest").open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
+        while True:
+            file.write(bytes(1000))
+    with pytest.raises(RunError, match=r"[Ff]ree some space|disk is neither full"):
+        Run.open(full / "another", config())
+    subprocess.run(["mount", "-o", "remount,size=4m", full], check=True)
+    with Run.open(full / "run", config()) as run:
+        assert [key for key, *_ in run.memos("rollout")] == [f"k{i}" for i in range(stored)]
+        run.put("k", "rollout", Paid("there is room", ONE))
+
+
+def skilltune_train(folder: Path, run: Path) -> Result:
+    return CliRunner().invoke(app, ["train", str(folder / "desk.toml"), "--run", str(run)])
+
+
+@pytest.fixture
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[World, Path]]:
+    """A world, and the folder of a training in it."""
+    folder = tmp_path_factory.mktemp("desk")
+    with small(q=1.0) as world:
+        prepare(world, folder)
+        (folder / "desk.toml").write_text(
+            f'[env]\nsamples = "samples.jsonl"\n[target]\nmodel = "openai@{world.url}/target"\n'
+            f'[optimizer]\nmodel = "openai@{world.url}/optimizer"\n[train]\nepochs = 1\nbatch_size = 16\n'
+        )
+        yield world, folder
+
+
+def test_a_disk_that_fills_up_stops_the_training_resumably_and_the_same_command_goes_on(full: Path, desk):
+    world, folder = desk
+    stopped = skilltune_train(folder, full / "run")
+    assert stopped.exit_code == 3
+    assert "free some space" in stopped.stderr
+    with Run.read(full / "run") as reader:
+        kept = reader.usage["rollout"].calls
+        assert 0 < kept < sum(world.calls.values())
+    before = sum(world.calls.values())
+    subprocess.run(["mount", "-o", "remount,size=16m", full], check=True)
+    assert skilltune_train(folder, full / "run").exit_code == 0
+    with Run.read(full / "run") as reader:
+        paid = sum((usage for kind, usage in reader.usage.items()), Usage()).calls
+        assert sum(world.calls.values()) - before <= paid - kept
+
+
+def test_a_run_that_cannot_be_written_is_refused_before_a_call_is_made(desk):
+    world, folder = desk
+    with Run.open(folder / "run"):
+        refused = skilltune_train(folder, folder / "run")
+        assert (refused.exit_code, sum(world.calls.values())) == (2, 0)
+        assert "another skilltune is writing to it" in refused.stderr
+    _garbage(folder / "run" / "run.db")
+    refused = skilltune_train(folder, folder / "run")
+    assert (refused.exit_code, sum(world.calls.values())) == (2, 0)
+    assert "Move the folder away" in refused.stderr
+
+
+def test_a_database_that_another_program_holds_is_an_error_that_says_so(run: Run):
+    with closing(sqlite3.connect(run.folder / "run.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        run._db.execute("PRAGMA busy_timeout = 0")
+        with pytest.raises(RunError, match=r"is locked.* end the other program"):
+            run.emit("event")
+    run.emit("event")
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> Iterator[Path]:
+    """A folder of the user that this process acts as: for root, who may write anywhere, that is somebody else."""
+    if os.geteuid() != 0:
+        yield tmp_path
+        return
+    nobody = 65534
+    with tempfile.TemporaryDirectory() as name:
+        os.chown(name, nobody, nobody)
+        os.seteuid(nobody)
+        try:
+            if not os.path.isdir(name):
+                pytest.skip("the folder of temporary files is closed to others")
+            yield Path(name)
+        finally:
+            os.seteuid(0)
+
+
+READ_ONLY = {
+    "folder": {"": 0o500},
+    "database": {"run.db": 0o400},
+    "lock": {"lock.db": 0o400},
+    "all": {"run.db": 0o400, "lock.db": 0o400, "": 0o500},
+}
+
+
+@pytest.mark.parametrize("what", READ_ONLY)
+def test_a_read_only_run_can_be_looked_at_and_is_refused_for_writing_before_anything_is_paid(mine: Path, what: str):
+    begin(mine / "run #1", config())
+    for name, bits in READ_ONLY[what].items():
+        (mine / "run #1" / name).chmod(bits)
+    for _ in range(2):
+        with Run.read(mine / "run #1") as reader:
+            assert reader.recall("a key") == (1,)
+            assert reader.config == CONFIG
+        with pytest.raises(RunError, match=r"cannot (write|create).*(restore write access|make the folder writable)"):
+            Run.open(mine / "run #1", config())
+    for name in reversed(READ_ONLY[what]):
+        (mine / "run #1" / name).chmod(0o700)
+    with Run.open(mine / "run #1", config()) as run:
+        assert run.recall("a key") == (1,)
+        run.put("next", "rollout", Paid(1, ONE))
+
+
+def test_a_read_only_run_whose_log_was_not_taken_in_is_never_shown_without_it(mine: Path):
+    with Run.open(mine / "old") as run:
+        run.put("a key", "rollout", Paid(1, ONE))
+        shutil.copytree(run.folder, mine / "run")
+    (mine / "run" / "run.db-shm").unlink()
+    (mine / "run").chmod(0o500)
+    with pytest.raises(RunError, match=r"cannot read .* restore write access"):
+        Run.read(mine / "run")
+    (mine / "run").chmod(0o700)
+    with Run.read(mine / "run") as reader:
+        assert reader.recall("a key") == (1,)
+
+
+def test_a_run_that_nobody_may_create_is_refused(mine: Path):
+    (mine / "closed").mkdir(mode=0o500)
+    with pytest.raises(RunError, match=r"cannot use the run folder .*Permission denied\. Choose another"):
+        Run.open(mine / "closed" / "run", config())
+    with pytest.raises(RunError, match=r"cannot create .*lock\.db: Permission denied"):
+        Run.open(mine / "closed", config())
 
 
 # -- the configuration of a run

@@ -62,6 +62,7 @@ def test_each_epoch_visits_every_train_sample_once_in_any_order_of_the_file(n, b
         assert all(len(step.batch) == batch_size for step in own[:-1])
         assert [step.starts_epoch for step in own] == [True] + [False] * (len(own) - 1)
         assert [step.ends_epoch for step in own] == [False] * (len(own) - 1) + [True]
+    assert [step.upcoming for step in steps] == [*[step.batch for step in steps[1:]], ()]
     assert list(schedule(cfg, data.draw(st.permutations(samples)), seed)) == steps
 
 

@@ -243,7 +243,7 @@ def test_hostile_answers_are_read_in_reasonable_time():
     repeated = ["9", "<answer>", "</answer>", "[", "```\n", "(1) ", "-$", "1,", "a "]
     for answer in (text * 50_000 for text in repeated):
         for name in BUILTIN:
-            score(name, "1", answer)
+            score({"type": name, **({"max_chars": 9} if name == "length" else {})}, "1", answer)
     score("anls", "ab" * 3000, "ba" * 3000)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
-from itertools import product
+from collections.abc import Sequence
+from itertools import accumulate, pairwise, product
 from statistics import fmean, pstdev
 from typing import Any
 
@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skilltune.config import CertifyConfig
-from skilltune.gate import crossed, logit
+from skilltune.gate import crossed
 from skilltune.gate.certify import certify
 from skilltune.gate.crossed import Observation, fit
-from skilltune.gate.logit import SAMPLE_SD, Effects, fit_effects, solved
+from skilltune.gate.race import doubling
 from skilltune.gate.stats import (
     Mixture,
     bootstrap_interval,
@@ -27,7 +27,7 @@ from skilltune.gate.stats import (
     normal_quantile,
     paired_difference_interval,
     sign_flip_test,
-    spike_and_slab,
+    updated,
     wilson,
 )
 from skilltune.models import Usage
@@ -272,13 +272,12 @@ def test_without_observations_the_posterior_is_the_prior():
 
 @settings(max_examples=20, deadline=None)
 @given(st.randoms(use_true_random=False))
-def test_neither_model_depends_on_the_order_of_observations(shuffler):
+def test_the_crossed_model_does_not_depend_on_the_order_of_observations(shuffler):
     observations = crossed_world(8, 1)
     shuffled = observations[:]
     shuffler.shuffle(shuffled)
     shuffled = [Observation(o.sample, dict(reversed(list(o.columns.items()))), o.score) for o in shuffled]
     assert fit(shuffled, PRIOR) == fit(observations, dict(reversed(list(PRIOR.items()))))
-    assert fit_effects(shuffled, PRIOR) == fit_effects(observations, PRIOR)
 
 
 def test_easy_samples_do_not_pass_for_a_better_version():
@@ -306,150 +305,6 @@ def test_the_crossed_model_finds_a_planted_gain():
     assert sum(abs(gain - 0.1) < 2 * sd for gain, sd, *_ in found) >= 8
     assert fmean(noise for *_, noise, _ in found) == pytest.approx(0.04, rel=0.3)
     assert fmean(sample for *_, sample in found) == pytest.approx(0.0625, rel=0.3)
-
-
-# -- effects on the logit
-
-
-def test_evidence_that_says_nothing_leaves_the_prior():
-    for observations in ([], [Observation("s", {"level": 1.0}, 0.5)]):
-        assert fit_effects(observations, {"level": (0.0, 2.0)}).mode == (0.0,)
-
-
-def test_solved_is_a_sigmoid_between_the_lapses():
-    assert solved(0) == pytest.approx(0.5)
-    assert solved(-1e6) == pytest.approx(logit.LAPSE)
-    assert solved(1e6) == pytest.approx(1 - logit.LAPSE)
-    for x in (-3.0, -0.1, 0.7, 9.0):
-        assert solved(x) + solved(-x) == pytest.approx(1)
-        assert solved(x, lapse=0) == pytest.approx(1 / (1 + math.exp(-x)))
-
-
-def objective(observations: Sequence[Observation], prior: dict[str, tuple[float, float]]) -> Callable[..., float]:
-    """The log posterior density of columns and sample effects, up to a constant."""
-
-    def at(columns: dict[str, float], samples: dict[str, float]) -> float:
-        value = -sum(((columns[name] - m) / s) ** 2 for name, (m, s) in prior.items()) / 2
-        value -= sum((u / SAMPLE_SD) ** 2 for u in samples.values()) / 2
-        for o in observations:
-            p = solved(samples[o.sample] + sum(w * columns[name] for name, w in o.columns.items()))
-            value += o.score * math.log(p) + (1 - o.score) * math.log(1 - p)
-        return value
-
-    return at
-
-
-def gradient(
-    effects: Effects, observations: Sequence[Observation], prior: dict[str, tuple[float, float]]
-) -> list[float]:
-    """At the fitted mode, by central differences."""
-    at, h = objective(observations, prior), 1e-5
-    columns, samples = dict(zip(effects.names, effects.mode, strict=True)), dict(effects.samples)
-    slopes = []
-    for place in (columns, samples):
-        for name in list(place):
-            here = place[name]
-            place[name] = here + h
-            above = at(columns, samples)
-            place[name] = here - h
-            slopes.append((above - at(columns, samples)) / (2 * h))
-            place[name] = here
-    return slopes
-
-
-LOGIT_PRIOR = {"level": (0.0, 2.0), "edit 0": (0.0, 1.5), "edit 1": (0.3, 0.7), "claim 1": (0.0, 2.0)}
-OBSERVATIONS = st.lists(
-    st.builds(
-        lambda sample, edits, score: Observation(f"s{sample}", {"level": 1.0, **dict.fromkeys(edits, 1.0)}, score),
-        st.integers(0, 6),
-        st.sets(st.sampled_from(["edit 0", "edit 1", "claim 1"])),
-        st.sampled_from([0.0, 1.0, 0.5, 0.25]),
-    ),
-    max_size=40,
-)
-
-
-@settings(max_examples=60, deadline=None)
-@given(OBSERVATIONS)
-def test_the_gradient_vanishes_at_the_mode(observations):
-    effects = fit_effects(observations, LOGIT_PRIOR)
-    assert gradient(effects, observations, LOGIT_PRIOR) == pytest.approx([0] * (4 + len(effects.samples)), abs=1e-3)
-
-
-def test_the_posterior_of_the_columns_is_the_block_of_the_full_information():
-    draw = random.Random(5)
-    names = sorted(LOGIT_PRIOR)
-    observations = [
-        Observation(f"s{draw.randrange(8)}", {"level": 1.0, draw.choice(names[:3]): 1.0}, float(draw.random() < 0.6))
-        for _ in range(50)
-    ]
-    effects = fit_effects(observations, LOGIT_PRIOR)
-    every = [*names, *sorted(effects.samples)]
-    value = dict(zip(effects.names, effects.mode, strict=True)) | dict(effects.samples)
-    information = [[0.0] * len(every) for _ in every]
-    for i, name in enumerate(every):
-        information[i][i] = 1 / (LOGIT_PRIOR[name][1] if name in LOGIT_PRIOR else SAMPLE_SD) ** 2
-    for o in observations:
-        row = [o.columns.get(name, float(name == o.sample)) for name in every]
-        x = sum(a * value[name] for a, name in zip(row, every, strict=True))
-        p, slope = solved(x), (solved(x + 1e-6) - solved(x - 1e-6)) / 2e-6
-        for i, a in enumerate(row):
-            for j, b in enumerate(row):
-                information[i][j] += a * b * slope**2 / (p * (1 - p))
-    covariance = inverse(information)
-    k = len(names)
-    for i in range(k):
-        for j in range(k):
-            own = sum(line[i] * line[j] for line in effects.factor)
-            assert own == pytest.approx(covariance[i][j], rel=1e-5, abs=1e-7)
-    draws = effects.draws(4_000, random.Random(0))
-    assert draws[0] == effects.mode
-    for i in range(k):
-        column = [d[i] for d in draws]
-        assert fmean(column) == pytest.approx(effects.mode[i], abs=0.1)
-        assert fmean((c - effects.mode[i]) ** 2 for c in column) == pytest.approx(covariance[i][i], rel=0.1)
-    # E[sample effect | columns] moves by cov(u, β)·cov(β, β)⁻¹
-    shift = [0.3, -0.2, 0.1, 0.4]
-    inner = times(inverse([line[:k] for line in covariance[:k]]), shift)
-    moved = [m + s for m, s in zip(effects.mode, shift, strict=True)]
-    for j, sample in enumerate(every[k:], k):
-        expected = effects.samples[sample] + sum(a * b for a, b in zip(covariance[j][:k], inner, strict=True))
-        assert effects.sample_effect(sample, moved) == pytest.approx(expected, abs=1e-4)
-    assert effects.sample_effect("never seen", moved) == 0
-
-
-def test_planted_effects_are_recovered_helpful_null_and_harmful():
-    """Four edits of each kind in random threes, 40 samples seen once alone, 90 rollouts: ranks and intervals hold."""
-    truth = {f"edit {i}": effect for i, effect in enumerate([1.5] * 4 + [0.0] * 4 + [-1.5] * 4)}
-    prior = {"level": (0.0, 2.0), **dict.fromkeys(truth, (0.0, 1.5))}
-    modes: dict[float, list[float]] = {1.5: [], 0.0: [], -1.5: []}
-    covered = []
-    for seed in range(8):
-        draw = random.Random(seed)
-        levels = {f"s{i}": draw.gauss(0, 1.5) for i in range(40)}
-        rows: list[tuple[str, list[str]]] = [(sample, []) for sample in levels]
-        rows += [(draw.choice(list(levels)), draw.sample(list(truth), 3)) for _ in range(90)]
-        observations = [
-            Observation(
-                s,
-                {"level": 1.0, **dict.fromkeys(e, 1.0)},
-                float(draw.random() < solved(levels[s] + sum(truth[x] for x in e))),
-            )
-            for s, e in rows
-        ]
-        effects = fit_effects(observations, prior)
-        for i, name in enumerate(effects.names):
-            if name in truth:
-                modes[truth[name]].append(effects.mode[i])
-                sd = math.sqrt(sum(line[i] ** 2 for line in effects.factor))
-                covered.append(abs(effects.mode[i] - truth[name]) < 2 * sd)
-    good, null, bad = (fmean(modes[effect]) for effect in (1.5, 0.0, -1.5))
-    assert good > 0.6
-    assert abs(null) < 0.3
-    assert bad < -0.6
-    assert fmean(m > 0 for m in modes[1.5]) > 0.85
-    assert fmean(m < 0 for m in modes[-1.5]) > 0.85
-    assert fmean(covered) > 0.9
 
 
 # -- the certificate
@@ -498,15 +353,15 @@ async def test_a_binary_certificate_is_mcnemar_and_newcombe():
     assert not card.certified
     assert (card.low, card.high) == paired_difference_interval(2, 6, 1, 1)
     assert (card.tokens, card.usd) == (20, pytest.approx(0))
-    assert (await certified([0] * 5, [1] * 5)).certified  # p = 1/32
+    assert (await certified([0] * 5 + [1] * 5, [1] * 10)).certified  # p = 1/32
 
 
 @pytest.mark.anyio
 async def test_pitfall_12_the_k_th_look_at_the_same_samples_has_a_k_th_of_the_error():
     for look, certain in ((1, True), (2, False), (3, False)):
-        card = await certified([0] * 5, [1] * 5, look=look)  # p = 1/32, between 0.05/2 and 0.05
+        card = await certified([0] * 5 + [1] * 5, [1] * 10, look=look)  # p = 1/32, between 0.05/2 and 0.05
         assert (card.p, card.look, card.certified) == (1 / 32, look, certain)
-    assert (await certified([0] * 7, [1] * 7, look=6)).certified  # p = 1/128 < 0.05/6
+    assert (await certified([0] * 7 + [1] * 3, [1] * 10, look=6)).certified  # p = 1/128 < 0.05/6
 
 
 @pytest.mark.anyio
@@ -547,14 +402,55 @@ async def test_pitfall_8_the_same_text_is_not_tested_twice():
 
 
 def test_most_changes_do_little_but_a_large_effect_is_believed():
-    prior = ((0.8, 0.03), (0.2, 0.30))
-    lucky = spike_and_slab(0.10, 0.05**2, prior)  # two standard errors: the luck of a null edit, one time in 44
+    prior = ((0.8, 0.0, 0.03), (0.2, 0.0, 0.30))
+    lucky = updated(prior, 0.10, 0.05**2)  # two standard errors: the luck of a null edit, one time in 44
     assert lucky.above(0) < 0.95
     assert lucky.mean < 0.05
-    large = spike_and_slab(0.75, 0.11**2, prior)
+    large = updated(prior, 0.75, 0.11**2)
     assert large.above(0) > 0.999
     assert 0.6 < large.mean < 0.75
-    assert spike_and_slab(0.0, 0.05**2, prior).above(0) == pytest.approx(0.5)
+    assert updated(prior, 0.0, 0.05**2).above(0) == pytest.approx(0.5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.floats(0.05, 1), st.floats(-1, 1), st.floats(0.02, 1)), min_size=1, max_size=4),
+    st.floats(-1, 1),
+    st.floats(0.02, 1),
+    st.floats(-0.5, 0.5),
+)
+def test_an_updated_belief_is_the_posterior_on_a_grid(parts, estimate, error, bar):
+    """Prior times likelihood, summed over twelve thousand values; weights need not sum to one."""
+    prior = [(weight / sum(w for w, _, _ in parts), middle, sd) for weight, middle, sd in parts]
+    step = 0.001
+    grid = [(k + 0.5) * step for k in range(-6_000, 6_000)]
+
+    def density(x: float) -> float:
+        before = math.fsum(w * math.exp(-(((x - m) / s) ** 2) / 2) / s for w, m, s in prior)
+        return before * math.exp(-(((x - estimate) / error) ** 2) / 2 + _nearest(prior, estimate, error))
+
+    masses = [density(x) for x in grid]
+    total = math.fsum(masses)
+    mean = math.fsum(x * mass for x, mass in zip(grid, masses, strict=True)) / total
+    spread = math.fsum((x - mean) ** 2 * mass for x, mass in zip(grid, masses, strict=True)) / total
+    belief = updated(prior, estimate, error**2)
+    assert math.fsum(weight for weight, _, _ in belief.parts) == pytest.approx(1)
+    assert belief.mean == pytest.approx(mean, abs=1e-4)
+    assert belief.sd == pytest.approx(math.sqrt(spread), rel=1e-3, abs=1e-4)
+    exact = math.fsum(mass for x, mass in zip(grid, masses, strict=True) if x > bar) / total
+    assert belief.above(bar) == pytest.approx(exact, abs=step / min(error, *(s for _, _, s in prior)) + 1e-4)
+
+
+def _nearest(prior: Sequence[tuple[float, float, float]], estimate: float, error: float) -> float:
+    """A constant that keeps the largest density near one."""
+    return min((m - estimate) ** 2 / (2 * (s * s + error * error)) for _, m, s in prior)
+
+
+def test_a_belief_that_the_measurement_rules_out_is_still_a_belief():
+    """Where every component is thousands of standard errors away, nothing is divided by zero."""
+    far = updated(((0.9, 0.0, 0.001), (0.1, 0.0, 0.002)), 1.0, 1e-8)
+    assert far.mean == pytest.approx(1, abs=0.01)
+    assert far.above(0) == pytest.approx(1)
 
 
 def test_a_mixture_has_the_moments_of_its_draws():
@@ -564,3 +460,20 @@ def test_a_mixture_has_the_moments_of_its_draws():
     assert belief.mean == pytest.approx(fmean(draws), abs=0.02)
     assert belief.sd == pytest.approx(pstdev(draws), abs=0.02)
     assert belief.above(0.5) == pytest.approx(fmean(draw > 0.5 for draw in draws), abs=0.02)
+
+
+# -- how often a race looks
+
+
+@given(st.integers(0, 300), st.integers(1, 40))
+def test_a_race_looks_after_twice_as_much_as_before_and_sees_every_sample_once(n, first):
+    samples = [Sample(id=f"s{i:03}", input="q") for i in range(n)]
+    cut = doubling(samples, first)
+    assert [sample for block in cut for sample in block] == samples
+    seen = list(accumulate(len(block) for block in cut))
+    assert all(len(block) >= min(first, n) for block in cut)
+    for number, (before, after) in enumerate(pairwise([0, *seen])):
+        last = number == len(cut) - 1
+        assert after == max(first, 2 * before) or (last and after - max(first, 2 * before) < first)
+    assert len(cut) <= 1 + math.log2(max(1, n / first)) + 1
+    assert bool(cut) == bool(n)

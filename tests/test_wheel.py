@@ -1,4 +1,8 @@
-"""The built wheel works, not only the checkout (pitfall 27: a release without its prompt files cannot train)."""
+"""What is released works, not only the checkout (pitfall 27: a release without its prompt files cannot train).
+
+The wheel and the source archive are built once. What they hold is compared with the checkout; then each is installed
+into an empty environment, with its dependencies from the registry, and trains.
+"""
 
 from __future__ import annotations
 
@@ -6,49 +10,146 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
+import time
 import zipfile
-from pathlib import Path
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from shutil import which
+from tempfile import TemporaryDirectory
 
 import pytest
 
+from installing import clean, install
 from world import World
 
 ROOT = Path(__file__).parents[1]
+VERSIONS = ("3.11", "3.12", "3.13")
+MOST_PACKAGES = 30  # what `pip install skilltune` brings along
+MOST_MB = 80  # installed, byte code included; the aim is 60
+SLOWEST_HELP_S = 3.0  # the aim is 0.5; the bound only catches an SDK that is imported at start
+
+
+@dataclass(frozen=True)
+class Dist:
+    wheel: Path
+    sdist: Path
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, unpacked: first on the path, so that nothing of the checkout is imported."""
-    out = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", out, ROOT]
-    subprocess.run(command, check=True, capture_output=True, timeout=120)
-    (built,) = out.glob("*.whl")
-    with zipfile.ZipFile(built) as archive:
-        archive.extractall(out / "site")
-    return out / "site"
+def dist(tmp_path_factory: pytest.TempPathFactory) -> Dist:
+    out = tmp_path_factory.mktemp("dist")
+    subprocess.run([sys.executable, "-m", "hatchling", "build", "-d", out], cwd=ROOT, check=True, capture_output=True)
+    return Dist(*out.glob("*.whl"), *out.glob("*.tar.gz"))
 
 
-def run(site: Path, *args: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(site)}
-    return subprocess.run(
-        [sys.executable, *args], cwd=cwd, env=environment, capture_output=True, text=True, timeout=120
-    )
+def held(dist: Dist) -> set[str]:
+    """The files of the package in the wheel, relative to it."""
+    with zipfile.ZipFile(dist.wheel) as archive:
+        names = [PurePosixPath(name) for name in archive.namelist()]
+    return {str(name.relative_to("skilltune")) for name in names if name.parts[0] == "skilltune"}
 
 
-def test_the_wheel_holds_every_prompt_and_the_type_marker(wheel: Path) -> None:
-    for folder in ("optimizer/prompts", "models/prompts"):
-        names = {path.name for path in (ROOT / "src/skilltune" / folder).iterdir()}
-        assert names == {path.name for path in (wheel / "skilltune" / folder).iterdir()}
-    assert (wheel / "skilltune/py.typed").is_file()
+def test_the_wheel_holds_the_whole_package_prompts_and_templates_and_the_type_marker(dist: Dist) -> None:
+    source = ROOT / "src" / "skilltune"
+    files = {str(path.relative_to(source)) for path in source.rglob("*") if path.is_file()}
+    assert held(dist) == {name for name in files if "__pycache__" not in name}
+    assert "py.typed" in files
+    assert {Path(name).suffix for name in files} >= {".md", ".css", ".js", ".html", ".toml", ".jsonl"}
 
 
-@pytest.mark.parametrize("preset", ["default", "paper"])
-def test_the_wheel_trains(wheel: Path, tmp_path: Path, preset: str) -> None:
-    assert str(wheel) in run(wheel, "-c", "import skilltune; print(skilltune.__file__)", cwd=tmp_path).stdout
+def test_the_wheel_names_its_command_its_licence_and_the_python_that_it_needs(dist: Dist) -> None:
+    with zipfile.ZipFile(dist.wheel) as archive:
+        info = {PurePosixPath(name).name: name for name in archive.namelist() if ".dist-info/" in name}
+        metadata, points = (archive.read(info[name]).decode() for name in ("METADATA", "entry_points.txt"))
+    assert "skilltune = skilltune.cli:main" in points
+    assert "Requires-Python: <3.14,>=3.11" in metadata
+    assert "LICENSE" in info
+
+
+def test_the_source_archive_gives_the_same_wheel(dist: Dist, tmp_path: Path) -> None:
+    with tarfile.open(dist.sdist) as archive:
+        archive.extractall(tmp_path, filter="data")
+    (source,) = tmp_path.iterdir()
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path / "out"]
+    subprocess.run(command, cwd=source, check=True, capture_output=True)
+    (again,) = (tmp_path / "out").glob("*.whl")
+    with zipfile.ZipFile(dist.wheel) as one, zipfile.ZipFile(again) as two:
+        assert {name: one.read(name) for name in one.namelist()} == {name: two.read(name) for name in two.namelist()}
+
+
+def interpreter(version: str) -> str | None:
+    """A Python of that version on this machine: this one, one on the path, or one of pyenv's or uv's."""
+    homes = [Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"]
+    homes += [Path(os.environ.get("UV_PYTHON_INSTALL_DIR", Path.home() / ".local/share/uv/python"))]
+    found = [sys.executable, which(f"python{version}")]
+    found += [str(path) for home in homes for path in sorted(home.glob(f"*{version}.*/bin/python{version}"))]
+    return next((python for python in found if python and _version(python) == version), None)
+
+
+def _version(python: str) -> str:
+    command = [python, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+
+
+@dataclass(frozen=True)
+class Installed:
+    """An environment that holds skilltune and what that needs, and nothing else."""
+
+    home: Path
+
+    def run(self, *command: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+        program = self.home / "bin" / command[0]
+        return subprocess.run(
+            [program, *command[1:]], cwd=cwd, env=clean(), capture_output=True, text=True, timeout=300
+        )
+
+
+HERE = "{}.{}".format(*sys.version_info)
+CASES = [(HERE, "sdist"), *((version, "wheel") for version in VERSIONS if version != HERE)]
+if not any(interpreter(version) for version, kind in CASES if kind == "wheel"):
+    CASES.append((HERE, "wheel"))
+
+
+@pytest.fixture(scope="module")
+def installs(dist: Dist) -> Iterator[dict[tuple[str, str], Future[Path]]]:
+    """The environments of all cases, made side by side; not in pytest's own folder, which keeps those of three runs."""
+
+    def make(version: str, kind: str, home: Path) -> Path:
+        python = interpreter(version)
+        assert python is not None
+        subprocess.run([python, "-m", "venv", "--without-pip", home], check=True, capture_output=True)
+        what = [dist.sdist] if kind == "sdist" else ["--no-compile", dist.wheel]  # byte code is half of the time
+        install(*what, python=home / "bin" / "python")
+        return home
+
+    with TemporaryDirectory(prefix="skilltune-wheel-") as folder, ThreadPoolExecutor() as pool:
+        cases = [case for case in CASES if interpreter(case[0])]
+        yield {case: pool.submit(make, *case, Path(folder, "-".join(case))) for case in cases}
+
+
+@pytest.fixture(params=CASES, ids="-".join)
+def installed(request: pytest.FixtureRequest, installs: dict[tuple[str, str], Future[Path]]) -> Installed:
+    if request.param not in installs:
+        pytest.skip(f"there is no Python {request.param[0]} on this machine")
+    return Installed(installs[request.param].result())
+
+
+@pytest.mark.slow
+def test_an_installed_skilltune_is_small_starts_fast_and_trains(
+    installed: Installed, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = "import skilltune, sys; print(skilltune.__file__, skilltune.__version__, sys.version.split()[0])"
+    where, version, python = installed.run("python", "-c", code, cwd=tmp_path).stdout.split()
+    assert Path(where).is_relative_to(installed.home)
+    assert installed.run("skilltune", "--version", cwd=tmp_path).stdout == f"skilltune {version}\n"
+
     with World(3, 40, 24, 24, q=1.0, seed=3) as world:
         world.write(tmp_path / "data.jsonl")
         config = f"""
-            preset = "{preset}"
+            skill = "SKILL.md"
             [env]
             samples = "data.jsonl"
             [target]
@@ -60,7 +161,31 @@ def test_the_wheel_trains(wheel: Path, tmp_path: Path, preset: str) -> None:
             batch_size = 20
         """
         (tmp_path / "skilltune.toml").write_text(config)
-        done = run(wheel, "-m", "skilltune.cli", "train", "skilltune.toml", "--json", cwd=tmp_path)
+        done = installed.run("skilltune", "check", "skilltune.toml", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        done = installed.run(
+            "skilltune", "train", "skilltune.toml", "preset=paper", "--json", "--run", "run", cwd=tmp_path
+        )
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout.splitlines()[-1])["type"] == "finish"
-        assert world.true_score((tmp_path / "runs" / tmp_path.name / "best_skill.md").read_text()) == 1.0
+        assert world.true_score((tmp_path / "run" / "best_skill.md").read_text()) == 1.0
+    done = installed.run("skilltune", "report", "run", "-o", "report.html", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "<style" in (tmp_path / "report.html").read_text()
+    done = installed.run("skilltune", "init", "new", "--yes", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+    seconds = []
+    for _ in range(3):
+        began = time.perf_counter()
+        done = installed.run("skilltune", "--help", cwd=tmp_path)
+        seconds.append(time.perf_counter() - began)
+        assert "skilltune train" in done.stdout
+    site = Path(where).parents[1]
+    megabytes = sum(file.stat().st_size for file in site.rglob("*") if file.is_file()) / 1e6
+    number = len([*site.glob("*.dist-info")]) - 1  # without skilltune itself
+    with capsys.disabled():
+        print(f"\nPython {python}: {number} packages, {megabytes:.0f} MB, --help in {min(seconds):.2f} s")
+    assert number <= MOST_PACKAGES
+    assert megabytes <= MOST_MB
+    assert min(seconds) <= SLOWEST_HELP_S

@@ -20,6 +20,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from skilltune.errors import CallConfigError
+from skilltune.models import Request, system, user
+from skilltune.models.build import build_model
 from skilltune.samples import Sample
 from world import HARMS, OCCASIONS, Faults, World, guess_stage, lognormal
 
@@ -414,30 +417,23 @@ def test_an_endpoint_without_structured_output_refuses_it_and_reads_the_schema_f
         assert [r.stage for r in world.requests] == ["reflect", "reflect"]
 
 
-async def test_the_official_clients_are_served(world: World) -> None:
-    import anthropic
-    import openai
-
+async def test_both_dialects_serve_the_models_of_the_library(world: World) -> None:
     sample = of(world, "test")[0]
     rules = "\n".join(world.rule(k) for k in range(6))
-    async with openai.AsyncOpenAI(base_url=world.url, api_key="any", max_retries=0) as client:
-        reply = await client.chat.completions.create(
-            model="target",
-            messages=[{"role": "system", "content": rules}, {"role": "user", "content": sample["input"]}],
-            extra_headers={"Idempotency-Key": "draw-0"},
-        )
-        assert reply.choices[0].message.content == sample["target"]
-        assert reply.usage is not None
-        assert reply.usage.total_tokens == reply.usage.prompt_tokens + reply.usage.completion_tokens > 0
-        assert {model.id for model in (await client.models.list()).data} == {"target", "optimizer", "judge"}
-        with pytest.raises(openai.NotFoundError):
-            await client.chat.completions.create(model="gpt-0", messages=[{"role": "user", "content": "x"}])
-    async with anthropic.AsyncAnthropic(base_url=world.root, api_key="any", max_retries=0) as client:
-        message = await client.messages.create(
-            model="target", max_tokens=50, system=rules, messages=[{"role": "user", "content": sample["input"]}]
-        )
-        assert message.content[0].model_dump()["text"] == sample["target"]
-    assert world.requests[0].key == "draw-0"
+    asked = Request((system(rules), user(sample["input"])), max_tokens=50)
+    for name in (f"openai@{world.url}/target", f"anthropic@{world.root}/target"):
+        model = build_model(name)
+        reply = await model.complete(asked)
+        assert reply.text == sample["target"]
+        assert reply.usage.tokens > 0
+        await model.aclose()
+    unknown = build_model(f"openai@{world.url}/gpt-0")
+    with pytest.raises(CallConfigError, match="404"):
+        await unknown.complete(asked)
+    await unknown.aclose()
+    with urllib.request.urlopen(f"{world.url}/models", timeout=5) as answer:
+        assert {model["id"] for model in json.load(answer)["data"]} == {"target", "optimizer", "judge"}
+    assert all(request.key for request in world.requests)
 
 
 # Faults

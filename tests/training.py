@@ -10,7 +10,7 @@ import asyncio
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +20,11 @@ from unittest.mock import patch
 from skilltune import Env, Result
 from skilltune.api import run_training
 from skilltune.config import make_config
-from skilltune.models.retry import Endpoint, RetryPolicy
+from skilltune.models.endpoint import Endpoint
+from skilltune.models.retry import RetryPolicy
+from skilltune.rollout import Rollout
 from skilltune.run import Run
-from world import TICKET, Call, Faults, World, _Refused
+from world import TICKET, Call, Faults, World
 
 FRONT = "---\nname: desk\ndescription: Enters the code of a ticket.\n---\n"
 START = f"{FRONT}# Desk\n\nAnswer each ticket with its code.\n"
@@ -56,8 +58,7 @@ class Fated(World):
         self.asked[call.stage, len(call.body["messages"])] += 1
         asked = [name for name in TICKET.findall(call.user) if name in self.tickets]
         call.fault = self.fate(call, asked[-1] if asked else None) or call.fault
-        if call.fault == "error":
-            raise _Refused(500, "the server had an error")
+        self._befall(call, faults)
 
 
 @dataclass(frozen=True)
@@ -138,12 +139,18 @@ async def train_at(
     return Trained(result, used[0])
 
 
+async def streamed(rollouts: Iterable[Rollout]) -> AsyncIterator[Rollout]:
+    """Rollouts by hand in the form in which an optimizer is given them."""
+    for rollout in rollouts:
+        yield rollout
+
+
 @contextmanager
 def quick_retries(attempts: int = 5) -> Iterator[None]:
     """Back off for milliseconds instead of seconds."""
     policy = RetryPolicy(attempts, base_s=0.002)
     with (
-        patch("skilltune.session.Endpoint", lambda workers: Endpoint(workers, policy)),
+        patch("skilltune.session.Endpoint", lambda workers, **given: Endpoint(workers, policy, **given)),
         patch("skilltune.roll.WAITS_S", (0.01, 0.01, 0.01)),
         patch("skilltune.optimizer.stage.WAITS_S", (0.01, 0.01, 0.01)),
     ):

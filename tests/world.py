@@ -67,7 +67,10 @@ TAILS = ("", " at all times", " early in the day", " before moving on", " as far
 TICKET = re.compile(r"\bt-\d{4,}\b")
 CLASS = re.compile(r"\b[a-z]+-\d\d\b")
 ATTRIBUTE = re.compile(r'(\w+)="([^"]*)"')
-EVIDENCE = ("skill", "edit_budget", "notes", "rejected", "trajectory", "patch", "edit", "pair")  # tags of contracts.md
+PATHS = ("/v1/messages", "/v1/chat/completions")
+OWN = (None, "refuse", "filter")  # faults of an answer that is the model's own all the same
+REFUSAL = "I cannot help with that."
+EVIDENCE = ("skill", "edit_budget", "notes", "unfixed", "rejected", "trajectory", "patch", "edit", "pair")  # tags
 
 
 def digest(*parts: object) -> str:
@@ -434,12 +437,15 @@ class Faults:
     no_choices: float = 0.0  # an answer without choices (OpenAI) or content (Anthropic)
     garbled: float = 0.0  # optimizer and judge: a message that is not the JSON asked for
     hang: float = 0.0  # silence for `hang_s`, then a reset
+    refuse: float = 0.0  # the model refuses, in words: an answer in full, of its own
+    filter: float = 0.0  # the provider's filter leaves no word of the answer (OpenAI; Anthropic has no such reason)
+    overflow: float = 0.0  # 400: the request is longer than the model's context
     hang_s: float = 30.0
     retry_after: float = 0.05
     outage: tuple[float, float] | None = None  # 503
 
     def draw(self, u: float) -> str | None:
-        for rate in fields(self)[:9]:
+        for rate in fields(self)[:12]:
             if (u := u - getattr(self, rate.name)) < 0:
                 return rate.name
         return None
@@ -460,8 +466,14 @@ class Seen:
     temperature: float | None
     status: int
     fault: str | None
+    answer: str | None  # the text or the JSON that was to be sent, None where the status says what was
     began: float
     ended: float
+
+    @property
+    def whole(self) -> bool:
+        """Did the client get the model's own answer, in full?"""
+        return self.status == 200 and self.fault in OWN
 
 
 @dataclass(slots=True)
@@ -481,6 +493,7 @@ class Call:
     attempt: int = 0  # how often this request with this key was seen before
     sample: str | None = None
     fault: str | None = None
+    answer: str | None = None
     status: int = 0
 
     @classmethod
@@ -515,6 +528,7 @@ class Call:
             temperature=self.body.get("temperature"),
             status=self.status,
             fault=self.fault,
+            answer=self.answer,
             began=self.began,
             ended=ended,
         )
@@ -629,6 +643,16 @@ class World(Desk):
         forms = {text, json.dumps(text)[1:-1], html.escape(text)}
         return any(form in seen for seen in self._optimizer_texts for form in forms)
 
+    def shown(self) -> Iterator[tuple[str, str]]:
+        """(sample, text) of every trajectory and pair that any optimizer request held."""
+        for text in self._optimizer_texts:
+            for tag in ("trajectory", "pair"):
+                yield from ((attributes["sample"], body) for attributes, body in blocks(tag, text))
+
+    def given(self) -> dict[str | None, tuple[str | None, str | None]]:
+        """(sample, answer) of every call of the target that got its answer in full, by its key."""
+        return {seen.key: (seen.sample, seen.answer) for seen in self.requests if seen.role == "target" and seen.whole}
+
     def __enter__(self) -> World:
         ready: Future[int] = Future()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve(ready)), name="world", daemon=True)
@@ -682,7 +706,7 @@ class World(Desk):
     async def _post(self, path: str, headers: dict[str, str], body: bytes, writer: asyncio.StreamWriter) -> bool:
         """Answer one request; False if the connection was broken on purpose."""
         api = "anthropic" if path.endswith("/messages") else "openai"
-        if not path.endswith(("/messages", "/chat/completions")):
+        if path not in PATHS:
             writer.write(_refusal(api, _Refused(404, f"no such path: {path}")))
             return True
         try:
@@ -703,7 +727,7 @@ class World(Desk):
             wire = await self._play(call, headers)
         finally:  # before anything is sent, so that who has the answer finds the record
             self._open[role] -= 1
-            self.answered[role] += call.status == 200 and call.fault is None
+            self.answered[role] += call.status == 200 and call.fault in OWN
             self.requests.append(call.seen(time.monotonic() - self._began))
         if wire is None:
             writer.transport.abort()
@@ -746,12 +770,18 @@ class World(Desk):
             raise _Refused(503, "the service is down")
         fault = faults.draw(self._uniform("fault", call))
         call.fault = None if fault == "garbled" and call.model == "target" else fault
-        if fault == "error":
-            raise _Refused(500, "the server had an error")
-        if fault == "limit":
-            raise _Refused(429, "rate limit reached", **{"retry-after": faults.retry_after})
+        self._befall(call, faults)
         if call.structured and not self.structured:
             raise _Refused(400, "structured output (response_format, tools) is not supported by this endpoint")
+
+    def _befall(self, call: Call, faults: Faults) -> None:
+        """Raise the refusals among the faults; the others befall the answer."""
+        if call.fault == "error":
+            raise _Refused(500, "the server had an error")
+        if call.fault == "limit":
+            raise _Refused(429, "rate limit reached", **{"retry-after": faults.retry_after})
+        if call.fault == "overflow":
+            raise _Refused(400, "this model's context length is exceeded (context_length_exceeded)")
 
     def _answer(self, call: Call) -> Json:
         """The reply's body. A pure function of the request, its key, and its fault."""
@@ -770,7 +800,10 @@ class World(Desk):
             answer = (
                 {"garbled": True} if isinstance(answer, dict) and call.api == "anthropic" else "Nothing comes to mind."
             )
-        return (_messages if call.api == "anthropic" else _completion)(call, "" if call.fault == "empty" else answer)
+        if call.fault in ("empty", "filter", "refuse"):
+            answer = REFUSAL if call.fault == "refuse" else ""
+        call.answer = answer if isinstance(answer, str) else json.dumps(answer)
+        return (_messages if call.api == "anthropic" else _completion)(call, answer)
 
     def _solve(self, call: Call, draw: str) -> str:
         known = [self.tickets[name] for name in TICKET.findall(call.user) if name in self.tickets]
@@ -821,10 +854,11 @@ def _completion(call: Call, answer: Json | str) -> Json:
     text = answer if isinstance(answer, str) else json.dumps(answer)
     kept = text[: call.max_chars]
     read, written = _tokens(call.system + call.user), _tokens(kept)
+    refused = call.fault == "refuse"
     choice = {
         "index": 0,
-        "message": {"role": "assistant", "content": kept, "refusal": None},
-        "finish_reason": "stop" if kept == text else "length",
+        "message": {"role": "assistant", "content": None if refused else kept, "refusal": kept if refused else None},
+        "finish_reason": "content_filter" if call.fault == "filter" else "stop" if kept == text else "length",
     }
     return {
         "id": f"chatcmpl-{call.digest}",
@@ -840,7 +874,7 @@ def _messages(call: Call, answer: Json | str) -> Json:
     text = answer if isinstance(answer, str) else json.dumps(answer)
     kept = text[: call.max_chars]
     if isinstance(answer, str):
-        content, stop = {"type": "text", "text": kept}, "end_turn"
+        content, stop = {"type": "text", "text": kept}, "refusal" if call.fault == "refuse" else "end_turn"
     else:
         whole = answer if kept == text else {}
         content = {"type": "tool_use", "id": f"toolu_{call.digest}", "name": call.stage, "input": whole}

@@ -13,13 +13,16 @@ from typing import Any, ParamSpec, TypeVar
 
 from skilltune.config import MAY_DIFFER, Config, make_config
 from skilltune.envs import Env
+from skilltune.envs.review import refuse_unread
 from skilltune.errors import RunError, UsageError
-from skilltune.gate.stats import bootstrap_interval, wilson
+from skilltune.gate.stats import mean_interval
 from skilltune.models import Usage
+from skilltune.probe import try_models
 from skilltune.report.files import write_results
 from skilltune.run import Listener, Run
 from skilltune.samples import SplitName
 from skilltune.session import Session, build_session
+from skilltune.sinks import recording
 from skilltune.skill import Skill
 from skilltune.train import Result
 from skilltune.train import train as fit_and_certify
@@ -54,16 +57,21 @@ async def run_training(
         if old is not None:
             run.tell("forked", source=str(folder), folder=str(run.folder), answers=run.adopt(old))
             old.close()
-        session = build_session(cfg, run, root, env=env)
-        try:
-            session.pin_inputs()
-            await session.try_scorer()
-            if ready is not None:
-                ready(session)
-            result = await fit_and_certify(session)
-        finally:
-            await session.aclose()
-        write_results(session, result)
+        async with recording(cfg, run):
+            session = build_session(cfg, run, root, env=env)
+            try:
+                refuse_unread(session.env.samples, cfg.env.samples)
+                session.pin_inputs()
+                await session.try_scorer()
+                if session.handoff is not None:
+                    session.handoff.open()
+                if ready is not None:
+                    ready(session)
+                await try_models(session)
+                result = await fit_and_certify(session)
+            finally:
+                await session.aclose()
+            write_results(session, result)
     return result
 
 
@@ -166,8 +174,7 @@ async def run_evaluation(
     if not scores:
         return Evaluation(None, 0.0, 1.0, 0, len(samples), usage, scores)
     values = list(scores.values())
-    binary = all(value in (0.0, 1.0) for value in values)
-    low, high = wilson(sum(values), len(values)) if binary else bootstrap_interval(values, seed=session.cfg.seed)
+    low, high = mean_interval(values, session.cfg.seed)
     return Evaluation(sum(values) / len(values), low, high, len(values), len(samples), usage, scores)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -19,7 +19,7 @@ from skilltune.models import Usage
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The user's limits; None is no limit. `minutes` counts the wall clock of this process."""
+    """The user's limits; None is no limit. `minutes` counts the wall clock of all lives of the run."""
 
     usd: float | None = None
     tokens: int | None = None
@@ -27,6 +27,7 @@ class Limits:
     minutes: float | None = None
 
 
+PACED = 20  # calls until the pace of a run can be told
 _UNITS = {"usd": "usd", "$": "usd", "token": "tokens", "call": "calls", "minute": "minutes", "min": "minutes"}
 _SCALE = {"": 1, "k": 1_000, "m": 1_000_000}
 
@@ -68,13 +69,16 @@ class _Kind:
 class Budget:
     """Spent, reserved and held, against the limits. `usd` spent is None once an unpriced call was made."""
 
-    def __init__(self, limits: Limits, spent: Usage) -> None:
+    def __init__(self, limits: Limits, spent: Usage, elapsed: Callable[[], float] | None = None) -> None:
+        """`spent` before this process began; `elapsed` tells the seconds that the run has lived until now."""
+        began = time.monotonic()
         self.limits = limits
+        self._elapsed = elapsed or (lambda: time.monotonic() - began)
         self.spent = spent
-        self._held: tuple[str, int, Usage] | None = None
+        self._held: dict[str, tuple[int, Usage]] = {}
+        self._again = False
         self._reserved = Usage()
         self._kinds: dict[str, _Kind] = {}
-        self._started = time.monotonic()
 
     @contextmanager
     def reserve(self, kind: str, bound: Usage) -> Iterator[list[Usage]]:
@@ -91,7 +95,7 @@ class Budget:
         try:
             yield actual
         finally:
-            self._reserved = _minus(self._reserved, cost)
+            self._reserved = minus(self._reserved, cost)
             for usage in actual:
                 self.spent = self.spent + usage
                 self._kinds[kind].total = self._kinds[kind].total + usage
@@ -123,34 +127,43 @@ class Budget:
                     f"the next call could pass the budget of {limit:g} {name}{kept}; "
                     f"raise it with budget.{name}=… and run the same command to go on"
                 )
-        if self.limits.minutes is not None and time.monotonic() - self._started > self.limits.minutes * 60:
+        if self.limits.minutes is not None and self._elapsed() + self._held_s() > self.limits.minutes * 60:
             raise BudgetExceeded(
-                f"the budget of {self.limits.minutes:g} minutes is used up; run the same command to go on"
+                f"the budget of {self.limits.minutes:g} minutes is used up; "
+                "raise it with budget.minutes=… and run the same command to go on"
             )
 
     def spend(self, usage: Usage) -> None:
         """Count what was spent beside reserved calls: attempts that failed."""
         self.spent = self.spent + usage
 
-    def hold(self, kind: str, calls: int, guess: Usage) -> None:
-        """Keep back what `calls` calls of a kind will cost: `guess` each until some were made, then their mean."""
-        self._held = (kind, calls, guess)
+    def hold(self, kind: str, calls: int, guess: Usage, *, again: bool = False) -> None:
+        """Keep back what `calls` calls of a kind will cost: `guess` each until some were made, then their mean. With
+        `again` all that is spent until the release is kept back once more."""
+        self._held[kind] = (calls, guess)
+        self._again = self._again or again
 
     def release(self) -> None:
-        self._held = None
+        self._held.clear()
+        self._again = False
+
+    def _held_s(self) -> float:
+        """Seconds that the held calls will take at the pace of this run."""
+        return self.held.calls * self._elapsed() / self.spent.calls if self.spent.calls >= PACED else 0.0
 
     @property
     def held(self) -> Usage:
         """What is kept back, by the present estimate."""
-        if self._held is None:
-            return Usage()
-        kind, calls, guess = self._held
-        one = self._kinds.setdefault(kind, _Kind()).estimate(guess)
-        usd = None if one.usd is None else one.usd * calls
-        return Usage(calls, one.input_tokens * calls, one.output_tokens * calls, usd=usd)
+        held = Usage()
+        for kind, (calls, guess) in self._held.items():
+            one = self._kinds.setdefault(kind, _Kind()).estimate(guess)
+            usd = None if one.usd is None else one.usd * calls
+            held += Usage(calls, one.input_tokens * calls, one.output_tokens * calls, usd=usd)
+        return held + self.spent + self._reserved if self._again else held
 
 
-def _minus(total: Usage, part: Usage) -> Usage:
+def minus(total: Usage, part: Usage) -> Usage:
+    """What is left of a total without a part of it."""
     usd = None if total.usd is None or part.usd is None else total.usd - part.usd
     return Usage(
         total.calls - part.calls,

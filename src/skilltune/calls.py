@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 
 from skilltune.budget import Budget
 from skilltune.errors import InfraError
 from skilltune.models import Model, Reply, Request, Usage
+from skilltune.models.endpoint import Endpoint
 from skilltune.models.prices import price
-from skilltune.models.retry import Endpoint
 from skilltune.run import Run
 
 DEFAULT_ANSWER_TOKENS = 1024  # bound of an answer whose length the request leaves open, for the first estimates
 IMAGE_TOKENS = 1000
+
+
+@dataclass(slots=True)
+class Ahead:
+    """A call made ahead of its need; `begun` when it was sent, and so paid for."""
+
+    begun: bool = False
+
+
+looking_ahead: ContextVar[Ahead | None] = ContextVar("looking_ahead", default=None)
+"""Set in a task whose calls are made ahead of their need."""
 
 
 @dataclass(slots=True)
@@ -32,18 +45,40 @@ class Client:
     answered: bool = False  # has this client ever had an answer? A provider that never answered is not waited for
 
     async def __call__(self, request: Request) -> Reply:
-        with self.budget.reserve(self.role, self.bound(request)) as spent:
+        """Calls that are made ahead of their need yield to all others at the endpoint. A straggler that was sent twice
+        is paid twice, as far as anybody can tell: the reply tells the cost of one, budget and journal count both."""
+        bound = self.bound(request)
+        with ExitStack() as reserved:
+            spent: list[list[Usage]] = []
+
+            def reserve() -> None:
+                spent.append(reserved.enter_context(self.budget.reserve(self.role, bound)))
+
+            reserve()
             try:
-                reply = await self.endpoint.call(self.model, request, on_attempt=self._attempt)
+                reply = await self.endpoint.call(
+                    self.model,
+                    request,
+                    role=self.role,
+                    speculative=looking_ahead.get() is not None,
+                    on_attempt=self._attempt,
+                    on_hedge=reserve,
+                )
             except InfraError as failure:
-                self._failed(failure)
+                for _ in spent:
+                    self._failed(failure)
                 raise
             self.answered = True
-            spent.append(reply.usage)
+            for call in spent:
+                call.append(reply.usage)
+            if len(spent) > 1:
+                self.journal.fail(self.role, "sent twice: the slower one", reply.usage)
         return reply
 
     def _attempt(self, number: int, failure: InfraError | None) -> None:
         """Told before every attempt how the one before it failed; raises `BudgetExceeded` if it may not be made."""
+        if (ahead := looking_ahead.get()) is not None:
+            ahead.begun = True
         if failure is not None:
             self._failed(failure)
             self.budget.check(Usage())  # the next attempt is what the reservation stands for

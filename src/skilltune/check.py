@@ -5,28 +5,34 @@ Problems are collected rather than raised, so that one look names them all. Noth
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import ceil
 from pathlib import Path
 
+from skilltune.agreement import Agreement, describe_cost, measure, read_labels
 from skilltune.api import scratch_run
+from skilltune.audit import audit
 from skilltune.calls import DEFAULT_ANSWER_TOKENS, Client
 from skilltune.config import Config
 from skilltune.envs import Env
-from skilltune.errors import CallError, UsageError
-from skilltune.models import Request, Usage, user
+from skilltune.envs.review import unread
+from skilltune.errors import CallConfigError, Stopped, UsageError
+from skilltune.models import Usage
 from skilltune.models.prices import price
 from skilltune.optimizer.model import SHOWN_SUCCESSES
+from skilltune.probe import Probe, probe_roles
 from skilltune.samples import Sample, Splits, split
+from skilltune.scorers.judge import Reader
 from skilltune.session import Session, build_env, build_session, estimate_calls
+from skilltune.sinks import find_sink
 from skilltune.skill import Skill
 
 MEASURED = 50  # samples whose prompts are built for the estimate; images are read for it
+TYPICAL = 0.4  # of the way from the least to the most calls
 PROMPT_TOKENS = (100, 1500)  # least and most of an optimizer's instructions, notes and rejected edits
-PROBE_TOKENS = 16
+VERDICT_TOKENS = 20  # of a verdict with a short quote
 
 Range = tuple[int, int]
 
@@ -43,16 +49,13 @@ class Estimate:
     optimizer_calls: Range
     tokens: Range
     usd: tuple[float, float] | None
+    judge_calls: Range = (0, 0)
 
-
-@dataclass(frozen=True, slots=True)
-class Probe:
-    """One tiny call to one role; `seconds` until the answer, `error` if none came."""
-
-    role: str
-    model: str
-    seconds: float
-    error: str = ""
+    @property
+    def typical_calls(self) -> int:
+        """Of the target, by a rule of thumb: our benches and examples took 20 to 60 % of the way to the most."""
+        least, most = self.target_calls
+        return round(least + TYPICAL * (most - least))
 
 
 @dataclass(slots=True)
@@ -67,14 +70,26 @@ class Check:
     splits: Splits | None = None
     estimate: Estimate | None = None
     probes: list[Probe] = field(default_factory=list)
+    agreement: Agreement | None = None
 
 
-async def check(cfg: Config, root: Path, *, probe: bool = False) -> Check:
-    """Look at everything that a run with this config needs. `probe` makes one tiny call to each model.
+async def check(
+    cfg: Config,
+    root: Path,
+    *,
+    probe: bool = False,
+    labels: Path | None = None,
+    announce: Callable[[str], None] = lambda text: None,
+) -> Check:
+    """Look at everything that a run with this config needs. `probe` makes one tiny call to each model; with `labels`,
+    answers with known verdicts, the judge reads them, at a price that is announced first.
 
     A scorer written by the user is run on the expected answers, and may itself call what it likes.
     """
     found = Check()
+    with _collecting(found):
+        for sink in cfg.log.sinks:
+            find_sink(sink)
     with _collecting(found):
         found.skill = _look_at_skill(cfg, root, found)
     env = None
@@ -89,6 +104,8 @@ async def check(cfg: Config, root: Path, *, probe: bool = False) -> Check:
             found.estimate = estimate(session)
             if probe:
                 await _probe(session, found)
+            if labels is not None:
+                await _measure_judge(session, labels, announce, found)
         finally:
             await session.aclose()
     return found
@@ -115,23 +132,31 @@ async def _look_at_samples(cfg: Config, env: Env, found: Check) -> None:
     found.samples = len(env.samples)
     found.groups = len({sample.group for sample in env.samples if sample.group is not None})
     found.splits = split(env.samples, cfg.env.split, cfg.seed)
-    untried = sum(not env.expected(sample) for sample in env.samples)
+    untried = sum(bool(env.lines(sample)) or not env.expected(sample) for sample in env.samples)
     if untried:
         found.notes.append(f"{untried} of {found.samples} samples state no answer that the scorer could be tried with")
-    found.problems += await env.validate()
+    invalid = [*unread(env.samples), *await env.validate()]
+    found.problems += invalid
+    if not invalid:  # else that is what an audit would find
+        tricks = await audit(env, found.splits)
+        found.problems += tricks.problems
+        found.notes += tricks.notes
 
 
 async def _probe(session: Session, found: Check) -> None:
-    for role, client in (("target", session.target), ("optimizer", session.optimizer_client)):
-        if client is None:
-            continue
-        started, error = time.monotonic(), ""
-        try:
-            await client(Request((user("Reply with the word: ready"),), max_tokens=PROBE_TOKENS))
-        except CallError as failure:
-            error = str(failure)
-            found.problems.append(f"the {role} does not answer: {error}")
-        found.probes.append(Probe(role, client.model.name, time.monotonic() - started, error))
+    found.probes += await probe_roles(session)
+    found.problems += [f"the {probe.role} does not answer: {probe.error}" for probe in found.probes if probe.error]
+
+
+async def _measure_judge(session: Session, path: Path, announce: Callable[[str], None], found: Check) -> None:
+    if session.judge is None:
+        raise UsageError('--judge measures a judge, but the score names none: score = {judge = "MODEL"} names one')
+    labels = read_labels(path, session.env)
+    announce(describe_cost(session.judge, labels))
+    try:
+        found.agreement = await measure(session.judge, labels)
+    except (CallConfigError, Stopped) as error:
+        found.problems.append(str(error))
 
 
 def estimate(session: Session) -> Estimate:
@@ -139,8 +164,8 @@ def estimate(session: Session) -> Estimate:
     cfg, target, optimizer = session.cfg, session.target, session.optimizer_client
     samples = _spread([*session.splits.train, *session.splits.select, *session.splits.test], MEASURED)
     asked = [session.roll.target.guess(session.skill, sample, session.env).input_tokens for sample in samples]
-    read = math.ceil(sum(asked) / len(samples))
-    written = math.ceil(sum(len(session.env.expected(s)) for s in samples) / 4 / len(samples)) or 1
+    read = ceil(sum(asked) / len(samples))
+    written = ceil(sum(len(session.env.expected(s)) for s in samples) / 4 / len(samples)) or 1
     longest = cfg.target.max_tokens or DEFAULT_ANSWER_TOKENS
     growth = max(0, cfg.train.max_skill_tokens - session.skill.tokens)
 
@@ -148,8 +173,10 @@ def estimate(session: Session) -> Estimate:
     ends = [(target, Usage(least, least * read, least * written))]
     ends += [(target, Usage(most, most * (read + growth), most * longest))]
     thinking = (0, 0)
-    if optimizer is not None:
+    if optimizer is not None or session.handoff is not None:
         thinking = few, many = _optimizer_calls(cfg, len(session.splits.train))
+    if optimizer is not None:
+        few, many = thinking
         reading = few * (PROMPT_TOKENS[0] + session.skill.tokens)
         if few:  # every trajectory is read at least once
             reading += (
@@ -163,6 +190,12 @@ def estimate(session: Session) -> Estimate:
         asking = many * (PROMPT_TOKENS[1] + cfg.train.max_skill_tokens + evidence)
         ends.append((optimizer, Usage(few, reading, few)))
         ends.append((optimizer, Usage(many, asking, many * answer)))
+    judging = (0, 0)
+    if session.judge is not None:
+        judged = [sample for sample in samples if session.env.lines(sample)]
+        # Least: an answer is read once. Most: every answer is another one, and each verdict is asked for again once.
+        judging = ceil(least * len(judged) / len(samples)), ceil(2 * most * len(judged) / len(samples))
+        ends += [(session.judge.client, usage) for usage in _judging(session, session.judge, judged, judging, longest)]
     low, high = ends[::2], ends[1::2]
     dollars = (_dollars(low), _dollars(high))
     return Estimate(
@@ -170,6 +203,20 @@ def estimate(session: Session) -> Estimate:
         optimizer_calls=thinking,
         tokens=(sum(usage.tokens for _, usage in low), sum(usage.tokens for _, usage in high)),
         usd=None if dollars[0] is None or dollars[1] is None else (dollars[0], dollars[1]),
+        judge_calls=judging,
+    )
+
+
+def _judging(
+    session: Session, judge: Reader, samples: Sequence[Sample], calls: Range, longest: int
+) -> tuple[Usage, Usage]:
+    """What the judge reads and writes, least (short answers, bare verdicts) and most (long ones, asked for twice)."""
+    few, many = calls
+    asked = [judge.client.bound(judge.request(s, "", session.env.lines(s))).input_tokens for s in samples] or [0]
+    read, lines = ceil(sum(asked) / len(asked)), sum(len(session.env.lines(s)) for s in samples) / max(len(samples), 1)
+    answer = session.cfg.judge.max_tokens or DEFAULT_ANSWER_TOKENS
+    return Usage(few, few * read, ceil(few * lines * VERDICT_TOKENS)), Usage(
+        many, many * (read + longest + answer), many * answer
     )
 
 
@@ -177,7 +224,7 @@ def _optimizer_calls(cfg: Config, train: int) -> Range:
     """Least: nothing ever fails. Most: every call is asked again once, and every merge, ranking and epoch's end is."""
     loop = cfg.train
     sizes = [min(loop.batch_size, train - start) for start in range(0, train, loop.batch_size)]
-    groups = [math.ceil(size * cfg.target.attempts / loop.minibatch_size) for size in sizes]
+    groups = [ceil(size * cfg.target.attempts / loop.minibatch_size) for size in sizes]
     extra = (loop.schedule == "autonomous") + (loop.update == "rewrite")
     slow = 2 * max(0, loop.epochs - 1) if cfg.slow.enabled else 0
     if (

@@ -8,27 +8,25 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import signal
 import sys
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from skilltune import __version__
 from skilltune.errors import CallConfigError, RunError, SkilltuneError, UsageError
+from skilltune.interrupts import Interrupts
 
 if TYPE_CHECKING:
     from skilltune.api import Evaluation
     from skilltune.session import Session
 
-T = TypeVar("T")
-
 INTERRUPTED = 4
+interrupts = Interrupts(INTERRUPTED)
 RESUME = "interrupted; run the same command to go on"
 
 app = typer.Typer(
@@ -64,6 +62,12 @@ class Kind(StrEnum):
     claude = "claude"
     codex = "codex"
     agents = "agents"
+    copilot = "copilot"
+    cursor = "cursor"
+    gemini = "gemini"
+    opencode = "opencode"
+    plugin = "plugin"
+    skill_creator = "skill-creator"
 
 
 def main() -> None:
@@ -71,7 +75,12 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # an ASCII terminal is no reason to crash
-    app()
+    interrupts.install()
+    try:
+        app()
+    except SystemExit as end:
+        interrupts.end(end.code)
+        raise
 
 
 def _version(wanted: bool) -> None:
@@ -91,6 +100,7 @@ def _root(
 
     \b
     Begin with:
+      skilltune doctor skilltune.toml       is the machine fit, does each model answer?
       skilltune check skilltune.toml        is everything sound, what would it cost?
       skilltune train skilltune.toml        train; the same command resumes
       skilltune show runs/NAME              what happened
@@ -108,6 +118,9 @@ def train(
     ] = None,
     fork: Annotated[
         bool, typer.Option("--fork", help="Start a new run beside the old one, reusing answers that still apply.")
+    ] = False,
+    controls: Annotated[
+        bool, typer.Option("--controls", help="At the end, measure cheaper ways on the same samples; doubles the cost.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -142,10 +155,10 @@ def train(
         opened.append(session)
         view.ready(session)
 
-    with _boundary(lambda: bool(opened and opened[0].run.usage), view.failed, RESUME):
-        cfg, root = load_config(config, overrides or ())
+    with _boundary(lambda: bool(opened and opened[0].spent), view.failed, RESUME):
+        cfg, root = load_config(config, [*(overrides or ()), *(["certify.controls=true"] if controls else [])])
         with view:
-            result = _run(run_training(cfg, root, run, fork=fork, listeners=[view], ready=ready))
+            result = interrupts.run(run_training(cfg, root, run, fork=fork, listeners=[view], ready=ready))
         view.finished(result)
     raise typer.Exit(result.exit_code)
 
@@ -206,11 +219,11 @@ def evaluate(
             finally:
                 await session.aclose()
 
-    with _boundary(lambda: bool(opened and opened[0].run.usage), message=RESUME if run else "interrupted"):
+    with _boundary(lambda: bool(opened and opened[0].spent), message=RESUME if run else "interrupted"):
         if skill is not None and not skill.exists():
             raise UsageError(f"there is no skill at {skill}")
         cfg, root = load_config(config, overrides or ())
-        sides = _run(score())
+        sides = interrupts.run(score())
         _print_evaluation(sides, split.value, cfg.seed, as_json)
 
 
@@ -238,18 +251,14 @@ def _print_evaluation(sides: dict[str, Evaluation], split: str, seed: int, as_js
 
 def _paired(before: Any, after: Any, seed: int) -> dict[str, Any] | None:
     """The difference over the samples scored on both sides, with its 95 % interval."""
-    from skilltune.gate.stats import bootstrap_interval, paired_difference_interval
+    from skilltune.gate.stats import difference_interval
 
     pairs = [(before[sample], after[sample]) for sample in before if sample in after]
     if not pairs:
         return None
     differences = [b - a for a, b in pairs]
     fixed, broken = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
-    if all(value in (0.0, 1.0) for pair in pairs for value in pair):
-        both, neither = sum(a == b == 1 for a, b in pairs), sum(a == b == 0 for a, b in pairs)
-        low, high = paired_difference_interval(both, fixed, broken, neither)
-    else:
-        low, high = bootstrap_interval(differences, seed=seed)
+    low, high = difference_interval([a for a, _ in pairs], [b for _, b in pairs], seed)
     gain = sum(differences) / len(differences)
     return {"gain": gain, "low": low, "high": high, "n": len(pairs), "fixed": fixed, "broken": broken}
 
@@ -259,25 +268,35 @@ def check(
     config: Source,
     overrides: Overrides = None,
     probe: Annotated[bool, typer.Option("--probe", help="Also make one tiny call to each model.")] = False,
+    judge: Annotated[
+        Path | None, typer.Option("--judge", metavar="LABELS", help="Also let the judge read answers you have graded.")
+    ] = None,
 ) -> None:
     """Look before you pay: is the input sound, what may a run take?
 
     Reads the skill and the samples, and tries the scorer: the expected answer of every sample must score 1, an empty
-    one must not. No model is called without --probe. Exit code 0: fine, 2: there are problems.
+    one must not. No model is called without --probe or --judge. Exit code 0: fine, 2: there are problems.
+
+    --judge measures how far the judge agrees with you. LABELS is JSONL, a line being {"id": "…", "answer": "…",
+    "passed": [true, false]}: the sample, an answer to it, and your verdict on each check that the judge reads.
 
     \b
     Examples:
       skilltune check skilltune.toml
       skilltune check skills/invoice-totals target.model=openai/gpt-5.5 --probe
+      skilltune check skilltune.toml --judge labels.jsonl
     """
     from skilltune.check import check as look
     from skilltune.config import load_config
     from skilltune.report.terminal import clean, estimate_rows, stdout
     from skilltune.samples import describe_power
 
+    console = stdout()
     with _boundary():
         cfg, root = load_config(config, overrides or ())
-        found = _run(look(cfg, root, probe=probe))
+        found = interrupts.run(
+            look(cfg, root, probe=probe, labels=judge, announce=lambda text: console.print(clean(text)))
+        )
     rows: list[tuple[str, str]] = []
     if found.skill is not None:
         rows.append(("skill", f"{found.skill.name}, about {found.skill.tokens:,} tokens"))
@@ -288,8 +307,9 @@ def check(
     if found.estimate is not None:
         rows += estimate_rows(found.estimate)
     rows += [("probe", f"{p.role} {p.model}: {p.error or f'answered in {p.seconds:.2f} s'}") for p in found.probes]
+    if found.agreement is not None:
+        rows += found.agreement.rows()
     rows += [("note", note) for note in found.notes]
-    console = stdout()
     for name, value in rows:
         console.print(f"{name:<10}{clean(value)}")
     shown = found.problems[:20]
@@ -303,19 +323,76 @@ def check(
 
 
 @app.command()
-def show(run: RunFolder, as_json: AsJson = False) -> None:
+def doctor(
+    config: Annotated[
+        Path | None,
+        typer.Argument(metavar="[CONFIG|SKILL_DIR]", help="a TOML file, or a folder with SKILL.md", show_default=False),
+    ] = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Look at the machine and let each model answer once.
+
+    With a config, the target and the optimizer each answer one tiny call (a model in both roles, one). Then: versions,
+    keys (set or not, never their values), how your own code is confined, disk, clock, terminal. Each line is ok, warn
+    or fail, and says how to mend what is wrong. Exit code 0: nothing fails, 2: something does.
+
+    \b
+    Examples:
+      skilltune doctor
+      skilltune doctor skilltune.toml
+      skilltune doctor skills/invoice-totals target.model=openai/gpt-5.5 --json
+    """
+    from dataclasses import asdict
+
+    from skilltune.doctor import examine
+    from skilltune.report.terminal import clean, stdout
+
+    with _boundary():
+        findings = interrupts.run(examine(config, overrides or ()))
+        failed = sum(finding.level == "fail" for finding in findings)
+        if as_json:
+            typer.echo(json.dumps({"ok": not failed, "findings": [asdict(finding) for finding in findings]}))
+        else:
+            console = stdout()
+            for finding in findings:
+                console.print(f"{finding.level:<6}{finding.topic:<22}{clean(finding.text)}")
+                if finding.fix:
+                    console.print(f"{'':<28}→ {clean(finding.fix)}")
+            console.print(f"{failed} of {len(findings)} fail" if failed else "fine: nothing fails")
+    if failed:
+        raise typer.Exit(2)
+
+
+@app.command()
+def show(
+    run: RunFolder,
+    edits: Annotated[bool, typer.Option("--edits", help="What each rule of the best skill is worth.")] = False,
+    again: Annotated[
+        bool, typer.Option("--recompute", help="Make every decision again from the journal alone, and compare.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Show what happened in a run.
 
-    Its verdicts, its certificate, what it cost and where its files are; also while it is under way.
+    Its verdicts, its certificate, what it cost and where its files are; also while it is under way. Exit codes of
+    --recompute: 0 all equal, 1 something differs, 2 the journal lacks something.
 
     \b
     Examples:
       skilltune show runs/invoice-totals
       skilltune show runs/invoice-totals --json
+      skilltune show runs/invoice-totals --edits
+      skilltune show runs/invoice-totals --recompute
     """
     from skilltune.report.terminal import History, show_run, stdout
     from skilltune.run import Run
 
+    if again:
+        _recompute(run, as_json)
+    if edits:
+        _show_edits(run, as_json)
+        return
     with _boundary():
         journal = Run.read(run)
         history = History.of(journal)
@@ -324,6 +401,49 @@ def show(run: RunFolder, as_json: AsJson = False) -> None:
             typer.echo(json.dumps(history.to_json()))
         else:
             show_run(history, stdout())
+
+
+def _show_edits(folder: Path, as_json: bool) -> None:
+    """The ledger of the best skill."""
+    from skilltune.report.ledger import HEADERS, read_ledger, row, to_json
+    from skilltune.report.terminal import History, columns, stdout
+    from skilltune.run import Run
+
+    with _boundary():
+        with Run.read(folder) as journal:
+            best = History.of(journal).best
+            rules = read_ledger(journal, best)
+        if as_json:
+            typer.echo(json.dumps({"run": str(folder), "best": best, "edits": [to_json(rule) for rule in rules]}))
+        elif rules:
+            stdout().print(columns(HEADERS, [row(rule) for rule in rules]))
+        else:
+            stdout().print("no edit stands in the best skill: it is the input")
+
+
+def _recompute(folder: Path, as_json: bool) -> NoReturn:
+    """One line per decision, with what differs below it; exits."""
+    from dataclasses import asdict
+
+    from skilltune.gate.replay import recompute
+    from skilltune.report.terminal import clean, stdout
+    from skilltune.run import Run
+
+    with _boundary():
+        with Run.read(folder) as journal:
+            found = interrupts.run(recompute(journal))
+        if as_json:
+            typer.echo(json.dumps({"run": str(folder), "exit_code": found.exit_code, **asdict(found)}))
+        else:
+            console = stdout()
+            for decision in found.decisions:
+                verdict = "differs" if decision.differences else "equal"
+                console.print(f"{verdict:<9}{decision.name:<13}{clean(decision.said)}")
+                for difference in decision.differences:
+                    console.print(f"{'':<9}{clean(difference)}")
+        if found.lacking:
+            typer.echo(f"lacking: {clean(found.lacking)}", err=True)
+    raise typer.Exit(found.exit_code)
 
 
 @app.command()
@@ -355,6 +475,38 @@ def diff(
 
 
 @app.command()
+def report(
+    run: RunFolder,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", metavar="FILE", help="Where to write it. [default: RUN/report.html]")
+    ] = None,
+) -> None:
+    """Write what happened in a run as one HTML file.
+
+    Verdict and certificate, scores, what changed in the skill and why, every sample under every version, transcripts,
+    spend. The file needs no network and stays under 2 MB; a run that is under way is shown as far as it is.
+
+    \b
+    Examples:
+      skilltune report runs/invoice-totals
+      skilltune report runs/invoice-totals -o invoice-totals.html
+    """
+    from skilltune.report.html import report as page
+    from skilltune.run import Run, write_atomic
+
+    with _boundary():
+        journal = Run.read(run)
+        text = page(journal)
+        journal.close()
+        path = out or run / "report.html"
+        try:
+            write_atomic(path, text)
+        except OSError as error:
+            raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
+        typer.echo(f"wrote {path}")
+
+
+@app.command()
 def export(
     run: RunFolder,
     to: Annotated[Kind, typer.Option("--to", help="What to write: a plain file, or an agent's skill folder.")],
@@ -369,8 +521,10 @@ def export(
 ) -> None:
     """Write the trained skill where an agent finds it.
 
-    claude writes .claude/skills/NAME/, codex .codex/skills/NAME/, agents .agents/skills/NAME/, file NAME.md. Only the
-    trained lines differ from the input.
+    claude writes .claude/skills/NAME/, codex and agents .agents/skills/NAME/, copilot .github/skills/NAME/, cursor,
+    gemini and opencode .cursor/, .gemini/ and .opencode/skills/NAME/, plugin a Claude Code plugin NAME/, file NAME.md.
+    Only the trained lines differ from the input; evals/ and skilltune.toml stay behind, except with file.
+    skill-creator writes the run's answers and grades as NAME-workspace/iteration-N/ for the viewer of that skill.
 
     \b
     Examples:
@@ -382,15 +536,169 @@ def export(
     from skilltune.run import Run
 
     with _boundary():
-        if out is None and Path.cwd() == Path.home() and to is not Kind.file:
-            raise UsageError(
-                "the current folder is your home, where every project's agent would read it: name --out DIR"
-            )
         journal = Run.read(run)
+        if to is Kind.skill_creator:
+            from skilltune.report.skill_creator import export_workspace
+
+            path = export_workspace(journal, out or Path())
+            journal.close()
+            typer.echo(f"wrote {path}")
+            return
         skill = best_of(journal)
         journal.close()
-        path = write(skill, to.value, out or Path(), name=name, description=description, force=force)
+        path = write(skill, to.value, out, name=name, description=description, force=force)
         typer.echo(f"wrote {path}")
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="a sample file or folder, or hf:NAME")],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", metavar="FILE", help="Where to write. [default: stdout]")
+    ] = None,
+    fields: Annotated[
+        list[str] | None, typer.Option("--field", metavar="OURS=THEIRS", help="A field by its name in SOURCE.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite FILE.")] = False,
+) -> None:
+    """Write samples of any readable format as plain JSONL.
+
+    The result loads to the same samples: ids, checks, files and splits included.
+
+    \b
+    Examples:
+      skilltune convert promptfooconfig.yaml -o data.jsonl
+      skilltune convert data.csv --field input=question --field target=solution -o data.jsonl
+      skilltune convert hf:openai/gsm8k/main@train -o data.jsonl
+    """
+    from skilltune.convert import convert as read
+
+    with _boundary():
+        pairs = [field.partition("=") for field in fields or ()]
+        if wrong := [ours for ours, equals, theirs in pairs if not (ours and equals and theirs)]:
+            raise UsageError(f'--field "{wrong[0]}" must look like input=question')
+        text = read(source, out, fields={ours: theirs for ours, _, theirs in pairs}, force=force)
+        if out is None:
+            typer.echo(text, nl=False)
+        else:
+            typer.echo(f"wrote {text.count(chr(10)):,} samples to {out}")
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of the skill.")] = Path(),
+    name: Annotated[str | None, typer.Option("--name", help="The skill's name: lower case, digits, hyphens.")] = None,
+    description: Annotated[
+        str | None, typer.Option("--description", help="What it does and when an agent should use it.")
+    ] = None,
+    task: Annotated[str | None, typer.Option("--task", help="What a task looks like, in a sentence.")] = None,
+    score: Annotated[str | None, typer.Option("--score", help="How answers are scored, e.g. exact, number.")] = None,
+    target: Annotated[str | None, typer.Option("--target", help="The model that does the tasks.")] = None,
+    optimizer: Annotated[str | None, typer.Option("--optimizer", help="The model that proposes edits.")] = None,
+    document: Annotated[
+        Path | None, typer.Option("--from", metavar="FILE", help="Draft samples from it with the optimizer's model.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing; take the defaults.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite files.")] = False,
+) -> None:
+    """Begin a skill: SKILL.md, five example tasks to overwrite, and a commented config.
+
+    Asks what no option says. With --from, the optimizer's model drafts tasks from a document; each is marked
+    "reviewed": false, and training refuses it until you have read it and set that to true.
+
+    \b
+    Examples:
+      skilltune init skills/invoice-totals
+      skilltune init . --name dates --description "Writes dates. Use for every date." --score exact --yes
+      skilltune init . --from handbook.md --optimizer anthropic/claude-opus-5
+    """
+    from skilltune.scaffold import Plan, draft_with, propose, scaffold
+
+    with _boundary():
+        given = {"name": name, "description": description, "task": task, "score": score, "target": target}
+        given |= {"optimizer": optimizer}
+        plan: dict[str, str] = {}
+        for key, (question, default) in propose(folder).items():
+            value = given[key]
+            if value is None and not yes:
+                if not sys.stdin.isatty():
+                    raise UsageError(f"nobody is there to answer: add --{key}, or --yes for the default ({default})")
+                value = typer.prompt(question, default=default)
+            plan[key] = default if value is None else value
+        chosen = Plan(**plan)
+        drafts = interrupts.run(draft_with(chosen, document)) if document is not None else []
+        for path in scaffold(folder, chosen, drafts=drafts, force=force):
+            typer.echo(f"wrote {path}")
+        typer.echo(f"next: write your own tasks into {folder / chosen.samples}, then skilltune check {folder}")
+
+
+@app.command()
+def answer(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of handoff:DIR.")],
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="A question, by its name or number.", show_default=False)
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option("--file", metavar="FILE", help="The answer to NAME. [default: stdin]")
+    ] = None,
+    next_: Annotated[bool, typer.Option("--next", help="Print the oldest open question.")] = False,
+    loop: Annotated[
+        str | None, typer.Option("--loop", metavar="COMMAND", help="Let a command answer all questions.")
+    ] = None,
+    idle: Annotated[
+        float, typer.Option("--idle", min=0, help="With --loop: end when no run used DIR for so many seconds.")
+    ] = 10.0,
+) -> None:
+    """Answer the questions of a run whose optimizer is handoff:DIR.
+
+    Without options it lists what is open. An answer is checked for its form here, and by the run for the rest; what
+    cannot be used is moved aside with the reason, and the question stays open.
+
+    With --loop the COMMAND gets each question on stdin and prints the answer. It runs in an empty folder, and with
+    your whole environment, keys included: name a command that you trust with them. Run several loops to answer several
+    questions at once.
+
+    \b
+    Examples:
+      skilltune answer answers
+      skilltune answer answers --next
+      skilltune answer answers 0001-reflect-1a2b3c4d --file answer.json
+      skilltune answer answers --loop 'claude -p'
+
+    \b
+    Exit codes:
+      0  done
+      1  --next, and nothing is open
+      2  an answer that cannot be used, a command that failed
+    """
+    from skilltune.answer import answer_by, hand_in, named, open_questions
+    from skilltune.report.terminal import clean, describe_questions
+
+    with _boundary():
+        if (file is not None and name is None) or sum((name is not None, next_, loop is not None)) > 1:
+            raise UsageError("give one of NAME (with --file or stdin), --next and --loop")
+        if loop is not None:
+            count = interrupts.run(
+                answer_by(folder, loop, idle=idle, say=lambda text: typer.echo(clean(text), err=True))
+            )
+            typer.echo(f"{count} answered; no run waits in {folder}")
+        elif name is not None:
+            question = named(folder, name)
+            try:
+                text = sys.stdin.read() if file is None else file.read_text(encoding="utf-8-sig")
+            except (OSError, UnicodeDecodeError) as error:
+                raise UsageError(f"cannot read the answer: {error}") from error
+            hand_in(question, text)
+            typer.echo(f"answered {question.name}")
+        else:
+            found = open_questions(folder)
+            if next_ and found:
+                typer.echo(found[0].text(), nl=False)
+            elif next_:
+                typer.echo(f"nothing is open in {folder}", err=True)
+                raise typer.Exit(1)
+            else:
+                typer.echo(describe_questions(folder, found))
 
 
 def _fail(message: str, exit_code: int) -> None:
@@ -407,17 +715,16 @@ def _boundary(
 ) -> Iterator[None]:
     """What was raised on purpose becomes a message and an exit code; anything else keeps its traceback.
 
-    What only a call could reveal (a wrong key, a full disk) is 2 while nothing was `spent`, 3 after. SIGTERM is taken
-    as Ctrl-C, so that a run that is told to end leaves in the same order.
+    What only a call could reveal (a wrong key, a full disk) is 2 while nothing was `spent`, 3 after.
     """
 
     def leave(text: str, exit_code: int) -> NoReturn:
         fail(text, exit_code)
         raise typer.Exit(exit_code)
 
-    previous = signal.signal(signal.SIGTERM, _as_interrupt)
     try:
-        yield
+        with interrupts.during(message):
+            yield
     except (KeyboardInterrupt, asyncio.CancelledError):
         leave(message, INTERRUPTED)
     except BrokenPipeError:
@@ -427,28 +734,6 @@ def _boundary(
         leave(str(error), 3 if spent() else 2)
     except SkilltuneError as error:
         leave(str(error), error.exit_code)
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
-def _run(work: Coroutine[Any, Any, T]) -> T:
-    """`asyncio.run` in which SIGTERM cancels the work in good order, wherever it waits, instead of breaking into it."""
-
-    async def main() -> T:
-        task = asyncio.current_task()
-        assert task is not None
-        with suppress(NotImplementedError):  # Windows has no such handlers
-            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-        return await work
-
-    return asyncio.run(main())
-
-
-def _as_interrupt(signum: int, frame: FrameType | None) -> None:
-    handler = signal.getsignal(signal.SIGINT)  # asyncio's while it runs; none in a background job of a script
-    if not callable(handler):
-        raise KeyboardInterrupt
-    handler(signal.SIGINT, frame)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,12 @@ from skilltune.names import parse_name
 
 MAY_DIFFER = (
     "budget.",
-    *(f"{role}.{key}" for role in ("target", "optimizer") for key in ("workers", "timeout_s", "price")),
+    "log.",
+    *(f"{role}.{key}" for role in ("target", "optimizer", "judge") for key in ("workers", "timeout_s", "price")),
+    "target.hedge",
+    "target.lookahead",
+    "certify.controls",
+    "optimizer.wait",
 )
 FILE_NAME = "skilltune.toml"
 
@@ -34,22 +39,29 @@ class EnvConfig(_Section):
     """The tasks: where the samples are, how an answer is scored, how a sample becomes a prompt."""
 
     samples: str = Field(default="", description="a sample file, a folder with evals/evals.json, or file.py:factory")
-    score: str | dict[str, Any] = Field(default="exact", description="exact, number, f1, …, python:file.py:fn")
+    score: str | dict[str, Any] = Field(
+        default="exact", description='exact, number, f1, …, python:file.py:fn, {judge = "MODEL"}'
+    )
     prompt: str | None = Field(default=None, description="the user message; {input} is replaced by the sample's input")
     split: tuple[float, float, float] = Field(default=(4, 3, 3), description="train : select : test")
     fields: dict[str, str] = Field(default={}, description="our field name → the name in your file")
 
 
-class ModelConfig(_Section):
-    """What a target and an optimizer have in common."""
+class CallConfig(_Section):
+    """How a model is called."""
 
-    model: str = Field(default="", description="openai/gpt-…, openai@http://127.0.0.1:8000/v1/qwen3, local/…")
     workers: int = Field(default=8, ge=1, description="calls under way at once")
     timeout_s: float = Field(default=120.0, gt=0, description="seconds until one call is given up")
     temperature: float | None = Field(default=None, ge=0, description="None: the provider's default")
     max_tokens: int | None = Field(default=None, ge=1, description="bound of one answer")
     api: Literal["chat", "responses"] = Field(default="chat", description="which of OpenAI's two APIs is asked")
     price: tuple[float, float] | None = Field(default=None, description="dollars per million input and output tokens")
+
+
+class ModelConfig(CallConfig):
+    """What a target and an optimizer have in common."""
+
+    model: str = Field(default="", description="openai/gpt-…, openai@http://127.0.0.1:8000/v1/qwen3, local/…")
 
     @field_validator("model")
     @classmethod
@@ -64,16 +76,42 @@ class TargetConfig(ModelConfig):
 
     attempts: int = Field(default=1, ge=1, description="rollouts of each sample of a training batch")
     activation: Literal["inline"] = Field(default="inline", description="the skill is the system message")
+    hedge: bool = Field(default=False, description="send a straggler's request once more; costs some calls, saves time")
+    lookahead: bool | None = Field(
+        default=None,
+        description="use idle workers for calls that will probably be needed next; some are wasted. "
+        "None: where calls are free and not limited",
+    )
+
+    @model_validator(mode="after")
+    def _hedge_elsewhere(self) -> TargetConfig:
+        if self.hedge and self.model and parse_name(self.model).scheme == "local":
+            raise ValueError("the embedded model has no stragglers, two copies of a call only slow it: leave hedge out")
+        return self
 
 
 class OptimizerConfig(ModelConfig):
     """The model that turns scored trajectories into edits; empty: the target's model where that can be one."""
 
     show_expected: bool = Field(default=True, description="show the expected answers of train samples")
+    show_rubric: bool = Field(default=False, description="show which of a judge's checks failed on train samples")
+    wait: bool = Field(default=True, description="handoff: wait for the answers; false: stop (exit 4), to be resumed")
     checks: Literal["enforce", "record"] = Field(
         default="enforce", description="of an edit whose evidence does not hold"
     )
+    patterns: bool = Field(
+        default=True, description="remember failure patterns that nothing has fixed, and which texts were judged"
+    )
     trajectory_chars: int = Field(default=6000, ge=200, description="a longer trajectory is elided in its middle")
+
+
+class JudgeConfig(CallConfig):
+    """How the judge of `env.score = {judge = "MODEL"}` is called. Verdicts should repeat, hence temperature 0."""
+
+    temperature: float | None = Field(default=0.0, ge=0, description="of its verdicts")
+    same_as_optimizer: bool = Field(
+        default=False, description="let the optimizer's own model judge; it then grades edits of its own"
+    )
 
 
 class TrainConfig(_Section):
@@ -85,14 +123,15 @@ class TrainConfig(_Section):
     merge: Literal["pool", "rank"] = Field(default="pool", description="measure the edits, or let a model rank")
     merge_batch_size: int = Field(default=8, ge=2, description="patches per merge call")
     lr: int = Field(default=4, ge=1, description="edits applied per step at most")
-    lr_min: int = Field(default=2, ge=1)
+    lr_min: int = Field(default=2, ge=1, description="where linear and cosine schedules of lr end")
     schedule: Literal["constant", "linear", "cosine", "autonomous"] = "cosine"
-    update: Literal["patch", "rewrite"] = "patch"
-    patience: int = Field(default=0, ge=0, description="stop after so many steps without an accept; 0: never")
+    update: Literal["patch", "rewrite"] = Field(default="patch", description="apply edits, or let a model rewrite all")
+    patience: int = Field(default=3, ge=0, description="stop after so many steps without an accept; 0: never")
     target_score: float | None = Field(
         default=None, ge=0, le=1, description="stop when the estimated score on select reaches this"
     )
     max_skill_tokens: int = Field(default=2000, ge=1, description="an edit that grows the skill past this is refused")
+    compact: bool = Field(default=False, description="at the end, drop each rule that carries less than a point")
 
     @model_validator(mode="after")
     def _rates(self) -> TrainConfig:
@@ -104,19 +143,21 @@ class TrainConfig(_Section):
 class GateConfig(_Section):
     """What a change must show before it is kept."""
 
-    policy: str = Field(default="race", description="race, strict, or the name of an installed plug-in")
-    metric: Literal["score", "hard", "soft", "mixed"] = "score"
+    policy: str = Field(default="race", description="race, strict, eprocess, or the name of an installed plug-in")
+    metric: Literal["score", "hard", "soft", "mixed"] = Field(default="score", description="what of a score counts")
     weight: float = Field(default=0.5, ge=0, le=1, description="mixed = weight·hard + (1 − weight)·soft")
-    confidence: float = Field(default=0.95, gt=0.5, lt=1, description="race: accept when P(gain > 0) passes this")
-    last_confidence: float = Field(default=0.90, gt=0.5, lt=1, description="race: the bar when all passes are used up")
+    confidence: float = Field(default=0.90, gt=0.5, lt=1, description="race: accept when P(better) passes this")
+    last_confidence: float = Field(default=0.80, gt=0.5, lt=1, description="race: the bar when all passes are used up")
     futility: float = Field(default=0.25, ge=0, lt=0.5, description="race: reject when P(gain > 0) falls below this")
-    block: int = Field(default=8, ge=1, description="race: samples between two looks")
-    passes: int = Field(default=1, ge=1, description="race: draws of each `select` sample at most")
+    alpha: float = Field(default=0.05, gt=0, lt=1, description="eprocess: P(any accept without a gain), per run")
+    block: int = Field(default=8, ge=1, description="race, eprocess: samples before the first look")
+    passes: int = Field(default=1, ge=1, description="race, eprocess: draws of each `select` sample at most")
     regression_bound: float = Field(default=0.02, ge=0, le=1, description="race: credible harm over this vetoes")
     length_price: float = Field(default=0.01, ge=0, description="race: gain that 1,000 more tokens must bring")
     pool: int = Field(default=12, ge=1, description="edits screened per step at most")
-    screen: int = Field(default=60, ge=0, description="train rollouts of the factorial screen")
+    screen: int = Field(default=72, ge=0, description="train rollouts of the factorial screen")
     texts: int = Field(default=18, ge=2, description="distinct subsets in the screen")
+    calibrate: bool = Field(default=False, description="score the start skill twice, and test the gate by it")
 
     @model_validator(mode="after")
     def _bars(self) -> GateConfig:
@@ -151,6 +192,19 @@ class CertifyConfig(_Section):
 
     attempts: int = Field(default=1, ge=1, description="draws of each test sample")
     alpha: float = Field(default=0.05, gt=0, lt=0.5, description="one-sided error of 'better'")
+    controls: bool = Field(default=False, description="then measure cheaper ways to a skill; doubles the cost")
+
+
+class LogConfig(_Section):
+    """Where the figures of the run go, beside metrics.jsonl."""
+
+    sinks: tuple[str, ...] = Field(default=(), description="wandb, mlflow, or the names of installed plug-ins")
+    project: str = Field(default="skilltune", min_length=1, description="the project or experiment there")
+
+    @field_validator("sinks", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
 
 
 class Config(_Section):
@@ -162,11 +216,13 @@ class Config(_Section):
     env: EnvConfig = EnvConfig()
     target: TargetConfig = TargetConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+    judge: JudgeConfig = JudgeConfig()
     train: TrainConfig = TrainConfig()
     gate: GateConfig = GateConfig()
     slow: SlowConfig = SlowConfig()
     budget: BudgetConfig = BudgetConfig()
     certify: CertifyConfig = CertifyConfig()
+    log: LogConfig = LogConfig()
 
     def to_json(self) -> dict[str, Any]:
         return self.model_dump(mode="json")
@@ -176,8 +232,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "paper": {
         "env": {"split": [2, 1, 7]},
-        "optimizer": {"checks": "record"},
-        "train": {"merge": "rank"},
+        "optimizer": {"checks": "record", "patterns": False},
+        "train": {"merge": "rank", "patience": 0},
         "gate": {"policy": "strict", "metric": "hard"},
     },
 }

@@ -76,6 +76,10 @@ class InfraStopped(Stopped):
     exit_code = 3
 
 
+class Unanswered(Stopped):
+    """A question to a person or another agent is open, and the run was told not to wait: nothing is certified."""
+
+
 class RunError(UsageError):
     """The run folder cannot be used: locked by another process, newer schema, damaged, other config."""
 

@@ -2,7 +2,8 @@
 
 Agents look for a folder NAME/SKILL.md whose frontmatter says name and description (agentskills.io). A skill that has
 frontmatter is copied byte for byte; one that was a plain document gets it only from a name and a description that
-the user states, because a description decides when an agent loads the skill and is nothing to make up.
+the user states, because a description decides when an agent loads the skill and is nothing to make up. What belongs
+to training stays behind: an agent that can read `evals/` can read the expected answers.
 """
 
 from __future__ import annotations
@@ -17,11 +18,22 @@ from typing import Any
 import yaml
 
 from skilltune.errors import UsageError
-from skilltune.run import Run
+from skilltune.run import Run, write_atomic
 from skilltune.skill import MAIN, Skill
 
-FOLDERS = {"claude": ".claude/skills", "codex": ".codex/skills", "agents": ".agents/skills"}
-KINDS = ("file", *FOLDERS)
+# Where each agent looks for a project's skills; docs/export.md cites the page of each.
+FOLDERS = {
+    "claude": ".claude/skills",
+    "codex": ".agents/skills",
+    "agents": ".agents/skills",
+    "copilot": ".github/skills",
+    "cursor": ".cursor/skills",
+    "gemini": ".gemini/skills",
+    "opencode": ".opencode/skills",
+}
+KINDS = ("file", *FOLDERS, "plugin")
+MANIFEST = ".claude-plugin/plugin.json"
+TRAINING = {"evals", "skilltune.toml"}  # at the top of a skill folder: what it is trained with, not what it says
 
 _PATH_PART = re.compile(r"\w[\w.-]*")  # a name becomes a folder; it must not climb out of its parent
 
@@ -29,39 +41,55 @@ _PATH_PART = re.compile(r"\w[\w.-]*")  # a name becomes a folder; it must not cl
 def export(
     skill: Skill,
     kind: str,
-    to: str | Path = ".",
+    to: str | Path | None = None,
     *,
     name: str | None = None,
     description: str | None = None,
     force: bool = False,
 ) -> Path:
-    """Write the skill below the folder `to` and return the file or folder that holds it.
+    """Write the skill below the folder `to` (None: the current one) and return the file or folder that holds it.
 
-    `file` gives NAME.md (NAME/ for a skill with files), `claude`, `codex` and `agents` the project folder that the
-    agent reads: `.claude/skills/NAME/`, `.codex/skills/NAME/`, `.agents/skills/NAME/`. `name` and `description`
-    become the frontmatter of a document that has none; an agent needs both. What is already there and differs is
-    kept unless `force`; the same bytes are left alone. Raises `UsageError`.
+    `file` gives NAME.md (NAME/ for a skill with files), an agent the folder NAME where it looks for a project's skills
+    (`FOLDERS`), `plugin` a Claude Code plugin NAME/ with the skill in it. Only `file` copies what is in `TRAINING`.
+    `name` and `description` become the frontmatter of a document that has none; an agent needs both. What is already
+    there and differs is kept unless `force`; the same bytes are left alone. Nothing goes into the user's home unless
+    `to` names it. Raises `UsageError`.
     """
     if kind not in KINDS:
         raise UsageError(f'cannot export to "{kind}"; known: {", ".join(KINDS)}')
-    root = Path(to).expanduser()
+    if to is None and kind != "file" and Path.cwd() == Path.home().resolve():
+        raise UsageError(
+            "the current folder is your home, where every project's agent would read the skill: name the project with "
+            "--out DIR (Python: to=DIR)"
+        )
+    root = Path(to or ".").expanduser()
+    manifest: dict[str, bytes] = {}
     if kind == "file":
         if description is not None:
             raise UsageError("a description is written for an agent only; leave it out to export a file")
         chosen = _safe(name or skill.name)
-        path = root / (chosen if skill.folder else f"{chosen}.md")
+        path = home = root / (chosen if skill.folder else f"{chosen}.md")
     else:
         skill = _for_agent(skill, name, description)
-        path = root / FOLDERS[kind] / skill.name
-    if not path.resolve().is_relative_to(root.resolve()):
-        raise UsageError(f"{path} leads through a link to {path.resolve()}, outside of {root}; export there by name")
-    if not force and (differing := _differing(skill, path)):
+        path = home = root / FOLDERS.get(kind, "") / skill.name
+        if kind == "plugin":
+            home = path / "skills" / skill.name
+            about = {"name": skill.name, "description": " ".join(_metadata(skill)["description"].split())}
+            manifest = {MANIFEST: (json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode()}
+    for place in (home, *(path / name for name in manifest)):
+        if not place.resolve().is_relative_to(root.resolve()):
+            raise UsageError(
+                f"{place} leads through a link to {place.resolve()}, outside of {root}; export there by name"
+            )
+    if not force and (differing := [*_differing(_content(skill), home), *_differing(manifest, path)]):
         raise UsageError(
             f"{path} already holds another skill (different: {', '.join(differing)}): nothing was written. "
             "Compare them, then export again with --force (Python: force=True), or choose another folder."
         )
-    if skill.folder or not path.exists() or path.read_bytes() != _bytes(skill):
-        skill.save(path)
+    if skill.folder or not home.exists() or home.read_bytes() != _bytes(skill):
+        skill.save(home)
+    for part, data in manifest.items():
+        write_atomic(path / part, data)
     return path
 
 
@@ -84,7 +112,7 @@ def best_of(run: Run) -> Skill:
 
 
 def _for_agent(skill: Skill, name: str | None, description: str | None) -> Skill:
-    """The skill as a folder NAME with SKILL.md, its frontmatter complete."""
+    """The skill as a folder NAME with SKILL.md, its frontmatter complete, without what only training needs."""
     if skill.frontmatter:
         if name is not None or description is not None:
             raise UsageError("the skill's own frontmatter states name and description: change them there")
@@ -95,18 +123,34 @@ def _for_agent(skill: Skill, name: str | None, description: str | None) -> Skill
                 f"the skill's frontmatter lacks {' and '.join(missing)}, which every agent needs: add them to the "
                 "skill that was trained, or to the exported copy of `--to file`"
             )
-        return replace(skill, name=_safe(str(stated["name"]).strip()), folder=True)
-    if name is None or description is None:
+        name, description = (str(stated[key]).strip() for key in ("name", "description"))
+        text = skill.text
+    elif name is None or description is None:
         raise UsageError(
             "the skill has no frontmatter, and an agent finds a skill by its name and description: state both with "
             '--name invoice-totals --description "Reads totals from invoices. Use when …", or export with --to file'
         )
-    header = f"---\nname: {name}\ndescription: {json.dumps(description, ensure_ascii=False)}\n---\n"
-    bom = "\ufeff" if skill.text.startswith("\ufeff") else ""
-    made = replace(skill, text=f"{bom}{header}\n{skill.text.removeprefix(bom)}", name=name, folder=True)
-    if problems := made.check():
+    else:
+        bom = "\ufeff" if skill.text.startswith("\ufeff") else ""
+        text = f"{bom}{_header(name, description)}\n{skill.text.removeprefix(bom)}"
+    # The two keys by which agents find a skill must keep to the standard; other keys are the author's affair.
+    if problems := Skill(_header(name, description), name, folder=True).check():
         raise UsageError(" ".join(problems))
-    return made
+    files = {path: data for path, data in skill.files.items() if path.split("/")[0] not in TRAINING}
+    return replace(skill, text=text, name=name, files=files, folder=True)
+
+
+def _header(name: str, description: str) -> str:
+    return f"---\nname: {_scalar(name)}\ndescription: {json.dumps(description, ensure_ascii=False)}\n---\n"
+
+
+def _scalar(text: str) -> str:
+    """As it stands where YAML reads it back as the same text, else quoted: `on` and `12` are names too."""
+    try:
+        plain = yaml.safe_load(text) == text
+    except (yaml.YAMLError, ValueError):
+        plain = False
+    return text if plain else json.dumps(text, ensure_ascii=False)
 
 
 def _metadata(skill: Skill) -> Mapping[str, Any]:
@@ -128,12 +172,16 @@ def _bytes(skill: Skill) -> bytes:
     return skill.text.encode("utf-8", "surrogatepass")
 
 
-def _differing(skill: Skill, path: Path) -> list[str]:
-    """The files that are there with other content than they would be given."""
-    content = {MAIN: _bytes(skill), **skill.files} if skill.folder else {"": _bytes(skill)}
-    targets = {name: (path / name if name else path, data) for name, data in content.items()}
+def _content(skill: Skill) -> dict[str, bytes]:
+    """The skill's files by their path below the place where it is saved; "" is that place itself."""
+    return {MAIN: _bytes(skill), **skill.files} if skill.folder else {"": _bytes(skill)}
+
+
+def _differing(content: Mapping[str, bytes], place: Path) -> list[str]:
+    """The files below `place` that are there with other content than they would be given."""
+    targets = {name: (place / name if name else place, data) for name, data in content.items()}
     return [
-        name or path.name
+        name or place.name
         for name, (target, data) in targets.items()
         if target.exists() and (not target.is_file() or target.read_bytes() != data)
     ]

@@ -15,7 +15,9 @@ from urllib.parse import urlsplit
 
 from skilltune.errors import UsageError
 
-Scheme = Literal["openai", "anthropic", "local", "claude-code", "codex", "command", "examples", "handoff", "fake"]
+Scheme = Literal[
+    "openai", "anthropic", "local", "claude-code", "codex", "command", "examples", "handoff", "plugin", "fake"
+]
 
 FORMS = {
     "openai/": "openai/gpt-5.5",
@@ -28,6 +30,7 @@ FORMS = {
     "command:": "command:./agent.sh {prompt_file}",
     "examples": "examples",
     "handoff:": "handoff:answers",
+    "plugin:": "plugin:my-agent/fast",
 }
 """How a name begins, with an example of each; shown in error messages. `fake:` is for tests and not advertised."""
 
@@ -38,17 +41,28 @@ class Name:
 
     `model` is what follows the scheme: a model id, a path, a command line, a folder; empty for `examples`. `url` is
     the base URL of a custom endpoint (for OpenAI's it ends in `/v1`), None elsewhere. `text` is the name as written.
+    `plugin` is the entry point of `plugin:NAME/REST`, whose `model` is REST (may be empty); "" elsewhere.
     """
 
     scheme: Scheme
     model: str
     url: str | None
     text: str
+    plugin: str = ""
 
     @property
     def endpoint(self) -> str:
         """What shares one rate limit: equal for all models behind one URL or one provider."""
-        return self.url or self.scheme
+        return self.url or (f"plugin:{self.plugin}" if self.plugin else self.scheme)
+
+    @property
+    def inner(self) -> Name | None:
+        """The model that REST of `plugin:NAME/REST` names; None where it names none."""
+        try:
+            name = parse_name(self.model) if self.plugin else None
+        except UsageError:
+            return None
+        return name if name and name.scheme in ("openai", "anthropic", "local") else None
 
     def __str__(self) -> str:
         return self.text
@@ -67,6 +81,11 @@ def parse_name(text: str) -> Name:
         return Name("examples", "", None, text)
     if not rest:
         raise _bad(text, f"something must follow `{form}`", form)
+    if form == "plugin:":
+        entry, _, model = rest.partition("/")
+        if not re.fullmatch(r"[\w.-]+", entry):
+            raise _bad(text, "a plug-in's name is made of letters, digits, `_`, `-` and `.`", form)
+        return Name("plugin", model, None, text, entry)
     url = None
     if form == "openai@":
         url, model = _openai_url(text, rest)
@@ -100,7 +119,7 @@ def _anthropic_url(text: str, rest: str) -> tuple[str, str]:
     base, _, model = rest.rpartition("/")
     if not model or not urlsplit(base).hostname or model == "v1":
         raise _bad(text, "the model must follow the URL as its last path segment", "anthropic@")
-    return base.removesuffix("/v1"), model  # the SDK adds /v1/messages itself
+    return base.removesuffix("/v1"), model  # AnthropicModel adds /v1/messages itself
 
 
 def _check_url(text: str, url: str, form: str) -> None:

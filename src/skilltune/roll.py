@@ -8,13 +8,16 @@ batch asks again.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
+from contextvars import copy_context
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from statistics import fmean
 
+from skilltune.calls import Ahead, looking_ahead
 from skilltune.envs import Env
-from skilltune.errors import CallConfigError, CallError, InfraError, InfraStopped, JudgeError, Stopped
+from skilltune.errors import CallConfigError, CallError, InfraError, InfraStopped, SkilltuneError, Stopped
 from skilltune.models import Usage
 from skilltune.rollout import Rollout, Trajectory, rollout_from_json, rollout_to_json
 from skilltune.run import Paid, Run, digest
@@ -34,29 +37,37 @@ class Roller:
     env: Env
     run: Run
     seen: dict[tuple[str, str, int], Rollout] = field(default_factory=dict)
-    _hashes: dict[str, str] = field(default_factory=dict)  # of each sample's content, its images included
+    contents: dict[str, str] = field(default_factory=dict)  # by sample id, see `content`
     answered: bool = False  # has the target answered in this process? One that never did is not waited for
+    lookahead: bool = False  # may idle workers roll what will probably be asked for next?
+    _ahead: dict[str, tuple[asyncio.Task, Ahead]] = field(default_factory=dict)  # by key, under way or waiting
 
     async def __call__(
-        self, skill: Skill, samples: Sequence[Sample], *, attempt: int = 0, purpose: str = "train"
+        self,
+        skill: Skill,
+        samples: Sequence[Sample],
+        *,
+        attempt: int = 0,
+        purpose: str = "train",
+        landed: Callable[[int, Rollout], None] = lambda index, rollout: None,
     ) -> list[Rollout]:
         """One rollout per sample, in the order of `samples`, whatever order they finish in.
 
-        `purpose` names the batch in events and in the record of what was left out. Raises `InfraStopped` when more
-        than `MAX_UNSCORED` of the batch cannot be scored, `CallConfigError` as soon as one call shows that no call
-        can succeed.
+        `purpose` names the batch in events and in the record of what was left out. `landed` is told each rollout with
+        its index as soon as it is final. Raises `InfraStopped` when more than `MAX_UNSCORED` of the batch cannot be
+        scored, `CallConfigError` as soon as one call shows that no call can succeed.
         """
         self.run.keep(skill.hash, skill.text.encode("utf-8", "surrogatepass"))
         closed_key = digest("left out", skill.hash, [sample.id for sample in samples], attempt, purpose)
         closed = self.run.recall(closed_key)
         left_out: dict[str, str] = closed[0] if closed else {}
-        rollouts = await self._all(skill, samples, attempt, left_out)
+        rollouts = await self._all(skill, samples, attempt, left_out, landed)
         for pause in WAITS_S:
             if closed or not _too_many(rollouts) or not self.answered:
                 break
             self.run.tell("waiting", purpose=purpose, seconds=pause, why=_failure(rollouts))
             await asyncio.sleep(pause)
-            rollouts = await self._all(skill, samples, attempt, left_out)
+            rollouts = await self._all(skill, samples, attempt, left_out, landed)
         if not closed and _too_many(rollouts):
             raise InfraStopped(
                 f"{sum(not r.scored for r in rollouts)} of {len(rollouts)} calls of the batch '{purpose}' failed: "
@@ -65,35 +76,107 @@ class Roller:
         failed = {r.sample: r.trajectory.error for r in rollouts if not r.scored}
         if failed and not closed:
             self.run.fix(closed_key, lambda: failed)
-        for rollout in rollouts:
+        for index, rollout in enumerate(rollouts):
             if rollout.scored:
                 self.seen[rollout.skill, rollout.sample, rollout.attempt] = rollout
+            else:
+                landed(index, rollout)
         return rollouts
+
+    async def stream(
+        self, skill: Skill, samples: Sequence[Sample], *, attempts: int = 1, purpose: str = "train"
+    ) -> AsyncGenerator[Rollout, None]:
+        """The rollouts of one or more draws of a batch, in order, each as soon as it and all before it are final."""
+        size = len(samples)
+        finals = [asyncio.get_running_loop().create_future() for _ in range(attempts * size)]
+
+        async def draw(attempt: int) -> None:
+            def landed(index: int, rollout: Rollout) -> None:
+                final = finals[attempt * size + index]
+                if not final.done():
+                    final.set_result(rollout)
+
+            await self(skill, samples, attempt=attempt, purpose=purpose, landed=landed)
+
+        draws = asyncio.ensure_future(gather([draw(attempt) for attempt in range(attempts)]))
+        try:
+            for final in finals:
+                await asyncio.wait((final, draws), return_when=asyncio.FIRST_COMPLETED)
+                if not final.done():
+                    draws.result()  # raises: a batch that ends well has settled all of its rollouts
+                yield final.result()
+            await draws
+        finally:
+            draws.cancel()
+            await asyncio.wait([draws])
+
+    # -- looking ahead
+
+    def expect(self, skill: Skill, samples: Sequence[Sample], attempt: int = 0) -> None:
+        """These rollouts will probably be asked for soon: make them while there is nothing better to do. The answers
+        wait in the journal; no result depends on them before they are asked for."""
+        for sample in samples if self.lookahead and self.answered else ():
+            key = self.key(skill, sample, attempt)
+            if key not in self._ahead:
+                context, call = copy_context(), Ahead()
+                context.run(looking_ahead.set, call)
+                loop = asyncio.get_running_loop()
+                task = loop.create_task(self._quietly(skill, sample, attempt), name=skill.hash, context=context)
+                self._ahead[key] = task, call
+                task.add_done_callback(lambda _, key=key: self._ahead.pop(key, None))
+
+    def settle(self, skill: Skill) -> None:
+        """What was expected of any other skill than this one is not needed any more; what was sent is let finish."""
+        for task, call in self._ahead.values():
+            if task.get_name() != skill.hash and not call.begun:
+                task.cancel()
+
+    async def aclose(self) -> None:
+        """End what still runs ahead."""
+        tasks = [task for task, _ in self._ahead.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _quietly(self, skill: Skill, sample: Sample, attempt: int) -> None:
+        """Roll ahead; whatever goes wrong, who really asks will see it."""
+        with suppress(SkilltuneError):
+            await self._one(skill, sample, attempt)
 
     def key(self, skill: Skill, sample: Sample, attempt: int) -> str:
         """The journal key of a rollout: everything that can change its result."""
-        if sample.id not in self._hashes:
+        return rollout_key(self.target.fingerprint, skill.hash, self.content(sample), self.env.fingerprint, attempt)
+
+    def content(self, sample: Sample) -> str:
+        """Hash of what a sample asks and expects, its images included."""
+        if sample.id not in self.contents:
             images = [
                 sha256(image.data).hexdigest() for message in self.env.messages(sample) for image in message.images
             ]
-            self._hashes[sample.id] = digest(sample.model_dump(mode="json", exclude={"split", "group"}), images)
-        content = self._hashes[sample.id]
-        return digest("rollout", self.target.fingerprint, skill.hash, content, self.env.fingerprint, attempt)
+            self.contents[sample.id] = digest(sample.model_dump(mode="json", exclude={"split", "group"}), images)
+        return self.contents[sample.id]
 
     async def _all(
-        self, skill: Skill, samples: Sequence[Sample], attempt: int, left_out: dict[str, str]
+        self,
+        skill: Skill,
+        samples: Sequence[Sample],
+        attempt: int,
+        left_out: dict[str, str],
+        landed: Callable[[int, Rollout], None],
     ) -> list[Rollout]:
-        async def one(sample: Sample) -> Rollout:
+        async def one(index: int, sample: Sample) -> Rollout:
             if sample.id in left_out:
                 return _unscored(skill, sample, attempt, InfraError(left_out[sample.id]))
             try:
-                return await self._one(skill, sample, attempt)
+                rollout = await self._one(skill, sample, attempt)
             except CallConfigError:
                 raise
             except CallError as error:
                 return _unscored(skill, sample, attempt, error)
+            landed(index, rollout)
+            return rollout
 
-        return await gather([one(sample) for sample in samples])
+        return await gather([one(index, sample) for index, sample in enumerate(samples)])
 
     async def _one(self, skill: Skill, sample: Sample, attempt: int) -> Rollout:
         key = self.key(skill, sample, attempt)
@@ -113,22 +196,28 @@ class Roller:
             self.answered = True
             try:
                 score = await self.env.score(sample, rollout)
-            except JudgeError:
+            except BaseException:  # a judge's wrong key and a stop too: what the target did is paid for
                 if not done:
                     self.run.put(unscored_key, "unscored", Paid(rollout_to_json(rollout), cost))
                 raise
             return Paid(rollout_to_json(replace(rollout, score=score)), cost)
 
         rollout = rollout_from_json(await self.run.once(key, "rollout", pay))
-        self.run.tell("rollout", sample=sample.id, score=rollout.score.value if rollout.score else None)
+        if looking_ahead.get() is None:
+            self.run.tell("rollout", sample=sample.id, score=rollout.score.value if rollout.score else None)
         return rollout
 
 
-async def gather(coroutines: Sequence) -> list:
+def rollout_key(target: str, skill: str, content: str, env: str, attempt: int) -> str:
+    """The journal key of a rollout, from the fingerprints of all that can change its result."""
+    return digest("rollout", target, skill, content, env, attempt)
+
+
+async def gather(coroutines: Iterable[Awaitable] | AsyncIterable[Awaitable]) -> list:
     """Run all at once, results in order; the first error cancels the rest and is raised itself, not in a group.
 
-    An ordered stop (`Stopped`) is raised only after the rest has ended: what is under way is paid for, so it is let
-    finish and kept.
+    Coroutines that become ready one after the other (an async iterable) are started as they come. An ordered stop
+    (`Stopped`) is raised only after the rest has ended: what is under way is paid for, so it is let finish and kept.
     """
 
     async def one(coroutine: Awaitable) -> object:
@@ -137,12 +226,21 @@ async def gather(coroutines: Sequence) -> list:
         except Stopped as stop:
             return stop
 
+    tasks: list[asyncio.Task] = []
+    ended: list[object] = []
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one(coroutine)) for coroutine in coroutines]
+            if isinstance(coroutines, AsyncIterable):
+                try:
+                    async for coroutine in coroutines:
+                        tasks.append(group.create_task(one(coroutine)))
+                except Stopped as stop:
+                    ended.append(stop)
+            else:
+                tasks += [group.create_task(one(coroutine)) for coroutine in coroutines]
     except BaseExceptionGroup as errors:
         raise _first(errors) from None
-    results = [task.result() for task in tasks]
+    results = [*ended, *(task.result() for task in tasks)]
     for result in results:
         if isinstance(result, Stopped):
             raise result

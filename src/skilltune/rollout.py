@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from skilltune.errors import Outcome
@@ -94,7 +94,7 @@ def rollout_to_json(rollout: Rollout) -> dict[str, Any]:
         "turns": [[turn.role, turn.text] for turn in trajectory.turns],
         "outcome": trajectory.outcome,
         "error": trajectory.error,
-        "usage": asdict(trajectory.usage),
+        "usage": trajectory.usage.to_json(),
         "seconds": trajectory.seconds,
         "offered": trajectory.skill_offered,
         "loaded": trajectory.skill_loaded,

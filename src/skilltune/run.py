@@ -10,14 +10,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import math
 import os
 import random
 import sqlite3
-import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, closing, suppress
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,9 +32,22 @@ CREATE TABLE memo (key TEXT PRIMARY KEY, kind TEXT NOT NULL, value TEXT NOT NULL
 CREATE TABLE event (id INTEGER PRIMARY KEY, t REAL NOT NULL, type TEXT NOT NULL, json TEXT NOT NULL, UNIQUE (type, json));
 CREATE TABLE blob (hash TEXT PRIMARY KEY, data BLOB NOT NULL) WITHOUT ROWID;
 """  # noqa: E501
+PAGE_BYTES = 8192  # a rollout of the usual 1.5 kB then lies within its page; with SQLite's 4096 it spills over
 # Kinds of memos that belong to one run's history; all others are paid answers, which another run may reuse.
 DECISIONS = "fix"
 FAILED = "failed attempt"
+PROBE = "probe"  # shows that a model answers; a run that paid no more than this binds nobody
+ELAPSED = "elapsed"  # kind and key of the one memo that is rewritten: the seconds of all lives of the run
+REFRESH_S = 2.0  # a killed process forgets at most this much of its time, and what passed since its last answer
+_OWN = f"kind IN ('{DECISIONS}', '{FAILED}', '{ELAPSED}')"  # not an answer that somebody paid for
+
+_COST = tuple(field.name for field in fields(Usage))
+_COUNTS = tuple(name for name in _COST if name != "usd")
+_TOTALS = (
+    "SELECT kind, max(t), max(json_type(usage, '$.usd') = 'null'), coalesce(sum(json_extract(usage, '$.usd')), 0.0), "
+    + ", ".join(f"coalesce(sum(json_extract(usage, '$.{name}')), 0)" for name in _COUNTS)
+    + " FROM memo GROUP BY kind"
+)
 
 Listener = Callable[[str, Mapping[str, Any]], None]
 
@@ -67,18 +80,23 @@ def rng(seed: int, *purpose: object) -> random.Random:
 
 
 def write_atomic(path: Path, data: str | bytes) -> None:
-    """Write under a temporary name in the same folder, then rename: a reader sees the old file or the new one."""
+    """Write under a temporary name in the same folder, then rename: a reader sees the old file or the new one.
+
+    Only its owner can read the file. The temporary name is always the same, so that what a killed process left behind
+    is gone with the next write; two processes must not write to one path at the same time.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     raw = data.encode("utf-8", "backslashreplace") if isinstance(data, str) else data  # half a surrogate pair: \\ud800
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with os.fdopen(handle, "wb") as file:
+        temporary.unlink(missing_ok=True)
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             file.write(raw)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(name, path)
+        os.replace(temporary, path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
@@ -95,8 +113,15 @@ class Run:
         self._db, self._lock = db, lock
         self._flights: dict[str, _Flight] = {}
         self._usage: dict[str, Usage] = {}
-        for kind, usage in self._rows("SELECT kind, usage FROM memo WHERE usage != '{}'"):
-            self._spend(kind, Usage(**json.loads(usage)))
+        (self._last_t,) = self._rows("SELECT coalesce(max(t), 0.0) FROM event")[0]
+        for kind, t, unpriced, usd, *counts in self._rows(_TOTALS):
+            usage = Usage(**dict(zip(_COUNTS, counts, strict=True)), usd=None if unpriced else usd)
+            if usage != Usage():
+                self._usage[kind] = usage
+            self._last_t = max(self._last_t, t)
+        before = self.recall(ELAPSED)
+        self._elapsed_before: float = before[0] if before else 0.0
+        self._began = self._refreshed = time.monotonic()
 
     # -- opening and closing
 
@@ -105,17 +130,21 @@ class Run:
         """Open or create a run folder for writing; `config` is the resolved configuration as nested JSON.
 
         An existing run whose config differs in other keys than `may_differ` (dotted prefixes) is refused with the
-        differing keys. Raises `RunError` when another process writes to the folder, the database is damaged or newer.
+        differing keys. Raises `RunError` when another process writes to the folder, when nothing can be written there,
+        or the database is damaged or newer. What is created is readable by its owner only.
         """
         folder = Path(folder)
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
-            raise RunError(f"cannot use the run folder {folder}: {error.strerror or error}") from error
+            raise RunError(
+                f"cannot use the run folder {folder}: {error.strerror or error}. Choose another with `--run DIR`."
+            ) from error
         with ExitStack() as undo:
             lock = undo.enter_context(closing(_take_lock(folder)))
             db = undo.enter_context(closing(_connect(folder / "run.db")))
             run = cls(folder, db, lock)
+            run._refresh_elapsed()  # what cannot be written to is found before anything is paid
             if config is not None:
                 run._check_config(config, tuple(may_differ))
             undo.pop_all()
@@ -123,21 +152,25 @@ class Run:
 
     @classmethod
     def read(cls, folder: Path) -> Run:
-        """Open an existing run to look at it, also while another process writes to it."""
+        """Open an existing run to look at it, also while another process writes to it, also where nothing can be
+        written."""
         path = Path(folder) / "run.db"
         if not path.is_file():
             raise RunError(f"no run in {folder}: it has no run.db. `skilltune train` creates one.")
         with ExitStack() as undo:
-            db = undo.enter_context(closing(_connect(path, create=False)))
+            db = undo.enter_context(closing(_connect_reader(path)))
             run = cls(Path(folder), db, None)
             undo.pop_all()
         return run
 
     def close(self) -> None:
+        lock, self._elapsed_before, self._lock = self._lock, self.elapsed_s, None
+        if lock is not None:
+            with suppress(RunError):  # the disk is full, say: what ended the run is the better message
+                self._refresh_elapsed()
         self._db.close()
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        if lock is not None:
+            lock.close()
 
     def __enter__(self) -> Run:
         return self
@@ -189,40 +222,60 @@ class Run:
     def recall(self, key: str) -> tuple[Any] | None:
         """The stored value in a 1-tuple (so that a stored null differs from nothing stored), or None."""
         rows = self._rows("SELECT value FROM memo WHERE key = ?", key)
-        if not rows:
-            return None
-        return (json.loads(rows[0][0]),)
+        return (self._load(rows[0][0]),) if rows else None
 
     def put(self, key: str, kind: str, paid: Paid) -> None:
         """Store a value under its key; a value that is there already stays."""
-        cost = {name: number for name, number in asdict(paid.usage).items() if number != 0}
+        cost = {name: number for name in _COST if (number := getattr(paid.usage, name)) != 0}
         self._write(
             "INSERT OR IGNORE INTO memo VALUES (?, ?, ?, ?, ?)",
-            (key, kind, _json(paid.value), _json(cost), time.time()),
+            (key, kind, _json(paid.value), _json(cost), self._next_t()),
         )
         if cost:
-            self._spend(kind, paid.usage)
+            self._usage[kind] = self._usage.get(kind, Usage()) + paid.usage
+        if time.monotonic() - self._refreshed >= REFRESH_S:
+            self._refresh_elapsed()
 
-    def fail(self, role: str, why: str) -> None:
+    def fail(self, role: str, why: str, usage: Usage | None = None) -> None:
         """Record a failed attempt at a call: it has no value, but it may have been billed."""
         key = digest("failed attempt", role, time.time_ns(), random.random())
-        self.put(key, FAILED, Paid({"role": role, "why": why}, Usage(calls=1)))
+        self.put(key, FAILED, Paid({"role": role, "why": why}, usage or Usage(calls=1)))
+
+    def _next_t(self) -> float:
+        """The time of day for a new memo or event, but later than that of all before it, whatever the clock did."""
+        self._last_t = max(time.time(), math.nextafter(self._last_t, math.inf))
+        return self._last_t
 
     # -- what it cost
-
-    def _spend(self, kind: str, usage: Usage) -> None:
-        self._usage[kind] = self._usage.get(kind, Usage()) + usage
 
     @property
     def usage(self) -> Mapping[str, Usage]:
         """What this run has paid so far, by kind of call, over all its lives."""
         return self._usage
 
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds that this run was open for writing, over all its lives; a clock that is set changes nothing.
+        A reader sees what was recorded when it opened the run."""
+        return self._elapsed_before + (time.monotonic() - self._began if self._lock is not None else 0.0)
+
+    def _refresh_elapsed(self) -> None:
+        self._refreshed = time.monotonic()
+        self._write(
+            "INSERT INTO memo VALUES (?, ?, ?, '{}', ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+            (ELAPSED, ELAPSED, _json(round(self.elapsed_s, 3)), self._next_t()),
+        )
+
+    def payments(self) -> list[tuple[float, Usage]]:
+        """(time, usage) of all that was paid, in order of time."""
+        rows = self._each("SELECT t, usage FROM memo WHERE usage != '{}' ORDER BY t")
+        return [(t, Usage(**self._load(usage))) for t, usage in rows]
+
     # -- events, texts, files
 
     def emit(self, type: str, **data: Any) -> None:
         """Record an event (JSON data, no secrets) and tell the listeners. The journal keeps equal events once."""
-        self._write("INSERT OR IGNORE INTO event (t, type, json) VALUES (?, ?, ?)", (time.time(), type, _json(data)))
+        self._write("INSERT OR IGNORE INTO event (t, type, json) VALUES (?, ?, ?)", (self._next_t(), type, _json(data)))
         self.tell(type, **data)
 
     def tell(self, type: str, **data: Any) -> None:
@@ -233,13 +286,18 @@ class Run:
     def events(self, type: str | None = None) -> list[tuple[float, str, dict[str, Any]]]:
         """(time, type, data) of the recorded events in order, all or of one type."""
         where, values = ("WHERE type = ?", (type,)) if type else ("", ())
-        rows = self._rows(f"SELECT t, type, json FROM event {where} ORDER BY id", *values)
-        return [(t, kind, json.loads(data)) for t, kind, data in rows]
+        rows = self._each(f"SELECT t, type, json FROM event {where} ORDER BY id", *values)
+        return [(t, kind, self._load(data)) for t, kind, data in rows]
+
+    def events_after(self, id: int) -> list[tuple[int, float, str, dict[str, Any]]]:
+        """(id, time, type, data) of the events that were recorded after that one (0: all), in order."""
+        rows = self._each("SELECT id, t, type, json FROM event WHERE id > ? ORDER BY id", id)
+        return [(number, t, type, self._load(data)) for number, t, type, data in rows]
 
     def memos(self, kind: str) -> list[tuple[str, Any, Usage]]:
-        """(key, value, usage) of every stored answer of one kind, in order of time."""
-        rows = self._rows("SELECT key, value, usage FROM memo WHERE kind = ? ORDER BY t, key", kind)
-        return [(key, json.loads(value), Usage(**json.loads(usage))) for key, value, usage in rows]
+        """(key, value, usage) of every stored answer of one kind, in the order in which they were stored."""
+        rows = self._each("SELECT key, value, usage FROM memo WHERE kind = ? ORDER BY t, key", kind)
+        return [(key, self._load(value), Usage(**self._load(usage))) for key, value, usage in rows]
 
     def keep(self, hash: str, data: bytes) -> None:
         """Keep a text or a file under its hash."""
@@ -255,18 +313,38 @@ class Run:
         try:
             write_atomic(path, data)
         except OSError as error:
-            raise RunError(f"cannot write {path}: {error.strerror or error}") from error
+            raise RunError(
+                f"cannot write {path}: {error.strerror or error}. Nothing that was paid is lost: free some space or "
+                "restore write access, then run the same command again."
+            ) from error
         return path
+
+    def copy_to(self, folder: Path) -> Run:
+        """Open a copy of this journal in another folder: what is done with it leaves this one as it is."""
+        path = folder / "run.db"
+        _create(path)
+        try:
+            with closing(sqlite3.connect(path)) as db:
+                self._db.backup(db)
+        except sqlite3.Error as error:
+            raise _refusal("write to", path, error) from error
+        return Run.open(folder)
 
     # -- a new run that reuses what an old one paid for
 
     def adopt(self, other: Run) -> int:
         """Copy the paid answers of another run as free ones; its decisions stay behind. Returns how many."""
-        paid = "SELECT key, kind, value, '{}', t FROM memo WHERE kind NOT IN (?, ?)"
-        rows = other._rows(paid, DECISIONS, FAILED)
-        for row in rows:
-            self._write("INSERT OR IGNORE INTO memo VALUES (?, ?, ?, ?, ?)", row)
-        return len(rows)
+        adopted = 0
+        self._write("BEGIN IMMEDIATE")
+        try:
+            for row in other._each(f"SELECT key, kind, value FROM memo WHERE NOT {_OWN} ORDER BY t, key"):
+                self._write("INSERT OR IGNORE INTO memo VALUES (?, ?, ?, '{}', ?)", (*row, self._next_t()))
+                adopted += 1
+            self._write("COMMIT")
+        except BaseException:
+            self._db.rollback()
+            raise
+        return adopted
 
     @property
     def config(self) -> dict[str, Any] | None:
@@ -277,7 +355,7 @@ class Run:
     def _check_config(self, config: Mapping[str, Any], may_differ: tuple[str, ...]) -> None:
         if not self._has_answers():
             self._write("DELETE FROM memo WHERE kind = ?", (DECISIONS,))  # a start that failed binds nobody
-            self._write("DELETE FROM event", ())
+            self._write("DELETE FROM event")
         stored = self.fix("config", lambda: dict(config))
         old, new = flatten(stored), flatten(json.loads(_json(config)))
         differing = [
@@ -294,22 +372,28 @@ class Run:
             )
 
     def _has_answers(self) -> bool:
-        return bool(self._rows("SELECT 1 FROM memo WHERE kind NOT IN (?, ?) LIMIT 1", DECISIONS, FAILED))
+        return bool(self._rows(f"SELECT 1 FROM memo WHERE NOT {_OWN} AND kind != ? LIMIT 1", PROBE))
+
+    def _each(self, sql: str, *values: Any) -> Iterator[tuple[Any, ...]]:
+        try:
+            yield from self._db.execute(sql, values)
+        except sqlite3.Error as error:
+            raise _refusal("read", self.folder / "run.db", error) from error
 
     def _rows(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
-        try:
-            return self._db.execute(sql, values).fetchall()
-        except sqlite3.DatabaseError as error:
-            raise _unreadable(self.folder / "run.db", error) from error
+        return list(self._each(sql, *values))
 
-    def _write(self, sql: str, values: tuple[Any, ...]) -> None:
+    def _write(self, sql: str, values: tuple[Any, ...] = ()) -> None:
         try:
             self._db.execute(sql, values)
         except sqlite3.Error as error:
-            raise RunError(
-                f"cannot write to {self.folder / 'run.db'}: {error}. Nothing that was stored is lost; "
-                "free some space or restore write access, then run the same command again."
-            ) from error
+            raise _refusal("write to", self.folder / "run.db", error) from error
+
+    def _load(self, text: str) -> Any:
+        try:
+            return json.loads(text)
+        except ValueError as error:
+            raise _damaged(self.folder / "run.db", error) from error
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -323,8 +407,11 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
 def _json(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    text = _encode(value)
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:  # half a surrogate pair, as some models answer: what was paid for must be stored
@@ -332,53 +419,141 @@ def _json(value: Any) -> str:
     return text
 
 
-def _unreadable(path: Path, error: sqlite3.Error) -> RunError:
+_ACCESS = "restore write access to the folder and the files in it"
+_REMEDIES = {
+    sqlite3.SQLITE_FULL: "free some space on the disk",
+    sqlite3.SQLITE_IOERR: "see that the disk is neither full nor failing",
+    sqlite3.SQLITE_READONLY: _ACCESS,
+    sqlite3.SQLITE_CANTOPEN: _ACCESS,
+    sqlite3.SQLITE_PERM: _ACCESS,
+    sqlite3.SQLITE_BUSY: "end the other program that has the file open",
+}
+
+
+def _refusal(verb: str, path: Path, error: sqlite3.Error) -> RunError:
+    """What SQLite could not do, and the way out: of the disk's or the system's fault, or else of a damaged file."""
+    remedy = _REMEDIES.get(_code(error))
+    if remedy is None:
+        return _damaged(path, error)
     return RunError(
-        f"{path} cannot be read ({error}). Move the folder away to start afresh, or recover the answers in it "
-        "with `sqlite3 run.db .recover`."
+        f"cannot {verb} {path}: {error}. Nothing that was stored is lost: {remedy}, then run the same command again."
     )
 
 
-def _connect(path: Path, *, create: bool = True) -> sqlite3.Connection:
+def _damaged(path: Path, error: Exception) -> RunError:
+    return RunError(
+        f"{path} is damaged, or not the journal of a run ({error}). Move the folder away to start afresh, or recover "
+        f"the answers in it: `sqlite3 run.db .recover | sqlite3 new.db`, and put new.db in its place."
+    )
+
+
+def _code(error: sqlite3.Error) -> int:
+    """SQLite's primary result code; that of a general error for what Python's module found itself."""
+    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+
+
+def _create(path: Path) -> None:
+    """Make sure that a database of the run is there, readable by its owner only, and can be written.
+
+    SQLite gives the files beside a database its mode, and would take a lock on a read-only file for granted. A file
+    that is there is not opened here: closing it would drop the locks that this process may hold on it.
+    """
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise RunError(
+            f"cannot create {path}: {error.strerror or error}. Free some space or make the folder writable, or choose "
+            "another one with `--run DIR`."
+        ) from error
+    if (closed := _closed(path)) is not None:
+        raise RunError(
+            f"cannot write to {closed}: permission denied. Nothing that was stored is lost: {_ACCESS}, then run the "
+            "same command again."
+        )
+
+
+def _closed(path: Path) -> Path | None:
+    """What of a database this process may not write: the file, its folder, the log and the index beside it; or None."""
+    effective = os.access in os.supports_effective_ids
+    for part in (path, path.parent, _log(path), path.with_name(f"{path.name}-shm")):
+        if part.exists() and not os.access(part, os.W_OK, effective_ids=effective):
+            return part
+    return None
+
+
+def _log(path: Path) -> Path:
+    return path.with_name(f"{path.name}-wal")
+
+
+def _connect(path: Path) -> sqlite3.Connection:
     """Open the journal, creating it where it is new; autocommit, so that what `once` returned is on disk."""
-    try:
-        db = sqlite3.connect(path, isolation_level=None, timeout=10)
-    except sqlite3.Error as error:
-        raise _unreadable(path, error) from error
-    try:
-        version = db.execute("PRAGMA user_version").fetchone()[0]
-        if version > SCHEMA_VERSION:
-            raise RunError(
-                f"{path} was written by a newer skilltune (schema {version}, this one reads {SCHEMA_VERSION}): "
-                "upgrade skilltune, or use another run folder."
-            )
-        if version == 0 and not create:
-            raise RunError(f"the run in {path.parent} has not begun yet: its run.db is empty.")
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = NORMAL")  # survives a killed process; a power cut may lose the last answers
-        if version == 0:
-            db.executescript(f"BEGIN; {_TABLES} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
-    except sqlite3.DatabaseError as error:
-        db.close()
-        raise _unreadable(path, error) from error
-    except RunError:
-        db.close()
-        raise
+    _create(path)
+    with ExitStack() as undo:
+        try:
+            db = undo.enter_context(closing(sqlite3.connect(path, isolation_level=None, timeout=10)))
+            version = _version(db, path)
+            if version == 0:
+                db.execute(f"PRAGMA page_size = {PAGE_BYTES}")
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = NORMAL")  # survives a killed process; a power cut may lose the last ones
+            if version == 0:
+                db.executescript(f"BEGIN; {_TABLES} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+        except sqlite3.Error as error:
+            raise _refusal("write to", path, error) from error
+        undo.pop_all()
     return db
+
+
+def _connect_reader(path: Path) -> sqlite3.Connection:
+    """Open a journal to look at it. SQLite writes beside it even for that; where this process may not, and there is no
+    log of a writer that lives or was killed, the file is read as it stands."""
+    log = _log(path)
+    as_it_stands = _closed(path) is not None and not (log.exists() and log.stat().st_size)
+    place = f"{path.absolute().as_uri()}{'?immutable=1' if as_it_stands else ''}"
+    with ExitStack() as undo:
+        try:
+            db = undo.enter_context(closing(sqlite3.connect(place, isolation_level=None, timeout=10, uri=True)))
+            version = _version(db, path)
+        except sqlite3.Error as error:
+            raise _refusal("read", path, error) from error
+        if version == 0:
+            raise RunError(f"the run in {path.parent} has not begun yet: its run.db is empty.")
+        undo.pop_all()
+    return db
+
+
+def _version(db: sqlite3.Connection, path: Path) -> int:
+    """The schema version of a journal, 0 for an empty file. Raises `RunError` for what this skilltune cannot read."""
+    version = db.execute("PRAGMA user_version").fetchone()[0]
+    if version > SCHEMA_VERSION:
+        raise RunError(
+            f"{path} was written by a newer skilltune (schema {version}, this one reads {SCHEMA_VERSION}): "
+            "upgrade skilltune, or use another run folder."
+        )
+    if version == 0 and db.execute("SELECT 1 FROM sqlite_master").fetchone():
+        raise RunError(f"{path} is a database of another program: use another run folder.")
+    return version
 
 
 def _take_lock(folder: Path) -> sqlite3.Connection:
     """An exclusive SQLite transaction on `lock.db`: portable, and gone with the process however it dies."""
+    path = folder / "lock.db"
+    _create(path)
     with ExitStack() as undo:
         try:
-            lock = undo.enter_context(closing(sqlite3.connect(folder / "lock.db", isolation_level=None, timeout=0)))
+            lock = undo.enter_context(closing(sqlite3.connect(path, isolation_level=None, timeout=0)))
+            lock.execute("PRAGMA journal_mode = MEMORY")  # nothing is ever written, so there is nothing to roll back
             lock.execute("BEGIN EXCLUSIVE")
-        except sqlite3.OperationalError as error:
-            raise RunError(
-                f"cannot lock the run in {folder} ({error}): another skilltune is writing to it, or the folder is not "
-                "writable. Wait for it, stop it, or choose another folder with `--run DIR`."
-            ) from error
-        except sqlite3.DatabaseError as error:
-            raise RunError(f"cannot lock the run: {folder / 'lock.db'} is damaged ({error}); delete it.") from error
+        except sqlite3.Error as error:
+            if _code(error) == sqlite3.SQLITE_BUSY:
+                raise RunError(
+                    f"cannot lock the run in {folder}: another skilltune is writing to it. Wait for it, stop it, or "
+                    "choose another folder with `--run DIR`."
+                ) from error
+            if _code(error) in _REMEDIES:
+                raise _refusal("write to", path, error) from error
+            raise RunError(f"cannot lock the run: {path} is damaged ({error}); delete it.") from error
         undo.pop_all()
     return lock

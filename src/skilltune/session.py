@@ -15,28 +15,38 @@ from typing import Any
 from skilltune import __version__
 from skilltune.budget import Budget
 from skilltune.calls import Client
-from skilltune.config import Config, ModelConfig, to_toml
+from skilltune.config import CallConfig, Config, JudgeConfig, ModelConfig, TargetConfig, to_toml
 from skilltune.envs import Env, load_env
+from skilltune.envs.formats import located
 from skilltune.errors import JudgeError, RunError, Stopped, UsageError
 from skilltune.gate import Arena, Gate, Verdict, build_gate
 from skilltune.gate.stats import standard_error
 from skilltune.models import Model, Request, Usage
 from skilltune.models.build import build_model
-from skilltune.models.retry import Endpoint
-from skilltune.names import parse_name
+from skilltune.models.endpoint import STRAGGLER, Endpoint
+from skilltune.names import Name, parse_name
 from skilltune.optimizer import Optimizer, Step
 from skilltune.optimizer.examples import ExamplesOptimizer
+from skilltune.optimizer.handoff import Handoff
 from skilltune.optimizer.model import ModelOptimizer
+from skilltune.optimizer.plugin import Material, load_optimizer, train_only
+from skilltune.optimizer.recorded import Recording
 from skilltune.optimizer.schedule import steps_per_epoch
+from skilltune.optimizer.stage import ByModel
+from skilltune.pins import pin, pin_test
 from skilltune.roll import Roller
 from skilltune.rollout import Rollout, Trajectory
-from skilltune.run import Run, digest
+from skilltune.run import PROBE, Run, digest
 from skilltune.samples import Sample, Splits, split
+from skilltune.scorers.judge import Reader
 from skilltune.skill import Skill
+from skilltune.targets import Target
 from skilltune.targets.chat import ChatTarget
+from skilltune.targets.plugin import AgentClient, AgentTarget, load_target
 
 MODEL_SCHEMES = ("openai", "anthropic", "local")
-PLANNED_SCHEMES = ("claude-code", "codex", "command", "handoff", "fake")
+CONTROL_ARMS = 4  # that are rolled on the test split beside the two skills of the certificate
+PLANNED_SCHEMES = ("claude-code", "codex", "command", "fake")
 
 
 @dataclass(slots=True)
@@ -55,9 +65,14 @@ class Session:
     arena: Arena
     gate: Gate
     optimizer: Optimizer
+    judge: Reader | None = None
+    handoff: Handoff | None = None
 
     async def aclose(self) -> None:
-        for client in filter(None, (self.target, self.optimizer_client)):
+        await self.roll.aclose()
+        if self.handoff is not None:
+            self.handoff.close()
+        for client in filter(None, (self.target, self.optimizer_client, self.judge and self.judge.client)):
             await client.aclose()
 
     def should_stop(self, steps_without_accept: int, score: float | None) -> bool:
@@ -79,11 +94,19 @@ class Session:
         """Refuse to resume with another start skill or skilltune than the run's decisions were made with."""
         _unchanged(self.run, "version", "skilltune's own version", __version__)
         _unchanged(self.run, "skill", f"the skill {self.cfg.skill}", self.skill.hash)
+        pin(self.run, self.skill, self.roll, self.optimizer.looks_back, (*self.splits.train, *self.splits.select))
+
+    @property
+    def spent(self) -> bool:
+        """Was more paid than a probe?"""
+        return bool(self.run.usage.keys() - {PROBE})
 
     async def try_scorer(self) -> None:
-        """Score one expected answer, so that a scorer that cannot work is found before anything is paid."""
+        """Score one expected answer, so that a scorer that cannot work is found before anything is paid; an empty one
+        where a judge would have to be paid for it."""
         sample = self.splits.select[0]
-        rollout = Rollout(sample.id, self.skill.hash, 0, Trajectory(self.env.expected(sample)), None)
+        answer = "" if self.env.lines(sample) else self.env.expected(sample)
+        rollout = Rollout(sample.id, self.skill.hash, 0, Trajectory(answer), None)
         try:
             await self.env.score(sample, rollout)
         except JudgeError as error:
@@ -93,9 +116,21 @@ class Session:
         """The number of this look at the test split: 1, unless a run that was stopped and went on certified another
         version before. Each look has its share of the error, so that stopping and going on cannot shop for luck."""
         if best.text != self.skill.text and self.splits.test:
+            pin_test(self.run, self.roll, self.splits.test)
             self.run.emit("certify", best=best.hash)
         seen = [data["best"] for _, _, data in self.run.events("certify")]
         return seen.index(best.hash) + 1 if best.hash in seen else 1
+
+    def hold_back(self) -> None:
+        """Keep the cost of what follows the training: the certificate, its judge included, and, where they are wanted,
+        the control arms, the dearest of which takes as much as the training itself."""
+        cfg, test = self.cfg.certify, self.splits.test
+        draws = (2 + CONTROL_ARMS * cfg.controls) * cfg.attempts
+        self.budget.hold("target", draws * len(test), self.typical_call(), again=cfg.controls)
+        if self.judge is not None and (read := [sample for sample in test if self.env.lines(sample)]):
+            sample = max(read, key=lambda sample: len(sample.text))
+            guess = self.judge.client.bound(self.judge.request(sample, "", self.env.lines(sample)))
+            self.budget.hold("judge", draws * len(read), guess)
 
     def typical_call(self) -> Usage:
         """A guess at one target call on a test sample: what the certificate reserves until calls have been seen. A
@@ -166,7 +201,7 @@ def build_env(cfg: Config, root: Path, env: Env | None = None) -> Env:
     file, colon, factory = spec.rpartition(":")
     if colon and file.endswith(".py"):
         return load_env(f"{root / file}:{factory}")
-    return Env(root / spec, cfg.env.score, prompt=cfg.env.prompt, fields=cfg.env.fields or None)
+    return Env(located(root, spec), cfg.env.score, prompt=cfg.env.prompt, fields=cfg.env.fields or None)
 
 
 def build_session(cfg: Config, run: Run, root: Path, *, env: Env | None = None, skill: Skill | None = None) -> Session:
@@ -176,48 +211,125 @@ def build_session(cfg: Config, run: Run, root: Path, *, env: Env | None = None, 
     """
     env = build_env(cfg, root, env)
     start = Skill.load(root / cfg.skill) if skill is None else skill
-    splits = fixed_split(cfg, run, env)
-    train_by_id = {sample.id: sample for sample in splits.train}
     spent = sum(run.usage.values(), Usage())
-    budget = Budget(cfg.budget.limits, spent)
+    budget = Budget(cfg.budget.limits, spent, lambda: run.elapsed_s)
     endpoints: dict[str, Endpoint] = {}
     models: dict[tuple[object, ...], Model] = {}  # the same model in two roles is loaded once
 
     optimizer_name = cfg.optimizer.model or cfg.target.model
-    sections = (cfg.target, cfg.optimizer.model_copy(update={"model": optimizer_name}))
+    sections: tuple[ModelConfig, ...] = (cfg.target, cfg.optimizer.model_copy(update={"model": optimizer_name}))
+    judging = judge_section(cfg, env, optimizer_name)
+    if judging is not None:
+        sections = (*sections, judging)
 
     def client(section: ModelConfig, role: str) -> Client:
         name = parse_name(section.model)
-        workers = max(s.workers for s in sections if s.model and parse_name(s.model).endpoint == name.endpoint)
-        endpoint = endpoints.setdefault(name.endpoint, Endpoint(workers))
+        sharing = [s for s in (*sections, section) if s.model and parse_name(s.model).endpoint == name.endpoint]
+        workers = max(s.workers for s in sharing)
+        hedge = STRAGGLER if cfg.target.hedge and role == "target" else None
+        endpoint = endpoints.setdefault(name.endpoint, Endpoint(workers, hedge=hedge))
         which = (section.model, section.api, section.timeout_s, section.price)
-        if which not in models:
+        if which not in models and isinstance(section, TargetConfig) and name.plugin:
+            models[which] = load_target(section)
+        elif which not in models:
             models[which] = build_model(
                 section.model, api=section.api, timeout_s=section.timeout_s, price=section.price
             )
-        made = Client(models[which], endpoint, budget, run, role, section.price)
+        kind = AgentClient if name.plugin else Client
+        made = kind(models[which], endpoint, budget, run, role, section.price)
         budget.require_price(role, made.bound(Request(())))
         return made
 
     if not cfg.target.model:
-        raise UsageError('no target: set target.model, e.g. "openai@http://127.0.0.1:8000/v1/qwen3"')
+        raise UsageError(
+            "no target: set target.model in the config, or add it to the command, "
+            "e.g. target.model=openai@http://127.0.0.1:8000/v1/qwen3"
+        )
     _refuse_planned("target", cfg.target.model)
+    judge = None
+    if judging is not None:
+        judge = Reader(client(judging, "judge"), run, judging.temperature, judging.max_tokens)
+        env = env.bound(judge, judge.fingerprint)
+    splits = fixed_split(cfg, run, env)
+    train_by_id = {sample.id: sample for sample in splits.train}
     target_client = client(cfg.target, "target")
-    target = ChatTarget(target_client, cfg.target.temperature, cfg.target.max_tokens)
-    roll = Roller(target, env, run)
+    target: Target = ChatTarget(target_client, cfg.target.temperature, cfg.target.max_tokens)
+    if isinstance(target_client, AgentClient):
+        target = AgentTarget(target_client)
+    roll = Roller(target, env, run, lookahead=may_look_ahead(cfg, target_client))
     arena = Arena(roll, splits.train, splits.select, cfg.gate, cfg.seed, cfg.train.max_skill_tokens)
 
     _refuse_planned("optimizer", optimizer_name)
-    optimizer_client = None
-    if parse_name(optimizer_name).scheme == "examples":
+    optimizer_client = handoff = None
+    name = parse_name(optimizer_name)
+    if name.scheme == "examples":
         optimizer: Optimizer = ExamplesOptimizer(env, train_by_id, cfg.gate.pool, cfg.seed)
+    elif name.plugin:
+        if name.inner is not None:
+            optimizer_client = client(cfg.optimizer.model_copy(update={"model": name.model}), "optimizer")
+        material = Material(cfg, train_only(env, train_by_id), train_by_id, run, optimizer_client)
+        optimizer, package = load_optimizer(name, material)
+        _unchanged(run, "optimizer", f"the package of the optimizer plug-in {name}", package)
+    elif name.scheme == "handoff":
+        handoff = Handoff(handoff_folder(cfg, root, name), run, budget, cfg.optimizer.wait)
+        optimizer = ModelOptimizer(handoff, run, env, cfg.optimizer, cfg.train, train_by_id)
     else:
         optimizer_client = client(sections[1], "optimizer")
-        optimizer = ModelOptimizer(optimizer_client, run, env, sections[1], cfg.train, train_by_id)
+        answers = ByModel(optimizer_client, run)
+        optimizer = ModelOptimizer(answers, run, env, cfg.optimizer, cfg.train, train_by_id)
+    optimizer = Recording(optimizer, run)
+    if not cfg.optimizer.wait and handoff is None:
+        raise UsageError("optimizer.wait is for handoff:DIR: a model is always waited for; leave it out")
     run.write("config.toml", to_toml(cfg))
     return Session(
-        cfg, run, start, env, splits, budget, target_client, optimizer_client, roll, arena, build_gate(arena), optimizer
+        cfg,
+        run,
+        start,
+        env,
+        splits,
+        budget,
+        target_client,
+        optimizer_client,
+        roll,
+        arena,
+        build_gate(arena),
+        optimizer,
+        judge,
+        handoff,
     )
+
+
+def judge_section(cfg: Config, env: Env, optimizer: str) -> ModelConfig | None:
+    """The judge of the score as a model to call; None where the score has none. Raises UsageError where it is the
+    optimizer's own model, unless that is wished: its edits would be graded by themselves."""
+    if env.judge is None:
+        if cfg.judge != JudgeConfig():
+            raise UsageError(
+                '[judge] says how a judge is called, but the score names none: score = {judge = "MODEL"} under [env] '
+                "names one"
+            )
+        return None
+    judge, proposer = parse_name(env.judge.model), parse_name(optimizer)
+    proposer = proposer.inner or proposer
+    same = (judge.endpoint, judge.model) == (proposer.endpoint, proposer.model)
+    if same and not cfg.judge.same_as_optimizer:
+        raise UsageError(
+            f"the judge {judge} is the optimizer's own model, which would grade its own edits: name another judge in "
+            "env.score, another optimizer.model, or allow it with judge.same_as_optimizer=true"
+        )
+    return ModelConfig(model=env.judge.model, **cfg.judge.model_dump(exclude={"same_as_optimizer"}))
+
+
+def handoff_folder(cfg: Config, root: Path, name: Name) -> Path:
+    """The folder of `handoff:DIR`, relative to the config. Raises UsageError where it would become part of the skill,
+    and for settings of a model, which nobody would look at."""
+    for key, field in CallConfig.model_fields.items():
+        if getattr(cfg.optimizer, key) != field.default:
+            raise UsageError(f"optimizer.{key} is for models: nobody looks at it with {name}; leave it out")
+    folder, skill = (root / Path(name.model).expanduser()).resolve(), (root / cfg.skill).resolve()
+    if skill.is_dir() and folder.is_relative_to(skill):
+        raise UsageError(f"{name}: {folder} lies inside the skill's own folder; name another, e.g. handoff:../answers")
+    return folder
 
 
 def fixed_split(cfg: Config, run: Run, env: Env) -> Splits:
@@ -250,6 +362,16 @@ def _parts(splits: Splits) -> dict[str, tuple[Sample, ...]]:
     return {"train": splits.train, "select": splits.select, "test": splits.test}
 
 
+def may_look_ahead(cfg: Config, target: Client) -> bool:
+    """As configured, else where a wasted call costs nothing: an endpoint that is free, not the embedded model (whose
+    cores have better things to do), and no limit but dollars."""
+    if cfg.target.lookahead is not None:
+        return cfg.target.lookahead
+    limits = cfg.budget
+    free = target.bound(Request(())).usd == 0 and parse_name(cfg.target.model).scheme != "local"
+    return free and not (limits.calls or limits.tokens)
+
+
 def estimate_calls(cfg: Config, splits: Splits) -> tuple[int, int]:
     """(fewest, most) target calls of a whole run: no edit ever worth a race, and every candidate raced to the end."""
     steps = steps_per_epoch(cfg.train, len(splits.train)) * cfg.train.epochs
@@ -258,15 +380,22 @@ def estimate_calls(cfg: Config, splits: Splits) -> tuple[int, int]:
     looks_back = cfg.slow.enabled and cfg.optimizer.model != "examples"
     slow = max(0, cfg.train.epochs - 1) if looks_back else 0
     fewest = len(splits.train) * cfg.target.attempts * bool(cfg.train.epochs) + select
+    twice, rules = select * cfg.gate.calibrate, steps * cfg.train.lr * cfg.train.compact
+    fewest += twice
     if cfg.gate.policy == "strict":
-        return fewest, batches + select * (1 + steps + slow) + slow * 2 * cfg.slow.samples + test
-    per_judgement = cfg.gate.screen + (1 + cfg.gate.passes) * select  # both sides of a race, the incumbent once
-    return fewest, batches + select + steps * per_judgement + slow * (2 * cfg.slow.samples + per_judgement) + test
+        most = batches + select * (1 + steps + slow) + slow * 2 * cfg.slow.samples
+    else:
+        per_judgement = cfg.gate.screen + (1 + cfg.gate.passes) * select  # both sides of a race, the incumbent once
+        most = batches + select + steps * per_judgement + slow * (2 * cfg.slow.samples + per_judgement)
+    most += twice + rules * (cfg.train.minibatch_size + 2 * select)
+    arms = most + CONTROL_ARMS * test // 2 if cfg.certify.controls else 0
+    return fewest, most + test + arms
 
 
 def _refuse_planned(role: str, text: str) -> None:
     scheme = parse_name(text).scheme
-    if scheme in PLANNED_SCHEMES or (role == "target" and scheme == "examples"):
-        known = ", ".join(f"{name}…" for name in ("openai/", "openai@URL", "anthropic/", "anthropic@URL", "local/"))
-        extra = " or examples" if role == "optimizer" else ""
+    if scheme in PLANNED_SCHEMES or (role == "target" and scheme in ("examples", "handoff")):
+        forms = ("openai/", "openai@URL", "anthropic/", "anthropic@URL", "local/", "plugin:")
+        known = ", ".join(f"{name}…" for name in forms)
+        extra = ", examples or handoff:DIR" if role == "optimizer" else ""
         raise UsageError(f"{role}.model: {text!r} cannot be a {role} in this version; use {known}{extra}")

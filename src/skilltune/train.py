@@ -10,18 +10,22 @@ Preset `paper` and preset `default` are this same loop with another optimizer se
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Iterator
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from skilltune.errors import Stopped
+from skilltune.controls import Controls, controls
+from skilltune.errors import InfraStopped, Stopped, Unanswered
 from skilltune.export import export
 from skilltune.gate import Gate, Verdict
+from skilltune.gate.calibrate import calibrate
 from skilltune.gate.certify import Certificate, certify
+from skilltune.gate.credit import ledger_of
+from skilltune.gate.finish import compact, reselect
 from skilltune.optimizer import Memory, Optimizer, Pair, Proposal, Step
-from skilltune.optimizer.schedule import schedule
+from skilltune.optimizer.schedule import schedule, steps_per_epoch
 from skilltune.roll import gather
 from skilltune.run import rng
 from skilltune.session import Session
@@ -34,6 +38,7 @@ class State:
 
     versions: list[Skill]
     memory: Memory = field(default_factory=Memory)
+    verdicts: list[Verdict] = field(default_factory=list)
     score: float | None = None  # of the incumbent on `select`
     since_accept: int = 0  # steps
     stopped: Stopped | None = None
@@ -54,8 +59,9 @@ class Result:
     test: int  # samples in the test split
     folder: Path  # of the run
     stopped: Stopped | None = None
+    controls: Controls | None = None
 
-    def export(self, kind: str, to: str | Path = ".", **options: Any) -> Path:
+    def export(self, kind: str, to: str | Path | None = None, **options: Any) -> Path:
         """Put the best skill where an agent finds it; see `skilltune.export.export`."""
         return export(self.best, kind, to, **options)
 
@@ -86,20 +92,32 @@ async def train(s: Session) -> Result:
     session settings, it gives the same versions and pays nothing twice. A budget that runs out ends the training, not
     the run: the certificate's share was kept back. Raises `InfraStopped` and `CallConfigError` (resumable)."""
     state = State([s.skill])
-    s.budget.hold("target", calls=2 * s.cfg.certify.attempts * len(s.splits.test), guess=s.typical_call())
+    s.hold_back()
     with stopping(state):
         await fit(s, state)
+    start, best = state.versions[0], state.skill
+    if (chosen := reselect(s.arena, start, state.verdicts)) is not None:
+        s.run.emit("reselection", **chosen.to_json())
+        best = chosen.best.skill
+    if s.cfg.train.compact and state.stopped is None:
+        with stopping(state):
+            best = await shorten(s, state, best)
     s.budget.release()
 
-    start, best = state.versions[0], state.skill
     certificate = None
+    proof = s.cfg.certify.model_copy(update={"attempts": s.arena.draws(s.cfg.certify.attempts)})
     with stopping(state):
         certificate = await certify(
-            s.roll, start, best, s.splits.test, s.arena.metric, s.cfg.certify, s.cfg.seed, s.look_at_test(best)
+            s.roll, start, best, s.splits.test, s.arena.metric, proof, s.cfg.seed, s.look_at_test(best)
         )
+    arms = None
+    if certificate is not None and s.cfg.certify.controls:
+        arms = await controls(s, start, best)
+        s.run.emit("controls", **arms.to_json())
     if certificate is not None and certificate.gain <= 0:
         best = start  # what is not better on unseen samples is not shipped
-    return Result(start, best, certificate, tuple(state.versions), len(s.splits.test), s.run.folder, state.stopped)
+    versions, test = tuple(state.versions), len(s.splits.test)
+    return Result(start, best, certificate, versions, test, s.run.folder, state.stopped, arms)
 
 
 async def fit(s: Session, state: State) -> None:
@@ -107,6 +125,8 @@ async def fit(s: Session, state: State) -> None:
     optimizer, gate, cfg = s.optimizer, s.gate, s.cfg.train
     state.score = await gate.baseline(state.skill)
     s.record_start(state.skill, state.score)
+    if s.cfg.gate.calibrate and (found := await calibrate(s.arena, state.skill)) is not None:
+        s.run.emit("calibration", **found.to_json())
     epoch_start = state.skill
 
     for step in schedule(cfg, s.splits.train, s.cfg.seed):
@@ -115,10 +135,12 @@ async def fit(s: Session, state: State) -> None:
         if step.starts_epoch:
             epoch_start, state.memory = state.skill, state.memory.new_epoch()
 
-        rollouts = await forward(s, state.skill, step)
-        proposals = await optimizer.propose(state.skill, rollouts, state.memory, step, step.lr or cfg.lr)
+        attempts = s.arena.draws(s.cfg.target.attempts)
+        batch = s.roll.stream(state.skill, step.batch, attempts=attempts, purpose=f"step {step.index}")
+        async with aclosing(batch) as rollouts:
+            proposals = await optimizer.propose(state.skill, rollouts, state.memory, step, step.lr or cfg.lr)
         limit = step.lr or await optimizer.learning_rate(state.skill, proposals, state.memory, step, cfg.lr)
-        protect = state.memory.protected
+        s.arena.upcoming, protect = step.upcoming, state.memory.protected
         verdict = await gate.judge(state.skill, proposals, limit=limit, name=f"step {step.index}", protect=protect)
         state.memory = replace(state.memory, lr=limit)
         state.since_accept = 0 if verdict.accepted else state.since_accept + 1
@@ -126,13 +148,6 @@ async def fit(s: Session, state: State) -> None:
 
         if s.cfg.slow.enabled and optimizer.looks_back and step.ends_epoch and step.epoch > 1:
             await slow(s, state, step, epoch_start, optimizer, gate)
-
-
-async def forward(s: Session, skill: Skill, step: Step) -> list:
-    """Roll the step's batch, `target.attempts` times each."""
-    purposes = [(attempt, f"step {step.index}") for attempt in range(s.cfg.target.attempts)]
-    draws = await gather([s.roll(skill, step.batch, attempt=attempt, purpose=name) for attempt, name in purposes])
-    return [rollout for rollouts in draws for rollout in rollouts]
 
 
 async def slow(s: Session, state: State, step: Step, epoch_start: Skill, optimizer: Optimizer, gate: Gate) -> None:
@@ -147,23 +162,41 @@ async def slow(s: Session, state: State, step: Step, epoch_start: Skill, optimiz
     before, after = await gather([s.roll(skill, chosen, purpose=name) for skill in (epoch_start, state.skill)])
     pairs = [Pair(a, b) for a, b in zip(before, after, strict=True) if a.scored and b.scored]
 
-    guidance = await optimizer.slow_update(state.skill, pairs, state.memory, step)
+    asked: list[Awaitable[Any]] = [optimizer.slow_update(state.skill, pairs, state.memory, step)]
+    if s.cfg.slow.notes:
+        asked.append(optimizer.notes(state.skill, pairs, state.memory, step))
+    guidance, *notes = await gather(asked)
+    if notes:
+        state.memory = replace(state.memory, notes=notes[0])
     if guidance is not None:
         verdict = await gate.judge(state.skill, [Proposal(guidance)], limit=1, name=name, alone=True)
         taken = [r for r in verdict.reports if verdict.accepted and r.edit == guidance and r.status == "applied"]
         if taken:
             state.memory = replace(state.memory, slow=taken[0].inserted.strip())  # as it stands there, line ends too
         take(s, state, step, verdict, 1)
-    if s.cfg.slow.notes:
-        state.memory = replace(state.memory, notes=await optimizer.notes(state.skill, pairs, state.memory, step))
+
+
+async def shorten(s: Session, state: State, best: Skill) -> Skill:
+    """The compact pass: what is left of the best skill without the rules that carry nothing."""
+    rules = ledger_of(s.run, s.roll.seen.values(), s.arena.metric, best.hash)
+    judged = {verdict.candidate.hash for verdict in state.verdicts if verdict.candidate}
+    steps = steps_per_epoch(s.cfg.train, len(s.splits.train)) * s.cfg.train.epochs
+    async with aclosing(compact(s.arena, best, rules, {state.versions[0].hash, *judged})) as verdicts:
+        async for verdict in verdicts:
+            steps += 1
+            take(s, state, Step(steps, s.cfg.train.epochs, (), 1, starts_epoch=False, ends_epoch=False), verdict, 1)
+            best = verdict.skill
+    return best
 
 
 def take(s: Session, state: State, step: Step, verdict: Verdict, limit: int) -> None:
     """Take over what the gate decided, and write it down."""
     state.score = verdict.score
+    state.verdicts.append(verdict)
     if verdict.accepted:
         state.versions.append(verdict.skill)
-    state.memory = state.memory.remember(verdict.rejected, verdict.skill.body)
+    state.memory = state.memory.remember(verdict.rejected, verdict.skill.body, verdict.candidate)
+    s.roll.settle(state.skill)
     s.record(step, verdict, limit, version=len(state.versions) - 1)
 
 
@@ -173,6 +206,6 @@ def stopping(state: State) -> Iterator[None]:
     try:
         yield
     except Stopped as stop:
-        if stop.exit_code != Stopped.exit_code:  # a stop by infrastructure leaves nothing to certify with
+        if isinstance(stop, InfraStopped | Unanswered):  # there is nothing to certify with, or nothing yet
             raise
         state.stopped = stop

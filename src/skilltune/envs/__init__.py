@@ -7,30 +7,34 @@ training. Text is put in place by `str.replace`, never `str.format`: samples and
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import inspect
 import json
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
 from skilltune.envs.formats import assemble, load_samples, root_of
 from skilltune.errors import JudgeError, UsageError
 from skilltune.models import Image, Message
 from skilltune.rollout import Rollout, Score, Trajectory
-from skilltune.samples import ChatTurn, Sample
-from skilltune.scorers import Scorer, build, evaluate
+from skilltune.samples import Sample
+from skilltune.scorers import ScoreFn, Scorer, build, evaluate
+from skilltune.scorers.judge import Ask, Judge
 from skilltune.scorers.python import importing_from, load_module
 from skilltune.scorers.reading import nearest, quote
 
+P = ParamSpec("P")
 _INPUT = "{input}"
 
 
 class Env:
     """Samples + scorer + prompt.
 
-    samples: a file or folder (see `load_samples`), or samples or rows from Python.
+    samples: a file, folder or hf: name (see `load_samples`), or samples or rows from Python.
     score:   a scorer's spec (see `scorers.build`). Under the default, a sample that has `checks` of its own is scored
              by those; any other score, {"type": "exact"} too, holds for all samples.
     prompt:  the user message, with `{input}` where the sample's text goes; in a chat, around its last user turn.
@@ -44,7 +48,7 @@ class Env:
     def __init__(
         self,
         samples: str | Path | Iterable[Sample | Mapping[str, Any]],
-        score: str | Mapping[str, Any] | Callable[..., Any] = "exact",
+        score: str | Mapping[str, Any] | ScoreFn = "exact",
         *,
         prompt: str | None = None,
         fields: Mapping[str, str] | None = None,
@@ -52,7 +56,7 @@ class Env:
     ) -> None:
         if isinstance(samples, str | Path):
             self.samples = tuple(load_samples(samples, fields))
-            root = root_of(Path(samples)) if root is None else root
+            root = root_of(samples) if root is None else root
         else:
             rows = [s if isinstance(s, Sample) else (f"sample {i}", s) for i, s in enumerate(samples, 1)]
             self.samples = tuple(assemble(rows, fields))
@@ -62,10 +66,16 @@ class Env:
         self.prompt = _INPUT if prompt is None else prompt
         if _INPUT not in self.prompt:
             raise UsageError(f"the prompt {quote(self.prompt)} has no {_INPUT}: the samples would never be seen")
+        self._score = score
         self._scorer = build(score, self.root)
         self._own_checks = build("checks", self.root) if score == "exact" else self._scorer
         for sample in self.samples:
             self._check(sample)
+        if self.judge and not any(self.judge.lines(sample) for sample in self.samples):
+            raise UsageError(
+                f"the judge {self.judge.model} has nothing to read: give the score a rubric, "
+                'e.g. score = {judge = "MODEL", rubric = ["The tone is friendly"]}, or samples checks in prose'
+            )
 
     @property
     def fingerprint(self) -> str:
@@ -73,9 +83,28 @@ class Env:
         parts = [self.prompt, self._scorer.fingerprint, self._own_checks.fingerprint]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
+    @property
+    def judge(self) -> Judge | None:
+        """The model that reads the answers, if the score names one. It can be asked once a run has bound it."""
+        return self._scorer.judge
+
+    def bound(self, ask: Ask, fingerprint: str) -> Env:
+        """The same Env with its judge asked by `ask`; `fingerprint` is what decides a verdict there."""
+        assert self.judge is not None
+        made = copy.copy(self)
+        judge = replace(self.judge, ask=ask, fingerprint=fingerprint)
+        made._scorer = made._own_checks = build(self._score, self.root, judge)
+        return made
+
+    def lines(self, sample: Sample) -> list[str]:
+        """What the judge reads of a sample's checks; nothing where there is no judge."""
+        return self.judge.lines(sample) if self.judge else []
+
     def messages(self, sample: Sample) -> tuple[Message, ...]:
         """The sample as chat messages, without the skill; images are read from `root`."""
-        turns = (ChatTurn(content=sample.input),) if isinstance(sample.input, str) else sample.input
+        if isinstance(sample.input, str):
+            return (Message("user", self.prompt.replace(_INPUT, sample.input)),)
+        turns = sample.input
         last = max(i for i, turn in enumerate(turns) if turn.role == "user")
         texts = [self.prompt.replace(_INPUT, t.content) if i == last else t.content for i, t in enumerate(turns)]
         return tuple(
@@ -94,11 +123,12 @@ class Env:
     async def validate(self) -> list[str]:
         """What is wrong with samples and scorer, one line each: every expected answer must score 1, an empty one not.
 
-        Calls the scorer, and so a model if a user's scorer calls one.
+        Calls the scorer, and so a model if a user's scorer calls one; a judge is not asked, so no expected answer of
+        its samples is tried.
         """
         problems = []
         for sample in self.samples:
-            expected = self.expected(sample)
+            expected = "" if self.lines(sample) else self.expected(sample)
             for answer in (expected, "") if expected else ("",):
                 try:
                     score = await self.score(sample, Rollout(sample.id, "", 0, Trajectory(answer), None))
@@ -136,11 +166,11 @@ class Env:
         return full
 
 
-def env(fn: Callable[..., Env]) -> Callable[..., Env]:
+def env(fn: Callable[P, Env]) -> Callable[P, Env]:
     """Mark a function as a factory of an Env. The Env knows the factory's name and the arguments it was made with."""
 
     @functools.wraps(fn)
-    def factory(*args: Any, **kwargs: Any) -> Env:
+    def factory(*args: P.args, **kwargs: P.kwargs) -> Env:
         made = fn(*args, **kwargs)
         if not isinstance(made, Env):
             raise UsageError(f"{fn.__qualname__}() must return an Env, not {type(made).__name__}")

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
-from importlib.metadata import entry_points
 from typing import Any, Protocol, runtime_checkable
 
+from skilltune import plugins
 from skilltune.config import GateConfig
 from skilltune.edits import Report
 from skilltune.errors import UsageError
@@ -71,9 +71,13 @@ class Gate(Protocol):
     ) -> Verdict: ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Arena:
-    """All that a gate may use: the roller, the two splits it may touch (never `test`), its settings, the seed."""
+    """All that a gate may use: the roller, the two splits it may touch (never `test`), its settings, the seed.
+
+    `upcoming` is the batch of the next step, which idle workers may begin under the likelier incumbent. `noise` is the
+    variance of a repeat in scores, where it was measured (None: not); 0 is that of a deterministic target.
+    """
 
     roll: Roller
     train: Sequence[Sample]
@@ -81,21 +85,37 @@ class Arena:
     cfg: GateConfig
     seed: int
     max_tokens: int
+    upcoming: Sequence[Sample] = ()
+    noise: float | None = None
+
+    def draws(self, wanted: int) -> int:
+        """How often a sample is rolled where `wanted` draws are configured: to repeat what is known is to pay for
+        nothing."""
+        return 1 if self.noise == 0 else wanted
 
     def metric(self, score: Score) -> float:
-        """The number that is compared: score, hard, soft, or weight·hard + (1 − weight)·soft."""
-        match self.cfg.metric:
-            case "hard":
-                return score.hard
-            case "soft":
-                return score.partial
-            case "mixed":
-                return self.cfg.weight * score.hard + (1 - self.cfg.weight) * score.partial
-            case _:
-                return score.value
+        """The number that is compared, see `metric_of`."""
+        return metric_of(self.cfg)(score)
 
 
-_POLICIES = {"strict": "skilltune.gate.strict:Strict", "race": "skilltune.gate.race:Race"}
+def metric_of(cfg: GateConfig) -> Callable[[Score], float]:
+    """The number that is compared: score, hard, soft, or weight·hard + (1 − weight)·soft."""
+    match cfg.metric:
+        case "hard":
+            return lambda score: score.hard
+        case "soft":
+            return lambda score: score.partial
+        case "mixed":
+            return lambda score: cfg.weight * score.hard + (1 - cfg.weight) * score.partial
+        case _:
+            return lambda score: score.value
+
+
+_POLICIES = {
+    "strict": "skilltune.gate.strict:Strict",
+    "race": "skilltune.gate.race:Race",
+    "eprocess": "skilltune.gate.eprocess:EProcess",
+}
 
 
 def build_gate(arena: Arena) -> Gate:
@@ -105,12 +125,12 @@ def build_gate(arena: Arena) -> Gate:
         module, _, attribute = _POLICIES[name].partition(":")
         make: Callable[[Arena], Gate] = getattr(import_module(module), attribute)
         return make(arena)
-    for plugin in entry_points(group="skilltune.gates", name=name):
-        return plugin.load()(arena)
+    if (plugin := plugins.find("gate", name)) is not None:
+        return plugin.value(arena)
     raise UsageError(
         f'gate.policy: unknown policy "{name}"; known: {", ".join(_POLICIES)}, or an installed plug-in '
         "(entry point group skilltune.gates)"
     )
 
 
-__all__ = ["Arena", "Gate", "Verdict", "build_gate"]
+__all__ = ["Arena", "Gate", "Verdict", "build_gate", "metric_of"]

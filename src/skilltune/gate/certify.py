@@ -14,6 +14,7 @@ from skilltune.rollout import Rollout, Score
 from skilltune.samples import Sample
 from skilltune.skill import Skill
 
+FEWEST = 10  # samples; below, the run abstains: so few are no sample of the tasks to come
 COVERAGE = 1 - MAX_UNSCORED  # share of the samples that must be scored on both sides
 
 
@@ -23,7 +24,7 @@ class Certificate:
 
     `low` and `high` bound the gain with 95 % confidence, `p` is the one-sided probability of so large a gain by
     chance, `certified` says that it is below `alpha`
-    (shared by the looks at the test split) and that enough samples were scored.
+    (shared by the looks at the test split) and that enough samples were scored; `reason` is why not.
     `tokens` and `usd` are the change per task (None: unknown).
     """
 
@@ -41,6 +42,7 @@ class Certificate:
     method: str
     tokens: float
     usd: float | None
+    reason: str = ""  # why it is not certified, "" if it is
 
     @property
     def gain(self) -> float:
@@ -71,7 +73,8 @@ async def certify(
 ) -> Certificate | None:
     """Measure both skills on `test`. None without test samples; identical texts are not rolled at all.
 
-    The k-th look at the same test samples is certified at alpha/k only, and never on fewer than `COVERAGE` of them.
+    The k-th look at the same test samples is certified at alpha/k only. On fewer than `COVERAGE` of them, or fewer than
+    `FEWEST` at all, nothing is certified.
 
     Scores that are all 0 or 1 with one attempt get the exact McNemar test and Newcombe's interval, others a sign-flip
     test and a bootstrap interval of the paired differences.
@@ -98,6 +101,13 @@ async def certify(
         p, method = stats.sign_flip_test(differences, seed=seed), "sign-flip test, bootstrap interval"
     cheaper, dearer = _per_task(draws[:attempts]), _per_task(draws[attempts:])
     usd = None if cheaper.usd is None or dearer.usd is None else dearer.usd - cheaper.usd
+    reason = ""
+    if len(pairs) < COVERAGE * len(test):
+        reason = f"only {len(pairs)} of {len(test)} test samples were scored on both sides"
+    elif len(pairs) < FEWEST:
+        reason = f"{len(pairs)} test samples are too few to certify anything; {FEWEST} are needed"
+    elif p >= cfg.alpha / look:
+        reason = "the test split does not exclude that it is no better"
     return Certificate(
         before=sum(old) / len(old),
         after=sum(new) / len(new),
@@ -105,7 +115,7 @@ async def certify(
         low=low,
         high=high,
         p=p,
-        certified=p < cfg.alpha / look and len(pairs) >= COVERAGE * len(test),
+        certified=not reason,
         look=look,
         fixed=fixed,
         broken=broken,
@@ -113,6 +123,7 @@ async def certify(
         method=method,
         tokens=dearer.tokens - cheaper.tokens,
         usd=usd,
+        reason=reason,
     )
 
 

@@ -43,21 +43,25 @@ class Posterior:
         return middle, math.sqrt(max(variance, 0.0))
 
 
-def fit(observations: Sequence[Observation], prior: Mapping[str, tuple[float, float]]) -> Posterior:
+def fit(
+    observations: Sequence[Observation], prior: Mapping[str, tuple[float, float]], repeat: float | None = None
+) -> Posterior:
     """Posterior of the columns named in `prior` (name → prior mean and standard deviation).
 
-    Scores are in [0, 1]. The variances of sample effects and noise are estimated by a few EM rounds (Dempster, Laird
-    & Rubin 1977) from starting values that suit scores in [0, 1]. The result does not depend on the order of the
+    Scores are in [0, 1]. `repeat` is the measured variance of a repeated score, if it was: the noise is at least that,
+    and interactions beside it. The variances of sample effects and noise are estimated by a few EM rounds (Dempster,
+    Laird & Rubin 1977) from starting values that suit scores in [0, 1]. The result does not depend on the order of the
     observations, which are sorted first.
     """
     rows = sorted(observations, key=lambda o: (o.sample, sorted(o.columns.items()), o.score))
     names = tuple(sorted(prior))
-    noise, spread = 0.08, 0.10
+    floor = max(repeat or 0.0, NOISE_FLOOR)
+    noise, spread = 0.08 if repeat is None else floor, 0.10
     for _ in range(ROUNDS):
         solution = _solve(rows, names, prior, noise, spread)
         if not rows:
             break
-        noise, spread = max(solution.next_noise, NOISE_FLOOR), max(solution.next_spread, NOISE_FLOOR)
+        noise, spread = max(solution.next_noise, floor), max(solution.next_spread, NOISE_FLOOR)
     solution = _solve(rows, names, prior, noise, spread)
     return Posterior(names, dict(zip(names, solution.effects, strict=True)), solution.covariance, noise, spread)
 

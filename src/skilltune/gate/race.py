@@ -14,24 +14,30 @@ from dataclasses import asdict, dataclass, field, replace
 from skilltune.edits import apply
 from skilltune.gate import Arena, Verdict
 from skilltune.gate.crossed import Observation, Posterior, fit
-from skilltune.gate.screen import Pool, Screened, assign, balanced, edit_columns
-from skilltune.gate.stats import Mixture, spike_and_slab, standard_error
+from skilltune.gate.effects import Belief, Odds, Trial, belief, draw_effects, learned
+from skilltune.gate.screen import Pool, Screened, assign, balanced
+from skilltune.gate.stats import Mixture, standard_error, updated
 from skilltune.optimizer import Proposal, join
 from skilltune.optimizer.memory import Rejected
 from skilltune.roll import gather, mean
 from skilltune.run import rng
+from skilltune.samples import Sample
 from skilltune.skill import Skill
 
 LEVEL = (0.5, 1.0)  # prior mean and sd of the incumbent's level on `select`, in scores
 OTHER_VERSION = (0.0, 0.30)  # of the distance of any other version from the incumbent
-# Prior of the gain of a candidate that was not screened, as (weight, sd): most changes do little, some do a lot.
-UNSCREENED = ((0.8, 0.03), (0.2, 0.30))
-WIDE = (0.0, 0.30)  # under which such a gain is fitted before that prior is put in its place
+# Prior of the gain of a candidate that was not screened (weight, mean, sd): most changes do nothing, some do a lot.
+UNSCREENED = ((0.8, 0.0, 0.002), (0.2, 0.0, 0.30))
+WIDE = (0.0, 0.30)  # under which a gain is fitted before its prior is put in its place
 SHRINK = 0.8  # of a screened gain: the best of many is flattered, and train is not select
-DEVIATION = 0.04  # sd by which the gain on `select` may miss what the screen foretold
-ROUNDS = (0.5, 0.25, 0.25)  # of the screen: the first shows each edit once, the others follow what was learned
-WORTH = 0.6  # an edit is put into a candidate when P(it adds something) is at least this
-FORGET = 2.0  # an earlier posterior's sd counts so much wider under a new incumbent
+DEVIATION = 0.03  # sd by which the gain on `select` may miss what the screen foretold
+OVERFIT = 0.1  # share of screened gains that do not exist outside of train
+MATTERS = 0.005  # a gain below half a point is none
+LEAST = 0.35  # share of a full screen that a small pool gets
+ROUNDS = (0.4, 0.3, 0.3)  # of the screen: the first shows each edit once, the second follows what was learned
+AGAIN = 0.5  # P(better) that is worth another pass over `select`
+KEEP = 0.25  # an edit that was not taken stays in the pool while P(it helps) is at least this
+WORTH = 0.5  # an edit is put into a candidate when P(it adds something) is at least this
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +61,8 @@ class Race:
     arena: Arena
     leftover: list[Proposal] = field(default_factory=list)  # measured, promising, not taken yet
     waiting: list[Proposal] = field(default_factory=list)  # not measured yet: the pool was full
-    learned: dict[str, tuple[float, float]] = field(default_factory=dict)  # "KEY edit|claim" → mean, sd
+    beliefs: dict[str, Belief] = field(default_factory=dict)  # of these, by edit key
+    odds: Odds = field(default_factory=Odds)  # that an edit does anything, learned from screen to screen
     level: tuple[float | None, float | None] = (None, None)  # the incumbent's on `select`, and its sd
 
     async def baseline(self, skill: Skill) -> float | None:
@@ -91,8 +98,9 @@ class Race:
         if chosen:
             verdict = await self._race(pool, chosen, screened, name)
         effects = [screened.gain([i]) if screened else (0.0, 0.0, 0.0) for i in range(len(pool.proposals))]
-        spent = chosen if verdict.accepted or len(chosen) == 1 else ()  # of a failed team each member may be good
-        good = [i for i, (gain, _, p) in enumerate(effects) if i not in spent and gain > 0 and p >= WORTH]
+        failed = len(chosen) == 1 and "given up" in verdict.reason  # of a failed team each member may be good
+        spent = chosen if verdict.accepted or failed else ()
+        good = [i for i, (_, _, p) in enumerate(effects) if i not in spent and p >= KEEP]
         if not alone:
             self._keep(pool, screened, sorted(good, key=lambda i: -effects[i][0]))
             self.waiting = usable[self.arena.cfg.pool :][: self.arena.cfg.pool]
@@ -108,29 +116,36 @@ class Race:
             return None
         by_id = {sample.id: sample for sample in arena.train}
         known = self._known(pool.skill.hash, by_id)
-        observations = [Observation(sample, {"level": 1.0}, score) for sample, score in known.items()]
+        trials = [Trial(sample, (), (), score) for sample, score in known.items()]
+        beliefs = {i: self.beliefs[p.edit.key] for i, p in enumerate(pool.proposals) if p.edit.key in self.beliefs}
+        share = min(1.0, max(LEAST, len(pool.proposals) / cfg.pool))
+        rollouts, texts = share * cfg.screen, max(2, round(share * cfg.texts))
         screened = None
-        for number, share in enumerate(ROUNDS):
+        for number, part in enumerate(ROUNDS):
             draw = rng(arena.seed, "screen", name, number)
-            texts = max(1, round(share * cfg.texts))
+            wanted = max(1, round(part * texts))
             if screened is None:
-                size = min(limit, len(pool.proposals) - 1, math.ceil(len(pool.proposals) / texts))
-                design = balanced(pool, texts, size, draw)
+                size = min(limit, len(pool.proposals) - 1, math.ceil(len(pool.proposals) / wanted))
+                design = balanced(pool, wanted, size, draw)
             else:
-                design = screened.sampled(texts, limit)
-            plan = assign(pool, design, known, round(share * cfg.screen), draw)
+                design = screened.sampled(wanted, limit)
+            plan = assign(pool, design, known, round(part * rollouts), draw)
             results = await gather(
                 [
                     arena.roll(pool.text(subset), [by_id[sample] for sample in samples], purpose=f"{name} {subset}")
                     for subset, samples in zip(design, plan, strict=True)
                 ]
             )
-            for subset, rollouts in zip(design, results, strict=True):
-                for rollout in rollouts:
+            for subset, rolled in zip(design, results, strict=True):
+                for rollout in rolled:
                     if rollout.score is not None:
-                        columns = {"level": 1.0, **edit_columns(pool, subset, rollout.sample)}
-                        observations.append(Observation(rollout.sample, columns, arena.metric(rollout.score)))
-            screened = Screened(pool, observations, sorted(known), self.learned, draw)
+                        claiming = tuple(i for i in subset if rollout.sample in pool.proposals[i].support)
+                        trials.append(Trial(rollout.sample, subset, claiming, arena.metric(rollout.score)))
+            draws = draw_effects(trials, len(pool.proposals), self.odds, beliefs, draw)
+            screened = Screened(pool, draws, sorted(known))
+        if screened is not None:
+            fresh = [i for i in range(len(pool.proposals)) if i not in beliefs]
+            self.odds = learned(screened.draws, fresh, self.odds)
         return screened
 
     def _known(self, version: str, samples: Container[str]) -> dict[str, float]:
@@ -148,25 +163,35 @@ class Race:
         edits = [pool.proposals[i].edit for i in chosen]
         applied = apply(pool.skill, edits, protect=pool.protect, max_tokens=pool.max_tokens)
         candidate = applied.skill
-        prior = WIDE
-        if screened:
-            foretold, sd, _ = screened.gain(chosen)
-            prior = (SHRINK * foretold, math.hypot(sd, DEVIATION, (1 - SHRINK) * foretold))
+        prior = _transferred(screened.gains(chosen)) if screened else UNSCREENED
+        belief_before = Mixture(prior)
         price = cfg.length_price * max(0, candidate.tokens - pool.skill.tokens) / 1000
         order = sorted(arena.select, key=lambda sample: sample.id)
         rng(arena.seed, "race", name).shuffle(order)
-        blocks = [(attempt, start) for attempt in range(cfg.passes) for start in range(0, len(order), cfg.block)]
+        blocks = [(0, block) for block in doubling(order, cfg.block)]
+        blocks += [(attempt, order) for attempt in range(1, arena.draws(cfg.passes))]
         looks: list[Look] = []
-        decision = ""
-        for attempt, start in blocks:
-            block = order[start : start + cfg.block]
-            purpose = f"{name} race {candidate.hash} {start}"
-            sides = ((candidate, attempt), (pool.skill, 0))  # an incumbent seen on a few lucky samples is no bar
+        decision, likelier = "", candidate
+        for number, (attempt, block) in enumerate(blocks):
+            for ahead, samples in blocks[number + 1 :]:
+                arena.roll.expect(candidate, samples, ahead)
+                arena.roll.expect(pool.skill, samples, ahead)
+            arena.roll.expect(likelier, arena.upcoming)
+            purpose = f"{name} race {candidate.hash} {block[0].id} {attempt}"
+            sides = ((candidate, attempt), (pool.skill, attempt))  # an incumbent seen on a few lucky samples is no bar
             await gather([arena.roll(skill, block, attempt=draw, purpose=purpose) for skill, draw in sides])
-            looks.append(self._look(pool.skill, candidate, prior, price, screened is not None))
+            looks.append(self._look(pool.skill, candidate, prior, price))
             decision = self._decide(looks[-1], last=len(looks) == len(blocks))
+            if (
+                not decision
+                and number + 1 < len(blocks)
+                and blocks[number + 1][0] > attempt
+                and looks[-1].better < AGAIN
+            ):
+                decision = "undecided"
             if decision:
                 break
+            likelier = candidate if looks[-1].better > 0.5 else pool.skill
         look, accepted = looks[-1], decision == "accepted"
         self.level = look.after if accepted else look.before
         old, new = dict(self._select_scores(pool.skill.hash)), dict(self._select_scores(candidate.hash))
@@ -183,23 +208,26 @@ class Race:
             after=mean([new[sample] for sample in differences]),
             differences=differences,
             reports=applied.reports,
-            numbers={"rule": "race", "prior": prior, "looks": [asdict(look) for look in looks], "price": price},
+            numbers={
+                "rule": "race",
+                "prior": (belief_before.mean, belief_before.sd),
+                "looks": [asdict(look) for look in looks],
+                "price": price,
+            },
         )
 
     def _look(
-        self, incumbent: Skill, candidate: Skill, prior: tuple[float, float], price: float, screened: bool
+        self, incumbent: Skill, candidate: Skill, prior: Sequence[tuple[float, float, float]], price: float
     ) -> Look:
         """What all evidence says of the candidate now."""
-        posterior = self._fit_race(incumbent, candidate, prior)
+        posterior = self._fit_race(incumbent, candidate, WIDE)
         middle, sd = posterior.contrast({"gain": 1.0})
-        gain = Mixture(((1.0, middle, sd),))
-        if not screened:
-            said = max(1 / sd**2 - 1 / prior[1] ** 2, 1e-6)  # precision of the data alone, the normal prior taken out
-            gain = spike_and_slab(middle / sd**2 / said, 1 / said, UNSCREENED)
+        said = max(1 / sd**2 - 1 / WIDE[1] ** 2, 1e-6)  # precision of the data alone, the normal prior taken out
+        gain = updated(prior, middle / sd**2 / said, 1 / said)
         before, after = posterior.contrast({"level": 1.0}), posterior.contrast({"level": 1.0, "gain": 1.0})
         harm = 1 - gain.above(-self.arena.cfg.regression_bound)
         seen = len(self._select_scores(candidate.hash))
-        return Look(seen, _bounded(before), _bounded(after), gain.mean, gain.sd, gain.above(price), harm)
+        return Look(seen, _bounded(before), _bounded(after), gain.mean, gain.sd, gain.above(price + MATTERS), harm)
 
     def _decide(self, look: Look, *, last: bool) -> str:
         """ "" to go on; the veto on credible harm holds also where the last, lower bar is reached."""
@@ -225,7 +253,7 @@ class Race:
                 columns[version] = 1.0
                 prior[version] = OTHER_VERSION
             observations.append(Observation(sample, columns, self.arena.metric(rollout.score)))
-        return fit(observations, prior)
+        return fit(observations, prior, self.arena.noise)
 
     def _select_scores(self, version: str) -> list[tuple[str, float]]:
         """(sample, score) of every rollout of a version on `select`, in a fixed order."""
@@ -239,10 +267,30 @@ class Race:
     def _keep(self, pool: Pool, screened: Screened | None, good: Sequence[int]) -> None:
         """Promising leftovers stay for the next step, with what is known of them."""
         self.leftover = [pool.proposals[i] for i in good]
-        self.learned.clear()
+        self.beliefs.clear()
         for i in good:
             if screened:
-                self.learned |= screened.learned(i, FORGET)
+                self.beliefs[pool.proposals[i].edit.key] = belief(screened.draws, i)
+
+
+def _transferred(gains: Sequence[float]) -> tuple[tuple[float, float, float], ...]:
+    """What gains on train, drawn from their posterior, foretell for `select`: components (weight, mean, sd)."""
+    each = (1 - OVERFIT) / len(gains)
+    spike = OVERFIT + each * sum(gain == 0 for gain in gains)
+    return ((spike, 0.0, 0.002), *((each, SHRINK * gain, DEVIATION) for gain in gains if gain))
+
+
+def doubling(samples: Sequence[Sample], first: int) -> list[Sequence[Sample]]:
+    """The samples cut into blocks so that each look sees about twice as much as the one before: few looks, hence little
+    waiting and few chances for luck, and still an early end for what is plainly good or bad."""
+    blocks, start = [], 0
+    while start < len(samples):
+        end = max(first, 2 * start)
+        if len(samples) - end < first:
+            end = len(samples)
+        blocks.append(samples[start:end])
+        start = end
+    return blocks
 
 
 def _bounded(level: tuple[float, float]) -> tuple[float, float]:

@@ -7,25 +7,17 @@ That is what lets a dozen rollouts find a rule that helps one task in twelve.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
-from statistics import fmean, median, pstdev
+from statistics import fmean, pstdev
 
 from skilltune.edits import apply, conflict
-from skilltune.gate.crossed import Observation
-from skilltune.gate.logit import fit_effects, solved
+from skilltune.gate.effects import REACH, SOLVED, Draw
 from skilltune.optimizer import Proposal
 from skilltune.skill import Skill
 
 PASSING_SHARE = 0.25  # of a text's rollouts go to samples that the incumbent solves: that is where harm shows
-# Priors on the logit (mean, sd): a version's level, an edit's effect on samples that it does not claim, its additional
-# effect on samples that it claims.
-LOGIT_LEVEL = (0.0, 2.0)
-GENERAL = (0.0, 1.5)
-CLAIMED = (0.0, 2.0)
-DRAWS = 100  # of the posterior, when effects are turned into points
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +86,10 @@ def assign(
     draw.shuffle(passing)
     draw.shuffle(failing)
     each = max(1, round(rollouts / len(design))) if design else 0
-    guards = min(len(passing), max(1, round(PASSING_SHARE * each))) if passing else 0
     uses = dict.fromkeys(known, 0)
     plan = []
-    for subset in design:
+    for number, subset in enumerate(design):
+        guards = min(len(passing), int((number + 1) * PASSING_SHARE * each) - int(number * PASSING_SHARE * each))
         chosen: list[str] = []
         claims = [[s for s in pool.proposals[i].support if known.get(s, 1.0) < 1.0] for i in subset]
         draw.shuffle(claims)
@@ -113,73 +105,57 @@ def assign(
     return plan
 
 
-def edit_columns(pool: Pool, chosen: Sequence[int], sample: str) -> dict[str, float]:
-    """The model's columns of a version that holds the chosen edits, on one train sample."""
-    columns = {f"edit {i}": 1.0 for i in chosen}
-    columns |= {f"claim {i}": 1.0 for i in chosen if sample in pool.proposals[i].support}
-    return columns
-
-
 class Screened:
-    """What is known of the pool's edits, in points: the gain of a set of edits over the incumbent, averaged over the
-    train samples on which the incumbent was seen, under draws of the posterior."""
+    """What is known of the pool's edits: the gain of a set of edits over the incumbent, averaged over the train samples
+    on which the incumbent was seen, under draws of the posterior."""
 
-    def __init__(
-        self,
-        pool: Pool,
-        observations: Sequence[Observation],
-        known: Sequence[str],
-        before: Mapping[str, tuple[float, float]],
-        random: Random,
-    ) -> None:
-        """`known`: the samples that stand for all tasks; `before`: prior effects by edit key from earlier screens."""
-        prior = {"level": LOGIT_LEVEL}
-        for i, proposal in enumerate(pool.proposals):
-            prior[f"edit {i}"] = before.get(f"{proposal.edit.key} edit", GENERAL)
-            prior[f"claim {i}"] = before.get(f"{proposal.edit.key} claim", CLAIMED)
-        self.pool, self.known = pool, tuple(known)
-        self.effects = fit_effects(observations, prior)
-        self._index = {name: i for i, name in enumerate(self.effects.names)}
-        self._draws = self.effects.draws(DRAWS, random)
-        level = self._index["level"]
-        self._bases = [
-            [draw[level] + self.effects.sample_effect(sample, draw) for sample in self.known] for draw in self._draws
-        ]
+    def __init__(self, pool: Pool, draws: Sequence[Draw], known: Sequence[str]) -> None:
+        """`known`: the samples that stand for all tasks."""
+        self.pool, self.draws, self.known = pool, draws, tuple(known)
+        self._support = [frozenset(proposal.support) for proposal in pool.proposals]
+        self._share = [1 / (proposal.among or len(self.known) or 1) for proposal in pool.proposals]
 
     def gains(self, chosen: Sequence[int], draws: slice = slice(None)) -> list[float]:
-        """The gain of a set of edits under each of the draws."""
-        claims = [
-            [(j, self._index[f"claim {i}"]) for j, sample in enumerate(self.known) if sample in pool_support]
-            for i in chosen
-            for pool_support in (frozenset(self.pool.proposals[i].support),)
-        ]
+        """The gain of a set of edits under each of the draws. A claimed sample stands for its share of the samples that
+        the optimizer was shown with it, all others for what remains."""
+        claimed = {sample: [i for i in chosen if sample in self._support[i]] for sample in self.known}
+        claimed = {sample: claiming for sample, claiming in claimed.items() if claiming}
+        shares = {sample: max(self._share[i] for i in claiming) for sample, claiming in claimed.items()}
+        others = [sample for sample in self.known if sample not in claimed]
+        rest = max(0.0, 1 - sum(shares.values())) / (len(others) or 1)
         result = []
-        for draw, bases in zip(self._draws[draws], self._bases[draws], strict=True):
-            general = sum(draw[self._index[f"edit {i}"]] for i in chosen)
-            shifts = [general] * len(bases)
-            for claimed in claims:
-                for j, column in claimed:
-                    shifts[j] += draw[column]
-            moved = (solved(base + shift) - solved(base) for base, shift in zip(bases, shifts, strict=True))
-            result.append(sum(moved) / (len(bases) or 1))
+        for draw in self.draws[draws]:
+            general = sum(draw.general[i] for i in chosen)
+            gain = 0.0
+            for sample, claiming in claimed.items():
+                base = draw.bases[sample] + REACH
+                gain += shares[sample] * (
+                    SOLVED[base + general + sum(draw.claimed[i] for i in claiming)] - SOLVED[base]
+                )
+            if general:
+                moved = sum(
+                    SOLVED[base + general + REACH] - SOLVED[base + REACH]
+                    for base in map(draw.bases.__getitem__, others)
+                )
+                gain += rest * moved
+            result.append(gain)
         return result
 
     def gain(self, chosen: Sequence[int]) -> tuple[float, float, float]:
-        """Median and standard deviation of the gain of a set, and P(gain > 0). Not the mean: near 0 and 1 the logit
-        bends doubt itself into gain or loss."""
+        """Mean and standard deviation of the gain of a set, and P(gain > 0)."""
         gains = self.gains(chosen)
-        return median(gains), pstdev(gains), sum(g > 0 for g in gains) / len(gains)
+        return fmean(gains), pstdev(gains), sum(gain > 0 for gain in gains) / len(gains)
 
     def sampled(self, n: int, limit: int) -> list[tuple[int, ...]]:
         """For each of `n` draws the set that is best if that draw is the truth (Thompson 1933): what to try next."""
-        sets = (self.assemble(limit, 0.5, slice(1 + t, 2 + t)) for t in range(DRAWS - 1))
+        sets = (self.assemble(limit, 0.5, slice(t, t + 1)) for t in range(len(self.draws)))
         return list(dict.fromkeys(chosen for chosen in sets if chosen))[:n]
 
     def assemble(self, limit: int, worth: float, draws: slice = slice(None)) -> tuple[int, ...]:
         """Greedily the edits that add most to the expected gain, at most `limit`, none whose addition is better than
         nothing with less than probability `worth`; the shorter one on ties."""
         chosen: list[int] = []
-        gains = [0.0] * len(self._draws[draws])
+        gains = [0.0] * len(self.draws[draws])
         while len(chosen) < limit:
             best: tuple[float, int, int, list[float]] | None = None
             for i, proposal in enumerate(self.pool.proposals):
@@ -195,12 +171,3 @@ class Screened:
             chosen.append(-best[2])
             gains = best[3]
         return tuple(sorted(chosen))
-
-    def learned(self, i: int, widen: float) -> dict[str, tuple[float, float]]:
-        """What to believe of an edit when it is screened again under another incumbent: sd `widen` times wider."""
-        result = {}
-        for kind, prior in (("edit", GENERAL), ("claim", CLAIMED)):
-            column = self._index[f"{kind} {i}"]
-            sd = math.sqrt(sum(line[column] ** 2 for line in self.effects.factor))
-            result[f"{self.pool.proposals[i].edit.key} {kind}"] = (self.effects.mode[column], min(widen * sd, prior[1]))
-        return result

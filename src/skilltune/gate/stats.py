@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist, fmean, pvariance
@@ -40,16 +41,18 @@ class Mixture:
         return math.fsum(w * normal_cdf((m - bar) / s) for w, m, s in self.parts)
 
 
-def spike_and_slab(estimate: float, variance: float, prior: Sequence[tuple[float, float]]) -> Mixture:
-    """Posterior of an effect under a mixture of zero-mean normals (weight, sd): most changes do nearly nothing, a few
-    do a lot (Mitchell & Beauchamp 1988). `estimate` and `variance` are those of the data alone."""
+def updated(prior: Sequence[tuple[float, float, float]], estimate: float, variance: float) -> Mixture:
+    """Posterior of a number under a mixture of normals (weight, mean, sd) after a normal measurement. With a component
+    at zero it is the spike and slab of Mitchell & Beauchamp (1988): most changes do nothing, a few do a lot."""
     parts = []
-    for weight, sd in prior:
+    for weight, middle, sd in prior:
         total = variance + sd * sd
-        fit = weight * math.exp(-estimate * estimate / (2 * total)) / math.sqrt(total)
-        parts.append((fit, estimate * sd * sd / total, math.sqrt(variance * sd * sd / total)))
-    evidence = math.fsum(fit for fit, _, _ in parts)
-    return Mixture(tuple((fit / evidence, m, s) for fit, m, s in parts))
+        log_fit = -((estimate - middle) ** 2) / (2 * total) - 0.5 * math.log(total)
+        mean = (middle * variance + estimate * sd * sd) / total
+        parts.append((math.log(weight) + log_fit, mean, math.sqrt(variance * sd * sd / total)))
+    top = max(log_fit for log_fit, _, _ in parts)
+    evidence = math.fsum(math.exp(log_fit - top) for log_fit, _, _ in parts)
+    return Mixture(tuple((math.exp(log_fit - top) / evidence, m, s) for log_fit, m, s in parts))
 
 
 def standard_error(values: Sequence[float]) -> float | None:
@@ -110,6 +113,25 @@ def bootstrap_interval(differences: Sequence[float], level: float = 0.95, seed: 
     means = sorted(fmean(draw.choices(differences, k=n)) for _ in range(RESAMPLES))
     tail = (1 - level) / 2
     return means[int(tail * RESAMPLES)], means[min(int((1 - tail) * RESAMPLES), RESAMPLES - 1)]
+
+
+def mean_interval(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
+    """95 % interval of a mean of scores: Wilson's where all are 0 or 1, else the bootstrap's."""
+    if _binary(values):
+        return wilson(math.fsum(values), len(values))
+    return bootstrap_interval(values, seed=seed)
+
+
+def difference_interval(before: Sequence[float], after: Sequence[float], seed: int = 0) -> tuple[float, float]:
+    """95 % interval of the mean paired difference: Newcombe's where all scores are 0 or 1, else the bootstrap's."""
+    if not _binary([*before, *after]):
+        return bootstrap_interval([b - a for a, b in zip(before, after, strict=True)], seed=seed)
+    counts = Counter(zip(before, after, strict=True))
+    return paired_difference_interval(counts[1, 1], counts[0, 1], counts[1, 0], counts[0, 0])
+
+
+def _binary(values: Sequence[float]) -> bool:
+    return all(value in (0.0, 1.0) for value in values)
 
 
 def sign_flip_test(differences: Sequence[float], seed: int = 0) -> float:

@@ -44,6 +44,7 @@ class Strict:
             reason = "nothing was proposed" if not edits else "none of the edits could be applied"
             rejected = _rejected(applied, reason)
             return Verdict(skill, False, reason, score, spread, reports=applied.reports, rejected=rejected)
+        self.arena.roll.expect(skill, self.arena.upcoming)  # most candidates fail
         new = await self._scores(applied.skill)
         differences = {sample: new[sample] - old[sample] for sample in old if sample in new}
         before = mean([old[sample] for sample in differences])

@@ -1,6 +1,6 @@
 """Models behind one small protocol: a frozen request in, a frozen reply out, typed errors otherwise.
 
-Providers translate; they do not retry (see `models.retry`), do not journal (see `run`), do not budget (see
+Providers translate; they do not retry (see `models.endpoint`), do not journal (see `run`), do not budget (see
 `budget`). That keeps each of them to one screen and every rule about money in one place.
 """
 
@@ -83,6 +83,10 @@ class Usage:
     @property
     def tokens(self) -> int:
         return self.input_tokens + self.output_tokens
+
+    def to_json(self) -> dict[str, float | None]:
+        """All fields by name; `Usage(**…)` is the inverse. `dataclasses.asdict` would copy deeply, on every call."""
+        return {name: getattr(self, name) for name in self.__slots__}
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 from skilltune.errors import UsageError
 from skilltune.models import Message, Reply, Request, Usage
@@ -36,9 +36,8 @@ class AnthropicModel:
         if self._name.scheme != "anthropic":
             raise UsageError(f"`{self._name}` is no Anthropic-style name; write anthropic/MODEL or anthropic@URL/MODEL")
         self.name = self._name.text
-        self._price, self._timeout_s = price, timeout_s
-        self._url = self._name.url or OFFICIAL
-        self._wire = Wire(self._name, self._url, "ANTHROPIC_API_KEY", self._connect, timeout_s)
+        self._price = price
+        self._wire = Wire(self._name, self._name.url or OFFICIAL, "ANTHROPIC_API_KEY", self._headers, timeout_s)
         self._unknown: set[str] = set()  # parameters that this endpoint refused
 
     @property
@@ -51,16 +50,10 @@ class AnthropicModel:
     async def aclose(self) -> None:
         await self._wire.aclose()
 
-    def _connect(self, key: str) -> tuple[Any, Any]:
-        import anthropic
-
-        headers = {"anthropic-version": VERSION}
-        if self._name.url is not None:  # the SDK sends a bearer token; many compatible servers read only this header
-            headers["X-Api-Key"] = key
-        client = anthropic.AsyncAnthropic(
-            api_key=key, base_url=self._url, max_retries=0, timeout=self._timeout_s, default_headers=headers
-        )
-        return anthropic, client
+    def _headers(self, key: str) -> Json:
+        """Anthropic reads `x-api-key`; of the compatible servers many read that, and some only a bearer token."""
+        headers = {"x-api-key": key, "anthropic-version": VERSION}
+        return headers if self._name.url is None else headers | {"Authorization": f"Bearer {key}"}
 
     def _learn(self, sent: Json, said: str) -> None:
         """Take note of what the endpoint says it does not know."""
@@ -94,14 +87,15 @@ class AnthropicModel:
         return payload
 
     def _read(self, request: Request, body: Json) -> Reply:
-        blocks = body["content"]
+        blocks, schema = body["content"], request.schema
         text = "".join(block["text"] for block in blocks if block["type"] == "text")
-        if "stop_sequences" in self._unknown:
+        used = [b for b in blocks if schema is not None and b["type"] == "tool_use" and b["name"] == schema.name]
+        if used:
+            text = json.dumps(used[-1]["input"], ensure_ascii=False)
+        usage = self._usage(request, body, text)
+        if "stop_sequences" in self._unknown and not used:
             text = cut(text, request.stop)
-        for block in blocks:
-            if request.schema is not None and block["type"] == "tool_use" and block["name"] == request.schema.name:
-                text = json.dumps(block["input"], ensure_ascii=False)
-        return Reply(text, self._usage(request, body, text), _FINISH.get(body.get("stop_reason"), "other"))
+        return Reply(text, usage, _FINISH.get(body.get("stop_reason"), "other"))
 
     def _usage(self, request: Request, body: Json, text: str) -> Usage:
         cached = count(body, "usage", "cache_read_input_tokens")  # not part of input_tokens here

@@ -21,7 +21,7 @@ def build_model(
     the price list.
 
     Raises `UsageError` for a name that is no chat model, or where the key that the endpoint needs is not set. No
-    provider's SDK is imported before the first call.
+    connection is made, and nothing for it imported, before the first call.
     """
     name = parse_name(text)
     if api != "chat" and name.scheme != "openai":

@@ -8,9 +8,10 @@ request and leaves out or renames what an endpoint says it does not know (struct
 from __future__ import annotations
 
 import logging
+import os
 import re
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 from skilltune.errors import UsageError
 from skilltune.models import Message, Reply, Request, Usage
@@ -44,9 +45,8 @@ class OpenAIModel:
         if api not in ("chat", "responses"):
             raise UsageError(f"api must be 'chat' or 'responses', got {api!r}")
         self.name = self._name.text
-        self._api, self._price, self._timeout_s = api, price, timeout_s
-        self._url = self._name.url or OFFICIAL
-        self._wire = Wire(self._name, self._url, "OPENAI_API_KEY", self._connect, timeout_s)
+        self._api, self._price = api, price
+        self._wire = Wire(self._name, self._name.url or OFFICIAL, "OPENAI_API_KEY", self._headers, timeout_s)
         self._unknown: set[str] = set()  # parameters that this endpoint refused
         self._limit = "max_tokens" if self._name.url else "max_completion_tokens"
 
@@ -64,10 +64,13 @@ class OpenAIModel:
     async def aclose(self) -> None:
         await self._wire.aclose()
 
-    def _connect(self, key: str) -> tuple[Any, Any]:
-        import openai
-
-        return openai, openai.AsyncOpenAI(api_key=key, base_url=self._url, max_retries=0, timeout=self._timeout_s)
+    def _headers(self, key: str) -> Json:
+        """The key; at OpenAI's own endpoint also who pays, where OPENAI_ORG_ID or OPENAI_PROJECT_ID says so."""
+        headers = {"Authorization": f"Bearer {key}"}
+        if self._name.url is None:
+            payer = {"OpenAI-Organization": "OPENAI_ORG_ID", "OpenAI-Project": "OPENAI_PROJECT_ID"}
+            headers |= {header: os.environ[name] for header, name in payer.items() if os.environ.get(name)}
+        return headers
 
     def _learn(self, sent: Json, said: str) -> None:
         """Take note of what the endpoint says it does not know."""
@@ -117,33 +120,36 @@ class OpenAIModel:
 
     def _read_chat(self, request: Request, body: Json) -> Reply:
         choice = body["choices"][0]
-        content, refusal = choice["message"].get("content"), choice["message"].get("refusal")
+        message = choice["message"]
+        content, refusal = message.get("content"), message.get("refusal")
         if isinstance(content, list):  # some servers answer in parts
             content = "".join(part.get("text") or "" for part in content)
         text = content or refusal or ""
         if not isinstance(text, str):
             raise TypeError("the content of a choice is no text")
+        usage = self._usage(request, body, text, "prompt_tokens", "completion_tokens")
         finish = _CHAT_FINISH.get(choice.get("finish_reason"), "other")
-        if refusal or (content is None and finish == "stop"):
+        if finish == "stop" and not text and message.get("tool_calls"):
+            finish = "other"
+        elif refusal or (content is None and finish == "stop" and usage.output_tokens):
             finish = "refusal"
         if "stop" in self._unknown:
             text = cut(text, request.stop)
-        usage = self._usage(request, body, text, "prompt_tokens", "completion_tokens")
         return Reply(text, usage, finish)
 
     def _read_responses(self, request: Request, body: Json) -> Reply:
         parts = [part for item in body["output"] if item["type"] == "message" for part in item["content"]]
         refusals = [part["refusal"] for part in parts if part["type"] == "refusal"]
         text = "".join(part["text"] for part in parts if part["type"] == "output_text")
+        usage = self._usage(request, body, text or "".join(refusals), "input_tokens", "output_tokens")
         why = (body.get("incomplete_details") or {}).get("reason")
         if refusals or why == "content_filter":
             finish = "refusal"
         elif why == "max_output_tokens":
             finish = "length"
         else:
-            finish = "stop" if body["status"] == "completed" and parts else "other"
-        text = cut(text, request.stop) or "".join(refusals)  # this API has no stop sequences
-        return Reply(text, self._usage(request, body, text, "input_tokens", "output_tokens"), finish)
+            finish = "stop" if body["status"] == "completed" and (parts or not body["output"]) else "other"
+        return Reply(cut(text, request.stop) or "".join(refusals), usage, finish)  # this API has no stop sequences
 
     def _usage(self, request: Request, body: Json, text: str, sent: str, received: str) -> Usage:
         tokens = count(body, "usage", sent), count(body, "usage", received)

@@ -7,6 +7,7 @@ its price explicitly.
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 from urllib.parse import urlsplit
 
@@ -46,6 +47,7 @@ def price(model_name: Name | str, usage: Usage, *, override: tuple[float, float]
     return float(cost.total_price)
 
 
+@functools.cache
 def _loopback(url: str) -> bool:
     host = urlsplit(url).hostname or ""
     try:

@@ -1,14 +1,18 @@
-"""What the provider SDKs have in common: one JSON request over HTTP, and a typed error for whatever goes wrong.
+"""What all endpoints have in common: one JSON request over HTTP, and a typed error for whatever goes wrong.
 
-Both SDKs are used as transports only (their `post` with a raw response). Real endpoints deviate from the typed
-models in every direction, so replies are read as plain JSON; and exceptions of an SDK hold the request with its
-headers, so they are never chained to ours: no key can reach a log through a traceback.
+aiohttp carries it, because a provider's SDK takes ten times the CPU per call. Replies are read as plain JSON, because
+real endpoints deviate from any typed model. aiohttp's exceptions hold the request with its headers, so they are never
+chained to ours: no key can reach a log through a traceback.
+
+From the environment: the key; HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY; SSL_CERT_FILE and SSL_CERT_DIR. Not
+~/.netrc: a password meant for other programs is never sent.
 """
 
 from __future__ import annotations
 
 import asyncio
 import email.utils
+import functools
 import hashlib
 import json
 import os
@@ -16,15 +20,24 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit, urlunsplit
 
+from skilltune import __version__
 from skilltune.errors import CallConfigError, InfraError, UnreachableError, UsageError
 from skilltune.models import Reply, Request
-from skilltune.models.retry import RateLimited
+from skilltune.models.redact import redacted
+from skilltune.models.retry import RateLimited, TimedOut
 from skilltune.names import Name
+
+if TYPE_CHECKING:
+    import ssl
+
+    import aiohttp
 
 Json = dict[str, Any]
 
+CONNECT_S = 5.0  # name, TCP and TLS: a host that drops packets is found dead long before `timeout_s`
 NO_KEY = "no-key"  # local servers want some key, any key
 
 _TRANSIENT = {408, 409, 425, 429}
@@ -43,18 +56,19 @@ class Rejected(CallConfigError):
 
 
 class Wire:
-    """One endpoint, reached through an SDK client that is made on first use.
+    """One endpoint. Connections are kept alive and shared by all calls; the first call opens the session.
 
-    `connect(key)` returns (the SDK's module, its async client). The key is read from the environment variable
-    `key_variable`; only the provider's own endpoint insists on it. `timeout_s` bounds one request in all.
+    `headers(key)` are the headers that prove who asks. The key is read from the environment variable `key_variable`;
+    only the provider's own endpoint insists on it. `timeout_s` bounds one request in all, its answer's body included.
     """
 
     def __init__(
-        self, name: Name, url: str, key_variable: str, connect: Callable[[str], tuple[Any, Any]], timeout_s: float
+        self, name: Name, url: str, key_variable: str, headers: Callable[[str], Json], timeout_s: float
     ) -> None:
         self._name, self._url, self._variable = name, url, key_variable
-        self._connect, self._timeout_s = connect, timeout_s
-        self._connection: tuple[Any, Any] | None = None
+        self._headers, self._timeout_s = headers, timeout_s
+        self._proxy = proxy_of(url)
+        self._session: aiohttp.ClientSession | None = None
         key = self._key()
         if not key and name.url is None:
             raise UsageError(f"`{name}` needs a key: set the environment variable {key_variable}")
@@ -84,72 +98,101 @@ class Wire:
                 continue
             try:
                 reply = read(request, body)
-                return replace(reply, text=reply.text.encode("utf-8", "replace").decode())  # see _post
             except (LookupError, TypeError, AttributeError):  # not the shape that `read` expects
                 failure = self._malformed(json.dumps(body, ensure_ascii=False))
+            else:
+                if reply.text or reply.finish != "stop" or reply.usage.output_tokens:
+                    return _sendable(reply)
+                failure = InfraError(self._text(f"empty answer from {self._url}: no text, and no token was counted"))
             raise failure
 
     async def _post(self, path: str, payload: Json, draw: int) -> Json:
-        import httpx2
+        import aiohttp
 
-        sdk, client = self._connection = self._connection or self._connect(self._key() or NO_KEY)
+        session = self._session = self._session or self._open()
         content = json.dumps(payload, ensure_ascii=False).encode("utf-8", "replace")  # half a surrogate pair becomes ?
-        headers = {"Idempotency-Key": idempotency_key(payload, draw), "Content-Type": "application/json"}
+        headers = self._headers(self._key() or NO_KEY)  # not the session's: those go to a proxy too
+        headers |= {"Content-Type": "application/json", "Idempotency-Key": idempotency_key(payload, draw)}
+        for _ in range(2):  # loop turns: one to see that a server closed an idle connection, one to drop it
+            await asyncio.sleep(0)
+        sending = aiohttp.UploadTracker()
         try:
-            async with asyncio.timeout(self._timeout_s):  # the SDK's own is per read, so a trickle would never end
-                response = await client.post(
-                    path, cast_to=httpx2.Response, content=content, options={"headers": headers}
-                )
-        except (TimeoutError, sdk.APITimeoutError):
-            failure = InfraError(self._text(f"no answer from {self._url} within {self._timeout_s:g} s"))
-        except sdk.APIConnectionError as error:
-            failure = self._connection_failure(error.__cause__ or error)
-        except sdk.APIStatusError as error:
-            failure = self._status_failure(error.response)
+            async with session.post(
+                self._url + path, data=content, headers=headers, allow_redirects=False, upload_tracker=sending
+            ) as response:
+                raw = await response.read()
+        except (aiohttp.ClientError, OSError) as error:  # OSError: a time-out too
+            failure = self._lost(error, reached=sending.bytes_written > 0)
+        except ValueError:
+            failure = CallConfigError(self._text(f"{self._url} is no address that can be called; correct the name"))
         else:
-            try:
-                body = response.json()
-            except ValueError:
-                body = None
-            if isinstance(body, dict) and not body.get("error"):
-                return body
-            failure = self._malformed(response.text)
+            if response.status >= 300:
+                failure = self._refusal(response.status, response.headers, raw)
+            else:
+                try:
+                    body = json.loads(raw)
+                except ValueError:
+                    body = None
+                if isinstance(body, dict) and not body.get("error"):
+                    return body
+                failure = self._malformed(raw.decode("utf-8", "replace"))
         raise failure  # outside the handlers, so that it carries no context
 
+    def _open(self) -> aiohttp.ClientSession:
+        import aiohttp
+
+        return aiohttp.ClientSession(
+            headers={"User-Agent": f"skilltune/{__version__}"},
+            connector=aiohttp.TCPConnector(limit=0, ssl=tls_context() if self._url.startswith("https:") else True),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=self._timeout_s, connect=CONNECT_S),
+            proxy=self._proxy,
+        )
+
     async def aclose(self) -> None:
-        if self._connection is not None:
-            _, client = self._connection
-            self._connection = None
-            await client.close()
+        if self._session is not None:
+            session, self._session = self._session, None
+            await session.close()
 
     def _key(self) -> str:
         return os.environ.get(self._variable, "").strip()
 
     def _text(self, problem: str) -> str:
         """The message of an error: the model's name first, and no key even where a server quotes it."""
-        key = self._key()
-        return f"`{self._name}`: {problem.replace(key, '[key]') if len(key) >= 8 else problem}"
+        return f"`{self._name}`: {self._redacted(problem)}"
+
+    def _redacted(self, text: str) -> str:
+        """Before anything is cut off, or half a key would be no key to look for."""
+        return redacted(text, self._key(), unquote(urlsplit(proxy_of(self._url) or "").password or ""))
 
     def _malformed(self, body: str) -> InfraError:
         """For a 200 that is no answer: broken JSON, no choices, an error in disguise."""
-        return InfraError(self._text(f"malformed answer from {self._url}: {_clip(body) or '(empty)'}"))
+        said = _clip(self._redacted(body)) or "(empty)"
+        return InfraError(self._text(f"malformed answer from {self._url}: {said}"))
 
-    def _connection_failure(self, cause: BaseException) -> InfraError:
-        import httpx2
-
-        if isinstance(cause, httpx2.ConnectError):
-            return UnreachableError(self._text(f"cannot connect to {self._url}; is the server running? ({cause})"))
-        detail = str(cause) or type(cause).__name__
+    def _lost(self, error: Exception, *, reached: bool) -> InfraError:
+        """For a call without an answer. Not `reached`: nothing of the request was sent, so nothing can be billed."""
+        detail = str(error) or type(error).__name__
+        if isinstance(error, TimeoutError):
+            detail = f"no connection within {min(CONNECT_S, self._timeout_s):g} s"
+        elif "CERTIFICATE_VERIFY_FAILED" in detail:
+            detail += "; where the network has a certificate of its own, set SSL_CERT_FILE to a file that holds it"
+        if not reached:
+            return UnreachableError(self._text(f"cannot connect to {self._url}; is the server running? ({detail})"))
+        if isinstance(error, TimeoutError):
+            return TimedOut(self._text(f"no answer from {self._url} within {self._timeout_s:g} s"))
         return InfraError(self._text(f"the connection to {self._url} was dropped: {detail}"))
 
-    def _status_failure(self, response: Any) -> InfraError | CallConfigError:
-        status, said = response.status_code, response.text.lower()
-        problem = f"{self._url} answered {status}: {_words(response.text) or response.reason_phrase}"
+    def _refusal(self, status: int, headers: Mapping[str, str], raw: bytes) -> InfraError | CallConfigError:
+        """For an answer that is no 2xx."""
+        body = raw.decode("utf-8", "replace")
+        said = body.lower()
+        problem = f"{self._url} answered {status}: {_words(self._redacted(body)) or '(empty)'}"
         if _NO_MONEY.search(said):
             return CallConfigError(self._text(f"{problem}. The account has no credit left; add some or change the key"))
         if status in _TRANSIENT or status >= 500:
-            kind = RateLimited if status in (429, 529) else InfraError
-            return kind(self._text(problem), retry_after=retry_after(response.headers))
+            kind = RateLimited if status in (429, 503, 529) else InfraError
+            return kind(self._text(problem), retry_after=retry_after(headers))
         if status in (400, 413, 422) and _TOO_LONG.search(said):
             fix = "The request is longer than the model's context window: shorten the samples or lower max_tokens"
             return CallConfigError(self._text(f"{problem}. {fix}"))
@@ -158,12 +201,43 @@ class Wire:
             rejected.said = said
             return rejected
         fix = ""
-        if status in (401, 403):
+        if status < 400:  # not followed: the key would go to an address that nobody named
+            fix = f". It redirects to {_bare(headers.get('Location', ''))}: put the address that answers into the name"
+        elif status in (401, 403):
             set_or_not = "is not set" if not self._key() else "is set, but not accepted here"
             fix = f". The key is read from {self._variable}, which {set_or_not}"
         elif status == 404:
             fix = f". Check that the model `{self._name.model}` exists there and that the URL is right"
         return CallConfigError(self._text(problem + fix))
+
+
+@functools.cache
+def tls_context() -> ssl.SSLContext:
+    """Certificates are checked against certifi's list, or against what SSL_CERT_FILE and SSL_CERT_DIR name."""
+    import ssl
+
+    if os.environ.get("SSL_CERT_FILE") or os.environ.get("SSL_CERT_DIR"):
+        return ssl.create_default_context()  # OpenSSL reads both
+    import certifi
+
+    return ssl.create_default_context(cafile=certifi.where())
+
+
+def proxy_of(url: str) -> str | None:
+    """The proxy that the environment names for `url`, if any. `UsageError`: one that does not speak HTTP."""
+    from urllib.request import getproxies, proxy_bypass
+
+    parts, proxies = urlsplit(url), getproxies()
+    proxy = proxies.get(parts.scheme) or proxies.get("all")
+    if not proxy or proxy_bypass(parts.netloc):
+        return None
+    scheme, mark, _ = proxy.rpartition("://")
+    if mark and scheme not in ("http", "https"):
+        raise UsageError(
+            f"the proxy for {url} is a {scheme} proxy, and only http and https ones are supported: set "
+            f"{parts.scheme.upper()}_PROXY to one of those, or list {parts.hostname} in NO_PROXY"
+        )
+    return proxy if mark else f"http://{proxy}"
 
 
 def idempotency_key(payload: Json, draw: int) -> str:
@@ -208,6 +282,19 @@ def estimate_tokens(request: Request, answer: str) -> tuple[int, int]:
 def cut(text: str, stop: tuple[str, ...]) -> str:
     """The text up to the first stop sequence, for APIs that take none."""
     return text[: min((at for s in stop if s and (at := text.find(s)) >= 0), default=len(text))]
+
+
+def _sendable(reply: Reply) -> Reply:
+    """The reply without halves of surrogate pairs, which no request can carry back."""
+    if reply.text.isascii():
+        return reply
+    return replace(reply, text=reply.text.encode("utf-8", "replace").decode())
+
+
+def _bare(url: str) -> str:
+    """A URL without what may be a secret in it."""
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", "")) or "(nowhere)"
 
 
 def _words(body: str) -> str:

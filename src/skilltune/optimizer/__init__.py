@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -15,10 +15,12 @@ from skilltune.skill import Skill
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """An edit and the train samples that it answers (`support`, counted by us from citations that hold)."""
+    """An edit and the train samples that it answers (`support`, counted by us from citations that hold) of the `among`
+    samples that the optimizer was shown (0: unknown)."""
 
     edit: Edit
     support: tuple[str, ...] = ()
+    among: int = 0
 
 
 def join(proposals: Iterable[Proposal]) -> list[Proposal]:
@@ -27,7 +29,8 @@ def join(proposals: Iterable[Proposal]) -> list[Proposal]:
     for proposal in proposals:
         old = joined.get(proposal.edit.key)
         samples = dict.fromkeys((*old.support, *proposal.support) if old else proposal.support)
-        joined[proposal.edit.key] = Proposal(old.edit if old else proposal.edit, tuple(samples))
+        among = proposal.among + (old.among if old else 0)
+        joined[proposal.edit.key] = Proposal(old.edit if old else proposal.edit, tuple(samples), among)
     return sorted(joined.values(), key=lambda proposal: -len(proposal.support))
 
 
@@ -54,24 +57,29 @@ class Optimizer(Protocol):
     """Proposes; never judges. It sees rollouts of train samples only.
 
     `propose` returns the edits of one step, best supported first: a patch of at most `limit` edits, or a pool to be
-    measured. `learning_rate` names how many of the proposals a step applies under the autonomous schedule.
+    measured. The rollouts come one by one in the order of the batch, so that it need not wait for the last of them.
+    `learning_rate` names how many of the proposals a step applies under the autonomous schedule.
     `slow_update` returns the epoch's guidance as an edit, or None; `notes` the optimizer's own notes. These two are
     not asked, and the rollouts that they would compare are not paid for, where `looks_back` is False.
+    Whoever derives from this class need not write more than `propose`.
     """
 
-    looks_back: bool
+    looks_back: bool = False
 
     async def propose(
-        self, skill: Skill, rollouts: Sequence[Rollout], memory: Memory, step: Step, limit: int
+        self, skill: Skill, rollouts: AsyncIterable[Rollout], memory: Memory, step: Step, limit: int
     ) -> list[Proposal]: ...
 
     async def learning_rate(
         self, skill: Skill, proposals: Sequence[Proposal], memory: Memory, step: Step, most: int
-    ) -> int: ...
+    ) -> int:
+        return most
 
-    async def slow_update(self, skill: Skill, pairs: Sequence[Pair], memory: Memory, step: Step) -> Edit | None: ...
+    async def slow_update(self, skill: Skill, pairs: Sequence[Pair], memory: Memory, step: Step) -> Edit | None:
+        return None
 
-    async def notes(self, skill: Skill, pairs: Sequence[Pair], memory: Memory, step: Step) -> str: ...
+    async def notes(self, skill: Skill, pairs: Sequence[Pair], memory: Memory, step: Step) -> str:
+        return memory.notes
 
 
 __all__ = ["Memory", "Optimizer", "Pair", "Proposal", "Step", "join"]

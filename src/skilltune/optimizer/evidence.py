@@ -7,18 +7,26 @@ shown train rollouts only; whoever calls `render_rollout` with another split has
 from __future__ import annotations
 
 import html
+import itertools
+import json
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from skilltune.edits import Edit
 from skilltune.envs import Env
 from skilltune.rollout import Rollout
 from skilltune.samples import Sample
+from skilltune.scorers.judge import hidden
 
 COPIED_WORDS = 8  # so many consecutive words of a sample's text in an edit are a copy, not a rule
-COPIED_ANSWER = 20  # an expected answer of so many characters must not stand in an edit
+COPIED_ANSWER = 20  # an expected answer or a check's text of so many characters must not stand in an edit
+COPIED_PATTERN = 8  # nor a regular expression of so many: nobody writes one by accident
+_PATTERN = re.compile(r"\\[AbBdDsSwWZ]|\[[^]]*\]|\(\?|[)\]}.\w][*+]|\{\d+(?:,\d*)?\}|^\^|\$$")
+ANSWER, PATTERN = "the expected answer", "a check"
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
-_TAGS = re.compile(r"</?(?=(?:skill|edit_budget|notes|rejected|trajectory|patch|edit|pair)\b)", re.IGNORECASE)
+_TAGS = re.compile(r"</?(?=(?:skill|edit_budget|notes|unfixed|rejected|trajectory|patch|edit|pair)\b)", re.IGNORECASE)
 
 
 def tag(name: str, text: str, **attributes: object) -> str:
@@ -31,14 +39,21 @@ def _defused(text: str) -> str:
     return _TAGS.sub(lambda found: found[0].replace("<", "‹"), text)
 
 
-def render_rollout(rollout: Rollout, sample: Sample, env: Env, *, chars: int, show_expected: bool) -> str:
-    """What the agent did, its final answer, the scorer's reason; elided in the middle to `chars`, never at the end."""
+def render_rollout(
+    rollout: Rollout, sample: Sample, env: Env, *, chars: int, show_expected: bool, show_rubric: bool = False
+) -> str:
+    """What the agent did, its final answer, the scorer's reason; elided in the middle to `chars`, never at the end.
+    The text of a judge's checks is hidden, but for `show_rubric`: a skill must not be written to please the judge."""
     assert rollout.score is not None
     turns = "\n\n".join(f"[{turn.role}]\n{turn.text}" for turn in rollout.trajectory.turns)
     expected, why = env.expected(sample), rollout.score.why
     ending = [f"Final answer: {rollout.answer}"]
+    if rollout.trajectory.error:
+        ending.append(f"Note: {rollout.trajectory.error}")
     if not show_expected:
         why = _hide(why, expected)
+    if not show_rubric:
+        why = hidden(why, env.lines(sample))
     if why:
         ending.append(f"Scorer: {why}")
     if expected and show_expected:
@@ -86,17 +101,57 @@ def support(edit: Edit, shown: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def copied(edit: Edit, skill_body: str, samples: Sequence[Sample], env: Env) -> str:
-    """What the edit copies from a sample ("" if nothing): a long expected answer, or a long run of a task's words."""
-    text = _squeeze(edit.text or "")
-    known = _squeeze(skill_body)
+    """What the edit copies from a sample ("" if nothing): a long expected answer, a check's text, pattern or schema, or
+    a long run of words of any of these or of the task.
+
+    What the skill holds already may be kept, and plain text that most of the samples demand (a heading, a label) is
+    what they have in common, not what gives one of them away.
+    """
+    text, known = _squeeze(edit.text or ""), _squeeze(skill_body)
+    packed, packed_known = text.replace(" ", ""), known.replace(" ", "")  # JSON is spaced in many ways
     grams = _grams(text) - _grams(known)
-    for sample in samples:
-        answer = _squeeze(env.expected(sample))
-        if len(answer) >= COPIED_ANSWER and answer in text and answer not in known:
-            return f"it copies the expected answer of sample {sample.id}"
+
+    secrets = [(sample, set(_secrets(sample, env))) for sample in samples]
+    shared = Counter(itertools.chain.from_iterable(own for _, own in secrets))
+
+    for sample, own in secrets:
+        for what, secret in sorted(own):
+            squeezed = _squeeze(secret)
+            pattern = what == PATTERN and _PATTERN.search(secret)
+            if not pattern and shared[what, secret] > max(1, len(samples) / 2):
+                continue
+            long = len(squeezed) >= (COPIED_PATTERN if pattern else COPIED_ANSWER)
+            if long and (bare := squeezed.replace(" ", "")) in packed and bare not in packed_known:
+                return f"it copies {what} of sample {sample.id}"
+            if grams & _grams(squeezed):
+                return f"it copies {COPIED_WORDS} or more consecutive words of {what} of sample {sample.id}"
         if grams & _grams(_squeeze(sample.text)):
             return f"it copies {COPIED_WORDS} or more consecutive words of sample {sample.id}"
+        if any(grams & _grams(_squeeze(line)) for line in env.lines(sample)):
+            return f"it copies {COPIED_WORDS} or more consecutive words of a check of sample {sample.id}"
     return ""
+
+
+def _secrets(sample: Sample, env: Env) -> Iterator[tuple[str, str]]:
+    """(what it is, text) of all that a sample's score is decided by."""
+    expected = env.expected(sample)
+    yield ANSWER, expected
+    for text in _texts(sample.target):
+        yield (ANSWER if expected else PATTERN), text  # a target that is no answer is what answers are matched with
+    for spec in sample.checks:
+        for key, value in spec.items():
+            if key != "type":
+                yield from ((PATTERN, text) for text in _texts(value))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """The strings in a JSON value, and what is not a string as JSON."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        yield json.dumps(value, ensure_ascii=False, default=str)
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(item)
 
 
 def _squeeze(text: str) -> str:

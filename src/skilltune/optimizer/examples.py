@@ -9,8 +9,8 @@ on the format that all expected answers share. Which of them help is for the gat
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from random import Random
 
@@ -37,22 +37,23 @@ class ExamplesOptimizer:
     looks_back: bool = False
 
     async def propose(
-        self, skill: Skill, rollouts: Sequence[Rollout], memory: Memory, step: Step, limit: int
+        self, skill: Skill, rollouts: AsyncIterable[Rollout], memory: Memory, step: Step, limit: int
     ) -> list[Proposal]:
         """Up to `pool` edits: the format line, removals and one exchange, the rest new examples, failures first."""
+        seen = [rollout async for rollout in rollouts]
         draw = rng(self.seed, "examples", step.index)
         body = skill.body.replace("\r\n", "\n")
         places = {text: _place(body, text) for sample in self.samples.values() if (text := self.example(sample))}
         present = sorted((text for text in places if places[text] >= 0), key=lambda text: places[text])
 
-        others = [*self._format(body, rollouts), *self._removals(present, draw), *self._exchange(body, present, draw)]
-        failed = [r.sample for r in rollouts if r.score is not None and not r.score.hard]
+        others = [*self._format(body, seen), *self._removals(present, draw), *self._exchange(body, present, draw)]
+        failed = [r.sample for r in seen if r.score is not None and not r.score.hard]
         draw.shuffle(failed)
         new = {self.example(self.samples[sample]): self.samples[sample] for sample in dict.fromkeys(failed)}
         fresh = [self._add(sample) for text, sample in new.items() if text and places[text] < 0 and len(text) <= CHARS]
         tried = {entry.edit.key for entry in memory.rejected}
         others, fresh = ([p for p in part if p.edit.key not in tried] for part in (others, fresh))
-        return _mixed(others, fresh, max(self.pool, limit))
+        return [replace(p, among=len(step.batch)) for p in _mixed(others, fresh, max(self.pool, limit))]
 
     def example(self, sample: Sample) -> str:
         """A sample as the target would see it, followed by its expected answer; "" where no answer is known."""

@@ -8,63 +8,79 @@ every edit whose evidence holds enters a pool, and the gate measures it.
 from __future__ import annotations
 
 import functools
+import itertools
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterable, AsyncIterator, Container, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from skilltune.calls import Client
 from skilltune.config import OptimizerConfig, TrainConfig
 from skilltune.edits import Edit, Malformed, Report, apply, parse_edits
 from skilltune.envs import Env
 from skilltune.errors import CallConfigError, CallError, InfraError, InfraStopped
 from skilltune.optimizer import Memory, Pair, Proposal, Step, join
 from skilltune.optimizer.evidence import copied, render_rollout, support, tag, trajectory_tag
+from skilltune.optimizer.memory import Pattern, outcome, still_unfixed
 from skilltune.optimizer.merge import merge, numbered
-from skilltune.optimizer.stage import Context, Stages
+from skilltune.optimizer.stage import Answers, Context, Stages
 from skilltune.roll import gather
 from skilltune.rollout import Rollout
 from skilltune.run import Run, digest
 from skilltune.samples import Sample
 from skilltune.skill import Skill
 
+FAILURES, SUCCESSES = "reflect_failures", "reflect_successes"  # prompts
 SLOW_HEADING = "## What experience shows"
+PATTERN_CHARS = 200  # of a failure pattern that are remembered
 SHOWN_SUCCESSES = 2  # successes shown beside the failures of a minibatch, for contrast
+
+
+@dataclass(frozen=True, slots=True)
+class Reflection:
+    """What one reflection proposed, and the patterns that it saw in the failures."""
+
+    proposals: list[Proposal]
+    patterns: tuple[Pattern, ...]
 
 
 @dataclass(slots=True)
 class ModelOptimizer:
-    """Implements `Optimizer` by calls to a chat model; all of them go through the run's journal."""
+    """Implements `Optimizer` by questions to a chat model, or to whoever else answers them."""
 
-    client: Client
+    answers: Answers
     run: Run
     env: Env
     cfg: OptimizerConfig
     train: TrainConfig
     samples: Mapping[str, Sample]  # train samples by id: all that this optimizer can ever show
     looks_back: bool = True
+    unfixed: tuple[Pattern, ...] = ()
+    made: list[Proposal] = field(default_factory=list)  # not seen in the skill yet
 
     @property
     def stages(self) -> Stages:
-        return Stages(self.client, self.run, self.cfg)
+        return Stages(self.answers, self.run, self.cfg)
 
     # -- one step
 
     async def propose(
-        self, skill: Skill, rollouts: Sequence[Rollout], memory: Memory, step: Step, limit: int
+        self, skill: Skill, rollouts: AsyncIterable[Rollout], memory: Memory, step: Step, limit: int
     ) -> list[Proposal]:
-        context = Context(skill, memory, step)
-        failures = [rollout for rollout in rollouts if rollout.score is not None and not rollout.score.hard]
-        successes = [rollout for rollout in rollouts if rollout.score is not None and rollout.score.hard]
-        bad_groups, good_groups = self._minibatches(failures), self._minibatches(successes)
+        context, seen = self._context(skill, memory, step), list[Rollout]()
+        reflected = await self._reflect_all(_noting(rollouts, seen), context, limit)
+        patches = {prompt: [answer.proposals for answer in answers] for prompt, answers in reflected.items()}
+        if self.cfg.patterns:
+            found = [pattern for answer in reflected[FAILURES] for pattern in answer.patterns]
+            self.unfixed = still_unfixed(self.unfixed, found, _solved(seen))
         if self.train.merge == "pool":
-            shown = [[*group, *nearest(group, successes, self.samples)[:SHOWN_SUCCESSES]] for group in bad_groups]
-            patches = await self._reflect_all("reflect_failures", shown, context, limit)
-            proposals = join(proposal for patch in patches for proposal in patch)
+            proposals = join(proposal for patch in patches[FAILURES] for proposal in patch)
+            proposals = [replace(proposal, among=len(step.batch)) for proposal in proposals]
+            if self.cfg.patterns:
+                proposals = [p for p in proposals if outcome(skill.body, p.edit) not in memory.judged]
+                self.made += proposals
         else:
-            parts = (("reflect_failures", bad_groups), ("reflect_successes", good_groups))
-            bad, good = await gather([self._reflect_all(name, groups, context, limit) for name, groups in parts])
-            proposals = await merge(self.stages, context, bad, good, self.train.merge_batch_size, limit)
+            size = self.train.merge_batch_size
+            proposals = await merge(self.stages, context, patches[FAILURES], patches[SUCCESSES], size, limit)
         if self.train.update == "rewrite" and proposals:
             return await self._rewrite(context, proposals[:limit])
         return proposals
@@ -83,7 +99,7 @@ class ModelOptimizer:
                 raise ValueError('"edits" must be a number')
             return int(max(1, min(most, number)))
 
-        context = Context(skill, memory, step)
+        context = self._context(skill, memory, step)
         named = await self.stages.ask_or_none("learning_rate", context, numbered(proposals), read, limit=most)
         return named or min(memory.lr or self.train.lr, most)
 
@@ -95,7 +111,7 @@ class ModelOptimizer:
             self._refuse_copies(skill, guidance)
             return guidance
 
-        context = Context(skill, memory, step)
+        context = self._context(skill, memory, step)
         guidance = await self.stages.ask_or_none("slow_update", context, self._show_pairs(pairs), read)
         if not guidance:
             return None
@@ -106,47 +122,80 @@ class ModelOptimizer:
 
     async def notes(self, skill: Skill, pairs: Sequence[Pair], memory: Memory, step: Step) -> str:
         read = functools.partial(_text, name="notes")
-        context = Context(skill, memory, step)
+        context = self._context(skill, memory, step)
         notes = await self.stages.ask_or_none("notes", context, self._show_pairs(pairs), read)
         return memory.notes if notes is None else notes
 
     # -- reflection
 
     async def _reflect_all(
-        self, prompt: str, groups: Sequence[Sequence[Rollout]], context: Context, limit: int
-    ) -> list[list[Proposal]]:
-        """One call per minibatch, at once. A minibatch whose answer cannot be read is left out and said so. Where
-        none can be read the run stops; that is written down, so that resuming it draws the answers anew."""
+        self, rollouts: AsyncIterable[Rollout], context: Context, limit: int
+    ) -> dict[str, list[Reflection]]:
+        """What was read from each minibatch by prompt; one call each, made as soon as the minibatch is complete.
 
-        async def one(group: Sequence[Rollout], redraw: int) -> list[Proposal] | CallError:
+        A minibatch whose answer cannot be read is left out and said so. Where none can be read the run stops; that is
+        written down, so that resuming it draws the answers anew.
+        """
+        step = context.step.index
+        redraws = {prompt: self._redraws(prompt, step) for prompt in (FAILURES, SUCCESSES)}
+
+        async def one(prompt: str, group: Sequence[Rollout]) -> tuple[str, Reflection | CallError]:
             try:
-                return await self._reflect(prompt, group, context, limit, redraw)
+                return prompt, await self._reflect(prompt, group, context, limit, redraws[prompt])
             except CallConfigError:
                 raise
             except CallError as error:
-                return error
+                return prompt, error
 
-        step, redraw = context.step.index, 0
-        while True:
-            answers = await gather([one(group, redraw) for group in groups])
-            errors = [answer for answer in answers if isinstance(answer, CallError)]
-            if not errors or len(errors) < len(answers):
-                break
-            stop = digest("unread", prompt, step, redraw)
-            if self.run.recall(stop) is None:
-                self.run.fix(stop, functools.partial(str, errors[0]))
+        answers = await gather(one(prompt, group) async for prompt, group in self._minibatches(rollouts))
+        reflected: dict[str, list[Reflection]] = {}
+        for prompt, redraw in redraws.items():
+            mine = [answer for asked, answer in answers if asked == prompt]
+            errors = [answer for answer in mine if isinstance(answer, CallError)]
+            if errors and len(errors) == len(mine):
+                self.run.fix(_unread(prompt, step, redraw), functools.partial(str, errors[0]))
                 raise InfraStopped(
                     f"the optimizer failed on every minibatch of step {step}: {errors[0]}\n"
                     "Run the same command to ask it anew."
                 )
-            redraw += 1
-        for error in errors:
-            self.run.emit("fallback", step=step, stage="reflect", reason=f"a minibatch is left out: {error}")
-        return [answer for answer in answers if not isinstance(answer, CallError)]
+            for error in errors:
+                self.run.emit("fallback", step=step, stage="reflect", reason=f"a minibatch is left out: {error}")
+            reflected[prompt] = [answer for answer in mine if not isinstance(answer, CallError)]
+        return reflected
+
+    def _redraws(self, prompt: str, step: int) -> int:
+        """How often all answers of the step could not be read before."""
+        return next(n for n in itertools.count() if self.run.recall(_unread(prompt, step, n)) is None)
+
+    async def _minibatches(self, rollouts: AsyncIterable[Rollout]) -> AsyncIterator[tuple[str, list[Rollout]]]:
+        """(prompt, what it shows) of each minibatch of failures or of successes as soon as it is complete. For a pool
+        the failures are shown beside the nearest successes that the batch had until then; successes alone are not."""
+        parts: dict[str, list[Rollout]] = {FAILURES: [], SUCCESSES: []}
+        successes: list[Rollout] = []
+        pool = self.train.merge == "pool"
+
+        def shown(part: list[Rollout]) -> list[Rollout]:
+            return [*part, *nearest(part, successes, self.samples)[:SHOWN_SUCCESSES]] if pool else part
+
+        async for rollout in rollouts:
+            if rollout.score is None:
+                continue
+            prompt = SUCCESSES if rollout.score.hard else FAILURES
+            if prompt == SUCCESSES:
+                successes.append(rollout)
+                if pool:
+                    continue
+            parts[prompt].append(rollout)
+            if len(parts[prompt]) == self.train.minibatch_size:
+                yield prompt, shown(parts[prompt])
+                parts[prompt] = []
+        for prompt, part in parts.items():
+            if part:
+                yield prompt, shown(part)
 
     async def _reflect(
         self, prompt: str, group: Sequence[Rollout], context: Context, limit: int, redraw: int
-    ) -> list[Proposal]:
+    ) -> Reflection:
         shown = [(rollout, self._show(rollout)) for rollout in group]
         quotable: dict[str, str] = {}
         for rollout, text in shown:
@@ -155,10 +204,13 @@ class ModelOptimizer:
         enforce, step = self.cfg.checks == "enforce", context.step.index
         kept: dict[str, Proposal] = {}
         complaints: list[str] = []
+        patterns: list[Pattern] = []
+        failing = {rollout.sample for rollout in group if rollout.score is not None and not rollout.score.hard}
 
-        def read(data: Any) -> list[Proposal]:
+        def read(data: Any) -> Reflection:
             """Collect the edits that hold; complain of the others, which re-asks once, then leave them out. With
             `checks = "record"` an edit that can be read is kept whatever speaks against it, and that is recorded."""
+            patterns[:] = _patterns(data, failing)
             refused, doubtful = [], []
             for edit in parse_edits(data):
                 if isinstance(edit, Malformed):
@@ -176,14 +228,16 @@ class ModelOptimizer:
             if refused and enforce and not complaints:
                 complaints.extend(refused)
                 raise ValueError("these edits cannot be used; mend or drop them:\n" + "\n".join(refused))
-            return list(kept.values())
+            return Reflection(list(kept.values()), tuple(patterns))
 
         try:
             return await self.stages.ask(prompt, context, evidence, read, limit=limit, redraw=redraw)
         except InfraError:
             if not kept:
                 raise
-            return list(kept.values())  # the mended answer could not be read; what held of the first one stands
+            return Reflection(
+                list(kept.values()), tuple(patterns)
+            )  # the mended answer could not be read; what held of the first one stands
 
     def _check(self, edit: Edit, shown: Mapping[str, str], context: Context) -> tuple[Proposal, str]:
         """The proposal with the support that holds, and what speaks against it ("" if nothing)."""
@@ -195,6 +249,15 @@ class ModelOptimizer:
             fault = report.reason if report.status == "rejected" else ""
         label = json.dumps(edit.text or edit.target, ensure_ascii=False)[:120]
         return proposal, f"{label}: {fault}" if fault else ""
+
+    def _context(self, skill: Skill, memory: Memory, step: Step) -> Context:
+        """With the patterns of whose samples no edit in the skill answers any. Where such an edit did not help, they
+        fail again and are diagnosed again."""
+        taken = [p for p in self.made if p.edit.text and p.edit.text.strip() in skill.body]
+        self.made = [p for p in self.made if p not in taken]
+        answered = {sample for p in taken for sample in p.support}
+        self.unfixed = tuple(pattern for pattern in self.unfixed if answered.isdisjoint(pattern.samples))
+        return Context(skill, replace(memory, unfixed=self.unfixed), step)
 
     # -- prose
 
@@ -240,6 +303,7 @@ class ModelOptimizer:
             self.env,
             chars=self.cfg.trajectory_chars,
             show_expected=self.cfg.show_expected,
+            show_rubric=self.cfg.show_rubric,
         )
 
     def _show_pairs(self, pairs: Sequence[Pair]) -> list[str]:
@@ -252,10 +316,6 @@ class ModelOptimizer:
             shown.append(tag("pair", text, sample=pair.after.sample, **scores))
         return shown
 
-    def _minibatches(self, rollouts: Sequence[Rollout]) -> list[list[Rollout]]:
-        size = self.train.minibatch_size
-        return [list(rollouts[start : start + size]) for start in range(0, len(rollouts), size)]
-
 
 def nearest(failures: Sequence[Rollout], successes: Sequence[Rollout], samples: Mapping[str, Sample]) -> list[Rollout]:
     """The successes in order of likeness to the failures: shared words of the tasks (Jaccard), ties by order."""
@@ -266,6 +326,36 @@ def nearest(failures: Sequence[Rollout], successes: Sequence[Rollout], samples: 
         return len(own & words) / (len(own | words) or 1)
 
     return sorted(successes, key=likeness, reverse=True)
+
+
+def _unread(prompt: str, step: int, redraw: int) -> str:
+    """The journal key of the fact that no minibatch's answer could be read."""
+    return digest("unread", prompt, step, redraw)
+
+
+async def _noting(rollouts: AsyncIterable[Rollout], seen: list[Rollout]) -> AsyncIterator[Rollout]:
+    async for rollout in rollouts:
+        seen.append(rollout)
+        yield rollout
+
+
+def _solved(rollouts: Sequence[Rollout]) -> set[str]:
+    """The samples of which no attempt failed."""
+    scored = [(rollout.sample, rollout.score.hard) for rollout in rollouts if rollout.score is not None]
+    return {sample for sample, _ in scored} - {sample for sample, hard in scored if not hard}
+
+
+def _patterns(data: Any, failing: Container[str]) -> list[Pattern]:
+    """The diagnosis of an answer; what cannot be read of it, or names no failure that was shown, is left out."""
+    entries = data.get("diagnosis") if isinstance(data, Mapping) else None
+    patterns = []
+    for entry in entries if isinstance(entries, list) else ():
+        text, samples = (entry.get("pattern"), entry.get("samples")) if isinstance(entry, Mapping) else (None, None)
+        if isinstance(text, str) and isinstance(samples, list):
+            named = tuple(s for s in samples if isinstance(s, str) and s in failing)
+            if text.strip() and named:
+                patterns.append(Pattern(" ".join(text.split())[:PATTERN_CHARS], named))
+    return patterns
 
 
 def _text(data: Any, name: str) -> str:

@@ -13,7 +13,8 @@ from skilltune.samples import Sample
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step. `index` and `epoch` count from 1; `lr` is None where the optimizer names the number itself."""
+    """One step. `index` and `epoch` count from 1; `lr` is None where the optimizer names the number itself. `upcoming`
+    is the next step's batch, empty at the last."""
 
     index: int
     epoch: int
@@ -21,6 +22,7 @@ class Step:
     lr: int | None
     starts_epoch: bool
     ends_epoch: bool
+    upcoming: tuple[Sample, ...] = ()
 
 
 def learning_rate(schedule: str, step: int, steps: int, lr: int, lr_min: int) -> int | None:
@@ -41,17 +43,18 @@ def steps_per_epoch(cfg: TrainConfig, samples: int) -> int:
 def schedule(cfg: TrainConfig, samples: Sequence[Sample], seed: int) -> Iterator[Step]:
     """All steps of a run: each epoch visits every train sample once, in an order of its own."""
     per_epoch = steps_per_epoch(cfg, len(samples))
-    total = per_epoch * cfg.epochs
+    batches: list[tuple[Sample, ...]] = []
     for epoch in range(1, cfg.epochs + 1):
         order = sorted(samples, key=lambda sample: sample.id)
         rng(seed, "epoch", epoch).shuffle(order)
-        for number in range(per_epoch):
-            index = (epoch - 1) * per_epoch + number + 1
-            yield Step(
-                index,
-                epoch,
-                tuple(order[number * cfg.batch_size : (number + 1) * cfg.batch_size]),
-                learning_rate(cfg.schedule, index, total, cfg.lr, cfg.lr_min),
-                starts_epoch=number == 0,
-                ends_epoch=number == per_epoch - 1,
-            )
+        batches += [tuple(order[start : start + cfg.batch_size]) for start in range(0, len(order), cfg.batch_size)]
+    for index, (batch, upcoming) in enumerate(zip(batches, [*batches[1:], ()], strict=False), start=1):
+        yield Step(
+            index,
+            1 + (index - 1) // per_epoch,
+            batch,
+            learning_rate(cfg.schedule, index, len(batches), cfg.lr, cfg.lr_min),
+            starts_epoch=index % per_epoch == 1 or per_epoch == 1,
+            ends_epoch=index % per_epoch == 0,
+            upcoming=upcoming,
+        )

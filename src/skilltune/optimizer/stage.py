@@ -1,4 +1,4 @@
-"""One structured call to the optimizer's model: its prompt, its schema, the journal around it.
+"""One structured question to whoever is the optimizer: its prompt, its schema, the journal around it.
 
 A stage is a question with a fixed answer format (`SCHEMAS`); a prompt file words it, and several prompts may share a
 stage. All that is decided on the answers is a pure function of them, so a replay from the journal decides the same.
@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from skilltune.calls import Client
 from skilltune.config import OptimizerConfig
@@ -22,7 +22,7 @@ from skilltune.models import Reply, Request, Schema, Usage, system, user
 from skilltune.models.structured import ask
 from skilltune.optimizer import Memory, Step
 from skilltune.optimizer.evidence import tag
-from skilltune.optimizer.memory import Rejected
+from skilltune.optimizer.memory import Pattern, Rejected
 from skilltune.roll import WAITS_S
 from skilltune.run import Paid, Run, digest
 from skilltune.skill import Skill
@@ -53,7 +53,12 @@ SCHEMAS: Mapping[str, dict[str, Any]] = {
     "slow_update": _object(reasoning=_TEXT, guidance=_TEXT),
     "notes": _object(notes=_TEXT),
 }
-_STAGE_OF = {"reflect_failures": "reflect", "reflect_successes": "reflect", "merge_final": "merge"}
+_STAGE_OF = {
+    "reflect_failures": "reflect",
+    "reflect_successes": "reflect",
+    "merge_final": "merge",
+    "rewrite_once": "rewrite",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +70,21 @@ class Context:
     step: Step
 
 
+class Answers(Protocol):
+    """Who answers: a model (`ByModel`), or whoever reads a folder (`handoff.Handoff`)."""
+
+    async def ask(self, request: Request, read: Callable[[Any], T]) -> T:
+        """What `read` makes of the answer, which is asked for once per run; a ValueError of `read` is told to whoever
+        answers. Raises `InfraError` where no answer can be read, `Stopped` where none came, `CallConfigError` where
+        none can come."""
+        ...
+
+
 @dataclass(slots=True)
 class Stages:
-    """Asks the optimizer's model, through the run's journal."""
+    """Asks one question at a time, on behalf of an optimizer."""
 
-    client: Client
+    answers: Answers
     run: Run
     cfg: OptimizerConfig
 
@@ -83,17 +98,16 @@ class Stages:
         limit: int | None = None,
         redraw: int = 0,
     ) -> T:
-        """What `read` makes of the answer to a prompt; a ValueError of `read` is told to the model, once.
-
-        Stable parts come first, so that provider prompt caches hit. Raises `InfraError` where no answer can be read,
-        `InfraStopped` where none came, `CallConfigError` where none can come.
-        """
+        """What `read` makes of the answer to a prompt; see `Answers.ask` for what it raises. Stable parts come first,
+        so that provider prompt caches hit."""
         memory, stage = context.memory, _STAGE_OF.get(prompt, prompt)
         parts = [tag("skill", context.skill.body)]
         if limit is not None:
             parts.append(tag("edit_budget", str(limit)))
         if memory.notes:
             parts.append(tag("notes", memory.notes))
+        if memory.unfixed:
+            parts.append(tag("unfixed", "\n".join(map(_unfixed, memory.unfixed))))
         if memory.rejected:
             parts.append(tag("rejected", "\n".join(map(_rejected, memory.rejected))))
         request = Request(
@@ -103,7 +117,7 @@ class Stages:
             schema=Schema(stage, SCHEMAS[stage]),
             draw=context.step.index + redraw * REDRAW,
         )
-        return await ask(self._call, request, read)
+        return await self.answers.ask(request, read)
 
     async def ask_or_none(
         self, prompt: str, context: Context, evidence: Sequence[str], read: Callable[[Any], T], **options: int
@@ -117,6 +131,17 @@ class Stages:
             stage = _STAGE_OF.get(prompt, prompt)
             self.run.emit("fallback", step=context.step.index, stage=stage, reason=str(error))
             return None
+
+
+@dataclass(slots=True)
+class ByModel:
+    """A model answers, through the run's journal; what cannot be read is asked again once. Implements `Answers`."""
+
+    client: Client
+    run: Run
+
+    async def ask(self, request: Request, read: Callable[[Any], T]) -> T:
+        return await ask(self._call, request, read)
 
     async def _call(self, request: Request) -> Reply:
         async def pay() -> Paid:
@@ -144,12 +169,17 @@ class Stages:
 
 @functools.cache
 def load_prompt(name: str) -> str:
-    """The text of a prompt file."""
-    return (resources.files("skilltune.optimizer") / "prompts" / f"{name}.md").read_text(encoding="utf-8").strip()
+    """The text of a prompt file, NAME.md unless it is named with its ending."""
+    file = name if "." in name else f"{name}.md"
+    return (resources.files("skilltune.optimizer") / "prompts" / file).read_text(encoding="utf-8").strip()
 
 
 def as_json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
+
+
+def _unfixed(pattern: Pattern) -> str:
+    return as_json({"pattern": pattern.text, "failing": len(pattern.samples)})
 
 
 def _rejected(entry: Rejected) -> str:

@@ -2,43 +2,36 @@
 
 from __future__ import annotations
 
+import difflib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from skilltune import __version__
+from skilltune.config import to_toml
+from skilltune.controls import TRAINED, Controls
 from skilltune.gate.certify import Certificate
 from skilltune.models import Usage
+from skilltune.report.markup import cut, visible
+from skilltune.report.record import accepted_versions, claim
 from skilltune.session import Session
 from skilltune.train import Result
+
+LONGEST_DIFF = 20_000  # characters; a pull request's description holds 65,536
+MOST_VERSIONS = 30
+
+_MARKUP = re.compile(r"([\\`*_{}\[\]<>#|~&$])")
 
 
 def headline(result: Result) -> str:
     """One sentence that says what may be claimed, and no more."""
     changed = result.best.text != result.start.text
-    certificate = result.certificate
-    if not changed and certificate is not None:
-        return "Not better on the untouched test split; the input is shipped unchanged."
-    if not changed and result.stopped is not None:
-        return "Stopped early, before anything better was found; so far the input is shipped unchanged."
-    if not changed:
-        return "Nothing better was found; the input is shipped unchanged."
-    if certificate is None:
-        return f"Accepted on the select split, but not certified: {result.uncertified}."
-    if certificate.certified:
-        return "Certified better on the untouched test split."
-    return "Accepted, but not certified: the test split does not exclude that it is no better."
+    return claim(changed, result.certificate, result.stopped is not None, result.uncertified)
 
 
 def card(session: Session, result: Result) -> str:
-    """The card as Markdown."""
-    cfg, splits = session.cfg, session.splits
-    sizes = f"{len(splits.train)} / {len(splits.select)} / {len(splits.test)}"
-    rows = [
-        ("target", cfg.target.model),
-        ("optimizer", cfg.optimizer.model or cfg.target.model),
-        ("preset, seed", f"{cfg.preset}, {cfg.seed}"),
-        ("train / select / test samples", sizes),
-        ("versions accepted", str(len(result.versions) - 1)),
-        ("skill size", f"about {result.start.tokens} → {result.best.tokens} tokens"),
-        *((f"{name} calls", describe_usage(usage)) for name, usage in sorted(session.run.usage.items())),
-    ]
-    text = [f"# {result.best.name}", "", headline(result), ""]
+    """The card as GitHub's Markdown: certificate, versions, what changed, cost, how to do it again."""
+    text = [f"# {inline(result.best.name)}", "", headline(result), ""]
     if result.certificate is not None:
         c = result.certificate
         text += [
@@ -47,10 +40,118 @@ def card(session: Session, result: Result) -> str:
             f"Fixed {c.fixed}, broke {c.broken} of {c.n} test samples; {c.method}; {looks(c)}.",
             "",
         ]
-    text += ["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows), ""]
     if result.stopped is not None:
-        text += [f"Stopped early: {result.stopped}.", ""]
+        text += [f"Stopped early: {inline(str(result.stopped))}.", ""]
+    text += _versions(session, result) + _changes(result)
+    if result.controls is not None:
+        text += _controls(result.controls)
+    text += _cost(session, result) + _again(session, result)
     return "\n".join(text)
+
+
+ARM_HEADERS = ("arm", "test score (95 %)", "n", "against the trained skill", "cost of making it")
+
+
+def arm_row(arm: Mapping[str, Any]) -> tuple[str, ...]:
+    """The cells of one control arm (its JSON), in the order of `ARM_HEADERS`."""
+    difference = (
+        f"{100 * arm['difference']:+.1f} ({100 * arm['difference_low']:+.1f}…{100 * arm['difference_high']:+.1f})"
+    )
+    return (
+        arm["name"],
+        f"{100 * arm['score']:.1f} % ({100 * arm['low']:.1f}…{100 * arm['high']:.1f})",
+        str(arm["n"]),
+        "" if arm["name"] == TRAINED else difference,
+        describe_usage(Usage(**arm["cost"])) if arm["cost"]["calls"] else "nothing",
+    )
+
+
+def _controls(found: Controls) -> list[str]:
+    """The control arms, and why others are missing."""
+    rows = [tuple(inline(cell) for cell in arm_row(arm.to_json())) for arm in found.arms]
+    missing = [f"Not measured: {inline(name)}: {inline(why)}" for name, why in found.missing.items()]
+    return ["## Control arms", "", *_table(ARM_HEADERS, rows), "", *missing, ""]
+
+
+def _versions(session: Session, result: Result) -> list[str]:
+    versions = accepted_versions(session.run)
+    rows = [
+        (
+            f"**{version.number}** (shipped)" if version.hash == result.best.hash else str(version.number),
+            "" if version.step is None else str(version.step),
+            "—" if version.score is None else f"{100 * version.score:.1f} %",
+            str(version.edits or ""),
+            "—" if version.tokens is None else str(version.tokens),
+            inline(version.reason),
+        )
+        for version in versions
+    ]
+    left_out = len(rows) - MOST_VERSIONS
+    if left_out > 0:
+        rows = [rows[0], *rows[1 + left_out :]]
+    note = [f"{left_out} versions in between are left out; `skilltune show` lists them.", ""] if left_out > 0 else []
+    head = ("version", "step", "select ≈", "edits", "tokens", "accepted because")
+    return ["## Versions", "", *_table(head, rows), "", *note]
+
+
+def _changes(result: Result) -> list[str]:
+    before, after = (visible(skill.text).splitlines() for skill in (result.start, result.best))
+    diff = "\n".join(difflib.unified_diff(before, after, "input", "trained", lineterm="", n=3))
+    if not diff:
+        return []
+    shown = cut(diff, LONGEST_DIFF, "`skilltune diff` shows all")
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", shown)), default=0))
+    added = sum(line.startswith("+") for line in diff.splitlines()[2:])
+    removed = sum(line.startswith("-") for line in diff.splitlines()[2:])
+    summary = f"<summary>What changed in the skill: {added} lines added, {removed} removed</summary>"
+    return ["<details>", summary, "", f"{fence}diff", shown, fence, "", "</details>", ""]
+
+
+def _cost(session: Session, result: Result) -> list[str]:
+    cfg, splits = session.cfg, session.splits
+    rows = [
+        ("target", inline(cfg.target.model)),
+        ("optimizer", inline(cfg.optimizer.model or cfg.target.model)),
+        ("train / select / test samples", f"{len(splits.train)} / {len(splits.select)} / {len(splits.test)}"),
+        ("skill size", f"about {result.start.tokens} → {result.best.tokens} tokens"),
+        *((f"{name} calls", inline(describe_usage(usage))) for name, usage in sorted(session.run.usage.items())),
+    ]
+    if result.certificate is not None and result.certificate.gain > 0:
+        rows.append(("spent per point gained", inline(per_point(session.budget.spent, result.certificate))))
+    return ["## Cost", "", *_table(("", ""), rows), ""]
+
+
+def _again(session: Session, result: Result) -> list[str]:
+    """How to reproduce it: the resolved config, and the hashes of what went in and came out."""
+    cfg = session.cfg
+    toml = visible(to_toml(cfg)).rstrip()
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", toml)), default=0))
+    return [
+        "## How to reproduce",
+        "",
+        f"With skilltune {__version__}, preset {cfg.preset}, seed {cfg.seed}: save the settings below as "
+        "`skilltune.toml` beside the skill and the samples, then `skilltune train skilltune.toml`. The input skill has "
+        f"the hash `{result.start.hash}`, the trained one `{result.best.hash}`.",
+        "",
+        "<details>",
+        "<summary>Settings</summary>",
+        "",
+        f"{fence}toml",
+        toml,
+        fence,
+        "",
+        "</details>",
+        "",
+    ]
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+    return [f"| {' | '.join(cells)} |" for cells in (head, ("---",) * len(head), *rows)]
+
+
+def inline(text: str) -> str:
+    """Text for one line or one table cell of Markdown, in which nothing is markup, a link or a formula."""
+    return _MARKUP.sub(r"\\\1", " ".join(visible(text).split())).replace("://", "&#58;//")
 
 
 def looks(certificate: Certificate) -> str:
@@ -58,6 +159,13 @@ def looks(certificate: Certificate) -> str:
     if certificate.look == 1:
         return "read once"
     return f"look {certificate.look} at these samples, so p must be {certificate.look} times smaller"
+
+
+def per_point(spent: Usage, certificate: Certificate) -> str:
+    """What one point of the certified gain took of everything that the run spent; the gain is positive."""
+    points = 100 * certificate.gain
+    money = f" and ${spent.usd / points:.4f}" if spent.usd else ""
+    return f"{spent.calls / points:.0f} calls{money}"
 
 
 def describe_usage(usage: Usage) -> str:

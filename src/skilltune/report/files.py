@@ -6,6 +6,7 @@ import difflib
 import json
 
 from skilltune.report.card import card
+from skilltune.report.html import report
 from skilltune.run import Run
 from skilltune.session import Session
 from skilltune.skill import Skill
@@ -13,12 +14,12 @@ from skilltune.train import Result
 
 
 def write_results(session: Session, result: Result) -> None:
-    """The best skill, versions/*/diff.md, metrics.jsonl, rollouts.jsonl and card.md; then the run's last event."""
+    """The best skill, versions/*/diff.md, rollouts.jsonl and card.md; the run's last event; report.html, which is made
+    from the journal with it. (metrics.jsonl is written as the run goes: `skilltune.sinks`.)"""
     run = session.run
     save_best(run, result.best)
     for number, (before, after) in enumerate(zip(result.versions, result.versions[1:], strict=False), start=1):
         run.write(f"versions/{number:04d}/diff.md", f"```diff\n{text_diff(before.text, after.text)}```\n")
-    run.write("metrics.jsonl", lines(metrics(run)))
     run.write("rollouts.jsonl", lines(value for _, value, _ in run.memos("rollout")))
     run.write("card.md", card(session, result))
     certificate = result.certificate.to_json() if result.certificate else None
@@ -32,22 +33,11 @@ def write_results(session: Session, result: Result) -> None:
         certificate=certificate,
         stopped=str(result.stopped) if result.stopped else None,
     )
+    run.write("report.html", report(run))
 
 
 def save_best(run: Run, best: Skill) -> None:
     best.save(run.folder / "best" / best.name if best.folder else run.folder / "best_skill.md")
-
-
-def metrics(run: Run) -> list[dict]:
-    """One row per verdict: step, score of the incumbent on `select`, accepted, edits applied."""
-    return [
-        {
-            "t": t,
-            **{key: data[key] for key in ("step", "epoch", "lr", "version", "accepted", "score", "reason")},
-            "edits": sum(edit["status"] == "applied" for edit in data["edits"]),
-        }
-        for t, _, data in run.events("verdict")
-    ]
 
 
 def text_diff(before: str, after: str, names: tuple[str, str] = ("before", "after")) -> str:

@@ -28,9 +28,11 @@ from rich.text import Text
 from skilltune.check import Estimate, estimate
 from skilltune.errors import UsageError
 from skilltune.gate.certify import Certificate
+from skilltune.gate.credit import COMPACT
 from skilltune.models import Usage
+from skilltune.optimizer.handoff import Question, in_use
 from skilltune.optimizer.schedule import steps_per_epoch
-from skilltune.report.card import describe_usage, headline, looks
+from skilltune.report.card import ARM_HEADERS, arm_row, describe_usage, headline, looks, per_point
 from skilltune.run import FAILED, Run
 from skilltune.samples import describe_power
 from skilltune.session import Session
@@ -45,7 +47,7 @@ EXIT_CODES = {
     2: "usage or configuration error, nothing was spent",
     3: "stopped by a provider or the network; run the same command to go on",
     4: "stopped by the budget or an interrupt; run the same command to go on",
-    5: "finished undecided: accepted, but the certificate does not exclude 'no better'",
+    5: "finished undecided: accepted, but not certified",
 }
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -102,6 +104,8 @@ class Progress:
     def hear(self, type: str, data: Mapping[str, Any]) -> None:
         if type == "waiting":
             self.waiting = f"waiting {data['seconds']:g} s: {_short(data['why'])}"
+        elif type == "handoff":
+            self.waiting = f"waiting for an answer to {data['name']} in {data['folder']}"
         elif type in ("rollout", "optimizer"):
             self.waiting = ""
         elif type == "start":
@@ -156,10 +160,20 @@ def line(type: str, data: Mapping[str, Any], steps: int, slow: bool = False) -> 
             return _text(f"step {data['step']} · {data['stage']}: {_short(data['reason'])}", "yellow")
         case "waiting":
             return _text(f"waiting {data['seconds']:g} s for the {data['purpose']}: {_short(data['why'])}", "yellow")
+        case "handoff" if data["refused"]:
+            return _text(f"the answer to {data['name']} cannot be used: {_short(data['refused'])}", "yellow")
+        case "handoff":
+            return _text(f"waiting for an answer to {data['name']}: skilltune answer {data['folder']}", "yellow")
         case "forked":
             return _text(f"forked from {data['source']} to {data['folder']}; {data['answers']:,} answers can be reused")
         case "stopping":
             return _text(f"stopping: {data['reason']}")
+        case "warning":
+            return _text(f"warning: {data['about']}: {_short(data['why'])}", "yellow")
+        case "calibration":
+            return _text(f"calibration · {data['reason']}")
+        case "reselection":
+            return _text(f"chosen · {data['reason']}")
         case "slow":
             return _text(f"epoch {data['epoch']} · no slow update: {data['skipped']}", "dim")
     return None
@@ -167,6 +181,8 @@ def line(type: str, data: Mapping[str, Any], steps: int, slow: bool = False) -> 
 
 def _verdict(data: Mapping[str, Any], steps: int, slow: bool) -> Text:
     where = f"step {data['step']} of {steps}" + (", slow update" if slow else "")
+    if data["numbers"].get("rule") == COMPACT:
+        where = "compact"
     edits = sum(edit["status"] == "applied" for edit in data["edits"])
     counted = f"{edits} edit{'s' * (edits != 1)}"
     if not data["accepted"]:
@@ -241,8 +257,11 @@ class Lines:
             c = result.certificate
             console.print(str(c))
             console.print(f"fixed {c.fixed}, broke {c.broken} of {c.n} test samples; {c.method}; {looks(c)}")
+            console.print(f"a point gained took {per_point(session.budget.spent, c)}" if c.gain > 0 else "")
         else:
             console.print(f"no certificate: {result.uncertified}")
+        if result.controls is not None:
+            print_controls(result.controls.to_json(), console)
         if result.stopped is not None:
             console.print(f"stopped early: {result.stopped}")
         console.print()
@@ -352,12 +371,13 @@ class History:
     versions: Mapping[int, str]
     finish: Mapping[str, Any] | None
     usage: Mapping[str, Usage]
+    controls: Mapping[str, Any] | None = None
 
     @classmethod
     def of(cls, run: Run) -> History:
         rows: list[dict[str, Any]] = []
         versions: dict[int, str] = {}
-        finish = None
+        finish = controls = None
         for _, type, data in run.events():
             if type == "start":
                 versions[0] = data["skill"]
@@ -368,9 +388,11 @@ class History:
                 rows.append(row | {"edits": edits})
                 if data["accepted"]:
                     versions[data["version"]] = data["skill"]
+            elif type == "controls":
+                controls = data
             elif type == "finish":
                 finish = data
-        return cls(run.folder, tuple(rows), versions, finish, dict(run.usage))
+        return cls(run.folder, tuple(rows), versions, finish, dict(run.usage), controls)
 
     @property
     def best(self) -> str | None:
@@ -402,6 +424,7 @@ class History:
             "versions": {str(number): hash for number, hash in self.versions.items()},
             "verdicts": [dict(row) for row in self.rows],
             "certificate": self.finish["certificate"] if self.finish else None,
+            "controls": self.controls,
             "usage": {kind: asdict(usage) for kind, usage in self.usage.items()},
             "files": [str(path) for path in self.files],
         }
@@ -431,10 +454,23 @@ def show_run(history: History, console: Console) -> None:
             console.print(f"{'stopped':<15}{clean(finish['stopped'])}")
         proof = Certificate(**finish["certificate"]) if finish["certificate"] else "none"
         console.print(f"{'certified' if finish['exit_code'] == 0 else 'test':<15}{proof}")
+        if finish["exit_code"] == 5 and finish["certificate"]:
+            console.print(f"{'not certified':<15}{finish['certificate']['reason']}")
+    if history.controls is not None:
+        print_controls(history.controls, console)
+        console.print()
     for kind, usage in sorted(history.usage.items()):
         console.print(f"{kind:<15}{describe_usage(usage)}")
     for path in history.files:
         console.print(f"{'file':<15}{path}")
+
+
+def print_controls(data: Mapping[str, Any], console: Console) -> None:
+    """The table of the control arms, and why others are missing."""
+    console.print()
+    console.print(columns(ARM_HEADERS, [arm_row(arm) for arm in data["arms"]]))
+    for name, why in data["missing"].items():
+        console.print(f"not measured: {name}: {_short(why)}")
 
 
 # -- parts
@@ -449,6 +485,7 @@ def plan(session: Session, expected: Estimate) -> list[tuple[str, str]]:
         ("skill", f"{session.skill.name}, about {session.skill.tokens:,} tokens"),
         ("target", cfg.target.model),
         ("optimizer", optimizer_name(session)),
+        *([("judge", session.judge.client.model.name)] if session.judge else []),
         ("samples", sizes),
         *(("power", text) for text in power),
         *estimate_rows(expected),
@@ -460,15 +497,34 @@ def plan(session: Session, expected: Estimate) -> list[tuple[str, str]]:
 def estimate_rows(expected: Estimate) -> list[tuple[str, str]]:
     """Calls, tokens and dollars, least to most."""
     (least, most), (few, many) = expected.target_calls, expected.optimizer_calls
+    asked, again = expected.judge_calls
     if expected.usd is None:
         cost = "the price of a model is unknown; state it with price = [input, output], in dollars per million tokens"
     else:
         cost = f"${expected.usd[0]:.2f} to at most ${expected.usd[1]:.2f}" if expected.usd[1] else "$0"
     return [
-        ("calls", f"{least:,} to {most:,} of the target" + (f", {few:,} to {many:,} of the optimizer" if many else "")),
+        (
+            "calls",
+            f"{least:,} to {most:,} of the target, typically about {expected.typical_calls:,}"
+            + (f", {few:,} to {many:,} of the optimizer" if many else "")
+            + (f", {asked:,} to {again:,} of the judge" if again else ""),
+        ),
         ("tokens", f"{amount(expected.tokens[0])} to at most {amount(expected.tokens[1])}"),
         ("cost", cost),
     ]
+
+
+def describe_questions(folder: Path, found: Sequence[Question]) -> str:
+    """The open questions of a handoff folder, and how to answer."""
+    if not found:
+        return f"nothing is open in {folder}" + ("" if in_use(folder) else ", and no run uses it")
+    rows = [
+        (question.name, duration(time.time() - question.file.stat().st_mtime), (question.refusals or [""])[-1])
+        for question in found
+    ]
+    listed = columns(("question", "open for", "last answer refused"), [(*row[:2], _short(row[2])) for row in rows])
+    how = f"skilltune answer {folder} {found[0].name} --file ANSWER.json"
+    return f"{listed}\n\nread: skilltune answer {folder} --next\nanswer: {how}"
 
 
 def optimizer_name(session: Session) -> str:

@@ -7,7 +7,8 @@ spec may set, and the first of them is what "name:value" sets. An empty answer s
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from hashlib import sha256
 from json import dumps  # by name: the submodule scorers.json takes the name `json` in this package
 from pathlib import Path
@@ -15,10 +16,12 @@ from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
+from skilltune import plugins
 from skilltune.errors import UsageError
 from skilltune.rollout import Rollout, Score
 from skilltune.samples import Sample
 from skilltune.scorers import checks as _checks
+from skilltune.scorers import judge as _judge
 from skilltune.scorers.anls import anls
 from skilltune.scorers.choice import choice
 from skilltune.scorers.contains import contains
@@ -26,11 +29,14 @@ from skilltune.scorers.em import em
 from skilltune.scorers.exact import exact
 from skilltune.scorers.f1 import f1
 from skilltune.scorers.json import expected_json, json_value
+from skilltune.scorers.judge import Judge
+from skilltune.scorers.length import length
+from skilltune.scorers.ndcg import expected_ranking, ndcg
 from skilltune.scorers.number import number
 from skilltune.scorers.python import function_fingerprint, function_name, load_object
 from skilltune.scorers.reading import nearest, quote
 from skilltune.scorers.regex import example, regex
-from skilltune.scorers.scorer import Scorer, evaluate, first_target, one_line_or_tagged
+from skilltune.scorers.scorer import ScoreFn, Scorer, evaluate, first_target, one_line_or_tagged
 
 Compare = Callable[..., Score]
 BUILTIN: dict[str, Compare] = {
@@ -43,21 +49,30 @@ BUILTIN: dict[str, Compare] = {
     "em": em,
     "anls": anls,
     "json": json_value,
+    "length": length,
+    "ndcg": ndcg,
 }
+KINDS = (*BUILTIN, "checks", "not", "judge")  # what a check's type may be, besides python:file.py:fn
 _EXPECTED: dict[str, Callable[[Sample], str]] = {
     "regex": example,
     "json": expected_json,
+    "ndcg": expected_ranking,
     **dict.fromkeys(("choice", "f1", "em", "anls"), one_line_or_tagged),  # these read the last line only
 }
-_JUDGED = ("judge", "assert", "rubric")
+_TARGETLESS = ("length", "not", "judge")
 
 
-def build(spec: str | Mapping[str, Any] | Callable[..., Any], root: Path = Path()) -> Scorer:
+def build(
+    spec: str | Mapping[str, Any] | Callable[..., Any], root: Path = Path(), judge: Judge | None = None
+) -> Scorer:
     """A scorer from "number", "number:0.01", {"type": "number", "tolerance": 0.01}, "python:file.py:fn" or a function.
 
+    {"judge": "MODEL", "rubric": [...]} is the checks of each sample and of the rubric, prose being read by a model;
+    `judge` is that model where it is known already, which is how a run binds it.
     A mapping may carry its own `target`, which then replaces the sample's. `root` is where python files are looked up.
-    A function takes (sample, rollout) and returns a Score, a float or a bool, or an awaitable of one. Raises UsageError
-    for an unknown name or option (naming the nearest) or a value of the wrong kind.
+    A function takes (sample, rollout) and returns a Score, a float or a bool, or an awaitable of one. A plug-in's
+    scorer is such a function under its bare name; its options are its keyword-only parameters. Raises UsageError for
+    an unknown name or option (naming the nearest) or a value of the wrong kind.
     """
     if isinstance(spec, Scorer):
         return spec
@@ -68,6 +83,8 @@ def build(spec: str | Mapping[str, Any] | Callable[..., Any], root: Path = Path(
         options = {_first_option(kind): value} if colon else {}
     elif isinstance(spec, Mapping):
         options = {str(key): value for key, value in spec.items() if key != "type"}
+        if "judge" in spec and "type" not in spec:
+            return _judged(options, root, judge)
         kind = spec.get("type", "")
         if isinstance(kind, str) and kind.startswith("python:"):
             if options:
@@ -77,7 +94,16 @@ def build(spec: str | Mapping[str, Any] | Callable[..., Any], root: Path = Path(
         return _python(spec, function_name(spec))
     else:
         raise UsageError(f"a scorer is a name, a mapping with a type, or a function, not {type(spec).__name__}")
-    return _checklist(options, root) if kind == "checks" else _builtin(kind, options)
+    match kind:
+        case "checks":
+            return _checklist(options, root, judge)
+        case "not":
+            return _negation(options, root, judge)
+        case "judge" if judge is not None:
+            return _line(options, judge)
+    if (plugin := _plugin(kind)) is not None:
+        return _installed(plugin, options)
+    return _builtin(kind, options)
 
 
 def _builtin(kind: Any, options: dict[str, Any]) -> Scorer:
@@ -103,15 +129,51 @@ def _builtin(kind: Any, options: dict[str, Any]) -> Scorer:
     return Scorer(kind, _digest(spec), score, expected, check)
 
 
-def _checklist(options: dict[str, Any], root: Path) -> Scorer:
+def _checklist(options: dict[str, Any], root: Path, judge: Judge | None) -> Scorer:
     try:
         chosen = _checks.Options.model_validate(options)
     except ValidationError as error:
         raise UsageError(_explain("checks", error, list(_checks.Options.model_fields))) from None
+    fixed = chosen.checks
+    spec = {"type": "checks", **chosen.model_dump(), "inner": _fingerprints(fixed or (), root, judge)}
+    return _combined("checks", spec, lambda sample: sample.checks if fixed is None else fixed, chosen.mode, root, judge)
 
+
+def _judged(options: dict[str, Any], root: Path, judge: Judge | None) -> Scorer:
+    try:
+        chosen = _judge.Options.model_validate(options)
+    except ValidationError as error:
+        raise UsageError(_explain("judge", error, list(_judge.Options.model_fields))) from None
+    judge = judge or Judge.of(chosen)
+    inner = _fingerprints(judge.rubric, root, judge)
+    spec = {"judge": judge.model, "reader": judge.fingerprint, "mode": chosen.mode, "inner": inner}
+    return replace(_combined("checks", spec, judge.checks, chosen.mode, root, judge), judge=judge)
+
+
+def _line(options: dict[str, Any], judge: Judge) -> Scorer:
+    line = _judge.line_of(options)
+
+    def score(sample: Sample, rollout: Rollout) -> Any:
+        return _judge.read_line(sample, rollout, judge, line)
+
+    return Scorer("judge", _digest({"type": "judge", "text": line}), score, lambda sample: "")
+
+
+def _fingerprints(specs: Sequence[Mapping[str, Any]], root: Path, judge: Judge | None) -> list[str]:
+    return [build({k: v for k, v in spec.items() if k != "weight"}, root, judge).fingerprint for spec in specs]
+
+
+def _combined(
+    name: str,
+    spec: Mapping[str, Any],
+    checks_of: Callable[[Sample], Sequence[Mapping[str, Any]]],
+    mode: _checks.Mode,
+    root: Path,
+    judge: Judge | None,
+) -> Scorer:
     def parts(sample: Sample) -> tuple[list[Scorer], list[float]]:
-        specs = sample.checks if chosen.checks is None else chosen.checks
-        scorers = _checks.parts(sample, specs, lambda spec: build(spec, root))
+        specs = checks_of(sample)
+        scorers = _checks.parts(sample, specs, lambda spec: build(spec, root, judge))
         try:
             return scorers, [_checks.Weight.model_validate(spec).weight for spec in specs]
         except ValidationError as error:
@@ -120,19 +182,45 @@ def _checklist(options: dict[str, Any], root: Path) -> Scorer:
     def score(sample: Sample, rollout: Rollout) -> Any:
         if not rollout.answer.strip():
             return Score(0.0, "the answer is empty")
-        return _checks.run(sample, rollout, *parts(sample), chosen.mode)
+        return _checks.run(sample, rollout, *parts(sample), mode)
 
     def expected(sample: Sample) -> str:
-        specs = sample.checks if chosen.checks is None else chosen.checks
-        compared = any(not spec.keys() & {"target", "pattern", "schema"} for spec in specs)
+        compared = any(_checks.compares_with_target(spec, _TARGETLESS) for spec in checks_of(sample))
         return example(sample) or (first_target(sample) if compared else "")
 
     def check(sample: Sample) -> None:
         for part in parts(sample)[0]:
             part.check(sample)
 
-    inner = [build({k: v for k, v in spec.items() if k != "weight"}, root).fingerprint for spec in chosen.checks or ()]
-    return Scorer("checks", _digest({"type": "checks", **chosen.model_dump(), "inner": inner}), score, expected, check)
+    return Scorer(name, _digest(spec), score, expected, check)
+
+
+def _negation(options: dict[str, Any], root: Path, judge: Judge | None) -> Scorer:
+    try:
+        chosen = _checks.Negation.model_validate(options)
+    except ValidationError as error:
+        raise UsageError(_explain("not", error, list(_checks.Negation.model_fields))) from None
+    inner = build(chosen.check, root, judge)
+
+    def score(sample: Sample, rollout: Rollout) -> Any:
+        return _checks.negated(sample, rollout, inner)
+
+    return Scorer("not", _digest({"type": "not", "inner": inner.fingerprint}), score, lambda sample: "", inner.check)
+
+
+def _installed(plugin: plugins.Plugin, options: dict[str, Any]) -> Scorer:
+    own = (options.pop("target"),) if "target" in options else None
+    options = _validated(plugin.name, plugin.value, options)
+    plain = _python(plugin.value, plugin.name)
+
+    def adapt(sample: Sample) -> Sample:
+        return sample if own is None else sample.model_copy(update={"target": own[0]})
+
+    def score(sample: Sample, rollout: Rollout) -> Any:
+        return plugin.value(adapt(sample), rollout, **options)
+
+    spec = [plugin.package, plain.fingerprint, options, own]
+    return replace(plain, fingerprint=_digest(spec), score=score, expected=lambda sample: first_target(adapt(sample)))
 
 
 def _python(fn: Any, name: str) -> Scorer:
@@ -144,20 +232,27 @@ def _python(fn: Any, name: str) -> Scorer:
         raise UsageError(f"{name} must take two arguments: (sample, rollout)") from None
     except ValueError:  # a builtin that does not tell its signature
         pass
-    return Scorer(name, f"python:{function_name(fn)}:{function_fingerprint(fn)}", fn)
+    asynchronous = inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None))  # noqa: B004
+    fingerprint = f"python:{function_name(fn)}:{function_fingerprint(fn)}"
+    return Scorer(name, fingerprint, fn, blocking=not asynchronous)
+
+
+def _plugin(kind: Any) -> plugins.Plugin | None:
+    """The installed scorer of that name; None where one of ours has it, or none does."""
+    return None if not isinstance(kind, str) or kind in KINDS else plugins.find("scorer", kind)
 
 
 def _find(kind: Any, options: Mapping[str, Any]) -> Compare:
     if isinstance(kind, str) and kind in BUILTIN:
         return BUILTIN[kind]
-    if kind in _JUDGED:
+    if kind == "judge":
         prose = quote(str(next(iter(options.values()), "")))
         raise UsageError(
-            f'the check {prose} (type "{kind}") needs a judge to read it, and there is none: '
-            'state it as a check that can be computed, e.g. {"type": "contains", "target": "…"}, '
-            "or name another score, e.g. python:file.py:fn"
+            f'the check {prose} (type "judge") needs a judge, a model that reads the answers, and none is named: '
+            'name one with score = {judge = "MODEL"}, state the check so that it can be computed, '
+            'e.g. {"type": "contains", "target": "…"}, or name another score, e.g. python:file.py:fn'
         )
-    names = [*BUILTIN, "checks"]
+    names = [*(name for name in KINDS if name != "judge"), *plugins.names("scorer")]
     raise UsageError(
         f'unknown scorer "{kind}"{nearest(str(kind), names)}; there are {", ".join(names)} and python:file.py:fn'
     )
@@ -166,7 +261,8 @@ def _find(kind: Any, options: Mapping[str, Any]) -> Compare:
 def _first_option(kind: str) -> str:
     if kind == "checks":
         return "mode"
-    options = _option_names(_find(kind, {}))
+    plugin = _plugin(kind)
+    options = _option_names(_find(kind, {}) if plugin is None else plugin.value)
     if not options:
         raise UsageError(f'the scorer "{kind}" takes no options')
     return options[0]
@@ -207,4 +303,4 @@ def _digest(spec: Any) -> str:
     return sha256(dumps(spec, sort_keys=True, default=str).encode()).hexdigest()
 
 
-__all__ = ["BUILTIN", "Scorer", "build", "evaluate"]
+__all__ = ["BUILTIN", "ScoreFn", "Scorer", "build", "evaluate"]

@@ -1,8 +1,12 @@
-"""Several checks on one answer, each a scorer of its own with its own target."""
+"""Several checks on one answer, each a scorer of its own with its own target; and a check turned round.
+
+A check that only a reader can decide is `{"type": "judge", "text": "The tone is friendly"}`, one line of a rubric (see
+`scorers.judge`). It is refused where no judge is named: never passed, never dropped.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -30,9 +34,8 @@ class Weight(BaseModel):
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
 
 
-def parts(sample: Sample, specs: Sequence[dict[str, Any]] | None, build: Callable[[Any], Scorer]) -> list[Scorer]:
+def parts(sample: Sample, specs: Sequence[Mapping[str, Any]], build: Callable[[Any], Scorer]) -> list[Scorer]:
     """The scorers of a sample's checks. Raises UsageError that names sample and check."""
-    specs = sample.checks if specs is None else specs
     if not specs:
         raise UsageError(f'sample "{sample.id}" has no checks')
     scorers = []
@@ -69,3 +72,28 @@ async def run(
     if mode == "all":
         return Score(float(not failed), why, soft=soft)
     return Score(min(1.0, mean) if failed else 1.0, why, soft=soft)
+
+
+class Negation(BaseModel):
+    """What `{"type": "not", …}` takes: the check that must fail."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    check: dict[str, Any]
+
+
+async def negated(sample: Sample, rollout: Rollout, scorer: Scorer) -> Score:
+    """1 if the scorer does not give full marks. An empty answer fails like everywhere: it fails by saying nothing."""
+    if not rollout.answer.strip():
+        return Score(0.0, "the answer is empty")
+    score = await evaluate(scorer, sample, rollout)
+    verb = "must not pass, but does" if score.hard else "fails, as it must"
+    return Score(1.0 - score.hard, f"{scorer.name} {verb}: {score.why}")
+
+
+def compares_with_target(spec: Mapping[str, Any], targetless: Collection[str]) -> bool:
+    """Does this check look at the sample's own target? `targetless` are the scorers that never do."""
+    kind = spec.get("type", "")
+    if kind == "checks":
+        return any(compares_with_target(part, targetless) for part in spec.get("checks") or ())
+    return kind not in targetless and not spec.keys() & {"target", "pattern", "schema"}

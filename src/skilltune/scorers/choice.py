@@ -25,7 +25,7 @@ def choice(sample: Sample, answer: str) -> Score:
     Options come from `metadata.choices`: a list of texts (labelled A, B, …), a list of {"label", "text"}, or a mapping
     of labels to texts. Without them, only labels match. The target is a label or the full text of an option.
     """
-    options = _options(sample)
+    options = options_of(sample)
     right = {_pick(target, options) or _refuse(sample, target, options) for target in alternatives(sample)}
     got = final_answer(answer, last_line=True)
     picked = _pick(got, options)
@@ -55,7 +55,8 @@ def _fold(text: str) -> str:
     return " ".join(text.casefold().split()).rstrip(".")
 
 
-def _options(sample: Sample) -> dict[str, str]:
+def options_of(sample: Sample) -> dict[str, str]:
+    """The options by label, as `metadata.choices` states them; empty without."""
     raw: Any = sample.metadata.get("choices")
     if raw is None:
         return {}

@@ -16,6 +16,7 @@ from skilltune.rollout import Score
 from skilltune.samples import Sample
 from skilltune.scorers.reading import as_text, final_answer, nearest, quote
 
+_OPENING = re.compile(r"[{\[]")
 _FENCE = re.compile(r"```[a-zA-Z]*[ \t]*\n(.*?)```", re.DOTALL)
 _TYPES: dict[str, Callable[[Any], bool]] = {
     "object": lambda value: isinstance(value, dict),
@@ -38,10 +39,12 @@ def json_value(
     *,
     match: Literal["equal", "subset"] | None = None,
     schema: dict[str, Any] | None = None,
+    read: Literal["answer", "whole", "anywhere"] = "answer",
 ) -> Score:
     """1 if the answer is JSON that matches. `soft` is the share of the target's leaves that the answer has right.
 
-    Read: the last `<answer>` tag, else the last fenced block, else the whole answer. `match` "equal" (the default
+    Read: the last `<answer>` tag, else the last fenced block, else the whole answer; with `read` "whole" nothing but
+    the whole answer, with "anywhere" every object or list in it, of which the best counts. `match` "equal" (the default
     where no schema is given) allows nothing beyond the target, "subset" allows further keys in objects. Numbers
     compare by value (1 = 1.0), booleans are no numbers, order counts in lists only. With a `schema` alone, the target
     is not looked at; with both, both must hold.
@@ -49,22 +52,44 @@ def json_value(
     if schema is not None:
         check_schema(schema)
     target = None if schema is not None and match is None else _target(sample)
-    body = final_answer(answer)
-    if fenced := _FENCE.findall(body):
+    if read == "anywhere":
+        scores = [_compare(value, schema, target, closed=match != "subset") for value in _values(answer)]
+        nothing = Score(0.0, f"no JSON object or list in {quote(answer)}", soft=0.0)
+        return max(scores, key=lambda score: (score.value, score.partial), default=nothing)
+    body = answer if read == "whole" else final_answer(answer)
+    if read == "answer" and (fenced := _FENCE.findall(body)):
         body = fenced[-1]
     try:
         value = json.loads(body, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         return Score(0.0, f"{quote(body)} is not JSON: {quote(str(error))}", soft=0.0)
-    problems = list(_violations(value, schema, "$")) if schema is not None else []
+    return _compare(value, schema, target, closed=match != "subset")
+
+
+def _compare(value: Any, schema: dict[str, Any] | None, target: tuple[Any] | None, *, closed: bool) -> Score:
+    """What a JSON value is worth against a schema, a target (in a tuple), or both."""
+    problems = list(violations(value, schema, "$")) if schema is not None else []
     soft = float(not problems)
     if target is not None:
-        problems += _differences(value, target[0], "$", closed=match != "subset")
+        problems += _differences(value, target[0], "$", closed=closed)
         soft = 1.0 if not problems else min(_share(value, target[0]), 0.99)
     if problems:
         more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
         return Score(0.0, problems[0] + more, soft=soft)
     return Score(1.0, "the JSON matches", soft=1.0)
+
+
+def _values(text: str) -> Iterator[Any]:
+    """The JSON objects and lists that stand in a text, outermost ones only."""
+    decoder, place = json.JSONDecoder(parse_constant=_refuse_constant), 0
+    while opening := _OPENING.search(text, place):
+        try:
+            value, place = decoder.raw_decode(text, opening.start())
+            yield value
+        except ValueError:
+            place = opening.end()
+        except RecursionError:  # no answer nests a thousand deep; each further try would cost as much
+            return
 
 
 def expected_json(sample: Sample) -> str:
@@ -93,7 +118,8 @@ def check_schema(schema: Any, path: str = "schema") -> None:
         check_schema(schema["items"], f"{path}.items")
 
 
-def _violations(value: Any, schema: Mapping[str, Any], path: str) -> Iterator[str]:
+def violations(value: Any, schema: Mapping[str, Any], path: str) -> Iterator[str]:
+    """What of a value breaks the schema (see `check_schema`), one line each; `path` names the value."""
     types = _named_types(schema)
     if types and not any(_TYPES[name](value) for name in types):
         yield f"{path} should be {' or '.join(types)}, is {_show(value)}"
@@ -108,10 +134,10 @@ def _violations(value: Any, schema: Mapping[str, Any], path: str) -> Iterator[st
             yield from (f"{path}.{name} is not allowed" for name in value if name not in properties)
         for name, part in properties.items():
             if name in value:
-                yield from _violations(value[name], part, f"{path}.{name}")
+                yield from violations(value[name], part, f"{path}.{name}")
     if isinstance(value, list) and "items" in schema:
         for i, item in enumerate(value):
-            yield from _violations(item, schema["items"], f"{path}[{i}]")
+            yield from violations(item, schema["items"], f"{path}[{i}]")
 
 
 def _differences(value: Any, wanted: Any, path: str, *, closed: bool) -> list[str]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+from typing import Annotated
+
+from pydantic import Field
 
 from skilltune.errors import UsageError
 from skilltune.rollout import Score
@@ -10,22 +13,29 @@ from skilltune.samples import Sample
 from skilltune.scorers.reading import alternatives, quote
 
 
-def regex(sample: Sample, answer: str, *, pattern: str | None = None) -> Score:
-    """1 if the pattern (by default the target; of several, any) is found anywhere in the whole answer.
+def regex(
+    sample: Sample, answer: str, *, pattern: str | None = None, at_least: Annotated[int, Field(ge=1)] = 1
+) -> Score:
+    """1 if the pattern (by default the target; of several, any) is found anywhere in the whole answer, `at_least` so
+    many times.
 
-    Python's `re` syntax: `(?i)` ignores case, `\\A…\\Z` ties it to the whole answer.
+    Python's `re` syntax: `(?i)` ignores case, `\\A…\\Z` ties it to the whole answer. There is no time limit: a pattern
+    with a repeat inside of a repeat, such as `(a+)+$`, can take for ever on an unlucky answer.
     """
     patterns = alternatives(sample) if pattern is None else [pattern]
     for source in patterns:
         try:
-            found = re.search(source, answer)
+            found = [match.group() for match in re.finditer(source, answer)]
         except re.error as error:
             raise UsageError(
                 f'sample "{sample.id}": {quote(source)} is not a valid regular expression: {error}'
             ) from None
-        if found:
-            return Score(1.0, f"{quote(source)} is found at {quote(found.group())}")
-    return Score(0.0, f"{' or '.join(quote(source) for source in patterns[:3])} is not found in {quote(answer)}")
+        if len(found) >= at_least:
+            return Score(1.0, f"{quote(source)} is found at {quote(found[0])}")
+    wanted = "" if at_least == 1 else f" {at_least} times"
+    return Score(
+        0.0, f"{' or '.join(quote(source) for source in patterns[:3])} is not found{wanted} in {quote(answer)}"
+    )
 
 
 def example(sample: Sample) -> str:

@@ -13,6 +13,7 @@ from skilltune.run import digest
 from skilltune.samples import Sample
 from skilltune.skill import Skill
 
+_NOTES = {"length": "the answer was cut at max_tokens", "refusal": "the model refused"}
 GUESSED_ANSWER = 128  # tokens, where no max_tokens is set and nothing was seen yet
 
 
@@ -20,7 +21,8 @@ GUESSED_ANSWER = 128  # tokens, where no max_tokens is set and nothing was seen 
 class ChatTarget:
     """One turn: system message (the skill's body, none where it is blank), then the sample's messages.
 
-    An answer that was cut at `max_tokens` is `agent_limit` and scored as it stands.
+    An answer that was cut at `max_tokens` is `agent_limit`, a refusal is the model's own answer; both are scored as
+    they stand, and `error` says what happened.
     """
 
     client: Client
@@ -52,7 +54,7 @@ class ChatTarget:
             answer=reply.text,
             turns=(*asked, Turn("assistant", reply.text)),
             outcome="agent_limit" if reply.finish == "length" else "ok",
-            error="the answer was cut at max_tokens" if reply.finish == "length" else "",
+            error=_NOTES.get(reply.finish, ""),
             usage=reply.usage,
             seconds=round(time.monotonic() - started, 4),
         )

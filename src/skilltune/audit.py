@@ -1,0 +1,340 @@
+"""Cheap tricks: what a skill could learn from this sample set instead of the task, and still score.
+
+Every finding is a note with its numbers and a few sample ids, because each also occurs in honest data (a skewed label,
+an answer that stands in the text). One is a problem: where a single fixed answer solves every sample there is
+nothing to train or to certify. The scorer is asked about a hundred samples only, evenly spread; the rest is text.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+
+from skilltune.envs import Env
+from skilltune.errors import JudgeError
+from skilltune.rollout import Rollout, Trajectory
+from skilltune.samples import SPLITS, Sample, Splits
+from skilltune.scorers.choice import options_of
+
+PROBED = 100  # samples on which the scorer is asked, for each of half a dozen answers
+CONSTANTS = 3  # most frequent expected answers that are tried everywhere
+LISTED = 100  # expected answers in the list of all
+QUESTIONS = 400  # multiple-choice samples that are searched for give-aways
+PHRASES = (1, 2, 4)  # words
+FEWEST = 8  # questions to which a rule must apply
+GIVEAWAYS = 5  # rules that are named, the surest first
+SURE = 1e-4  # by chance, over all the rules that were tried
+WORTH = 0.10  # a share of the samples from which on a trick is worth a note
+LIKENESS = 0.8  # Jaccard index of two near-duplicates
+SKETCH = 8  # smallest hashes of a text's shingles by which near-duplicates are found (Broder 1997)
+SHORT = 4  # characters; a shorter answer stands in many texts by accident
+SHOWN = 3  # ids or pairs that a note names
+_WORD = re.compile(r"\w+|[^\w\s]")
+
+
+@dataclass(slots=True)
+class Audit:
+    """What was found, one line each; see the module for what is a problem."""
+
+    notes: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+async def audit(env: Env, splits: Splits) -> Audit:
+    """Look for cheap tricks in all splits. Calls the scorer, and so a model if a user's scorer calls one; a sample that
+    it fails on is left out."""
+    samples = [*splits.train, *splits.select, *splits.test]
+    expected = {sample.id: env.expected(sample).strip() for sample in samples}
+    options = {sample.id: options_of(sample) for sample in samples if _has_options(sample)}
+    found = Audit()
+    await _fixed_answers(env, samples, expected, options, found)
+    found.notes += _giveaways(env, samples, options)
+    found.notes += _answers_in_sight(samples, expected, options)
+    found.notes += _near_duplicates(splits)
+    return found
+
+
+# -- answers that know nothing of the sample
+
+
+async def _fixed_answers(
+    env: Env,
+    samples: Sequence[Sample],
+    expected: Mapping[str, str],
+    options: Mapping[str, Mapping[str, str]],
+    found: Audit,
+) -> None:
+    """One answer for all samples, and answers that only repeat what is there, scored by the real scorer."""
+    known = Counter(filter(None, expected.values()))
+    probed = _spread(samples, PROBED)
+    chance = _chance(probed, options, len(known))
+    best, hits, asked = "", 0, 0
+    for answer, _ in known.most_common(CONSTANTS):
+        solved = await _solved(env, probed, lambda _, answer=answer: answer)
+        if sum(solved.values()) > hits:
+            best, hits, asked = answer, sum(solved.values()), len(solved)
+    if asked and hits == asked == len(probed) > 1:
+        found.problems.append(f"the answer {_quote(best)} solves every sample: there is nothing to learn or to certify")
+    elif asked and hits / asked >= chance + WORTH / 2 and _tail(hits, asked, chance) < SURE:
+        found.notes.append(
+            f"the answer {_quote(best)}, whatever is asked, solves {_share(hits, asked)} (by chance: "
+            f"{100 * chance:.0f} %): read every score against that"
+        )
+
+    known_share = max(chance, hits / asked if asked else 0.0)
+    everything = "\n".join(itertools.islice(known, LISTED))
+    tricks: dict[str, Callable[[Sample], str]] = {"the input, echoed,": lambda sample: sample.text}
+    if len(known) > 1:
+        tricks["a list of all expected answers"] = lambda _: everything
+    if options:
+        tricks["a list of all options"] = lambda sample: "\n".join(
+            f"({label}) {text}" for label, text in options.get(sample.id, {}).items()
+        )
+    for name, answer in tricks.items():
+        solved = await _solved(env, probed, answer)
+        if solved and (hits := sum(solved.values())) >= (known_share + WORTH) * len(solved):
+            ids = [sample for sample, right in solved.items() if right]
+            found.notes.append(
+                f"{name} solves {_share(hits, len(solved))} ({_some(ids)}): the scorer accepts an answer that "
+                "names everything; a stricter one, such as exact or choice, does not"
+            )
+
+
+async def _solved(env: Env, samples: Sequence[Sample], answer: Callable[[Sample], str]) -> dict[str, bool]:
+    """Whether the answer solves each of the samples that the scorer can score."""
+    solved = {}
+    for sample in samples:
+        try:
+            score = await env.score(sample, Rollout(sample.id, "", 0, Trajectory(answer(sample)), None))
+        except JudgeError:
+            continue
+        solved[sample.id] = bool(score.hard)
+    return solved
+
+
+def _chance(samples: Sequence[Sample], options: Mapping[str, Mapping[str, str]], answers: int) -> float:
+    """Share that a guess solves: among the options where there are some, else among the distinct expected answers."""
+    guesses = [1 / (len(options.get(sample.id, ())) or answers or 1) for sample in samples]
+    return fmean(guesses) if guesses else 0.0
+
+
+# -- options that give the key away
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    sample: Sample
+    texts: tuple[str, ...]
+    words: tuple[tuple[str, ...], ...]
+    right: int
+
+
+def _giveaways(env: Env, samples: Sequence[Sample], options: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """Rules that pick the right option more often than chance allows: a phrase, a place, a length, a likeness.
+
+    A rule is applied where it picks exactly one option. Its hits are compared with guessing, where the binomial with
+    the mean chance bounds the tail (Hoeffding 1956), corrected for the number of rules that were tried (Bonferroni).
+    """
+    questions = list(_questions(env, _spread([s for s in samples if options.get(s.id)], QUESTIONS), options))
+    picks: defaultdict[str, list[tuple[_Question, int]]] = defaultdict(list)
+    for question in questions:
+        for rule, picked in _picks(question):
+            picks[rule].append((question, picked))
+    found: list[tuple[float, str, list[tuple[_Question, int]]]] = []
+    for rule, picked in picks.items():
+        if len(picked) < FEWEST:
+            continue
+        hits = sum(q.right == i for q, i in picked)
+        chance = fmean(1 / len(q.texts) for q, _ in picked)
+        tail = _tail(hits, len(picked), chance)
+        if tail * len(picks) < SURE and hits / len(picked) >= chance + WORTH:
+            found.append((tail, rule, picked))
+    notes, explained = [], set[tuple[str, int]]()
+    for _, rule, picked in sorted(found, key=lambda item: (item[0], -len(item[2]), -len(item[1]), item[1])):
+        keys = {(q.sample.id, i) for q, i in picked}
+        if len(keys - explained) < len(keys) / 2:  # the same options by another of their words
+            continue
+        explained |= keys
+        right = [q.sample.id for q, i in picked if q.right == i]
+        chance = fmean(1 / len(q.texts) for q, _ in picked)
+        share = f"{_share(len(right), len(picked))} (by chance: {100 * chance:.0f} %; {_some(right)})"
+        notes.append(f"the option {rule} is the right one in {share}: a skill can learn that instead of the task")
+    return notes[:GIVEAWAYS]
+
+
+def _questions(env: Env, samples: Sequence[Sample], options: Mapping[str, Mapping[str, str]]) -> Iterator[_Question]:
+    for sample in samples:
+        labels, texts = list(options[sample.id]), tuple(options[sample.id].values())
+        expected = _fold(env.expected(sample))
+        right = [i for i, label in enumerate(labels) if expected in (label.casefold(), _fold(texts[i]))]
+        if len(right) == 1 and len(texts) > 1:
+            yield _Question(sample, texts, tuple(tuple(_words(text)) for text in texts), right[0])
+
+
+def _picks(question: _Question) -> Iterator[tuple[str, int]]:
+    """(rule, the option it picks), for the rules that pick exactly one."""
+    n = len(question.texts)
+    for i in range(n):
+        yield f"at place {i + 1}", i
+    sizes = [float(len(text)) for text in question.texts]
+    asked = set(_words(question.sample.text))
+    rules = {
+        "with the longest text": sizes,
+        "with the shortest text": [-size for size in sizes],
+        "most like the others": [
+            _overlap(words, set().union(*question.words[:i], *question.words[i + 1 :]))
+            for i, words in enumerate(question.words)
+        ],
+    }
+    if not all(text in question.sample.text for text in question.texts):  # else all stand in it
+        rules["most like the question"] = [_overlap(words, asked) for words in question.words]
+    for key, value in question.sample.metadata.items():
+        if isinstance(value, str) and " " in value:
+            hint = set(_words(value))
+            rules[f"most like metadata.{key}"] = [_overlap(words, hint) for words in question.words]
+    for rule, values in rules.items():
+        top = [i for i, value in enumerate(values) if value == max(values)]
+        if len(top) == 1:
+            yield rule, top[0]
+    holders: defaultdict[tuple[str, ...], set[int]] = defaultdict(set)
+    for i, words in enumerate(question.words):
+        for size in PHRASES:
+            for start in range(len(words) - size + 1):
+                holders[words[start : start + size]].add(i)
+    for phrase, held in holders.items():
+        if len(held) == 1:
+            yield f'that says "{" ".join(phrase)}"', held.pop()
+
+
+def _overlap(words: Sequence[str], others: set[str]) -> float:
+    own = set(words)
+    return len(own & others) / (len(own) or 1)
+
+
+# -- answers that stand where they should not
+
+
+def _answers_in_sight(
+    samples: Sequence[Sample], expected: Mapping[str, str], options: Mapping[str, Mapping[str, str]]
+) -> list[str]:
+    """Expected answers that stand verbatim in the input, or in metadata that a prompt or a file might show."""
+    open_ended = [s for s in samples if len(expected[s.id]) >= SHORT and s.id not in options]
+    places: defaultdict[str, list[str]] = defaultdict(list)
+    elsewhere: Counter[str] = Counter()  # how often another sample's answer stands there: so much is accident
+    for sample, other in zip(open_ended, [*open_ended[1:], *open_ended[:1]], strict=True):
+        texts = {f"metadata.{key}": value for key, value in sample.metadata.items() if key != "example"}
+        for place, text in {"the input": sample.text, **texts}.items():
+            if isinstance(text, str) and _stands(expected[sample.id], text):
+                places[place].append(sample.id)
+            elsewhere[place] += isinstance(text, str) and _stands(expected[other.id], text)
+    return [
+        f"the expected answer stands in {place} of {_share(len(ids), len(open_ended))} ({_some(ids)}): unless the task "
+        "is to find it there, it can be right for the wrong reason"
+        for place, ids in places.items()
+        if len(ids) - elsewhere[place] >= WORTH * len(open_ended)
+    ]
+
+
+def _stands(answer: str, text: str) -> bool:
+    """As a whole, not within a word."""
+    place = text.casefold().find(answer.casefold())
+    if place < 0:
+        return False
+    around = text[max(place - 1, 0) : place] + text[place + len(answer) : place + len(answer) + 1]
+    return not any(map(str.isalnum, around))
+
+
+# -- the same task in two splits
+
+
+def _near_duplicates(splits: Splits) -> list[str]:
+    """Pairs of samples in different splits with equal words, or nearly so beside what many tasks share."""
+    split_of = {sample.id: name for name in SPLITS for sample in getattr(splits, name)}
+    texts = {sample.id: _words(sample.text) for name in SPLITS for sample in getattr(splits, name)}
+    shingles = {
+        name: {zlib.crc32(" ".join(words[i : i + 3]).encode()) for i in range(len(words) - 2)}
+        for name, words in texts.items()
+    }
+    frequency = Counter(itertools.chain.from_iterable(shingles.values()))
+    common = max(5, len(texts) // 200)  # samples; a shingle of more of them is a template's
+    own = {name: {s for s in them if frequency[s] <= common} for name, them in shingles.items()}
+    same: defaultdict[str, list[str]] = defaultdict(list)
+    sketched: defaultdict[int, list[str]] = defaultdict(list)
+    for name, words in texts.items():
+        same[" ".join(words)].append(name)
+        for shingle in sorted(own[name])[:SKETCH] if len(own[name]) >= SHORT else ():
+            sketched[shingle].append(name)
+
+    def apart(names: Sequence[str]) -> Iterator[tuple[str, str]]:
+        return ((a, b) for a, b in itertools.combinations(names, 2) if split_of[a] != split_of[b])
+
+    equal = {names[0]: names for names in same.values() if len({split_of[name] for name in names}) > 1}
+    pairs = [next(apart(names)) for names in equal.values()]
+    near = {pair for names in sketched.values() for pair in apart(names)}
+    near = {(a, b) for a, b in near if texts[a] != texts[b] and _jaccard(own[a], own[b]) >= LIKENESS}
+    notes = []
+    advice = "give such samples one `group`, and they stay in one split"
+    if pairs:
+        n = sum(map(len, equal.values()))
+        notes.append(f"{n} samples have the words of a sample in another split ({_pairs(pairs, split_of)}): {advice}")
+    if near:
+        many = f"{len(near)} pairs of samples in different splits are near-duplicates"
+        notes.append(f"{many} ({_pairs(sorted(near), split_of)}): {advice}")
+    return notes
+
+
+def _jaccard(a: set[int], b: set[int]) -> float:
+    return len(a & b) / len(a | b)
+
+
+# -- words and numbers
+
+
+def _has_options(sample: Sample) -> bool:
+    return isinstance(sample.metadata.get("choices"), list | tuple | Mapping) and bool(sample.metadata["choices"])
+
+
+def _tail(hits: int, n: int, p: float) -> float:
+    """P(X ≥ hits), X ~ Binomial(n, p)."""
+    if p >= 1 or hits <= 0:
+        return 1.0
+    logs = (
+        math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) + k * math.log(p) + (n - k) * math.log1p(-p)
+        for k in range(hits, n + 1)
+    )
+    return min(1.0, math.fsum(map(math.exp, logs)))
+
+
+def _words(text: str) -> list[str]:
+    return _WORD.findall(text.casefold())
+
+
+def _fold(text: str) -> str:
+    return " ".join(text.casefold().split()).rstrip(".")
+
+
+def _spread(samples: Sequence[Sample], n: int) -> Sequence[Sample]:
+    """At most n samples, evenly spread."""
+    return samples if len(samples) <= n else [samples[i * len(samples) // n] for i in range(n)]
+
+
+def _share(hits: int, n: int) -> str:
+    return f"{hits} of {n} samples"
+
+
+def _quote(text: str) -> str:
+    return f'"{text if len(text) <= 60 else text[:57] + "…"}"'
+
+
+def _some(ids: Sequence[str]) -> str:
+    return ", ".join(ids[:SHOWN]) + (", …" if len(ids) > SHOWN else "")
+
+
+def _pairs(pairs: Sequence[tuple[str, str]], split_of: Mapping[str, str]) -> str:
+    return _some([f"{a} in {split_of[a]} and {b} in {split_of[b]}" for a, b in pairs])

@@ -1,0 +1,109 @@
+"""Samples from files as people already have them: no conversion, no code.
+
+One module a format. Each yields rows with a place ("data.jsonl:12"), and one function (`rows.parse`) turns a row into
+a Sample, so that aliases, messages and rules are the same for all. What a format can say and skilltune cannot score
+is refused with its place and its name: a check that is dropped would be a check that silently passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from skilltune.envs.formats import huggingface, promptfoo
+from skilltune.envs.formats.plain import json_rows, line_rows
+from skilltune.envs.formats.rows import SPLIT_NAMES, Row, assemble
+from skilltune.envs.formats.tables import table_rows
+from skilltune.errors import UsageError
+from skilltune.samples import Sample
+from skilltune.scorers.reading import nearest
+
+HF = "hf:"
+_EVALS = Path("evals", "evals.json")
+_CONFIGS = ("promptfooconfig.yaml", "promptfooconfig.yml")
+_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".yaml", ".parquet", ".arrow")
+
+
+def load_samples(source: str | Path, fields: Mapping[str, str] | None = None) -> list[Sample]:
+    """Read samples from a file, folder or Hugging Face data; `fields` maps our names to theirs: {"input": "question"}.
+
+    Accepts .jsonl and .json (plain, OpenAI evals, gbrain, skill-creator's evals.json), .csv and .tsv with a header,
+    .yaml (promptfoo), .parquet and .arrow, "hf:PATH_OR_NAME[/CONFIG][@SPLIT]", a folder with evals/evals.json or
+    promptfooconfig.yaml, and a folder with train, val and test in it (each with items.json or items.jsonl). Unknown
+    keys go to `metadata`. Checks that only a reader can decide are kept in `checks` with the type "judge", where a
+    scorer without a judge refuses them. Raises UsageError naming file and line.
+    """
+    samples = assemble(_rows(source), fields)
+    if not samples:
+        raise UsageError(f"{source} holds no samples: expected one object per sample, with at least `input`")
+    return samples
+
+
+def root_of(source: str | Path) -> Path:
+    """The folder that the sample files' own paths are relative to; for a skill's evals/evals.json, the skill's."""
+    path = Path(str(source).removeprefix(HF))
+    if is_huggingface(source):
+        return path.parent if path.suffix else path if path.is_dir() else Path()
+    if path.is_dir():
+        return path
+    return path.parent.parent if path.name == "evals.json" and path.parent.name == "evals" else path.parent
+
+
+def is_huggingface(source: str | Path) -> bool:
+    return isinstance(source, str) and source.startswith(HF)
+
+
+def located(root: Path, spec: str) -> str | Path:
+    """A source as a config names it, its path taken from `root`: "data.jsonl", "hf:data/@train", "hf:owner/name"."""
+    if not is_huggingface(spec):
+        return root / spec
+    name = spec.removeprefix(HF)
+    return f"{HF}{root / name}" if (root / huggingface.without_split(name)).exists() else spec
+
+
+def _rows(source: str | Path) -> Iterator[Row]:
+    if isinstance(source, str) and is_huggingface(source):
+        return huggingface.rows(source.removeprefix(HF))
+    path = Path(source)
+    if path.is_dir():
+        if (path / _EVALS).is_file():
+            return json_rows(path / _EVALS)
+        config = next((path / name for name in _CONFIGS if (path / name).is_file()), None)
+        return promptfoo.rows(config) if config else _split_rows(path)
+    if not path.is_file():
+        siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise UsageError(f"no such file: {path}{nearest(path.name, siblings)}; looked in {path.parent.resolve()}")
+    match path.suffix.lower():
+        case ".jsonl" | ".ndjson":
+            return line_rows(path)
+        case ".json":
+            return json_rows(path)
+        case ".csv" | ".tsv":
+            return table_rows(path)
+        case ".yaml" | ".yml":
+            return promptfoo.rows(path)
+        case ".parquet" | ".arrow":
+            return huggingface.rows(str(path))
+    raise UsageError(f"{path}: cannot read samples from a {path.suffix or 'nameless'} file; use {', '.join(_SUFFIXES)}")
+
+
+def _split_rows(folder: Path) -> Iterator[Row]:
+    files = [
+        (folder / name / items, split)
+        for name, split in SPLIT_NAMES.items()
+        for items in ("items.json", "items.jsonl")
+        if (folder / name / items).is_file()
+    ]
+    if not files:
+        raise UsageError(
+            f"{folder}: a folder of samples has evals/evals.json in it, or train/items.json, val/items.json, …, "
+            f"or promptfooconfig.yaml; a folder of parquet files is named {HF}{folder}"
+        )
+    for path, split in files:
+        for where, row in _rows(path):
+            if isinstance(row, Mapping) and SPLIT_NAMES.get(str(row.get("split", split)).lower()) != split:
+                raise UsageError(f'{where}: its split "{row["split"]}" is not that of its folder, {path.parent.name}')
+            yield where, {**row, "split": split} if isinstance(row, Mapping) else row
+
+
+__all__ = ["assemble", "is_huggingface", "load_samples", "located", "root_of"]

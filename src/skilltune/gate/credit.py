@@ -1,0 +1,216 @@
+"""Credit: what each rule that stands in a skill is worth, by everything that was seen with and without it.
+
+A rule's effect is a column of the crossed model over all judged texts: what the screen foretold of it is its prior, and
+every rollout of a text that holds it, or does not, is evidence. Texts of the screen itself stay out of that model,
+because their samples were chosen for the edits; they count where the same sample was seen with and without a rule.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from statistics import fmean
+from typing import Any
+
+from skilltune.gate.crossed import Observation, fit
+from skilltune.gate.race import DEVIATION, LEVEL, SHRINK, WIDE
+from skilltune.gate.stats import normal_cdf, normal_quantile
+from skilltune.optimizer.recorded import edit_of
+from skilltune.rollout import Rollout, Score
+from skilltune.run import Run
+
+MOVED = 0.5  # a sample is fixed or broken where its mean score moves by so much
+COMPACT = "compact"  # the rule of a verdict that drops what carries nothing
+Json = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """An edit that stands in a skill: what it says (`text`; for a deletion what is gone), why, and since when.
+
+    `effect` and `sd` are its posterior in scores. Of `known` train samples, which were seen with and without it under
+    otherwise the same rules, it fixed some and broke others.
+    """
+
+    key: str
+    op: str
+    text: str
+    removed: str
+    why: str
+    evidence: tuple[str, ...]
+    step: int
+    version: int
+    effect: float
+    sd: float
+    fixed: int
+    broken: int
+    known: int
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % of the posterior."""
+        half = normal_quantile(0.975) * self.sd
+        return self.effect - half, self.effect + half
+
+    def carries(self, least: float) -> float:
+        """P(effect > least)."""
+        return normal_cdf((self.effect - least) / self.sd)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """The evidence: rollouts by (skill hash, sample), and how to read a text by its hash."""
+
+    scores: Mapping[tuple[str, str], Sequence[float]]
+    text_of: Callable[[str], str]
+
+    @classmethod
+    def of(cls, rollouts: Iterable[Rollout], metric: Callable[[Score], float], run: Run) -> Seen:
+        scores: dict[tuple[str, str], list[float]] = {}
+        for rollout in sorted(rollouts, key=lambda r: (r.skill, r.sample, r.attempt)):
+            if rollout.score is not None:
+                scores.setdefault((rollout.skill, rollout.sample), []).append(metric(rollout.score))
+
+        @cache
+        def text_of(hash: str) -> str:
+            return _squeeze((run.kept(hash) or b"").decode("utf-8", "surrogatepass"))
+
+        return cls(scores, text_of)
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """An applied edit of an accepted verdict, as it was recorded."""
+
+    verdict: Json
+    edit: Json
+
+    @property
+    def key(self) -> str:
+        return edit_of(self.edit).key
+
+    @property
+    def claims(self) -> frozenset[str]:
+        """The samples that it quotes."""
+        return frozenset(item["sample"] for item in self.edit["evidence"])
+
+    @property
+    def prior(self) -> tuple[float, float]:
+        for row in self.verdict["numbers"].get("screen", ()):
+            if row["key"] == self.key and row["sd"]:
+                return SHRINK * row["effect"], math.hypot(row["sd"], DEVIATION)
+        return WIDE
+
+    def stands_in(self, text: str) -> bool:
+        """In a squeezed text: what it brought is there, or what it took away is not."""
+        inserted, removed = _squeeze(self.edit["inserted"]), _squeeze(self.edit["removed"])
+        return inserted in text if inserted else removed not in text
+
+
+def ledger(
+    verdicts: Sequence[Json], start: str, best: str, seen: Seen, train: Sequence[str], select: Sequence[str]
+) -> list[Rule]:
+    """The rules that stand in the skill with the hash `best`, in the order in which they came.
+
+    `verdicts` are the recorded ones, `start` the hash of the input, `train` and `select` sample ids. An edit that a
+    later one rewrote or removed does not stand any more.
+    """
+    changes: dict[str, _Change] = {}
+    for verdict in verdicts:
+        if (verdict["accepted"] or verdict["candidate"] == best) and verdict["numbers"].get("rule") != COMPACT:
+            applied = [_Change(verdict, edit) for edit in verdict["edits"] if edit["status"] == "applied"]
+            changes |= {change.key: change for change in applied}
+    standing = [change for change in changes.values() if change.stands_in(seen.text_of(best))]
+    effects = _effects(verdicts, start, list(changes.values()), seen, {*train, *select})
+    matched = _matched(standing, seen, frozenset(train))
+    rules = []
+    for change in standing:
+        edit, (effect, sd), moved = change.edit, effects[change.key], matched[change.key]
+        rules.append(
+            Rule(
+                key=change.key,
+                op=edit["op"],
+                text=edit["inserted"] or edit["removed"],
+                removed=edit["removed"],
+                why=edit["why"],
+                evidence=tuple(dict.fromkeys(item["sample"] for item in edit["evidence"])),
+                step=change.verdict["step"],
+                version=change.verdict["version"],
+                effect=effect,
+                sd=sd,
+                fixed=sum(difference >= MOVED for difference in moved),
+                broken=sum(difference <= -MOVED for difference in moved),
+                known=len(moved),
+            )
+        )
+    return rules
+
+
+def ledger_of(run: Run, rollouts: Iterable[Rollout], metric: Callable[[Score], float], best: str) -> list[Rule]:
+    """The ledger of a skill of a run by these rollouts and the verdicts in its journal."""
+    verdicts = [data for _, _, data in run.events("verdict")]
+    (_, _, start), *_ = run.events("start")
+    split = (run.recall("split") or [{"train": [], "select": []}])[0]
+    return ledger(verdicts, start["skill"], best, Seen.of(rollouts, metric, run), split["train"], split["select"])
+
+
+def _effects(
+    verdicts: Sequence[Json], start: str, changes: Sequence[_Change], seen: Seen, samples: set[str]
+) -> dict[str, tuple[float, float]]:
+    """Posterior mean and sd of each change, by all judged texts on these samples."""
+    rejected = {v["candidate"] for v in verdicts if v["candidate"] and not v["accepted"]}
+    judged = rejected | {start} | {v["skill"] for v in verdicts}
+    prior = {"level": LEVEL} | {change.key: change.prior for change in changes}
+    columns = {}
+    for text in sorted(judged):
+        held = [change.key for change in changes if change.stands_in(seen.text_of(text))]
+        own = [text] if text in rejected else []  # what else such a candidate changed
+        prior |= dict.fromkeys(own, WIDE)
+        columns[text] = dict.fromkeys(("level", *held, *own), 1.0)
+    observations = [
+        Observation(sample, columns[text], score)
+        for (text, sample), scores in seen.scores.items()
+        if text in columns and sample in samples
+        for score in scores
+    ]
+    posterior = fit(observations, prior)
+    return {change.key: posterior.contrast({change.key: 1.0}) for change in changes}
+
+
+def _matched(standing: Sequence[_Change], seen: Seen, train: frozenset[str]) -> dict[str, list[float]]:
+    """For each rule the change in mean score of every sample that was seen with and without it, the other standing
+    rules being the same; of a sample that the rule claims, those being the same that claim it too."""
+    held: dict[str, frozenset[str]] = {}
+    for text, _ in seen.scores:
+        if text not in held:
+            held[text] = frozenset(change.key for change in standing if change.stands_in(seen.text_of(text)))
+    by_sample: dict[str, list[tuple[frozenset[str], Sequence[float]]]] = {}
+    for (text, sample), scores in seen.scores.items():
+        if sample in train:
+            by_sample.setdefault(sample, []).append((held[text], scores))
+    moved: dict[str, list[float]] = {}
+    for change in standing:
+        moved[change.key] = found = []
+        for sample, known in by_sample.items():
+            difference = _difference(change.key, known)
+            if difference is None and sample in change.claims:
+                rivals = {other.key for other in standing if sample in other.claims}
+                difference = _difference(change.key, [(rules & rivals, scores) for rules, scores in known])
+            if difference is not None:
+                found.append(difference)
+    return moved
+
+
+def _difference(key: str, known: Sequence[tuple[frozenset[str], Sequence[float]]]) -> float | None:
+    """Mean score with a rule less that without it, over groups with the same other rules; None if there are none."""
+    groups: dict[frozenset[str], list[float]] = {}
+    for rules, scores in known:
+        groups.setdefault(rules, []).extend(scores)
+    pairs = [(groups[rules - {key}], groups[rules]) for rules in groups if key in rules and rules - {key} in groups]
+    return fmean(fmean(after) - fmean(before) for before, after in pairs) if pairs else None
+
+
+def _squeeze(text: str) -> str:
+    return " ".join(text.split())

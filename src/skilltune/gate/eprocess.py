@@ -1,0 +1,240 @@
+"""The gate for unattended merges: a candidate is kept only if betting on it, against fair odds, has paid off.
+
+Each `select` sample is one bet on the paired difference d in [-1, 1] of candidate and incumbent. Under "no gain" (mean
+difference at most 0) the wealth Π(1 + stake·d) of any gambler, and so the mean over gamblers with different stakes, is
+expected never to grow (Waudby-Smith & Ramdas 2024); then it ever reaches 1/level with probability at most level (Ville
+1939), however often one looks and whenever one stops. Candidates come as they do under `race`, from a screen on train.
+
+`gate.alpha` bounds the whole run: P(any accept of a candidate without gain) ≤ alpha. The k-th candidate that is raced
+has the level 6·alpha/(π²k²), which sum up to alpha, and what a candidate was accepted with goes on to its successor
+(online fallback, Tian & Ramdas 2021). For the levels to hold, candidates must not be made to fit `select`: so
+everybody but the user learns no more of it than "accepted" or not. What is left is that an incumbent that was accepted
+on these samples is the bar for its successors on the same samples; its luck there speaks against them.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from random import Random
+from statistics import fmean
+
+from skilltune.edits import apply
+from skilltune.gate import Verdict
+from skilltune.gate.race import Race, doubling
+from skilltune.gate.screen import Pool, Screened
+from skilltune.gate.stats import standard_error
+from skilltune.optimizer import Proposal
+from skilltune.optimizer.memory import Rejected
+from skilltune.roll import MAX_UNSCORED, gather, mean
+from skilltune.run import rng
+from skilltune.samples import Sample
+from skilltune.skill import Skill
+
+STAKES = tuple((j + 0.5) / 16 for j in range(16))  # shares of the wealth that the gamblers bet, in equal numbers
+PATHS = 200  # continuations that are drawn to see whether going on can still pay
+HOPE = 0.05  # a race ends when fewer of them than this reach the bar
+FAILED = "given up: not shown to be better"  # all that is told of a candidate that was not accepted
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """The state of a race after `n` select rollouts of the candidate: `bets` made in this `draw` (pass) with their mean
+    `gain`, the gamblers' wealth and the most it was, the chance to reach the bar on the present trend."""
+
+    n: int
+    draw: int
+    bets: int
+    gain: float
+    wealth: float
+    most: float
+    hope: float
+
+
+@dataclass(slots=True)
+class EProcess(Race):
+    """Implements `Gate`; a race with another rule."""
+
+    raced: int = 0  # candidates so far
+    inherited: float = 0.0  # level of the last candidate, if it was accepted
+
+    async def judge(
+        self,
+        skill: Skill,
+        proposals: Sequence[Proposal],
+        *,
+        limit: int,
+        name: str,
+        protect: Sequence[str] = (),
+        alone: bool = False,
+    ) -> Verdict:
+        verdict = await Race.judge(self, skill, proposals, limit=limit, name=name, protect=protect, alone=alone)
+        told = (Rejected(r.edit, r.reason.replace(verdict.reason, FAILED)) for r in verdict.rejected)
+        return replace(verdict, rejected=tuple(told)) if verdict.candidate else verdict
+
+    async def _race(self, pool: Pool, chosen: tuple[int, ...], screened: Screened | None, name: str) -> Verdict:
+        cfg = self.arena.cfg
+        edits = [pool.proposals[i].edit for i in chosen]
+        applied = apply(pool.skill, edits, protect=pool.protect, max_tokens=pool.max_tokens)
+        incumbent, candidate = pool.skill, applied.skill
+        self.raced += 1
+        level = share(self.raced) * cfg.alpha + self.inherited
+        bar = math.log(self.arena.draws(cfg.passes) / level)  # the passes share the level: each is a game of its own
+        looks, accepted = await self._play(incumbent, candidate, bar, name)
+        self.inherited = level if accepted else 0.0
+        kept = candidate if accepted else incumbent
+        old, new = dict(self._select_scores(incumbent.hash)), dict(self._select_scores(candidate.hash))
+        differences = {sample: new[sample] - old[sample] for sample in sorted(new) if sample in old}
+        scores = [score for _, score in self._select_scores(kept.hash)]
+        self.level = (mean(scores), standard_error(scores))
+        look = looks[-1]
+        return Verdict(
+            skill=kept,
+            accepted=accepted,
+            reason=f"{100 * look.gain:+.1f} points in {look.bets} bets on select, wealth {look.most:.3g} of the "
+            f"{_exp(bar):.3g} wanted: {'accepted' if accepted else FAILED}",
+            score=self.level[0],
+            score_sd=self.level[1],
+            candidate=candidate,
+            before=mean([old[sample] for sample in differences]),
+            after=mean([new[sample] for sample in differences]),
+            differences=differences,
+            reports=applied.reports,
+            numbers={
+                "rule": "eprocess",
+                "number": self.raced,
+                "level": level,
+                "bar": _exp(bar),
+                "looks": [asdict(look) for look in looks],
+            },
+        )
+
+    async def _play(self, incumbent: Skill, candidate: Skill, bar: float, name: str) -> tuple[list[Look], bool]:
+        """Roll both skills in blocks until the logarithm of the wealth reached the bar, or nothing is to be hoped."""
+        cfg, arena = self.arena.cfg, self.arena
+        units = self._units(name)
+        order = [sample for unit in units for sample in unit]
+        blocks = [(draw, block) for draw in range(arena.draws(cfg.passes)) for block in doubling(order, cfg.block)]
+        looks: list[Look] = []
+        accepted, end = False, 0
+        for number, (draw, block) in enumerate(blocks):
+            for ahead, samples in blocks[number + 1 : number + 2]:
+                for skill in (candidate, incumbent):
+                    arena.roll.expect(skill, samples, ahead)
+            purpose = f"{name} bets {candidate.hash} {block[0].id} {draw}"
+            await gather([arena.roll(skill, block, attempt=draw, purpose=purpose) for skill in (candidate, incumbent)])
+            end = end % len(order) + len(block)
+            made, room = self._bets(incumbent, candidate, units, order[:end], draw)
+            path, trend = log_wealth(made), made
+            if end == len(order) and number + 1 < len(blocks):  # the next pass is a new game
+                made, room = self._bets(incumbent, candidate, units, [], draw + 1)
+            hope = chance(made, trend, room, bar, rng(arena.seed, "hope", name, number))
+            scored, gain = self._compared(incumbent, candidate, order[:end], draw)
+            n, most = len(self._select_scores(candidate.hash)), max(path, default=0.0)
+            looks.append(Look(n, draw, len(path), gain, _exp(path[-1] if path else 0.0), _exp(most), hope))
+            accepted = most >= bar and scored >= (1 - MAX_UNSCORED) * end
+            if accepted or hope < HOPE:
+                break
+        return looks, accepted
+
+    def _units(self, name: str) -> list[list[Sample]]:
+        """What one bet is made on, in seeded order: a sample, or a whole group, whose samples are not independent."""
+        units: dict[tuple[str, str], list[Sample]] = {}
+        for sample in sorted(self.arena.select, key=lambda sample: sample.id):
+            key = ("sample", sample.id) if sample.group is None else ("group", sample.group)
+            units.setdefault(key, []).append(sample)
+        order = list(units.values())
+        rng(self.arena.seed, "bets", name).shuffle(order)
+        return order
+
+    def _bets(
+        self,
+        incumbent: Skill,
+        candidate: Skill,
+        units: Sequence[Sequence[Sample]],
+        rolled: Sequence[Sample],
+        draw: int,
+    ) -> tuple[list[float], list[float]]:
+        """The differences of the units that are wholly rolled in this draw, as means over the draws up to it, and the
+        most that each of the other units can still bring, as the incumbent's scores are known.
+
+        A unit's difference is the sum over its samples by the size of the largest unit, so that it stays in [-1, 1] and
+        every sample has the same weight. A sample that could not be scored is a bet on nothing.
+        """
+        largest, draws = max(map(len, units)), range(draw + 1)
+        complete = len(list(itertools.takewhile(lambda end: end <= len(rolled), itertools.accumulate(map(len, units)))))
+
+        def difference(sample: Sample) -> float:
+            return math.fsum(self._difference(incumbent, candidate, sample, i) or 0.0 for i in draws) / len(draws)
+
+        def room(sample: Sample) -> float:
+            return 1 - math.fsum(self._score(incumbent, sample, i) or 0.0 for i in draws) / len(draws)
+
+        made = [math.fsum(map(difference, unit)) / largest for unit in units[:complete]]
+        return made, [math.fsum(map(room, unit)) / largest for unit in units[complete:]]
+
+    def _compared(self, incumbent: Skill, candidate: Skill, rolled: Sequence[Sample], draw: int) -> tuple[int, float]:
+        """How many samples of a draw are scored on both sides, and the mean difference of these."""
+        known = [self._difference(incumbent, candidate, sample, draw) for sample in rolled]
+        scored = [difference for difference in known if difference is not None]
+        return len(scored), fmean(scored) if scored else 0.0
+
+    def _difference(self, incumbent: Skill, candidate: Skill, sample: Sample, draw: int) -> float | None:
+        old, new = (self._score(skill, sample, draw) for skill in (incumbent, candidate))
+        return None if old is None or new is None else new - old
+
+    def _score(self, skill: Skill, sample: Sample, draw: int) -> float | None:
+        rollout = self.arena.roll.seen.get((skill.hash, sample.id, draw))
+        return None if rollout is None or rollout.score is None else self.arena.metric(rollout.score)
+
+
+def share(k: int) -> float:
+    """Of the run's error for its k-th candidate, k ≥ 1; they sum up to 1 (Euler)."""
+    return 6 / (math.pi * k) ** 2
+
+
+def log_wealth(differences: Iterable[float]) -> list[float]:
+    """Logarithm of the gamblers' mean wealth after each bet, from 1 at the start. Differences are in [-1, 1]."""
+    logs = (0.0,) * len(STAKES)
+    path = []
+    for difference in differences:
+        logs = tuple(map(float.__add__, logs, _growth(difference)))
+        path.append(_log_mean(logs))
+    return path
+
+
+def chance(made: Sequence[float], trend: Sequence[float], room: Sequence[float], bar: float, draw: Random) -> float:
+    """Share of drawn continuations of the bets `made` whose wealth reaches the bar: stochastic curtailment (Lan, Simon
+    & Halperin 1982).
+
+    Each bet to come repeats one of the `trend`, or an imagined full win, as far as it has `room`. Nothing of it touches
+    the error of the rule: giving up accepts nothing.
+    """
+    start = [math.fsum(growth) for growth in zip(*map(_growth, made), strict=True)] or [0.0] * len(STAKES)
+    reached = 0
+    for _ in range(PATHS):
+        drawn = Counter(map(min, draw.choices([*trend, 1.0], k=len(room)), room))
+        logs = start
+        for difference, times in drawn.items():
+            logs = [log + times * growth for log, growth in zip(logs, _growth(difference), strict=True)]
+        reached += _log_mean(logs) >= bar
+    return reached / PATHS
+
+
+@functools.lru_cache(maxsize=4096)
+def _growth(difference: float) -> tuple[float, ...]:
+    """By how much a bet moves the logarithm of each gambler's wealth."""
+    return tuple(math.log1p(stake * difference) for stake in STAKES)
+
+
+def _log_mean(logs: Sequence[float]) -> float:
+    top = max(logs)
+    return top + math.log(fmean(math.exp(log - top) for log in logs))
+
+
+def _exp(log: float) -> float:
+    return math.exp(min(log, 700.0))

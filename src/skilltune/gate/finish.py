@@ -1,0 +1,273 @@
+"""The end of training, before the test split is read: which version is really the best, and what in it carries nothing.
+
+A version that was accepted had a good day. Looked at again with everything that was seen on `select` since, an earlier
+one may be as good and shorter; that costs nothing. To drop a rule, a few rollouts without it must show that next to
+nothing is lost.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from skilltune.edits import Applied, Edit, apply
+from skilltune.gate import Arena, Verdict
+from skilltune.gate.credit import COMPACT, Rule
+from skilltune.gate.crossed import Observation, Posterior, fit
+from skilltune.gate.race import LEVEL, UNSCREENED, WIDE, doubling
+from skilltune.gate.stats import normal_cdf, updated
+from skilltune.roll import gather, mean
+from skilltune.run import rng
+from skilltune.skill import Skill
+
+NOTHING = (0.5, 0.0, 0.002)  # prior weight, mean and sd of a screened change that does nothing on `select`
+Prior = tuple[tuple[float, float, float], ...]
+FORETOLD_SD = 0.15  # by which a gain may miss what a screen foretold: where `select` has spoken, it decides
+HOPELESS = 0.5  # P(less than the margin is lost) below which a drop is given up
+CERTAIN = 0.99  # P(a rule carries more than the margin) at which its drop is not even tried
+MARGIN = 0.01  # one point: what may be lost by dropping a rule
+TIE = 0.005  # half a point: versions this close to the best are as good
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """A version, or a candidate that was rejected: its gain over the input on `select` with its standard deviation, by
+    all evidence, and the rollouts of its own. `version` is None for a rejected one."""
+
+    skill: Skill
+    version: int | None
+    gain: float
+    sd: float
+    n: int
+
+    def to_json(self) -> dict[str, Any]:
+        figures = {"version": self.version, "gain": self.gain, "sd": self.sd, "n": self.n}
+        return {"skill": self.skill.hash, "tokens": self.skill.tokens, **figures}
+
+
+@dataclass(frozen=True, slots=True)
+class Reselection:
+    """Which contender goes to the certificate, and why."""
+
+    best: Contender
+    contenders: tuple[Contender, ...]
+    reason: str
+
+    def to_json(self) -> dict[str, Any]:
+        contenders = [contender.to_json() for contender in self.contenders]
+        return {"best": self.best.skill.hash, "reason": self.reason, "contenders": contenders}
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """Every text that was ever judged, with the changes that led to it from the input, in order of its judgement.
+
+    `changes` maps a text's hash to its column names, one for each change on the way; a change is named after the text
+    that it led to first. `prior` holds what was believed of the gain by each change before `select` was asked, as
+    components (weight, mean, sd).
+    """
+
+    texts: Mapping[str, Skill]
+    changes: Mapping[str, tuple[str, ...]]
+    prior: Mapping[str, Prior]
+    versions: tuple[str, ...]  # the hashes of the accepted ones, the input first
+
+    @classmethod
+    def of(cls, start: Skill, verdicts: Sequence[Verdict]) -> Lineage:
+        texts = {start.hash: start}
+        changes: dict[str, tuple[str, ...]] = {start.hash: ()}
+        prior: dict[str, Prior] = {}
+        versions = [start.hash]
+        for verdict in verdicts:
+            if verdict.candidate is None:
+                continue
+            hash = verdict.candidate.hash
+            if hash not in texts:
+                texts[hash], changes[hash] = verdict.candidate, (*changes[versions[-1]], hash)
+                foretold = verdict.numbers.get("prior")
+                prior[hash] = UNSCREENED
+                if foretold and any(row["sd"] for row in verdict.numbers.get("screen", ())):
+                    prior[hash] = (NOTHING, (1 - NOTHING[0], foretold[0], math.hypot(foretold[1], FORETOLD_SD)))
+            if verdict.accepted:
+                versions.append(hash)
+        return cls(texts, changes, prior, tuple(versions))
+
+    def fit(self, arena: Arena, samples: Sequence[str]) -> Posterior:
+        """The crossed model of all that was seen of these texts on some samples."""
+        among = set(samples)
+        observations = [
+            Observation(sample, dict.fromkeys(("level", *self.changes[text]), 1.0), arena.metric(rollout.score))
+            for (text, sample, _), rollout in sorted(arena.roll.seen.items())
+            if text in self.changes and sample in among and rollout.score is not None
+        ]
+        return fit(observations, {"level": LEVEL, **dict.fromkeys(self.prior, WIDE)}, arena.noise)
+
+    def gains(self, posterior: Posterior) -> dict[str, float]:
+        """The gain of each text over the input: the sum of what its changes did, each shrunk towards its own prior.
+        Most changes do nothing, so what may be luck is no gain."""
+        shrunk = {}
+        for change, prior in self.prior.items():
+            middle, sd = posterior.contrast({change: 1.0})
+            said = max(1 / sd**2 - 1 / WIDE[1] ** 2, 1e-6)  # precision of the data alone, the wide prior taken out
+            shrunk[change] = updated(prior, middle / sd**2 / said, 1 / said).mean
+        return {text: sum(shrunk[change] for change in changes) for text, changes in self.changes.items()}
+
+
+def reselect(arena: Arena, start: Skill, verdicts: Sequence[Verdict]) -> Reselection | None:
+    """The version with the highest gain by the crossed model of all that was seen on `select`; of those within `TIE` of
+    it the shortest, then the earliest. A candidate that the race rejected wins only if what was seen since lifts it
+    over the best version with the race's own confidence. None where there is nothing to choose from.
+
+    The published rule keeps the last accepted version: under `strict` there is no choice either.
+    """
+    lineage = Lineage.of(start, verdicts)
+    if len(lineage.texts) == 1 or arena.cfg.policy == "strict":
+        return None
+    posterior = lineage.fit(arena, [sample.id for sample in arena.select])
+    gains = lineage.gains(posterior)
+    rejected = {v.candidate.hash for v in verdicts if v.candidate and v.numbers.get("rule") == "race"}
+    rejected -= set(lineage.versions)
+    numbers = {hash: number for number, hash in reversed(list(enumerate(lineage.versions)))}  # the first of equals
+    ids = {sample.id for sample in arena.select}
+    seen = Counter(text for text, sample, _ in arena.roll.seen if sample in ids)
+
+    def contender(hash: str) -> Contender:
+        _, sd = posterior.contrast(dict.fromkeys(lineage.changes[hash], 1.0))
+        return Contender(lineage.texts[hash], numbers.get(hash), gains[hash], sd, seen[hash])
+
+    contenders = [contender(hash) for hash in lineage.texts if hash in numbers or hash in rejected]
+    accepted = [c for c in contenders if c.version is not None]
+    most = max(c.gain for c in accepted)
+    tied = [c for c in accepted if c.gain >= most - TIE]
+    best = min(tied, key=lambda c: (c.skill.tokens, c.version))
+    reason = _why(best, most, len(tied), len(accepted) - 1)
+    for other in sorted((c for c in contenders if c.version is None), key=lambda c: -c.gain):
+        sure = _better(posterior, lineage, other, best)
+        if other.gain > best.gain and sure >= arena.cfg.confidence:
+            best, reason = other, f"rejected once, but better by all evidence: P = {sure:.2f}, {_gain(other)}"
+    return Reselection(best, tuple(contenders), reason)
+
+
+def _better(posterior: Posterior, lineage: Lineage, one: Contender, other: Contender) -> float:
+    """P(one is better than the other by more than a tie)."""
+    mine, its = set(lineage.changes[one.skill.hash]), set(lineage.changes[other.skill.hash])
+    _, sd = posterior.contrast(dict.fromkeys(mine - its, 1.0) | dict.fromkeys(its - mine, -1.0))
+    return normal_cdf((one.gain - other.gain - TIE) / sd)
+
+
+def _gain(contender: Contender) -> str:
+    if contender.version == 0:
+        return "the input"
+    return f"{100 * contender.gain:+.1f} ± {100 * contender.sd:.1f} points over the input"
+
+
+def _why(best: Contender, most: float, tied: int, last: int) -> str:
+    what = f"version {best.version} of {last}: {_gain(best)}"
+    return f"{what}, the shortest of {tied} within half a point" if tied > 1 else f"{what}, the best"
+
+
+async def compact(
+    arena: Arena, best: Skill, rules: Sequence[Rule], judged: Collection[str]
+) -> AsyncGenerator[Verdict, None]:
+    """One verdict for each rule that may carry nothing, the least first; each goes on from what the last one left.
+
+    A rule is dropped when P(less than `MARGIN` is lost) reaches the gate's confidence. Both texts are seen on the train
+    samples that the rule claims, where a loss would show first, on all of `select`, and where that does not suffice on
+    as many other train samples, in growing blocks; a drop that is hopeless ends early. A rule that is known to carry
+    something costs nothing. `judged` are the hashes of the texts whose rollouts tell samples apart.
+    """
+    skill = best
+    for rule in sorted(rules, key=lambda rule: rule.carries(MARGIN)):
+        if rule.op == "rewrite" or rule.carries(MARGIN) >= CERTAIN:
+            continue
+        applied = apply(skill, [_without(rule)])
+        if applied.changed:
+            verdict = await _drop(arena, skill, applied, rule, {*judged, best.hash, skill.hash})
+            skill = verdict.skill
+            yield verdict
+
+
+def _without(rule: Rule) -> Edit:
+    """The edit that takes a rule back."""
+    why = f"the rule of step {rule.step} may carry nothing"
+    if rule.op == "delete":
+        return Edit("add", text=rule.removed.strip("\r\n"), why=why)
+    if rule.removed.strip():
+        return Edit("replace", target=rule.text.strip("\r\n"), text=rule.removed.strip("\r\n"), why=why)
+    return Edit("delete", target=rule.text.strip("\r\n"), why=why)
+
+
+async def _drop(arena: Arena, skill: Skill, applied: Applied, rule: Rule, judged: Collection[str]) -> Verdict:
+    """Is the skill without the rule no worse?"""
+    cfg, candidate = arena.cfg, applied.skill
+    order = [sample for sample in arena.train if sample.id in rule.evidence]
+    enough = len(order) + len(arena.select)
+    for split in (arena.select, arena.train):
+        part = sorted((sample for sample in split if sample.id not in rule.evidence), key=lambda sample: sample.id)
+        rng(arena.seed, COMPACT, rule.key).shuffle(part)
+        order += part[: len(arena.select)]
+    prior = (NOTHING, (1 - NOTHING[0], -rule.effect, rule.sd))
+    looks: list[tuple[int, float, float, float]] = []
+    posterior = None
+    for block in doubling(order, cfg.block):
+        purpose = f"compact {candidate.hash} {block[0].id}"
+        await gather([arena.roll(text, block, purpose=purpose) for text in (candidate, skill)])
+        posterior = _fit_drop(arena, skill, candidate, judged)
+        middle, sd = posterior.contrast({"drop": 1.0})
+        said = max(1 / sd**2 - 1 / WIDE[1] ** 2, 1e-6)
+        gain = updated(prior, middle / sd**2 / said, 1 / said)
+        looks.append(((looks[-1][0] if looks else 0) + len(block), gain.mean, gain.sd, gain.above(-MARGIN)))
+        n, _, _, safe = looks[-1]
+        if safe < HOPELESS or (safe >= cfg.confidence and n >= enough):
+            break
+    n, gain, sd, safe = looks[-1]
+    dropped = safe >= cfg.confidence
+    ids = [sample.id for sample in arena.select]
+    old, new = (_scores(arena, text, ids) for text in (skill, candidate))
+    differences = {sample: new[sample] - old[sample] for sample in sorted(new) if sample in old}
+    assert posterior is not None
+    level, spread = posterior.contrast({"level": 1.0, "drop": 1.0} if dropped else {"level": 1.0})
+    text = " ".join(rule.text.split())
+    return Verdict(
+        skill=candidate if dropped else skill,
+        accepted=dropped,
+        reason=f'without "{text:.60}": {100 * gain:+.1f} ± {100 * sd:.1f} points on {n} rollouts, '
+        f"P(loss < {100 * MARGIN:g} point) = {safe:.2f}: {'dropped' if dropped else 'it stays'}",
+        score=min(1.0, max(0.0, level)),
+        score_sd=spread,
+        candidate=candidate,
+        before=mean([old[sample] for sample in differences]),
+        after=mean([new[sample] for sample in differences]),
+        differences=differences,
+        reports=applied.reports,
+        numbers={
+            "rule": COMPACT,
+            "edit": rule.key,
+            "effect": (rule.effect, rule.sd),
+            "margin": MARGIN,
+            "looks": [dict(zip(("n", "gain", "sd", "safe"), look, strict=True)) for look in looks],
+        },
+    )
+
+
+def _fit_drop(arena: Arena, skill: Skill, candidate: Skill, judged: Collection[str]) -> Posterior:
+    """All that was seen of judged texts on train and `select`: the skill's level, and what it is without the rule."""
+    among = {sample.id for sample in (*arena.train, *arena.select)}
+    others = sorted({*judged} - {skill.hash, candidate.hash})
+    columns = {text: {"level": 1.0, text: 1.0} for text in others}
+    columns |= {skill.hash: {"level": 1.0}, candidate.hash: {"level": 1.0, "drop": 1.0}}
+    observations = [
+        Observation(sample, columns[text], arena.metric(rollout.score))
+        for (text, sample, _), rollout in sorted(arena.roll.seen.items())
+        if text in columns and sample in among and rollout.score is not None
+    ]
+    return fit(observations, {"level": LEVEL, "drop": WIDE, **dict.fromkeys(others, WIDE)}, arena.noise)
+
+
+def _scores(arena: Arena, skill: Skill, samples: Sequence[str]) -> dict[str, float]:
+    """The first score of a skill on each of the samples on which it was seen."""
+    seen = {sample: arena.roll.seen.get((skill.hash, sample, 0)) for sample in samples}
+    return {sample: arena.metric(r.score) for sample, r in seen.items() if r is not None and r.score is not None}

@@ -1,0 +1,90 @@
+"""What a run was made of, written down once: enough to find all of its evidence again with neither target nor samples.
+
+The journal's keys are hashes. These are the parts that they are made of, so that a verdict can be recomputed, and the
+rollouts of this run told from those that a fork brought along, from the journal alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+from skilltune.errors import RunError
+from skilltune.roll import Roller, rollout_key
+from skilltune.rollout import Rollout, rollout_from_json
+from skilltune.run import Run
+from skilltune.samples import Sample
+from skilltune.skill import Skill
+
+KEY, TEST = "pins", "pins of test"
+
+
+def pin(run: Run, skill: Skill, roll: Roller, looks_back: bool, samples: Iterable[Sample]) -> None:
+    """Write down the parts of a run, once; `samples` without those of `test`, which are not read before their time."""
+
+    def parts() -> dict[str, Any]:
+        known = list(samples)
+        run.keep(skill.hash, skill.text.encode("utf-8", "surrogatepass"))
+        files = {name: sha256(data).hexdigest() for name, data in skill.files.items()}
+        for name, data in skill.files.items():
+            run.keep(files[name], data)
+        return {
+            "skill": {"hash": skill.hash, "name": skill.name, "folder": skill.folder, "files": files},
+            "target": roll.target.fingerprint,
+            "env": roll.env.fingerprint,
+            "looks_back": looks_back,
+            "contents": {sample.id: roll.content(sample) for sample in known},
+            "groups": {sample.id: sample.group for sample in known if sample.group is not None},
+        }
+
+    run.fix(KEY, parts)
+
+
+def pin_test(run: Run, roll: Roller, test: Iterable[Sample]) -> None:
+    """The same of the samples of `test`, when they are read."""
+    run.fix(TEST, lambda: {sample.id: roll.content(sample) for sample in test})
+
+
+@dataclass(frozen=True, slots=True)
+class Pins:
+    """The parts of a run: the input skill, the fingerprints of target and env, hash and group of each sample."""
+
+    skill: Skill
+    target: str
+    env: str
+    looks_back: bool
+    contents: Mapping[str, str]
+    groups: Mapping[str, str]
+
+    @classmethod
+    def of(cls, run: Run) -> Pins:
+        """As the journal holds them. Raises `RunError` for a journal that does not."""
+        known, test = run.recall(KEY), run.recall(TEST)
+        if known is None:
+            raise RunError(
+                f"the journal in {run.folder} does not say what the run was made of: it has not begun, or an older "
+                "skilltune wrote it. The same `skilltune train` command completes it."
+            )
+        parts = known[0]
+        start = parts["skill"]
+        files = {name: _kept(run, hash) for name, hash in start["files"].items()}
+        text = _kept(run, start["hash"]).decode("utf-8", "surrogatepass")
+        skill = Skill(text, start["name"], files, start["folder"])
+        contents = parts["contents"] | (test[0] if test else {})
+        return cls(skill, parts["target"], parts["env"], parts["looks_back"], contents, parts["groups"])
+
+    def rollouts(self, run: Run) -> Iterator[Rollout]:
+        """Every rollout of this run in its journal; not what a fork brought along from another target or scorer."""
+        for key, value, _ in run.memos("rollout"):
+            content = self.contents.get(value["sample"])
+            if content and key == rollout_key(self.target, value["skill"], content, self.env, value["attempt"]):
+                yield rollout_from_json(value)
+
+
+def _kept(run: Run, hash: str) -> bytes:
+    data = run.kept(hash)
+    if data is None:
+        raise RunError(f"the journal in {run.folder} no longer holds the text or file {hash}")
+    return data

@@ -1,0 +1,53 @@
+"""The ledger of a run: each rule that stands in its best skill, what it is worth, and by which evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from skilltune.config import Config
+from skilltune.errors import RunError
+from skilltune.gate import metric_of
+from skilltune.gate.credit import Rule, ledger_of
+from skilltune.pins import Pins
+from skilltune.run import Run
+
+WIDTH = 60  # characters of a rule that a row shows
+
+
+def read_ledger(run: Run, best: str | None) -> list[Rule]:
+    """The ledger of the skill with that hash, from the journal alone; also while the run is under way."""
+    if best is None or run.config is None:
+        raise RunError(f"the run in {run.folder} has no version yet")
+    metric = metric_of(Config.model_validate(run.config).gate)
+    return ledger_of(run, Pins.of(run).rollouts(run), metric, best)
+
+
+def to_json(rule: Rule) -> dict[str, Any]:
+    low, high = rule.interval
+    return asdict(rule) | {"low": low, "high": high}
+
+
+HEADERS = ("rule", "since", "effect, points (95 %)", "train samples", "why")
+
+
+def row(rule: Rule) -> tuple[str, ...]:
+    """The cells of one rule, in the order of `HEADERS`."""
+    low, high = rule.interval
+    text = " ".join(rule.text.split())
+    text = text if len(text) <= WIDTH else f"{text[: WIDTH - 1]}…"
+    moved = f"fixed {rule.fixed}, broke {rule.broken} of {rule.known}" if rule.known else "never seen with and without"
+    return (
+        f"− {text}" if rule.op == "delete" else text,
+        f"version {rule.version}, step {rule.step}",
+        f"{100 * rule.effect:+.1f} ({100 * low:+.1f}…{100 * high:+.1f})",
+        moved,
+        "; ".join(filter(None, (" ".join(rule.why.split()), _cited(rule.evidence)))),
+    )
+
+
+def _cited(samples: Sequence[str], most: int = 3) -> str:
+    """The samples that an edit quoted."""
+    more = f" and {len(samples) - most} more" if len(samples) > most else ""
+    return f"from {', '.join(samples[:most])}{more}" if samples else ""

@@ -1,0 +1,278 @@
+"""A judge: a model reads an answer against a rubric and decides line by line, quoting what it rests on.
+
+The lines of a sample are put in one question, and the journal keeps the verdicts under all that they depend on. So a
+line can be a check like any other, alone, weighted or turned round, which looks its verdict up; two answers that are
+alike are read once. A verdict that cannot be had, or passes on words that the answer does not hold, is a `JudgeError`
+and never a 0.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from skilltune.calls import Client
+from skilltune.errors import CallConfigError, InfraError, JudgeError, UsageError
+from skilltune.models import Reply, Request, Schema, Usage, system, user
+from skilltune.models.structured import ask
+from skilltune.names import parse_name
+from skilltune.rollout import Rollout, Score
+from skilltune.run import Paid, Run, digest
+from skilltune.samples import Sample
+from skilltune.scorers.checks import Mode
+from skilltune.scorers.reading import as_text, nearest, quote
+
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "verdicts": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {
+                    "check": {"type": "string"},
+                    "passed": {"type": "boolean"},
+                    "evidence": {"type": "string"},
+                },
+                "required": ["check", "passed", "evidence"],
+                "additionalProperties": False,
+            },
+        }
+    },
+    "required": ["verdicts"],
+    "additionalProperties": False,
+}
+_TAGS = re.compile(r"<(?=/?(?:task|reference|answer|check)\b)", re.IGNORECASE)
+_NUMBER = re.compile(r"\s*(?:check\s*)?#?(\d+)\s*[.:)]?\s*", re.IGNORECASE)
+_QUOTES = str.maketrans("“”„‘’‹", '"""\'\'<')
+
+
+class Options(BaseModel):
+    """What `{judge = "MODEL", …}` takes. The rubric's lines are put to every sample, beside its own checks; an entry
+    is prose, which the judge reads, or any other check."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    judge: str
+    rubric: tuple[str | dict[str, Any], ...] = ()
+    mode: Mode = "all"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The judge's word on one line; `evidence` is a passage of the answer, "" at most where the line is not met."""
+
+    check: str
+    passed: bool
+    evidence: str
+
+
+Ask = Callable[[Sample, str, Sequence[str]], Awaitable[list[Verdict]]]
+"""(sample, answer, lines) → one verdict per line, in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """Which model reads, what it reads in every sample, and, once a run has bound it, how it is asked."""
+
+    model: str
+    rubric: tuple[Mapping[str, Any], ...] = ()
+    ask: Ask | None = None
+    fingerprint: str = ""  # of whom `ask` asks
+
+    @classmethod
+    def of(cls, options: Options) -> Judge:
+        """Raises UsageError for a name that is no model's."""
+        parse_name(options.judge)
+        entries = ({"text": entry} if isinstance(entry, str) else entry for entry in options.rubric)
+        return cls(options.judge, tuple({"type": "judge", **entry} for entry in entries))
+
+    def checks(self, sample: Sample) -> tuple[Mapping[str, Any], ...]:
+        """All checks of a sample: its own, then the rubric's."""
+        return *sample.checks, *self.rubric
+
+    def lines(self, sample: Sample) -> list[str]:
+        """What the judge reads of them, each line once."""
+        return list(dict.fromkeys(prose(self.checks(sample))))
+
+    async def verdict(self, sample: Sample, answer: str, line: str) -> Verdict:
+        if self.ask is None:
+            raise JudgeError(
+                f"the judge {self.model} can be asked in a run only, which has its budget and its journal: "
+                "use train, evaluate or `skilltune check --judge`"
+            )
+        lines = self.lines(sample)
+        return (await self.ask(sample, answer, lines))[lines.index(line)]
+
+
+def line_of(options: Mapping[str, Any]) -> str:
+    """The text of a check `{"type": "judge", "text": "…"}`. Raises UsageError for anything else in it."""
+    for key in options:
+        if key != "text":
+            raise UsageError(f'scorer "judge" has no option "{key}"{nearest(key, ["text"])}; it has: text')
+    text = options.get("text")
+    if not isinstance(text, str) or not text.strip():
+        raise UsageError(f'scorer "judge": text must say what the answer has to meet, not {quote(as_text(text))}')
+    return text.strip()
+
+
+def prose(checks: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """The lines for a judge in a list of checks, those inside other checks included."""
+    for check in checks:
+        match check.get("type"):
+            case "judge":
+                yield line_of({key: value for key, value in check.items() if key not in ("type", "weight")})
+            case "not":
+                yield from prose([check.get("check") or {}])
+            case "checks":
+                yield from prose(check.get("checks") or ())
+
+
+async def read_line(sample: Sample, rollout: Rollout, judge: Judge, line: str) -> Score:
+    """1 if the judge says that the answer meets the line."""
+    found = await judge.verdict(sample, rollout.answer, line)
+    if found.passed:
+        return Score(1.0, f"met: {named(line)}, see {quote(found.evidence)}")
+    return Score(0.0, f"not met: {named(line)}")
+
+
+def named(line: str) -> str:
+    """A line as a reason quotes it."""
+    return quote(line, 200)
+
+
+def hidden(why: str, lines: Sequence[str]) -> str:
+    """A reason without the text of the judge's lines."""
+    for line in lines:
+        why = why.replace(named(line), "(hidden)")
+    return why
+
+
+# -- asking the model
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """Asks the judge's model within the run's budget and journal; an `Ask`."""
+
+    client: Client
+    run: Run
+    temperature: float | None = None
+    max_tokens: int | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """All that decides a verdict, but for what is read."""
+        return digest(self.client.model.fingerprint, load_prompt(), self.temperature, self.max_tokens)
+
+    def request(self, sample: Sample, answer: str, lines: Sequence[str]) -> Request:
+        """The question: the task, the answer and the numbered lines, with the sample's target as a reference."""
+        reference = [] if sample.target is None else [_part("reference", as_text(sample.target))]
+        checks = [_part("check", line, f' id="{number}"') for number, line in enumerate(lines, 1)]
+        parts = [_part("task", sample.text), *reference, _part("answer", answer), *checks]
+        return Request(
+            messages=(system(load_prompt()), user("\n\n".join(parts))),
+            temperature=self.temperature,
+            max_tokens=self.max_tokens,
+            schema=Schema("judge", SCHEMA),
+        )
+
+    async def __call__(self, sample: Sample, answer: str, lines: Sequence[str]) -> list[Verdict]:
+        """Raises `JudgeError` where no verdict can be had, `CallConfigError` where none ever can, `BudgetExceeded`."""
+        request = self.request(sample, answer, lines)
+
+        async def pay() -> Paid:
+            costs: list[Usage] = []
+
+            async def call(request: Request) -> Reply:
+                reply = await self.client(request)
+                costs.append(reply.usage)
+                return reply
+
+            try:
+                verdicts = await ask(call, request, lambda data: read_verdicts(data, answer, lines))
+            except BaseException as error:
+                if costs:  # answers that could not be used were paid all the same
+                    self.run.fail("judge", str(error), sum(costs, Usage()))
+                raise
+            return Paid([asdict(verdict) for verdict in verdicts], sum(costs, Usage()))
+
+        try:
+            found = await self.run.once(digest("judge", self.client.model.fingerprint, asdict(request)), "judge", pay)
+        except CallConfigError as error:
+            raise CallConfigError(f"the judge: {error}") from error
+        except InfraError as error:
+            why = f'the judge {self.client.model.name} gave no verdict on sample "{sample.id}": {error}'
+            raise JudgeError(why, retry_after=error.retry_after) from error
+        return [Verdict(**verdict) for verdict in found]
+
+
+def read_verdicts(data: Any, answer: str, lines: Sequence[str]) -> list[Verdict]:
+    """One verdict per line, in order. Raises ValueError, in words for the model, for a line without a verdict or with
+    two, and for one that passes without evidence that stands in the answer (up to case, white space and quote marks).
+    """
+    given = data.get("verdicts")
+    if not isinstance(given, list):
+        raise ValueError('"verdicts" must be a list')
+    found: dict[int, Verdict] = {}
+    faults: list[str] = []
+    for item in given:
+        fields = item if isinstance(item, dict) else {}
+        check, passed, evidence = (fields.get(key) for key in ("check", "passed", "evidence"))
+        if not isinstance(passed, bool) or not isinstance(evidence or "", str):
+            raise ValueError('each verdict needs "check", "passed" (true or false) and "evidence" (a text)')
+        number = _numbered(str(check), lines)
+        if number is None:
+            faults.append(f"there is no check {quote(str(check))}: name each by its number, 1 to {len(lines)}")
+        elif number in found:
+            faults.append(f"check {number + 1} has two verdicts")
+        else:
+            found[number] = Verdict(lines[number], passed, evidence or "")
+            if passed and not stands_in(evidence or "", answer):
+                faults.append(
+                    f"check {number + 1} passes, but its evidence {quote(evidence or '')} does not stand in the "
+                    "answer: copy a passage verbatim, or fail the check"
+                )
+    faults += [f"check {number + 1} has no verdict" for number in range(len(lines)) if number not in found]
+    if faults:
+        raise ValueError("\n".join(faults))
+    return [found[number] for number in range(len(lines))]
+
+
+def stands_in(evidence: str, answer: str) -> bool:
+    """Does a quote stand in the answer? Where it leaves words out (… or ...), all that is left must, in order."""
+    text, place = _plain(answer), 0
+    pieces = [piece.strip(" \"'") for piece in re.split(r"…|\.{3}|\[…\]|\[\.{3}\]", _plain(evidence))]
+    for piece in (pieces := [piece for piece in pieces if piece]):
+        place = text.find(piece, place)
+        if place < 0:
+            return False
+        place += len(piece)
+    return bool(pieces)
+
+
+@cache
+def load_prompt() -> str:
+    return (resources.files("skilltune.scorers") / "prompts" / "judge.md").read_text(encoding="utf-8").strip()
+
+
+def _numbered(check: str, lines: Sequence[str]) -> int | None:
+    """The index of the line that a verdict names by its number or, as some models do, by its text."""
+    if (number := _NUMBER.fullmatch(check)) and 1 <= int(number[1]) <= len(lines):
+        return int(number[1]) - 1
+    return next((index for index, line in enumerate(lines) if _plain(line) == _plain(check)), None)
+
+
+def _part(name: str, text: str, attributes: str = "") -> str:
+    """A part of the question; text that looks like one of our tags is defused."""
+    return f"<{name}{attributes}>\n{_TAGS.sub('‹', text)}\n</{name}>"
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.translate(_QUOTES).split()).casefold()

@@ -1,0 +1,200 @@
+"""Where a run's figures go: metrics.jsonl always, and the sinks that `log.sinks` names.
+
+A sink never holds up the training and never ends it. Each works in a thread of its own, and one that fails is off with
+one warning. Nothing is lost by that: rows come from the journal, so that the same command run again tells them all
+once more, and a sink takes those that it does not hold yet.
+
+Sinks are found by name: the ones here, then installed plug-ins (entry points of the group `skilltune.sinks`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any, Protocol, runtime_checkable
+
+from skilltune import plugins
+from skilltune.config import Config
+from skilltune.errors import UsageError
+from skilltune.run import Run
+from skilltune.sinks.metrics import Metrics, Row, Rows
+
+CLOSE_S = 60.0  # at the end of a run, for what is still to be sent
+
+
+@dataclass(frozen=True, slots=True)
+class RunInfo:
+    """What a sink is made with."""
+
+    id: str  # eight hex digits: the same in all lives of the run, another one in a fork
+    name: str
+    folder: Path
+    project: str
+    config: Mapping[str, Any]  # resolved; it holds no secrets
+
+
+@runtime_checkable
+class Sink(Protocol):
+    """A place for figures. Its two members are called from one thread that is its own, so they may block.
+
+    `log` gets every row of the run in order, from row 0 on in each life of the run: first, in one call, those that the
+    journal holds, then each new one as it happens. Rows that a sink holds from an earlier life it must not log again.
+    When it gets a `finish` row, the file of the best skill stands. `close` is called once, also where the run was
+    broken off. An exception from either turns the sink off for this life; it is no error of the run.
+    """
+
+    def log(self, rows: Sequence[Row]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+Maker = Callable[[RunInfo], Sink]
+
+_SINKS = {  # name, which is also that of the extra → the class, and the packages that it needs
+    "wandb": ("skilltune.sinks.wandb:Wandb", ("wandb",)),
+    "mlflow": ("skilltune.sinks.mlflow:Mlflow", ("mlflow", "sqlalchemy", "alembic")),
+}
+
+
+def find_sink(name: str) -> Maker:
+    """What makes the sink of that name. Raises `UsageError` for an unknown one and for a missing extra."""
+    if name in _SINKS:
+        place, packages = _SINKS[name]
+        if missing := [package for package in packages if find_spec(package) is None]:
+            raise UsageError(
+                f'log.sinks: "{name}" needs {" and ".join(missing)}, which is not installed: '
+                f"pip install 'skilltune[{name}]', or take it out of log.sinks"
+            )
+        module, _, attribute = place.partition(":")
+        return getattr(import_module(module), attribute)
+    if (plugin := plugins.find("sink", name)) is not None:
+        return plugin.value
+    known = ", ".join([*_SINKS, *plugins.names("sink")])
+    raise UsageError(
+        f'log.sinks: unknown sink "{name}"; known: {known} (plug-ins: entry point group {plugins.group("sink")})'
+    )
+
+
+def _make(name: str, maker: Maker, info: RunInfo) -> Sink:
+    try:
+        return maker(info)
+    except Exception as error:  # whatever a client library raises; nothing is spent yet
+        raise UsageError(
+            f"log.sinks: {name} cannot start ({type(error).__name__}: {error}); mend it or take it out"
+        ) from error
+
+
+@asynccontextmanager
+async def recording(cfg: Config, run: Run) -> AsyncIterator[None]:
+    """Tell metrics.jsonl and the configured sinks what happens in the run, until the block ends.
+
+    Raises `UsageError` before the block for a sink that cannot be made. A sink that fails later is off after one event
+    `warning`, {about, why}.
+    """
+    makers = [(name, find_sink(name)) for name in dict.fromkeys(cfg.log.sinks)]
+    sinks: list[tuple[str, Sink]] = [("metrics.jsonl", Metrics(run.folder))]
+    if makers:
+        id = run.fix("log id", lambda: secrets.token_hex(4))
+        info = RunInfo(id, run.folder.resolve().name, run.folder.resolve(), cfg.log.project, cfg.to_json())
+        sinks += await asyncio.to_thread(lambda: [(name, _make(name, maker, info)) for name, maker in makers])
+    rows = Rows(run)
+    feeds = [_Feed(name, sink) for name, sink in sinks]
+
+    def put(new: Sequence[Row]) -> None:
+        for feed in feeds:
+            feed.put(new)
+
+    def warn() -> None:
+        for feed in [feed for feed in feeds if feed.failure is not None]:
+            feeds.remove(feed)
+            error = feed.failure
+            why = f"off until the same command runs again, which adds what is missing ({type(error).__name__}: {error})"
+            run.emit("warning", about=f"log to {feed.name}", why=why)
+
+    def listen(type: str, data: Mapping[str, Any]) -> None:
+        if new := rows.hear(type):
+            put(new)
+        warn()
+
+    if rows.past:
+        put(rows.past)
+    run.listeners.append(listen)
+    try:
+        yield
+    finally:
+        run.listeners.remove(listen)
+        await asyncio.to_thread(_close, list(feeds))
+        warn()
+
+
+class _Feed:
+    """A sink at work: a queue, and the thread that takes from it."""
+
+    def __init__(self, name: str, sink: Sink) -> None:
+        self.name = name
+        self.failure: Exception | None = None
+        self._sink = sink
+        self._queue: SimpleQueue[Sequence[Row] | None] = SimpleQueue()
+        self._thread = Thread(target=self._work, name=f"log to {name}", daemon=True)
+        self._thread.start()
+
+    def put(self, rows: Sequence[Row]) -> None:
+        self._queue.put(rows)
+
+    def end(self) -> None:
+        self._queue.put(None)
+
+    def join(self, seconds: float) -> None:
+        self._thread.join(seconds)
+        if self._thread.is_alive():
+            self.failure = self.failure or TimeoutError(f"it was still busy {CLOSE_S:g} s after the run's end")
+
+    def _work(self) -> None:
+        try:
+            while (rows := self._queue.get()) is not None:
+                self._sink.log(rows)
+        except Exception as error:  # whatever a client library raises: it is no reason to stop the training
+            self.failure = error
+        try:
+            self._sink.close()
+        except Exception as error:
+            self.failure = self.failure or error
+
+
+def _close(feeds: Sequence[_Feed]) -> None:
+    """Let all of them finish, side by side."""
+    until = time.monotonic() + CLOSE_S
+    for feed in feeds:
+        feed.end()
+    for feed in feeds:
+        feed.join(max(0.0, until - time.monotonic()))
+
+
+_SECRET = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)S?$", re.IGNORECASE)
+
+
+@contextmanager
+def only_secrets_of(prefix: str) -> Iterator[None]:
+    """While a client library starts a process of its own: the environment without secrets that are not the library's,
+    told by their names. It is this process's environment, so other threads miss them as well meanwhile."""
+    hidden = {name: v for name, v in os.environ.items() if _SECRET.search(name) and not name.startswith(prefix)}
+    for name in hidden:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
+
+
+__all__ = ["Metrics", "Row", "RunInfo", "Sink", "find_sink", "only_secrets_of", "recording"]

@@ -1,0 +1,140 @@
+"""metrics.jsonl: the figures of a run as rows, written as the run goes, so that a killed run has them too.
+
+Rows are read from the journal, which keeps an event once however often a replay repeats it: a row keeps its number, its
+time and what had been spent by then through every life of the run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from skilltune.models import Usage
+from skilltune.run import Run, write_atomic
+
+FILE_NAME = "metrics.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of metrics.jsonl, and what every sink is told.
+
+    `number` counts the rows of a run from 0: the x axis, because a step and its slow update share their `step`. `t` is
+    when it first happened (seconds since the epoch). Null is "not known" or "not measured", never 0.
+
+    start    step, version (both 0), and `score`, `score_sd`: the level of the input on `select`
+    verdict  step, epoch, lr (edits allowed), version (of the incumbent from now on), accepted, reason; score, score_sd:
+             the incumbent's level on `select` as the gate estimates it (selected for being high: no proof); gain: the
+             candidate's over the incumbent; p_better: P(the candidate is better); edits: applied to the candidate
+    finish   exit_code, stopped (why, or null), best (its hash), file (its path in the run folder), and certificate
+             (null, or all fields of `Certificate` and its gain)
+
+    All have calls, tokens and usd: what the run had paid by then, over all its lives (usd null: a price is unknown).
+    """
+
+    number: int
+    t: float
+    event: str
+    figures: Mapping[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"row": self.number, "t": self.t, "event": self.event, **self.figures}
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """The figures that are numbers, true being 1; those of the certificate as "certificate/NAME"."""
+        nested = {f"certificate/{name}": value for name, value in (self.figures.get("certificate") or {}).items()}
+        return {name: float(v) for name, v in {**self.figures, **nested}.items() if isinstance(v, int | float)}
+
+
+class Rows:
+    """The rows of a run: `past` are those that its journal held when it was opened, `hear` gives those that follow."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._event = 0  # the last one that was read
+        self._count = 0
+        payments, spent = deque(run.payments()), Usage()
+
+        def paid_by(t: float) -> Usage:
+            nonlocal spent
+            while payments and payments[0][0] <= t:
+                spent = spent + payments.popleft()[1]
+            return spent
+
+        self.past = self._read(paid_by)
+
+    def hear(self, type: str) -> list[Row]:
+        """The rows of what was recorded since the last call, given the type of an event that was just emitted: at most
+        one, and none for an event that a replay repeats, which the journal does not record again."""
+        if type not in _FIGURES:
+            return []
+        return self._read(lambda _: sum(self._run.usage.values(), Usage()))
+
+    def _read(self, paid_by: Callable[[float], Usage]) -> list[Row]:
+        rows: list[Row] = []
+        for id, t, type, data in self._run.events_after(self._event):
+            self._event = id
+            if type in _FIGURES:
+                spent = paid_by(t)
+                paid = {"calls": spent.calls, "tokens": spent.tokens, "usd": spent.usd}
+                rows.append(Row(self._count, t, type, {**_FIGURES[type](data, self._run.folder), **paid}))
+                self._count += 1
+        return rows
+
+
+class Metrics:
+    """The sink that is always there: metrics.jsonl, whole after every row."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / FILE_NAME
+        self._text = ""
+
+    def log(self, rows: Sequence[Row]) -> None:
+        self._text += "".join(json.dumps(row.to_json(), ensure_ascii=False) + "\n" for row in rows)
+        write_atomic(self._path, self._text)
+
+    def close(self) -> None:
+        """Every row is on disk already."""
+
+
+def _start(data: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    return {"step": 0, "version": 0, "score": data["score"], "score_sd": data["score_sd"]}
+
+
+def _verdict(data: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """A gate may state `gain` and `better` in the numbers of its rule, or in the last of its `looks`."""
+    numbers = data["numbers"]
+    look = numbers["looks"][-1] if numbers.get("looks") else numbers
+    before, after = data["before"], data["after"]
+    difference = None if before is None or after is None else after - before
+    return {
+        **{key: data[key] for key in ("step", "epoch", "lr", "version", "accepted", "score", "score_sd")},
+        "gain": look.get("gain", difference),
+        "p_better": look.get("better"),
+        "edits": sum(edit["status"] == "applied" for edit in data["edits"]),
+        "reason": data["reason"],
+    }
+
+
+def _finish(data: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    proof = data["certificate"]
+    as_folder = f"best/{data['name']}"
+    return {
+        "exit_code": data["exit_code"],
+        "stopped": data["stopped"],
+        "best": data["best"],
+        "file": as_folder if (folder / as_folder).is_dir() else "best_skill.md",
+        "certificate": proof and {**proof, "gain": proof["after"] - proof["before"]},
+    }
+
+
+_FIGURES: dict[str, Callable[[Mapping[str, Any], Path], dict[str, Any]]] = {
+    "start": _start,
+    "verdict": _verdict,
+    "finish": _finish,
+}

@@ -1,0 +1,144 @@
+"""A plug-in's target, run like any other: within the budget, in the endpoint's window, timed, retried, counted.
+
+All of those rules stand around a `Model`'s call, so the target is dressed as one: a task travels as a request that
+carries skill, sample and environment, and its trajectory comes back on the reply. The plug-in knows none of this.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, replace
+
+from skilltune import plugins
+from skilltune.calls import Client
+from skilltune.config import TargetConfig
+from skilltune.envs import Env
+from skilltune.errors import CallConfigError, CallError, InfraError, UsageError
+from skilltune.models import Reply, Request, Usage
+from skilltune.models.prices import price
+from skilltune.names import parse_name
+from skilltune.rollout import Trajectory
+from skilltune.run import digest
+from skilltune.samples import Sample
+from skilltune.skill import Skill
+from skilltune.targets import Target
+
+PROBE = "probe"  # id of the sample that a request without one, such as `check --probe`, is turned into
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task(Request):
+    """One sample to be done with a skill; `draw` is the attempt."""
+
+    skill: Skill
+    sample: Sample
+    env: Env
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done(Reply):
+    """What the target did."""
+
+    trajectory: Trajectory
+
+
+@dataclass(slots=True)
+class AgentModel:
+    """Implements `Model` by a target. `package` is the plug-in's distribution, so that an upgrade is another model."""
+
+    name: str
+    target: Target
+    package: str
+    timeout_s: float
+    price: tuple[float, float] | None  # dollars per million input and output tokens, over what the target says
+
+    @property
+    def fingerprint(self) -> str:
+        return digest("plugin", self.name, self.package, self.target.fingerprint)
+
+    async def complete(self, request: Request) -> Done:
+        task = request if isinstance(request, Task) else _as_task(request)
+        where = f'{self.name}, sample "{task.sample.id}"'
+        limit = asyncio.timeout(self.timeout_s)
+        try:
+            async with limit:
+                trajectory = await self.target.run(task.skill, task.sample, task.env, task.draw)
+        except CallError:
+            raise
+        except Exception as error:
+            if isinstance(error, TimeoutError) and limit.expired():
+                raise InfraError(f"{where}: no result within {self.timeout_s:g} s (target.timeout_s)") from None
+            raise CallConfigError(f"{where}: the plug-in failed with {type(error).__name__}: {error}") from error
+        if not isinstance(trajectory, Trajectory) or trajectory.outcome not in ("ok", "agent_limit"):
+            raise CallConfigError(
+                f"{where}: `run` must return a Trajectory whose outcome is ok or agent_limit, and raise InfraError or "
+                f"CallConfigError otherwise; it returned {trajectory!r:.200}"
+            )
+        usage = self.priced(trajectory.usage)
+        return Done(trajectory.answer, usage, trajectory=replace(trajectory, usage=usage))
+
+    def guess(self, request: Request) -> Usage:
+        task = request if isinstance(request, Task) else _as_task(request)
+        return self.priced(self.target.guess(task.skill, task.sample, task.env))
+
+    def priced(self, usage: Usage) -> Usage:
+        """One call at least; in dollars of the config where it states a price."""
+        usd = usage.usd if self.price is None else price(self.name, usage, override=self.price)
+        return replace(usage, calls=max(1, usage.calls), usd=usd)
+
+    async def aclose(self) -> None:
+        close = getattr(self.target, "aclose", None)  # for targets that hold connections or processes
+        if close is not None:
+            await close()
+
+
+class AgentClient(Client):
+    """A client whose bound is the target's own guess."""
+
+    def bound(self, request: Request) -> Usage:
+        assert isinstance(self.model, AgentModel)
+        return self.model.guess(request)
+
+
+@dataclass(frozen=True, slots=True)
+class AgentTarget:
+    """Implements `Target`: the plug-in's, through its client."""
+
+    client: AgentClient
+
+    @property
+    def fingerprint(self) -> str:
+        return self.client.model.fingerprint
+
+    def guess(self, skill: Skill, sample: Sample, env: Env) -> Usage:
+        return self.client.bound(Task((), skill=skill, sample=sample, env=env))
+
+    async def run(self, skill: Skill, sample: Sample, env: Env, attempt: int) -> Trajectory:
+        reply = await self.client(Task((), draw=attempt, skill=skill, sample=sample, env=env))
+        assert isinstance(reply, Done)
+        return reply.trajectory
+
+
+def load_target(cfg: TargetConfig) -> AgentModel:
+    """The target plug-in that `cfg.model` ("plugin:NAME/REST") names, made as `make(REST, cfg)`.
+
+    Raises `UsageError` where there is none, and for what it makes if that is no `Target`.
+    """
+    name = parse_name(cfg.model)
+    if cfg.api != "chat":
+        raise UsageError(f"target.api: `{name}` has no {cfg.api} API; leave `api` out")
+    plugin = plugins.require("target", name.plugin)
+    target = plugin.value(name.model, cfg)
+    if not isinstance(target, Target):
+        raise UsageError(
+            f'the target plug-in "{plugin.name}" of {plugin.package} made a {type(target).__name__}, which lacks a '
+            "member of `skilltune.targets.Target`: fingerprint, run, guess"
+        )
+    return AgentModel(cfg.model, target, plugin.package, cfg.timeout_s, cfg.price)
+
+
+def _as_task(request: Request) -> Task:
+    """A plain request as a task: its text is the sample, and there is no skill."""
+    text = "\n\n".join(message.text for message in request.messages)
+    sample = Sample(id=PROBE, input=text or PROBE, target=PROBE)
+    return Task((), draw=request.draw, skill=Skill(""), sample=sample, env=Env([sample]))

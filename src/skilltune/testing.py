@@ -1,0 +1,224 @@
+"""Contract suites: what skilltune relies on in environments, scorers, targets and optimizers that it did not write.
+
+Each is a plain function that returns None or raises `AssertionError` saying what is broken and why it matters. They
+need no test framework, and as they start an event loop they are called from outside of one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from skilltune.edits import apply, parse_edits
+from skilltune.envs import Env
+from skilltune.errors import CallError, JudgeError
+from skilltune.models import Usage
+from skilltune.optimizer import Memory, Optimizer, Pair, Proposal, Step
+from skilltune.rollout import Rollout, Score, Trajectory, Turn, rollout_from_json, rollout_to_json
+from skilltune.samples import Sample, split
+from skilltune.skill import Skill
+from skilltune.targets import Target
+
+ODD_ANSWERS = (
+    "",
+    " \n",
+    "x",
+    "{0} {input} %s",
+    "\u202e\x00 \ud800 🙂",
+    "0" * 20_000,
+    '{"a": [1, null]}',
+    "<answer></answer>",
+)
+ODD_SKILLS = ("", "---\r\nname: odd\r\ndescription: Odd.\r\n---\r\n\r\n# {braces} %s\r\n\r\n- 🙂", "x" * 20_000)
+CANCEL_S = 10.0  # until a cancelled run of a target must have ended
+_SECRET = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD)S?$", re.IGNORECASE)
+
+
+def check_env(env: Env) -> None:
+    """Samples that can be split, prompts and scores that repeat, a scorer that tells right from wrong.
+
+    Every expected answer scores 1, an empty one does not, and no answer of whatever shape breaks the scorer. Calls the
+    scorer about ten times a sample, on at most 20 samples beyond the expected answers of all.
+    """
+    asyncio.run(_check_env(env))
+
+
+def check_scorer(
+    score: str | Mapping[str, Any] | Callable[..., Any], samples: Iterable[Sample | Mapping[str, Any]]
+) -> None:
+    """`check_env` for a scorer alone: its spec or function, and samples that it can score, at least two."""
+    check_env(Env(samples, score))
+
+
+def check_target(target: Target, env: Env) -> None:
+    """A target that does the samples of `env` (at most four of them) and honours the contract of `Target`.
+
+    Runs every sample once, one of them under odd skills, one with another expected answer, and cancels one run. At the
+    end `target.aclose()` is awaited, where there is one.
+    """
+    asyncio.run(_check_target(target, env))
+
+
+def check_optimizer(optimizer: Optimizer, env: Env, skill: Skill | None = None) -> None:
+    """An optimizer that proposes edits for the samples of `env`, all of them failed, all solved, or none given.
+
+    Its proposals can be placed in `skill` (by default a small one), name samples that it was shown, and repeat.
+    """
+    asyncio.run(_check_optimizer(optimizer, env, skill or Skill("# Notes\n\nDo the task.\n")))
+
+
+async def _check_env(env: Env) -> None:
+    split(env.samples)  # ids are unique, train and select are not empty
+    assert env.fingerprint == env.fingerprint, "env.fingerprint changes from call to call: nothing could be reused"
+    problems = await env.validate()
+    assert not problems, "\n".join(problems)
+    for sample in env.samples[:20]:
+        assert env.messages(sample) == env.messages(sample), (
+            f'sample "{sample.id}": its prompt changes from call to call'
+        )
+        for answer in (*ODD_ANSWERS, env.expected(sample)):
+            rollout = Rollout(sample.id, "", 0, Trajectory(answer), None)
+            try:
+                first, second = await env.score(sample, rollout), await env.score(sample, rollout)
+            except JudgeError as error:
+                raise AssertionError(
+                    f"{error}\nwhatever a model answers must get a score; here: {answer[:80]!r}"
+                ) from error
+            assert first == second, (
+                f'sample "{sample.id}": the answer {answer[:80]!r} gets {first}, then {second}: '
+                "a score that changes makes two skills differ that do not"
+            )
+            _stored(dict(first.metrics), f'sample "{sample.id}": the metrics of its score')
+
+
+async def _check_target(target: Target, env: Env) -> None:
+    assert isinstance(target, Target), "a target has `fingerprint`, `run` and `guess`; see skilltune.targets.Target"
+    _check_fingerprint(target)
+    samples, skill = env.samples[:4], Skill("Do the task.\n")
+    for sample in samples:
+        guess = target.guess(skill, sample, env)
+        assert isinstance(guess, Usage), f"guess returned {type(guess).__name__}, not a Usage"
+        assert guess.calls >= 1, "guess returned a Usage of no call: a budget would let every run through"
+    runs = await asyncio.gather(*(_run(target, skill, sample, env) for sample in samples))
+    for sample, trajectory in zip(samples, runs, strict=True):
+        _check_trajectory(sample, trajectory)
+    for text in ODD_SKILLS:
+        _check_trajectory(samples[0], await _run(target, Skill(text), samples[0], env))
+    await _check_firewall(target, skill, samples[0], env)
+    await _check_cancelling(target, skill, samples[0], env)
+    _check_fingerprint(target)
+    if (close := getattr(target, "aclose", None)) is not None:
+        await close()
+
+
+def _check_fingerprint(target: Target) -> None:
+    prints = target.fingerprint, target.fingerprint
+    assert all(isinstance(print, str) and print for print in prints), "target.fingerprint must be a text, not empty"
+    assert prints[0] == prints[1], "target.fingerprint changes from call to call: every rollout would be paid again"
+    for name, value in os.environ.items():
+        leaked = _SECRET.search(name) and len(value) >= 8 and value in prints[0]
+        assert not leaked, f"target.fingerprint holds the value of {name}: it is written to the run folder"
+
+
+async def _run(target: Target, skill: Skill, sample: Sample, env: Env) -> Trajectory:
+    try:
+        return await target.run(skill, sample, env, 0)
+    except CallError as error:
+        raise AssertionError(f'sample "{sample.id}" could not be run, so nothing can be checked: {error}') from error
+
+
+def _check_trajectory(sample: Sample, trajectory: Trajectory) -> None:
+    where = f'run of sample "{sample.id}": '
+    assert isinstance(trajectory, Trajectory), f"{where}it returned {type(trajectory).__name__}, not a Trajectory"
+    assert trajectory.outcome in ("ok", "agent_limit"), (
+        f'{where}outcome "{trajectory.outcome}": what went wrong is raised as InfraError or CallConfigError, so that '
+        "it is tried again or stops the run, and is never scored"
+    )
+    assert isinstance(trajectory.answer, str), f"{where}the answer is a {type(trajectory.answer).__name__}, not a text"
+    assert trajectory.turns, f"{where}no turns: they are what the optimizer reads"
+    assert all(isinstance(turn, Turn) for turn in trajectory.turns), f"{where}a turn is a Turn(role, text)"
+    rollout = Rollout(sample.id, "", 0, trajectory, Score(1.0))
+    stored = _stored(rollout_to_json(rollout), f"{where}the trajectory")
+    assert rollout_from_json(stored) == rollout, f"{where}it does not come back from the journal as it went in"
+
+
+def _stored(value: Any, what: str) -> Any:
+    """The value as it comes back from a journal."""
+    try:
+        return json.loads(json.dumps(value))
+    except (TypeError, ValueError) as error:
+        raise AssertionError(f"{what} cannot be written down as JSON: {error}") from error
+
+
+async def _check_firewall(target: Target, skill: Skill, sample: Sample, env: Env) -> None:
+    """The expected answer is the examiner's: nothing of it may reach the one who is examined."""
+    secret = "zq-expected-answer-7141"
+    marked = sample.model_copy(update={"target": secret, "checks": ({"type": "contains", "target": secret},)})
+    told = await _run(target, skill, marked, env)
+    texts = (told.answer, told.error, *(turn.text for turn in told.turns))
+    assert not any(secret in text for text in texts), "the target was shown the sample's expected answer or checks"
+
+
+async def _check_cancelling(target: Target, skill: Skill, sample: Sample, env: Env) -> None:
+    task = asyncio.create_task(target.run(skill, sample, env, 1))
+    await asyncio.sleep(0)
+    task.cancel()
+    done, _ = await asyncio.wait([task], timeout=CANCEL_S)
+    assert done, f"a run that was cancelled has not ended after {CANCEL_S:g} s: Ctrl-C would not stop it"
+
+
+async def _one_by_one(rollouts: Sequence[Rollout]) -> AsyncIterator[Rollout]:
+    for rollout in rollouts:
+        yield rollout
+
+
+async def _check_optimizer(optimizer: Optimizer, env: Env, skill: Skill) -> None:
+    assert isinstance(optimizer, Optimizer), (
+        "an optimizer has looks_back, propose, learning_rate, slow_update and notes; see skilltune.optimizer.Optimizer"
+    )
+    step = Step(1, 1, env.samples, 4, starts_epoch=True, ends_epoch=True)
+    failed = [_rollout(sample, skill, 0.0) for sample in env.samples]
+    solved = [_rollout(sample, skill, 1.0) for sample in env.samples]
+    for rollouts in (failed, solved, []):
+        proposals = await optimizer.propose(skill, _one_by_one(rollouts), Memory(), step, 4)
+        _check_proposals(proposals, rollouts, skill)
+        again = await optimizer.propose(skill, _one_by_one(rollouts), Memory(), step, 4)
+        assert again == proposals, "the same rollouts give other proposals: a run that is resumed would go elsewhere"
+        rate = await optimizer.learning_rate(skill, proposals, Memory(), step, 4)
+        assert rate in range(1, 5), f"learning_rate returned {rate!r}, not a whole number from 1 to `most` (here 4)"
+    if optimizer.looks_back:
+        pairs = [Pair(before, after) for before, after in zip(failed, solved, strict=True)]
+        guidance = await optimizer.slow_update(skill, pairs, Memory(), step)
+        _check_proposals([Proposal(guidance)] if guidance else [], failed, skill)
+        notes = await optimizer.notes(skill, pairs, Memory(), step)
+        assert isinstance(notes, str), f"notes returned {type(notes).__name__}, not a text"
+
+
+def _rollout(sample: Sample, skill: Skill, value: float) -> Rollout:
+    turns = (Turn("user", sample.text), Turn("assistant", "an answer"))
+    return Rollout(sample.id, skill.hash, 0, Trajectory("an answer", turns), Score(value, "as the test wants it"))
+
+
+def _check_proposals(proposals: Sequence[Proposal], rollouts: Sequence[Rollout], skill: Skill) -> None:
+    assert isinstance(proposals, list), f"propose returned a {type(proposals).__name__}, not a list of Proposal"
+    shown = {rollout.sample for rollout in rollouts}
+    for proposal in proposals:
+        assert isinstance(proposal, Proposal), (
+            f"propose returned a {type(proposal).__name__} in its list, not a Proposal"
+        )
+        (read,) = parse_edits([proposal.edit.to_json()])
+        assert read == proposal.edit, (
+            f"not an edit: {getattr(read, 'reason', 'it has fields that its op does not use')}"
+        )
+        assert set(proposal.support) <= shown, (
+            f"an edit is supported by samples that were not shown: {sorted(set(proposal.support) - shown)}"
+        )
+        (report,) = apply(skill, [proposal.edit]).reports
+        assert report.status == "applied", f"an edit finds no place in the skill: {report.reason}"
+
+
+__all__ = ["check_env", "check_optimizer", "check_scorer", "check_target"]

@@ -1,0 +1,191 @@
+"""The Python API, word for word as documented: it runs, sync and async, and a type checker reads it as meant."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import skilltune as st
+from training import START, small
+from world import World
+
+ROOT = Path(__file__).parents[1]
+QUICK: dict[str, Any] = {"train": {"epochs": 2, "batch_size": 16}, "gate": {"screen": 24}}
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    skill = tmp_path / "skills" / "invoice-totals"
+    skill.mkdir(parents=True)
+    (skill / "SKILL.md").write_text(START.replace("name: desk", "name: invoice-totals"))
+    return tmp_path
+
+
+def test_every_public_name_is_there() -> None:
+    for name in st.__all__:
+        assert getattr(st, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        st.trian  # noqa: B018  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_train_as_in_the_documents(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with small(seed=1, q=0.9, key="sesame") as world, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OPENAI_API_KEY", "sesame")
+        patch.setenv("ANTHROPIC_API_KEY", "sesame")
+        world.write(here / "invoices.jsonl")
+        result = st.train(
+            skill="skills/invoice-totals",
+            env=st.Env("invoices.jsonl", score="exact"),
+            target=f"openai@{world.url}/target",
+            optimizer=f"anthropic@{world.root}/optimizer",
+            budget="2000 calls",
+            **QUICK,
+        )
+        print(result.certificate)
+        assert "unseen samples (95 % CI" in capsys.readouterr().out
+        assert result.exit_code == 0
+        assert world.true_score(result.best.text) > 0.5
+        result.export("claude", to=".")
+        assert (here / ".claude/skills/invoice-totals/SKILL.md").read_text() == result.best.text
+        asked = dict(world.calls)
+        again = st.train(
+            skill="skills/invoice-totals",
+            env=st.Env("invoices.jsonl", score="exact"),
+            target=f"openai@{world.url}/target",
+            optimizer=f"anthropic@{world.root}/optimizer",
+            budget="2000 calls",
+            **QUICK,
+        )
+        assert (again.best.text, again.certificate) == (result.best.text, result.certificate)
+        assert dict(world.calls) == asked
+
+
+FACTORY = """
+import skilltune as st
+
+def right(sample, rollout):
+    return rollout.answer == sample.target
+
+async def graded(sample, rollout) -> st.Score:
+    whole = rollout.answer == sample.target
+    return st.Score(float(whole), why="" if whole else "another code", soft=1.0 if whole else 0.2, metrics={"n": 1})
+
+@st.env
+def invoices(score: str = "right", extra: int = 0) -> st.Env:
+    rows = [{"id": f"s{i}", "input": f"{i} + 1?", "target": str(i + 1)} for i in range(4 + extra)]
+    return st.Env(rows, {"right": right, "graded": graded, "float": lambda s, r: 1.0 * right(s, r)}[score])
+"""
+
+
+def test_environments_come_from_files_functions_and_rows(here: Path) -> None:
+    (here / "env.py").write_text(FACTORY)
+    with World(2, 12, 8, 8) as world:
+        rows = [st.Sample(**row) for row in world.samples()]
+        target = f"openai@{world.url}/target"
+        solved = st.Skill("\n".join(world.rule(k) for k in range(2)))
+        by_rows = st.evaluate(solved, st.Env(rows), target, split="test")
+        assert (by_rows.score, by_rows.n, by_rows.usage.calls) == (1.0, 8, 8)
+        assert str(by_rows).startswith("100.0 % (95 % CI")
+        assert st.evaluate("", st.Env(rows), target).score == 0.0
+        assert st.evaluate("", "env.py:invoices", target).total == 4
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("score", ["right", "graded", "float"])
+async def test_scorers_are_sync_or_async_and_return_a_score_a_float_or_a_bool(here: Path, score: str) -> None:
+    from skilltune.envs import load_env
+    from skilltune.rollout import Trajectory
+
+    (here / "env.py").write_text(FACTORY)
+    env = load_env("env.py:invoices", score=score, extra=1)
+    assert (env.name, env.args, len(env.samples)) == ("invoices", {"score": score, "extra": 1}, 5)
+    sample = env.samples[0]
+    values = [await env.score(sample, st.Rollout(sample.id, "", 0, Trajectory(a), None)) for a in ("1", "2")]
+    assert [made.value for made in values] == [1.0, 0.0]
+    assert all(made.why for made in values)
+
+
+@pytest.mark.anyio
+async def test_inside_an_event_loop_the_async_functions_do_the_same(here: Path) -> None:
+    with small(seed=1, q=0.9) as world:
+        env = st.Env(world.write(here / "data.jsonl"))
+        target, optimizer = f"openai@{world.url}/target", f"openai@{world.url}/optimizer"
+        result = await st.atrain("SKILL.md", env, target, optimizer, run="runs/a", **QUICK)
+        assert isinstance(result, st.Result)
+        assert result.folder == Path("runs/a")
+        before, after = [await st.aevaluate(s, env, target, split="test") for s in ("", result.best)]
+        assert before.score is not None
+        assert after.score is not None
+        assert after.score > before.score
+
+
+def test_a_mistake_is_an_error_before_anything_is_spent(here: Path) -> None:
+    with pytest.raises(st.UsageError, match=r"train\(\): unknown key train\.epoch; did you mean"):
+        st.train("SKILL.md", "data.jsonl", "local/x", train={"epoch": 1})
+    with pytest.raises(st.SkilltuneError, match=r"data\.jsonl"):
+        st.train("SKILL.md", "data.jsonl", "openai@http://127.0.0.1:1/v1/x")
+
+
+TYPED = """
+from pathlib import Path
+from typing import assert_type
+
+import skilltune as st
+from skilltune.gate.certify import Certificate
+
+def as_bool(sample: st.Sample, rollout: st.Rollout) -> bool:
+    return rollout.answer == sample.target
+
+def as_float(sample: st.Sample, rollout: st.Rollout) -> float:
+    return 0.5
+
+async def as_score(sample: st.Sample, rollout: st.Rollout) -> st.Score:
+    return st.Score(1.0, why="right", soft=None, metrics={})
+
+def untyped(sample, rollout):
+    return 1.0
+
+def as_text(sample: st.Sample, rollout: st.Rollout) -> str:
+    return "1"
+
+@st.env
+def invoices(year: int, currency: str = "EUR") -> st.Env:
+    return st.Env("invoices.jsonl", score=as_score)
+
+envs = [st.Env("a.jsonl", score) for score in (as_bool, as_float, untyped)]
+assert_type(invoices(2026), st.Env)
+result = st.train(skill="skills/invoice-totals", env=invoices(2026), target="claude-code/sonnet", budget="5 usd")
+assert_type(result, st.Result)
+assert_type(result.certificate, Certificate | None)
+assert_type(result.export("claude", to="."), Path)
+assert_type(st.evaluate(st.Skill("x"), "a.jsonl", {"model": "openai/gpt-5.5"}, split="test"), st.Evaluation)
+
+async def inside() -> None:
+    assert_type(await st.atrain("SKILL.md", envs[0], "local/smollm2-135m", "examples", train={"epochs": 1}), st.Result)
+    assert_type(await st.aevaluate("", envs[0], "local/smollm2-135m"), st.Evaluation)
+
+st.Env("a.jsonl", as_text)  # WRONG
+st.evaluate("", "a.jsonl", "openai/x", split="tset")  # WRONG
+st.train("SKILL.md", "a.jsonl")  # WRONG
+invoices("2026")  # WRONG
+"""
+
+
+def test_a_type_checker_reads_the_api_as_meant(tmp_path: Path) -> None:
+    source = textwrap.dedent(TYPED)
+    (tmp_path / "typed.py").write_text(source)
+    settings = {"include": ["typed.py"], "extraPaths": [str(ROOT / "src")], "typeCheckingMode": "standard"}
+    (tmp_path / "pyrightconfig.json").write_text(json.dumps(settings))
+    command = [sys.executable, "-m", "pyright", "--outputjson", "--pythonpath", sys.executable, "-p", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    found = json.loads(done.stdout)["generalDiagnostics"]
+    errors = {item["range"]["start"]["line"]: item["message"] for item in found if item["severity"] == "error"}
+    wrong = {number for number, line in enumerate(source.splitlines()) if line.endswith("# WRONG")}
+    assert set(errors) == wrong, errors

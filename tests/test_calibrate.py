@@ -1,0 +1,148 @@
+"""Calibration: the noise is measured, the gate's errors are those of the gate, and nothing known is paid for twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from skilltune.config import GateConfig
+from skilltune.gate import Arena
+from skilltune.gate.calibrate import Calibration, calibrate
+from skilltune.gate.crossed import NOISE_FLOOR, Observation, fit
+from skilltune.gate.replay import recompute
+from skilltune.rollout import Rollout, Score, Trajectory
+from skilltune.run import Run, rng
+from skilltune.samples import Sample
+from skilltune.skill import Skill
+from training import Trained, events, small, train
+from world import Call, World
+
+pytestmark = pytest.mark.anyio
+ON = {"gate.calibrate": True}
+
+
+class Coins:
+    """A roller whose samples are solved with given odds, or score a given mean with noise of that sd."""
+
+    def __init__(self, run: Run, odds: list[float], sd: float | None = None) -> None:
+        self.run, self.odds, self.sd = run, odds, sd
+
+    async def __call__(
+        self, skill: Skill, samples: list[Sample], *, attempt: int = 0, purpose: str = ""
+    ) -> list[Rollout]:
+        rolled = []
+        for sample in samples:
+            p, draw = self.odds[int(sample.id[1:])], rng(0, sample.id, attempt)
+            value = float(draw.random() < p) if self.sd is None else min(1.0, max(0.0, draw.gauss(p, self.sd)))
+            rolled.append(Rollout(sample.id, skill.hash, attempt, Trajectory(f"{value}"), Score(value)))
+        return rolled
+
+
+async def measured(tmp_path: Path, odds: list[float], sd: float | None = None, **cfg: Any) -> tuple[Calibration, Arena]:
+    with Run.open(tmp_path / "run") as run:
+        roll: Any = Coins(run, odds, sd)
+        samples = [Sample(id=f"s{i}", input="q") for i in range(len(odds))]
+        arena = Arena(roll, (), samples, GateConfig(**cfg), seed=1, max_tokens=2000)
+        found = await calibrate(arena, Skill("# Desk\n"))
+    assert found is not None
+    return found, arena
+
+
+async def test_the_noise_of_a_repeat_is_measured(tmp_path: Path) -> None:
+    found, arena = await measured(tmp_path, [0.5] * 60, policy="strict")
+    assert 0.3 < found.differing < 0.7
+    assert arena.noise == pytest.approx(found.sd**2)
+    assert found.sd**2 == pytest.approx(0.25, abs=0.1)
+    assert not found.deterministic
+    assert arena.draws(3) == 3
+
+
+async def test_the_strict_rule_accepts_noise_as_often_as_chance_says(tmp_path: Path) -> None:
+    """Two fair-coin passes over 40 samples: the second is strictly better in 45.6 of 100 cases."""
+    found, _ = await measured(tmp_path, [0.5] * 40, policy="strict")
+    assert found.false_accept == pytest.approx(0.456, abs=0.11)  # 200 simulations, and the odds are estimated
+    assert found.detectable is not None
+    assert 0.02 < found.detectable < 0.25
+
+
+async def test_the_race_accepts_less_noise_than_the_strict_rule(tmp_path: Path) -> None:
+    odds = [0.1] * 14 + [0.5] * 12 + [0.9] * 14
+    strict, _ = await measured(tmp_path / "strict", odds, policy="strict")
+    race, _ = await measured(tmp_path / "race", odds, policy="race")
+    assert race.false_accept < strict.false_accept / 2
+    assert race.detectable is not None
+
+
+async def test_a_deterministic_target_is_detected(tmp_path: Path) -> None:
+    found, arena = await measured(tmp_path, [0.0] * 15 + [1.0] * 15)
+    assert found.deterministic
+    assert (found.sd, found.differing, found.false_accept, arena.noise) == (0.0, 0.0, 0.0, 0.0)
+    assert arena.draws(3) == 1
+    assert "paid for twice" in str(found)
+
+
+async def test_equal_scores_of_different_answers_are_no_proof_of_determinism(tmp_path: Path) -> None:
+    """Wrong answers of the simulated world differ from draw to draw, their scores do not."""
+    done, _ = await trained(tmp_path, {**ON, "train.epochs": 1})
+    (told,) = events(done.folder, "calibration")
+    assert not told["deterministic"]
+    assert told["differing"] == 0
+    assert told["sd"] > 0
+
+
+async def test_fractional_scores(tmp_path: Path) -> None:
+    found, _ = await measured(tmp_path, [0.3 + 0.01 * i for i in range(40)], sd=0.05, policy="strict")
+    assert found.sd == pytest.approx(0.05, abs=0.02)
+    assert found.detectable is not None
+    assert found.detectable < 0.05
+
+
+def test_what_a_repeat_shows_is_the_least_of_the_models_noise() -> None:
+    rows = [Observation(f"s{i}", {"level": 1.0}, float(i % 2)) for i in range(20)]
+    assert fit(rows, {"level": (0.5, 1.0)}, 0.15).noise >= 0.15
+    assert fit(rows, {"level": (0.5, 1.0)}, 0.0).noise >= NOISE_FLOOR
+
+
+# -- a whole run
+
+
+class Fixed(World):
+    """A world whose target says the same whenever it is asked the same."""
+
+    def _solve(self, call: Call, draw: str) -> str:
+        return super()._solve(call, "")
+
+
+async def trained(
+    folder: Path, settings: dict[str, Any], make: Callable[..., World] = small, **world: Any
+) -> tuple[Trained, int]:
+    with make(**{"q": 0.9, **world}) as there:
+        done = await train(there, folder, settings, run=f"run-{len(list(folder.iterdir()))}")
+        return done, there.calls["target"]
+
+
+async def test_a_deterministic_target_is_never_paid_for_a_replicate(tmp_path: Path) -> None:
+    many = {"target.attempts": 2, "gate.passes": 2, "certify.attempts": 2}
+    fixed = partial(Fixed, classes=4, train=32, select=16, test=24, sloppy=0.0)
+    once, base = await trained(tmp_path, {}, fixed)
+    thrice, calls = await trained(tmp_path, {**many, **ON}, fixed)
+    assert calls == base + 16  # the repeat of `select` itself
+    assert thrice.versions == once.versions
+    (told,) = events(thrice.folder, "calibration")
+    assert told["deterministic"]
+    assert told["n"] == 16
+    with Run.read(thrice.folder) as run:
+        assert (await recompute(run)).exit_code == 0
+
+
+async def test_a_noisy_target_is_told_from_a_deterministic_one_and_the_run_says_so(tmp_path: Path) -> None:
+    done, _ = await trained(tmp_path, ON, p=0.3)
+    (told,) = events(done.folder, "calibration")
+    assert not told["deterministic"]
+    assert told["sd"] > 0
+    assert told["false_accept"] <= 0.1
+    assert f"{100 * told['differing']:.0f} % of 16 select samples" in told["reason"]

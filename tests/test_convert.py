@@ -1,0 +1,81 @@
+"""Convert: plain JSONL that loads to equal samples, whatever they came from."""
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from skilltune.cli import app
+from skilltune.convert import convert, to_jsonl
+from skilltune.envs import Env
+from skilltune.envs.formats import load_samples
+from skilltune.errors import UsageError
+from skilltune.samples import ChatTurn, Sample
+
+TEXT = st.text(max_size=12)
+LEAF = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT
+DATA = st.recursive(LEAF, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3))
+TURN = st.builds(
+    ChatTurn, role=st.sampled_from(["system", "user", "assistant"]), content=TEXT, images=st.tuples() | st.tuples(TEXT)
+)
+CHECK = st.fixed_dictionaries({"type": st.sampled_from(["contains", "judge"]), "text": TEXT})
+SAMPLES = st.lists(
+    st.builds(
+        Sample,
+        id=st.text(min_size=1, max_size=8).filter(str.strip),
+        input=TEXT | st.lists(TURN, min_size=1, max_size=3).map(tuple),
+        target=DATA,
+        files=st.dictionaries(TEXT, TEXT, max_size=2),
+        group=st.none() | TEXT,
+        metadata=st.dictionaries(TEXT, DATA, max_size=3),
+        checks=st.lists(CHECK, max_size=2).map(tuple),
+        split=st.sampled_from([None, "train", "select", "test"]),
+    ),
+    min_size=1,
+    max_size=4,
+    unique_by=lambda sample: sample.id,
+)
+
+
+@settings(deadline=None)
+@given(samples=SAMPLES)
+def test_what_is_written_loads_to_equal_samples(tmp_path_factory, samples):
+    path = tmp_path_factory.mktemp("convert") / "data.jsonl"
+    path.write_bytes(to_jsonl(samples).encode())
+    assert load_samples(path) == samples
+
+
+def test_half_a_surrogate_pair_survives(tmp_path):
+    sample = Sample(id="a", input="\ud83d", target="x")
+    (tmp_path / "a.jsonl").write_bytes(to_jsonl([sample]).encode())
+    assert load_samples(tmp_path / "a.jsonl") == [sample]
+
+
+def test_the_command_writes_a_file_once_and_maps_fields(tmp_path):
+    (tmp_path / "data.csv").write_text("q,solution\n1+1,2\n")
+    out = tmp_path / "out.jsonl"
+    args = ["convert", str(tmp_path / "data.csv"), "--field", "input=q", "--field", "target=solution"]
+    assert CliRunner().invoke(app, [*args, "-o", str(out)]).stdout == f"wrote 1 samples to {out}\n"
+    (sample,) = load_samples(out)
+    assert (sample.input, sample.target) == ("1+1", "2")
+    again = CliRunner().invoke(app, [*args, "-o", str(out)])
+    assert again.exit_code == 2
+    assert "exists and was left alone" in again.stderr
+    assert json.loads(CliRunner().invoke(app, args).stdout)["input"] == "1+1"
+    wrong = CliRunner().invoke(app, [*args, "--field", "input"])
+    assert "must look like input=question" in wrong.stderr
+
+
+def test_paths_follow_the_file_that_names_them(tmp_path):
+    skill = tmp_path / "skill"
+    (skill / "evals" / "files").mkdir(parents=True)
+    (skill / "evals" / "files" / "in.csv").write_text("a")
+    evals = [{"id": 1, "prompt": "p", "expected_output": "e", "files": ["evals/files/in.csv"]}]
+    (skill / "evals" / "evals.json").write_text(json.dumps({"evals": evals}))
+    convert(skill, tmp_path / "all.jsonl")
+    assert Env(tmp_path / "all.jsonl").samples[0].files == {"in.csv": "skill/evals/files/in.csv"}
+    (tmp_path / "elsewhere").mkdir()
+    with pytest.raises(UsageError, match=r"lies outside of .*elsewhere: write the samples into .*skill"):
+        convert(skill, tmp_path / "elsewhere" / "data.jsonl")

@@ -1,0 +1,363 @@
+"""What edits do, drawn from the posterior: exact where it can be enumerated, and as often right as it says."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import product
+from random import Random
+from statistics import fmean
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from skilltune.edits import Edit
+from skilltune.gate import effects
+from skilltune.gate.effects import (
+    BASE_SD,
+    BASES,
+    CLAIMED,
+    GENERAL,
+    LAPSE,
+    Belief,
+    Draw,
+    Odds,
+    Trial,
+    belief,
+    draw_effects,
+    learned,
+    solved,
+)
+from skilltune.gate.screen import Pool, Screened
+from skilltune.optimizer import Proposal
+from skilltune.skill import Skill
+
+Supports = Sequence[frozenset[int]]  # of each edit, the numbers of the samples that it claims
+
+
+def name(sample: int) -> str:
+    return f"s{sample:02}"
+
+
+def trial(sample: int, edits: Sequence[int], supports: Supports, score: float) -> Trial:
+    return Trial(name(sample), tuple(edits), tuple(i for i in edits if sample in supports[i]), score)
+
+
+def screen(draws: Sequence[Draw], supports: Supports, samples: int) -> Screened:
+    proposals = [Proposal(Edit("add", text=f"- {i}"), tuple(map(name, sorted(s)))) for i, s in enumerate(supports)]
+    return Screened(Pool.of(Skill("# Desk\n"), proposals, (), 2_000), draws, [name(j) for j in range(samples)])
+
+
+def chance(draws: Sequence[Draw], kind: str, edit: int) -> float:
+    """P(effect ≠ 0)."""
+    return fmean(getattr(draw, kind)[edit] != 0 for draw in draws)
+
+
+def blocks(samples: int, edits: int) -> list[frozenset[int]]:
+    """Edit number i claims the i-th of equal parts of the samples."""
+    return [frozenset(j for j in range(samples) if j * edits // samples == i) for i in range(edits)]
+
+
+def design(supports: Supports, samples: int, rollouts: int, draw: Random) -> list[tuple[int, tuple[int, ...]]]:
+    """Each sample once without edits, then random pairs of edits, two in three on a sample that they claim, the others
+    on one of those that no edit claims."""
+    rows: list[tuple[int, tuple[int, ...]]] = [(j, ()) for j in range(samples)]
+    free = [j for j in range(samples) if not any(j in claimed for claimed in supports)]
+    for number in range(rollouts):
+        chosen = tuple(sorted(draw.sample(range(len(supports)), 2)))
+        claimed = sorted(j for i in chosen for j in supports[i])
+        rows.append((draw.choice(free if free and number % 3 == 0 else claimed), chosen))
+    return rows
+
+
+def test_solved_is_a_sigmoid_between_the_lapses():
+    assert solved(0) == pytest.approx(0.5)
+    assert (solved(-1_000), solved(1_000)) == (pytest.approx(LAPSE), pytest.approx(1 - LAPSE))
+    for units in (1, 5, 40):
+        assert solved(units) + solved(-units) == pytest.approx(1)
+        assert solved(units) > solved(units - 1)
+
+
+# -- against the posterior summed over every combination of values
+
+
+def weighed(slab: Mapping[int, float], rate: float) -> dict[int, float]:
+    return {0: 1 - rate} | {value: rate * weight / sum(slab.values()) for value, weight in slab.items()}
+
+
+def enumerated(trials: Sequence[Trial], edits: int, odds: Odds, known: Mapping[int, Belief]) -> dict[str, list[float]]:
+    """P(general ≠ 0), P(claimed ≠ 0), E[σ(sample)] by brute force; for at most two samples, and edits that are known
+    or the only unknown one (whose rate then has its prior mean)."""
+    samples = sorted({t.sample for t in trials})
+    (a, b), (c, d) = odds.general, odds.claimed
+    common = weighed(GENERAL, a / (a + b)), weighed(CLAIMED, c / (c + d))
+    priors = [prior for i in range(edits) for prior in known.get(i, common)]  # general 0, claimed 0, general 1, …
+    total = 0.0
+    has, levels = [0.0] * 2 * edits, [0.0] * len(samples)
+    for bases in product(BASES, repeat=len(samples)):
+        # a common level with a flat prior, integrated out
+        fit = math.exp(-((bases[0] - bases[-1]) ** 2) / (4 * BASE_SD**2))
+        for values in product(*(prior.items() for prior in priors)):
+            mass = fit * math.prod(weight for _, weight in values)
+            for t in trials:
+                units = bases[samples.index(t.sample)] + sum(values[2 * i][0] for i in t.edits)
+                p = solved(units + sum(values[2 * i + 1][0] for i in t.claiming))
+                mass *= p**t.score * (1 - p) ** (1 - t.score)
+            total += mass
+            for k, (value, _) in enumerate(values):
+                has[k] += mass * (value != 0)
+            for j, base in enumerate(bases):
+                levels[j] += mass * solved(base)
+    return {
+        "general": [h / total for h in has[::2]],
+        "claimed": [h / total for h in has[1::2]],
+        "level": [level / total for level in levels],
+    }
+
+
+BY_HAND: list[tuple[int, list[tuple[int, tuple[int, ...], float]], list[frozenset[int]]]] = [  # edits, trials, claims
+    (1, [(0, (), 0.0), (1, (), 1.0), (0, (0,), 1.0), (1, (0,), 1.0)], [frozenset({0})]),
+    (1, [(0, (), 0.0), (1, (), 0.0), (0, (0,), 0.0), (1, (0,), 1.0), (1, (0,), 1.0)], [frozenset({0})]),
+    (1, [(0, (), 1.0), (1, (), 1.0), (0, (0,), 0.0), (1, (0,), 0.0)], [frozenset({1})]),
+    (1, [(0, (), 0.25), (1, (0,), 0.75), (0, (0,), 0.5)], [frozenset({0, 1})]),
+    (2, [(0, (), 0.0), (0, (0, 1), 1.0), (0, (0,), 0.0), (0, (1,), 0.5)], [frozenset({0}), frozenset({0})]),
+]
+
+
+@pytest.mark.parametrize(("edits", "rows", "supports"), BY_HAND)
+def test_the_draws_are_of_the_posterior_that_enumeration_gives(
+    monkeypatch: pytest.MonkeyPatch, edits: int, rows: list, supports: list[frozenset[int]]
+):
+    trials = [trial(sample, chosen, supports, score) for sample, chosen, score in rows]
+    remembered = {0: 0.3, 2: 0.4, -8: 0.3}, {0: 0.5, 16: 0.5}
+    known = dict.fromkeys(range(1, edits), remembered)
+    odds = Odds((3.0, 7.0), (2.0, 2.0))
+    monkeypatch.setattr(effects, "DRAWS", 4_000)
+    draws = draw_effects(trials, edits, odds, known, Random(1))
+    exact = enumerated(trials, edits, odds, known)
+    for kind in ("general", "claimed"):
+        assert [chance(draws, kind, i) for i in range(edits)] == pytest.approx(exact[kind], abs=0.04)
+    levels = [fmean(solved(draw.bases[sample]) for draw in draws) for sample in sorted({t.sample for t in trials})]
+    assert levels == pytest.approx(exact["level"], abs=0.03)
+
+
+def test_without_trials_the_draws_are_of_the_prior():
+    odds = Odds((4.0, 36.0), (20.0, 20.0))
+    draws = draw_effects([], 30, odds, {}, Random(3))
+    assert fmean(chance(draws, "general", i) for i in range(30)) == pytest.approx(0.1, abs=0.04)
+    assert fmean(chance(draws, "claimed", i) for i in range(30)) == pytest.approx(0.5, abs=0.08)
+    assert {value for draw in draws for value in draw.claimed} == {0, *CLAIMED}
+    assert all(draw.bases == {} for draw in draws)
+    assert draw_effects([], 0, Odds(), {}, Random(3))[0] == Draw({}, (), ())
+
+
+# -- what it finds and what it leaves alone
+
+SAMPLES, FAILING, EDITS = 24, 16, 8
+CLAIMS = blocks(FAILING, EDITS)
+
+
+def planted(seed: int, truth: str) -> Screened:
+    """A pool of which edit number 2 does something: "rule" makes it solve what it claims, "harm" makes all fail. Each
+    edit claims two of the samples that the incumbent fails; one answer in thirty is odd."""
+    draw = Random(seed)
+    trials = []
+    for j, chosen in design(CLAIMS, SAMPLES, 96, draw):
+        right = j >= FAILING
+        if 2 in chosen:
+            right = (right or j in CLAIMS[2]) if truth == "rule" else right and truth != "harm"
+        trials.append(trial(j, chosen, CLAIMS, float(right != (draw.random() < 1 / 30))))
+    return screen(draw_effects(trials, EDITS, Odds(), {}, draw), CLAIMS, SAMPLES)
+
+
+def test_a_planted_rule_is_found_where_it_claims_to_help():
+    for seed in range(3):
+        found = planted(seed, "rule")
+        gain, _, better = found.gain([2])
+        assert chance(found.draws, "claimed", 2) > 0.8
+        assert chance(found.draws, "general", 2) < 0.3
+        assert better > 0.8
+        assert gain == pytest.approx(2 / SAMPLES, abs=0.04)
+        assert found.assemble(1, 0.6) == (2,)
+        assert gain > 2 * max(found.gain([i])[0] for i in range(EDITS) if i != 2)
+
+
+def test_a_planted_harmful_edit_is_found_everywhere():
+    for seed in range(3):
+        found = planted(seed, "harm")
+        assert fmean(draw.general[2] < 0 for draw in found.draws) > 0.8
+        assert found.gain([2])[0] < -0.15
+        assert found.gain([2])[2] < 0.1
+        assert 2 not in found.assemble(EDITS, 0.6)
+
+
+def test_of_null_edits_it_says_nothing():
+    for seed in range(3):
+        found = planted(seed, "null")
+        gains = [found.gain([i])[0] for i in range(EDITS)]
+        assert max(map(abs, gains)) < 0.05
+        assert abs(fmean(gains)) < 0.02
+        assert max(chance(found.draws, "general", i) for i in range(EDITS)) < 0.5
+        assert found.assemble(EDITS, 0.6) == ()
+
+
+def test_fractional_scores_count_for_their_share():
+    """What an edit lifts from 0.2 to a half, to four fifths, to all."""
+    rows = design(CLAIMS, SAMPLES, 192, Random(1))
+
+    def gain(after: float) -> float:
+        scores = [after if 1 in chosen and j in CLAIMS[1] else 0.2 for j, chosen in rows]
+        trials = [trial(j, chosen, CLAIMS, score) for (j, chosen), score in zip(rows, scores, strict=True)]
+        return screen(draw_effects(trials, EDITS, Odds(), {}, Random(2)), CLAIMS, SAMPLES).gain([1])[0]
+
+    gains = [gain(after) for after in (0.2, 0.5, 0.8, 1.0)]
+    assert gains == sorted(gains)
+    assert abs(gains[0]) < 0.01 < gains[2]
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 5), st.sets(st.integers(0, 3)), st.sampled_from([0.0, 0.5, 1.0])),
+        max_size=24,
+    ),
+    st.randoms(use_true_random=False),
+)
+def test_the_order_of_the_trials_changes_nothing(rows, shuffler):
+    trials = [trial(j, sorted(chosen), blocks(6, 4), score) for j, chosen, score in rows]
+    shuffled = trials[:]
+    shuffler.shuffle(shuffled)
+    assert draw_effects(shuffled, 4, Odds(), {}, Random(1)) == draw_effects(trials, 4, Odds(), {}, Random(1))
+
+
+# -- calibration: worlds drawn from the prior
+
+
+def prior_world(seed: int, samples: int = 8, edits: int = 4, rollouts: int = 24) -> tuple[Screened, Draw]:
+    """What is said of a world, and its truth."""
+    draw, odds, claims = Random(seed), Odds((4.0, 12.0), (4.0, 4.0)), blocks(samples, edits)
+    level = draw.gauss(0, 4)
+    masses = [math.exp(-((base - level) ** 2) / (2 * BASE_SD**2)) for base in BASES]
+    bases = draw.choices(BASES, masses, k=samples)
+    kinds = []
+    for slab, counts in ((GENERAL, odds.general), (CLAIMED, odds.claimed)):
+        prior = weighed(slab, draw.betavariate(*counts))
+        kinds.append(tuple(draw.choices(list(prior), list(prior.values()), k=edits)))
+    general, claimed = kinds
+    trials = []
+    for j, chosen in design(claims, samples, rollouts, draw):
+        units = bases[j] + sum(general[i] + claimed[i] * (j in claims[i]) for i in chosen)
+        trials.append(trial(j, chosen, claims, float(draw.random() < solved(units))))
+    draws = draw_effects(trials, edits, odds, {}, draw)
+    return screen(draws, claims, samples), Draw({name(j): b for j, b in enumerate(bases)}, general, claimed)
+
+
+@pytest.fixture(scope="module")
+def worlds() -> list[tuple[Screened, Draw]]:
+    return [prior_world(seed) for seed in range(200)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["general", "claimed"])
+def test_an_effect_is_there_as_often_as_is_said(worlds: list[tuple[Screened, Draw]], kind: str):
+    said = [(chance(s.draws, kind, i), getattr(truth, kind)[i] != 0) for s, truth in worlds for i in range(4)]
+    for low, high in ((0.0, 0.35), (0.35, 0.65), (0.65, 1.01)):  # not cut at the priors, near which chance sorts
+        part = [(p, is_there) for p, is_there in said if low <= p < high]
+        if len(part) >= 20:
+            expected, found = fmean(p for p, _ in part), fmean(is_there for _, is_there in part)
+            assert found == pytest.approx(expected, abs=3 * math.sqrt(expected * (1 - expected) / len(part)) + 0.03)
+    assert fmean(p for p, _ in said) == pytest.approx(fmean(is_there for _, is_there in said), abs=0.04)
+    assert max(p for p, _ in said) > 0.9  # it does say something
+    assert min(p for p, _ in said) < 0.3
+
+
+@pytest.mark.slow
+def test_the_interval_of_a_teams_gain_covers_the_truth_as_often_as_it_says(worlds: list[tuple[Screened, Draw]]):
+    """Where the truth stands among the draws is uniform; ties (most of them at no gain) are broken by chance."""
+    draw = Random(0)
+    places = []
+    for (screened, truth), team in product(worlds, ((0, 1), (2, 3))):
+        gains = screened.gains(team)
+        [real] = screen([truth], blocks(8, 4), 8).gains(team)
+        below, equal = sum(g < real - 1e-12 for g in gains), sum(abs(g - real) <= 1e-12 for g in gains)
+        places.append((below + draw.random() * (equal + 1)) / (len(gains) + 1))
+    assert 0.85 <= fmean(0.05 <= place <= 0.95 for place in places) <= 0.95
+    assert 0.42 <= fmean(0.25 <= place <= 0.75 for place in places) <= 0.58
+    assert fmean(places) == pytest.approx(0.5, abs=0.06)
+
+
+# -- what is learned from screen to screen
+
+
+def test_pools_of_null_edits_make_later_ones_start_sceptical():
+    odds = Odds()
+    for seed in range(4):
+        found = planted(seed, "null")
+        odds = learned(found.draws, range(EDITS), odds)
+    (a, b), (c, d) = odds.general, odds.claimed
+    (a0, b0), (c0, d0) = Odds().general, Odds().claimed
+    assert a + b == pytest.approx(a0 + b0 + 4 * EDITS)
+    assert c + d == pytest.approx(c0 + d0 + 4 * EDITS)
+    assert c / (c + d) < 0.6 * c0 / (c0 + d0)
+    assert a / (a + b) <= 1.2 * a0 / (a0 + b0)
+    doubtful = [trial(0, (), CLAIMS, 0.0), trial(0, (0,), CLAIMS, 1.0)]
+    fresh, sceptical = (chance(draw_effects(doubtful, EDITS, o, {}, Random(1)), "claimed", 0) for o in (Odds(), odds))
+    assert sceptical < fresh - 0.1
+
+
+def test_odds_learn_from_fresh_edits_only():
+    found = planted(0, "rule")
+    assert learned(found.draws, [], Odds()) == Odds()
+    assert learned([], [], Odds()) == Odds()
+    (a, b), (c, d) = Odds().general, Odds().claimed
+    one = learned(found.draws, [2], Odds())
+    share = chance(found.draws, "claimed", 2)
+    assert one.claimed == (pytest.approx(c + share), pytest.approx(d + 1 - share))
+    assert sum(one.general) == pytest.approx(a + b + 1)
+
+
+def test_a_belief_keeps_most_of_what_was_learned():
+    found = planted(0, "rule")
+    again = {2: belief(found.draws, 2), 5: belief(found.draws, 5)}
+    for general, claimed in again.values():
+        assert math.fsum(general.values()) == pytest.approx(1)
+        assert math.fsum(claimed.values()) == pytest.approx(1)
+        assert set(general) == {0, *GENERAL}
+        assert min(*general.values(), *claimed.values()) > 0  # so that new evidence can overturn it
+    draws = draw_effects([], EDITS, Odds(), again, Random(1))
+    assert chance(draws, "claimed", 2) == pytest.approx(1 - again[2][1][0], abs=0.15)
+    assert 0.7 < 1 - again[2][1][0] <= chance(found.draws, "claimed", 2)
+    assert chance(draws, "claimed", 5) < chance(draws, "claimed", 2)
+
+    contrary = [t for j in CLAIMS[2] for t in (trial(j, (), CLAIMS, 0.0), *[trial(j, (2,), CLAIMS, 0.0)] * 4)]
+    assert chance(draw_effects(contrary, EDITS, Odds(), again, Random(1)), "claimed", 2) < 0.3
+
+
+# -- the gain of a set
+
+
+@given(st.sets(st.integers(0, 3)), st.integers(0, 2))
+def test_a_gain_is_the_mean_difference_over_the_samples(chosen: set[int], seed: int):
+    draw, claims = Random(seed), blocks(12, 4)
+    truth = Draw(
+        {name(j): draw.choice(BASES) for j in range(12)},
+        tuple(draw.choice((0, *GENERAL)) for _ in range(4)),
+        tuple(draw.choice((0, *CLAIMED)) for _ in range(4)),
+    )
+    by_hand = []
+    for j in range(12):
+        base = truth.bases[name(j)]
+        moved = base + sum(truth.general[i] + truth.claimed[i] * (j in claims[i]) for i in chosen)
+        by_hand.append(solved(moved) - solved(base))
+    assert screen([truth], claims, 12).gains(sorted(chosen)) == [pytest.approx(fmean(by_hand))]
+
+
+def test_what_an_edit_claims_of_those_it_was_shown_is_its_share_of_all():
+    """Of 12 samples the optimizer saw 4 and claims 1: a quarter of all tasks, not a twelfth."""
+    made = screen([Draw(dict.fromkeys(map(name, range(12)), -24), (0,), (48,))], [frozenset({0})], 12)
+    seen = Pool(made.pool.skill, tuple(replace(p, among=4) for p in made.pool.proposals), frozenset(), (), 2_000)
+    whole = solved(24) - solved(-24)
+    assert made.gains([0]) == [pytest.approx(whole / 12)]
+    assert Screened(seen, made.draws, made.known).gains([0]) == [pytest.approx(whole / 4)]

@@ -1,0 +1,201 @@
+"""The end of training: the choice among all versions, and the run that does not know enough to claim anything."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from skilltune.cli import app
+from skilltune.gate import Verdict
+from skilltune.gate.certify import FEWEST
+from skilltune.gate.finish import Reselection, reselect
+from skilltune.gate.replay import recompute
+from skilltune.rollout import Rollout, Score, Trajectory
+from skilltune.run import Run
+from skilltune.samples import Sample
+from skilltune.skill import Skill
+from test_gate import arena
+from training import START, Trained, events, small, train
+from world import Dice, Prompt, World
+
+pytestmark = pytest.mark.anyio
+INPUT = Skill("# Desk\n")
+SELECT = [Sample(id=f"s{i}", input="q") for i in range(40)]
+
+
+def longer(skill: Skill, line: str) -> Skill:
+    return skill.with_text(f"{skill.text}{line}\n")
+
+
+def verdict(incumbent: Skill, candidate: Skill, accepted: bool, **numbers: Any) -> Verdict:
+    numbers = {"rule": "race", **numbers}
+    return Verdict(candidate if accepted else incumbent, accepted, "", None, candidate=candidate, numbers=numbers)
+
+
+def chosen(solved: dict[Skill, int], *verdicts: Verdict, **cfg: Any) -> Reselection | None:
+    """The choice where each skill solves the first so many of 40 `select` samples."""
+    place = arena(**cfg)
+    place.select = SELECT
+    for skill, n in solved.items():
+        for i, sample in enumerate(SELECT):
+            rollout = Rollout(sample.id, skill.hash, 0, Trajectory(""), Score(float(i < n)))
+            place.roll.seen[skill.hash, sample.id, 0] = rollout
+    return reselect(place, INPUT, verdicts)
+
+
+ONE, OTHER = longer(INPUT, "- one"), longer(INPUT, "- another")
+TWO = longer(ONE, "- two")
+ACCEPTED = (verdict(INPUT, ONE, True), verdict(ONE, TWO, True))
+
+
+def test_the_last_version_is_chosen_where_it_is_the_best() -> None:
+    choice = chosen({INPUT: 8, ONE: 18, TWO: 30}, *ACCEPTED)
+    assert choice is not None
+    assert (choice.best.version, choice.best.skill) == (2, TWO)
+    assert [c.version for c in choice.contenders] == [0, 1, 2]
+    assert [c.n for c in choice.contenders] == [40, 40, 40]
+    assert 0.35 < choice.best.gain < 0.55  # 22 of 40, shrunk
+    assert "version 2 of 2" in choice.reason
+
+
+@pytest.mark.parametrize("last", [30, 26])
+def test_a_tie_goes_to_the_shorter_and_earlier_and_a_loss_too(last: int) -> None:
+    choice = chosen({INPUT: 8, ONE: 30, TWO: last}, *ACCEPTED)
+    assert choice is not None
+    assert choice.best.skill == ONE
+
+
+def test_a_shorter_later_version_wins_a_tie() -> None:
+    shorter = longer(INPUT, "- 1")
+    choice = chosen({INPUT: 8, ONE: 30, shorter: 30}, verdict(INPUT, ONE, True), verdict(ONE, shorter, True))
+    assert choice is not None
+    assert choice.best.skill == shorter
+
+
+def test_a_lucky_version_is_given_up_for_the_input() -> None:
+    choice = chosen({INPUT: 30, ONE: 28}, verdict(INPUT, ONE, True))
+    assert choice is not None
+    assert (choice.best.version, choice.best.skill) == (0, INPUT)
+
+
+@pytest.mark.parametrize(("solved", "wins"), [(12, False), (36, True)])
+def test_a_rejected_candidate_wins_only_with_the_confidence_of_the_race(solved: int, wins: bool) -> None:
+    rejected = verdict(INPUT, OTHER, False)
+    choice = chosen({INPUT: 10, ONE: 11, OTHER: solved}, rejected, verdict(INPUT, ONE, True))
+    assert choice is not None
+    assert (choice.best.skill == OTHER) == wins
+    assert choice.best.version is None if wins else choice.best.version is not None
+    other_rule = verdict(INPUT, OTHER, False, rule="eprocess")
+    kept = chosen({INPUT: 10, ONE: 11, OTHER: solved}, other_rule, verdict(INPUT, ONE, True))
+    assert kept is not None
+    assert kept.best.skill != OTHER  # another rule's promise would be broken
+
+
+def test_what_a_screen_foretold_is_believed_where_select_says_little() -> None:
+    believed = verdict(INPUT, ONE, True, prior=(0.1, 0.05), screen=[{"sd": 0.05}])
+    choices = [chosen({INPUT: 20, ONE: 22}, known) for known in (believed, verdict(INPUT, ONE, True))]
+    gains = [choice.contenders[1].gain for choice in choices if choice]
+    assert gains[0] > gains[1] + 0.005
+
+
+def test_the_published_rule_keeps_its_last_version() -> None:
+    assert chosen({INPUT: 30, ONE: 28}, verdict(INPUT, ONE, True), policy="strict") is None
+    assert chosen({INPUT: 30}) is None
+
+
+def test_a_text_that_returns_is_one_contender() -> None:
+    choice = chosen({INPUT: 8, ONE: 30}, verdict(INPUT, ONE, True), verdict(ONE, INPUT, True))
+    assert choice is not None
+    assert [(c.skill, c.version) for c in choice.contenders] == [(INPUT, 0), (ONE, 1)]
+    assert choice.best.skill == ONE
+
+
+# -- a whole run
+
+
+async def trained(folder: Path, settings: dict[str, Any] | None = None, **world: Any) -> Trained:
+    with small(**{"p": 0.1, "q": 0.7, **world}) as there:
+        return await train(there, folder, settings)
+
+
+async def test_the_choice_is_recorded_and_certified(tmp_path: Path) -> None:
+    done = await trained(tmp_path)
+    (choice,) = events(done.folder, "reselection")
+    by_hash = {version.hash: version for version in done.result.versions}
+    assert choice["best"] == done.result.best.hash
+    assert {c["skill"] for c in choice["contenders"]} >= set(by_hash)
+    assert choice["best"] in {data["best"] for data in events(done.folder, "certify")}
+
+
+@pytest.mark.parametrize("test", [FEWEST - 1, FEWEST])
+def test_too_few_test_samples_certify_nothing(tmp_path: Path, test: int) -> None:
+    done = asyncio.run(trained(tmp_path, p=0.0, q=1.0, test=test))
+    certificate = done.result.certificate
+    assert certificate is not None
+    assert certificate.p < 0.05
+    assert certificate.certified == (test == FEWEST)
+    assert done.result.exit_code == (0 if test == FEWEST else 5)
+    assert done.result.best.text != START
+    shown = CliRunner().invoke(app, ["show", str(done.folder)]).stdout
+    for told in (done.read("card.md"), shown):
+        assert ("9 test samples are too few" in told) == (test < FEWEST)
+
+
+# -- the compact pass
+
+
+def padding(world: World) -> None:
+    """An optimizer that is right, and adds a useless line to everything that it writes."""
+    reflect = world.optimizer.reflect
+
+    def padded(prompt: Prompt, dice: Dice) -> dict[str, Any]:
+        answer = reflect(prompt, dice)
+        for number, edit in enumerate(answer["edits"]):
+            useless = f"Keep an eye on {world.names[number % 2]} tickets before moving on."
+            if edit["text"] and useless not in prompt.skill:
+                answer["edits"].append({**edit, "text": useless})
+                break
+        return answer
+
+    world.optimizer.stages["reflect"] = padded
+
+
+async def test_compact_drops_what_carries_nothing_and_nothing_else(tmp_path: Path) -> None:
+    with small(q=1.0, classes=2) as world:
+        padding(world)
+        plain = await train(world, tmp_path, preset="paper", run="plain")
+        short = await train(
+            world, tmp_path, {"train.compact": True, "gate.policy": "strict"}, preset="paper", run="short"
+        )
+        before, after = (world.true_score(done.result.best.text) for done in (plain, short))
+    assert "Keep an eye on" in plain.result.best.text  # the published rule takes whole patches
+    assert "Keep an eye on" not in short.result.best.text
+    assert after == before == 1.0
+    assert short.result.versions[: len(plain.result.versions)] == plain.result.versions
+    drops = [v for v in short.verdicts if v["numbers"].get("rule") == "compact"]
+    assert drops
+    assert any(v["accepted"] for v in drops)
+    for drop in (v for v in drops if v["accepted"]):
+        assert drop["numbers"]["looks"][-1]["safe"] >= 0.9
+        assert len(drop["differences"]) == 16  # all of select
+    assert short.result.certificate is not None
+    assert short.result.certificate.after == 1.0
+    assert short.result.best.frontmatter == plain.result.best.frontmatter
+    with Run.read(short.folder) as run:
+        assert (await recompute(run)).exit_code == 0
+    told = CliRunner().invoke(app, ["show", str(short.folder)]).stdout
+    assert "dropped" in told
+
+
+async def test_compact_costs_nothing_where_every_rule_is_known_to_carry(tmp_path: Path) -> None:
+    with small(q=1.0, train=64, select=40) as world:
+        plain = await train(world, tmp_path, run="plain")
+        calls = sum(world.calls.values())
+        short = await train(world, tmp_path, {"train.compact": True}, run="short")
+        spent = sum(world.calls.values()) - calls
+    assert short.result.best.text == plain.result.best.text
+    assert spent <= calls + 80

@@ -1,0 +1,199 @@
+"""Pitfalls 10 and 11: what decides the scores of `select` and `test` reaches no optimizer, and nothing that decides a
+score reaches the skill."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from skilltune import Env
+from skilltune.edits import Edit
+from skilltune.optimizer.evidence import COPIED_ANSWER, COPIED_PATTERN, copied
+from training import START, Trained, small, train_at
+from world import World
+
+pytestmark = pytest.mark.anyio
+Rows = list[dict[str, Any]]
+
+EVERYTHING = {"train.epochs": 3, "slow.enabled": True, "slow.samples": 12, "train.schedule": "autonomous"}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "paper": {"preset": "paper"},
+    "rewrite": {"train.update": "rewrite", "train.merge": "rank"},
+    "eprocess": {"gate.policy": "eprocess"},
+    "hidden": {"optimizer.show_expected": False},
+}
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    with small(q=0.6, classes=6, sloppy=0.3) as world:
+        yield world
+
+
+def pattern(sample: dict[str, Any]) -> str:
+    return f"^{sample['target'][:4]}[a-f\\d]{{2,9}}{sample['target'][-6:]}$"
+
+
+def checked(world: World) -> Rows:
+    """The samples with checks of their own instead of a target; a scorer's reason quotes them."""
+    return [
+        {
+            "id": s["id"],
+            "input": s["input"],
+            "split": s["split"],
+            "checks": [{"type": "regex", "pattern": pattern(s)}, {"type": "contains", "target": s["target"]}],
+            "metadata": {"example": s["target"], "hint": f"remark on {s['target']}"},
+        }
+        for s in world.samples()
+    ]
+
+
+async def trained_on(world: World, folder: Path, rows: Rows, **settings: Any) -> Trained:
+    (folder / "SKILL.md").write_text(START)
+    preset = {"preset": settings.pop("preset")} if "preset" in settings else {}
+    return await train_at(world.url, folder, {**EVERYTHING, **settings}, env=Env(rows), **preset)
+
+
+# -- 10: what the optimizer sees
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("kind", ["targets", "checks"])
+async def test_pitfall_10_nothing_of_select_and_test_is_in_any_request(
+    tmp_path: Path, world: World, setting: str, kind: str
+) -> None:
+    rows = world.samples() if kind == "targets" else checked(world)
+    await trained_on(world, tmp_path, rows, **SETTINGS[setting])
+    requests = [seen for seen in world.requests if seen.role == "optimizer"]
+    assert {"reflect", "learning_rate"} <= {seen.stage for seen in requests}
+
+    def seen(sample: dict[str, Any]) -> list[str]:
+        """What of the sample some request held: its id, its input, its answer, what checks it."""
+        parts = [sample["id"], sample["input"], sample["target"], pattern(sample)]
+        return [part for part in parts if world.optimizer_saw(part)]
+
+    by_split = {split: [s for s in world.samples() if s["split"] == split] for split in ("train", "select", "test")}
+    assert [part for split in ("select", "test") for sample in by_split[split] for part in seen(sample)] == []
+    found = [len(seen(sample)) for sample in by_split["train"]]
+    assert sum(n >= 2 for n in found) > len(found) / 2  # the search can find: id and input of most train samples
+    if kind == "checks" and setting != "hidden":
+        assert any(world.optimizer_saw(pattern(sample)) for sample in by_split["train"])  # by the reason that quotes it
+
+
+async def test_pitfall_10_metadata_is_shown_to_nobody(tmp_path: Path, world: World) -> None:
+    await trained_on(world, tmp_path, checked(world))
+    assert not any(world.optimizer_saw(f"remark on {sample['target']}") for sample in world.samples())
+    assert not any("remark on" in seen.user + seen.system for seen in world.requests)
+
+
+async def test_pitfall_10_a_hidden_answer_is_hidden_in_the_checks_reason_too(tmp_path: Path, world: World) -> None:
+    await trained_on(world, tmp_path, checked(world), **SETTINGS["hidden"])
+    wrong = {seen.answer for seen in world.requests if seen.role == "target"}
+    for sample in world.samples():
+        assert not world.optimizer_saw(pattern(sample))
+        assert sample["target"] in wrong or not world.optimizer_saw(sample["target"])  # but where it was the answer
+
+
+# -- 11: what an edit may hold
+
+PATTERN = r"^INV-\d{4}\b"
+SCHEMA = {"type": "object", "properties": {"total": {"type": "number"}, "currency": {"enum": ["EUR", "USD"]}}}
+PHRASE = "the quarterly figures were restated"
+CHECKED: Rows = [
+    {"id": "p", "input": "Book it.", "checks": [{"type": "regex", "pattern": PATTERN}]},
+    {"id": "c", "input": "Say why.", "checks": [{"type": "contains", "target": PHRASE, "ignore_case": True}]},
+    {"id": "j", "input": "As JSON.", "checks": [{"type": "json", "schema": SCHEMA}], "target": '{"total": 12.5}'},
+]
+ENV = Env(CHECKED)
+
+
+def copies(text: str, body: str = "", env: Env = ENV) -> str:
+    return copied(Edit("add", text=text), body, env.samples, env)
+
+
+@pytest.mark.parametrize(
+    ("text", "sample"),
+    [
+        (f"- Begin with something that matches `{PATTERN}`.", "p"),
+        ("- Write INV and the number, ^inv-\\D{4}\\B to be exact.", "p"),  # in any case
+        (f"- Say that {PHRASE}.", "c"),
+        ("- Mention that The Quarterly\n  Figures were   RESTATED.", "c"),
+        ('- Use {"type":"object","properties":{"total":{"type":"number"},"currency":{"enum":["EUR","USD"]}}}', "j"),
+        ('- Here: {"total": {"type": "number"}, "currency": {"enum": ["EUR", "USD"]}}', "j"),  # a part of it
+    ],
+)
+def test_pitfall_11_an_edit_that_copies_a_check_is_refused_with_the_reason(text: str, sample: str) -> None:
+    assert copies(text) == f"it copies a check of sample {sample}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "- Begin with the number of the invoice, four digits after INV-.",
+        "- Say whether figures were restated, and for which quarter.",
+        "- Answer with a JSON object that has total and currency, EUR or USD.",
+        '- Give "total" as {"type": "number"}.',
+    ],
+)
+def test_a_rule_in_words_of_its_own_is_none(text: str) -> None:
+    assert copies(text) == ""
+
+
+def test_what_most_samples_demand_is_a_rule_and_no_secret() -> None:
+    heading = "## Summary of the findings"
+    assert len(heading) >= COPIED_ANSWER
+    check = {"type": "contains", "target": heading}
+    rows = [{"id": f"s{i}", "input": f"Report {i}.", "checks": [check] if i else []} for i in range(4)]
+    rows[0]["target"] = "x"
+    assert copies(f"- Write a section {heading}.", env=Env(rows)) == ""
+    assert "a check of sample s3" in copies(f"- Write a section {heading}.", env=Env([rows[0], *rows[3:]]))
+    labels = [{"id": f"s{i}", "input": f"Case {i}.", "target": "not enough information"} for i in range(3)]
+    assert copies("- If in doubt say: not enough information.", env=Env(labels)) == ""
+
+
+def test_pitfall_11_a_pattern_that_all_samples_share_is_refused_all_the_same() -> None:
+    assert len(PATTERN) >= COPIED_PATTERN
+    rows = [{**CHECKED[0], "id": f"s{i}", "input": f"Book {i}."} for i in range(5)]
+    assert copies(f"- Match {PATTERN}", env=Env(rows)) == "it copies a check of sample s0"
+
+
+def test_pitfall_11_patterns_that_are_targets_are_checks() -> None:
+    env = Env([{"id": "a", "input": "Book it.", "target": PATTERN}], "regex")
+    assert copies(f"- Match {PATTERN}", env=env) == "it copies a check of sample a"
+    assert copies("- Write INV and four digits.", env=env) == ""
+
+
+def test_pitfall_11_a_part_of_a_long_answer_is_a_copy_as_well() -> None:
+    answer = "It was restated because the lease of the northern warehouse had been booked twice in one year."
+    env = Env([{"id": "a", "input": "Why?", "target": answer}])
+    assert "words of the expected answer of sample a" in copies(
+        "- Say: the lease of the northern warehouse had been booked twice", env=env
+    )
+    assert copies("- Name the lease that was booked twice.", env=env) == ""
+
+
+def test_every_accepted_answer_counts_not_only_the_first() -> None:
+    env = Env([{"id": "a", "input": "Where?", "target": ["Berlin", "Rosa-Luxemburg-Straße 17"]}])
+    assert copies("- It is Rosa-Luxemburg-Straße 17.", env=env) == "it copies the expected answer of sample a"
+
+
+def test_what_the_skill_says_already_may_stay() -> None:
+    assert copies(f"- Match {PATTERN}", body=f"# Desk\n\nMatch {PATTERN}\n") == ""
+
+
+async def test_pitfall_11_a_copying_optimizer_gets_nothing_into_the_skill(tmp_path: Path, world: World) -> None:
+    """An optimizer that writes the pattern of a train sample into its edits is told why they are refused."""
+    patterns = {s["id"]: pattern(s) for s in world.samples()}
+    place = world.optimizer._place
+
+    def copying(prompt: Any, text: str, support: Any, dice: Any) -> Any:
+        return place(prompt, f"{text} It matches {patterns[support[0].sample]}.", support, dice)
+
+    world.optimizer._place = copying  # type: ignore[method-assign]
+    trained = await trained_on(world, tmp_path, checked(world))
+    assert not [text for text in patterns.values() if text in trained.result.best.text]
+    assert world.optimizer_saw("it copies a check of sample")

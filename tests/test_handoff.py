@@ -1,0 +1,420 @@
+"""The optimizer as a folder: questions as files, answers as files, in processes of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from answering import answer
+from skilltune.answer import answer_by, open_questions
+from skilltune.check import check
+from skilltune.config import make_config
+from skilltune.edits import Edit, parse_edits
+from skilltune.errors import Unanswered, UsageError
+from skilltune.optimizer.handoff import Question, in_use, questions, read_answer
+from skilltune.optimizer.stage import SCHEMAS, load_prompt
+from skilltune.run import FAILED, Run
+from skilltune.scorers.json import violations
+from training import Trained, prepare, small, train
+from world import World
+
+pytestmark = pytest.mark.anyio
+HERE = Path(__file__).parent
+SETTINGS: dict[str, Any] = {"optimizer.model": "handoff:answers", "train.epochs": 2}
+RANK = '{"order": [1, 0]}'
+
+
+def command(folder: Path, *flags: str) -> str:
+    return shlex.join([sys.executable, str(HERE / "answering.py"), str(folder), *flags])
+
+
+def cli(*args: object, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+    program = [sys.executable, "-m", "skilltune.cli", *map(str, args)]
+    return subprocess.run(program, input=stdin, capture_output=True, text=True, timeout=120)
+
+
+@contextmanager
+def process(*args: object) -> Iterator[subprocess.Popen[str]]:
+    program = [sys.executable, "-m", "skilltune.cli", *map(str, args)]
+    started = subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        yield started
+    finally:
+        started.kill()
+        started.wait()
+
+
+def config(world: World, folder: Path, **optimizer: Any) -> Path:
+    """A config whose optimizer is the folder `answers`, with its skill and samples."""
+    prepare(world, folder)
+    lines = [
+        'skill = "SKILL.md"',
+        '[env]\nsamples = "samples.jsonl"',
+        f'[target]\nmodel = "openai@{world.url}/target"\nworkers = 16',
+        '[optimizer]\nmodel = "handoff:answers"',
+        *(f"{key} = {json.dumps(value)}" for key, value in optimizer.items()),
+        "[train]\nepochs = 2\nbatch_size = 16\nminibatch_size = 4",
+        "[gate]\nscreen = 24",
+    ]
+    path = folder / "skilltune.toml"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+async def until(met: Any, seconds: float = 30.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not met():
+            await asyncio.sleep(0.01)
+
+
+async def trained_by(world: World, folder: Path, *flags: str, **settings: Any) -> Trained:
+    """Train while a loop answers, both in this process."""
+    loop = asyncio.create_task(answer_by(folder / "answers", command(folder, *flags), idle=30, say=lambda text: None))
+    try:
+        return await train(world, folder, {**SETTINGS, **settings})
+    finally:
+        loop.cancel()
+        with suppress(asyncio.CancelledError):
+            await loop
+
+
+def asked(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "asked.jsonl").read_text().splitlines()]
+
+
+# -- end to end
+
+
+async def test_a_program_that_reads_files_trains_a_skill(tmp_path: Path) -> None:
+    with small() as world:
+        done = await trained_by(world, tmp_path)
+        assert done.result.exit_code == 0
+        assert world.true_score(done.result.best.text) > 0.7
+        assert world.calls.keys() == {"target"}
+        before = len(asked(tmp_path))
+        again = await train(world, tmp_path, SETTINGS)
+        assert again.outcome == done.outcome
+        assert len(asked(tmp_path)) == before, "a replay asks nothing"
+    assert questions(tmp_path / "answers") == []
+    assert len(list((tmp_path / "answers" / "done").glob("*.answer.json"))) == before
+    assert not in_use(tmp_path / "answers")
+    assert {Path(row["cwd"]).name.startswith("skilltune-answer-") for row in asked(tmp_path)} == {True}
+
+
+@pytest.mark.slow
+def test_train_in_one_process_answer_in_another_killed_and_resumed(tmp_path: Path) -> None:
+    (tmp_path / "undisturbed").mkdir()
+    outcomes = []
+    with small() as world:
+        for folder, kills in ((tmp_path / "undisturbed", 0), (tmp_path, 2)):
+            path = config(world, folder)
+            with process("answer", folder / "answers", "--loop", command(folder), "--idle", 20) as loop:
+                for n in range(1, kills + 1):
+                    with process("train", path) as run:
+                        done = folder / "answers" / "done"
+                        deadline = time.monotonic() + 60
+                        while len(list(done.glob("*.md"))) < 2 * n and run.poll() is None:
+                            assert time.monotonic() < deadline
+                            time.sleep(0.005)
+                        assert run.poll() is None, "it ended before it was killed"
+                        run.send_signal(signal.SIGKILL)
+                ended = cli("train", path)
+                assert ended.returncode == 0, ended.stdout + ended.stderr
+                assert loop.poll() is None
+                loop.send_signal(signal.SIGTERM)
+                assert loop.wait(10) == 4
+            with Run.open(next((folder / "runs").iterdir())) as run:
+                outcomes.append([data["skill"] for _, _, data in run.events("verdict")])
+            assert open_questions(folder / "answers") == []
+    assert outcomes[0] == outcomes[1]
+
+
+def test_without_waiting_the_run_ends_resumable_until_all_is_answered(tmp_path: Path) -> None:
+    with small() as world:
+        path = config(world, tmp_path, wait=False)
+        codes = []
+        while not codes or codes[-1] == 4:
+            ended = cli("train", path, "--json")
+            codes.append(ended.returncode)
+            if codes[-1] == 4:
+                assert json.loads(ended.stdout.splitlines()[-1])["exit_code"] == 4
+                assert "skilltune answer" in ended.stderr
+                looped = cli("answer", tmp_path / "answers", "--loop", command(tmp_path), "--idle", 0)
+                assert looped.returncode == 0, looped.stderr
+        assert codes[-1] == 0
+        assert len(codes) > 2
+        assert not any(seen.sample and world.tickets[seen.sample].split == "test" for seen in world.requests[:80])
+
+
+async def test_an_unanswered_question_certifies_nothing(tmp_path: Path) -> None:
+    with small() as world:
+        with pytest.raises(Unanswered, match=r"0001-reflect-\w{8}\.md waits for an answer"):
+            await train(world, tmp_path, {**SETTINGS, "optimizer.wait": False})
+        split = {ticket.split for ticket in world.tickets.values() if ticket.id in {s.sample for s in world.requests}}
+        assert "test" not in split
+        open_now = open_questions(tmp_path / "answers")
+        assert len(open_now) > 1, "all minibatches of a step are asked at once"
+        with pytest.raises(Unanswered):
+            await train(world, tmp_path, {**SETTINGS, "optimizer.wait": False})
+        assert open_questions(tmp_path / "answers") == open_now, "the same questions keep their names"
+
+
+async def test_bad_answers_are_moved_aside_with_a_reason_that_the_next_try_is_told(tmp_path: Path) -> None:
+    with small() as world:
+        done = await trained_by(world, tmp_path, "--bad")
+        assert done.result.exit_code == 0
+        replayed = await train(world, tmp_path, SETTINGS)
+        assert replayed.outcome == done.outcome
+        assert replayed.verdicts == done.verdicts
+    folder = tmp_path / "answers" / "done"
+    first = sorted(folder.glob("0001-*.refused-*.txt"))
+    assert first[0].read_text() == "the answer holds no JSON object\n"
+    assert "no citation holds" in first[1].read_text()
+    told = [row["question"] for row in asked(tmp_path) if row["refused"] == 2]
+    assert told
+    assert all("no JSON object" in text and "no citation holds" in text for text in told if "diagnosis" in text)
+    with Run.open(done.folder) as run:
+        assert FAILED not in run.usage
+        assert run.usage["optimizer"].calls == len(list(folder.glob("*.answer.json")))
+
+
+async def test_answers_that_come_while_no_run_is_there_are_found(tmp_path: Path) -> None:
+    with small() as world:
+        with pytest.raises(Unanswered):
+            await train(world, tmp_path, {**SETTINGS, "optimizer.wait": False})
+        first, second, *rest = open_questions(tmp_path / "answers")
+        for question in (first, *rest):
+            question.hand_in(json.dumps(answer(question.text())))
+        second.file.with_suffix(".answer.md").write_text(
+            f"My answer:\n```json\n{json.dumps(answer(second.text()))}\n```\n"
+        )
+        with pytest.raises(Unanswered):
+            await train(world, tmp_path, {**SETTINGS, "optimizer.wait": False})
+        assert not {first, second, *rest} & set(questions(tmp_path / "answers"))
+
+
+async def test_an_answer_that_is_still_being_written_is_not_refused(tmp_path: Path) -> None:
+    with small() as world:
+        run = asyncio.create_task(train(world, tmp_path, SETTINGS))
+        try:
+            await until(lambda: questions(tmp_path / "answers"))
+            question = open_questions(tmp_path / "answers")[0]
+            text = json.dumps(answer(question.text()))
+            with question.file.with_suffix(".answer.json").open("w") as file:
+                file.write(text[: len(text) // 2].rstrip('"}]'))
+                file.flush()
+                await asyncio.sleep(0.6)
+                assert question.refusals == []
+                file.write(text[len(text[: len(text) // 2].rstrip('"}]')) :])
+            await until(lambda: not question.file.exists())
+            assert not list((tmp_path / "answers").glob("**/*refused*"))
+        finally:
+            run.cancel()
+            with suppress(asyncio.CancelledError):
+                await run
+        assert not in_use(tmp_path / "answers")
+
+
+async def test_two_loops_share_the_questions(tmp_path: Path) -> None:
+    with small() as world:
+        with pytest.raises(Unanswered):
+            await train(world, tmp_path, {**SETTINGS, "optimizer.wait": False})
+        count = len(open_questions(tmp_path / "answers"))
+        loops = [answer_by(tmp_path / "answers", command(tmp_path), idle=0, say=lambda text: None) for _ in range(2)]
+        assert sum(await asyncio.gather(*loops)) == count == len(asked(tmp_path))
+
+
+# -- the command
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "0001-rank-0a1b2c3d.md").write_text("# A question\n\n## What to do\n\nRank.\n")
+    (tmp_path / "0002-notes-0a1b2c3d.md").write_text("# Another\n\n## What to do\n\nNote.\n")
+    (tmp_path / "README.md").write_text("not a question")
+    return tmp_path
+
+
+def test_the_command_lists_prints_and_files(folder: Path) -> None:
+    listed = cli("answer", folder)
+    assert [word for word in listed.stdout.split() if word[0] == "0"][:1] == ["0001-rank-0a1b2c3d"]
+    assert "0002-notes-0a1b2c3d" in listed.stdout
+    assert cli("answer", folder, "--next").stdout == (folder / "0001-rank-0a1b2c3d.md").read_text()
+    (folder / "a.json").write_text(RANK)
+    assert cli("answer", folder, "1", "--file", folder / "a.json").stdout == "answered 0001-rank-0a1b2c3d\n"
+    assert json.loads((folder / "0001-rank-0a1b2c3d.answer.json").read_text()) == {"order": [1, 0]}
+    assert cli("answer", folder, "0002-notes-0a1b2c3d", stdin='So: {"notes": "x"}').returncode == 0
+    nothing = cli("answer", folder, "--next")
+    assert (nothing.returncode, nothing.stdout) == (1, "")
+    assert "no run uses it" in cli("answer", folder).stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "stdin", "message"),
+    [
+        (["1"], "[1, 0]", "holds no JSON object"),
+        (["1"], '{"order": "first"}', 'rank.order should be array, is "first"'),
+        (["1"], '{"order": [1], "why": "so"}', "rank.why is not allowed"),
+        (["9"], RANK, 'no open question "9"; open are: 0001-rank-0a1b2c3d, 0002-notes-0a1b2c3d'),
+        (["1", "--next"], RANK, "give one of NAME"),
+        (["--file", "x"], "", "give one of NAME"),
+        (["1", "--file", "nowhere"], "", "cannot read the answer"),
+    ],
+)
+def test_an_answer_that_cannot_be_used_is_said_at_once(folder: Path, args: list[str], stdin: str, message: str) -> None:
+    ended = cli("answer", folder, *args, stdin=stdin)
+    assert (ended.returncode, message in ended.stderr) == (2, True), ended.stderr
+    assert len(open_questions(folder)) == 2
+
+
+def test_a_command_that_fails_or_cannot_be_used_ends_the_loop(folder: Path) -> None:
+    failed = cli("answer", folder, "--loop", "exit 7")
+    assert (failed.returncode, "exit code 7; 0001-rank-0a1b2c3d stays open" in failed.stderr) == (2, True)
+    talks = cli("answer", folder, "--loop", "echo hello")
+    assert talks.returncode == 2
+    assert "3 answers of the command to 0001-rank-0a1b2c3d could not be used" in talks.stderr
+    assert len(open_questions(folder)[0].refusals) == 3
+    shown = cli("answer", folder, "--next").stdout
+    assert shown.count("could not be used\n\nthe answer holds no JSON object") == 3
+
+
+async def test_pitfall_14_a_loop_that_ends_takes_all_its_processes_with_it(folder: Path) -> None:
+    mark = folder / "pid"
+    text = f"sh -c 'echo $$ > {shlex.quote(str(mark))}; sleep 600' & wait"
+    loop = asyncio.create_task(answer_by(folder, text, idle=0, say=lambda text: None))
+    await until(lambda: mark.exists() and mark.read_text().strip())
+    loop.cancel()
+    with suppress(asyncio.CancelledError):
+        await loop
+    await until(lambda: not alive(int(mark.read_text())))
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    stat = Path(f"/proc/{pid}/stat")
+    return not stat.exists() or stat.read_text().split()[2] != "Z"
+
+
+def test_a_folder_that_is_not_there_is_said(tmp_path: Path) -> None:
+    ended = cli("answer", tmp_path / "nowhere")
+    assert (ended.returncode, "there is no folder" in ended.stderr) == (2, True)
+
+
+# -- the files
+
+
+@pytest.mark.parametrize("stage", SCHEMAS)
+def test_the_example_in_a_question_is_a_good_answer(stage: str) -> None:
+    example = json.loads(load_prompt("examples.json"))[stage]
+    assert list(violations(example, SCHEMAS[stage], stage)) == []
+    edits = example.get("edits")
+    assert all(isinstance(edit, Edit) for edit in parse_edits(edits if isinstance(edits, list) else None))
+
+
+@given(
+    st.dictionaries(st.text(), st.text() | st.integers() | st.lists(st.text())),
+    st.sampled_from(["{}", "```json\n{}\n```", "Well:\n\n```\n{}\n```\nBye.", "It is {}.", "\ufeff {} "]),
+)
+def test_an_answer_is_found_in_whatever_surrounds_it(notes: dict[str, Any], around: str) -> None:
+    data = {"notes": json.dumps(notes)}
+    text = around.replace("{}", json.dumps(data, indent=1)).lstrip("\ufeff")
+    assert read_answer(text, "notes") == data
+
+
+@given(st.text(), st.sampled_from(sorted(SCHEMAS)))
+def test_any_text_is_an_answer_or_refused_in_words(text: str, stage: str) -> None:
+    try:
+        read_answer(text, stage)
+    except ValueError as error:
+        assert str(error)
+
+
+async def test_a_question_holds_all_that_its_answer_needs_and_nothing_of_select_and_test(tmp_path: Path) -> None:
+    with small() as world:
+        with pytest.raises(Unanswered):
+            await train(world, tmp_path, {**SETTINGS, "optimizer.wait": False})
+        texts = [question.text() for question in open_questions(tmp_path / "answers")]
+        hidden = [ticket for ticket in world.tickets.values() if ticket.split != "train"]
+        assert not any(ticket.id in text or ticket.target in text for ticket in hidden for text in texts)
+    for text in texts:
+        heads = [line for line in text.splitlines() if line.startswith("## ")]
+        assert heads[:5] == [
+            "## How to answer",
+            "## What to do",
+            "## Schema of the answer",
+            "## Example of an answer",
+            "## The request",
+        ]
+        assert text.count("<trajectory ") >= 1
+        assert (tmp_path / "answers").stat().st_mode & 0o077 == 0
+    assert "--file" not in Question(tmp_path / "answers", open_questions(tmp_path / "answers")[0].name).prompt()
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ({"optimizer": {"model": "handoff:answers", "temperature": 0.5}}, "optimizer.temperature is for models"),
+        ({"optimizer": {"model": "examples", "wait": False}}, "optimizer.wait is for handoff"),
+        ({"target": {"model": "handoff:answers"}}, "cannot be a target"),
+        ({"optimizer": {"model": "handoff:skill/answers"}, "skill": "skill"}, "inside the skill's own folder"),
+    ],
+)
+async def test_settings_that_nobody_would_look_at_are_refused(tmp_path: Path, tree: Any, message: str) -> None:
+    with small() as world:
+        prepare(world, tmp_path)
+        (tmp_path / "skill").mkdir()
+        (tmp_path / "skill" / "SKILL.md").write_text((tmp_path / "SKILL.md").read_text())
+        base = {
+            "skill": "SKILL.md",
+            "env": {"samples": "samples.jsonl"},
+            "target": {"model": f"openai@{world.url}/target"},
+        }
+        found = await check(make_config({**base, **tree}), tmp_path)
+        assert any(message in problem for problem in found.problems), found.problems
+        assert not (tmp_path / "answers").exists()
+
+
+async def test_a_check_counts_the_questions_and_makes_no_folder(tmp_path: Path) -> None:
+    with small() as world:
+        prepare(world, tmp_path)
+        tree = {
+            "skill": "SKILL.md",
+            "env": {"samples": "samples.jsonl"},
+            "target": {"model": f"openai@{world.url}/target"},
+            "optimizer": {"model": "handoff:answers"},
+        }
+        found = await check(make_config(tree), tmp_path)
+        assert found.problems == []
+        assert found.estimate is not None
+        assert found.estimate.optimizer_calls[1] > 0
+        assert not (tmp_path / "answers").exists()
+
+
+def test_a_folder_that_cannot_be_used_is_the_users_to_mend(tmp_path: Path) -> None:
+    with small() as world:
+        (tmp_path / "answers").write_text("a file")
+        ended = cli("train", config(world, tmp_path))
+        assert (ended.returncode, "cannot use the folder" in ended.stderr) == (2, True)
+        assert not world.calls
+
+
+def test_a_missing_question_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot read"):
+        Question(tmp_path, "0001-rank-0a1b2c3d").text()

@@ -1,0 +1,208 @@
+"""init: a folder that is sound from the first minute, and that cannot be trained on before somebody has read it."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from http_server import Answer, Server
+from skilltune.check import check
+from skilltune.cli import app
+from skilltune.config import load_config
+from skilltune.envs.formats import load_samples
+from skilltune.run import Run
+from skilltune.scaffold import Plan, chunks, draft_with, scaffold
+from skilltune.skill import Skill
+from world import World
+
+pytestmark = pytest.mark.anyio
+
+MODEL = "openai@http://127.0.0.1:9/v1/none"
+SCORES = ["exact", "contains", "number", "choice", "json", "regex", "f1", "em", "anls", "checks", "python:my.py:fn"]
+
+
+def skilltune(*args):
+    result = CliRunner().invoke(app, [str(arg) for arg in args])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def init(folder, *args):
+    return skilltune("init", folder, "--yes", "--target", MODEL, *args)
+
+
+@pytest.mark.parametrize("score", SCORES)
+async def test_a_fresh_folder_lacks_nothing_but_tasks(tmp_path, score):
+    assert init(tmp_path / "s", "--name", "my-skill", "--score", score).exit_code == 0
+    found = await check(*load_config(tmp_path / "s"))
+    assert len(found.problems) == 1
+    assert "5 of 5 samples are still the template's examples (1, 2, 3, 4, 5)" in found.problems[0]
+    assert found.notes == []
+    (tmp_path / "my-skill").mkdir()
+    (tmp_path / "s" / "SKILL.md").rename(tmp_path / "my-skill" / "SKILL.md")
+    assert Skill.load(tmp_path / "my-skill").check() == []
+
+
+def test_examples_and_drafts_are_refused_for_training_until_they_are_read(tmp_path):
+    with World(classes=3, train=20, select=12, test=12, q=1.0, sloppy=0.0) as world:
+        init(tmp_path / "s")
+        config = [
+            tmp_path / "s",
+            f"target.model=openai@{world.url}/target",
+            f"optimizer.model=openai@{world.url}/optimizer",
+        ]
+        refused = skilltune("train", *config)
+        assert refused.exit_code == 2
+        assert "samples.jsonl: 5 of 5 samples are still the template's examples" in refused.stderr
+        world.write(tmp_path / "s" / "samples.jsonl")
+        rows = [json.loads(line) for line in (tmp_path / "s" / "samples.jsonl").read_text().splitlines()]
+        rows[3]["reviewed"] = False
+        (tmp_path / "s" / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        refused = skilltune("train", *config)
+        assert refused.exit_code == 2
+        assert f"1 of 44 samples are drafts that nobody has reviewed ({rows[3]['id']})" in refused.stderr
+        assert not world.calls
+        rows[3]["reviewed"] = True
+        (tmp_path / "s" / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        trained = skilltune("train", *config, "train.batch_size=10", "train.epochs=1")
+        assert trained.exit_code == 0, trained.stderr
+
+
+def test_nothing_is_overwritten_unasked(tmp_path):
+    (tmp_path / "skilltune.toml").write_text("mine")
+    refused = init(tmp_path)
+    assert (refused.exit_code, (tmp_path / "skilltune.toml").read_text()) == (2, "mine")
+    assert "already has skilltune.toml; nothing was written" in refused.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["skilltune.toml"]
+    assert init(tmp_path, "--force").exit_code == 0
+    assert (tmp_path / "skilltune.toml").read_text() != "mine"
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["--name", "My Skill"], "name"),
+        (["--score", "exat"], 'did you mean "exact"'),
+        (["--optimizer", "gtp-5"], "optimizer.model"),
+        (["--from", "nowhere.md", "--optimizer", MODEL], "cannot read nowhere.md"),
+        (["--from", "nowhere.md"], "--from needs a model that drafts"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_a_file_is_written(tmp_path, args, says):
+    refused = init(tmp_path / "s", *args)
+    assert refused.exit_code == 2
+    assert says in refused.stderr
+    assert not (tmp_path / "s").exists()
+
+
+def test_questions_need_somebody_to_answer_them(tmp_path):
+    refused = skilltune("init", tmp_path / "s")
+    assert refused.exit_code == 2
+    assert "add --name, or --yes for the default (s)" in refused.stderr
+
+
+def test_quotes_and_slots_in_the_answers_stay_what_they_are(tmp_path):
+    text = 'Says "@task@" \\ & {x}: yes'
+    assert init(tmp_path / "s", "--name", "s", "--description", text, "--task", "Do @name@.").exit_code == 0
+    skill = Skill.load(tmp_path / "s" / "SKILL.md")
+    assert json.dumps(text) in skill.frontmatter
+    assert "Do @name@." in skill.body
+
+
+# -- drafts
+
+
+def completion(*tasks):
+    content = json.dumps({"samples": [{"input": task, "target": target} for task, target in tasks]})
+    message = {"role": "assistant", "content": content}
+    usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
+    return Answer({"choices": [{"index": 0, "message": message, "finish_reason": "stop"}], "usage": usage})
+
+
+async def test_drafts_come_from_the_document_and_await_review(tmp_path):
+    (tmp_path / "docs.md").write_text("# Legs\n\nA dog has four legs.\n")
+    unusable, good = completion(("How many?", "many")), completion(("How many?", "4"), ("how many? ", "5"))
+    async with Server(unusable, good) as server:
+        plan = Plan("legs", "Counts legs.", "Count.", "number", MODEL, f"openai@{server.url}/v1/m")
+        drafts = await draft_with(plan, tmp_path / "docs.md")
+        told = server.calls[1].body["messages"]
+    assert "A dog has four legs." in told[1]["content"]
+    assert "holds no plain number" in told[-1]["content"]  # the scorer could not have used it: told, and asked again
+    scaffold(tmp_path / "s", plan, drafts=drafts)
+    (sample,) = load_samples(tmp_path / "s" / "samples.jsonl")
+    assert (sample.input, sample.target) == ("How many?", "4")
+    assert sample.metadata == {"reviewed": False, "source": "docs.md:1"}
+    rows = [{"id": str(i), "input": str(i), "target": i, "reviewed": False} for i in range(9)]
+    (tmp_path / "s" / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = await check(*load_config(tmp_path / "s"))
+    assert found.problems == [
+        "9 of 9 samples are drafts that nobody has reviewed (0, 1, 2, 3, 4, …): "
+        'read each, mend or delete it, then set its "reviewed" to true'
+    ]
+
+
+@given(text=st.text(alphabet="ab \n#", max_size=300), size=st.integers(4, 60))
+def test_chunks_are_the_text(text, size):
+    parts = chunks(text, size)
+    assert all(0 < len(part) <= size for _, part in parts)
+    assert "".join("".join(part for _, part in parts).split()) == "".join(text.split())
+    assert all(part.split("\n")[0] in text.split("\n")[line - 1] for line, part in parts)
+
+
+# -- a skill folder alone, and back to skill-creator
+
+
+def test_a_skill_folder_with_evals_trains_and_opens_in_skill_creator(tmp_path, monkeypatch):
+    with World(classes=3, train=20, select=12, test=12, q=1.0, sloppy=0.0) as world:
+        world.write(tmp_path / "data.jsonl")
+        rows = [json.loads(line) for line in (tmp_path / "data.jsonl").read_text().splitlines()]
+        evals = [
+            {"id": row["id"], "prompt": row["input"], "expected_output": row["target"], "split": row["split"]}
+            for row in rows
+        ]
+        skill = tmp_path / "desk"
+        (skill / "evals").mkdir(parents=True)
+        (skill / "evals" / "evals.json").write_text(json.dumps({"skill_name": "desk", "evals": evals}))
+        (skill / "SKILL.md").write_text("---\nname: desk\ndescription: Answers tickets.\n---\n\nAnswer.\n")
+        monkeypatch.chdir(tmp_path)
+        lost = skilltune("train", "desk")
+        assert (lost.exit_code, "e.g. target.model=" in lost.stderr) == (2, True)
+        models = [f"target.model=openai@{world.url}/target", f"optimizer.model=openai@{world.url}/optimizer"]
+        trained = skilltune("train", "desk", *models, "train.batch_size=10", "train.epochs=1")
+        assert trained.exit_code == 0, trained.stderr
+    for number in (1, 2):
+        written = skilltune("export", "runs/desk", "--to", "skill-creator")
+        assert written.stdout == f"wrote desk-workspace/iteration-{number}\n"
+    folder = tmp_path / "desk-workspace" / "iteration-1"
+    benchmark = json.loads((folder / "benchmark.json").read_text())
+    assert benchmark["metadata"]["evals_run"] == list(range(1, 13))
+    assert {(run["configuration"], run["run_number"]) for run in benchmark["runs"]} == {
+        ("new_skill", 1),
+        ("old_skill", 1),
+    }
+    summary = benchmark["run_summary"]
+    assert list(summary) == ["new_skill", "old_skill", "delta"]  # the viewer takes the first two in this order
+    assert (summary["new_skill"]["pass_rate"]["mean"], summary["old_skill"]["pass_rate"]["mean"]) == (1.0, 0.0)
+    assert summary["delta"]["pass_rate"] == "+1.00"
+    for run in benchmark["runs"]:
+        assert run["result"].keys() >= {"pass_rate", "passed", "failed", "total", "time_seconds", "tokens", "errors"}
+        place = folder / f"eval-{run['eval_id']}" / run["configuration"] / "run-1"
+        grading = json.loads((place / "grading.json").read_text())
+        assert grading["expectations"] == run["expectations"]
+        assert all(item.keys() == {"text", "passed", "evidence"} for item in grading["expectations"])
+        assert grading["summary"]["pass_rate"] == run["result"]["pass_rate"]
+        assert (place / "outputs" / "answer.md").read_text()
+        assert json.loads((place / "timing.json").read_text())["total_tokens"] == run["result"]["tokens"]
+        metadata = json.loads((place.parents[1] / "eval_metadata.json").read_text())
+        assert metadata["prompt"] in {row["input"] for row in rows}
+
+
+def test_a_run_that_is_not_finished_is_not_exported(tmp_path):
+    Run.open(tmp_path / "run").close()
+    refused = skilltune("export", tmp_path / "run", "--to", "skill-creator")
+    assert refused.exit_code == 2
+    assert "has not finished" in refused.stderr
+    assert not list(tmp_path.glob("*workspace"))

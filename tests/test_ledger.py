@@ -1,0 +1,71 @@
+"""Credit: each rule that stands is worth what the world says it is worth, by the journal alone."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+from typer.testing import CliRunner
+
+from skilltune.cli import app
+from training import START, Trained, small, train
+from world import World
+
+TRUTH = 0.25  # in a world of four classes a right rule solves a quarter of all samples
+
+
+def trained(folder: Path, settings: dict[str, Any] | None = None, **world: Any) -> tuple[Trained, World]:
+    with small(**{"q": 1.0, **world}) as there:
+        return asyncio.run(train(there, folder, settings)), there
+
+
+def shown(folder: Path) -> dict[str, Any]:
+    told = CliRunner().invoke(app, ["show", str(folder), "--edits", "--json"])
+    assert told.exit_code == 0, told.output
+    return json.loads(told.stdout)
+
+
+def test_right_rules_get_the_credit_that_they_deserve(tmp_path: Path) -> None:
+    done, world = trained(tmp_path)
+    rules = shown(done.folder)["edits"]
+    assert [rule["text"].strip() for rule in rules]
+    assert {rule["text"].strip() for rule in rules} == {world.rule(k) for k in world.held(done.result.best.text)}
+    for rule in rules:
+        assert rule["low"] <= TRUTH <= rule["high"]
+        assert rule["fixed"] >= 1
+        assert rule["broken"] == 0
+        assert rule["known"] <= 32
+        assert rule["why"]
+        assert set(rule["evidence"]) <= {t.id for t in world.tickets.values() if t.split == "train"}
+        assert rule["text"] in done.result.versions[rule["version"]].text
+        assert rule["text"] not in done.result.versions[rule["version"] - 1].text
+
+
+def test_the_table_holds_every_rule_and_what_was_undone_is_not_in_it(tmp_path: Path) -> None:
+    done, _ = trained(tmp_path, p=0.1)
+    table = CliRunner().invoke(app, ["show", str(done.folder), "--edits"]).stdout.splitlines()
+    rules = shown(done.folder)["edits"]
+    assert len(table) == 1 + len(rules)
+    assert table[0].split()[:2] == ["rule", "since"]
+    for line, rule in zip(table[1:], rules, strict=True):
+        assert f"version {rule['version']}, step {rule['step']}" in line
+        counted = f"fixed {rule['fixed']}, broke {rule['broken']} of {rule['known']}"
+        assert (counted if rule["known"] else "never seen with and without") in line
+
+
+def test_a_run_that_accepted_nothing_has_an_empty_ledger(tmp_path: Path) -> None:
+    done, _ = trained(tmp_path, q=0.0, harmful=0.0)
+    assert done.result.best.text == START
+    assert shown(done.folder)["edits"] == []
+    assert "no edit stands" in CliRunner().invoke(app, ["show", str(done.folder), "--edits"]).stdout
+
+
+def test_under_the_published_rule_a_whole_patch_shares_the_credit(tmp_path: Path) -> None:
+    with small(q=1.0) as world:
+        done = asyncio.run(train(world, tmp_path, preset="paper"))
+        rules = shown(done.folder)["edits"]
+        gained = world.true_score(done.result.best.text)
+    assert rules
+    assert abs(sum(rule["effect"] for rule in rules) - gained) < 0.25

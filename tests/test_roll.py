@@ -1,0 +1,355 @@
+"""Rolling as a stream and ahead of need: in order, as soon as possible, nothing left behind, nothing wasted unasked."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import aclosing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from skilltune.config import make_config
+from skilltune.envs import Env
+from skilltune.errors import BudgetExceeded, CallConfigError, InfraError, InfraStopped
+from skilltune.models import Request, Usage
+from skilltune.roll import Roller, gather
+from skilltune.rollout import Rollout, Trajectory
+from skilltune.run import Run
+from skilltune.samples import Sample
+from skilltune.session import Session, build_session, may_look_ahead
+from skilltune.skill import Skill
+from training import prepare, small, train
+from world import World
+
+pytestmark = pytest.mark.anyio
+SKILL, OTHER = Skill("Say yes."), Skill("Say no.")
+ENV = Env([{"id": f"s{i}", "input": f"q{i}", "target": "yes"} for i in range(6)])
+
+
+class Gated:
+    """A target that answers (sample, attempt) when it is let, at once where it never is held."""
+
+    fingerprint = "gated"
+
+    def __init__(self, *held: str) -> None:
+        self.gates = {name: asyncio.Event() for name in held}
+        self.errors: dict[str, Exception] = {}
+        self.asked = Counter[str]()
+        self.cancelled = 0
+
+    async def run(self, skill: Skill, sample: Sample, env: Env, attempt: int) -> Trajectory:
+        self.asked[sample.id] += 1
+        try:
+            if sample.id in self.gates:
+                await self.gates[sample.id].wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        if sample.id in self.errors:
+            raise self.errors[sample.id]
+        return Trajectory(f"{sample.id} {attempt}")
+
+    def guess(self, skill: Skill, sample: Sample, env: Env) -> Usage:
+        return Usage(calls=1)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Run]:
+    with Run.open(tmp_path / "journal") as run:
+        yield run
+
+
+async def idle() -> None:
+    for _ in range(30):
+        await asyncio.sleep(0)
+
+
+@contextmanager
+def no_task_left() -> Iterator[None]:
+    """Whatever the block begins must have ended with it."""
+    before = asyncio.all_tasks()
+    yield
+    assert asyncio.all_tasks() <= before
+
+
+def answers(rollouts: list[Rollout]) -> list[str]:
+    return [rollout.answer for rollout in rollouts]
+
+
+async def consume(stream: AsyncIterator[Rollout], seen: list[Rollout]) -> None:
+    async for rollout in stream:
+        seen.append(rollout)
+
+
+# -- the stream
+
+
+async def test_a_rollout_is_there_as_soon_as_it_and_all_before_it_are(run: Run) -> None:
+    target, seen = Gated("s1", "s5"), list[Rollout]()
+    consumer = asyncio.create_task(consume(Roller(target, ENV, run).stream(SKILL, ENV.samples), seen))
+    await idle()
+    assert answers(seen) == ["s0 0"]  # s2 to s4 are done, too
+    target.gates["s1"].set()
+    await idle()
+    assert answers(seen) == [f"s{i} 0" for i in range(5)]  # the slow last one holds nobody back
+    assert not consumer.done()
+    target.gates["s5"].set()
+    await consumer
+    assert answers(seen) == [f"s{i} 0" for i in range(6)]
+
+
+async def test_several_draws_come_one_after_the_other_and_are_made_at_once(run: Run) -> None:
+    target, seen = Gated("s0"), list[Rollout]()
+    consumer = asyncio.create_task(consume(Roller(target, ENV, run).stream(SKILL, ENV.samples, attempts=3), seen))
+    await idle()
+    assert target.asked == dict.fromkeys((f"s{i}" for i in range(6)), 3)
+    target.gates["s0"].set()
+    await consumer
+    assert answers(seen) == [f"s{i} {attempt}" for attempt in range(3) for i in range(6)]
+
+
+async def test_a_stream_is_the_same_batch_as_a_call(run: Run) -> None:
+    roll = Roller(Gated(), ENV, run)
+    streamed = [rollout async for rollout in roll.stream(SKILL, ENV.samples)]
+    assert streamed == await roll(SKILL, ENV.samples)
+    assert {key[1] for key in roll.seen} == {sample.id for sample in ENV.samples}
+    assert [rollout async for rollout in roll.stream(SKILL, [])] == []
+
+
+async def test_a_call_that_failed_for_good_stands_in_its_place_without_a_score(run: Run) -> None:
+    target = Gated("s4")
+    target.errors["s2"] = InfraError("503")
+    target.gates["s4"].set()
+    rollouts = [rollout async for rollout in Roller(target, ENV, run).stream(SKILL, ENV.samples)]
+    assert [rollout.sample for rollout in rollouts] == [sample.id for sample in ENV.samples]
+    assert [rollout.sample for rollout in rollouts if not rollout.scored] == ["s2"]
+
+
+@pytest.mark.parametrize(
+    ("failed", "error", "raised"),
+    [
+        (["s3"], CallConfigError("401: no such key"), CallConfigError),
+        (["s0"], BudgetExceeded("10 calls"), BudgetExceeded),
+        (["s0", "s3"], InfraError("503"), InfraStopped),
+    ],
+)
+async def test_errors_and_stops_end_the_stream_as_they_are(
+    run: Run, monkeypatch: pytest.MonkeyPatch, failed: list[str], error: Exception, raised: type[Exception]
+) -> None:
+    monkeypatch.setattr("skilltune.roll.WAITS_S", (0.0,))
+    target, seen = Gated(), list[Rollout]()
+    target.errors = dict.fromkeys(failed, error)
+    with no_task_left(), pytest.raises(raised) as told:
+        await consume(Roller(target, ENV, run).stream(SKILL, ENV.samples), seen)
+    assert str(error) in str(told.value)
+    assert all(rollout.sample not in failed for rollout in seen)
+    if raised is BudgetExceeded:  # what was under way is paid for: it is in the journal
+        target.errors.clear()
+        await Roller(target, ENV, run)(SKILL, ENV.samples)
+        assert target.asked == {**{f"s{i}": 1 for i in range(6)}, "s0": 2}
+
+
+@pytest.mark.parametrize("how", ["cancelled", "left"])
+async def test_who_goes_away_leaves_no_task_behind(run: Run, how: str) -> None:
+    target, seen = Gated("s2", "s3", "s4"), list[Rollout]()
+    with no_task_left():
+        stream = Roller(target, ENV, run).stream(SKILL, ENV.samples)
+        if how == "cancelled":
+            consumer = asyncio.create_task(consume(stream, seen))
+            await idle()
+            consumer.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await consumer
+        else:
+            async with aclosing(stream) as rollouts:
+                async for rollout in rollouts:
+                    seen.append(rollout)
+                    if len(seen) == 2:
+                        break
+    assert answers(seen) == ["s0 0", "s1 0"]
+    assert target.cancelled == 3
+
+
+# -- gather
+
+
+async def test_what_becomes_ready_one_after_the_other_is_begun_as_it_comes() -> None:
+    gate, begun = asyncio.Event(), list[int]()
+
+    async def work(i: int) -> int:
+        begun.append(i)
+        await asyncio.sleep(0)
+        return 10 * i
+
+    async def source() -> AsyncIterator[Any]:
+        yield work(0)
+        yield work(1)
+        await gate.wait()
+        yield work(2)
+
+    gathered = asyncio.create_task(gather(source()))
+    await idle()
+    assert begun == [0, 1]
+    gate.set()
+    assert await gathered == [0, 10, 20]
+
+
+async def test_a_stop_of_the_source_lets_what_was_begun_finish_and_an_error_does_not() -> None:
+    ended = Counter[str]()
+
+    async def work() -> None:
+        try:
+            await asyncio.sleep(0.02)
+            ended["finished"] += 1
+        except asyncio.CancelledError:
+            ended["cancelled"] += 1
+            raise
+
+    async def source(error: Exception) -> AsyncIterator[Any]:
+        yield work()
+        await asyncio.sleep(0)
+        raise error
+
+    for error, outcome in ((BudgetExceeded("no money"), "finished"), (InfraError("503"), "cancelled")):
+        with no_task_left(), pytest.raises(type(error), match=str(error)):
+            await gather(source(error))
+        assert ended[outcome] == 1
+    assert ended.total() == 2
+
+
+# -- looking ahead
+
+
+@contextmanager
+def session_at(world: World, folder: Path, **target: Any) -> Iterator[Session]:
+    prepare(world, folder)
+    cfg = make_config(
+        {
+            "skill": "SKILL.md",
+            "env": {"samples": "samples.jsonl"},
+            "target": {"model": f"openai@{world.url}/target", "workers": 2, **target},
+            "optimizer": {"workers": 2},
+        }
+    )
+    with Run.open(folder / "run") as run:
+        yield build_session(cfg, run, folder)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
+async def test_what_was_sent_ahead_is_let_finish_and_what_was_not_is_dropped(tmp_path: Path) -> None:
+    with small(latency=0.1) as world, session_at(world, tmp_path) as session:
+        roll, samples, before = session.roll, session.splits.train, asyncio.all_tasks()
+        await roll(session.skill, samples[:1])
+        roll.expect(SKILL, samples[:8])
+        await until(lambda: world.calls["target"] == 3)
+        roll.settle(OTHER)
+        await until(lambda: asyncio.all_tasks() <= before)
+        assert world.answered["target"] == 3
+        await roll(SKILL, samples[:2])
+        assert world.calls["target"] == 3  # the two that were sent are in the journal
+        await session.aclose()
+
+
+async def test_what_is_expected_of_the_new_incumbent_is_kept(tmp_path: Path) -> None:
+    with small(latency=0.01) as world, session_at(world, tmp_path) as session:
+        roll, samples = session.roll, session.splits.train
+        await roll(session.skill, samples[:1])
+        roll.expect(SKILL, samples[:4])
+        roll.expect(SKILL, samples[:4])  # once is enough
+        roll.settle(SKILL)
+        await roll(SKILL, samples[:4])
+        assert world.calls["target"] == 5
+        await session.aclose()
+
+
+async def test_the_end_of_a_session_ends_what_still_runs_ahead(tmp_path: Path) -> None:
+    with small(latency=5.0) as world, session_at(world, tmp_path) as session, no_task_left():
+        session.roll.answered = True
+        session.roll.expect(SKILL, session.splits.train)
+        await until(lambda: world.calls["target"] > 0)
+        await session.aclose()
+
+
+async def test_a_failure_ahead_is_nobodys_until_it_is_asked_for(run: Run) -> None:
+    target = Gated()
+    target.errors["s1"] = CallConfigError("400: too long")
+    roll = Roller(target, ENV, run, lookahead=True)
+    await roll(SKILL, ENV.samples[:1])
+    with no_task_left():
+        roll.expect(SKILL, ENV.samples)
+        await idle()
+    with pytest.raises(CallConfigError, match="sample s1: 400"):
+        await roll(SKILL, ENV.samples)
+    assert target.asked == {**dict.fromkeys((f"s{i}" for i in range(6)), 1), "s1": 2}
+
+
+async def test_nothing_is_rolled_ahead_before_the_target_answered(run: Run) -> None:
+    """A dead target is not hammered, and the replay of a finished run, samples that were left out included, is free."""
+    target = Gated()
+    roll = Roller(target, ENV, run, lookahead=True)
+    roll.expect(SKILL, ENV.samples)
+    await idle()
+    assert not target.asked
+
+
+class Priced:
+    """Stands for a client: what a call costs at most."""
+
+    def __init__(self, usd: float | None) -> None:
+        self.usd = usd
+
+    def bound(self, request: Request) -> Usage:
+        return Usage(calls=1, usd=self.usd)
+
+
+FREE = "openai@http://127.0.0.1:8000/v1/m"
+
+
+@pytest.mark.parametrize(
+    ("model", "usd", "settings", "may"),
+    [
+        (FREE, 0.0, {}, True),
+        (FREE, 0.0, {"budget": {"usd": 1.0}}, True),  # costs no dollars
+        (FREE, 0.0, {"budget": {"minutes": 5.0}}, True),  # saves minutes
+        (FREE, 0.0, {"budget": {"calls": 1_000}}, False),
+        (FREE, 0.0, {"budget": {"tokens": 1_000_000}}, False),
+        (FREE, 0.0, {"budget": {"calls": 1_000, "usd": 1.0}}, False),
+        (FREE, 0.0001, {}, False),
+        (FREE, None, {}, False),  # unknown is not free
+        ("local/smollm2-135m", 0.0, {}, False),
+        (FREE, 0.0, {"target": {"lookahead": False}}, False),
+        (FREE, 0.01, {"target": {"lookahead": True}, "budget": {"calls": 1_000}}, True),  # as told
+    ],
+)
+def test_pitfall_21_a_limited_budget_is_not_spent_on_what_may_not_be_needed(
+    model: str, usd: float | None, settings: dict[str, Any], may: bool
+) -> None:
+    cfg = make_config({**settings, "target": {"model": model, **settings.get("target", {})}})
+    client: Any = Priced(usd)
+    assert may_look_ahead(cfg, client) == may
+
+
+def test_a_target_on_ones_own_endpoint_is_free(tmp_path: Path) -> None:
+    with small() as world, session_at(world, tmp_path) as session:
+        assert session.roll.lookahead
+    (tmp_path / "priced").mkdir()
+    with session_at(world, tmp_path / "priced", price=(1.0, 2.0)) as session:
+        assert not session.roll.lookahead
+
+
+@pytest.mark.parametrize("settings", [{"target.lookahead": False}, {"budget.calls": 5_000}])
+@pytest.mark.parametrize("preset", ["default", "paper"])
+async def test_pitfall_19_without_looking_ahead_no_call_is_wasted(
+    tmp_path: Path, preset: str, settings: dict[str, Any]
+) -> None:
+    with small(p=0.1, q=0.6) as world:
+        trained = await train(world, tmp_path, {"train.epochs": 1, **settings}, preset=preset)
+        assert world.calls["target"] == len(trained.rows("rollouts.jsonl"))
