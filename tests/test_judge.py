@@ -18,10 +18,10 @@ from skilltune.agreement import Agreement, read_labels
 from skilltune.api import run_training
 from skilltune.check import check
 from skilltune.config import make_config
+from skilltune.edits import Edit
 from skilltune.errors import BudgetExceeded, CallConfigError, InfraStopped, JudgeError, UsageError
 from skilltune.models import Usage
 from skilltune.optimizer.evidence import copied, render_rollout
-from skilltune.optimizer.model import Edit
 from skilltune.rollout import Rollout, Trajectory
 from skilltune.run import FAILED, Run
 from skilltune.scorers.judge import hidden, named, read_verdicts, stands_in

@@ -159,6 +159,8 @@ async def run_evaluation(
     """Roll a skill over one split (None: all samples) of a built session."""
     parts = session.splits
     by_name = {"train": parts.train, "select": parts.select, "test": parts.test}
+    if split and split not in by_name:
+        raise UsageError(f"there is no split {split!r}: name train, select or test, or leave it out for all samples")
     samples = by_name[split] if split else (*parts.train, *parts.select, *parts.test)
     if not samples:
         raise UsageError(f"the split {split!r} is empty; env.split sets the ratio")
@@ -195,6 +197,8 @@ async def aevaluate(
     if not isinstance(env, Env):
         tree["env"] = {**tree.get("env", {}), "samples": str(env)}
     cfg = make_config(tree, source="evaluate()")
+    if not isinstance(skill, Skill) and str(skill) and not Path(skill).exists():
+        raise UsageError(f'there is no skill at {skill}; "" scores the target without one')
     text = skill if isinstance(skill, Skill) else Skill.load(skill) if str(skill) else Skill("")
     with scratch_run(run) as journal:
         session = build_session(cfg, journal, Path(), env=env if isinstance(env, Env) else None, skill=Skill(""))

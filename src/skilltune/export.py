@@ -33,7 +33,8 @@ FOLDERS = {
 }
 KINDS = ("file", *FOLDERS, "plugin")
 MANIFEST = ".claude-plugin/plugin.json"
-TRAINING = {"evals", "skilltune.toml"}  # at the top of a skill folder: what it is trained with, not what it says
+# At the top of a skill folder: what it is trained with (as `init` lays it out), not what it says.
+TRAINING = {"evals", "runs", "skilltune.toml", "samples.jsonl", "samples.json", "samples.csv", "samples.tsv"}
 
 _PATH_PART = re.compile(r"\w[\w.-]*")  # a name becomes a folder; it must not climb out of its parent
 

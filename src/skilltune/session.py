@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ from skilltune.targets import Target
 from skilltune.targets.chat import ChatTarget
 from skilltune.targets.plugin import AgentClient, AgentTarget, load_target
 
+TRIED = 5  # samples on which an empty answer is scored before anything is paid
 MODEL_SCHEMES = ("openai", "anthropic", "local")
 CONTROL_ARMS = 4  # that are rolled on the test split beside the two skills of the certificate
 PLANNED_SCHEMES = ("claude-code", "codex", "command", "fake")
@@ -111,6 +113,20 @@ class Session:
             await self.env.score(sample, rollout)
         except JudgeError as error:
             raise UsageError(f"{error}\nNothing was spent: mend the scorer and run the same command again.") from error
+        if not self.env.lines(sample) and await self._indifferent():
+            raise UsageError(
+                "the scorer gives full marks to an empty answer, so nothing could be learned: `skilltune check` lists "
+                "the samples. Nothing was spent."
+            )
+
+    async def _indifferent(self) -> bool:
+        """Does an empty answer solve every sample tried where something was expected?"""
+        tried = [s for s in self.splits.select if self.env.expected(s)][:TRIED]
+        rollouts = [Rollout(sample.id, self.skill.hash, 0, Trajectory(""), None) for sample in tried]
+        with suppress(JudgeError):  # a scorer that fails on an empty answer is not indifferent
+            scores = [await self.env.score(s, rollout) for s, rollout in zip(tried, rollouts, strict=True)]
+            return bool(scores) and all(score.value >= 1 for score in scores)
+        return False
 
     def look_at_test(self, best: Skill) -> int:
         """The number of this look at the test split: 1, unless a run that was stopped and went on certified another
