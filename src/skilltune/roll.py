@@ -26,6 +26,7 @@ from skilltune.skill import Skill
 from skilltune.targets import Target
 
 MAX_UNSCORED = 0.10  # share of a batch that may go unscored; the coverage floor is 1 minus this
+UNDER_WAY = 1024  # samples of a batch begun at once: each holds 6 KB, and more workers than this nobody has
 WAITS_S = (2.0, 10.0, 30.0)  # pauses before a batch with too many failures is tried again
 
 
@@ -164,11 +165,14 @@ class Roller:
         left_out: dict[str, str],
         landed: Callable[[int, Rollout], None],
     ) -> list[Rollout]:
+        window = asyncio.Semaphore(UNDER_WAY)
+
         async def one(index: int, sample: Sample) -> Rollout:
             if sample.id in left_out:
                 return _unscored(skill, sample, attempt, InfraError(left_out[sample.id]))
             try:
-                rollout = await self._one(skill, sample, attempt)
+                async with window:
+                    rollout = await self._one(skill, sample, attempt)
             except CallConfigError:
                 raise
             except CallError as error:
