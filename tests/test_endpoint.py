@@ -629,3 +629,13 @@ def test_hedging_is_a_setting_of_the_target_that_may_change_on_resume(tmp_path: 
 def test_nonsense_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="at least 1"):
         Endpoint(**options)
+
+
+async def test_pitfall_15_an_endpoint_that_only_ever_says_slow_down_ends_after_one_call_of_many() -> None:
+    clock = Clock()
+    silent = Silent(clock, 0.01, RateLimited)
+    endpoint = Endpoint(8, draw=lambda: 1.0, sleep=clock.sleep, clock=clock)
+    failures = await asyncio.gather(*(endpoint.call(silent, ASK) for _ in range(300)), return_exceptions=True)
+    assert all(isinstance(failure, RateLimited) for failure in failures)
+    assert sum("not tried" in str(failure) for failure in failures) > 200
+    assert clock.now < 120

@@ -26,7 +26,7 @@ from world import Call, Faults, World
 
 pytestmark = pytest.mark.anyio
 PRESETS = ("default", "paper")
-SHORT = {"train.epochs": 1}
+SHORT = {"target.lookahead": False, "train.epochs": 1}
 
 
 def mixed(rate: float) -> Faults:

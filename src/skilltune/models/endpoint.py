@@ -21,6 +21,7 @@ from skilltune.models.retry import RateLimited, RetryPolicy, TimedOut
 
 LONGEST_PAUSE_S = 60.0
 DEAD_S = 8.0  # an endpoint from which nothing ever came is given up rather than asked beyond this
+HOPELESS = 100  # attempts in vain, of all callers, after which an endpoint that never gave an answer is given up
 STRAGGLER = 3.0  # a good value of `hedge`
 SEEN = 50, 10  # the answers whose median counts: so many at most, so many at least
 
@@ -71,6 +72,7 @@ class Endpoint:
         self._opening: asyncio.Task[None] | None = None  # exists while somebody waits for the end of a pause
         self._asked_at: float | None = None
         self._heard = False  # did anything ever come back, an error included?
+        self._in_vain = 0  # attempts until the first good answer; none is counted after it
         self._took: dict[str, deque[float]] = {}  # seconds of the last answers, by role
 
     @property
@@ -93,7 +95,8 @@ class Endpoint:
 
         Roles that wait are served in turn, each its oldest call first; a `speculative` call only when no other waits.
         No slot is held between two attempts. Where nothing was ever heard, no attempt is begun that would last beyond
-        `DEAD_S` if it took as long as the one before, and with it all that wait are given up.
+        `DEAD_S` if it took as long as the one before, and with it all that wait are given up; likewise after
+        `HOPELESS` attempts of anybody without a single good answer.
         """
         attempt, failure = 0, None
         while True:
@@ -113,6 +116,8 @@ class Endpoint:
                 if isinstance(error, RateLimited):  # a limit without a stated wait concerns all callers too
                     self._pause(delay)
                 dead = not self._heard and now + delay + (now - began) > self._asked_at + DEAD_S
+                self._in_vain += self._in_vain >= 0
+                dead = dead or self._in_vain >= HOPELESS
                 if dead:
                     self._turn_away(error)
             finally:
@@ -135,7 +140,7 @@ class Endpoint:
             if error.retry_after is not None:
                 self._pause(error.retry_after)
             raise
-        self._heard = True
+        self._heard, self._in_vain = True, -HOPELESS
         self._window = min(self._workers, self._window + 1 / self._window)
         if self._hedge is not None:
             self._took.setdefault(role, deque(maxlen=SEEN[0])).append(self._clock() - began)
@@ -235,7 +240,7 @@ class Endpoint:
         for line in (*self._lines.values(), self._speculative):
             for place in line:
                 if not place.done():
-                    place.set_exception(type(failure)(f"{failure} (not tried: nothing was ever heard from there)"))
+                    place.set_exception(type(failure)(f"{failure} (not tried: no good answer ever came from there)"))
             line.clear()
         self._lines.clear()
         self._stop_waiting()
