@@ -21,7 +21,7 @@ def score(sample, rollout):
         open("computing", "w").close()
         while True:
             pass
-    return 1.0
+    return float(bool(rollout.answer))
 """
 
 
