@@ -3,7 +3,8 @@
 K = 12, 120/60/120 samples, world latency 50 ms, 16 workers; the world and the run are processes of their own, retries
 are those of real life. One row per fault: exit code (of each life: a run that stopped is started again), failed calls
 that the server saw, how many of them were scored as an answer, how many were shown to the optimizer, the true test
-score beside that of the undisturbed run, seconds. Run: python bench/faults.py --preset default
+score, whether versions and certificate are those of the undisturbed run, seconds. Then what can never succeed, and how
+soon it ends. Two rows at a time; about ten minutes in all. Run: python bench/faults.py
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,11 +30,20 @@ from skilltune.run import Run
 from world import Faults, World
 
 KEY = "the-right-key"
-RATES = ("error", "limit", "drop", "truncate", "malformed", "no_choices", "empty", "hang")
+KINDS = {
+    "5xx": ("error",),
+    "429": ("limit",),  # with Retry-After
+    "dropped": ("drop",),
+    "broken body": ("truncate", "malformed", "no_choices", "empty"),  # a quarter each
+    "hanging": ("hang",),
+}
 LIVES = 3  # a run that stopped by infrastructure is started so many times at most
 HANG = {"hang_s": 5.0}
-TIMEOUT_S = 2.0
-COLUMNS = "fault | exit | failed calls | counted as wrong | shown to the optimizer | true score | undisturbed | seconds"
+TIMEOUT_S = 1.0  # of a call, twenty times what one takes
+OUTAGE = {"outage": (6.0, 66.0)}
+COLUMNS = (
+    "fault | preset | exit | failed calls | counted as wrong | shown to the optimizer | true score | same end | seconds"
+)
 
 
 def serve(options: dict[str, Any]) -> None:
@@ -84,7 +95,8 @@ def train(folder: Path, url: str, preset: str, seed: int, **models: str) -> tupl
     return done.returncode, done.stderr
 
 
-def row(name: str, faults: dict[str, Any], preset: str, seed: int, undisturbed: float | None) -> tuple[str, float]:
+def row(name: str, faults: dict[str, Any], preset: str, seed: int) -> tuple[list[object], float, dict[str, Any]]:
+    """The cells of a row but the last two, the seconds, and what the run ended with."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         with world(folder, faults, seed) as (url, process):
@@ -99,12 +111,30 @@ def row(name: str, faults: dict[str, Any], preset: str, seed: int, undisturbed: 
             seen = json.loads(process.stdout.readline())
         run = Run.read(folder / "run")
         rollouts = [rollout_from_json(value) for _, value, _ in run.memos("rollout")]
+        end = next((data for _, _, data in run.events("finish")), {})
         run.close()
     given = set(seen["given"])
     wrong = sum(rollout.scored and f"{rollout.sample} {rollout.answer}" not in given for rollout in rollouts)
-    known = "" if undisturbed is None else f"{undisturbed:.3f}"
-    cells = [name, " → ".join(map(str, codes)), seen["failed"], wrong, seen["shown"], f"{seen['true']:.3f}", known]
-    return f"| {' | '.join(map(str, cells))} | {seconds:.0f} |", seen["true"]
+    lives = " → ".join(map(str, codes))
+    return [name, preset, lives, seen["failed"], wrong, seen["shown"], f"{seen['true']:.3f}"], seconds, end
+
+
+def table(presets: list[str], kinds: list[str], rates: list[float], outage: bool, seed: int, jobs: int) -> None:
+    faults: dict[str, dict[str, Any]] = {"none": {}}
+    for kind in kinds:
+        for rate in rates:
+            parts = KINDS[kind]
+            faults[f"{kind} {100 * rate:.0f} %"] = dict.fromkeys(parts, rate / len(parts)) | HANG
+    if outage:
+        faults["60 s outage"] = OUTAGE
+    cases = [(name, preset) for name in faults for preset in presets]
+    undisturbed: dict[str, dict[str, Any]] = {}
+    with ThreadPoolExecutor(jobs) as pool:
+        rows = pool.map(lambda case: row(case[0], faults[case[0]], case[1], seed), cases)
+        for (_, preset), (cells, seconds, end) in zip(cases, rows, strict=True):
+            expected = undisturbed.setdefault(preset, end)
+            same = all(end.get(key) == expected[key] for key in ("versions", "best", "certificate"))
+            print(f"| {' | '.join(map(str, cells))} | {'yes' if same else 'NO'} | {seconds:.0f} |", flush=True)
 
 
 def hopeless(preset: str) -> Iterator[str]:
@@ -117,42 +147,48 @@ def hopeless(preset: str) -> Iterator[str]:
             ("dead endpoint", {role: f"{dead}/{role}"}),
             ("wrong key", {"key": "not-this-one-at-all"}),
             ("unknown model", {role: "{url}/no-such-model"}),
+            ("wrong URL", {role: f"{{root}}/nowhere/v1/{role}"}),
         ):
             if name == "wrong key" and role == "optimizer":
                 continue  # one server, one key: it was both roles'
             with tempfile.TemporaryDirectory() as place, world(Path(place), {}, 0) as (url, _):
                 began = time.monotonic()
-                told = {part: text.replace("{url}", f"openai@{url}") for part, text in models.items()}
+                places = {"{url}": f"openai@{url}", "{root}": f"openai@{url.removesuffix('/v1')}"}
+                told = {part: filled(text, places) for part, text in models.items()}
                 code, said = train(Path(place), url, preset, 0, **told)
                 seconds = time.monotonic() - began
             yield f"| {name} ({role}) | {code} | {seconds:.1f} | {said.splitlines()[0][:110]} |"
 
 
+def filled(text: str, places: dict[str, str]) -> str:
+    for place, value in places.items():
+        text = text.replace(place, value)
+    return text
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", choices=["default", "paper"], default="default")
+    parser.add_argument("--presets", default="default,paper")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--faults", default=",".join((*RATES, "outage")), help="which, separated by commas")
+    parser.add_argument("--faults", default=",".join((*KINDS, "outage", "hopeless")), help="which, separated by commas")
+    parser.add_argument("--jobs", type=int, default=2, help="rows at a time")
     parser.add_argument("--rates", default="0.05,0.3")
     parser.add_argument("--world", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.world:
         serve(options.world)
         return
-    print(f"preset {options.preset}, K = 12, 120/60/120, 50 ms, 16 workers, seed {options.seed}\n\n| {COLUMNS} |")
+    wanted, presets = options.faults.split(","), options.presets.split(",")
+    if unknown := set(wanted) - {*KINDS, "outage", "hopeless"}:
+        parser.error(f"no such fault: {', '.join(sorted(unknown))}")
+    print(f"K = 12, 120/60/120, 50 ms, 16 workers, seed {options.seed}\n\n| {COLUMNS} |")
     print("|" + " --- |" * (COLUMNS.count("|") + 1))
-    line, undisturbed = row("none", {}, options.preset, options.seed, None)
-    print(line, flush=True)
-    for fault in filter(None, options.faults.split(",")):
-        if fault == "outage":
-            print(row("60 s outage", {"outage": (8.0, 68.0)}, options.preset, options.seed, undisturbed)[0], flush=True)
-            continue
-        for rate in map(float, options.rates.split(",")):
-            name = f"{fault} {100 * rate:.0f} %"
-            print(row(name, {fault: rate, **HANG}, options.preset, options.seed, undisturbed)[0], flush=True)
-    print("\n| hopeless | exit | seconds | it says |\n| --- | --- | --- | --- |")
-    for line in hopeless(options.preset):
-        print(line, flush=True)
+    kinds, rates = [kind for kind in KINDS if kind in wanted], [float(rate) for rate in options.rates.split(",")]
+    table(presets, kinds, rates, "outage" in wanted, options.seed, options.jobs)
+    if "hopeless" in wanted:
+        print("\n| hopeless | exit | seconds | it says |\n| --- | --- | --- | --- |")
+        for line in hopeless(presets[0]):
+            print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -13,5 +13,6 @@ run span.py --seeds 2
 run span.py --seeds 2 --presets default --hedge
 run hedging.py
 run kills.py
+run signals.py
 run faults.py
 run memory.py --seeds 8

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import pytest
 
 import skilltune as st
 from training import START, small
-from world import World
+from world import Faults, World
 
 ROOT = Path(__file__).parents[1]
 QUICK: dict[str, Any] = {"train": {"epochs": 2, "batch_size": 16}, "gate": {"screen": 24}}
@@ -65,6 +67,96 @@ def test_train_as_in_the_documents(here: Path, capsys: pytest.CaptureFixture[str
         )
         assert (again.best.text, again.certificate) == (result.best.text, result.certificate)
         assert dict(world.calls) == asked
+
+
+def test_a_result_prints_as_four_lines(here: Path) -> None:
+    with small(seed=1, q=0.9) as world:
+        env = st.Env(world.write(here / "data.jsonl"))
+        models = f"openai@{world.url}/target", f"openai@{world.url}/optimizer"
+        result = st.train("skills/invoice-totals", env, *models, run="runs/a", **QUICK)
+        claim, proof, cost, file = str(result).splitlines()
+        assert claim == "Certified better on the untouched test split."
+        assert proof == str(result.certificate)
+        assert cost.startswith(f"{sum(world.answered.values()):,} calls, ")
+        assert Path(file, "SKILL.md").read_text() == result.best.text
+        assert repr(result) == str(result)
+        stopped = st.train("skills/invoice-totals", env, *models, budget="20 calls", run="runs/b", **QUICK)
+        assert "no certificate" in str(stopped)
+        assert len(str(stopped)) < 400
+
+
+def test_control_arms_are_a_keyword_as_they_are_an_option(here: Path) -> None:
+    with small(seed=1, q=0.9) as world:
+        rows = world.write(here / "data.jsonl")
+        models = f"openai@{world.url}/target", f"openai@{world.url}/optimizer"
+        plain = st.train("skills/invoice-totals", rows, *models, run="runs/a", **QUICK)
+        assert plain.controls is None
+        more = st.train("skills/invoice-totals", rows, *models, run="runs/a", controls=True, **QUICK)
+        assert more.best.text == plain.best.text
+        assert more.controls is not None
+        assert [arm.name for arm in more.controls.arms][:2] == ["trained skill", "no skill"]
+
+
+def test_env_is_a_table_a_function_or_an_env_with_a_split(here: Path) -> None:
+    with small() as world:
+        target = f"openai@{world.url}/target"
+        rows = [{"question": sample["input"], "code": sample["target"]} for sample in world.samples()]
+        (here / "data.json").write_text(json.dumps(rows))
+        table = {"samples": "data.json", "fields": {"input": "question", "target": "code"}, "split": [1, 1, 2]}
+        prompted = {**table, "prompt": "Ticket of today.\n{input}"}
+        assert st.evaluate("", prompted, target, split="test").total == len(rows) // 2
+        assert all(request.user.startswith("Ticket of today.\n") for request in world.requests)
+
+        def desk() -> st.Env:
+            return st.Env(rows, fields={"input": "question", "target": "code"})
+
+        for env in (desk, desk(), {"samples": desk}):
+            assert st.evaluate("", env, target).total == len(rows)
+        assert st.evaluate("", {"samples": desk(), "split": [1, 1, 2]}, target, split="test").total == len(rows) // 2
+        asked = len(world.requests)
+        with pytest.raises(st.UsageError, match="score and an Env: give them to the Env itself"):
+            st.evaluate("", {"samples": desk(), "score": "f1"}, target)
+        with pytest.raises(st.UsageError, match=r"made a str, not an st\.Env"):
+            st.evaluate("", lambda: "data.json", target)  # type: ignore[arg-type, return-value]
+        with pytest.raises(st.UsageError, match=r"env\.promt; did you mean \"prompt\""):
+            st.train("skills/invoice-totals", {**table, "promt": "{input}"}, target)
+        assert len(world.requests) == asked
+
+
+INTERRUPTED = """
+import skilltune as st
+st.train("skills/invoice-totals", "data.jsonl", "openai@{url}/target", "openai@{url}/optimizer", fork={fork})
+"""
+
+
+@pytest.mark.parametrize("fork", [False, True])
+def test_ctrl_c_ends_a_call_in_good_order_and_says_how_to_go_on(here: Path, fork: bool) -> None:
+    with small(seed=1, q=0.9) as world:
+        world.write(here / "data.jsonl")
+        models = f"openai@{world.url}/target", f"openai@{world.url}/optimizer"
+        if fork:
+            st.train("skills/invoice-totals", "data.jsonl", *models, budget="20 calls")
+        seen = world.calls["target"]
+        world.faults = {"target": Faults(hang=1.0, hang_s=60.0)}
+        command = [sys.executable, "-c", INTERRUPTED.format(url=world.url, fork=fork)]
+        process = subprocess.Popen(command, cwd=here, stderr=subprocess.PIPE, text=True)
+        while world.calls["target"] == seen and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        try:
+            _, told = process.communicate(timeout=20)
+        finally:
+            process.kill()
+        folder = "runs/invoice-totals-2" if fork else "runs/invoice-totals"
+        once = " and without fork" if fork else ""
+        assert told.splitlines()[-1] == (
+            f"KeyboardInterrupt: interrupted; what was paid is kept: the same call with run='{folder}'{once} goes on"
+        )
+        assert "asyncio" not in told
+        assert told.count("File ") <= 2  # the caller's line and ours
+        world.faults = {}
+        resumed = st.train("skills/invoice-totals", "data.jsonl", *models, run=folder)
+        assert resumed.folder == Path(folder)
 
 
 FACTORY = """

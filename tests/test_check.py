@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,34 @@ async def test_a_run_stays_within_its_estimate(tmp_path: Path, world: World, set
     assert rolled.usd is not None
     assert thought.usd is not None
     assert expected.usd[0] <= rolled.usd + thought.usd <= expected.usd[1]
+
+
+@pytest.mark.parametrize("controls", ["certify.controls=false", "certify.controls=true"])
+async def test_a_budget_that_will_not_last_is_remarked_with_the_number_that_will(
+    tmp_path: Path, world: World, controls: str
+) -> None:
+    overrides = [controls, "target.price=[1, 2]", "optimizer.price=[1, 2]", "target.lookahead=false"]
+    assert (await looked_at(tmp_path, world, *overrides)).notes == []
+    (told,) = (await looked_at(tmp_path, world, *overrides, "budget.calls=30")).notes
+    assert told.startswith("budget.calls=30 is too little for a whole run: with ")
+    assert ("control arms" in told) == controls.endswith("true")
+    least, enough = (int(re.findall(pattern, told)[0]) for pattern in (r"shortest takes about (\d+)", r"calls=(\d+)$"))
+    (told,) = (await looked_at(tmp_path, world, *overrides, f"budget.calls={least + 1}")).notes
+    assert "may not last for a whole run" in told
+    assert (await looked_at(tmp_path, world, *overrides, f"budget.calls={enough}")).notes == []
+    for calls, ends in ((least // 2, False), (enough, True)):
+        cfg = config(tmp_path, world, *overrides, f"budget.calls={calls}")
+        done = await run_training(cfg, tmp_path, tmp_path / f"run-{calls}")
+        assert (done.stopped is None) == ends
+
+
+@pytest.mark.parametrize("limit", ["tokens", "usd"])
+async def test_so_is_one_in_tokens_or_dollars(tmp_path: Path, world: World, limit: str) -> None:
+    overrides = ["target.price=[1, 2]", "optimizer.price=[1, 2]"]
+    (told,) = (await looked_at(tmp_path, world, *overrides, f"budget.{limit}={1 if limit == 'tokens' else 1e-6}")).notes
+    enough = told.rpartition(" ")[2]
+    assert enough.startswith(f"budget.{limit}=")
+    assert (await looked_at(tmp_path, world, *overrides, enough)).notes == []
 
 
 async def test_no_optimizer_calls_are_estimated_where_no_model_is_asked(tmp_path: Path, world: World) -> None:

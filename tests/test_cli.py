@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from skilltune.cli import app
 from skilltune.config import load_config
 from skilltune.models import Usage
 from skilltune.report.terminal import Live, Progress, clean, columns, difference
+from skilltune.run import Run
 from world import Faults, World
 
 pytestmark = pytest.mark.anyio
@@ -172,7 +174,7 @@ def test_train_prints_plan_verdicts_diff_certificate_and_cost(desk: Desk, preset
         "of the target",
         "start · select 0.0 %",
         "accepted as version 1",
-        "· select about ",
+        *(["measured 0.0 % → ", "believed +", "P(better) = ", "needed 0.90"] if preset == "default" else ["→"]),
         "step 2 of 2",
     ]
     order += ["+++ the trained skill", "+" + desk.world.rule(0), "Certified better", "unseen samples"]
@@ -383,6 +385,18 @@ def test_check_calls_no_model_unless_asked(desk: Desk) -> None:
     assert desk.world.calls == {"target": 1, "optimizer": 1}
 
 
+def test_check_calls_a_set_that_can_prove_nothing_too_small_and_not_fine(desk: Desk) -> None:
+    data = desk.root / "data.jsonl"
+    rows = data.read_text().splitlines()
+    few = [next(row for row in rows if f'"split": "{split}"' in row) for split in ("train", "select", "test")]
+    data.write_text("\n".join(few) + "\n")
+    result = skilltune("check", desk.config)
+    assert result.exit_code == 0
+    assert "too few to certify" in result.stdout
+    assert "fine" not in result.stdout
+    assert result.stdout.splitlines()[-1].startswith("sound, but too few samples: select has 1 of the 5")
+
+
 def test_check_names_every_problem_with_exit_2(desk: Desk) -> None:
     result = skilltune("check", desk.config, "target.model=examples", "train.max_skill_tokens=3")
     assert result.exit_code == 2
@@ -411,7 +425,8 @@ def test_show_works_while_a_run_is_being_written(desk: Desk) -> None:
         result = skilltune("show", desk.run)
         assert result.exit_code == 0
         assert "the input" in result.stdout
-        assert "unfinished" in result.stdout
+        assert f"running        process {process.pid} writes to it" in result.stdout
+        assert json.loads(skilltune("show", desk.run, "--json").stdout)["pid"] == process.pid
     finally:
         process.send_signal(signal.SIGINT)
         process.wait(timeout=10)
@@ -458,7 +473,66 @@ def test_export_and_show_of_an_unfinished_run(desk: Desk) -> None:
     result = skilltune("export", desk.run, "--to", "file", "--out", desk.root)
     assert result.exit_code == 2
     assert "has not finished" in result.stderr
-    assert "unfinished" in skilltune("show", desk.run).stdout
+    shown = skilltune("show", desk.run).stdout
+    assert "stopped        the optimizer cannot be reached" in shown
+    assert f"resume with    skilltune train {desk.config}\n" in shown
+    desk.world.faults = Faults()
+    assert skilltune("train", desk.config).exit_code == 0
+    assert "\nfinished\n" in skilltune("show", desk.run).stdout
+    with pytest.raises(KeyboardInterrupt), Run.open(Path(desk.run)):  # a replay that is interrupted takes nothing back
+        raise KeyboardInterrupt
+    assert json.loads(skilltune("show", desk.run, "--json").stdout)["state"] == "finished"
+
+
+def test_show_of_a_stopped_run_says_why_and_how_to_go_on(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert skilltune("train", desk.config, "budget.calls=100", "--run", desk.root / "other run").exit_code == 4
+    data = json.loads(skilltune("show", desk.root / "other run", "--json").stdout)
+    assert (data["state"], data["pid"]) == ("stopped", None)
+    assert "budget" in data["stopped"]
+    line = shlex.join(["skilltune", "train", desk.config, "budget.calls=100", "--run", str(desk.root / "other run")])
+    assert data["resume"] == line
+    monkeypatch.chdir(desk.root)
+    assert "   (in " in skilltune("show", desk.root / "other run").stdout
+
+
+def test_a_fork_says_how_it_is_resumed_when_it_begins_and_when_it_stops(trained: Desk) -> None:
+    command = f"skilltune train {trained.config} train.lr=3 budget.calls=10 --run {trained.run}-2"
+    forked = skilltune("train", trained.config, "train.lr=3", "budget.calls=10", "--fork")
+    assert forked.exit_code in (3, 4), forked.stdout
+    assert f"--fork again would begin another fork; to resume this one:\n  {command}\n" in forked.stdout
+    assert command in forked.stdout.partition("forked from")[2].partition(command)[2] + forked.stderr
+    resumed = skilltune(*command.replace("budget.calls=10", "budget.calls=5000").split()[1:])
+    assert resumed.exit_code == 0, resumed.stderr
+    assert not Path(f"{trained.run}-3").exists()
+
+
+ENOUGH = [["check"], ["eval"], ["show"], ["show", "--edits"], ["show", "--recompute"], ["diff"], ["doctor"], ["init"]]
+
+
+@pytest.mark.parametrize("args", ENOUGH)
+def test_a_reader_that_has_seen_enough_ends_a_command_quietly(finished: Desk, args: list[str], tmp_path: Path) -> None:
+    of_run, plain = args[0] in ("show", "diff"), args[0] == "init"
+    given = [tmp_path / "s", "--yes"] if plain else [finished.run] if of_run else [finished.config]
+    read, write = os.pipe()
+    os.close(read)  # before a byte is written: every write fails, the last flush of a small output included
+    program = [sys.executable, "-m", "skilltune.cli", args[0], *map(str, given), *args[1:]]
+    ended = subprocess.run(program, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert (ended.returncode, ended.stderr) == (141, "")
+
+
+def test_help_may_be_read_in_part() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    program = [sys.executable, "-m", "skilltune.cli", "train", "--help"]
+    ended = subprocess.run(program, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert ended.stderr == ""
+
+
+def test_the_ledger_says_what_its_figures_are(finished: Desk) -> None:
+    first = skilltune("show", finished.run, "--edits").stdout.splitlines()[0]
+    assert first.startswith("Points that each rule of the best skill adds")
 
 
 # -- the terminal

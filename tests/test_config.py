@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from skilltune.config import Config, load_config, make_config, to_toml
 from skilltune.errors import UsageError
@@ -48,6 +48,17 @@ def test_what_is_given_wins_over_the_preset_and_an_override_over_both():
 def test_an_unknown_preset_names_the_known_ones():
     for preset in ("papr", ["paper"], {"a": 1}, 3):
         assert "'default' or 'paper'" in refused({"preset": preset})
+
+
+def test_every_key_says_what_it_is_for():
+    sections = {name: field.annotation for name, field in Config.model_fields.items() if not field.description}
+    assert sections, "the tables say it in their docstrings"
+    for name, section in sections.items():
+        assert isinstance(section, type), f"{name} has no description"
+        assert issubclass(section, BaseModel), f"{name} has no description"
+        assert section.__doc__, f"[{name}] has no docstring"
+        silent = [key for key, field in section.model_fields.items() if not field.description]
+        assert not silent, f"[{name}] {', '.join(silent)}: no description"
 
 
 # -- errors
@@ -188,8 +199,17 @@ def test_a_skill_folder_is_a_complete_input(tmp_path: Path):
     cfg, root = load_config(tmp_path, ["target.model=local/x"])
     assert (cfg.skill, cfg.env.samples, cfg.target.model, root) == (".", "evals/evals.json", "local/x", tmp_path)
     (tmp_path / "skilltune.toml").write_text("seed = 5")
-    cfg, root = load_config(tmp_path)
-    assert (cfg.seed, cfg.env.samples, root) == (5, "", tmp_path)
+    for named in (tmp_path, tmp_path / "skilltune.toml"):
+        cfg, root = load_config(named)
+        assert (cfg.seed, cfg.env.samples, root) == (5, "evals/evals.json", tmp_path)
+    (tmp_path / "skilltune.toml").write_text('[env]\nscore = "f1"')
+    assert load_config(tmp_path)[0].env.samples == "evals/evals.json"
+    assert load_config(tmp_path, ["env.samples=mine.jsonl"])[0].env.samples == "mine.jsonl"
+    (tmp_path / "skilltune.toml").write_text('[env]\nsamples = "data.jsonl"')
+    assert load_config(tmp_path)[0].env.samples == "data.jsonl"
+    (tmp_path / "evals" / "evals.json").unlink()
+    (tmp_path / "skilltune.toml").write_text('[env]\nscore = "f1"')
+    assert load_config(tmp_path)[0].env.samples == ""
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path: Path):

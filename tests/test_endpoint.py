@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import socket
 import threading
 from collections import Counter
@@ -14,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import clockwork
 from http_server import Answer, Server
 from http_server import Call as HttpCall
 from skilltune.budget import Budget, Limits
@@ -22,7 +24,7 @@ from skilltune.config import MAY_DIFFER, load_config, make_config
 from skilltune.errors import BudgetExceeded, InfraError, UnreachableError, UsageError
 from skilltune.models import Reply, Request, Usage, user
 from skilltune.models.build import build_model
-from skilltune.models.endpoint import DEAD_S, Endpoint
+from skilltune.models.endpoint import DEAD_S, IN_A_ROW, Ahead, Endpoint
 from skilltune.models.retry import RateLimited, RetryPolicy, TimedOut
 from skilltune.run import Paid, Run
 from world import Call, Faults, World, _Refused
@@ -157,7 +159,9 @@ def test_whatever_happens_the_window_holds_nobody_starves_and_no_slot_is_lost(
             begun = len(stage.began)
             if event == "arrive":
                 number, role = len(calls), "target" if what == "speculative" else what
-                call = endpoint.call(stage, replace(ASK, draw=number), role=role, speculative=what == "speculative")
+                call = endpoint.call(
+                    stage, replace(ASK, draw=number), role=role, ahead=Ahead() if what == "speculative" else None
+                )
                 calls[number] = what, asyncio.create_task(call)
             elif event == "cancel" and calls:
                 calls[what % len(calls)][1].cancel()
@@ -197,7 +201,9 @@ async def order(endpoint: Endpoint, arrivals: list[tuple[str, bool]]) -> list[st
     """The roles ("-": speculative) of calls in the order in which they got the only slot."""
     stage = Stage()
     calls = [
-        asyncio.create_task(endpoint.call(stage, replace(ASK, draw=n), role=role, speculative=speculative))
+        asyncio.create_task(
+            endpoint.call(stage, replace(ASK, draw=n), role=role, ahead=Ahead() if speculative else None)
+        )
         for n, (role, speculative) in enumerate(arrivals)
     ]
     for _ in arrivals:
@@ -225,7 +231,7 @@ async def test_speculative_calls_get_what_nobody_else_wants() -> None:
 async def test_speculative_calls_leave_room_but_one_may_always_run() -> None:
     endpoint, stage = scheduler(4), Stage()
     endpoint.room = 2
-    calls = [asyncio.create_task(endpoint.call(stage, replace(ASK, draw=n), speculative=True)) for n in range(5)]
+    calls = [asyncio.create_task(endpoint.call(stage, replace(ASK, draw=n), ahead=Ahead())) for n in range(5)]
     await settle()
     assert stage.began == [0, 1]
     calls.append(asyncio.create_task(endpoint.call(stage, replace(ASK, draw=5))))
@@ -290,14 +296,14 @@ async def test_pitfall_15_the_window_finds_a_limit_that_nobody_stated() -> None:
         assert len(replies) == world.answered["target"] == 200
         assert endpoint.window <= 8
         assert set(world.refused) == {429, 503}
-        assert sum(world.refused.values()) < 150  # a fixed window of 32 is refused about ten times as often
+        assert sum(world.refused.values()) < 300  # a fixed window of 32 is refused about ten times as often
         await model.aclose()
 
 
 async def test_pitfall_15_a_storm_of_429_passes_and_the_window_recovers() -> None:
-    with World(latency=0.001, faults=Faults(limit=0.4, retry_after=0.01)) as world:
+    with World(latency=0.001, faults=Faults(limit=0.8, retry_after=0.01)) as world:
         model = build_model(f"openai@{world.url}/target")
-        endpoint = Endpoint(8, RetryPolicy(attempts=20, base_s=0.002))
+        endpoint = Endpoint(8, RetryPolicy(attempts=80, base_s=0.002, cap_s=0.02))
         await asyncio.gather(*(endpoint.call(model, replace(ASK, draw=n)) for n in range(60)))
         assert endpoint.window < 8
         assert world.peak["target"] <= 8
@@ -305,6 +311,139 @@ async def test_pitfall_15_a_storm_of_429_passes_and_the_window_recovers() -> Non
         await asyncio.gather(*(endpoint.call(model, replace(ASK, draw=100 + n)) for n in range(60)))
         assert endpoint.window == 8
         await model.aclose()
+
+
+class Limiter:
+    """A model in simulated time that takes about a second for an answer and `refusal_s` to refuse one of `limit` calls
+    at once, and of the others a share `rate` at random."""
+
+    name = fingerprint = "fake:limiter"
+
+    def __init__(
+        self, *, rate: float = 0.0, limit: int = 1000, retry_after: float | None = None, refusal_s: float = 1.0
+    ) -> None:
+        self.rate, self.limit, self.retry_after, self.refusal_s = rate, limit, retry_after, refusal_s
+        self.dice = random.Random(0)
+        self.open = self.good = self.refused = 0
+
+    async def complete(self, request: Request) -> Reply:
+        full = self.open >= self.limit
+        refuse = full or self.dice.random() < self.rate
+        self.open += not full
+        try:
+            await asyncio.sleep((self.refusal_s if refuse else 1.0) * self.dice.uniform(0.8, 1.2))
+        finally:
+            self.open -= not full
+        self.refused, self.good = self.refused + refuse, self.good + (not refuse)
+        if refuse:
+            raise RateLimited("429", retry_after=self.retry_after)
+        return Reply("4", Usage(calls=1))
+
+    async def aclose(self) -> None: ...
+
+    def served(self, workers: int, calls: int = 1000) -> tuple[float, float]:
+        """(answers per second as a share of the most that is possible, share of refusals)."""
+
+        async def serve() -> float:
+            clock = asyncio.get_running_loop().time
+            endpoint = Endpoint(workers, draw=random.Random(1).random, clock=clock)
+            await asyncio.gather(*(endpoint.call(self, replace(ASK, draw=n)) for n in range(calls)))
+            return clock()
+
+        best = calls / min(workers, self.limit) / (1 - self.rate)
+        return best / clockwork.run(serve()), self.refused / (self.refused + self.good)
+
+
+@pytest.mark.parametrize("refusal_s", [1.0, 0.05])
+@pytest.mark.parametrize(("workers", "least"), [(16, 0.8), (64, 0.5)])
+@pytest.mark.parametrize("retry_after", [None, 1.0])
+@pytest.mark.parametrize("rate", [0.05, 0.3])
+def test_refusals_that_do_not_depend_on_load_do_not_close_the_window(
+    rate: float, retry_after: float | None, workers: int, least: float, refusal_s: float
+) -> None:
+    """Without any refusal it is .99 at 16 workers and .96 at 64: the ends of a batch cost something. With the window
+    halved by each of them, and a pause for all, it was below .1."""
+    throughput, refused = Limiter(rate=rate, retry_after=retry_after, refusal_s=refusal_s).served(workers)
+    assert throughput >= least
+    assert abs(refused - rate) < 0.03
+
+
+@pytest.mark.parametrize("refusal_s", [1.0, 0.05])
+@pytest.mark.parametrize("workers", [16, 64])
+@pytest.mark.parametrize(("limit", "rate", "most"), [(3, 0.0, 0.45), (10, 0.0, 0.15), (14, 0.0, 0.15), (10, 0.05, 0.2)])
+def test_pitfall_15_a_limit_on_calls_at_once_is_kept_to(
+    limit: int, rate: float, most: float, workers: int, refusal_s: float
+) -> None:
+    """A window that stays open at 64 is refused 80 to 95 times of 100."""
+    throughput, refused = Limiter(limit=limit, rate=rate, refusal_s=refusal_s).served(workers)
+    assert throughput >= 0.7
+    assert refused <= most
+
+
+def test_a_call_that_is_told_to_wait_waits_and_the_others_go_on() -> None:
+    async def play() -> None:
+        loop, stage = asyncio.get_running_loop(), Stage()
+        endpoint = Endpoint(2, clock=loop.time, draw=lambda: 0.0)
+        calls = [asyncio.create_task(endpoint.call(stage, replace(ASK, draw=n))) for n in range(3)]
+        await settle()
+        stage.end(0, RateLimited("429", retry_after=20.0))
+        stage.end(1)
+        await settle()
+        assert (stage.began, loop.time()) == ([0, 1, 2], 0.0)
+        stage.end(2)
+        await asyncio.sleep(19.9)
+        assert stage.began == [0, 1, 2]
+        await asyncio.sleep(0.2)
+        assert stage.began == [0, 1, 2, 0]
+        stage.end(0)
+        await asyncio.gather(*calls)
+
+    clockwork.run(play())
+
+
+# calls made ahead
+
+
+async def test_a_call_made_ahead_that_is_wanted_waits_like_any_other() -> None:
+    endpoint, stage = scheduler(1), Stage()
+    guesses = [Ahead() for _ in range(3)]
+    calls = [asyncio.create_task(endpoint.call(stage, replace(ASK, draw=9)))]
+    await settle()
+    calls += [
+        asyncio.create_task(endpoint.call(stage, replace(ASK, draw=n), ahead=ahead)) for n, ahead in enumerate(guesses)
+    ]
+    await settle()
+    guesses[2].want()
+    calls += [asyncio.create_task(endpoint.call(stage, replace(ASK, draw=n))) for n in (10, 11)]
+    for number in (9, 2, 10, 11, 0):
+        await settle()
+        assert list(stage.open) == [number]
+        guesses[2].want()  # again, whatever became of it: nothing changes
+        stage.end(number)
+    await settle()
+    calls[2].cancel()  # under way by now
+    await asyncio.gather(*calls, return_exceptions=True)
+    assert stage.began == [9, 2, 10, 11, 0, 1]
+    assert not any(ahead.promotions for ahead in guesses)
+
+
+async def test_a_wanted_call_keeps_its_rank_in_its_next_attempts() -> None:
+    endpoint, stage = scheduler(1, RetryPolicy(attempts=2)), Stage()
+    ahead = Ahead()
+    call = asyncio.create_task(endpoint.call(stage, ASK, ahead=ahead))
+    await settle()
+    ahead.want()  # it was sent already
+    others = [asyncio.create_task(endpoint.call(stage, replace(ASK, draw=n), ahead=Ahead())) for n in (1, 2)]
+    await settle()
+    stage.end(0, InfraError("500"))
+    await settle()
+    stage.end(1)
+    await settle()
+    assert stage.began == [0, 1, 0]
+    stage.end(0)
+    await settle()
+    stage.end(2)
+    await asyncio.gather(call, *others)
 
 
 # cancelling
@@ -365,11 +504,12 @@ async def test_a_pause_that_nobody_waits_for_any_longer_is_not_slept() -> None:
             asleep -= 1
 
     endpoint, stage = scheduler(2, sleep=sleep), Stage()
-    first = asyncio.create_task(endpoint.call(stage, ASK))
-    await settle()
-    stage.end(0, RateLimited("429", retry_after=30))
-    with pytest.raises(RateLimited):
-        await first
+    for _ in range(IN_A_ROW):
+        refused = asyncio.create_task(endpoint.call(stage, ASK))
+        await settle()
+        stage.end(0, RateLimited("429", retry_after=30))
+        with pytest.raises(RateLimited):
+            await refused
     assert asleep == 0
     for _ in range(2):
         waiting = [asyncio.create_task(endpoint.call(stage, replace(ASK, draw=n))) for n in range(1, 5)]
@@ -380,7 +520,7 @@ async def test_a_pause_that_nobody_waits_for_any_longer_is_not_slept() -> None:
         await settle()
         assert asleep == 0
     assert asyncio.all_tasks() == before
-    assert stage.began == [0]
+    assert stage.began == [0] * IN_A_ROW
 
 
 # a dead endpoint
@@ -392,7 +532,7 @@ async def test_a_refused_connection_is_given_up_soon_even_with_the_longest_waits
         model = build_model(f"openai@http://127.0.0.1:{free.getsockname()[1]}/v1/m")
         clock = Clock()
         endpoint = Endpoint(4, draw=lambda: 1.0, sleep=clock.sleep, clock=clock)
-        with pytest.raises(UnreachableError, match=r"cannot connect .*\(gave up after 5 attempts\)"):
+        with pytest.raises(UnreachableError, match=r"cannot connect .*\(gave up after \d attempts\)"):
             await endpoint.call(model, ASK)
         assert clock.now <= DEAD_S
         await model.aclose()
@@ -440,15 +580,15 @@ async def test_an_endpoint_that_has_answered_is_given_every_attempt() -> None:
     model = Silent(clock, 120.0, TimedOut, good=(1,))
     endpoint = Endpoint(3, draw=lambda: 0.5, sleep=clock.sleep, clock=clock)
     await endpoint.call(model, ASK)
-    with pytest.raises(TimedOut, match="after 5 attempts"):
+    with pytest.raises(TimedOut, match="after 8 attempts"):
         await endpoint.call(model, ASK)
-    assert model.asked == 6
+    assert model.asked == 9
 
 
 async def test_an_error_is_a_sign_of_life() -> None:
     clock = Clock()
     model = Silent(clock, 20.0, InfraError)
-    with pytest.raises(InfraError, match="after 5 attempts"):
+    with pytest.raises(InfraError, match="after 8 attempts"):
         await Endpoint(1, sleep=clock.sleep, clock=clock).call(model, ASK)
 
 
@@ -508,7 +648,7 @@ async def test_no_duplicate_where_it_is_off_or_too_little_is_known_or_the_call_i
 ) -> None:
     endpoint, model = Endpoint(4, hedge=hedge), Hangs((0, 0))
     await learn(endpoint, model, seen, role)  # the median of one role says nothing of another
-    call = asyncio.create_task(endpoint.call(model, ASK, speculative=speculative))
+    call = asyncio.create_task(endpoint.call(model, ASK, ahead=Ahead() if speculative else None))
     await asyncio.sleep(0.05)
     assert model.began.count(0) == 1
     model.end(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -189,7 +190,15 @@ async def test_a_gain_is_accepted_and_its_numbers_are_said() -> None:
     assert look["n"] < 40  # it need not see them all
     assert len(verdict.differences) == look["n"]
     assert look["gain"] == pytest.approx(sum(verdict.differences.values()) / look["n"])
-    assert "accepted" in verdict.reason
+    said = re.fullmatch(
+        rf"\{100 * look['gain']:+.1f} points in (\d+) comparisons on select; "
+        r"luck alone does as well in up to ([\d.]+) % of cases, allowed: 3\.04 %: accepted",
+        verdict.reason,
+    )
+    assert said is not None, verdict.reason
+    assert int(said[1]) == look["bets"]
+    assert float(said[2]) == pytest.approx(100 / look["most"], rel=0.01)
+    assert float(said[2]) <= 100 / verdict.numbers["bar"]
 
 
 @pytest.mark.parametrize("effect", [0.0, -0.5])
@@ -199,6 +208,14 @@ async def test_what_does_nothing_or_harm_is_given_up_early(effect: float) -> Non
     assert not verdict.accepted
     assert verdict.skill is START
     assert verdict.numbers["looks"][-1]["n"] <= 16
+    assert "luck alone does as well in up to 100 % of cases" in verdict.reason
+    assert verdict.reason.endswith(f"the samples left can hardly change that: {FAILED}")
+
+
+async def test_the_reason_says_when_no_samples_are_left() -> None:
+    verdict = await raced(gate_on(lambda text, i, attempt: float("- a" in text), n=5), "a")
+    assert not verdict.accepted
+    assert verdict.reason.endswith(f"no samples are left: {FAILED}")
 
 
 async def test_nothing_is_begun_that_the_incumbents_scores_make_hopeless() -> None:
@@ -260,6 +277,8 @@ async def test_samples_that_could_not_be_scored_are_bets_on_nothing_and_too_many
     assert few.accepted
     assert not many.accepted
     assert many.numbers["looks"][-1]["most"] >= many.numbers["bar"]  # it is coverage that is missing
+    assert many.reason.endswith(f"too many samples could not be scored: {FAILED}")
+    assert "luck" not in many.reason
 
 
 async def test_a_second_pass_is_a_new_game_on_means_of_both_draws() -> None:

@@ -54,17 +54,31 @@ def standard_problems(folder: Path) -> list[str]:
 STANDARD_FIELDS = {"name", "description", "license", "compatibility", "metadata", "allowed-tools"}
 
 
-def standard_skill() -> Skill:
+def standard_folder(root: Path) -> Path:
     """A skill that keeps to the standard, with what it is trained with beside it."""
     files = {
+        "SKILL.md": (STANDARD + "# Totals\n\nTrained.\n").encode(),
         "references/a.md": b"more",
         "references/evals/notes.md": b"not at the top: part of the skill",
         "scripts/run.sh": b"#!/bin/sh\n",
         "evals/evals.json": b'{"evals": [{"expected_output": "secret"}]}',
         "evals/files/a.txt": b"secret",
-        "skilltune.toml": b"seed = 1\n",
+        "samples.jsonl": b"secret",
+        "skilltune.toml": b"seed = 1 # secret\n",
+        "skilltune-paper.toml": b"# secret\n",
+        "runs/a/run.db": b"secret",
+        "elsewhere/run.db": b"secret",
+        ".env": b"KEY=secret",
+        ".venv/bin/activate": b"secret",
     }
-    return Skill(STANDARD + "# Totals\n\nTrained.\n", "invoice-totals", files, folder=True)
+    for name, data in files.items():
+        path = root / "invoice-totals" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return root / "invoice-totals"
+
+
+KEPT = {"references/a.md", "references/evals/notes.md", "scripts/run.sh"}
 
 
 def place(root: Path, kind: str, name: str = "invoice-totals") -> Path:
@@ -215,21 +229,18 @@ def test_best_of_an_unfinished_run_is_refused(tmp_path: Path) -> None:
 # -- the agents' own places and the standard
 
 
-@pytest.mark.parametrize("kind", [*FOLDERS, "plugin"])
-def test_an_agent_gets_the_skill_and_not_its_tests(tmp_path: Path, kind: str) -> None:
-    skill = standard_skill()
-    export(skill, kind, tmp_path)
-    home = place(tmp_path, kind)
+@pytest.mark.parametrize("kind", [*FOLDERS, "plugin", "file"])
+@pytest.mark.parametrize("named", ["", "SKILL.md"])
+def test_what_is_exported_is_the_skill_and_not_what_it_was_trained_with(tmp_path: Path, kind: str, named: str) -> None:
+    source = standard_folder(tmp_path / "source")
+    skill = Skill.load(source / named)
+    root = tmp_path / "to"
+    path = export(skill, kind, root)
+    home = path if kind == "file" else place(root, kind)
     assert standard_problems(home) == []
     written = {path.relative_to(home).as_posix(): path.read_bytes() for path in home.rglob("*") if path.is_file()}
-    kept = {name: data for name, data in skill.files.items() if not name.startswith(("evals/", "skilltune.toml"))}
-    assert written == {"SKILL.md": skill.text.encode(), **kept}
-    assert not any(b"secret" in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
-
-
-def test_a_file_export_of_a_folder_is_all_of_it(tmp_path: Path) -> None:
-    skill = standard_skill()
-    assert Skill.load(export(skill, "file", tmp_path)) == skill
+    assert written == {name: (source / name).read_bytes() for name in {"SKILL.md", *KEPT}}
+    assert not any(b"secret" in path.read_bytes() for path in root.rglob("*") if path.is_file())
 
 
 @pytest.mark.parametrize("kind", [*FOLDERS, "plugin"])
@@ -258,21 +269,21 @@ def test_the_published_validator_agrees(tmp_path: Path) -> None:
     if validator is None:
         pytest.skip("the standard's own validator is not installed: pip install skills-ref")
     for kind in (*FOLDERS, "plugin"):
-        export(standard_skill(), kind, tmp_path / kind)
+        export(Skill.load(standard_folder(tmp_path / "source")), kind, tmp_path / kind)
         found = subprocess.run([validator, "validate", place(tmp_path / kind, kind)], capture_output=True, text=True)
         assert found.returncode == 0, found.stdout + found.stderr
 
 
 def test_a_plugin_is_a_manifest_beside_the_skill(tmp_path: Path) -> None:
-    path = export(standard_skill(), "plugin", tmp_path)
+    path = export(Skill.load(standard_folder(tmp_path / "source")), "plugin", tmp_path)
     assert path == tmp_path / "invoice-totals"
     assert sorted(entry.name for entry in path.iterdir()) == [".claude-plugin", "skills"]
     manifest = json.loads((path / MANIFEST).read_text())
     assert manifest == {"name": "invoice-totals", "description": "Reads totals. Use for invoices."}
     (path / MANIFEST).write_text('{"name": "mine"}')
     with pytest.raises(UsageError, match=r"plugin\.json"):
-        export(standard_skill(), "plugin", tmp_path)
-    export(standard_skill(), "plugin", tmp_path, force=True)
+        export(Skill.load(standard_folder(tmp_path / "source")), "plugin", tmp_path)
+    export(Skill.load(standard_folder(tmp_path / "source")), "plugin", tmp_path, force=True)
     assert json.loads((path / MANIFEST).read_text()) == manifest
 
 
@@ -281,6 +292,6 @@ def test_nothing_goes_into_the_home_folder_unasked(tmp_path: Path, kind: str, mo
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match="your home"):
-        export(standard_skill(), kind)
-    assert not list(tmp_path.iterdir())
-    assert export(standard_skill(), kind, tmp_path).exists()  # asked by name
+        export(Skill.load(standard_folder(tmp_path / "source")), kind)
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+    assert export(Skill.load(standard_folder(tmp_path / "source")), kind, tmp_path).exists()  # asked by name

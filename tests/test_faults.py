@@ -19,6 +19,7 @@ from typer.testing import Result as Ended
 import skilltune as st
 from skilltune.cli import app
 from skilltune.errors import CallConfigError, InfraStopped, UsageError
+from skilltune.models import Usage
 from skilltune.rollout import Rollout, rollout_from_json
 from skilltune.run import Run
 from training import START, Fated, Trained, events, prepare, quick_retries, small, train
@@ -299,6 +300,72 @@ async def test_a_scorer_that_cannot_work_is_found_before_anything_is_paid(tmp_pa
             run=tmp_path / "run", train={"epochs": 1, "batch_size": 8}, gate={"screen": 12, "texts": 4},
         )  # fmt: skip
         assert result.folder == tmp_path / "run"
+
+
+RAISING = """
+def score(sample, rollout):
+    right = rollout.answer == sample.target
+    if {raises}:
+        raise KeyError("total")
+    return float(right)
+"""
+
+
+@pytest.mark.parametrize("raises", ["not right", "not right and sample.id[-1] in '0123'"])
+async def test_a_scorer_that_raises_is_named_with_its_line_and_mending_it_pays_for_no_answer_again(
+    tmp_path: Path, raises: str
+) -> None:
+    """Also where it raised on some answers only, and the others had a score already."""
+    file = tmp_path / "mine.py"
+    settings = {**SHORT, "env.score": "python:mine.py:score"}
+    with small(q=1.0) as world:
+        file.write_text(RAISING.format(raises=raises))
+        began = time.monotonic()
+        with pytest.raises(InfraStopped) as stopped:
+            await train(world, tmp_path, settings)
+        assert time.monotonic() - began < 10  # it would raise the same after every pause
+        told = str(stopped.value)
+        assert f"KeyError: 'total' ({file}:5)" in told
+        assert 'scorer python:mine.py:score failed on sample "t-' in told
+        assert "mend the scorer and run the same command" in told
+        assert stopped.value.exit_code == 3
+        paid = [seen.sample for seen in world.requests if seen.role == "target"]
+        assert len(paid) == len(set(paid)) == 16
+        file.write_text(RAISING.format(raises="False"))
+        done = await train(world, tmp_path, settings)
+        assert done.result.exit_code == 0
+        asked = [(seen.sample, seen.key) for seen in world.requests if seen.role == "target"]
+        assert len(asked) == len(set(asked))
+        assert sum(usage.calls for usage in usage_of(done.folder).values()) == sum(world.answered.values())
+        file.write_text(RAISING.format(raises="False") + "# changed\n".replace("#", "    pass  #"))
+        with pytest.raises(UsageError, match="the scorer or the prompt changed"):  # decisions rest on it by now
+            await train(world, tmp_path, settings)
+
+
+async def test_a_scorer_mended_after_the_first_decision_takes_a_fork_that_pays_for_no_answer_again(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "mine.py"
+    settings = {**SHORT, "env.score": "python:mine.py:score"}
+    with small(q=1.0) as world:
+        file.write_text(RAISING.format(raises="right and sample.split == 'select' and rollout.trajectory.turns"))
+        with pytest.raises(InfraStopped, match="mend the scorer"):
+            await train(world, tmp_path, settings)
+        assert events(tmp_path / "run", "start")
+        paid = {(seen.sample, seen.key) for seen in world.requests if seen.role == "target"}
+        file.write_text(RAISING.format(raises="False"))
+        with pytest.raises(UsageError, match="--fork"):
+            await train(world, tmp_path, settings)
+        done = await train(world, tmp_path, settings, fork=True)
+        assert done.result.exit_code == 0
+        asked = [(seen.sample, seen.key) for seen in world.requests if seen.role == "target"]
+        assert len(paid) > 40  # before it, in the screen, and in the race that stopped
+        assert len(asked) == len(set(asked))
+
+
+def usage_of(folder: Path) -> Mapping[str, Usage]:
+    with Run.read(folder) as run:
+        return run.usage
 
 
 @pytest.mark.parametrize("role", ["target", "optimizer"])

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from skilltune.config import GateConfig
+from skilltune.config import GateConfig, make_config
 from skilltune.edits import Edit
 from skilltune.gate import Arena, Verdict
 from skilltune.gate.race import Race
@@ -15,7 +15,8 @@ from skilltune.gate.stats import standard_error
 from skilltune.gate.strict import Strict
 from skilltune.optimizer import Proposal
 from skilltune.rollout import Rollout, Score, Trajectory
-from skilltune.samples import Sample
+from skilltune.samples import Sample, Splits
+from skilltune.session import estimate_calls
 from skilltune.skill import Skill
 
 pytestmark = pytest.mark.anyio
@@ -218,3 +219,20 @@ async def test_pitfall_4_strict_decides_nothing_on_less_than_nine_tenths(lost: i
     assert ("too few were scored" in verdict.reason) != accepted
     assert verdict.skill.text == (verdict.candidate.text if accepted and verdict.candidate else START.text)
     assert (verdict.score, bool(verdict.score_sd)) == (float(accepted), True)
+
+
+@pytest.mark.parametrize("passes", [1, 3])
+async def test_the_estimate_of_calls_is_that_of_a_race_to_its_end(passes: int) -> None:
+    def score(text: str, i: int) -> float:
+        return float(i % 2 == 0 or ("RULE" in text and i < 10))
+
+    settings = {"passes": passes, "confidence": 0.9999999, "last_confidence": 0.9999999, "futility": 1e-9, "screen": 0}
+    place = arena(score, **settings)
+    gate = Race(place)
+    await gate.baseline(START)
+    await gate.judge(START, [Proposal(Edit("add", text="- RULE."))], limit=1, name="step 1")
+    rolls = cast(Rolls, place.roll)
+    cfg = make_config({"train": {"epochs": 1, "batch_size": len(TRAIN)}, "gate": settings, "slow": {"enabled": False}})
+    least, most = estimate_calls(cfg, Splits(tuple(TRAIN), tuple(SELECT), ()))
+    assert len(set(rolls.asked)) == 2 * passes * len(SELECT) == most - len(TRAIN)
+    assert least == len(TRAIN) + len(SELECT)

@@ -374,6 +374,7 @@ async def test_a_question_holds_all_that_its_answer_needs_and_nothing_of_select_
         ({"optimizer": {"model": "examples", "wait": False}}, "optimizer.wait is for handoff"),
         ({"target": {"model": "handoff:answers"}}, "cannot be a target"),
         ({"optimizer": {"model": "handoff:skill/answers"}, "skill": "skill"}, "inside the skill's own folder"),
+        ({"optimizer": {"model": "handoff:skill/answers"}, "skill": "skill/SKILL.md"}, "inside the skill's own folder"),
     ],
 )
 async def test_settings_that_nobody_would_look_at_are_refused(tmp_path: Path, tree: Any, message: str) -> None:
@@ -381,6 +382,8 @@ async def test_settings_that_nobody_would_look_at_are_refused(tmp_path: Path, tr
         prepare(world, tmp_path)
         (tmp_path / "skill").mkdir()
         (tmp_path / "skill" / "SKILL.md").write_text((tmp_path / "SKILL.md").read_text())
+        (tmp_path / "skill" / "references").mkdir()
+        (tmp_path / "skill" / "references" / "codes.md").write_text("None.\n")
         base = {
             "skill": "SKILL.md",
             "env": {"samples": "samples.jsonl"},

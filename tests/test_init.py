@@ -81,6 +81,37 @@ def test_nothing_is_overwritten_unasked(tmp_path):
     assert (tmp_path / "skilltune.toml").read_text() != "mine"
 
 
+@pytest.mark.parametrize("args", [[], ["--force"], ["--score", "checks"]])
+async def test_a_skill_that_is_there_is_kept_and_only_config_and_tasks_are_added(tmp_path, args):
+    text = b"\xef\xbb\xbf---\r\nname: desk\r\ndescription: d\r\n---\r\n\r\nMine, see references/a.md.\r\n"
+    folder = tmp_path / "desk"
+    (folder / "references").mkdir(parents=True)
+    (folder / "references" / "a.md").write_text("more")
+    (folder / "SKILL.md").write_bytes(text)
+    made = init(folder, *args)
+    assert made.exit_code == 0, made.stderr
+    samples = "evals/evals.json" if "checks" in args else "samples.jsonl"
+    wrote = {line for line in made.stdout.splitlines() if line.startswith("wrote")}
+    assert wrote == {f"wrote {folder / name}" for name in ("skilltune.toml", samples)}
+    assert f"kept {folder / 'SKILL.md'}" in made.stdout
+    assert (folder / "SKILL.md").read_bytes() == text
+    found = await check(*load_config(folder))
+    assert len(found.problems) == 1  # the examples of the template
+    assert found.skill is not None
+    assert list(found.skill.files) == ["references/a.md"]
+    again = init(folder, *args)
+    assert (again.exit_code, (folder / "SKILL.md").read_bytes()) == (0 if "--force" in args else 2, text)
+
+
+def test_what_a_skill_has_answered_is_not_asked_and_not_ignored(tmp_path):
+    (tmp_path / "SKILL.md").write_text("mine")
+    for key in ("name", "description", "task"):
+        refused = init(tmp_path, f"--{key}", "x")
+        assert (refused.exit_code, f"leave out --{key}" in refused.stderr) == (2, True)
+    assert [path.name for path in tmp_path.iterdir()] == ["SKILL.md"]
+    assert "add --score" in skilltune("init", tmp_path).stderr
+
+
 @pytest.mark.parametrize(
     ("args", "says"),
     [

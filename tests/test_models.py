@@ -26,7 +26,7 @@ from skilltune.errors import CallConfigError, InfraError, UnreachableError, Usag
 from skilltune.models import Image, Message, Model, Reply, Request, Schema, Usage, system, user, wire
 from skilltune.models.anthropic import AnthropicModel
 from skilltune.models.build import build_model
-from skilltune.models.endpoint import Endpoint
+from skilltune.models.endpoint import IN_A_ROW, Endpoint
 from skilltune.models.openai import OpenAIModel
 from skilltune.models.prices import price
 from skilltune.models.retry import RateLimited, RetryPolicy
@@ -964,10 +964,12 @@ async def test_pitfall_15_retry_after_makes_all_callers_wait() -> None:
     with pytest.raises(InfraError):
         await Endpoint(1, RetryPolicy(attempts=1)).call(Scripted(InfraError("not shared", retry_after=99)), ASK)
     limited = endpoint(clock, workers=1, attempts=1)
-    with pytest.raises(RateLimited):
-        await limited.call(Scripted(RateLimited("429", retry_after=20)), ASK)
+    for _ in range(IN_A_ROW):
+        assert not clock.now  # a refusal now and then concerns the call that is refused
+        with pytest.raises(RateLimited):
+            await limited.call(Scripted(RateLimited("429", retry_after=20)), ASK)
     await limited.call(Scripted(), ASK)
-    assert clock.now == pytest.approx(20 + 0.5 * 0.5)  # the stated wait, then jitter
+    assert clock.now == pytest.approx(20 * (1 + 0.5 / 4) + 0.5 * 0.1)  # the stated wait, then jitter
     before = clock.now
     await shared.call(Scripted(), ASK)  # another endpoint is not concerned
     assert clock.now == before
@@ -979,7 +981,7 @@ async def test_pitfall_15_sixty_workers_do_not_hammer_an_endpoint_that_said_wait
 
     def limited(call: Call) -> Answer:
         arrivals.append(time.monotonic() - start)
-        return Answer("", status=429, headers={"retry-after-ms": "400"}) if len(arrivals) <= 4 else chat()
+        return Answer("", status=429, headers={"retry-after-ms": "400"}) if len(arrivals) <= 8 else chat()
 
     async with Server(limited) as server:
         model = openai_chat(server)
@@ -987,27 +989,36 @@ async def test_pitfall_15_sixty_workers_do_not_hammer_an_endpoint_that_said_wait
         replies = await asyncio.gather(*(window.call(model, replace(ASK, draw=n)) for n in range(60)))
         await model.aclose()
     assert len(replies) == 60
-    assert len(arrivals) == 64
-    assert not [t for t in arrivals[4:] if t < arrivals[0] + 0.35]
+    assert len(arrivals) == 68
+    assert not [t for t in arrivals[8:] if t < arrivals[0] + 0.35]
 
 
 async def test_a_rate_limit_without_a_stated_wait_concerns_all_callers_too() -> None:
-    limited, other = Scripted(RateLimited("429")), Scripted()
-    window = Endpoint(2, RetryPolicy(base_s=0.1), draw=lambda: 1.0)
-    task = asyncio.create_task(window.call(limited, ASK))
+    limited, other = Scripted(*[RateLimited("429")] * IN_A_ROW), Scripted()
+    window = Endpoint(IN_A_ROW, RetryPolicy(base_s=0.02), draw=lambda: 1.0)
+    tasks = [asyncio.create_task(window.call(limited, ASK)) for _ in range(IN_A_ROW)]
     await asyncio.sleep(0.02)
-    assert limited.calls == 1
+    assert limited.calls == IN_A_ROW
     start = time.monotonic()
     await window.call(other, ASK)
     assert time.monotonic() - start > 0.06
-    await task
-    assert limited.calls == 2
+    await asyncio.gather(*tasks)
+    assert limited.calls == 2 * IN_A_ROW
+
+
+def test_how_long_a_call_waits_before_it_is_sent_again() -> None:
+    policy = RetryPolicy(base_s=0.1, cap_s=1.0)
+    broken, refused, told = InfraError("500"), RateLimited("429"), RateLimited("429", retry_after=0.3)
+    assert [policy.delay(k, 1.0, broken) for k in range(5)] == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.0])
+    assert [policy.delay(k, 1.0, refused) for k in range(3)] == pytest.approx([0.5, 1.0, 1.0])
+    assert [policy.delay(k, 0.0, told) for k in range(3)] == [0.3, 0.3, 0.3]  # never sooner than told
+    assert [policy.delay(k, 1.0, told) for k in range(4)] == pytest.approx([0.375, 0.375, 0.4, 0.8])
 
 
 async def test_an_absurd_retry_after_is_capped_at_a_minute() -> None:
     clock = Clock()
     await endpoint(clock).call(Scripted(InfraError("429", retry_after=86400)), ASK)
-    assert 60 <= clock.now < 62
+    assert 60 <= clock.now <= 75
 
 
 async def test_at_most_workers_calls_run_at_once() -> None:

@@ -88,6 +88,34 @@ async def test_a_run_that_the_budget_stopped_is_compared_as_far_as_it_came(tmp_p
     assert len(done.verdicts) == sum(decision.name.startswith("step") for decision in found.decisions)
 
 
+@pytest.mark.parametrize("first", ["110 calls", "120 calls", "130 calls"])
+async def test_a_run_that_was_stopped_and_went_on_is_compared_by_what_it_came_to(tmp_path: Path, first: str) -> None:
+    """What it chose and certified when the budget stopped it is void: it is no part of the run that went on."""
+    with small(p=0.1, q=0.7) as world:
+        stopped = await train(world, tmp_path, budget=first)
+        assert stopped.result.exit_code == 4
+        with Run.read(stopped.folder) as run:
+            assert (await recompute(run)).exit_code == 0
+        done = await train(world, tmp_path, budget="5000 calls")
+        assert done.result.stopped is None
+    with Run.read(done.folder) as run:
+        found = await recompute(run)
+        assert len(run.events("reselection")) > 1
+    assert (found.exit_code, found.lacking) == (0, ""), found
+    named = [decision.name for decision in found.decisions]
+    assert named.count("reselection") == 1
+    assert [name for name in named if name.startswith("step")] == [f"step {v['step']}" for v in done.verdicts]
+
+
+async def test_a_run_that_goes_on_and_has_ended_no_step_yet_is_compared_as_far_as_it_came(tmp_path: Path) -> None:
+    with small(p=0.1, q=0.7) as world:
+        await train(world, tmp_path, budget="200 calls")
+        second = await train(world, tmp_path, budget="210 calls")
+        change(second.folder, "DELETE FROM event WHERE type = 'finish' AND id = (SELECT max(id) FROM event)")
+    with Run.read(second.folder) as run:  # as if it had been killed
+        assert (await recompute(run)).exit_code == 0
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_the_command_says_what_differs_and_what_is_lacking(tmp_path: Path, preset: str) -> None:
     done = asyncio.run(trained(tmp_path, preset=preset))

@@ -119,7 +119,10 @@ async def test_a_stream_is_the_same_batch_as_a_call(run: Run) -> None:
     assert [rollout async for rollout in roll.stream(SKILL, [])] == []
 
 
-async def test_a_call_that_failed_for_good_stands_in_its_place_without_a_score(run: Run) -> None:
+async def test_a_call_that_failed_for_good_stands_in_its_place_without_a_score(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("skilltune.roll.WAITS_S", (0.0,))
     target = Gated("s4")
     target.errors["s2"] = InfraError("503")
     target.gates["s4"].set()
@@ -353,3 +356,67 @@ async def test_pitfall_19_without_looking_ahead_no_call_is_wasted(
     with small(p=0.1, q=0.6) as world:
         trained = await train(world, tmp_path, {"train.epochs": 1, **settings}, preset=preset)
         assert world.calls["target"] == len(trained.rows("rollouts.jsonl"))
+
+
+async def test_a_call_made_ahead_is_no_longer_behind_all_others_once_it_is_asked_for(tmp_path: Path) -> None:
+    with small(latency=0.05) as world, session_at(world, tmp_path, workers=1) as session:
+        roll, samples = session.roll, session.splits.train
+        await roll(session.skill, samples[:1])
+        roll.expect(SKILL, samples[:6])
+        await until(lambda: world.calls["target"] >= 2)
+        others = asyncio.create_task(roll(session.skill, samples[1:9]))
+        await idle()
+        await roll(SKILL, samples[5:6])
+        await until(lambda: (samples[2].id, SKILL.body) in [(seen.sample, seen.system) for seen in world.requests])
+        await others
+        order = [(seen.sample, seen.system) for seen in sorted(world.requests, key=lambda seen: seen.began)]
+        guesses = [sample for sample, system in order if system == SKILL.body]
+        assert guesses[-2:] == [samples[5].id, samples[2].id]  # not behind the other guesses
+        last = max(order.index((seen.sample, seen.system)) for seen in world.requests if seen.sample == samples[8].id)
+        assert order.index((samples[5].id, SKILL.body)) == last + 1
+        await session.aclose()
+
+
+# -- what fails
+
+
+async def test_a_batch_waits_for_its_last_sample_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One sample left out of a batch changes what is decided; one that never answers is not waited for each time."""
+    monkeypatch.setattr("skilltune.roll.WAITS_S", (0.0, 0.0))
+
+    class Mends(Gated):
+        async def run(self, skill: Skill, sample: Sample, env: Env, attempt: int) -> Trajectory:
+            if self.asked["s2"] == 1:
+                self.errors.pop("s2", None)
+            return await super().run(skill, sample, env, attempt)
+
+    target = Mends()
+    target.errors["s2"], target.errors["s4"] = InfraError("503"), InfraError("504")
+    many = Env([{"id": f"s{i}", "input": f"q{i}", "target": "yes"} for i in range(30)])
+    roll = Roller(target, many, run)
+    rollouts = await roll(SKILL, many.samples)
+    assert [rollout.sample for rollout in rollouts if not rollout.scored] == ["s4"]
+    assert target.asked["s4"] == 3
+    await roll(OTHER, many.samples)
+    assert target.asked["s4"] == 4
+    assert target.asked["s2"] == 3
+
+
+async def test_no_more_samples_are_begun_at_once_than_allowed_and_all_come_in_order(run: Run) -> None:
+    target = Gated("s0", "s1")
+    task = asyncio.create_task(Roller(target, ENV, run, under_way=2)(SKILL, ENV.samples))
+    await idle()
+    assert target.asked.total() == 2
+    target.gates["s1"].set()
+    await idle()
+    assert target.asked.total() == 6
+    target.gates["s0"].set()
+    assert answers(await task) == [f"s{i} 0" for i in range(6)]
+
+
+async def test_what_was_said_is_not_held_in_memory(run: Run) -> None:
+    roll = Roller(Gated(), ENV, run)
+    rollouts = await roll(SKILL, ENV.samples)
+    assert answers(rollouts) == [f"s{i} 0" for i in range(6)]
+    assert [held.score for held in roll.seen.values()] == [rollout.score for rollout in rollouts]
+    assert not any(held.answer or held.trajectory.turns for held in roll.seen.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import re
@@ -26,11 +27,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
+from skilltune import roll
 from skilltune.cli import app
 from skilltune.config import MAY_DIFFER, make_config, to_toml
 from skilltune.envs import Env
 from skilltune.errors import CallConfigError, InfraError, RunError, UsageError
 from skilltune.models import Usage
+from skilltune.report.files import save_best
 from skilltune.roll import Roller
 from skilltune.rollout import Rollout, Trajectory
 from skilltune.run import ELAPSED, FAILED, REFRESH_S, SCHEMA_VERSION, Paid, Run, digest, flatten, rng, write_atomic
@@ -436,7 +439,10 @@ async def test_pitfall_2_rows_of_one_candidate_are_never_counted_for_another(tmp
     assert len(target.asked) == len(set(target.asked)) == 40  # and none of them is paid twice
 
 
-async def test_pitfall_16_a_sample_that_was_down_is_left_out_of_its_batch_and_asked_again_in_the_next(tmp_path: Path):
+async def test_pitfall_16_a_sample_that_was_down_is_left_out_of_its_batch_and_asked_again_in_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(roll, "WAITS_S", (0.0, 0.0))
     skill, target = Skill("Say right"), Parrot()
     target.down = {"s03"}
     for _ in range(2):  # the batch is closed over the same samples, also when it is replayed
@@ -444,11 +450,12 @@ async def test_pitfall_16_a_sample_that_was_down_is_left_out_of_its_batch_and_as
             rollouts = await roller(target, run)(skill, ENV.samples, purpose="step 1")
             assert [rollout.sample for rollout in rollouts if not rollout.scored] == ["s03"]
         target.down = set()
-    assert len(target.asked) == 20
+    assert target.asked.count(("right", "s03")) == 3  # and again after each wait, but not when it is replayed
+    assert len(target.asked) == 22
     with Run.open(tmp_path) as run:
         rollouts = await roller(target, run)(skill, ENV.samples, purpose="step 2")
         assert all(rollout.scored for rollout in rollouts)
-    assert target.asked[20:] == [("right", "s03")]
+    assert target.asked[22:] == [("right", "s03")]
 
 
 async def test_an_answer_whose_scorer_failed_is_scored_later_and_not_paid_again(tmp_path: Path):
@@ -1126,3 +1133,23 @@ def test_keys_and_draws_do_not_depend_on_order_or_hash_seed():
 
 def test_flatten_names_leaves_by_their_dotted_path():
     assert flatten({"a": {"b": {"c": 1}, "d": [1]}, "e": None, "f": {}}) == {"a.b.c": 1, "a.d": [1], "e": None}
+
+
+def test_a_kill_while_the_best_skill_is_written_leaves_the_old_one_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Run.open(tmp_path) as run:
+        save_best(run, Skill("# Old\n"))
+
+        def full(*_: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(os, "replace", full)
+        with pytest.raises(RunError, match=r"cannot write .*best_skill\.md.*Nothing that was paid is lost"):
+            save_best(run, Skill("# New\n"))
+        assert (tmp_path / "best_skill.md").read_bytes() == b"# Old\n"
+        monkeypatch.undo()
+        (tmp_path / ".best_skill.md.tmp").write_bytes(b"# Ne")  # as a killed process leaves it
+        save_best(run, Skill("# New\r\n"))
+        assert (tmp_path / "best_skill.md").read_bytes() == b"# New\r\n"
+        assert not list(tmp_path.glob(".best_skill*"))

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skilltune.errors import UsageError
-from skilltune.samples import SPLITS, Sample, Splits, describe_power, detectable_gain, split
+from skilltune.samples import SPLITS, Sample, Splits, describe_power, detectable_gain, split, too_small
 
 
 def make(n: int, **kw) -> list[Sample]:
@@ -167,5 +167,18 @@ def test_the_power_is_told_in_plain_words():
     small = describe_power(split(make(8), ratio=(1, 1, 0)))
     assert "select: 4 paired samples are too few to show any gain" in small
     assert "test: empty, so nothing will be certified" in small
+    assert "test: 9 paired samples are too few to certify any gain (at least 10" in describe_power(split(make(30)))
+
+
+def test_what_is_too_small_to_prove_anything_is_said_once():
+    assert too_small(split(make(40))) == ""
+    assert too_small(split(make(20), ratio=(1, 1, 0))) == ""  # no certificate was wanted
+    assert too_small(split(make(5))) == (
+        "select has 2 of the 5 samples that it takes to show any gain; "
+        "test has 1 of the 10 samples that it takes to certify any gain"
+    )
+
+
+def test_groups_are_counted_in_the_power():
     grouped = [Sample(id=f"s{i}", input=f"q{i}", group=f"g{i // 4}") for i in range(80)]
     assert "they form 6 groups" in describe_power(split(grouped))

@@ -1,7 +1,9 @@
 """Scorers: right on the cases that existing tools got wrong, and never raising, whatever an agent answers."""
 
 import functools
+import inspect
 import json
+import re
 import textwrap
 from typing import Any
 
@@ -352,8 +354,17 @@ async def test_pitfall_4_an_exception_names_scorer_sample_and_cause():
     def throttled(sample, rollout):
         raise InfraError("429", retry_after=3)
 
-    with pytest.raises(JudgeError, match=r"broken failed on sample \"s1\": KeyError: 'colour'"):
-        await evaluate(build(broken), sample(), rollout("y"))
+    class Keyed:
+        async def __call__(self, sample, rollout):
+            return json.loads(rollout.answer)["total"]
+
+    first = inspect.currentframe().f_code.co_firstlineno  # type: ignore[union-attr]
+    line = rf"broken failed on sample \"s1\": KeyError: 'colour' \({re.escape(__file__)}:{first + 2}\)$"
+    for scorer in (broken, functools.partial(broken)):
+        with pytest.raises(JudgeError, match=line):
+            await evaluate(build(scorer), sample(), rollout("y"))
+    with pytest.raises(JudgeError, match=rf"JSONDecodeError: .* \({re.escape(__file__)}:{first + 9}\)$"):
+        await evaluate(build(Keyed()), sample(), rollout("y"))  # where it calls the library, not inside of that
     with pytest.raises(JudgeError) as caught:
         await evaluate(build(throttled), sample(), rollout("y"))
     assert caught.value.retry_after == 3

@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from skilltune.config import make_config
 from skilltune.errors import UsageError
+from skilltune.session import load_skill
 from skilltune.skill import Skill
 
 FRONT = "---\nname: totals\ndescription: Adds {amounts} up.\n---\n"
@@ -85,6 +87,42 @@ def test_missing_path_and_empty_file_are_empty_skills_that_save_creates(tmp_path
     (tmp_path / "empty.md").touch()
     assert Skill.load(tmp_path / "empty.md").text == ""
     assert Skill.load(folder(tmp_path, "", "void")).text == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "beside", "files"),
+    [
+        ("# Totals\n", "scripts/a.py", True),
+        ("# Totals\n", "references/deep/a.md", True),
+        ("See [forms](./forms.md).\n", "forms.md", True),
+        ("Look into data/ first.\n", "data/a.csv", True),
+        ("# Totals\n", "README.md", False),  # a project with a SKILL.md in it must not ship with it
+        ("Write README.mdx files, be data/driven.\n", "README.md", False),
+        ("The runs/ and evals/ are ours.\n", "evals/evals.json", False),
+    ],
+)
+def test_a_skill_md_means_its_folder_where_the_files_beside_it_belong_to_it(
+    tmp_path: Path, text: str, beside: str, files: bool
+) -> None:
+    path = folder(tmp_path, FRONT + text)
+    (path / beside).parent.mkdir(parents=True, exist_ok=True)
+    (path / beside).write_text("more")
+    skill = Skill.load(path / "SKILL.md")
+    assert skill == (Skill.load(path) if files else Skill(FRONT + text, path.name))
+    assert list(skill.files) == [beside] * files
+
+
+@pytest.mark.parametrize("named", [".", "SKILL.md"])
+@pytest.mark.parametrize("samples", ["tasks.jsonl", "env.py:tasks", "hf:tasks/@train"])
+def test_what_the_config_names_is_set_apart(tmp_path: Path, named: str, samples: str) -> None:
+    path = folder(tmp_path)
+    mine = {"tasks.jsonl": "tasks.jsonl", "env.py:tasks": "env.py", "hf:tasks/@train": "tasks/a.parquet"}[samples]
+    for name in ("scripts/a.py", mine, "grade.py", "answers/1.json"):
+        (path / name).parent.mkdir(exist_ok=True)
+        (path / name).touch()
+    env = {"samples": samples, "score": "python:grade.py:fn"}
+    cfg = make_config({"skill": named, "env": env, "optimizer": {"model": "handoff:answers"}})
+    assert list(load_skill(cfg, path).files) == ["scripts/a.py"]
 
 
 def test_a_document_called_skill_md_is_named_after_its_folder(tmp_path: Path) -> None:

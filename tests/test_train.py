@@ -427,7 +427,9 @@ async def test_patience_counts_steps_without_an_accept(tmp_path: Path) -> None:
     with small(optimizer_mode="useless") as world:
         trained = await train(world, tmp_path, {"train.patience": 2, "train.epochs": 4})
     assert len(trained.verdicts) == 2
-    assert events(trained.folder, "stopping") == [{"reason": "no accept in 2 steps"}]
+    assert events(trained.folder, "stopping") == [
+        {"reason": "no accept in 2 steps (train.patience = 2): 2 × the screen found no edit worth a race"}
+    ]
     assert trained.result.exit_code == 1
 
 

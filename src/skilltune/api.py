@@ -28,6 +28,9 @@ from skilltune.train import Result
 from skilltune.train import train as fit_and_certify
 
 FORKS = 1000
+Samples = Env | Callable[[], Env] | str | Path
+Environment = Samples | Mapping[str, Any]
+"""Samples with their scorer and prompt, or the config's whole table [env]."""
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -69,6 +72,8 @@ async def run_training(
                     ready(session)
                 await try_models(session)
                 result = await fit_and_certify(session)
+            except asyncio.CancelledError:
+                raise asyncio.CancelledError(_how_to_go_on(run.folder, forked=old is not None)) from None
             finally:
                 await session.aclose()
             write_results(session, result)
@@ -83,18 +88,43 @@ def _tables(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, An
 
 
 def _run_to_end(fn: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
-    """The blocking twin of an async function; inside a running event loop await the async one instead."""
+    """The blocking twin of an async function; inside a running event loop await the async one instead. Ctrl-C ends
+    the work in good order, and is a `KeyboardInterrupt` that says how to go on."""
 
     @functools.wraps(fn)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
-        return asyncio.run(fn(*args, **kwargs))
+        try:
+            return asyncio.run(fn(*args, **kwargs))
+        except KeyboardInterrupt as stop:  # asyncio cancels the work, and raises this from what came of it
+            raise KeyboardInterrupt(str(stop.__context__ or "") or "interrupted") from None
 
     return call
 
 
+def _how_to_go_on(folder: Path, *, forked: bool = False) -> str:
+    once = " and without fork" if forked else ""
+    return f"interrupted; what was paid is kept: the same call with run={str(folder)!r}{once} goes on"
+
+
+def _environment(env: Environment) -> tuple[dict[str, Any], Env | None]:
+    """What is given as `env`: as the config's table, and the Env itself where it was made in Python."""
+    table = dict(env) if isinstance(env, Mapping) else {"samples": env}
+    made: Any = table.get("samples", "")
+    if callable(made):
+        made = made()
+        if not isinstance(made, Env):
+            raise UsageError(f"env: the function made a {type(made).__name__}, not an st.Env")
+    if not isinstance(made, Env):
+        return table | {"samples": str(made)}, None
+    del table["samples"]
+    if own := sorted(table.keys() & {"score", "prompt", "fields"}):
+        raise UsageError(f"env: {', '.join(own)} and an Env: give them to the Env itself, st.Env(samples, score, …)")
+    return table, made
+
+
 async def atrain(
     skill: str | Path,
-    env: Env | str | Path,
+    env: Environment,
     target: str | Mapping[str, Any],
     optimizer: str | Mapping[str, Any] = "",
     *,
@@ -103,31 +133,36 @@ async def atrain(
     preset: str = "default",
     seed: int = 42,
     fork: bool = False,
+    controls: bool = False,
     **sections: Mapping[str, Any],
 ) -> Result:
     """Train a skill and return the result; the same call again resumes, or replays for free.
 
     skill:     a folder with SKILL.md or a .md file; created if missing.
-    env:       an `Env`, a sample file, a folder with evals/evals.json, or "env.py:factory".
+    env:       an `Env`, a function that makes one, a sample file, a folder with evals/evals.json, "env.py:factory", or
+               a whole table: {"samples": any of these, "score": "f1", "split": [2, 1, 1], "prompt": …, "fields": …}.
     target:    the frozen model ("openai@http://127.0.0.1:8000/v1/qwen3", "local/smollm2-135m", …).
     optimizer: the model that proposes edits, or "examples"; empty: the target's model.
                Both may be a whole table, e.g. {"model": "openai/gpt-5.5", "workers": 32}.
     budget:    "5 usd", "2000 calls, 30 minutes", or {"usd": 5}.
     run:       the run folder; by default runs/NAME in the current folder.
+    fork:      start a new run beside an existing one, with every paid answer of it that still applies.
+    controls:  at the end, measure cheaper ways to a skill on the same samples; doubles the cost.
     sections:  the config's other tables by name, e.g. train={"epochs": 2}, gate={"policy": "strict"}.
 
     Raises `UsageError` before anything is spent, `InfraStopped` or `CallConfigError` when a provider fails for good.
     """
-    tree: dict[str, Any] = {"preset": preset, "skill": str(skill), "seed": seed}
+    table, made = _environment(env)
+    tree: dict[str, Any] = {"preset": preset, "skill": str(skill), "seed": seed, "env": table}
     tree |= _tables(sections)
     tree |= {"target": _table(target), "optimizer": _table(optimizer)}
-    if not isinstance(env, Env):
-        tree["env"] = {**tree.get("env", {}), "samples": str(env)}
+    if controls:
+        tree["certify"] = {**tree.get("certify", {}), "controls": True}
     if budget is not None:
         tree["budget"] = budget if isinstance(budget, str) else dict(budget)
     cfg = make_config(tree, source="train()")
     folder = Path(run) if run is not None else None
-    return await run_training(cfg, Path(), folder, env=env if isinstance(env, Env) else None, fork=fork)
+    return await run_training(cfg, Path(), folder, env=made, fork=fork)
 
 
 train = _run_to_end(atrain)
@@ -182,7 +217,7 @@ async def run_evaluation(
 
 async def aevaluate(
     skill: str | Path | Skill,
-    env: Env | str | Path,
+    env: Environment,
     target: str | Mapping[str, Any],
     *,
     split: SplitName | None = None,
@@ -191,19 +226,21 @@ async def aevaluate(
     seed: int = 42,
     **sections: Mapping[str, Any],
 ) -> Evaluation:
-    """Score a skill ("" for none) on a split, or on all samples. `run` keeps the rollouts in a folder for reuse."""
-    tree: dict[str, Any] = {"seed": seed, **_tables(sections)}
+    """Score a skill ("" for none) on a split, or on all samples. `run` keeps the rollouts in a folder for reuse; the
+    other arguments are those of `train`."""
+    table, made = _environment(env)
+    tree: dict[str, Any] = {"seed": seed, "env": table, **_tables(sections)}
     tree |= {"target": _table(target), "optimizer": {"model": "examples"}}
-    if not isinstance(env, Env):
-        tree["env"] = {**tree.get("env", {}), "samples": str(env)}
     cfg = make_config(tree, source="evaluate()")
     if not isinstance(skill, Skill) and str(skill) and not Path(skill).exists():
         raise UsageError(f'there is no skill at {skill}; "" scores the target without one')
     text = skill if isinstance(skill, Skill) else Skill.load(skill) if str(skill) else Skill("")
     with scratch_run(run) as journal:
-        session = build_session(cfg, journal, Path(), env=env if isinstance(env, Env) else None, skill=Skill(""))
+        session = build_session(cfg, journal, Path(), env=made, skill=Skill(""))
         try:
             return await run_evaluation(session, text, split, attempts)
+        except asyncio.CancelledError:
+            raise asyncio.CancelledError(_how_to_go_on(journal.folder) if run else "interrupted") from None
         finally:
             await session.aclose()
 

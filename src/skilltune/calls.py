@@ -9,19 +9,12 @@ from dataclasses import dataclass, replace
 from skilltune.budget import Budget
 from skilltune.errors import InfraError
 from skilltune.models import Model, Reply, Request, Usage
-from skilltune.models.endpoint import Endpoint
+from skilltune.models.endpoint import Ahead, Endpoint
 from skilltune.models.prices import price
 from skilltune.run import Run
 
 DEFAULT_ANSWER_TOKENS = 1024  # bound of an answer whose length the request leaves open, for the first estimates
 IMAGE_TOKENS = 1000
-
-
-@dataclass(slots=True)
-class Ahead:
-    """A call made ahead of its need; `begun` when it was sent, and so paid for."""
-
-    begun: bool = False
 
 
 looking_ahead: ContextVar[Ahead | None] = ContextVar("looking_ahead", default=None)
@@ -60,7 +53,7 @@ class Client:
                     self.model,
                     request,
                     role=self.role,
-                    speculative=looking_ahead.get() is not None,
+                    ahead=looking_ahead.get(),
                     on_attempt=self._attempt,
                     on_hedge=reserve,
                 )

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from math import ceil
+from dataclasses import dataclass, field, replace
+from math import ceil, floor, log10
 from pathlib import Path
 
 from skilltune.agreement import Agreement, describe_cost, measure, read_labels
 from skilltune.api import scratch_run
 from skilltune.audit import audit
+from skilltune.budget import Budget, Limits
 from skilltune.calls import DEFAULT_ANSWER_TOKENS, Client
 from skilltune.config import Config
 from skilltune.envs import Env
@@ -25,7 +26,7 @@ from skilltune.optimizer.model import SHOWN_SUCCESSES
 from skilltune.probe import Probe, probe_roles
 from skilltune.samples import Sample, Splits, split
 from skilltune.scorers.judge import Reader
-from skilltune.session import Session, build_env, build_session, estimate_calls
+from skilltune.session import Session, build_env, build_session, estimate_calls, load_skill
 from skilltune.sinks import find_sink
 from skilltune.skill import Skill
 
@@ -102,6 +103,7 @@ async def check(
         session = build_session(cfg, run, root, env=env, skill=found.skill)
         try:
             found.estimate = estimate(session)
+            found.notes += remarks(session, found.estimate)
             if probe:
                 await _probe(session, found)
             if labels is not None:
@@ -120,7 +122,7 @@ def _collecting(found: Check) -> Iterator[None]:
 
 
 def _look_at_skill(cfg: Config, root: Path, found: Check) -> Skill:
-    skill = Skill.load(root / cfg.skill)
+    skill = load_skill(cfg, root)
     if not (root / cfg.skill).exists():
         found.notes.append(f"the skill {cfg.skill} does not exist yet: training starts from an empty one")
     else:
@@ -207,6 +209,39 @@ def estimate(session: Session) -> Estimate:
     )
 
 
+def remarks(session: Session, expected: Estimate) -> list[str]:
+    """Where a limit of the budget is less than what a run takes, certificate and control arms included: one sentence
+    for each, with the number to raise it to. `minutes` cannot be estimated."""
+    cfg = session.cfg
+    planned = replace(session, budget=Budget(Limits(), Usage()))
+    planned.hold_back()
+    kept = planned.budget.held
+    ranges = (expected.target_calls, expected.optimizer_calls, expected.judge_calls)
+    few, many = (sum(ends) for ends in zip(*ranges, strict=True))
+    stretch = 1 + TYPICAL * max(0, many - kept.calls - few) / few  # a typical training against the shortest
+    what = "the certificate and the control arms" if cfg.certify.controls else "the certificate"
+    found = []
+    for name, shortest, after in (
+        ("calls", few, kept.calls),
+        ("tokens", expected.tokens[0], kept.tokens),
+        ("usd", expected.usd[0] if expected.usd else None, kept.usd),
+    ):
+        limit = getattr(cfg.budget, name)
+        if limit is None or not shortest or after is None:
+            continue
+        after += shortest * cfg.certify.controls  # the dearest arm takes as much as the training
+        least, typical = after + shortest, after + stretch * shortest
+        if limit >= typical:
+            continue
+        short = "is too little for" if limit < least else "may not last for"
+        held = f"with {_rounded(after)} kept for {what}, " if after else ""
+        found.append(
+            f"budget.{name}={limit:.15g} {short} a whole run: {held}the shortest takes about {_rounded(least)} in all, "
+            f"a typical one {_rounded(typical)}; raise it, e.g. budget.{name}={_rounded(typical)}"
+        )
+    return found
+
+
 def _judging(
     session: Session, judge: Reader, samples: Sequence[Sample], calls: Range, longest: int
 ) -> tuple[Usage, Usage]:
@@ -247,3 +282,12 @@ def _dollars(parts: Sequence[tuple[Client, Usage]]) -> float | None:
 def _spread(samples: Sequence[Sample], n: int) -> Sequence[Sample]:
     """At most n samples, evenly spread."""
     return samples if len(samples) <= n else [samples[i * len(samples) // n] for i in range(n)]
+
+
+def _rounded(value: float) -> str:
+    """A number as the command line takes it, rounded up to two digits: 1234.5 → "1300", 0.0123 → "0.013"."""
+    if not value:
+        return "0"
+    unit = 10.0 ** (floor(log10(value)) - 1)
+    value = ceil(value / unit - 1e-9) * unit
+    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"

@@ -8,9 +8,10 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 4
 interrupts = Interrupts(INTERRUPTED)
+PIPE_CLOSED = 141  # as of a program that SIGPIPE ends: the reader had enough, and nothing is wrong
 RESUME = "interrupted; run the same command to go on"
+RESUME_FORK = "interrupted; to go on name the fork's folder with --run DIR in place of --fork"
 
 app = typer.Typer(
     add_completion=False,
@@ -80,7 +83,22 @@ def main() -> None:
         app()
     except SystemExit as end:
         interrupts.end(end.code)
+        if not _delivered() and not end.code:
+            raise SystemExit(PIPE_CLOSED) from None
         raise
+
+
+def _delivered() -> bool:
+    """Has all output reached its readers? Where one has gone, what is left is dropped, or the interpreter's own last
+    flush would complain of it."""
+    arrived = True
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            arrived = False
+    return arrived
 
 
 def _version(wanted: bool) -> None:
@@ -117,7 +135,12 @@ def train(
         typer.Option("--run", metavar="DIR", help="Run folder. [default: runs/NAME by the config]", show_default=False),
     ] = None,
     fork: Annotated[
-        bool, typer.Option("--fork", help="Start a new run beside the old one, reusing answers that still apply.")
+        bool,
+        typer.Option(
+            "--fork",
+            help="Start a new run beside the old one, reusing answers that still apply; each time another. Resume it "
+            "with --run DIR.",
+        ),
     ] = False,
     controls: Annotated[
         bool, typer.Option("--controls", help="At the end, measure cheaper ways on the same samples; doubles the cost.")
@@ -148,14 +171,22 @@ def train(
     from skilltune.config import load_config
     from skilltune.report.terminal import Events, Lines, Live, stdout
 
-    view = Events(sys.stdout) if as_json else (Live if sys.stdout.isatty() else Lines)(stdout())
+    def again(folder: Path) -> str:
+        """The command that resumes the run in a folder."""
+        place = ["--run", str(folder)] if fork or run else []
+        return shlex.join(["skilltune", "train", str(config), *(overrides or ()), *place, *["--controls"] * controls])
+
+    view = Events(sys.stdout, again) if as_json else (Live if sys.stdout.isatty() else Lines)(stdout(), again)
     opened: list[Session] = []
 
     def ready(session: Session) -> None:
         opened.append(session)
         view.ready(session)
+        session.run.emit("command", line=again(session.run.folder), folder=os.getcwd())
 
-    with _boundary(lambda: bool(opened and opened[0].spent), view.failed, RESUME):
+    message = RESUME_FORK if fork else RESUME
+    gone = message.replace("interrupted", "the reader of the output has gone")
+    with _boundary(lambda: bool(opened and opened[0].spent), view.failed, message, gone):
         cfg, root = load_config(config, [*(overrides or ()), *(["certify.controls=true"] if controls else [])])
         with view:
             result = interrupts.run(run_training(cfg, root, run, fork=fork, listeners=[view], ready=ready))
@@ -195,7 +226,7 @@ def evaluate(
     from skilltune.config import MAY_DIFFER, load_config
     from skilltune.errors import UsageError
     from skilltune.run import Run
-    from skilltune.session import build_session
+    from skilltune.session import build_session, load_skill
     from skilltune.skill import Skill
 
     opened: list[Session] = []
@@ -209,7 +240,7 @@ def evaluate(
                 raise UsageError(
                     f"the skill {path} does not exist; name another with --skill, e.g. a run's best_skill.md"
                 )
-            chosen = Skill.load(path)
+            chosen = load_skill(cfg, root, path)
             try:
                 return {
                     side: await run_evaluation(session, text, None if split.value == "all" else split.value, attempts)
@@ -288,8 +319,8 @@ def check(
     """
     from skilltune.check import check as look
     from skilltune.config import load_config
-    from skilltune.report.terminal import clean, estimate_rows, stdout
-    from skilltune.samples import describe_power
+    from skilltune.report.terminal import clean, describe_skill, estimate_rows, stdout
+    from skilltune.samples import describe_power, too_small
 
     console = stdout()
     with _boundary():
@@ -297,29 +328,30 @@ def check(
         found = interrupts.run(
             look(cfg, root, probe=probe, labels=judge, announce=lambda text: console.print(clean(text)))
         )
-    rows: list[tuple[str, str]] = []
-    if found.skill is not None:
-        rows.append(("skill", f"{found.skill.name}, about {found.skill.tokens:,} tokens"))
-    if found.splits is not None:
-        sizes, *power = describe_power(found.splits).splitlines()
-        groups = f" · {found.groups} groups" if found.groups else ""
-        rows += [("samples", sizes + groups), *(("power", text) for text in power)]
-    if found.estimate is not None:
-        rows += estimate_rows(found.estimate)
-    rows += [("probe", f"{p.role} {p.model}: {p.error or f'answered in {p.seconds:.2f} s'}") for p in found.probes]
-    if found.agreement is not None:
-        rows += found.agreement.rows()
-    rows += [("note", note) for note in found.notes]
-    for name, value in rows:
-        console.print(f"{name:<10}{clean(value)}")
-    shown = found.problems[:20]
-    for problem in shown:
-        typer.echo(f"problem: {clean(problem)}", err=True)
-    if len(found.problems) > len(shown):
-        typer.echo(f"… and {len(found.problems) - len(shown)} more problems", err=True)
-    if found.problems:
-        raise typer.Exit(2)
-    console.print("fine: nothing to mend")
+        rows: list[tuple[str, str]] = []
+        if found.skill is not None:
+            rows.append(("skill", describe_skill(found.skill)))
+        if found.splits is not None:
+            sizes, *power = describe_power(found.splits).splitlines()
+            groups = f" · {found.groups} groups" if found.groups else ""
+            rows += [("samples", sizes + groups), *(("power", text) for text in power)]
+        if found.estimate is not None:
+            rows += estimate_rows(found.estimate)
+        rows += [("probe", f"{p.role} {p.model}: {p.error or f'answered in {p.seconds:.2f} s'}") for p in found.probes]
+        if found.agreement is not None:
+            rows += found.agreement.rows()
+        rows += [("note", note) for note in found.notes]
+        for name, value in rows:
+            console.print(f"{name:<10}{clean(value)}")
+        shown = found.problems[:20]
+        for problem in shown:
+            typer.echo(f"problem: {clean(problem)}", err=True)
+        if len(found.problems) > len(shown):
+            typer.echo(f"… and {len(found.problems) - len(shown)} more problems", err=True)
+        if found.problems:
+            raise typer.Exit(2)
+        small = too_small(found.splits) if found.splits else ""
+        console.print(f"sound, but too few samples: {small}" if small else "fine: nothing to mend")
 
 
 @app.command()
@@ -375,8 +407,8 @@ def show(
 ) -> None:
     """Show what happened in a run.
 
-    Its verdicts, its certificate, what it cost and where its files are; also while it is under way. Exit codes of
-    --recompute: 0 all equal, 1 something differs, 2 the journal lacks something.
+    Whether it is running, was stopped or has finished; its verdicts, its certificate, what it cost and where its files
+    are. Exit codes of --recompute: 0 all equal, 1 something differs, 2 the journal lacks something.
 
     \b
     Examples:
@@ -394,9 +426,8 @@ def show(
         _show_edits(run, as_json)
         return
     with _boundary():
-        journal = Run.read(run)
-        history = History.of(journal)
-        journal.close()
+        with Run.read(run) as journal:
+            history = History.of(journal)
         if as_json:
             typer.echo(json.dumps(history.to_json()))
         else:
@@ -405,7 +436,7 @@ def show(
 
 def _show_edits(folder: Path, as_json: bool) -> None:
     """The ledger of the best skill."""
-    from skilltune.report.ledger import HEADERS, read_ledger, row, to_json
+    from skilltune.report.ledger import ABOUT, HEADERS, read_ledger, row, to_json
     from skilltune.report.terminal import History, columns, stdout
     from skilltune.run import Run
 
@@ -416,6 +447,7 @@ def _show_edits(folder: Path, as_json: bool) -> None:
         if as_json:
             typer.echo(json.dumps({"run": str(folder), "best": best, "edits": [to_json(rule) for rule in rules]}))
         elif rules:
+            stdout().print(f"{ABOUT}\n")
             stdout().print(columns(HEADERS, [row(rule) for rule in rules]))
         else:
             stdout().print("no edit stands in the best skill: it is the input")
@@ -523,7 +555,7 @@ def export(
 
     claude writes .claude/skills/NAME/, codex and agents .agents/skills/NAME/, copilot .github/skills/NAME/, cursor,
     gemini and opencode .cursor/, .gemini/ and .opencode/skills/NAME/, plugin a Claude Code plugin NAME/, file NAME.md.
-    Only the trained lines differ from the input; evals/ and skilltune.toml stay behind, except with file.
+    Only the trained lines differ from the input; evals/, runs and skilltune.toml stay behind.
     skill-creator writes the run's answers and grades as NAME-workspace/iteration-N/ for the viewer of that skill.
 
     \b
@@ -599,12 +631,14 @@ def init(
         Path | None, typer.Option("--from", metavar="FILE", help="Draft samples from it with the optimizer's model.")
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing; take the defaults.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite files.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite config and samples; never a SKILL.md.")] = False,
 ) -> None:
     """Begin a skill: SKILL.md, five example tasks to overwrite, and a commented config.
 
-    Asks what no option says. With --from, the optimizer's model drafts tasks from a document; each is marked
-    "reviewed": false, and training refuses it until you have read it and set that to true.
+    A SKILL.md that is there already is kept byte for byte, with --force too: only the config and the tasks are added.
+    (Delete it first to begin from the template.) Asks what no option says. With --from, the optimizer's model drafts
+    tasks from a document; each is marked "reviewed": false, and training refuses it until you have read it and set
+    that to true.
 
     \b
     Examples:
@@ -612,29 +646,40 @@ def init(
       skilltune init . --name dates --description "Writes dates. Use for every date." --score exact --yes
       skilltune init . --from handbook.md --optimizer anthropic/claude-opus-5
     """
-    from skilltune.scaffold import Plan, draft_with, propose, scaffold
+    from skilltune.scaffold import ANSWER_ONLY, Plan, draft_with, propose, scaffold
 
     with _boundary():
         given = {"name": name, "description": description, "task": task, "score": score, "target": target}
         given |= {"optimizer": optimizer}
         plan: dict[str, str] = {}
-        for key, (question, default) in propose(folder).items():
+        questions = propose(folder, drafting=document is not None)
+        if answered := [f"--{key}" for key, value in given.items() if value is not None and key not in questions]:
+            raise UsageError(
+                f"{folder} has a SKILL.md already, which is kept as it is: leave out {', '.join(answered)}, or delete "
+                "it to begin from the template"
+            )
+        for key, (question, default) in questions.items():
             value = given[key]
             if value is None and not yes:
                 if not sys.stdin.isatty():
                     raise UsageError(f"nobody is there to answer: add --{key}, or --yes for the default ({default})")
                 value = typer.prompt(question, default=default)
             plan[key] = default if value is None else value
-        chosen = Plan(**plan)
+        kept = {"name": folder.resolve().name, "description": "", "task": ANSWER_ONLY}  # of a SKILL.md that is there
+        chosen = Plan(**(kept | plan))
         drafts = interrupts.run(draft_with(chosen, document)) if document is not None else []
         for path in scaffold(folder, chosen, drafts=drafts, force=force):
             typer.echo(f"wrote {path}")
+        if "name" not in questions:
+            typer.echo(f"kept {folder / 'SKILL.md'}")
         typer.echo(f"next: write your own tasks into {folder / chosen.samples}, then skilltune check {folder}")
 
 
 @app.command()
 def answer(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of handoff:DIR.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="The folder of handoff:DIR. In a config it counts from the config's.")
+    ],
     name: Annotated[
         str | None, typer.Argument(metavar="[NAME]", help="A question, by its name or number.", show_default=False)
     ] = None,
@@ -712,24 +757,30 @@ def _boundary(
     spent: Callable[[], bool] = lambda: False,
     fail: Callable[[str, int], None] = _fail,
     message: str = "interrupted",
+    gone: str = "",
 ) -> Iterator[None]:
     """What was raised on purpose becomes a message and an exit code; anything else keeps its traceback.
 
-    What only a call could reveal (a wrong key, a full disk) is 2 while nothing was `spent`, 3 after.
+    What only a call could reveal (a wrong key, a full disk) is 2 while nothing was `spent`, 3 after. Output that nobody
+    reads any more ends a command quietly, and one that it cuts short with the message `gone`, as an interrupt.
     """
 
     def leave(text: str, exit_code: int) -> NoReturn:
-        fail(text, exit_code)
+        with suppress(BrokenPipeError):
+            fail(text, exit_code)
         raise typer.Exit(exit_code)
 
     try:
         with interrupts.during(message):
             yield
+            sys.stdout.flush()
     except (KeyboardInterrupt, asyncio.CancelledError):
         leave(message, INTERRUPTED)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the last flush fails again
-        leave(message.replace("interrupted", "the reader of the output has gone"), INTERRUPTED)
+        _delivered()
+        if gone:
+            leave(gone, INTERRUPTED)
+        raise typer.Exit(PIPE_CLOSED) from None
     except (RunError, CallConfigError) as error:
         leave(str(error), 3 if spent() else 2)
     except SkilltuneError as error:

@@ -29,6 +29,7 @@ MAY_DIFFER = (
     "optimizer.wait",
 )
 FILE_NAME = "skilltune.toml"
+EVALS = "evals/evals.json"
 
 
 class _Section(BaseModel):
@@ -38,7 +39,9 @@ class _Section(BaseModel):
 class EnvConfig(_Section):
     """The tasks: where the samples are, how an answer is scored, how a sample becomes a prompt."""
 
-    samples: str = Field(default="", description="a sample file, a folder with evals/evals.json, or file.py:factory")
+    samples: str = Field(
+        default="", description="a sample file or folder, or file.py:factory; left out: the config's evals/evals.json"
+    )
     score: str | dict[str, Any] = Field(
         default="exact", description='exact, number, f1, …, python:file.py:fn, {judge = "MODEL"}'
     )
@@ -93,6 +96,11 @@ class TargetConfig(ModelConfig):
 class OptimizerConfig(ModelConfig):
     """The model that turns scored trajectories into edits; empty: the target's model where that can be one."""
 
+    model: str = Field(
+        default="",
+        description="a model as for the target, examples, plugin:NAME, or handoff:DIR "
+        "(a relative DIR counts from the config's folder)",
+    )
     show_expected: bool = Field(default=True, description="show the expected answers of train samples")
     show_rubric: bool = Field(default=False, description="show which of a judge's checks failed on train samples")
     wait: bool = Field(default=True, description="handoff: wait for the answers; false: stop (exit 4), to be resumed")
@@ -117,14 +125,16 @@ class JudgeConfig(CallConfig):
 class TrainConfig(_Section):
     """The loop."""
 
-    epochs: int = Field(default=4, ge=0)
+    epochs: int = Field(default=4, ge=0, description="passes over the train samples; 0: only score the input")
     batch_size: int = Field(default=40, ge=1, description="train samples rolled out per step")
     minibatch_size: int = Field(default=8, ge=1, description="trajectories per reflection")
     merge: Literal["pool", "rank"] = Field(default="pool", description="measure the edits, or let a model rank")
     merge_batch_size: int = Field(default=8, ge=2, description="patches per merge call")
     lr: int = Field(default=4, ge=1, description="edits applied per step at most")
     lr_min: int = Field(default=2, ge=1, description="where linear and cosine schedules of lr end")
-    schedule: Literal["constant", "linear", "cosine", "autonomous"] = "cosine"
+    schedule: Literal["constant", "linear", "cosine", "autonomous"] = Field(
+        default="cosine", description="how lr falls to lr_min over the run; autonomous: the optimizer's model chooses"
+    )
     update: Literal["patch", "rewrite"] = Field(default="patch", description="apply edits, or let a model rewrite all")
     patience: int = Field(default=3, ge=0, description="stop after so many steps without an accept; 0: never")
     target_score: float | None = Field(
@@ -169,18 +179,18 @@ class GateConfig(_Section):
 class SlowConfig(_Section):
     """The epoch's slow update and the optimizer's notes, from the second epoch on."""
 
-    enabled: bool = True
-    samples: int = Field(default=20, ge=1)
-    notes: bool = True
+    enabled: bool = Field(default=True, description="propose guidance from what the epoch changed")
+    samples: int = Field(default=20, ge=1, description="train samples on which the epoch's two ends are compared")
+    notes: bool = Field(default=True, description="let the optimizer write notes that only it reads later")
 
 
 class BudgetConfig(_Section):
     """Hard limits; the certificate's cost is kept back from the start."""
 
-    usd: float | None = Field(default=None, gt=0)
-    tokens: int | None = Field(default=None, gt=0)
-    calls: int | None = Field(default=None, gt=0)
-    minutes: float | None = Field(default=None, gt=0)
+    usd: float | None = Field(default=None, gt=0, description="dollars, of all models; needs the price of each")
+    tokens: int | None = Field(default=None, gt=0, description="input and output tokens, of all models")
+    calls: int | None = Field(default=None, gt=0, description="calls to all models; a retry of one is another")
+    minutes: float | None = Field(default=None, gt=0, description="wall clock, of all lives of the run")
 
     @property
     def limits(self) -> Limits:
@@ -210,9 +220,11 @@ class LogConfig(_Section):
 class Config(_Section):
     """Everything that defines a run."""
 
-    preset: Literal["default", "paper"] = "default"
-    skill: str = "SKILL.md"
-    seed: int = 42
+    preset: Literal["default", "paper"] = Field(
+        default="default", description="whose defaults: skilltune's, or those of the published method"
+    )
+    skill: str = Field(default="SKILL.md", description="a folder with SKILL.md, or a .md file; created if missing")
+    seed: int = Field(default=42, description="of the split, of the order of the samples and of every random choice")
     env: EnvConfig = EnvConfig()
     target: TargetConfig = TargetConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -240,26 +252,27 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def load_config(path: Path, overrides: Iterable[str] = ()) -> tuple[Config, Path]:
-    """Read a TOML file, or a skill folder (its skilltune.toml, or its evals/evals.json alone).
+    """Read a TOML file, or a skill folder (its skilltune.toml, or its evals/evals.json alone). A config that names no
+    samples has those of evals/evals.json beside it.
 
     `overrides` are "dotted.key=value" with TOML values (bare words are strings). Returns the config and the folder
     that its relative paths are relative to. Raises `UsageError`.
     """
     path = Path(path)
-    if path.is_dir():
-        if (path / FILE_NAME).is_file():
-            path = path / FILE_NAME
-        elif (path / "evals" / "evals.json").is_file():
-            return make_config({"skill": ".", "env": {"samples": "evals/evals.json"}}, overrides), path
-        else:
-            raise UsageError(f"{path} holds neither {FILE_NAME} nor evals/evals.json: name a config file, or add one")
+    root = path if path.is_dir() else path.parent
+    known = {"env": {"samples": EVALS}} if (root / EVALS).is_file() else {}
+    if path.is_dir() and not (path / FILE_NAME).is_file():
+        if not known:
+            raise UsageError(f"{path} holds neither {FILE_NAME} nor {EVALS}: name a config file, or add one")
+        return make_config({"skill": ".", **known}, overrides), root
+    path = path / FILE_NAME if path.is_dir() else path
     try:
         tree = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UsageError(f"cannot read the config {path}: {error.strerror or error}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not valid TOML: {error}") from error
-    return make_config(tree, overrides, source=str(path)), path.parent
+    return make_config(_merge(known, tree), overrides, source=str(path)), root
 
 
 def make_config(tree: Mapping[str, Any], overrides: Iterable[str] = (), *, source: str = "the configuration") -> Config:

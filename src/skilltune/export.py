@@ -3,7 +3,7 @@
 Agents look for a folder NAME/SKILL.md whose frontmatter says name and description (agentskills.io). A skill that has
 frontmatter is copied byte for byte; one that was a plain document gets it only from a name and a description that
 the user states, because a description decides when an agent loads the skill and is nothing to make up. What belongs
-to training stays behind: an agent that can read `evals/` can read the expected answers.
+to training (`evals/`, the config, runs) is no part of a skill: `Skill.load` leaves it out.
 """
 
 from __future__ import annotations
@@ -33,8 +33,6 @@ FOLDERS = {
 }
 KINDS = ("file", *FOLDERS, "plugin")
 MANIFEST = ".claude-plugin/plugin.json"
-# At the top of a skill folder: what it is trained with (as `init` lays it out), not what it says.
-TRAINING = {"evals", "runs", "skilltune.toml", "samples.jsonl", "samples.json", "samples.csv", "samples.tsv"}
 
 _PATH_PART = re.compile(r"\w[\w.-]*")  # a name becomes a folder; it must not climb out of its parent
 
@@ -51,7 +49,7 @@ def export(
     """Write the skill below the folder `to` (None: the current one) and return the file or folder that holds it.
 
     `file` gives NAME.md (NAME/ for a skill with files), an agent the folder NAME where it looks for a project's skills
-    (`FOLDERS`), `plugin` a Claude Code plugin NAME/ with the skill in it. Only `file` copies what is in `TRAINING`.
+    (`FOLDERS`), `plugin` a Claude Code plugin NAME/ with the skill in it.
     `name` and `description` become the frontmatter of a document that has none; an agent needs both. What is already
     there and differs is kept unless `force`; the same bytes are left alone. Nothing goes into the user's home unless
     `to` names it. Raises `UsageError`.
@@ -113,7 +111,7 @@ def best_of(run: Run) -> Skill:
 
 
 def _for_agent(skill: Skill, name: str | None, description: str | None) -> Skill:
-    """The skill as a folder NAME with SKILL.md, its frontmatter complete, without what only training needs."""
+    """The skill as a folder NAME with SKILL.md, its frontmatter complete."""
     if skill.frontmatter:
         if name is not None or description is not None:
             raise UsageError("the skill's own frontmatter states name and description: change them there")
@@ -137,8 +135,7 @@ def _for_agent(skill: Skill, name: str | None, description: str | None) -> Skill
     # The two keys by which agents find a skill must keep to the standard; other keys are the author's affair.
     if problems := Skill(_header(name, description), name, folder=True).check():
         raise UsageError(" ".join(problems))
-    files = {path: data for path, data in skill.files.items() if path.split("/")[0] not in TRAINING}
-    return replace(skill, text=text, name=name, files=files, folder=True)
+    return replace(skill, text=text, name=name, folder=True)
 
 
 def _header(name: str, description: str) -> str:

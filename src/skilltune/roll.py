@@ -1,8 +1,9 @@
 """The forward pass: roll the target over samples, each (skill, sample, attempt) paid once per run.
 
-A sample whose call failed for good comes back without a score and is left out of every mean. Leaving it out is a
-decision of the run: it is written down, so that a resumed run closes the batch over the same samples, while a later
-batch asks again.
+A sample whose call failed for good comes back without a score and is left out of every mean. What is left out changes
+what is decided, so a batch waits even for its last sample, unless that has failed through all waits before. Leaving it
+out is a decision of the run: it is written down, so that a resumed run closes the batch over the same samples, while a
+later batch asks again.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from statistics import fmean
 
-from skilltune.calls import Ahead, looking_ahead
+from skilltune.calls import looking_ahead
 from skilltune.envs import Env
 from skilltune.errors import CallConfigError, CallError, InfraError, InfraStopped, SkilltuneError, Stopped
 from skilltune.models import Usage
+from skilltune.models.endpoint import Ahead
 from skilltune.rollout import Rollout, Trajectory, rollout_from_json, rollout_to_json
 from skilltune.run import Paid, Run, digest
 from skilltune.samples import Sample
@@ -26,13 +28,14 @@ from skilltune.skill import Skill
 from skilltune.targets import Target
 
 MAX_UNSCORED = 0.10  # share of a batch that may go unscored; the coverage floor is 1 minus this
-UNDER_WAY = 1024  # samples of a batch begun at once: each holds 6 KB, and more workers than this nobody has
-WAITS_S = (2.0, 10.0, 30.0)  # pauses before a batch with too many failures is tried again
+UNDER_WAY = 256  # samples of a batch begun at once, or twice the workers: each holds 6 KB
+WAITS_S = (2.0, 10.0, 30.0)  # pauses before what failed in a batch is tried again
 
 
 @dataclass(slots=True)
 class Roller:
-    """Rolls samples with a skill; remembers every scored rollout in `seen`, the gate's evidence."""
+    """Rolls samples with a skill; remembers every scored rollout in `seen`, the gate's evidence: its score and its
+    cost, for what was said is in the journal."""
 
     target: Target
     env: Env
@@ -40,7 +43,9 @@ class Roller:
     seen: dict[tuple[str, str, int], Rollout] = field(default_factory=dict)
     contents: dict[str, str] = field(default_factory=dict)  # by sample id, see `content`
     answered: bool = False  # has the target answered in this process? One that never did is not waited for
+    under_way: int = UNDER_WAY
     lookahead: bool = False  # may idle workers roll what will probably be asked for next?
+    given_up: set[str] = field(default_factory=set)  # sample ids that failed through all waits: not waited for again
     _ahead: dict[str, tuple[asyncio.Task, Ahead]] = field(default_factory=dict)  # by key, under way or waiting
 
     async def __call__(
@@ -63,23 +68,35 @@ class Roller:
         closed = self.run.recall(closed_key)
         left_out: dict[str, str] = closed[0] if closed else {}
         rollouts = await self._all(skill, samples, attempt, left_out, landed)
+        before: list[Rollout] = []
         for pause in WAITS_S:
-            if closed or not _too_many(rollouts) or not self.answered:
+            late = any(not r.scored and r.sample not in self.given_up for r in rollouts)
+            if closed or not self.answered or not (late or _too_many(rollouts)):
                 break
+            if self._raises(rollouts) and _errors(rollouts) == _errors(before):
+                break  # a function that raised the same twice does so a third time
+            before = rollouts
             self.run.tell("waiting", purpose=purpose, seconds=pause, why=_failure(rollouts))
             await asyncio.sleep(pause)
             rollouts = await self._all(skill, samples, attempt, left_out, landed)
         if not closed and _too_many(rollouts):
+            what, then = "calls", "Run the same command to go on."
+            if self._raises(rollouts):
+                self._keep_answers(rollouts)
+                what = "scores"
+                then = "The answers are kept: mend the scorer and run the same command; none is asked for again."
             raise InfraStopped(
-                f"{sum(not r.scored for r in rollouts)} of {len(rollouts)} calls of the batch '{purpose}' failed: "
-                f"{_failure(rollouts)}\nNothing was counted as a wrong answer. Run the same command to go on."
+                f"{len(_errors(rollouts))} of {len(rollouts)} {what} of the batch '{purpose}' failed: "
+                f"{_failure(rollouts)}\nNothing was counted as a wrong answer. {then}"
             )
         failed = {r.sample: r.trajectory.error for r in rollouts if not r.scored}
         if failed and not closed:
+            self.given_up.update(failed)
             self.run.fix(closed_key, lambda: failed)
         for index, rollout in enumerate(rollouts):
             if rollout.scored:
-                self.seen[rollout.skill, rollout.sample, rollout.attempt] = rollout
+                cost = Trajectory("", outcome=rollout.outcome, usage=rollout.trajectory.usage)
+                self.seen[rollout.skill, rollout.sample, rollout.attempt] = replace(rollout, trajectory=cost)
             else:
                 landed(index, rollout)
         return rollouts
@@ -148,6 +165,28 @@ class Roller:
         """The journal key of a rollout: everything that can change its result."""
         return rollout_key(self.target.fingerprint, skill.hash, self.content(sample), self.env.fingerprint, attempt)
 
+    def answer_key(self, skill: str, sample: Sample, attempt: int) -> str:
+        """The journal key of what the target did where no score came of it: a mended scorer finds it there."""
+        asked = self.content(sample), self.env.prompt
+        return digest("unscored", self.target.fingerprint, skill, *asked, attempt)
+
+    def _raises(self, rollouts: Sequence[Rollout]) -> bool:
+        """Is it the scorer, and a function, that all failures are of?"""
+        return self.env.judge is None and {r.outcome for r in rollouts if not r.scored} == {"judge_error"}
+
+    def _keep_answers(self, rollouts: Sequence[Rollout]) -> None:
+        """Keep what the target did so far where a mended scorer finds it, the answers that had a score included."""
+        samples = {sample.id: sample for sample in self.env.samples}
+        for rollout in (*self.seen.values(), *(r for r in rollouts if r.scored)):
+            sample, attempt = samples[rollout.sample], rollout.attempt
+            content = self.content(sample)
+            key = rollout_key(self.target.fingerprint, rollout.skill, content, self.env.fingerprint, attempt)
+            for stored in self.run.recall(key) or ():
+                said = replace(rollout_from_json(stored), score=None)
+                self.run.put(
+                    self.answer_key(rollout.skill, sample, attempt), "unscored", Paid(rollout_to_json(said), Usage())
+                )
+
     def content(self, sample: Sample) -> str:
         """Hash of what a sample asks and expects, its images included."""
         if sample.id not in self.contents:
@@ -165,14 +204,14 @@ class Roller:
         left_out: dict[str, str],
         landed: Callable[[int, Rollout], None],
     ) -> list[Rollout]:
-        window = asyncio.Semaphore(UNDER_WAY)
+        rollouts: dict[int, Rollout] = {}
+        waiting = iter(enumerate(samples))
 
         async def one(index: int, sample: Sample) -> Rollout:
             if sample.id in left_out:
                 return _unscored(skill, sample, attempt, InfraError(left_out[sample.id]))
             try:
-                async with window:
-                    rollout = await self._one(skill, sample, attempt)
+                rollout = await self._one(skill, sample, attempt)
             except CallConfigError:
                 raise
             except CallError as error:
@@ -180,14 +219,19 @@ class Roller:
             landed(index, rollout)
             return rollout
 
-        return await gather([one(index, sample) for index, sample in enumerate(samples)])
+        async def work() -> None:
+            for index, sample in waiting:
+                rollouts[index] = await one(index, sample)
+
+        await gather([work() for _ in range(min(self.under_way, len(samples)))])
+        return [rollouts[index] for index in range(len(samples))]
 
     async def _one(self, skill: Skill, sample: Sample, attempt: int) -> Rollout:
         key = self.key(skill, sample, attempt)
-        unscored_key = digest("unscored", key)
 
         async def pay() -> Paid:
             """Do the sample and score it; what the target did is kept where only the scorer failed."""
+            unscored_key = self.answer_key(skill.hash, sample, attempt)
             done = self.run.recall(unscored_key)
             if done:
                 rollout, cost = rollout_from_json(done[0]), Usage()
@@ -206,6 +250,8 @@ class Roller:
                 raise
             return Paid(rollout_to_json(replace(rollout, score=score)), cost)
 
+        if key in self._ahead and looking_ahead.get() is None:
+            self._ahead[key][1].want()
         rollout = rollout_from_json(await self.run.once(key, "rollout", pay))
         if looking_ahead.get() is None:
             self.run.tell("rollout", sample=sample.id, score=rollout.score.value if rollout.score else None)
@@ -273,5 +319,9 @@ def _too_many(rollouts: Sequence[Rollout]) -> bool:
     return unscored > max(MAX_UNSCORED * len(rollouts), 1 if len(rollouts) > 1 else 0)
 
 
+def _errors(rollouts: Sequence[Rollout]) -> list[str]:
+    return [rollout.trajectory.error for rollout in rollouts if not rollout.scored]
+
+
 def _failure(rollouts: Sequence[Rollout]) -> str:
-    return next(rollout.trajectory.error for rollout in rollouts if not rollout.scored)
+    return _errors(rollouts)[0]

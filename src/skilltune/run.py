@@ -37,9 +37,10 @@ PAGE_BYTES = 8192  # a rollout of the usual 1.5 kB then lies within its page; wi
 DECISIONS = "fix"
 FAILED = "failed attempt"
 PROBE = "probe"  # shows that a model answers; a run that paid no more than this binds nobody
-ELAPSED = "elapsed"  # kind and key of the one memo that is rewritten: the seconds of all lives of the run
+ELAPSED = "elapsed"  # kind and key of a memo that is rewritten: the seconds of all lives of the run
+WRITER = "pid"  # kind and key of the other: the process that opened the run for writing last
 REFRESH_S = 2.0  # a killed process forgets at most this much of its time, and what passed since its last answer
-_OWN = f"kind IN ('{DECISIONS}', '{FAILED}', '{ELAPSED}')"  # not an answer that somebody paid for
+_OWN = f"kind IN ('{DECISIONS}', '{FAILED}', '{ELAPSED}', '{WRITER}')"  # not an answer that somebody paid for
 
 _COST = tuple(field.name for field in fields(Usage))
 _COUNTS = tuple(name for name in _COST if name != "usd")
@@ -145,6 +146,7 @@ class Run:
             db = undo.enter_context(closing(_connect(folder / "run.db")))
             run = cls(folder, db, lock)
             run._refresh_elapsed()  # what cannot be written to is found before anything is paid
+            run._rewrite(WRITER, os.getpid())
             if config is not None:
                 run._check_config(config, tuple(may_differ))
             undo.pop_all()
@@ -175,7 +177,12 @@ class Run:
     def __enter__(self) -> Run:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        """Close it; what ended the run too early is written down, for whoever looks at it later."""
+        if kind is not None and self._lock is not None:
+            why = str(error) if isinstance(error, Exception) else "interrupted"
+            with suppress(RunError):
+                self._record("stopped", {"reason": why or kind.__name__, "seconds": round(self.elapsed_s, 3)})
         self.close()
 
     # -- the two primitives of replay
@@ -261,10 +268,19 @@ class Run:
 
     def _refresh_elapsed(self) -> None:
         self._refreshed = time.monotonic()
+        self._rewrite(ELAPSED, round(self.elapsed_s, 3))
+
+    def _rewrite(self, key: str, value: Any) -> None:
         self._write(
             "INSERT INTO memo VALUES (?, ?, ?, '{}', ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
-            (ELAPSED, ELAPSED, _json(round(self.elapsed_s, 3)), self._next_t()),
+            (key, key, _json(value), self._next_t()),
         )
+
+    @property
+    def writer(self) -> int | None:
+        """The process that has the run open for writing, by its number; None where there is none."""
+        known = self.recall(WRITER) if _is_locked(self.folder) else None
+        return known[0] if known else None
 
     def payments(self) -> list[tuple[float, Usage]]:
         """(time, usage) of all that was paid, in order of time."""
@@ -275,8 +291,11 @@ class Run:
 
     def emit(self, type: str, **data: Any) -> None:
         """Record an event (JSON data, no secrets) and tell the listeners. The journal keeps equal events once."""
-        self._write("INSERT OR IGNORE INTO event (t, type, json) VALUES (?, ?, ?)", (self._next_t(), type, _json(data)))
+        self._record(type, data)
         self.tell(type, **data)
+
+    def _record(self, type: str, data: Mapping[str, Any]) -> None:
+        self._write("INSERT OR IGNORE INTO event (t, type, json) VALUES (?, ?, ?)", (self._next_t(), type, _json(data)))
 
     def tell(self, type: str, **data: Any) -> None:
         """Tell the listeners only: for progress that is not worth keeping."""
@@ -557,3 +576,14 @@ def _take_lock(folder: Path) -> sqlite3.Connection:
             raise RunError(f"cannot lock the run: {path} is damaged ({error}); delete it.") from error
         undo.pop_all()
     return lock
+
+
+def _is_locked(folder: Path) -> bool:
+    """Does a process hold the lock of a run? It is only read: nobody is kept out by asking."""
+    path = folder / "lock.db"
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", timeout=0, uri=True)) as lock:
+            lock.execute("SELECT 1 FROM sqlite_master").fetchone()
+    except sqlite3.Error as error:
+        return _code(error) == sqlite3.SQLITE_BUSY
+    return False

@@ -21,6 +21,7 @@ from skilltune.errors import UsageError
 
 SplitName = Literal["train", "select", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "select", "test")
+NEEDED = {"select": ("show", 5), "test": ("certify", 10)}  # so few see no gain at all; are no sample of tasks to come
 
 
 class ChatTurn(BaseModel):
@@ -144,19 +145,29 @@ def detectable_gain(n: int, *, power: float = 0.8, alpha: float = 0.05, discorda
 def describe_power(splits: Splits) -> str:
     """Sizes of the splits and what select and test can show, one line each: what to read before paying for a run."""
     lines = [" · ".join(f"{name} {len(getattr(splits, name))}" for name in SPLITS)]
-    for name in ("select", "test"):
+    for name, (verb, least) in NEEDED.items():
         members: tuple[Sample, ...] = getattr(splits, name)
-        gain = detectable_gain(len(members))
         if not members:
             line = "empty, so nothing will be certified"
-        elif math.isinf(gain):
-            line = f"{len(members)} paired samples are too few to show any gain (at least 5 are needed)"
+        elif len(members) < least:
+            line = f"{len(members)} paired samples are too few to {verb} any gain (at least {least} are needed)"
         else:
-            line = f"{len(members)} paired samples see a gain of {gain * 100:.0f} points or more 4 times out of 5"
+            gain = 100 * detectable_gain(len(members))
+            line = f"{len(members)} paired samples see a gain of {gain:.0f} points or more 4 times out of 5"
         if members and (groups := len(_units(members))) < len(members):
             line += f"; they form {groups} groups, and if a group succeeds or fails as one, expect less"
         lines.append(f"{name}: {line}")
     return "\n".join(lines)
+
+
+def too_small(splits: Splits) -> str:
+    """What the splits are too small for, "" for nothing; a test split that was given up on purpose is none."""
+    short = [
+        f"{name} has {n} of the {least} samples that it takes to {verb} any gain"
+        for name, (verb, least) in NEEDED.items()
+        if (n := len(getattr(splits, name))) < least and (n or name == "select")
+    ]
+    return "; ".join(short)
 
 
 def _units(samples: Sequence[Sample]) -> list[list[Sample]]:

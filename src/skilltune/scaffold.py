@@ -1,4 +1,5 @@
-"""A skill folder to begin with: `init` writes the skill, five examples to overwrite, and a commented config.
+"""A skill folder to begin with: `init` writes the skill, five examples to overwrite, and a commented config. A SKILL.md
+that is there already is what will be trained: nothing replaces it.
 
 Examples of the template and drafts of a model are marked in their metadata (`"template": true`, `"reviewed": false`)
 and training refuses them: what nobody has read must not decide what a skill learns.
@@ -35,6 +36,7 @@ from skilltune.samples import Sample
 from skilltune.scorers import build
 from skilltune.skill import MAIN, Skill
 
+ANSWER_ONLY = "Answer the question, with nothing but the answer."
 CHUNK = 6000  # characters of a document per call: enough context for a task, short enough to be read closely
 PER_CHUNK = 5
 WORKERS = 4
@@ -59,7 +61,8 @@ _SCHEMA: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a new skill folder is to hold; names of models and scorers as in the config."""
+    """What a new skill folder is to hold; names of models and scorers as in the config. `description` and
+    `task` fill in the template of a SKILL.md; drafts follow the `task` too."""
 
     name: str
     description: str
@@ -91,16 +94,19 @@ class Drafts(BaseModel):
 def scaffold(folder: Path, plan: Plan, *, drafts: Iterable[Sample] = (), force: bool = False) -> list[Path]:
     """Write the folder and return the files written. `drafts` take the place of the examples.
 
-    Everything is checked before the first byte is written. Raises UsageError for a name, a model or a scorer that
-    cannot be, and where a file is already there (unless `force`).
+    A SKILL.md that is there is left as it is, with `force` too. Everything is checked before the first byte is written.
+    Raises UsageError for a name, a model or a scorer that cannot be, and where another file is already there (unless
+    `force`).
     """
-    files = {MAIN: _filled("SKILL.md", name=plan.name, description=_quoted(plan.description), task=plan.task)}
+    files: dict[str, str] = {}
+    if not (folder / MAIN).exists():
+        files[MAIN] = _filled("SKILL.md", name=plan.name, description=_quoted(plan.description), task=plan.task)
+        if problems := Skill(files[MAIN], plan.name, folder=True).check():
+            raise UsageError(" ".join(problems))
     values = {key: _quoted(getattr(plan, key)) for key in ("samples", "score", "target", "optimizer")}
     files[FILE_NAME] = _filled("skilltune.toml", **values)
     models = {"target": {"model": plan.target}, "optimizer": {"model": plan.optimizer}}
     make_config({**models, "env": {"score": plan.score}}, source="init")
-    if problems := Skill(files[MAIN], plan.name, folder=True).check():
-        raise UsageError(" ".join(problems))
     if drafted := list(drafts):
         files["samples.jsonl"] = to_jsonl(drafted)
         files[FILE_NAME] = files[FILE_NAME].replace(_quoted(plan.samples), _quoted("samples.jsonl"), 1)
@@ -124,13 +130,18 @@ def scaffold(folder: Path, plan: Plan, *, drafts: Iterable[Sample] = (), force: 
     return [folder / name for name in files]
 
 
-def propose(folder: Path) -> dict[str, tuple[str, str]]:
-    """The questions that a plan takes, each with its default."""
+def propose(folder: Path, *, drafting: bool = False) -> dict[str, tuple[str, str]]:
+    """The questions that a plan takes, each with its default; not those that a SKILL.md in the folder has answered."""
     name = re.sub(r"[^a-z0-9]+", "-", folder.resolve().name.lower()).strip("-")[:64].strip("-") or "my-skill"
-    return {
+    new = not (folder / MAIN).exists()
+    skill = {
         "name": ("Name of the skill", name),
         "description": ("What does it do, and when should an agent use it?", f"Does {name}. Use when a task needs it."),
-        "task": ("What does a task look like?", "Answer the question, with nothing but the answer."),
+    }
+    task = {"task": ("What does a task look like?", ANSWER_ONLY)}
+    return {
+        **(skill if new else {}),
+        **(task if new or drafting else {}),
         "score": ("How is an answer scored? (exact, contains, number, choice, json, regex, f1, checks)", "exact"),
         "target": ("Which model does the tasks?", "local/smollm2-135m"),
         "optimizer": ("Which model proposes edits? (examples: none)", "examples"),

@@ -7,9 +7,11 @@ small is found while building, not in the middle of a paid run.
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,8 @@ from skilltune.budget import Budget
 from skilltune.calls import Client
 from skilltune.config import CallConfig, Config, JudgeConfig, ModelConfig, TargetConfig, to_toml
 from skilltune.envs import Env, load_env
-from skilltune.envs.formats import located
+from skilltune.envs.formats import HF, located
+from skilltune.envs.formats.huggingface import without_split
 from skilltune.errors import JudgeError, RunError, Stopped, UsageError
 from skilltune.gate import Arena, Gate, Verdict, build_gate
 from skilltune.gate.stats import standard_error
@@ -35,7 +38,7 @@ from skilltune.optimizer.recorded import Recording
 from skilltune.optimizer.schedule import steps_per_epoch
 from skilltune.optimizer.stage import ByModel
 from skilltune.pins import pin, pin_test
-from skilltune.roll import Roller
+from skilltune.roll import UNDER_WAY, Roller
 from skilltune.rollout import Rollout, Trajectory
 from skilltune.run import PROBE, Run, digest
 from skilltune.samples import Sample, Splits, split
@@ -69,6 +72,7 @@ class Session:
     optimizer: Optimizer
     judge: Reader | None = None
     handoff: Handoff | None = None
+    outcomes: dict[int, str] = field(default_factory=dict)  # what came of each step's own candidate
 
     async def aclose(self) -> None:
         await self.roll.aclose()
@@ -85,7 +89,9 @@ class Session:
             raise Stopped(f"{self.run.folder / 'stop'} exists; delete it and run the same command to go on")
         reason = ""
         if cfg.patience and steps_without_accept >= cfg.patience:
-            reason = f"no accept in {steps_without_accept} steps"
+            counted = Counter(list(self.outcomes.values())[-steps_without_accept:])
+            how = ", ".join(f"{times} × {outcome}" for outcome, times in counted.items())
+            reason = f"no accept in {steps_without_accept} steps (train.patience = {cfg.patience}): {how}"
         elif cfg.target_score is not None and score is not None and score >= cfg.target_score:
             reason = f"the score on select reached {cfg.target_score:g}"
         if reason:
@@ -161,11 +167,15 @@ class Session:
         level = {"skill": skill.hash, "score": score, "score_sd": standard_error(scores)}
         self._version(0, skill, {"version": 0, **level, "reason": "the input"})
         self.run.emit("start", **level, select=len(self.splits.select))
+        _unchanged(self.run, "env", "the scorer or the prompt", self.env.fingerprint)
 
     def record(self, step: Step, verdict: Verdict, limit: int, *, version: int) -> None:
         """One verdict: an event with all its figures and, if a version was accepted, the version's files."""
         if verdict.candidate is not None:
             self.run.keep(verdict.candidate.hash, verdict.candidate.text.encode("utf-8", "surrogatepass"))
+        judged = "accepted" if verdict.accepted else "a candidate was rejected"
+        outcome = judged if verdict.candidate is not None else verdict.reason
+        self.outcomes.setdefault(step.index, outcome)  # a slow update follows under the number of its step
         data = verdict_to_json(verdict) | {"step": step.index, "epoch": step.epoch, "lr": limit, "version": version}
         if verdict.accepted:
             self._version(version, verdict.skill, data)
@@ -213,11 +223,28 @@ def build_env(cfg: Config, root: Path, env: Env | None = None) -> Env:
         return env
     spec = cfg.env.samples
     if not spec:
-        raise UsageError('no samples: set env.samples to a file such as "data.jsonl", or to "env.py:factory"')
+        raise UsageError(
+            'no samples: set env.samples to a file such as "data.jsonl" or to "env.py:factory", or put them into '
+            "evals/evals.json beside the config"
+        )
     file, colon, factory = spec.rpartition(":")
     if colon and file.endswith(".py"):
         return load_env(f"{root / file}:{factory}")
     return Env(located(root, spec), cfg.env.score, prompt=cfg.env.prompt, fields=cfg.env.fields or None)
+
+
+def load_skill(cfg: Config, root: Path, path: Path | None = None) -> Skill:
+    """The skill of a config, or the one at `path`: of a folder, without the samples, the user's own code and the
+    handoff's questions and answers, where the config puts them. Raises `UsageError`."""
+    samples = cfg.env.samples
+    named = [
+        without_split(samples.removeprefix(HF)) if samples.startswith(HF) else re.sub(r"(?<=\.py):.*", "", samples)
+    ]
+    named += re.findall(r"python:([^:\"]+\.py):", json.dumps(cfg.env.score, ensure_ascii=False))
+    for model in (cfg.target.model, cfg.optimizer.model):
+        if model and (name := parse_name(model)).scheme == "handoff":
+            named.append(str(Path(name.model).expanduser()))
+    return Skill.load(path or root / cfg.skill, [root / name for name in named if name])
 
 
 def build_session(cfg: Config, run: Run, root: Path, *, env: Env | None = None, skill: Skill | None = None) -> Session:
@@ -226,7 +253,7 @@ def build_session(cfg: Config, run: Run, root: Path, *, env: Env | None = None, 
     The split is made once per run and kept. Raises `UsageError` for what the user can fix; nothing is spent.
     """
     env = build_env(cfg, root, env)
-    start = Skill.load(root / cfg.skill) if skill is None else skill
+    start = load_skill(cfg, root) if skill is None else skill
     spent = sum(run.usage.values(), Usage())
     budget = Budget(cfg.budget.limits, spent, lambda: run.elapsed_s)
     endpoints: dict[str, Endpoint] = {}
@@ -272,7 +299,8 @@ def build_session(cfg: Config, run: Run, root: Path, *, env: Env | None = None, 
     target: Target = ChatTarget(target_client, cfg.target.temperature, cfg.target.max_tokens)
     if isinstance(target_client, AgentClient):
         target = AgentTarget(target_client)
-    roll = Roller(target, env, run, lookahead=may_look_ahead(cfg, target_client))
+    under_way = max(UNDER_WAY, 2 * cfg.target.workers)
+    roll = Roller(target, env, run, lookahead=may_look_ahead(cfg, target_client), under_way=under_way)
     arena = Arena(roll, splits.train, splits.select, cfg.gate, cfg.seed, cfg.train.max_skill_tokens)
 
     _refuse_planned("optimizer", optimizer_name)
@@ -287,7 +315,7 @@ def build_session(cfg: Config, run: Run, root: Path, *, env: Env | None = None, 
         optimizer, package = load_optimizer(name, material)
         _unchanged(run, "optimizer", f"the package of the optimizer plug-in {name}", package)
     elif name.scheme == "handoff":
-        handoff = Handoff(handoff_folder(cfg, root, name), run, budget, cfg.optimizer.wait)
+        handoff = Handoff(handoff_folder(cfg, root, name, start), run, budget, cfg.optimizer.wait)
         optimizer = ModelOptimizer(handoff, run, env, cfg.optimizer, cfg.train, train_by_id)
     else:
         optimizer_client = client(sections[1], "optimizer")
@@ -336,15 +364,19 @@ def judge_section(cfg: Config, env: Env, optimizer: str) -> ModelConfig | None:
     return ModelConfig(model=env.judge.model, **cfg.judge.model_dump(exclude={"same_as_optimizer"}))
 
 
-def handoff_folder(cfg: Config, root: Path, name: Name) -> Path:
+def handoff_folder(cfg: Config, root: Path, name: Name, skill: Skill) -> Path:
     """The folder of `handoff:DIR`, relative to the config. Raises UsageError where it would become part of the skill,
     and for settings of a model, which nobody would look at."""
-    for key, field in CallConfig.model_fields.items():
-        if getattr(cfg.optimizer, key) != field.default:
+    for key, option in CallConfig.model_fields.items():
+        if getattr(cfg.optimizer, key) != option.default:
             raise UsageError(f"optimizer.{key} is for models: nobody looks at it with {name}; leave it out")
-    folder, skill = (root / Path(name.model).expanduser()).resolve(), (root / cfg.skill).resolve()
-    if skill.is_dir() and folder.is_relative_to(skill):
-        raise UsageError(f"{name}: {folder} lies inside the skill's own folder; name another, e.g. handoff:../answers")
+    folder, home = (root / Path(name.model).expanduser()).resolve(), (root / cfg.skill).resolve()
+    home = home.parent if home.is_file() else home
+    if skill.folder and folder.is_relative_to(home):
+        raise UsageError(
+            f"{name}: {folder} lies inside the skill's own folder {home}, with which it would ship; name one outside, "
+            "e.g. handoff:../answers (a relative folder counts from the config's)"
+        )
     return folder
 
 
@@ -361,7 +393,8 @@ def fixed_split(cfg: Config, run: Run, env: Env) -> Splits:
         )
     used = [by_id[sample].model_dump(mode="json") for part in names.values() for sample in part]
     _unchanged(run, "samples", "the samples", digest(used))
-    _unchanged(run, "env", "the scorer or the prompt", env.fingerprint)
+    if run.events("start"):  # until then nothing was decided by a score, and a scorer that raised can be mended
+        _unchanged(run, "env", "the scorer or the prompt", env.fingerprint)
     return Splits(**{name: tuple(by_id[sample] for sample in part) for name, part in names.items()})
 
 
@@ -401,8 +434,8 @@ def estimate_calls(cfg: Config, splits: Splits) -> tuple[int, int]:
     if cfg.gate.policy == "strict":
         most = batches + select * (1 + steps + slow) + slow * 2 * cfg.slow.samples
     else:
-        per_judgement = cfg.gate.screen + (1 + cfg.gate.passes) * select  # both sides of a race, the incumbent once
-        most = batches + select + steps * per_judgement + slow * (2 * cfg.slow.samples + per_judgement)
+        race = cfg.gate.passes * select  # of the candidate; the incumbent was one before, or is the start skill
+        most = batches + race + (steps + slow) * (cfg.gate.screen + race) + slow * 2 * cfg.slow.samples
     most += twice + rules * (cfg.train.minibatch_size + 2 * select)
     arms = most + CONTROL_ARMS * test // 2 if cfg.certify.controls else 0
     return fewest, most + test + arms

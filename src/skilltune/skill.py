@@ -11,8 +11,9 @@ import hashlib
 import os
 import re
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
@@ -23,8 +24,17 @@ from skilltune.errors import UsageError
 MAIN = "SKILL.md"
 MAX_FOLDER_BYTES = 64 * 2**20  # a skill is read into memory; a whole project with a SKILL.md in it is a mistake
 
+# At the top of a skill folder: what it is trained with (as `init` lays it out), not what it says. An agent that can
+# read `evals/` can read the expected answers.
+TRAINING = {"evals", "runs", "samples.jsonl", "samples.json", "samples.csv", "samples.tsv"}
+CONFIGS = "skilltune*.toml"
+
 _DOCUMENT_SUFFIXES = {".md", ".markdown", ".txt"}
-_NOT_CONTENT = {".git", "__pycache__", ".DS_Store"}  # tools leave these behind; they must not change the hash
+_NOT_CONTENT = {
+    "__pycache__",
+    "node_modules",
+}  # tools leave these behind, as they do what is hidden (.git, .venv, .env)
+_STANDARD_FOLDERS = ("scripts", "references", "assets")
 _FENCE_OPEN = re.compile(r"\ufeff?---[ \t]*\r?\n")
 _FENCE_CLOSE = re.compile(r"^---[ \t]*(?:\r?\n|\Z)", re.MULTILINE)
 _LOCK_OPEN = re.compile(r"<!--\s*skilltune:lock\s*-->")
@@ -50,15 +60,22 @@ class Skill:
     folder: bool = False
 
     @classmethod
-    def load(cls, path: str | Path) -> Skill:
+    def load(cls, path: str | Path, apart: Iterable[Path] = ()) -> Skill:
         """Read a folder with SKILL.md, or a document. What does not exist yet is an empty skill, created by `save`.
+
+        The path of a SKILL.md means its folder where the files beside it belong to it: it names one, or there is a
+        folder scripts/, references/ or assets/. What a folder is trained with is not part of the skill: `TRAINING`,
+        `CONFIGS`, folders of runs, and the paths `apart` (samples or scorers of other names). Neither is what is hidden
+        or left behind by tools.
 
         `UsageError`: a folder without SKILL.md, a document that is not UTF-8, a link that leads out of the folder.
         """
-        path = Path(path).expanduser()
+        path, outside = Path(path).expanduser(), {place.resolve() for place in apart}
         try:
             if path.is_dir():
-                return _load_folder(path.resolve())
+                return _load_folder(path.resolve(), outside)
+            if _means_folder(path, outside):
+                return _load_folder(path.resolve().parent, outside)
             if path.exists():
                 return cls(_decode(path.read_bytes(), path), _document_name(path))
         except OSError as error:
@@ -193,14 +210,29 @@ def _metadata_problems(skill: Skill) -> list[str]:
     return problems
 
 
-def _load_folder(root: Path) -> Skill:
+def _means_folder(path: Path, apart: Collection[Path]) -> bool:
+    """Is it a SKILL.md to which the files beside it belong? It names one of them, or one of the standard's folders is
+    there. A document in a project is none: the project must not ship with it."""
+    if path.name != MAIN or not path.is_file():
+        return False
+    text, root = _decode(path.read_bytes(), path), path.resolve().parent
+
+    def belongs(entry: Path) -> bool:
+        if entry.is_dir():
+            return entry.name in _STANDARD_FOLDERS or bool(re.search(rf"(?<![\w-]){re.escape(entry.name)}/", text))
+        return bool(re.search(rf"(?<![\w-]){re.escape(entry.name)}(?![\w-])", text))
+
+    return any(belongs(entry) for entry in _content(root, root, apart) if entry.name != MAIN)
+
+
+def _load_folder(root: Path, apart: Collection[Path]) -> Skill:
     if not (root / MAIN).exists():
         there = sorted(entry.name for entry in root.iterdir())
         listing = ", ".join(there[:10]) + (", …" if len(there) > 10 else "") if there else "nothing"
         raise UsageError(f"No {MAIN} in {root}, which holds {listing}. Name a folder with {MAIN}, or a .md file.")
     files: dict[str, bytes] = {}
     size = 0
-    for path in _walk(root, root):
+    for path in _walk(root, root, apart):
         size += path.stat().st_size
         if size > MAX_FOLDER_BYTES:
             raise UsageError(f"{root} holds more than {MAX_FOLDER_BYTES >> 20} MiB: move the skill to its own folder.")
@@ -208,14 +240,21 @@ def _load_folder(root: Path) -> Skill:
     return Skill(_decode(files.pop(MAIN), root / MAIN), root.name or "skill", files, folder=True)
 
 
-def _walk(folder: Path, root: Path) -> Iterator[Path]:
+def _content(folder: Path, root: Path, apart: Collection[Path]) -> Iterator[Path]:
+    """What a folder holds, without what is not part of the skill."""
     for path in sorted(folder.iterdir()):
-        if path.name in _NOT_CONTENT:
-            continue
+        left = path.name.startswith(".") or path.name in _NOT_CONTENT
+        trained_with = folder == root and (path.name in TRAINING or fnmatch(path.name, CONFIGS))
+        if not (left or trained_with or path in apart or (path / "run.db").is_file()):
+            yield path
+
+
+def _walk(folder: Path, root: Path, apart: Collection[Path]) -> Iterator[Path]:
+    for path in _content(folder, root, apart):
         if path.is_symlink() and not path.resolve().is_relative_to(root):
             raise UsageError(f"{path} is a link out of the skill folder: replace it by a copy of what it points to.")
         if path.is_dir() and not path.is_symlink():
-            yield from _walk(path, root)
+            yield from _walk(path, root, apart)
         elif path.is_file():
             yield path
         else:

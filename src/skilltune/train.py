@@ -24,6 +24,7 @@ from skilltune.gate.calibrate import calibrate
 from skilltune.gate.certify import Certificate, certify
 from skilltune.gate.credit import ledger_of
 from skilltune.gate.finish import compact, reselect
+from skilltune.models import Usage
 from skilltune.optimizer import Memory, Optimizer, Pair, Proposal, Step
 from skilltune.optimizer.schedule import schedule, steps_per_epoch
 from skilltune.roll import gather
@@ -60,6 +61,15 @@ class Result:
     folder: Path  # of the run
     stopped: Stopped | None = None
     controls: Controls | None = None
+    spent: Usage = field(default_factory=Usage)  # over all lives of the run
+
+    def __repr__(self) -> str:
+        """What may be claimed, on what evidence, at what price, and where it is: a line each."""
+        from skilltune.report.card import describe_usage, headline
+
+        best = f"best/{self.best.name}" if self.best.folder else "best_skill.md"
+        proof = str(self.certificate) if self.certificate else f"no certificate: {self.uncertified}"
+        return "\n".join((headline(self), proof, describe_usage(self.spent), str(self.folder / best)))
 
     def export(self, kind: str, to: str | Path | None = None, **options: Any) -> Path:
         """Put the best skill where an agent finds it; see `skilltune.export.export`."""
@@ -117,7 +127,7 @@ async def train(s: Session) -> Result:
     if certificate is not None and certificate.gain <= 0:
         best = start  # what is not better on unseen samples is not shipped
     versions, test = tuple(state.versions), len(s.splits.test)
-    return Result(start, best, certificate, versions, test, s.run.folder, state.stopped, arms)
+    return Result(start, best, certificate, versions, test, s.run.folder, state.stopped, arms, s.budget.spent)
 
 
 async def fit(s: Session, state: State) -> None:

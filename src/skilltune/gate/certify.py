@@ -11,10 +11,10 @@ from skilltune.gate import stats
 from skilltune.models import Usage
 from skilltune.roll import MAX_UNSCORED, Roller, gather
 from skilltune.rollout import Rollout, Score
-from skilltune.samples import Sample
+from skilltune.samples import NEEDED, Sample
 from skilltune.skill import Skill
 
-FEWEST = 10  # samples; below, the run abstains: so few are no sample of the tasks to come
+FEWEST = NEEDED["test"][1]  # samples; below, the run abstains
 COVERAGE = 1 - MAX_UNSCORED  # share of the samples that must be scored on both sides
 
 

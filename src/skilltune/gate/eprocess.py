@@ -84,7 +84,7 @@ class EProcess(Race):
         self.raced += 1
         level = share(self.raced) * cfg.alpha + self.inherited
         bar = math.log(self.arena.draws(cfg.passes) / level)  # the passes share the level: each is a game of its own
-        looks, accepted = await self._play(incumbent, candidate, bar, name)
+        looks, accepted, left = await self._play(incumbent, candidate, bar, name)
         self.inherited = level if accepted else 0.0
         kept = candidate if accepted else incumbent
         old, new = dict(self._select_scores(incumbent.hash)), dict(self._select_scores(candidate.hash))
@@ -95,8 +95,7 @@ class EProcess(Race):
         return Verdict(
             skill=kept,
             accepted=accepted,
-            reason=f"{100 * look.gain:+.1f} points in {look.bets} bets on select, wealth {look.most:.3g} of the "
-            f"{_exp(bar):.3g} wanted: {'accepted' if accepted else FAILED}",
+            reason=_why(look, bar, accepted, left),
             score=self.level[0],
             score_sd=self.level[1],
             candidate=candidate,
@@ -113,8 +112,11 @@ class EProcess(Race):
             },
         )
 
-    async def _play(self, incumbent: Skill, candidate: Skill, bar: float, name: str) -> tuple[list[Look], bool]:
-        """Roll both skills in blocks until the logarithm of the wealth reached the bar, or nothing is to be hoped."""
+    async def _play(self, incumbent: Skill, candidate: Skill, bar: float, name: str) -> tuple[list[Look], bool, bool]:
+        """Roll both skills in blocks until the logarithm of the wealth reached the bar, or nothing is to be hoped.
+
+        Returns the looks, whether the candidate is accepted, and whether there were bets left.
+        """
         cfg, arena = self.arena.cfg, self.arena
         units = self._units(name)
         order = [sample for unit in units for sample in unit]
@@ -139,7 +141,7 @@ class EProcess(Race):
             accepted = most >= bar and scored >= (1 - MAX_UNSCORED) * end
             if accepted or hope < HOPE:
                 break
-        return looks, accepted
+        return looks, accepted, len(looks) < len(blocks)
 
     def _units(self, name: str) -> list[list[Sample]]:
         """What one bet is made on, in seeded order: a sample, or a whole group, whose samples are not independent."""
@@ -190,6 +192,23 @@ class EProcess(Race):
     def _score(self, skill: Skill, sample: Sample, draw: int) -> float | None:
         rollout = self.arena.roll.seen.get((skill.hash, sample.id, draw))
         return None if rollout is None or rollout.score is None else self.arena.metric(rollout.score)
+
+
+def _why(look: Look, bar: float, accepted: bool, left: bool) -> str:
+    """The decision in terms of luck: without a gain, a wealth of x is ever reached with probability at most 1/x, and
+    the bar states how much luck this candidate is allowed."""
+    seen = f"{100 * look.gain:+.1f} points in {look.bets} comparisons on select"
+    luck = f"luck alone does as well in up to {_share(1 / look.most)} of cases, allowed: {_share(_exp(-bar))}"
+    if accepted:
+        return f"{seen}; {luck}: accepted"
+    if look.most >= _exp(bar):
+        return f"{seen}; too many samples could not be scored: {FAILED}"
+    end = "the samples left can hardly change that" if left else "no samples are left"
+    return f"{seen}; {luck}; {end}: {FAILED}"
+
+
+def _share(value: float) -> str:
+    return f"{100 * min(1.0, value):.3g} %"
 
 
 def share(k: int) -> float:

@@ -66,7 +66,7 @@ async def recompute(run: Run) -> Recomputation:
     A run that was stopped is compared as far as it came. Raises `RunError` for a journal without the run's parts.
     """
     pins = Pins.of(run)
-    recorded = {type: [data for _, _, data in run.events(type)] for type in DECISIONS}
+    recorded, proof = _standing(run)
     made: dict[str, list[Any]] = {type: [] for type in DECISIONS}
 
     def hear(type: str, data: Any) -> None:
@@ -85,18 +85,38 @@ async def recompute(run: Run) -> Recomputation:
     lacking = next(
         (f"the {type} {len(made[type]) + 1}" for type in DECISIONS if len(made[type]) < len(recorded[type])), ""
     )
-    finished = run.events("finish")
-    if finished and finished[-1][2]["certificate"]:
-        old = finished[-1][2]["certificate"]
+    if proof is not None:
         if result.certificate is None:
             lacking = lacking or "the certificate"
         else:
             new = json.loads(json.dumps(result.certificate.to_json()))
-            said = f"{100 * old['before']:.1f} % → {100 * old['after']:.1f} % on {old['n']} test samples"
-            decisions.append(Recomputed("certificate", said, tuple(differences(old, new))))
+            said = f"{100 * proof['before']:.1f} % → {100 * proof['after']:.1f} % on {proof['n']} test samples"
+            decisions.append(Recomputed("certificate", said, tuple(differences(proof, new))))
     if lacking:
         lacking = f"{lacking} cannot be recomputed: {result.stopped or 'the loop did not come to it'}"
     return Recomputation(tuple(decisions), lacking)
+
+
+def _standing(run: Run) -> tuple[dict[str, list[Any]], Any]:
+    """The recorded decisions that still stand, by type, and the certificate, None without one.
+
+    A run that was stopped chose a version and certified it, and when it goes on with a larger budget both are void:
+    they are followed by steps or, before the first of them has ended, by calls that were paid after its end.
+    """
+    recorded: dict[str, list[Any]] = {type: [] for type in DECISIONS}
+    finish, ended = None, math.inf
+    for t, type, data in run.events():
+        if type == "finish":
+            finish, ended = data, t if data["stopped"] else math.inf
+        elif type == "verdict" and data["numbers"].get("rule") != COMPACT:
+            recorded["reselection"].clear()
+            finish, ended = None, math.inf
+        if type in DECISIONS:
+            recorded[type].append(data)
+    if any(t > ended for t, _ in run.payments()):
+        recorded["reselection"].clear()
+        finish = None
+    return recorded, finish["certificate"] if finish else None
 
 
 def differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
@@ -133,7 +153,7 @@ class _Absent(Env):
     """An environment of which only the fingerprint is known."""
 
     def __init__(self, fingerprint: str) -> None:
-        self.samples, self._fingerprint = (), fingerprint
+        self.samples, self.prompt, self._fingerprint = (), "", fingerprint
 
     @property
     def fingerprint(self) -> str:

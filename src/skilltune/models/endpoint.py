@@ -1,35 +1,56 @@
 """One scheduler for all calls to one endpoint: how many at once, who is next, what is sent again.
 
 Callers share three things. The *window* follows the endpoint: additive increase, multiplicative decrease, which
-converges to a fair share of a limit that nobody knows (Chiu & Jain 1989). The *pause*: when one call is told to wait,
-all do, so that sixty workers do not each discover the same limit. The *turn* goes round the roles, so that thousands
-of queued target calls do not keep one optimizer call waiting. Providers themselves never retry.
+converges to a fair share of a limit that nobody knows (Chiu & Jain 1989); but refusals that come as often at half the
+load are no sign of load, and to halve for them would only cost time. The *pause*: where a whole row of calls is told to
+wait, all do, so that sixty workers do not each discover the same limit. The *turn* goes round the roles, so that
+thousands of queued target calls do not keep one optimizer call waiting. Providers themselves never retry.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import statistics
 import time
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 
 from skilltune.errors import InfraError, UnreachableError
 from skilltune.models import Model, Reply, Request
 from skilltune.models.retry import RateLimited, RetryPolicy, TimedOut
 
-LONGEST_PAUSE_S = 60.0
 DEAD_S = 8.0  # an endpoint from which nothing ever came is given up rather than asked beyond this
 HOPELESS = 100  # attempts in vain, of all callers, after which an endpoint that never gave an answer is given up
 STRAGGLER = 3.0  # a good value of `hedge`
 SEEN = 50, 10  # the answers whose median counts: so many at most, so many at least
+IN_A_ROW = 6  # refusals, or a window of them if that is more, are no chance
+ENOUGH = 16.0  # answers from which the share of refusals at a size of the window can be told
+MEMORY = 64  # answers, about, that such a share rests on
 
 OnAttempt = Callable[[int, InfraError | None], None]
 """Told before every attempt its number (0, 1, …) and how the one before it failed; to raise is to end the call."""
 
 OnHedge = Callable[[], None]
 """Told before a call is sent once more while it is under way; to raise is not to send it."""
+
+
+@dataclass(slots=True, eq=False)
+class Ahead:
+    """A call made ahead of its need; `begun` when it was sent, and so paid for; `wanted` when somebody waits for it."""
+
+    begun: bool = False
+    wanted: bool = False
+    promotions: set[Callable[[], None]] = field(default_factory=set)  # of its places in lines
+
+    def want(self) -> None:
+        """It is needed now: from here on it waits as any other call."""
+        self.wanted = True
+        for promote in tuple(self.promotions):
+            promote()
+
 
 _Place = asyncio.Future[None]  # in a line; its result is a slot
 _Line = OrderedDict[_Place, None]  # first in, first out, and left at no cost
@@ -39,7 +60,8 @@ class Endpoint:
     """At most `workers` calls at once, retried on `InfraError` and on nothing else. Make one per `Name.endpoint`.
 
     The window starts at `workers`, is halved (not below 1) by `RateLimited`, and grows by about one per window of good
-    answers. A call that was under way when the window was halved does not halve it again: it tells nothing new.
+    answers. A call that was under way when the window was halved does not halve it again: it tells nothing new. Nor is
+    it halved where half of it was refused as often, unless most calls are refused.
 
     With `hedge`, a call that has been under way for longer than `hedge` times the median of its role's last answers is
     sent once more as soon as a slot is idle, and the first good answer counts. Off (None) it costs nothing.
@@ -66,6 +88,9 @@ class Endpoint:
         self._workers, self._hedge = workers, hedge
         self._draw, self._sleep, self._clock = draw, sleep, clock
         self._window, self._halvings, self._taken = float(workers), 0, 0
+        self._before = self._window  # the last halving
+        self._in_a_row = 0  # refusals since the last good answer
+        self._answers: dict[int, tuple[float, float]] = {}  # (good, refused) of late, by size of the window
         self._lines: dict[str, _Line] = {}  # by role, none empty; the first one has the next turn
         self._speculative: _Line = OrderedDict()
         self._opens_at = float("-inf")
@@ -86,34 +111,35 @@ class Endpoint:
         request: Request,
         *,
         role: str = "target",
-        speculative: bool = False,
+        ahead: Ahead | None = None,
         on_attempt: OnAttempt | None = None,
         on_hedge: OnHedge | None = None,
     ) -> Reply:
         """The first good reply. Raises the last `InfraError`, naming the number of attempts, or at once any other
         error of the model. Cancelling ends a wait or a running attempt immediately.
 
-        Roles that wait are served in turn, each its oldest call first; a `speculative` call only when no other waits.
+        Roles that wait are served in turn, each its oldest call first; a call `ahead` of its need, until it is wanted,
+        only when no other waits.
         No slot is held between two attempts. Where nothing was ever heard, no attempt is begun that would last beyond
         `DEAD_S` if it took as long as the one before, and with it all that wait are given up; likewise after
         `HOPELESS` attempts of anybody without a single good answer.
         """
         attempt, failure = 0, None
         while True:
-            await self._enter(role, speculative)
+            await self._enter(role, ahead)
             began = self._clock()
             self._asked_at = began if self._asked_at is None else self._asked_at
             try:
                 if on_attempt is not None:
                     on_attempt(attempt, failure)
-                patience = None if attempt or speculative else self._patience(role)
+                patience = None if attempt or ahead else self._patience(role)
                 if patience is None:
                     return await self._ask(model, request, role)
                 return await self._ask_again(model, request, role, patience, on_hedge)
             except InfraError as error:
                 failure, now = error, self._clock()
-                delay = self.policy.delay(attempt, self._draw())
-                if isinstance(error, RateLimited):  # a limit without a stated wait concerns all callers too
+                delay = self.policy.delay(attempt, self._draw(), error)
+                if isinstance(error, RateLimited) and self._all_refused:
                     self._pause(delay)
                 dead = not self._heard and now + delay + (now - began) > self._asked_at + DEAD_S
                 self._in_vain += self._in_vain >= 0
@@ -130,21 +156,58 @@ class Endpoint:
 
     async def _ask(self, model: Model, request: Request, role: str) -> Reply:
         """One attempt, in a slot that the caller holds; what comes of it moves the window."""
-        halvings, began = self._halvings, self._clock()
+        halvings, began, size = self._halvings, self._clock(), self._size
         try:
             reply = await model.complete(request)
         except InfraError as error:
             self._heard = self._heard or not isinstance(error, UnreachableError | TimedOut)
-            if isinstance(error, RateLimited) and halvings == self._halvings:
-                self._window, self._halvings = max(1.0, self._window / 2), halvings + 1
-            if error.retry_after is not None:
-                self._pause(error.retry_after)
+            if isinstance(error, RateLimited):
+                self._in_a_row += 1
+                self._count(size, refused=True)
+                if halvings == self._halvings:
+                    self._give_way(size)
             raise
-        self._heard, self._in_vain = True, -HOPELESS
+        self._heard, self._in_vain, self._in_a_row = True, -HOPELESS, 0
+        self._count(size, refused=False)
         self._window = min(self._workers, self._window + 1 / self._window)
         if self._hedge is not None:
             self._took.setdefault(role, deque(maxlen=SEEN[0])).append(self._clock() - began)
         return reply
+
+    # -- is it the load?
+
+    @property
+    def _size(self) -> int:
+        """Of the window, in half octaves: 0 is 1 call, 2 are 2 calls, 8 are 16 to 22."""
+        return int(2 * math.log2(self.window))
+
+    def _count(self, size: int, *, refused: bool) -> None:
+        """Remember an answer to a call that began when the window had this size."""
+        good, bad = (count * (1 - 1 / MEMORY) for count in self._lately(size))
+        self._answers[size] = good + (not refused), bad + refused
+
+    def _lately(self, *sizes: int) -> tuple[float, float]:
+        """(good, refused) answers of late at these sizes."""
+        known = [self._answers.get(size, (0.0, 0.0)) for size in sizes]
+        return sum(good for good, _ in known), sum(bad for _, bad in known)
+
+    @property
+    def _all_refused(self) -> bool:
+        """A whole window of calls was refused: the load, or a limit that all share, is to blame."""
+        return self._in_a_row >= max(IN_A_ROW, self._window)
+
+    def _give_way(self, size: int) -> None:
+        """After a refusal at this size of the window: halve it, if half of it is refused less often. Where that is not
+        known, what the last halving did tells it; one that did nothing is undone. The first is made on trial."""
+        here, half, twice = self._lately(size), self._lately(size - 3, size - 2), self._lately(size + 2, size + 3)
+        more = twice if any(twice) else self._lately(size + 1)
+        fewer, helped = _eased(half, here), _eased(here, more) if any(more) else True
+        most = here[1] > max(ENOUGH, sum(here) + self._taken) / 2  # those under way count as good: refusals come sooner
+        if self._all_refused or most or (helped if fewer is None else fewer):
+            self._before, self._window, self._halvings = self._window, max(1.0, self._window / 2), self._halvings + 1
+            self._answers = {known: counts for known, counts in self._answers.items() if known >= size}
+        elif helped is False:
+            self._window = max(self._window, self._before)
 
     # -- stragglers
 
@@ -161,7 +224,7 @@ class Endpoint:
 
         async def duplicate() -> Reply:
             nonlocal sent
-            await self._enter(role, speculative=True)
+            await self._enter(role, Ahead())
             try:
                 if on_hedge is not None:
                     on_hedge()
@@ -189,23 +252,36 @@ class Endpoint:
 
     # -- slots
 
-    async def _enter(self, role: str, speculative: bool) -> None:
+    async def _enter(self, role: str, ahead: Ahead | None) -> None:
         """Wait for a slot and take it. Raises `InfraError` if the endpoint is found dead meanwhile."""
         place: _Place = asyncio.get_running_loop().create_future()
-        line = self._speculative if speculative else self._lines.setdefault(role, OrderedDict())
-        line[place] = None
+
+        def promote() -> None:
+            if self._speculative.pop(place, place) is None:
+                self._lines.setdefault(role, OrderedDict())[place] = None
+                self._hand_out()
+
+        if ahead is None or ahead.wanted:
+            self._lines.setdefault(role, OrderedDict())[place] = None
+        else:
+            self._speculative[place] = None
+            ahead.promotions.add(promote)
         self._hand_out()
         try:
             await place
         except asyncio.CancelledError:
             if place.cancelled():
-                line.pop(place, None)
-                if not line and self._lines.get(role) is line:
+                for line in (self._speculative, self._lines.get(role, {})):
+                    line.pop(place, None)
+                if not self._lines.get(role, True):
                     del self._lines[role]
                 self._stop_waiting()
             elif place.exception() is None:
                 self._leave()  # the slot had just been given
             raise
+        finally:
+            if ahead is not None:
+                ahead.promotions.discard(promote)
 
     def _leave(self) -> None:
         self._taken -= 1
@@ -248,7 +324,7 @@ class Endpoint:
     # -- the pause
 
     def _pause(self, seconds: float) -> None:
-        self._opens_at = max(self._opens_at, self._clock() + min(seconds, LONGEST_PAUSE_S))
+        self._opens_at = max(self._opens_at, self._clock() + seconds)
 
     async def _open(self) -> None:
         while (wait := self._opens_at - self._clock()) > 0:  # a call under way may have prolonged it meanwhile
@@ -260,3 +336,13 @@ class Endpoint:
         if self._opening is not None and not self._lines and not self._speculative:
             self._opening.cancel()
             self._opening = None
+
+
+def _eased(less: tuple[float, float], more: tuple[float, float]) -> bool | None:
+    """Of the (good, refused) answers at two sizes of the window: is the lesser one clearly refused less, by half, or
+    with half as many good ones more? (Beyond a limit on calls at once, halving doubles the share of good answers, or
+    leaves no other.) None: too few answers at the lesser one."""
+    if sum(less) < ENOUGH or not any(more):
+        return None
+    here, there = ((bad + 0.5) / (good + bad + 1) for good, bad in (less, more))
+    return here <= there / 2 or 1 - here >= 1.5 * (1 - there)

@@ -37,7 +37,10 @@ def write_results(session: Session, result: Result) -> None:
 
 
 def save_best(run: Run, best: Skill) -> None:
-    best.save(run.folder / "best" / best.name if best.folder else run.folder / "best_skill.md")
+    if best.folder:
+        best.save(run.folder / "best" / best.name)
+    else:
+        run.write("best_skill.md", best.text.encode("utf-8", "surrogatepass"))
 
 
 def text_diff(before: str, after: str, names: tuple[str, str] = ("before", "after")) -> str:

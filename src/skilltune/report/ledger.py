@@ -29,6 +29,10 @@ def to_json(rule: Rule) -> dict[str, Any]:
     return asdict(rule) | {"low": low, "high": high}
 
 
+ABOUT = (
+    "Points that each rule of the best skill adds, estimated from the train samples that were tried with it and "
+    "without it, and held back towards 0, as few rules do much; a range that holds 0 may be luck."
+)
 HEADERS = ("rule", "since", "effect, points (95 %)", "train samples", "why")
 
 

@@ -25,7 +25,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from skilltune.check import Estimate, estimate
+from skilltune.check import Estimate, estimate, remarks
+from skilltune.config import Config, GateConfig
 from skilltune.errors import UsageError
 from skilltune.gate.certify import Certificate
 from skilltune.gate.credit import COMPACT
@@ -36,6 +37,7 @@ from skilltune.report.card import ARM_HEADERS, arm_row, describe_usage, headline
 from skilltune.run import FAILED, Run
 from skilltune.samples import describe_power
 from skilltune.session import Session
+from skilltune.skill import Skill
 from skilltune.train import Result
 
 SHORT = 60  # lines; a skill up to this length is shown whole in its diff
@@ -45,8 +47,8 @@ EXIT_CODES = {
     0: "a better skill was found",
     1: "finished, nothing better was found: the input is shipped unchanged",
     2: "usage or configuration error, nothing was spent",
-    3: "stopped by a provider or the network; run the same command to go on",
-    4: "stopped by the budget or an interrupt; run the same command to go on",
+    3: "stopped by a provider or the network (resumable)",
+    4: "stopped by the budget or an interrupt (resumable)",
     5: "finished undecided: accepted, but not certified",
 }
 
@@ -146,13 +148,16 @@ class Progress:
         return f"{self.learned} · {self.spent}"
 
 
-def line(type: str, data: Mapping[str, Any], steps: int, slow: bool = False) -> Text | None:
-    """The one line that an event is worth, or None. `slow`: the verdict is of the epoch's slow update."""
+def line(
+    type: str, data: Mapping[str, Any], steps: int, gate: GateConfig | None = None, slow: bool = False
+) -> Text | None:
+    """The one line that an event is worth, or None. `slow`: the verdict is of the epoch's slow update; `gate` has the
+    bars that it was held against."""
     match type:
         case "start":
             return _text(f"start · select {percent(data['score'])} on {data['select']} samples")
         case "verdict":
-            return _verdict(data, steps, slow)
+            return _verdict(data, steps, gate, slow)
         case "refused":
             more = f" (and {len(data['edits']) - 1} more)" if len(data["edits"]) > 1 else ""
             return _text(f"step {data['step']} · proposed edit refused: {_short(data['edits'][0])}{more}", "dim")
@@ -165,7 +170,10 @@ def line(type: str, data: Mapping[str, Any], steps: int, slow: bool = False) -> 
         case "handoff":
             return _text(f"waiting for an answer to {data['name']}: skilltune answer {data['folder']}", "yellow")
         case "forked":
-            return _text(f"forked from {data['source']} to {data['folder']}; {data['answers']:,} answers can be reused")
+            return _text(
+                f"forked from {data['source']} to {data['folder']}; {data['answers']:,} answers can be reused. --fork "
+                "again would begin another fork; to resume this one:"
+            )
         case "stopping":
             return _text(f"stopping: {data['reason']}")
         case "warning":
@@ -179,23 +187,50 @@ def line(type: str, data: Mapping[str, Any], steps: int, slow: bool = False) -> 
     return None
 
 
-def _verdict(data: Mapping[str, Any], steps: int, slow: bool) -> Text:
+def _verdict(data: Mapping[str, Any], steps: int, gate: GateConfig | None, slow: bool) -> Text:
     where = f"step {data['step']} of {steps}" + (", slow update" if slow else "")
     if data["numbers"].get("rule") == COMPACT:
         where = "compact"
     edits = sum(edit["status"] == "applied" for edit in data["edits"])
     counted = f"{edits} edit{'s' * (edits != 1)}"
+    why = explained(data, gate)
     if not data["accepted"]:
         tried = f" ({counted})" if edits else ""
-        return _text(f"{where} · rejected{tried}: {data['reason']}", "dim")
-    return _text(
-        f"{where} · accepted as version {data['version']} ({counted}): {data['reason']} · "
-        f"select about {100 * data['score']:.0f} %",
-        "green",
+        return _text(f"{where} · rejected{tried}: {why}", "dim")
+    return _text(f"{where} · accepted as version {data['version']} ({counted}): {why}", "green")
+
+
+def explained(data: Mapping[str, Any], gate: GateConfig | None) -> str:
+    """The reason of a verdict, in words; of a race what was measured, what is believed of it, and the bar.
+
+    A race's belief is nearer to 0 than what it measured: most edits do nothing, so a part of any gain is luck.
+    """
+    looks = data["numbers"].get("looks")
+    if data["numbers"].get("rule") != "race" or not looks or gate is None:
+        return data["reason"]
+    look, decision = looks[-1], data["reason"].rpartition(": ")[2]
+    measured = (
+        f"measured {percent(data['before'])} → {percent(data['after'])} on {len(data['differences'])} select samples"
     )
+    believed = f"believed {100 * look['gain']:+.1f} ± {100 * look['sd']:.1f} points after allowing for luck"
+    last = look["better"] < gate.confidence if data["accepted"] else decision == "undecided"
+    needed = gate.last_confidence if last else gate.confidence
+    bar = f"P(better) = {look['better']:.2f}, needed {needed:.2f}"
+    if decision == "given up":
+        bar += f", given up below {gate.futility:.2f}"
+    elif not data["accepted"] and look["better"] >= needed:
+        bar += f", but P(worse by {100 * gate.regression_bound:g} points) = {look['harm']:.2f}"
+    elif not data["accepted"]:
+        bar += ": undecided when the samples were used up"
+    return f"{measured} · {believed} · {bar}"
 
 
 # -- the views
+
+
+def _command(folder: Path) -> str:
+    """What resumes the run in a folder, where nobody knows the command that began it."""
+    return f"skilltune train CONFIG --run {folder}"
 
 
 @dataclass(slots=True)
@@ -203,6 +238,7 @@ class Lines:
     """Plain lines. A listener of a run, and a context manager around it; `ready` is told when all is built."""
 
     console: Console
+    command: Callable[[Path], str] = _command
     progress: Progress | None = None
     paid: int = 0  # calls paid in earlier lives of the run
     _beat: float = 0.0
@@ -228,12 +264,15 @@ class Lines:
         self.console.print()
 
     def __call__(self, type: str, data: Mapping[str, Any]) -> None:
-        steps, slow = 0, False
+        steps, gate, slow = 0, None, False
         if self.progress is not None:
             steps, slow = self.progress.steps, type == "verdict" and data["step"] == self.progress.step
+            gate = self.progress.session.cfg.gate
             self.progress.hear(type, data)
-        if (text := line(type, data, steps, slow)) is not None:
+        if (text := line(type, data, steps, gate, slow)) is not None:
             self.console.print(text)
+        if type == "forked":
+            self.console.print(_text(f"  {self.command(Path(data['folder']))}", "bold"))
         self.beat()
 
     def beat(self) -> None:
@@ -272,6 +311,8 @@ class Lines:
             console.print(f"{'journal':<15}{self.paid:,} answers came from the journal; {new}")
         console.print(f"{'skill':<15}{best_path(session, result)}")
         console.print(f"{'card':<15}{session.run.folder / 'card.md'}")
+        if result.exit_code in (3, 4):
+            console.print(f"{'resume with':<15}{self.command(session.run.folder)}")
         console.print(f"{'next':<15}skilltune show {session.run.folder}")
         console.print(f"{'exit':<15}{result.exit_code}: {EXIT_CODES[result.exit_code]}")
 
@@ -279,7 +320,9 @@ class Lines:
         """The run ended with an error; the message goes to stderr."""
         print(f"error: {clean(message)}", file=sys.stderr)
         if self.progress is not None and exit_code in (3, 4):
-            print(f"so far: {self.progress}; kept in {self.progress.session.run.folder}", file=sys.stderr)
+            folder = self.progress.session.run.folder
+            print(f"so far: {self.progress}; kept in {folder}", file=sys.stderr)
+            print(f"resume with: {self.command(folder)}", file=sys.stderr)
 
 
 @dataclass(slots=True)
@@ -321,6 +364,7 @@ class Events:
     """One JSON object per line on a stream, and nothing else: {"type": …, …} for every event of the run."""
 
     stream: TextIO
+    command: Callable[[Path], str] = _command
 
     def __enter__(self) -> Self:
         return self
@@ -336,6 +380,7 @@ class Events:
             "plan",
             {
                 "run": str(session.run.folder),
+                "resume": self.command(session.run.folder),
                 "target": session.cfg.target.model,
                 "optimizer": optimizer_name(session),
                 "samples": {"train": len(parts.train), "select": len(parts.select), "test": len(parts.test)},
@@ -363,7 +408,9 @@ class History:
     """What a run's journal says of it, also while the run is under way.
 
     `rows` are the start and every verdict in order, `versions` the hash of each accepted skill by its number (0 is the
-    input), `finish` the data of the last `finish` event, None before it.
+    input), `finish` the data of the last `finish` event, None before it and after a stopped run has gone on. `stopped`
+    says what ended the last process too early, `writer` is the process that has the run open now, and `command` (a
+    line and the folder that it was given in) the last that trained it.
     """
 
     folder: Path
@@ -372,12 +419,17 @@ class History:
     finish: Mapping[str, Any] | None
     usage: Mapping[str, Usage]
     controls: Mapping[str, Any] | None = None
+    gate: GateConfig | None = None
+    stopped: str = ""
+    writer: int | None = None
+    command: Mapping[str, str] | None = None
 
     @classmethod
     def of(cls, run: Run) -> History:
         rows: list[dict[str, Any]] = []
         versions: dict[int, str] = {}
-        finish = controls = None
+        finish = controls = command = None
+        stopped = ""
         for _, type, data in run.events():
             if type == "start":
                 versions[0] = data["skill"]
@@ -385,14 +437,35 @@ class History:
             elif type == "verdict":
                 edits = sum(edit["status"] == "applied" for edit in data["edits"])
                 row = {key: data[key] for key in ("step", "epoch", "version", "accepted", "score", "reason")}
-                rows.append(row | {"edits": edits})
+                rows.append(row | {"edits": edits, "data": data})
                 if data["accepted"]:
                     versions[data["version"]] = data["skill"]
+                finish, stopped = None, ""
             elif type == "controls":
                 controls = data
+            elif type == "command":
+                command = data
+            elif type == "stopped" and (finish is None or finish["stopped"]):
+                finish, stopped = None, data["reason"]
             elif type == "finish":
-                finish = data
-        return cls(run.folder, tuple(rows), versions, finish, dict(run.usage), controls)
+                finish, stopped = data, data["stopped"] or ""
+        gate = Config.model_validate(run.config).gate if run.config else None
+        usage = dict(run.usage)
+        return cls(run.folder, tuple(rows), versions, finish, usage, controls, gate, stopped, run.writer, command)
+
+    @property
+    def state(self) -> str:
+        """ "running", "stopped" or "finished"."""
+        finished = self.finish is not None and not self.finish["stopped"]
+        return "running" if self.writer is not None else "finished" if finished else "stopped"
+
+    @property
+    def resume(self) -> str:
+        """The command that goes on with a stopped run."""
+        if self.command is None:
+            return f"the same call or command that began it, with {self.folder} as its run"
+        elsewhere = Path.cwd() != Path(self.command["folder"])
+        return self.command["line"] + (f"   (in {self.command['folder']})" if elsewhere else "")
 
     @property
     def best(self) -> str | None:
@@ -417,12 +490,15 @@ class History:
     def to_json(self) -> dict[str, Any]:
         return {
             "run": str(self.folder),
+            "state": self.state,
+            "pid": self.writer,
             "finished": self.finish is not None,
             "exit_code": self.finish["exit_code"] if self.finish else None,
-            "stopped": self.finish["stopped"] if self.finish else None,
+            "stopped": self.stopped or None,
+            "resume": self.resume if self.state == "stopped" else None,
             "best": self.best,
             "versions": {str(number): hash for number, hash in self.versions.items()},
-            "verdicts": [dict(row) for row in self.rows],
+            "verdicts": [{key: value for key, value in row.items() if key != "data"} for row in self.rows],
             "certificate": self.finish["certificate"] if self.finish else None,
             "controls": self.controls,
             "usage": {kind: asdict(usage) for kind, usage in self.usage.items()},
@@ -439,19 +515,22 @@ def show_run(history: History, console: Console) -> None:
             percent(row["score"]),
             {True: f"version {row['version']}", False: "no"}[row["accepted"]] if "accepted" in row else "version 0",
             str(row.get("edits", "")),
-            row["reason"],
+            explained(row["data"], history.gate) if "data" in row else row["reason"],
         )
         for row in history.rows
     ]
     console.print(columns(("step", "epoch", "select ≈", "accepted", "edits", "reason"), rows))
     console.print()
-    finish = history.finish
-    if finish is None:
-        console.print("unfinished: it is still running, or was stopped; the same `skilltune train` command resumes it")
+    if history.state == "running":
+        console.print(f"{'running':<15}process {history.writer} writes to it")
+    elif history.state == "finished":
+        console.print("finished")
     else:
+        console.print(f"{'stopped':<15}{clean(history.stopped) or 'its process was ended from outside'}")
+        console.print(f"{'resume with':<15}{clean(history.resume)}")
+    finish = history.finish
+    if finish is not None:
         console.print(f"{'ended':<15}{finish['exit_code']}: {EXIT_CODES[finish['exit_code']]}")
-        if finish["stopped"]:
-            console.print(f"{'stopped':<15}{clean(finish['stopped'])}")
         proof = Certificate(**finish["certificate"]) if finish["certificate"] else "none"
         console.print(f"{'certified' if finish['exit_code'] == 0 else 'test':<15}{proof}")
         if finish["exit_code"] == 5 and finish["certificate"]:
@@ -482,7 +561,7 @@ def plan(session: Session, expected: Estimate) -> list[tuple[str, str]]:
     limits = [f"{value:g} {name}" for name, value in asdict(cfg.budget.limits).items() if value is not None]
     sizes, *power = describe_power(session.splits).splitlines()
     return [
-        ("skill", f"{session.skill.name}, about {session.skill.tokens:,} tokens"),
+        ("skill", describe_skill(session.skill)),
         ("target", cfg.target.model),
         ("optimizer", optimizer_name(session)),
         *([("judge", session.judge.client.model.name)] if session.judge else []),
@@ -490,8 +569,17 @@ def plan(session: Session, expected: Estimate) -> list[tuple[str, str]]:
         *(("power", text) for text in power),
         *estimate_rows(expected),
         ("budget", ", ".join(limits) or "no limit (set one with budget.usd=5, budget.calls=2000, …)"),
+        *(("note", text) for text in remarks(session, expected)),
         ("run", str(session.run.folder)),
     ]
+
+
+def describe_skill(skill: Skill) -> str:
+    """Name, size and, of a folder, the files that come with it."""
+    names = sorted(skill.files)
+    more = f", … ({len(names) - 5} more)" if len(names) > 5 else ""
+    files = f", with {', '.join(names[:5])}{more}" if names else ""
+    return f"{skill.name}, about {skill.tokens:,} tokens{files}"
 
 
 def estimate_rows(expected: Estimate) -> list[tuple[str, str]]:

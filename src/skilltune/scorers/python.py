@@ -50,14 +50,25 @@ def load_module(path: Path) -> ModuleType:
             spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[name]
-        frame = error.__traceback__
-        lines = []
-        while frame:
-            lines += [frame.tb_lineno] if frame.tb_frame.f_code.co_filename == str(path) else []
-            frame = frame.tb_next
-        where = f"{path}:{lines[-1]}" if lines else str(path)
+        where = raised_in(error, str(path)) or str(path)
         raise UsageError(f"{where}: importing it failed with {type(error).__name__}: {error}") from error
     return module
+
+
+def raised_in(error: BaseException, file: str) -> str:
+    """The last line of a file that an error came by, as "file.py:12"; "" if it came by none."""
+    frame, lines = error.__traceback__, []
+    while frame:
+        lines += [frame.tb_lineno] if frame.tb_frame.f_code.co_filename == file else []
+        frame = frame.tb_next
+    return f"{file}:{lines[-1]}" if lines else ""
+
+
+def source_file(fn: Any) -> str:
+    """Where a user's function is written, "" where it cannot be told."""
+    fn = inspect.unwrap(fn.func if isinstance(fn, partial) else fn)
+    fn = fn if hasattr(fn, "__code__") or isinstance(fn, MethodType) else getattr(type(fn), "__call__", fn)  # noqa: B004
+    return getattr(getattr(fn, "__code__", None), "co_filename", "")
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
 from typing import TYPE_CHECKING, Any
@@ -16,11 +17,13 @@ from typing import TYPE_CHECKING, Any
 from skilltune.errors import CallConfigError, JudgeError, Stopped
 from skilltune.rollout import Rollout, Score
 from skilltune.samples import Sample
+from skilltune.scorers.python import raised_in, source_file
 from skilltune.scorers.reading import as_text, quote
 
 if TYPE_CHECKING:
     from skilltune.scorers.judge import Judge
 
+_OURS = str(Path(__file__).parents[1])
 ScoreFn = Callable[[Sample, Rollout], Score | float | bool | Awaitable[Score | float | bool]]
 """What a user's scorer is: plain or async, with a reason in a Score or without."""
 
@@ -77,8 +80,9 @@ async def evaluate(scorer: Scorer, sample: Sample, rollout: Rollout) -> Score:
     except (CallConfigError, JudgeError, Stopped):
         raise
     except Exception as error:
+        what = f"{type(error).__name__}: {error}{_place(scorer, error)}"
         raise JudgeError(
-            f'scorer {scorer.name} failed on sample "{sample.id}": {type(error).__name__}: {error}',
+            f'scorer {scorer.name} failed on sample "{sample.id}": {what}',
             retry_after=getattr(error, "retry_after", None),
         ) from error
     if score.why:
@@ -86,6 +90,13 @@ async def evaluate(scorer: Scorer, sample: Sample, rollout: Rollout) -> Score:
     expected = scorer.expected(sample)
     why = f"{scorer.name} gave {score.value:g}; got {quote(rollout.answer)}"
     return Score(score.value, f"{why}, expected {quote(expected)}" if expected else why, score.soft, score.metrics)
+
+
+def _place(scorer: Scorer, error: Exception) -> str:
+    """Where it was raised in the user's own file."""
+    file = source_file(scorer.score)
+    place = raised_in(error, file) if not file.startswith(_OURS) else ""
+    return f" ({place})" if place else ""
 
 
 def _as_score(result: Any) -> Score:
