@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import product
+from itertools import pairwise, product
 from random import Random
 from statistics import fmean
 
@@ -14,20 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skilltune.edits import Edit
-from skilltune.gate import effects
 from skilltune.gate.effects import (
     BASE_SD,
     BASES,
     CLAIMED,
     GENERAL,
     LAPSE,
-    Belief,
     Draw,
     Odds,
     Trial,
-    belief,
     draw_effects,
-    learned,
     solved,
 )
 from skilltune.gate.screen import Pool, Screened
@@ -87,26 +83,34 @@ def weighed(slab: Mapping[int, float], rate: float) -> dict[int, float]:
     return {0: 1 - rate} | {value: rate * weight / sum(slab.values()) for value, weight in slab.items()}
 
 
-def enumerated(trials: Sequence[Trial], edits: int, odds: Odds, known: Mapping[int, Belief]) -> dict[str, list[float]]:
-    """P(general ≠ 0), P(claimed ≠ 0), E[σ(sample)] by brute force; for at most two samples, and edits that are known
-    or the only unknown one (whose rate then has its prior mean)."""
+def share(odds: tuple[float, float], some: int, none: int) -> float:
+    """Prior of one pattern of effects, of which `some` are not zero: the rate is integrated out (beta-binomial)."""
+    a, b = odds
+    return math.exp(
+        math.lgamma(a + some) + math.lgamma(b + none) - math.lgamma(a + b + some + none)
+        - math.lgamma(a) - math.lgamma(b) + math.lgamma(a + b)
+    )  # fmt: skip
+
+
+def enumerated(trials: Sequence[Trial], edits: int, odds: Odds) -> dict[str, list[float]]:
+    """P(general ≠ 0), P(claimed ≠ 0), E[σ(sample)] by brute force; for at most two samples."""
     samples = sorted({t.sample for t in trials})
-    (a, b), (c, d) = odds.general, odds.claimed
-    common = weighed(GENERAL, a / (a + b)), weighed(CLAIMED, c / (c + d))
-    priors = [prior for i in range(edits) for prior in known.get(i, common)]  # general 0, claimed 0, general 1, …
+    slabs = [(slab, sum(slab.values())) for slab in (GENERAL, CLAIMED)] * edits  # general 0, claimed 0, general 1, …
     total = 0.0
     has, levels = [0.0] * 2 * edits, [0.0] * len(samples)
-    for bases in product(BASES, repeat=len(samples)):
-        # a common level with a flat prior, integrated out
-        fit = math.exp(-((bases[0] - bases[-1]) ** 2) / (4 * BASE_SD**2))
-        for values in product(*(prior.items() for prior in priors)):
-            mass = fit * math.prod(weight for _, weight in values)
+    for values in product(*((0, *slab) for slab, _ in slabs)):
+        prior = math.prod(slab[v] / all for v, (slab, all) in zip(values, slabs, strict=True) if v)
+        for counts, kind in ((odds.general, values[::2]), (odds.claimed, values[1::2])):
+            prior *= share(counts, sum(map(bool, kind)), kind.count(0))
+        for bases in product(BASES, repeat=len(samples)):
+            # a common level with a flat prior, integrated out
+            mass = prior * math.exp(-((bases[0] - bases[-1]) ** 2) / (4 * BASE_SD**2))
             for t in trials:
-                units = bases[samples.index(t.sample)] + sum(values[2 * i][0] for i in t.edits)
-                p = solved(units + sum(values[2 * i + 1][0] for i in t.claiming))
+                units = bases[samples.index(t.sample)] + sum(values[2 * i] for i in t.edits)
+                p = solved(units + sum(values[2 * i + 1] for i in t.claiming))
                 mass *= p**t.score * (1 - p) ** (1 - t.score)
             total += mass
-            for k, (value, _) in enumerate(values):
+            for k, value in enumerate(values):
                 has[k] += mass * (value != 0)
             for j, base in enumerate(bases):
                 levels[j] += mass * solved(base)
@@ -127,16 +131,11 @@ BY_HAND: list[tuple[int, list[tuple[int, tuple[int, ...], float]], list[frozense
 
 
 @pytest.mark.parametrize(("edits", "rows", "supports"), BY_HAND)
-def test_the_draws_are_of_the_posterior_that_enumeration_gives(
-    monkeypatch: pytest.MonkeyPatch, edits: int, rows: list, supports: list[frozenset[int]]
-):
+def test_the_draws_are_of_the_posterior_that_enumeration_gives(edits: int, rows: list, supports: list[frozenset[int]]):
     trials = [trial(sample, chosen, supports, score) for sample, chosen, score in rows]
-    remembered = {0: 0.3, 2: 0.4, -8: 0.3}, {0: 0.5, 16: 0.5}
-    known = dict.fromkeys(range(1, edits), remembered)
     odds = Odds((3.0, 7.0), (2.0, 2.0))
-    monkeypatch.setattr(effects, "DRAWS", 4_000)
-    draws = draw_effects(trials, edits, odds, known, Random(1))
-    exact = enumerated(trials, edits, odds, known)
+    draws = draw_effects(trials, edits, odds, Random(1), draws=4_000)
+    exact = enumerated(trials, edits, odds)
     for kind in ("general", "claimed"):
         assert [chance(draws, kind, i) for i in range(edits)] == pytest.approx(exact[kind], abs=0.04)
     levels = [fmean(solved(draw.bases[sample]) for draw in draws) for sample in sorted({t.sample for t in trials})]
@@ -145,12 +144,12 @@ def test_the_draws_are_of_the_posterior_that_enumeration_gives(
 
 def test_without_trials_the_draws_are_of_the_prior():
     odds = Odds((4.0, 36.0), (20.0, 20.0))
-    draws = draw_effects([], 30, odds, {}, Random(3))
+    draws = draw_effects([], 30, odds, Random(3))
     assert fmean(chance(draws, "general", i) for i in range(30)) == pytest.approx(0.1, abs=0.04)
     assert fmean(chance(draws, "claimed", i) for i in range(30)) == pytest.approx(0.5, abs=0.08)
     assert {value for draw in draws for value in draw.claimed} == {0, *CLAIMED}
     assert all(draw.bases == {} for draw in draws)
-    assert draw_effects([], 0, Odds(), {}, Random(3))[0] == Draw({}, (), ())
+    assert draw_effects([], 0, Odds(), Random(3))[0] == Draw({}, (), ())
 
 
 # -- what it finds and what it leaves alone
@@ -169,7 +168,7 @@ def planted(seed: int, truth: str) -> Screened:
         if 2 in chosen:
             right = (right or j in CLAIMS[2]) if truth == "rule" else right and truth != "harm"
         trials.append(trial(j, chosen, CLAIMS, float(right != (draw.random() < 1 / 30))))
-    return screen(draw_effects(trials, EDITS, Odds(), {}, draw), CLAIMS, SAMPLES)
+    return screen(draw_effects(trials, EDITS, Odds(), draw), CLAIMS, SAMPLES)
 
 
 def test_a_planted_rule_is_found_where_it_claims_to_help():
@@ -210,7 +209,7 @@ def test_fractional_scores_count_for_their_share():
     def gain(after: float) -> float:
         scores = [after if 1 in chosen and j in CLAIMS[1] else 0.2 for j, chosen in rows]
         trials = [trial(j, chosen, CLAIMS, score) for (j, chosen), score in zip(rows, scores, strict=True)]
-        return screen(draw_effects(trials, EDITS, Odds(), {}, Random(2)), CLAIMS, SAMPLES).gain([1])[0]
+        return screen(draw_effects(trials, EDITS, Odds(), Random(2)), CLAIMS, SAMPLES).gain([1])[0]
 
     gains = [gain(after) for after in (0.2, 0.5, 0.8, 1.0)]
     assert gains == sorted(gains)
@@ -229,7 +228,7 @@ def test_the_order_of_the_trials_changes_nothing(rows, shuffler):
     trials = [trial(j, sorted(chosen), blocks(6, 4), score) for j, chosen, score in rows]
     shuffled = trials[:]
     shuffler.shuffle(shuffled)
-    assert draw_effects(shuffled, 4, Odds(), {}, Random(1)) == draw_effects(trials, 4, Odds(), {}, Random(1))
+    assert draw_effects(shuffled, 4, Odds(), Random(1)) == draw_effects(trials, 4, Odds(), Random(1))
 
 
 # -- calibration: worlds drawn from the prior
@@ -250,7 +249,7 @@ def prior_world(seed: int, samples: int = 8, edits: int = 4, rollouts: int = 24)
     for j, chosen in design(claims, samples, rollouts, draw):
         units = bases[j] + sum(general[i] + claimed[i] * (j in claims[i]) for i in chosen)
         trials.append(trial(j, chosen, claims, float(draw.random() < solved(units))))
-    draws = draw_effects(trials, edits, odds, {}, draw)
+    draws = draw_effects(trials, edits, odds, draw)
     return screen(draws, claims, samples), Draw({name(j): b for j, b in enumerate(bases)}, general, claimed)
 
 
@@ -288,51 +287,30 @@ def test_the_interval_of_a_teams_gain_covers_the_truth_as_often_as_it_says(world
     assert fmean(places) == pytest.approx(0.5, abs=0.06)
 
 
-# -- what is learned from screen to screen
+# -- a chain that goes on where another ended
 
 
-def test_pools_of_null_edits_make_later_ones_start_sceptical():
-    odds = Odds()
-    for seed in range(4):
-        found = planted(seed, "null")
-        odds = learned(found.draws, range(EDITS), odds)
-    (a, b), (c, d) = odds.general, odds.claimed
-    (a0, b0), (c0, d0) = Odds().general, Odds().claimed
-    assert a + b == pytest.approx(a0 + b0 + 4 * EDITS)
-    assert c + d == pytest.approx(c0 + d0 + 4 * EDITS)
-    assert c / (c + d) < 0.6 * c0 / (c0 + d0)
-    assert a / (a + b) <= 1.2 * a0 / (a0 + b0)
-    doubtful = [trial(0, (), CLAIMS, 0.0), trial(0, (0,), CLAIMS, 1.0)]
-    fresh, sceptical = (chance(draw_effects(doubtful, EDITS, o, {}, Random(1)), "claimed", 0) for o in (Odds(), odds))
-    assert sceptical < fresh - 0.1
+@pytest.mark.parametrize(("edits", "rows", "supports"), BY_HAND)
+def test_where_the_chain_starts_is_forgotten(edits: int, rows: list, supports: list[frozenset[int]]):
+    trials = [trial(sample, chosen, supports, score) for sample, chosen, score in rows]
+    odds, far = Odds((3.0, 7.0), (2.0, 2.0)), Draw({name(0): 24, "elsewhere": -24}, (-16,) * edits, (24,) * edits)
+    draws = draw_effects(trials, edits, odds, Random(1), draws=4_000, start=far)
+    exact = enumerated(trials, edits, odds)
+    for kind in ("general", "claimed"):
+        assert [chance(draws, kind, i) for i in range(edits)] == pytest.approx(exact[kind], abs=0.04)
+    assert set(draws[-1].bases) == {t.sample for t in trials}
 
 
-def test_odds_learn_from_fresh_edits_only():
-    found = planted(0, "rule")
-    assert learned(found.draws, [], Odds()) == Odds()
-    assert learned([], [], Odds()) == Odds()
-    (a, b), (c, d) = Odds().general, Odds().claimed
-    one = learned(found.draws, [2], Odds())
-    share = chance(found.draws, "claimed", 2)
-    assert one.claimed == (pytest.approx(c + share), pytest.approx(d + 1 - share))
-    assert sum(one.general) == pytest.approx(a + b + 1)
-
-
-def test_a_belief_keeps_most_of_what_was_learned():
-    found = planted(0, "rule")
-    again = {2: belief(found.draws, 2), 5: belief(found.draws, 5)}
-    for general, claimed in again.values():
-        assert math.fsum(general.values()) == pytest.approx(1)
-        assert math.fsum(claimed.values()) == pytest.approx(1)
-        assert set(general) == {0, *GENERAL}
-        assert min(*general.values(), *claimed.values()) > 0  # so that new evidence can overturn it
-    draws = draw_effects([], EDITS, Odds(), again, Random(1))
-    assert chance(draws, "claimed", 2) == pytest.approx(1 - again[2][1][0], abs=0.15)
-    assert 0.7 < 1 - again[2][1][0] <= chance(found.draws, "claimed", 2)
-    assert chance(draws, "claimed", 5) < chance(draws, "claimed", 2)
-
-    contrary = [t for j in CLAIMS[2] for t in (trial(j, (), CLAIMS, 0.0), *[trial(j, (2,), CLAIMS, 0.0)] * 4)]
-    assert chance(draw_effects(contrary, EDITS, Odds(), again, Random(1)), "claimed", 2) < 0.3
+def test_edits_that_rest_are_drawn_now_and_then_and_from_the_same_posterior():
+    edits, rows, supports = BY_HAND[-1]
+    trials = [trial(sample, chosen, supports, score) for sample, chosen, score in rows]
+    odds = Odds((3.0, 7.0), (2.0, 2.0))
+    draws = draw_effects(trials, edits, odds, Random(1), draws=6_000, active=1)
+    exact = enumerated(trials, edits, odds)
+    for kind in ("general", "claimed"):
+        assert [chance(draws, kind, i) for i in range(edits)] == pytest.approx(exact[kind], abs=0.05)
+    changes = [sum(a != b for a, b in pairwise(draw.claimed[i] for draw in draws)) for i in range(edits)]
+    assert 0 < changes[1] < 0.75 * changes[0]
 
 
 # -- the gain of a set

@@ -109,12 +109,71 @@ async def test_pitfall_5_guidance_is_judged_alone_and_leaves_the_pool_as_it_was(
     await gate.baseline(START)
     await gate.judge(START, known, limit=1, name="step 1")
     gate.leftover.append(rule("kept"))
-    gate.beliefs["key edit"] = ({0: 0.5, 4: 0.5}, {0: 1.0})
-    before = list(gate.leftover), list(gate.waiting), dict(gate.beliefs), gate.odds
+    before = list(gate.leftover), list(gate.waiting)
     assert before[1]
-    verdict = await gate.judge(START, [rule("guidance")], limit=1, name="slow", alone=True)
+    guidance = Proposal(Edit("add", text="- guidance"))
+    verdict = await gate.judge(START, [guidance], limit=1, name="slow", alone=True)
     assert judged(verdict) == ["- guidance"]
-    assert (gate.leftover, gate.waiting, gate.beliefs, gate.odds) == before
+    assert (gate.leftover, gate.waiting) == before
+
+
+# -- race: the screen
+
+
+async def test_an_edit_is_tried_on_what_it_answers_though_the_incumbent_was_not_seen_there() -> None:
+    """After an accept the new incumbent was seen on its batch only; a leftover answers samples of earlier ones."""
+    solved_by = {"- a": range(2), "- b": range(2, 5)}
+    made = arena(
+        lambda text, i: float(any(line in text and i in solves for line, solves in solved_by.items())),
+        **{"pool": 4, "screen": 24, "texts": 6, "block": 16},
+    )
+    made.select = [Sample(id=f"s{i}", input="q") for i in range(8)]
+    gate = Race(made)
+    await made.roll(START, TRAIN)
+    await gate.baseline(START)
+    offered = [rule("a", "t0", "t1"), rule("b", "t2", "t3", "t4"), rule("null", "t5")]
+    first = await gate.judge(START, offered, limit=1, name="step 1")
+    assert first.accepted
+    [left] = [line for line in solved_by if line not in first.skill.text]
+    await made.roll(first.skill, TRAIN[6:])
+    second = await gate.judge(first.skill, [], limit=1, name="step 2")
+    assert second.accepted
+    assert left in second.skill.text
+
+
+@pytest.mark.parametrize("good", [True, False])
+async def test_a_screen_ends_when_the_team_is_plain(good: bool) -> None:
+    made = arena(lambda text, i: float(good and "- good" in text), pool=4, screen=60, texts=9)
+    gate, rolls = Race(made), cast(Any, made.roll)
+    await rolls(START, TRAIN)
+    await gate.baseline(START)
+    pool = [rule("good", *(f"t{i}" for i in range(8))), *(rule(f"n{i}", f"t{i}") for i in range(3))]
+    await gate.judge(START, pool, limit=1, name="step 1")
+    paid = sum(skill != START.hash and sample[0] == "t" for skill, sample, _ in rolls.asked)
+    assert (paid < 45) == good
+
+
+async def test_a_candidate_that_promises_too_little_is_not_raced() -> None:
+    made = arena(pool=4, screen=60, texts=9)
+    gate, rolls = Race(made), cast(Any, made.roll)
+    await rolls(START, TRAIN)
+    await gate.baseline(START)
+    verdict = await gate.judge(START, [rule(f"n{i}", f"t{i}") for i in range(4)], limit=2, name="step 1")
+    assert verdict.reason == "the screen found no edit worth a race"
+    assert verdict.candidate is None
+    assert not any(skill != START.hash and sample[0] == "s" for skill, sample, _ in rolls.asked)
+
+
+async def test_a_single_edit_that_answers_samples_is_screened_before_its_race() -> None:
+    made = arena(pool=4, screen=60, texts=9)
+    gate, rolls = Race(made), cast(Any, made.roll)
+    await rolls(START, TRAIN)
+    await gate.baseline(START)
+    verdict = await gate.judge(START, [rule("null", "t0")], limit=2, name="step 1")
+    assert verdict.candidate is None
+    tried = {sample for skill, sample, _ in rolls.asked if skill != START.hash}
+    assert "t0" in tried
+    assert all(sample[0] == "t" for sample in tried)
 
 
 # -- race: what it rests on
@@ -232,7 +291,8 @@ async def test_the_estimate_of_calls_is_that_of_a_race_to_its_end(passes: int) -
     await gate.baseline(START)
     await gate.judge(START, [Proposal(Edit("add", text="- RULE."))], limit=1, name="step 1")
     rolls = cast(Rolls, place.roll)
-    cfg = make_config({"train": {"epochs": 1, "batch_size": len(TRAIN)}, "gate": settings, "slow": {"enabled": False}})
+    train = {"epochs": 1, "batch_size": len(TRAIN), "confirm": False}
+    cfg = make_config({"train": train, "gate": settings, "slow": {"enabled": False}})
     least, most = estimate_calls(cfg, Splits(tuple(TRAIN), tuple(SELECT), ()))
     assert len(set(rolls.asked)) == 2 * passes * len(SELECT) == most - len(TRAIN)
     assert least == len(TRAIN) + len(SELECT)

@@ -245,7 +245,7 @@ async def test_pitfall_1_the_strict_gate_accepts_noise_and_the_certificate_does_
 
 async def test_pitfall_8_no_pair_of_text_and_sample_is_paid_twice(tmp_path: Path) -> None:
     with small(p=0.1, q=0.5) as world:
-        await train(world, tmp_path, {"gate.passes": 1}, preset="default")
+        await train(world, tmp_path, {"gate.passes": 1, "train.confirm": False}, preset="default")
         asked = [(seen.system, seen.sample) for seen in world.requests if seen.role == "target"]
     assert len(asked) == len(set(asked))
 

@@ -136,6 +136,10 @@ class TrainConfig(_Section):
         default="cosine", description="how lr falls to lr_min over the run; autonomous: the optimizer's model chooses"
     )
     update: Literal["patch", "rewrite"] = Field(default="patch", description="apply edits, or let a model rewrite all")
+    confirm: bool = Field(
+        default=True,
+        description="once half is solved, roll failures again and show the optimizer only what fails twice",
+    )
     patience: int = Field(default=3, ge=0, description="stop after so many steps without an accept; 0: never")
     target_score: float | None = Field(
         default=None, ge=0, le=1, description="stop when the estimated score on select reaches this"
@@ -157,7 +161,7 @@ class GateConfig(_Section):
     metric: Literal["score", "hard", "soft", "mixed"] = Field(default="score", description="what of a score counts")
     weight: float = Field(default=0.5, ge=0, le=1, description="mixed = weight·hard + (1 − weight)·soft")
     confidence: float = Field(default=0.90, gt=0.5, lt=1, description="race: accept when P(better) passes this")
-    last_confidence: float = Field(default=0.80, gt=0.5, lt=1, description="race: the bar when all passes are used up")
+    last_confidence: float = Field(default=0.75, gt=0.5, lt=1, description="race: the bar when all passes are used up")
     futility: float = Field(default=0.25, ge=0, lt=0.5, description="race: reject when P(gain > 0) falls below this")
     alpha: float = Field(default=0.05, gt=0, lt=1, description="eprocess: P(any accept without a gain), per run")
     block: int = Field(default=8, ge=1, description="race, eprocess: samples before the first look")
@@ -245,7 +249,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
         "env": {"split": [2, 1, 7]},
         "optimizer": {"checks": "record", "patterns": False},
-        "train": {"merge": "rank", "patience": 0},
+        "train": {"merge": "rank", "patience": 0, "confirm": False},
         "gate": {"policy": "strict", "metric": "hard"},
     },
 }

@@ -431,6 +431,8 @@ def estimate_calls(cfg: Config, splits: Splits) -> tuple[int, int]:
     fewest = len(splits.train) * cfg.target.attempts * bool(cfg.train.epochs) + select
     twice, rules = select * cfg.gate.calibrate, steps * cfg.train.lr * cfg.train.compact
     fewest += twice
+    if cfg.train.confirm and cfg.target.attempts == 1:
+        batches *= 2  # each failure once more
     if cfg.gate.policy == "strict":
         most = batches + select * (1 + steps + slow) + slow * 2 * cfg.slow.samples
     else:

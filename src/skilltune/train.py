@@ -10,7 +10,7 @@ Preset `paper` and preset `default` are this same loop with another optimizer se
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,9 +28,13 @@ from skilltune.models import Usage
 from skilltune.optimizer import Memory, Optimizer, Pair, Proposal, Step
 from skilltune.optimizer.schedule import schedule, steps_per_epoch
 from skilltune.roll import gather
+from skilltune.rollout import Rollout
 from skilltune.run import rng
 from skilltune.session import Session
 from skilltune.skill import Skill
+
+CONFIRM_FROM = 0.5  # score on `select` from which on a failure may well be bad luck
+REPEATS = 8  # equal answers to equal questions that show a target to be deterministic
 
 
 @dataclass(slots=True)
@@ -147,6 +151,8 @@ async def fit(s: Session, state: State) -> None:
 
         attempts = s.arena.draws(s.cfg.target.attempts)
         batch = s.roll.stream(state.skill, step.batch, attempts=attempts, purpose=f"step {step.index}")
+        if cfg.confirm and attempts == 1 and (state.score or 0.0) >= CONFIRM_FROM:
+            batch = confirmed(s, state.skill, batch, f"step {step.index}, failures again")
         async with aclosing(batch) as rollouts:
             proposals = await optimizer.propose(state.skill, rollouts, state.memory, step, step.lr or cfg.lr)
         limit = step.lr or await optimizer.learning_rate(state.skill, proposals, state.memory, step, cfg.lr)
@@ -158,6 +164,24 @@ async def fit(s: Session, state: State) -> None:
 
         if s.cfg.slow.enabled and optimizer.looks_back and step.ends_epoch and step.epoch > 1:
             await slow(s, state, step, epoch_start, optimizer, gate)
+
+
+async def confirmed(
+    s: Session, skill: Skill, rollouts: AsyncGenerator[Rollout, None], purpose: str
+) -> AsyncGenerator[Rollout, None]:
+    """A batch whose failures were rolled once more: what succeeds then was bad luck, and passes for a success."""
+    async with aclosing(rollouts):
+        first = [rollout async for rollout in rollouts]
+    failed = {rollout.sample for rollout in first if rollout.score and not rollout.score.hard}
+    samples = [sample for sample in s.splits.train if sample.id in failed]
+    if s.arena.draws(2) == 1:
+        samples = []
+    second = {rollout.sample: rollout for rollout in await s.roll(skill, samples, attempt=1, purpose=purpose)}
+    if len(second) >= REPEATS and all(second[r.sample].answer == r.answer for r in first if r.sample in second):
+        s.arena.noise = 0.0  # the target repeats itself to the letter: nothing is to be learned by asking twice
+    for rollout in first:
+        again = second.get(rollout.sample)
+        yield again if again and again.score and again.score.hard else rollout
 
 
 async def slow(s: Session, state: State, step: Step, epoch_start: Skill, optimizer: Optimizer, gate: Gate) -> None:

@@ -7,16 +7,16 @@ edits that look good but were not taken stay in the pool, with what was learned 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Container, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 from skilltune.edits import apply
 from skilltune.gate import Arena, Verdict
 from skilltune.gate.crossed import Observation, Posterior, fit
-from skilltune.gate.effects import Belief, Odds, Trial, belief, draw_effects, learned
+from skilltune.gate.effects import DRAWS
 from skilltune.gate.screen import Pool, Screened, assign, balanced
 from skilltune.gate.stats import Mixture, standard_error, updated
+from skilltune.gate.tried import Evidence, Tried
 from skilltune.optimizer import Proposal, join
 from skilltune.optimizer.memory import Rejected
 from skilltune.roll import gather, mean
@@ -31,13 +31,21 @@ UNSCREENED = ((0.8, 0.0, 0.002), (0.2, 0.0, 0.30))
 WIDE = (0.0, 0.30)  # under which a gain is fitted before its prior is put in its place
 SHRINK = 0.8  # of a screened gain: the best of many is flattered, and train is not select
 DEVIATION = 0.03  # sd by which the gain on `select` may miss what the screen foretold
-OVERFIT = 0.1  # share of screened gains that do not exist outside of train
+OVERFIT = 0.02  # share of screened gains that do not exist outside of train
 MATTERS = 0.005  # a gain below half a point is none
 LEAST = 0.35  # share of a full screen that a small pool gets
+AGED = 0.5  # of the rollouts of a fresh edit, those of one that was screened before
+# Edits of a text of the screen. Where effects are small and everywhere, half a pool tells most; where edits answer
+# samples that they claim, few: the others only stand in the way.
+MANY, FEW = 8, 3
+CLAIMS = 0.1  # share of edits with an effect on claimed samples, from which on texts have few edits
 ROUNDS = (0.4, 0.3, 0.3)  # of the screen: the first shows each edit once, the second follows what was learned
+BETWEEN = 30  # draws of the effects between the rounds
 AGAIN = 0.5  # P(better) that is worth another pass over `select`
-KEEP = 0.25  # an edit that was not taken stays in the pool while P(it helps) is at least this
-WORTH = 0.5  # an edit is put into a candidate when P(it adds something) is at least this
+KEEP = 0.05  # an edit that was not taken stays in the pool while P(it helps) is at least this
+WORTH = 0.05  # an edit is put into a candidate when P(it adds something) is at least this
+PROMISE = 0.02  # gain expected of a candidate that is worth a race; one that promises less waits for more evidence
+SURE = 0.9  # P(it adds something) of every edit of a full team, from which on a screen has seen enough
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +69,7 @@ class Race:
     arena: Arena
     leftover: list[Proposal] = field(default_factory=list)  # measured, promising, not taken yet
     waiting: list[Proposal] = field(default_factory=list)  # not measured yet: the pool was full
-    beliefs: dict[str, Belief] = field(default_factory=dict)  # of these, by edit key
-    odds: Odds = field(default_factory=Odds)  # that an edit does anything, learned from screen to screen
+    evidence: Evidence = field(default_factory=Evidence)
     level: tuple[float | None, float | None] = (None, None)  # the incumbent's on `select`, and its sd
 
     async def baseline(self, skill: Skill) -> float | None:
@@ -97,12 +104,13 @@ class Race:
         chosen = screened.assemble(limit, WORTH) if screened else pool.first(limit)
         if chosen:
             verdict = await self._race(pool, chosen, screened, name)
+        chosen = chosen if verdict.candidate else ()
         effects = [screened.gain([i]) if screened else (0.0, 0.0, 0.0) for i in range(len(pool.proposals))]
         failed = len(chosen) == 1 and "given up" in verdict.reason  # of a failed team each member may be good
         spent = chosen if verdict.accepted or failed else ()
         good = [i for i, (_, _, p) in enumerate(effects) if i not in spent and p >= KEEP]
         if not alone:
-            self._keep(pool, screened, sorted(good, key=lambda i: -effects[i][0]))
+            self.leftover = [pool.proposals[i] for i in sorted(good, key=lambda i: -effects[i][0])]
             self.waiting = usable[self.arena.cfg.pool :][: self.arena.cfg.pool]
         verdict = _explained(verdict, pool, chosen, good, effects)
         return replace(verdict, rejected=(*verdict.rejected, *unusable))
@@ -110,51 +118,60 @@ class Race:
     # -- (a) the screen and (b) its model
 
     async def _screen(self, pool: Pool, limit: int, name: str) -> Screened | None:
-        """Roll the design and fit its model; None for a single edit or without a screen: the race alone judges."""
+        """Roll the design and fit its model; None without a screen, and for a single edit that answers no sample, such
+        as the slow update's guidance: the race alone judges."""
         cfg, arena = self.arena.cfg, self.arena
-        if len(pool.proposals) < 2 or not cfg.screen:
+        if not cfg.screen or (len(pool.proposals) == 1 and not pool.proposals[0].support):
             return None
         by_id = {sample.id: sample for sample in arena.train}
-        known = self._known(pool.skill.hash, by_id)
-        trials = [Trial(sample, (), (), score) for sample, score in known.items()]
-        beliefs = {i: self.beliefs[p.edit.key] for i, p in enumerate(pool.proposals) if p.edit.key in self.beliefs}
-        share = min(1.0, max(LEAST, len(pool.proposals) / cfg.pool))
+        scores = self._scores(pool.skill.hash, by_id)
+        selected = self._scores(pool.skill.hash, {sample.id for sample in arena.select})
+        self.evidence.incumbents[pool.skill.hash] = scores | selected
+        known = self.evidence.standing(by_id)
+        self.evidence.supports |= {p.edit.key: frozenset(p.support) for p in pool.proposals}
+        fresh = len(set(pool.keys) - self.evidence.measured)
+        self.evidence.measured |= set(pool.keys)
+        share = min(1.0, max(LEAST if fresh else 0.0, (fresh + AGED * (len(pool.keys) - fresh)) / cfg.pool))
         rollouts, texts = share * cfg.screen, max(2, round(share * cfg.texts))
         screened = None
         for number, part in enumerate(ROUNDS):
             draw = rng(arena.seed, "screen", name, number)
+            size = FEW if self.evidence.claims >= CLAIMS else MANY
             wanted = max(1, round(part * texts))
             if screened is None:
-                size = min(limit, len(pool.proposals) - 1, math.ceil(len(pool.proposals) / wanted))
-                design = balanced(pool, wanted, size, draw)
+                design = balanced(pool, wanted, max(1, min(size, len(pool.proposals) - 1)), draw)
             else:
-                design = screened.sampled(wanted, limit)
+                sampled = screened.sampled(wanted, max(size, limit))
+                design = [pool.filled(subset, size, draw) for subset in sampled]
             plan = assign(pool, design, known, round(part * rollouts), draw)
-            results = await gather(
+            await gather(
                 [
-                    arena.roll(pool.text(subset), [by_id[sample] for sample in samples], purpose=f"{name} {subset}")
+                    self._try(pool, subset, [by_id[sample] for sample in samples], name)
                     for subset, samples in zip(design, plan, strict=True)
                 ]
             )
-            for subset, rolled in zip(design, results, strict=True):
-                for rollout in rolled:
-                    if rollout.score is not None:
-                        claiming = tuple(i for i in subset if rollout.sample in pool.proposals[i].support)
-                        trials.append(Trial(rollout.sample, subset, claiming, arena.metric(rollout.score)))
-            draws = draw_effects(trials, len(pool.proposals), self.odds, beliefs, draw)
+            last = number == len(ROUNDS) - 1
+            draws = self.evidence.draws(pool.skill.hash, pool.keys, draw, draws=DRAWS if last else BETWEEN)
             screened = Screened(pool, draws, sorted(known))
-        if screened is not None:
-            fresh = [i for i in range(len(pool.proposals)) if i not in beliefs]
-            self.odds = learned(screened.draws, fresh, self.odds)
+            if screened.sure(limit, SURE):
+                break
         return screened
 
-    def _known(self, version: str, samples: Container[str]) -> dict[str, float]:
-        """The version's mean score on each of the samples on which it was seen."""
+    async def _try(self, pool: Pool, subset: Sequence[int], samples: Sequence[Sample], name: str) -> None:
+        """Roll the samples under the incumbent with some edits of the pool: evidence of each of them."""
+        edits = tuple(pool.keys[i] for i in subset)
+        for rollout in await self.arena.roll(pool.text(subset), samples, purpose=f"{name} {subset}"):
+            if rollout.score is not None:
+                score = self.arena.metric(rollout.score)
+                self.evidence.screened.append(Tried(rollout.sample, pool.skill.hash, edits, score))
+
+    def _scores(self, version: str, samples: Container[str]) -> dict[str, list[float]]:
+        """The version's scores on each of the samples on which it was seen."""
         scores: dict[str, list[float]] = {}
         for (skill, sample, _), rollout in sorted(self.arena.roll.seen.items()):
             if skill == version and sample in samples and rollout.score is not None:
                 scores.setdefault(sample, []).append(self.arena.metric(rollout.score))
-        return {sample: sum(values) / len(values) for sample, values in scores.items()}
+        return scores
 
     # -- (c) the race
 
@@ -163,9 +180,15 @@ class Race:
         edits = [pool.proposals[i].edit for i in chosen]
         applied = apply(pool.skill, edits, protect=pool.protect, max_tokens=pool.max_tokens)
         candidate = applied.skill
+        if screened and candidate.hash in self.evidence.raced:  # what its own race said is said again below
+            draw = rng(arena.seed, "screen", name, "without")
+            draws = self.evidence.draws(pool.skill.hash, pool.keys, draw, without=candidate.hash)
+            screened = Screened(pool, draws, screened.known)
         prior = _transferred(screened.gains(chosen)) if screened else UNSCREENED
         belief_before = Mixture(prior)
         price = cfg.length_price * max(0, candidate.tokens - pool.skill.tokens) / 1000
+        if screened and belief_before.mean - price < PROMISE:
+            return Verdict(pool.skill, False, "the screen found no edit worth a race", *self.level)
         order = sorted(arena.select, key=lambda sample: sample.id)
         rng(arena.seed, "race", name).shuffle(order)
         blocks = [(0, block) for block in doubling(order, cfg.block)]
@@ -193,7 +216,12 @@ class Race:
                 break
             likelier = candidate if looks[-1].better > 0.5 else pool.skill
         look, accepted = looks[-1], decision == "accepted"
+        keys, raced = tuple(edit.key for edit in edits), self._select_scores(candidate.hash)
+        self.evidence.raced[candidate.hash] = [Tried(s, pool.skill.hash, keys, score) for s, score in raced]
         self.level = look.after if accepted else look.before
+        if accepted:
+            lineage = self.evidence.lineage.get(pool.skill.hash, ())
+            self.evidence.lineage[candidate.hash] = (*lineage, *keys)
         old, new = dict(self._select_scores(pool.skill.hash)), dict(self._select_scores(candidate.hash))
         differences = {sample: new[sample] - old[sample] for sample in sorted(new) if sample in old}
         return Verdict(
@@ -263,14 +291,6 @@ class Race:
             for (skill, sample, _), rollout in sorted(self.arena.roll.seen.items())
             if skill == version and sample in ids and rollout.score is not None
         ]
-
-    def _keep(self, pool: Pool, screened: Screened | None, good: Sequence[int]) -> None:
-        """Promising leftovers stay for the next step, with what is known of them."""
-        self.leftover = [pool.proposals[i] for i in good]
-        self.beliefs.clear()
-        for i in good:
-            if screened:
-                self.beliefs[pool.proposals[i].edit.key] = belief(screened.draws, i)
 
 
 def _transferred(gains: Sequence[float]) -> tuple[tuple[float, float, float], ...]:

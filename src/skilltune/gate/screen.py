@@ -7,8 +7,10 @@ That is what lets a dozen rollouts find a rule that helps one task in twelve.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from random import Random
 from statistics import fmean, pstdev
 
@@ -17,6 +19,7 @@ from skilltune.gate.effects import REACH, SOLVED, Draw
 from skilltune.optimizer import Proposal
 from skilltune.skill import Skill
 
+NOTHING = 1e-9  # a gain up to which it is rounding
 PASSING_SHARE = 0.25  # of a text's rollouts go to samples that the incumbent solves: that is where harm shows
 
 
@@ -37,6 +40,10 @@ class Pool:
         excluded = {(a, b) for a, b in pairs if conflict(skill, usable[a].edit, usable[b].edit, protect)}
         return cls(skill, tuple(usable), frozenset(excluded), tuple(protect), max_tokens)
 
+    @property
+    def keys(self) -> list[str]:
+        return [proposal.edit.key for proposal in self.proposals]
+
     def fits(self, chosen: Sequence[int], another: int) -> bool:
         return all((min(i, another), max(i, another)) not in self.conflicts for i in chosen)
 
@@ -47,6 +54,14 @@ class Pool:
             if len(chosen) < limit and self.fits(chosen, i):
                 chosen.append(i)
         return tuple(chosen)
+
+    def filled(self, chosen: Sequence[int], size: int, draw: Random) -> tuple[int, ...]:
+        """A set with other edits beside it, drawn at random, up to `size`: what is not tried is never learned."""
+        edits = list(chosen)
+        for i in draw.sample(range(len(self.proposals)), len(self.proposals)):
+            if len(edits) < size and i not in edits and self.fits(edits, i):
+                edits.append(i)
+        return tuple(sorted(edits))
 
     def text(self, chosen: Sequence[int]) -> Skill:
         """The incumbent with the chosen edits, applied in pool order."""
@@ -112,32 +127,29 @@ class Screened:
     def __init__(self, pool: Pool, draws: Sequence[Draw], known: Sequence[str]) -> None:
         """`known`: the samples that stand for all tasks."""
         self.pool, self.draws, self.known = pool, draws, tuple(known)
-        self._support = [frozenset(proposal.support) for proposal in pool.proposals]
+        self._support = [frozenset(proposal.support).intersection(known) for proposal in pool.proposals]
         self._share = [1 / (proposal.among or len(self.known) or 1) for proposal in pool.proposals]
+        self._counts = [Counter(map(draw.bases.__getitem__, self.known)) for draw in draws]
 
     def gains(self, chosen: Sequence[int], draws: slice = slice(None)) -> list[float]:
         """The gain of a set of edits under each of the draws. A claimed sample stands for its share of the samples that
         the optimizer was shown with it, all others for what remains."""
-        claimed = {sample: [i for i in chosen if sample in self._support[i]] for sample in self.known}
-        claimed = {sample: claiming for sample, claiming in claimed.items() if claiming}
-        shares = {sample: max(self._share[i] for i in claiming) for sample, claiming in claimed.items()}
-        others = [sample for sample in self.known if sample not in claimed]
-        rest = max(0.0, 1 - sum(shares.values())) / (len(others) or 1)
+        samples = sorted(frozenset[str]().union(*(self._support[i] for i in chosen)))
+        claimed = [(sample, [i for i in chosen if sample in self._support[i]]) for sample in samples]
+        shares = [max(self._share[i] for i in claiming) for _, claiming in claimed]
+        rest = max(0.0, 1 - sum(shares)) / (len(self.known) - len(claimed) or 1)
         result = []
-        for draw in self.draws[draws]:
-            general = sum(draw.general[i] for i in chosen)
+        for draw, counts in zip(self.draws[draws], self._counts[draws], strict=True):
+            general = sum([draw.general[i] for i in chosen])
             gain = 0.0
-            for sample, claiming in claimed.items():
-                base = draw.bases[sample] + REACH
-                gain += shares[sample] * (
-                    SOLVED[base + general + sum(draw.claimed[i] for i in claiming)] - SOLVED[base]
-                )
+            for (sample, claiming), share in zip(claimed, shares, strict=True):
+                effect = general + sum([draw.claimed[i] for i in claiming])
+                if effect:
+                    gain += share * _rises(effect)[draw.bases[sample]]
             if general:
-                moved = sum(
-                    SOLVED[base + general + REACH] - SOLVED[base + REACH]
-                    for base in map(draw.bases.__getitem__, others)
-                )
-                gain += rest * moved
+                rises = _rises(general)
+                moved = sum([n * rises[base] for base, n in counts.items()])
+                gain += rest * (moved - sum([rises[draw.bases[sample]] for sample in samples]))
             result.append(gain)
         return result
 
@@ -146,10 +158,22 @@ class Screened:
         gains = self.gains(chosen)
         return fmean(gains), pstdev(gains), sum(gain > 0 for gain in gains) / len(gains)
 
+    def sure(self, limit: int, share: float) -> bool:
+        """Whether `limit` edits stand together of which each adds something in at least a share of the draws."""
+        team = self.assemble(limit, share)
+        return len(team) == limit and all(
+            sum(b - a > NOTHING for a, b in zip(self.gains([j for j in team if j != i]), self.gains(team), strict=True))
+            >= share * len(self.draws)
+            for i in team
+        )
+
     def sampled(self, n: int, limit: int) -> list[tuple[int, ...]]:
         """For each of `n` draws the set that is best if that draw is the truth (Thompson 1933): what to try next."""
-        sets = (self.assemble(limit, 0.5, slice(t, t + 1)) for t in range(len(self.draws)))
-        return list(dict.fromkeys(chosen for chosen in sets if chosen))[:n]
+        found: dict[tuple[int, ...], None] = {}
+        for t in range(len(self.draws)):
+            if len(found) < n and (chosen := self.assemble(limit, 0.5, slice(t, t + 1))):
+                found[chosen] = None
+        return list(found)
 
     def assemble(self, limit: int, worth: float, draws: slice = slice(None)) -> tuple[int, ...]:
         """Greedily the edits that add most to the expected gain, at most `limit`, none whose addition is better than
@@ -164,10 +188,27 @@ class Screened:
                 with_it = self.gains([*chosen, i], draws)
                 added = [b - a for a, b in zip(gains, with_it, strict=True)]
                 size = len(proposal.edit.text or "")
-                if sum(d > 0 for d in added) >= worth * len(added) and fmean(added) > 0:
+                if sum(d > NOTHING for d in added) >= worth * len(added) and fmean(added) > 0:
                     best = max(best or (0.0, 0, 0, []), (fmean(added), -size, -i, with_it))
             if best is None:
                 break
             chosen.append(-best[2])
             gains = best[3]
         return tuple(sorted(chosen))
+
+
+@cache
+def _rises(effect: int) -> _Rises:
+    return _Rises(effect)
+
+
+class _Rises(dict[int, float]):
+    """What an effect in units adds to P(solved), by the sample's base."""
+
+    def __init__(self, effect: int) -> None:
+        super().__init__()
+        self.effect = effect
+
+    def __missing__(self, base: int) -> float:
+        self[base] = SOLVED[REACH + base + self.effect] - SOLVED[REACH + base]
+        return self[base]

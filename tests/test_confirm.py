@@ -1,0 +1,92 @@
+"""A failure may be bad luck: what the optimizer is shown of a batch is what fails twice."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from skilltune.config import GateConfig, make_config
+from skilltune.gate import Arena
+from skilltune.rollout import Rollout, Score, Trajectory
+from skilltune.run import Run
+from skilltune.samples import Sample
+from skilltune.skill import Skill
+from skilltune.train import confirmed
+from training import START as TEXT
+from training import small, train
+
+pytestmark = pytest.mark.anyio
+SKILL = Skill("# Desk\n")
+TRAIN = [Sample(id=f"t{i}", input="q") for i in range(20)]
+
+
+def rolled(sample: str, attempt: int, value: float | None, answer: str) -> Rollout:
+    return Rollout(sample, SKILL.hash, attempt, Trajectory(answer), None if value is None else Score(value))
+
+
+async def shown(first: dict[str, float | None], second: dict[str, float | None], answers: str = "same") -> Any:
+    """What is yielded for a batch with these scores, the samples rolled again, and the arena."""
+    asked: list[str] = []
+
+    async def roll(skill: Skill, samples: list[Sample], *, attempt: int, purpose: str) -> list[Rollout]:
+        assert attempt == 1
+        asked.extend(sample.id for sample in samples)
+        again = "same" if answers == "same" else "other"
+        return [rolled(sample.id, 1, second[sample.id], again) for sample in samples]
+
+    async def batch() -> AsyncGenerator[Rollout, None]:
+        for sample, value in first.items():
+            yield rolled(sample, 0, value, "same")
+
+    arena = Arena(roll, TRAIN, [], GateConfig(), seed=1, max_tokens=1000)  # type: ignore[arg-type]
+    session: Any = SimpleNamespace(roll=roll, arena=arena, splits=SimpleNamespace(train=TRAIN))
+    out = [rollout async for rollout in confirmed(session, SKILL, batch(), "step 1")]
+    return out, asked, arena
+
+
+async def test_what_succeeds_at_the_second_try_is_shown_as_a_success():
+    out, asked, _ = await shown({"t0": 1.0, "t1": 0.0, "t2": 0.0, "t3": None}, {"t1": 1.0, "t2": 0.0})
+    assert asked == ["t1", "t2"]
+    assert [(r.sample, r.attempt, r.score and r.score.value) for r in out] == [
+        ("t0", 0, 1.0),
+        ("t1", 1, 1.0),
+        ("t2", 0, 0.0),
+        ("t3", 0, None),
+    ]
+
+
+async def test_a_second_try_that_has_no_score_leaves_the_failure_as_it_was():
+    out, _, _ = await shown({"t1": 0.0}, {"t1": None})
+    assert [(r.sample, r.attempt) for r in out] == [("t1", 0)]
+
+
+@pytest.mark.parametrize(("answers", "noise"), [("same", 0.0), ("other", None)])
+async def test_a_target_that_repeats_itself_is_not_asked_twice_again(answers: str, noise: float | None):
+    failing: dict[str, float | None] = {sample.id: 0.0 for sample in TRAIN[:8]}
+    _, asked, arena = await shown(failing, failing, answers)
+    assert len(asked) == 8
+    assert arena.noise == noise
+    assert arena.draws(2) == (1 if noise == 0.0 else 2)
+
+
+def test_the_papers_preset_takes_a_failure_for_a_failure():
+    assert make_config({"preset": "default"}).train.confirm
+    assert not make_config({"preset": "paper"}).train.confirm
+
+
+@pytest.mark.parametrize("confirm", [True, False])
+async def test_failures_are_tried_twice_in_a_run_once_half_is_solved(tmp_path: Path, confirm: bool):
+    with small(p=0.1, seed=2) as world:
+        run = await train(world, tmp_path, {"train.epochs": 3, "train.confirm": confirm})
+    assert run.verdicts[0]["score"] >= 0.5
+    with Run.read(run.folder) as journal:
+        rollouts = [data for _, data, _ in journal.memos("rollout")]
+    scores = {(r["skill"], r["sample"], r["attempt"]): r["score"]["value"] for r in rollouts}
+    twice = [(skill, sample) for skill, sample, attempt in scores if attempt == 1]
+    assert bool(twice) == confirm
+    assert all(scores[skill, sample, 0] == 0.0 for skill, sample in twice)
+    assert Skill(TEXT).hash not in {skill for skill, _ in twice}
