@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# All committed figures but bench/gates, made anew; prints Markdown tables. About an hour on two cores.
+# All committed figures but those of gates/ and embedded.py, made anew; prints Markdown tables. About an hour on two cores.
 set -euo pipefail
 cd "$(dirname "$0")"
 python=${PYTHON:-../.venv/bin/python}
 run() { echo; echo "\$ python $*"; echo; "$python" "$@"; }
 run learning.py --seeds 10
-run learning.py --seeds 10 --p 0.1 --mode useless
-run learning.py --seeds 10 --p 0.1 --mode harmful
+run learning.py --seeds 20 --p 0.1 --mode useless
+run learning.py --seeds 20 --p 0.1 --mode harmful
 run overhead.py
 run journal.py
 run span.py --seeds 2

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 
 import skilltune as st
+from skilltune.config import load_config
+from skilltune.report.card import inline
 from training import START, small
 from world import Faults, World
 
@@ -121,6 +123,33 @@ def test_env_is_a_table_a_function_or_an_env_with_a_split(here: Path) -> None:
         with pytest.raises(st.UsageError, match=r"env\.promt; did you mean \"prompt\""):
             st.train("skills/invoice-totals", {**table, "promt": "{input}"}, target)
         assert len(world.requests) == asked
+
+
+def test_an_env_made_in_python_trains_as_the_same_samples_by_config(here: Path) -> None:
+    with small(seed=1, q=0.9, p=0.1) as world:
+        rows = world.write(here / "data.jsonl")
+        models = f"openai@{world.url}/target", f"openai@{world.url}/optimizer"
+        table = st.train("skills/invoice-totals", rows, *models, run="runs/a", seed=2, **QUICK)
+        made = st.train("skills/invoice-totals", st.Env(rows), *models, run="runs/b", seed=2, **QUICK)
+    assert (made.versions, made.certificate) == (table.versions, table.certificate)
+    assert "made in Python" not in (table.folder / "config.toml").read_text() + (table.folder / "card.md").read_text()
+
+
+def test_a_run_on_an_env_made_in_python_says_what_its_settings_cannot(here: Path) -> None:
+    def same_code(sample: st.Sample, rollout: st.Rollout) -> bool:
+        return rollout.answer.strip() == sample.target
+
+    with small(seed=1, q=0.9) as world:
+        env = st.Env(world.write(here / "data.jsonl"), score=same_code)
+        models = f"openai@{world.url}/target", f"openai@{world.url}/optimizer"
+        result = st.train("skills/invoice-totals", env, *models, **QUICK)
+    said = f"made in Python: 72 samples, the scorer {env.scorer}, fingerprint {env.fingerprint[:16]}"
+    assert said in (result.folder / "config.toml").read_text().splitlines()[0]
+    card = (result.folder / "card.md").read_text()
+    assert env.scorer.endswith("same_code")
+    assert inline(said) in card
+    assert "save the settings below" not in card
+    assert load_config(result.folder / "config.toml")[0].seed == 42  # the note is a comment
 
 
 INTERRUPTED = """

@@ -11,7 +11,7 @@ import pytest
 
 from skilltune.config import GateConfig
 from skilltune.gate import Arena
-from skilltune.gate.calibrate import Calibration, calibrate
+from skilltune.gate.calibrate import Calibration, _solving, calibrate
 from skilltune.gate.crossed import NOISE_FLOOR, Observation, fit
 from skilltune.gate.replay import recompute
 from skilltune.rollout import Rollout, Score, Trajectory
@@ -92,6 +92,24 @@ async def test_equal_scores_of_different_answers_are_no_proof_of_determinism(tmp
     assert not told["deterministic"]
     assert told["differing"] == 0
     assert told["sd"] > 0
+
+
+def test_whatever_two_passes_scored_each_sample_gets_a_probability() -> None:
+    """All k of n that both passes solve, and m more that only one of them did."""
+    for n in (1, 2, 3, 7, 30, 75, 100):
+        for k in range(n + 1):
+            same = [(1.0, 1.0)] * k + [(0.0, 0.0)] * (n - k)
+            assert _solving(same, rng(0, n, k)) == [a for a, _ in same]
+            for m in {1, n - k} if n > k else ():
+                mixed = [(1.0, 1.0)] * k + [(1.0, 0.0)] * m + [(0.0, 0.0)] * (n - k - m)
+                odds = _solving(mixed, rng(0, n, k, m))
+                assert all(0 <= p <= 1 for p in odds)
+                assert len(set(odds)) > 1 or n == 1  # they are drawn
+
+
+async def test_a_target_that_repeats_itself_is_calibrated_whatever_it_solves(tmp_path: Path) -> None:
+    found, _ = await measured(tmp_path, [1.0] * 7 + [0.0] * 68, policy="strict")
+    assert (found.n, found.differing, found.false_accept) == (75, 0.0, 0.0)
 
 
 async def test_fractional_scores(tmp_path: Path) -> None:

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from skilltune.api import run_training
 from skilltune.check import Check, check
+from skilltune.cli import app
 from skilltune.config import Config, make_config
 from skilltune.errors import UsageError
 from skilltune.models import Usage
@@ -133,6 +135,50 @@ async def test_a_missing_key_is_found_before_anything_is_spent(
     assert found.splits is not None
 
 
+async def test_stated_answers_are_tried_with_the_checks(tmp_path: Path) -> None:
+    checks = [{"type": "contains", "target": "answer"}]
+    data = rows(12, checks=checks)
+    assert (await check(config(tmp_path, None, rows=data), tmp_path)).notes == []
+    data[3]["target"] = "another"
+    (note,) = (await check(config(tmp_path, None, rows=data), tmp_path)).notes
+    assert 'of 1 of 12 samples fail their own checks (first: "s3": 0 of 1 checks pass; contains: "answer"' in note
+    data[4]["target"] = None
+    notes = (await check(config(tmp_path, None, rows=data), tmp_path)).notes
+    assert notes[0].startswith("1 of 12 samples cannot be tried")
+
+
+async def test_examples_need_an_answer_before_a_call_is_paid(tmp_path: Path, world: World) -> None:
+    data = rows(20, checks=[{"type": "length", "max_chars": 90}])
+    cfg = config(tmp_path, world, "optimizer.model=examples", rows=data)
+    assert (await check(cfg, tmp_path)).problems == []
+    cfg = config(tmp_path, world, "optimizer.model=examples", rows=[{**row, "target": None} for row in data])
+    (problem,) = (await check(cfg, tmp_path)).problems
+    assert "none of the 8 train samples states an answer" in problem
+    with pytest.raises(UsageError, match="none of the 8 train samples states an answer"):
+        await run_training(cfg, tmp_path, tmp_path / "run")
+    assert not sum(world.calls.values())
+
+
+async def test_a_line_break_that_is_none_is_noted(tmp_path: Path) -> None:
+    (note,) = (await check(config(tmp_path, None, r"env.prompt=In: {input}\nOut:", rows=rows(12)), tmp_path)).notes
+    assert "no line break" in note
+    cfg = config(tmp_path, None, r'env.prompt="In: {input}\nOut:"', rows=rows(12))
+    assert (await check(cfg, tmp_path)).notes == []
+
+
+def test_beside_a_config_no_name_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "SKILL.md").write_text("---\nname: front-desk\ndescription: d\n---\nAnswer.\n")
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(12)))
+    (tmp_path / "skilltune.toml").write_text('[env]\nsamples = "data.jsonl"\n[optimizer]\nmodel = "examples"\n')
+    monkeypatch.chdir(tmp_path)
+    found = CliRunner().invoke(app, ["check", "target.model=openai@http://127.0.0.1:1/v1/none"])
+    assert (found.exit_code, found.stderr) == (0, "")
+    assert "; its frontmatter says name: front-desk\n" in found.stdout
+    assert "no target: set target.model" in CliRunner().invoke(app, ["train"]).stderr
+    refused = CliRunner().invoke(app, ["check", "SKILL.md"])
+    assert (refused.exit_code, "is a skill, not a config: give its folder" in refused.stderr) == (2, True)
+
+
 # -- the estimate
 
 
@@ -173,6 +219,7 @@ async def test_a_budget_that_will_not_last_is_remarked_with_the_number_that_will
     least, enough = (int(re.findall(pattern, told)[0]) for pattern in (r"shortest takes about (\d+)", r"calls=(\d+)$"))
     (told,) = (await looked_at(tmp_path, world, *overrides, f"budget.calls={least + 1}")).notes
     assert "may not last for a whole run" in told
+    assert f"a typical one {enough}" in told
     assert (await looked_at(tmp_path, world, *overrides, f"budget.calls={enough}")).notes == []
     for calls, ends in ((least // 2, False), (enough, True)):
         cfg = config(tmp_path, world, *overrides, f"budget.calls={calls}")
@@ -187,6 +234,17 @@ async def test_so_is_one_in_tokens_or_dollars(tmp_path: Path, world: World, limi
     enough = told.rpartition(" ")[2]
     assert enough.startswith(f"budget.{limit}=")
     assert (await looked_at(tmp_path, world, *overrides, enough)).notes == []
+
+
+async def test_the_plan_and_the_remark_call_the_same_run_typical(tmp_path: Path, world: World) -> None:
+    expected = (await looked_at(tmp_path, world, "optimizer.model=examples")).estimate
+    assert expected is not None
+    (least, most), after = expected.target_calls, expected.after_calls
+    assert after == 24  # the certificate: both skills on 12 test samples
+    assert expected.typical_calls == round(least + after + 0.4 * (most - after - least))
+    (told,) = (await looked_at(tmp_path, world, "optimizer.model=examples", "budget.calls=30")).notes
+    typical = int(re.findall(r"a typical one (\d+)", told)[0])
+    assert expected.typical_calls <= typical < 1.1 * expected.typical_calls
 
 
 async def test_no_optimizer_calls_are_estimated_where_no_model_is_asked(tmp_path: Path, world: World) -> None:

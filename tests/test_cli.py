@@ -25,7 +25,8 @@ from skilltune.api import run_training
 from skilltune.cli import app
 from skilltune.config import load_config
 from skilltune.models import Usage
-from skilltune.report.terminal import Live, Progress, clean, columns, difference
+from skilltune.report.card import describe_usage
+from skilltune.report.terminal import Lines, Live, Progress, clean, columns, difference, stdout
 from skilltune.run import Run
 from world import Faults, World
 
@@ -489,7 +490,7 @@ def test_show_of_a_stopped_run_says_why_and_how_to_go_on(desk: Desk, monkeypatch
     data = json.loads(skilltune("show", desk.root / "other run", "--json").stdout)
     assert (data["state"], data["pid"]) == ("stopped", None)
     assert "budget" in data["stopped"]
-    line = shlex.join(["skilltune", "train", desk.config, "budget.calls=100", "--run", str(desk.root / "other run")])
+    line = shlex.join(["skilltune", "train", desk.config, "budget.calls=200", "--run", str(desk.root / "other run")])
     assert data["resume"] == line
     monkeypatch.chdir(desk.root)
     assert "   (in " in skilltune("show", desk.root / "other run").stdout
@@ -500,7 +501,8 @@ def test_a_fork_says_how_it_is_resumed_when_it_begins_and_when_it_stops(trained:
     forked = skilltune("train", trained.config, "train.lr=3", "budget.calls=10", "--fork")
     assert forked.exit_code in (3, 4), forked.stdout
     assert f"--fork again would begin another fork; to resume this one:\n  {command}\n" in forked.stdout
-    assert command in forked.stdout.partition("forked from")[2].partition(command)[2] + forked.stderr
+    larger = command.replace("budget.calls=10", "budget.calls=20")
+    assert larger in forked.stdout.partition("forked from")[2].partition(command)[2] + forked.stderr
     resumed = skilltune(*command.replace("budget.calls=10", "budget.calls=5000").split()[1:])
     assert resumed.exit_code == 0, resumed.stderr
     assert not Path(f"{trained.run}-3").exists()
@@ -536,6 +538,22 @@ def test_the_ledger_says_what_its_figures_are(finished: Desk) -> None:
 
 
 # -- the terminal
+
+
+def test_what_was_stopped_on_purpose_is_no_error(capsys: pytest.CaptureFixture[str]) -> None:
+    for exit_code, word in ((2, "error"), (3, "error"), (4, "stopped")):
+        Lines(stdout()).failed("it waits for an answer", exit_code)
+        assert capsys.readouterr().err == f"{word}: it waits for an answer\n"
+
+
+def test_the_end_of_a_training_names_the_report(finished: Desk) -> None:
+    again = skilltune("train", finished.config).stdout
+    assert f"next           skilltune show {finished.run}; skilltune report {finished.run}\n" in again
+
+
+@pytest.mark.parametrize(("calls", "said"), [(0, "0 calls"), (1, "1 call"), (1234, "1,234 calls")])
+def test_one_call_is_a_call(calls: int, said: str) -> None:
+    assert describe_usage(Usage(calls)).startswith(f"{said}, ")
 
 
 async def test_the_live_view_shows_step_score_and_cost_and_leaves_the_lines(desk: Desk) -> None:

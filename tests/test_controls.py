@@ -62,6 +62,13 @@ async def test_the_arms_come_after_the_certificate_and_change_nothing(tmp_path: 
     assert max(certificate) < first
     assert not [name for name in hidden if world.optimizer_saw(name)]
 
+    assert done.result.training == plain.result.spent  # what a point gained took does not count the arms
+    assert done.result.spent.calls > done.result.training.calls
+    points = 100 * done.result.certificate.gain if done.result.certificate else 0.0
+    figure = f"| training and certificate, per point gained | {plain.result.spent.calls / points:.0f} calls |"
+    assert figure in plain.read("card.md")
+    assert figure in done.read("card.md")
+    assert "Cost of making it: " in done.read("card.md")
     assert "| one rewrite |" in done.read("card.md")
     shown = CliRunner().invoke(app, ["show", str(done.folder)]).stdout
     assert "shuffled words" in shown
@@ -83,6 +90,7 @@ async def test_a_finished_run_gets_its_arms_later_and_pays_only_for_them(tmp_pat
     assert calls[1] - calls[0] <= made + 4 * 24
     assert calls[2] == calls[1]
     assert again.result.controls == done.result.controls
+    assert again.result.training == done.result.training == plain.result.spent
 
 
 async def test_without_a_model_that_can_rewrite_these_arms_are_missing(tmp_path: Path) -> None:

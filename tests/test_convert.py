@@ -68,6 +68,19 @@ def test_the_command_writes_a_file_once_and_maps_fields(tmp_path):
     assert "must look like input=question" in wrong.stderr
 
 
+def test_samples_that_nothing_could_score_are_warned_of(tmp_path):
+    (tmp_path / "data.csv").write_text("input,target\nq,a\nr,\n")
+    result = CliRunner().invoke(app, ["convert", str(tmp_path / "data.csv")])
+    assert len(result.stdout.splitlines()) == 2
+    assert f"warning: 1 of 2 samples have neither target nor checks: {tmp_path / 'data.csv'}:3" in result.stderr
+
+
+def test_the_option_is_named_where_a_field_is_missing(tmp_path):
+    (tmp_path / "data.csv").write_text("Frage,Antwort\nq,a\n")
+    result = CliRunner().invoke(app, ["convert", str(tmp_path / "data.csv")])
+    assert (result.exit_code, "(skilltune convert: --field input=…)" in result.stderr) == (2, True)
+
+
 def test_paths_follow_the_file_that_names_them(tmp_path):
     skill = tmp_path / "skill"
     (skill / "evals" / "files").mkdir(parents=True)

@@ -76,6 +76,23 @@ def test_a_model_in_both_roles_is_called_once(tmp_path: Path, world: World) -> N
     assert world.calls == {"target": 1}
 
 
+def test_a_judge_gives_a_verdict_and_one_that_only_talks_fails(tmp_path: Path, world: World) -> None:
+    path = config(tmp_path, world)
+    judge = f'env.score={{judge = "openai@{world.url}/judge", rubric = ["It is kind"]}}'
+    findings = found(path, judge)
+    assert findings["judge"]["level"] == findings["judge's verdict"]["level"] == "ok"
+    assert world.calls["judge"] == 2
+    world.faults = {"judge": Faults(garbled=1.0)}
+    finding = found(path, judge)["judge's verdict"]
+    assert finding["level"] == "fail"
+    assert "gave no verdict" in finding["text"]
+    assert "judge.max_tokens" in finding["fix"]
+    world.faults = {"judge": Faults(error=1.0)}
+    findings = found(path, judge)
+    assert "env.score" in findings["judge"]["fix"]
+    assert "judge's verdict" not in findings
+
+
 def test_what_does_not_answer_fails_with_the_way_to_mend_it(tmp_path: Path, world: World) -> None:
     world.faults = {"optimizer": Faults(error=1.0)}
     result = doctor(config(tmp_path, world, target=f"openai@{world.url}/no-such-model"))

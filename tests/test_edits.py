@@ -148,7 +148,7 @@ def test_key_joins_edits_that_differ_only_in_whitespace_and_evidence() -> None:
 
 
 def test_add_whose_anchor_is_missing_is_rejected_not_appended() -> None:
-    assert rejected("# A\n\n- one\n", Edit("add", after="no such line", text="- two")) == "not found"
+    assert rejected("# A\n\n- one\n", Edit("add", after="no such line", text="- two")).startswith("not found: ")
 
 
 def test_ambiguous_anchor_is_rejected_with_the_count() -> None:
@@ -172,7 +172,7 @@ def test_similar_lines_are_taken_only_when_clearly_unique() -> None:
     assert result == "# Rules\n\n- Never round.\n- Write the currency first.\n"
     twice = text + "- Always round the total to six digits.\n"
     assert "resembles 2 passages" in rejected(twice, edit)
-    assert rejected(text, Edit("delete", target="- Write the sum last.")) == "not found"
+    assert rejected(text, Edit("delete", target="- Write the sum last.")).startswith("not found: ")
 
 
 def test_similar_windows_that_overlap_are_ambiguous_when_equally_good() -> None:

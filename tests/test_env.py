@@ -116,7 +116,29 @@ def test_prose_expectations_are_refused_unless_another_score_is_named(tmp_path):
     (tmp_path / "evals" / "evals.json").write_text(json.dumps({"skill_name": "s", "evals": evals}))
     with pytest.raises(UsageError, match=r'sample "4", check 1: the check "The tone is friendly" .* needs a judge'):
         Env(tmp_path)
+    with pytest.raises(UsageError, match=r"evals.json:1: sample .*; 1 of 1 samples have such checks; in a command"):
+        Env(tmp_path)
     assert Env(tmp_path, "contains").samples[0].checks[0]["type"] == "judge"
+
+
+async def test_a_target_that_no_check_looks_at_is_stated_and_can_be_tried():
+    checks = [{"type": "contains", "target": "x"}]
+    tone = {"type": "judge", "text": "It is kind"}
+    rows = [
+        {"id": "good", "input": "q", "target": "an x", "checks": checks},
+        {"id": "bad", "input": "q", "target": "a y", "checks": checks},
+        {"id": "mixed", "input": "q", "target": "a y", "checks": [*checks, tone]},
+        {"id": "read", "input": "q", "target": "an x", "checks": [tone]},
+        {"id": "none", "input": "q", "checks": checks},
+    ]
+    made = Env(rows, {"judge": "openai/none"})
+    assert [made.stated(sample) for sample in made.samples] == ["an x", "a y", "a y", "an x", ""]
+    assert [made.expected(sample) for sample in made.samples] == [""] * 5
+    scores = [await made.tried(sample) for sample in made.samples]
+    assert [score and score.value for score in scores] == [1, 0, 0, None, None]
+    assert await made.validate() == []
+    pattern = Env([{"input": "q", "target": "[ab]"}], "regex")
+    assert pattern.stated(pattern.samples[0]) == ""
 
 
 def test_a_file_of_a_skill_is_found_from_the_skill(tmp_path):

@@ -140,6 +140,18 @@ async def test_a_sample_of_which_no_answer_is_known_gives_no_example():
     assert await propose(optimizer) == []
 
 
+async def test_the_output_that_an_eval_expects_is_its_answer_whatever_its_checks_look_at():
+    checks = [{"type": "contains", "target": "refund"}]
+    rows = [
+        {"id": f"s{i}", "prompt": f"Order {i}?", "expected_output": f"{i}: refund.", "checks": checks} for i in "ab"
+    ]
+    proposals = await propose(build(rows))
+    assert sorted(p.edit.text or "" for p in proposals if p.edit.op == "add") == [
+        "Order a?\na: refund.",
+        "Order b?\nb: refund.",
+    ]
+
+
 async def test_samples_with_the_same_text_are_one_example():
     rows = [{"id": f"s{i}", "input": "Say it:", "target": "the same thing"} for i in range(6)]
     optimizer = build(rows)

@@ -143,7 +143,7 @@ def test_pitfall_17_duplicate_ids_are_refused_with_both_lines(tmp_path):
         ({"input": "q", "files": ["a/x", "b/x"]}, "data.jsonl:2: two files have the same name"),
         ({"input": "q", "checks": "x"}, "data.jsonl:2: checks must be a list"),
         ({"input": "q", "metadata": 1}, "data.jsonl:2: metadata must be an object"),
-        ('{"input": "q"', r"data.jsonl:2: not valid JSON: Expecting"),
+        ('{"input": "q"', r"data.jsonl:2: not valid JSON: Expecting ',' delimiter at column 14$"),
         ('["q"]', "data.jsonl:2: expected an object"),
         ("[" * 100_000, "data.jsonl:2: "),
     ],
@@ -151,6 +151,31 @@ def test_pitfall_17_duplicate_ids_are_refused_with_both_lines(tmp_path):
 def test_pitfall_26_errors_name_file_line_and_the_nearest_key(tmp_path, row, message):
     with pytest.raises(UsageError, match=message):
         load_samples(lines(tmp_path, {"input": "fine"}, row))
+
+
+def test_pitfall_26_all_broken_lines_are_told_at_once_ten_at_most(tmp_path):
+    broken = ['{"input": "a', {"qestion": "q"}, {"input": "q", "split": "tset"}]
+    with pytest.raises(UsageError) as refused:
+        load_samples(lines(tmp_path, {"input": "fine"}, *broken, {"input": "fine too"}))
+    assert [line.split(":")[1] for line in str(refused.value).splitlines()] == ["2", "3", "4"]
+    with pytest.raises(UsageError) as refused:
+        load_samples(lines(tmp_path, *[{"input": 5}] * 23))
+    shown = str(refused.value).splitlines()
+    assert (len(shown), shown[-1]) == (11, "… and 13 more like these")
+
+
+def test_pitfall_26_a_sample_that_cannot_be_scored_is_named_with_its_line(tmp_path):
+    (tmp_path / "data.csv").write_text("input,target\nq,a\nr,\ns,b\nt,\n")
+    with pytest.raises(UsageError) as refused:
+        Env(tmp_path / "data.csv")
+    places = [line.partition(": ")[0] for line in str(refused.value).splitlines()]
+    assert places == [f"{tmp_path / 'data.csv'}:{number}" for number in (3, 5)]
+    assert "has no target to compare with" in str(refused.value)
+
+
+def test_two_samples_on_one_line_are_two(tmp_path):
+    (tmp_path / "data.json").write_text('[{"input": "a", "target": 1}, {"input": "b", "target": 2}]')
+    assert [sample.input for sample in load_samples(tmp_path / "data.json")] == ["a", "b"]
 
 
 def test_pitfall_26_a_field_that_nobody_has_is_refused(tmp_path):
@@ -175,7 +200,12 @@ def test_pitfall_26_a_field_that_nobody_has_is_refused(tmp_path):
         ("data.csv", b"input,target\nq,a,b\n", r"data.csv:2: 3 cells for 2 columns"),
         ("data.csv", b'input,target\n"q\nr",a\nq\n', r"data.csv:4: 1 cells for 2 columns"),
         ("data.csv", b"input,input\nq,a\n", "same name"),
-        ("data.csv", b'input,target\n"q,a\n', "not a readable table"),
+        ("data.csv", b'input,target\nq,a\n"r,b\ns,c\n', r"data.csv:3: not a readable table, from this line on"),
+        (
+            "data.json",
+            b'[{"input": "q"},\n {"input": }]',
+            r"data.json:2: not valid JSON: Expecting value at column 12$",
+        ),
         ("data.jsonl", b'{"input": "a"}\n{"input": "\xff"}\n', r"data.jsonl:2: not UTF-8"),
         ("data.xlsx", b"PK", "cannot read samples from a .xlsx file"),
     ],

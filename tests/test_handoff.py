@@ -10,8 +10,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +20,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from answering import answer
-from skilltune.answer import answer_by, open_questions
+from skilltune.answer import answer_by, doubts, open_questions
+from skilltune.budget import Budget, Limits
 from skilltune.check import check
 from skilltune.config import make_config
 from skilltune.edits import Edit, parse_edits
 from skilltune.errors import Unanswered, UsageError
-from skilltune.optimizer.handoff import Question, in_use, questions, read_answer
+from skilltune.models import Request, Schema, Usage, system, user
+from skilltune.optimizer.handoff import POLL_S, SETTLED_S, Handoff, Question, in_use, questions, read_answer
 from skilltune.optimizer.stage import SCHEMAS, load_prompt
 from skilltune.run import FAILED, Run
 from skilltune.scorers.json import violations
-from training import Trained, prepare, small, train
+from training import Trained, events, prepare, small, train
 from world import World
 
 pytestmark = pytest.mark.anyio
@@ -205,6 +207,7 @@ async def test_answers_that_come_while_no_run_is_there_are_found(tmp_path: Path)
         with pytest.raises(Unanswered):
             await train(world, tmp_path, {**SETTINGS, "optimizer.wait": False})
         assert not {first, second, *rest} & set(questions(tmp_path / "answers"))
+        assert (tmp_path / "answers" / ".gitignore").read_text() == "*\n"
 
 
 async def test_an_answer_that_is_still_being_written_is_not_refused(tmp_path: Path) -> None:
@@ -217,8 +220,9 @@ async def test_an_answer_that_is_still_being_written_is_not_refused(tmp_path: Pa
             with question.file.with_suffix(".answer.json").open("w") as file:
                 file.write(text[: len(text) // 2].rstrip('"}]'))
                 file.flush()
-                await asyncio.sleep(0.6)
-                assert question.refusals == []
+                await asyncio.sleep(SETTLED_S + 4 * POLL_S)
+                assert question.file.exists()
+                assert "is not a whole JSON object" in question.refusals[0]
                 file.write(text[len(text[: len(text) // 2].rstrip('"}]')) :])
             await until(lambda: not question.file.exists())
             assert not list((tmp_path / "answers").glob("**/*refused*"))
@@ -267,6 +271,10 @@ def test_the_command_lists_prints_and_files(folder: Path) -> None:
     ("args", "stdin", "message"),
     [
         (["1"], "[1, 0]", "holds no JSON object"),
+        (["1"], '{"order": [', "is not a whole JSON object: Expecting value: line 1 column 12"),
+        (["1"], '{"order": []', "is not a whole JSON object"),
+        (["1"], 'First:\n```json\n{"order": []}\n```\nNo:\n```json\n{"order": [', "the last fenced block"),
+        (["1"], '{"order": ' + 10**5 * "[", "is nested too deeply"),
         (["1"], '{"order": "first"}', 'rank.order should be array, is "first"'),
         (["1"], '{"order": [1], "why": "so"}', "rank.why is not allowed"),
         (["9"], RANK, 'no open question "9"; open are: 0001-rank-0a1b2c3d, 0002-notes-0a1b2c3d'),
@@ -279,6 +287,45 @@ def test_an_answer_that_cannot_be_used_is_said_at_once(folder: Path, args: list[
     ended = cli("answer", folder, *args, stdin=stdin)
     assert (ended.returncode, message in ended.stderr) == (2, True), ended.stderr
     assert len(open_questions(folder)) == 2
+
+
+def test_an_answer_that_no_run_has_used_can_be_replaced(folder: Path) -> None:
+    file = folder / "0001-rank-0a1b2c3d.answer.json"
+    assert cli("answer", folder, "1", stdin=RANK).stdout == "answered 0001-rank-0a1b2c3d\n"
+    again = cli("answer", folder, "1", stdin='{"order": [0]}')
+    assert again.stdout == "answered 0001-rank-0a1b2c3d, in place of an answer that no run had used\n"
+    assert json.loads(file.read_text()) == {"order": [0]}
+    file.with_suffix(".md").write_text("later")
+    assert cli("answer", folder, "1", stdin=RANK).returncode == 0
+    assert not file.with_suffix(".md").exists()
+    questions(folder)[0].file_away()
+    used = cli("answer", folder, "1", stdin=RANK)
+    assert (used.returncode, '"1" (it is answered, and the answer used)' in used.stderr) == (2, True)
+
+
+def test_a_broken_answer_by_hand_is_listed_with_its_fault_and_can_be_replaced(folder: Path) -> None:
+    for broken, fault in (('{"order": [1,', "is not a whole JSON object"), ('{"order": 1}', "rank.order should be")):
+        (folder / "0001-rank-0a1b2c3d.answer.json").write_text(broken)
+        listed = cli("answer", folder).stdout
+        assert "0001-rank-0a1b2c3d.answer.json: the answer" in listed
+        assert fault in " ".join(cli("answer", folder, "--next").stdout.split())
+        assert cli("answer", folder, "1", stdin=RANK).stdout == "answered 0001-rank-0a1b2c3d\n"
+        assert "0001" not in cli("answer", folder).stdout
+
+
+def test_an_answer_to_no_question_is_named(folder: Path) -> None:
+    (folder / "0001.answer.json").write_text(RANK)
+    listed = cli("answer", folder)
+    assert listed.stderr.startswith("note: 0001.answer.json: it answers no open question")
+    assert "0001-rank-0a1b2c3d" in listed.stdout
+
+
+def test_a_folder_that_no_run_has_used_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "notes.md").write_text("mine")
+    for more in ([], ["--next"], ["1"], ["--loop", "true", "--idle", 0]):
+        ended = cli("answer", tmp_path, *more, stdin=RANK)
+        assert (ended.returncode, "is no folder of questions" in ended.stderr) == (2, True)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.md"]
 
 
 def test_a_command_that_fails_or_cannot_be_used_ends_the_loop(folder: Path) -> None:
@@ -314,7 +361,124 @@ def alive(pid: int) -> bool:
 
 def test_a_folder_that_is_not_there_is_said(tmp_path: Path) -> None:
     ended = cli("answer", tmp_path / "nowhere")
-    assert (ended.returncode, "there is no folder" in ended.stderr) == (2, True)
+    assert (ended.returncode, f"there is no folder {tmp_path / 'nowhere'}. A run" in ended.stderr) == (2, True)
+
+
+# -- one question
+
+
+@asynccontextmanager
+async def asking(folder: Path, **settings: Any) -> AsyncIterator[tuple[asyncio.Task[str], list[str], Path]]:
+    """A life of a run that asks for notes: the answer to come, and what it tells of its folder."""
+    told: list[str] = []
+    request = Request((system("Take notes."), user("x")), schema=Schema("notes", SCHEMAS["notes"]))
+    with Run.open(folder / "run") as run:
+        run.listeners.append(lambda type, data: told.append(data["refused"]) if type == "handoff" else None)
+        handoff = Handoff(folder / "answers", run, Budget(Limits(), Usage()), **settings)
+        handoff.open()
+        task = asyncio.create_task(handoff.ask(request, lambda data: data["notes"]))
+        try:
+            yield task, told, folder / "answers"
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError, Unanswered):
+                await task
+            handoff.close()
+
+
+async def test_half_an_answer_is_waited_for_and_a_stray_one_told_of_once(tmp_path: Path) -> None:
+    async with asking(tmp_path) as (task, told, folder):
+        await until(lambda: told == [""])
+        question = questions(folder)[0]
+        (folder / "0009-notes.answer.json").write_text('{"notes": "x"}')
+        half = question.file.with_suffix(".answer.json")
+        half.write_text('{"notes": "a"')
+        await until(lambda: len(told) == 3)
+        await asyncio.sleep(3 * POLL_S)
+        assert len(told) == 3
+        assert any(text.startswith(f"{half.name}: the answer is not a whole JSON object") for text in told)
+        assert any(text.startswith("0009-notes.answer.json: it answers no open question") for text in told)
+        half.write_text('{"notes": "a"}')
+        assert await asyncio.wait_for(task, 10) == "a"
+        assert not list(folder.glob("**/*refused*"))
+
+
+async def test_a_run_that_does_not_wait_takes_no_half_answer_and_says_why(tmp_path: Path) -> None:
+    async with asking(tmp_path, wait=False) as (task, _, folder):
+        with pytest.raises(Unanswered):
+            await task
+    question = questions(folder)[0]
+    question.file.with_suffix(".answer.json").write_text('{"notes": "a"')
+    async with asking(tmp_path, wait=False) as (task, told, _):
+        with pytest.raises(Unanswered, match=r"\.answer\.json: the answer is not a whole JSON object"):
+            await task
+        assert told == [""]
+    question.hand_in('{"notes": "b"}')
+    async with asking(tmp_path, wait=False) as (task, told, _):
+        assert await task == "b"
+        assert told == [], "it waits for nothing"
+
+
+async def test_a_refusal_leaves_an_answer_that_came_meanwhile(folder: Path) -> None:
+    question = questions(folder)[0]
+    question.hand_in(RANK)
+    question.refuse('{"order": []}', "older")
+    assert question.answer is not None
+    question.refuse(question.answer.read_text(), "this one")
+    assert (question.answer, question.refusals) == (None, ["older", "this one"])
+
+
+async def test_the_second_answer_counts_as_the_second_in_another_life_of_the_run(tmp_path: Path) -> None:
+    settings = {**SETTINGS, "optimizer.wait": False}
+    with small() as world:
+        with pytest.raises(Unanswered):
+            await train(world, tmp_path, settings)
+        question = next(q for q in open_questions(tmp_path / "answers") if answer(q.text())["edits"])
+        said = answer(question.text())
+        bad = {**said["edits"][0], "text": "Be bold.", "evidence": [{"sample": "t-0000", "quote": "of thin air"}]}
+        text = json.dumps({**said, "edits": [*said["edits"], bad]})
+        for seen in (1, 1):
+            question.hand_in(text)
+            with pytest.raises(Unanswered):
+                await train(world, tmp_path, settings)
+            assert len(list((tmp_path / "answers").glob(f"**/{question.name}.refused-*.txt"))) == seen
+        assert not question.file.exists(), "the edits that hold are taken"
+        await trained_by(world, tmp_path)
+        again = await train(world, tmp_path, SETTINGS)
+    said_by = [
+        event for event in events(again.folder, "refused") if "of thin air" in str(event) or "Be bold" in str(event)
+    ]
+    assert len(said_by) == 1
+
+
+async def test_the_command_notes_what_does_not_stand_in_the_question(tmp_path: Path) -> None:
+    with small() as world, pytest.raises(Unanswered):
+        await train(world, tmp_path, {**SETTINGS, "optimizer.wait": False})
+    question = next(q for q in open_questions(tmp_path / "answers") if answer(q.text())["edits"])
+    said = answer(question.text())
+    assert doubts(question.text(), said) == []
+    first = said["edits"][0]
+    shown = first["evidence"][0]["sample"]
+    said["edits"] = [
+        {**first, "evidence": [{"sample": shown, "quote": "of thin air"}]},
+        {**first, "evidence": [{"sample": "nobody", "quote": "x"}]},
+        {**first, "op": "replace", "after": None, "target": "Never said."},
+        {**first, "op": "replace", "after": None, "target": None},
+    ]
+    filed = cli("answer", tmp_path / "answers", question.name, stdin=json.dumps(said))
+    notes = filed.stderr.splitlines()
+    assert filed.returncode == 0
+    assert notes[0] == "note: edit 1: none of its quotes stands in the trajectory that it names"
+    assert notes[1] == 'note: edit 2: the question shows no sample "nobody"'
+    assert notes[2].startswith("note: edit 3: not found: the text it names (`target` or `after`) is not in the skill")
+    assert notes[3] == "note: edit 4: replace needs target"
+    assert "optimizer.checks" in notes[4]
+
+
+def test_a_word_that_is_not_among_the_allowed_is_named_plainly() -> None:
+    edit = {"op": "remove", "after": None, "target": "x", "text": None, "why": "", "evidence": []}
+    with pytest.raises(ValueError, match=r'op should be "add" or "replace" or "delete", is "remove"'):
+        read_answer(json.dumps({"edits": [edit]}), "merge")
 
 
 # -- the files

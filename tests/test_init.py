@@ -13,6 +13,7 @@ from skilltune.cli import app
 from skilltune.config import load_config
 from skilltune.envs.formats import load_samples
 from skilltune.run import Run
+from skilltune.samples import Sample
 from skilltune.scaffold import Plan, chunks, draft_with, scaffold
 from skilltune.skill import Skill
 from world import World
@@ -36,7 +37,8 @@ def init(folder, *args):
 
 @pytest.mark.parametrize("score", SCORES)
 async def test_a_fresh_folder_lacks_nothing_but_tasks(tmp_path, score):
-    assert init(tmp_path / "s", "--name", "my-skill", "--score", score).exit_code == 0
+    args = ["--name", "my-skill", "--description", "Does it.", "--score", score]
+    assert init(tmp_path / "s", *args).exit_code == 0
     found = await check(*load_config(tmp_path / "s"))
     assert len(found.problems) == 1
     assert "5 of 5 samples are still the template's examples (1, 2, 3, 4, 5)" in found.problems[0]
@@ -103,6 +105,37 @@ async def test_a_skill_that_is_there_is_kept_and_only_config_and_tasks_are_added
     assert (again.exit_code, (folder / "SKILL.md").read_bytes()) == (0 if "--force" in args else 2, text)
 
 
+@pytest.mark.parametrize("args", [[], ["--force"], ["--score", "checks", "--force"]])
+async def test_evals_that_are_there_are_the_tasks(tmp_path, args):
+    folder = tmp_path / "desk"
+    (folder / "evals").mkdir(parents=True)
+    rows = [{"id": i, "prompt": f"p{i}", "expected_output": f"o{i}"} for i in range(12)]
+    checks = [{**row, "expectations": [{"type": "contains", "target": "o"}]} for row in rows]
+    text = json.dumps({"skill_name": "desk", "evals": checks if "checks" in args else rows})
+    (folder / "evals" / "evals.json").write_text(text)
+    made = init(folder, "--description", "Answers.", *args)
+    assert made.exit_code == 0, made.stderr
+    assert f"kept {folder / 'evals' / 'evals.json'}: 12 tasks\nnext: skilltune check {folder}\n" in made.stdout
+    assert sorted(path.name for path in folder.iterdir()) == ["SKILL.md", "evals", "skilltune.toml"]
+    assert (folder / "evals" / "evals.json").read_text() == text
+    cfg, root = load_config(folder)
+    found = await check(cfg, root)
+    assert (cfg.env.samples, found.problems, found.samples) == ("evals/evals.json", [], 12)
+
+
+def test_evals_in_prose_ask_for_a_judge_at_once(tmp_path):
+    (tmp_path / "evals").mkdir()
+    evals = [{"prompt": "p", "expected_output": "o", "expectations": ["Is kind"]}, {"prompt": "q", "answer": "r"}]
+    (tmp_path / "evals" / "evals.json").write_text(json.dumps({"evals": evals}))
+    assert "2 tasks; 1 have expectations in prose: name a judge in skilltune.toml" in init(tmp_path).stdout
+
+
+async def test_the_templates_description_is_noted_until_it_is_written(tmp_path):
+    init(tmp_path / "s")
+    (note,) = (await check(*load_config(tmp_path / "s"))).notes
+    assert "the description in SKILL.md is still the template's" in note
+
+
 def test_what_a_skill_has_answered_is_not_asked_and_not_ignored(tmp_path):
     (tmp_path / "SKILL.md").write_text("mine")
     for key in ("name", "description", "task"):
@@ -119,7 +152,11 @@ def test_what_a_skill_has_answered_is_not_asked_and_not_ignored(tmp_path):
         (["--score", "exat"], 'did you mean "exact"'),
         (["--optimizer", "gtp-5"], "optimizer.model"),
         (["--from", "nowhere.md", "--optimizer", MODEL], "cannot read nowhere.md"),
-        (["--from", "nowhere.md"], "--from needs a model that drafts"),
+        (["--from", "nowhere.md"], "--from needs a model that drafts, and examples cannot"),
+        (
+            ["--from", "nowhere.md", "--optimizer", "handoff:a"],
+            "then set optimizer.model to handoff:a in skilltune.toml",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_before_a_file_is_written(tmp_path, args, says):
@@ -173,6 +210,20 @@ async def test_drafts_come_from_the_document_and_await_review(tmp_path):
         "9 of 9 samples are drafts that nobody has reviewed (0, 1, 2, 3, 4, …): "
         'read each, mend or delete it, then set its "reviewed" to true'
     ]
+
+
+def test_after_drafting_the_next_thing_is_to_read_them(tmp_path, monkeypatch):
+    (tmp_path / "docs.md").write_text("A dog has four legs.\n")
+    (tmp_path / "s" / "evals").mkdir(parents=True)
+    (tmp_path / "s" / "evals" / "evals.json").write_text("{}")  # drafts do not touch it
+
+    async def drafted(plan, document):
+        return [Sample(id="L1-1", input="Legs?", target="4", metadata={"reviewed": False})]
+
+    monkeypatch.setattr("skilltune.scaffold.draft_with", drafted)
+    made = init(tmp_path / "s", "--from", tmp_path / "docs.md", "--optimizer", MODEL)
+    assert f"next: read the 1 drafts in {tmp_path / 's' / 'samples.jsonl'}, set" in made.stdout
+    assert load_config(tmp_path / "s")[0].env.samples == "samples.jsonl"
 
 
 @given(text=st.text(alphabet="ab \n#", max_size=300), size=st.integers(4, 60))
@@ -229,6 +280,11 @@ def test_a_skill_folder_with_evals_trains_and_opens_in_skill_creator(tmp_path, m
         assert json.loads((place / "timing.json").read_text())["total_tokens"] == run["result"]["tokens"]
         metadata = json.loads((place.parents[1] / "eval_metadata.json").read_text())
         assert metadata["prompt"] in {row["input"] for row in rows}
+
+
+def test_a_kind_that_is_not_known_is_answered_with_the_nearest(tmp_path):
+    refused = skilltune("export", tmp_path / "run", "--to", "claud")
+    assert (refused.exit_code, 'did you mean "claude"?' in refused.stderr) == (2, True)
 
 
 def test_a_run_that_is_not_finished_is_not_exported(tmp_path):

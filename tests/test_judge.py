@@ -11,13 +11,15 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner, Result
 
 from http_server import Answer, Server
 from skilltune import Env
 from skilltune.agreement import Agreement, read_labels
 from skilltune.api import run_training
 from skilltune.check import check
-from skilltune.config import make_config
+from skilltune.cli import app
+from skilltune.config import make_config, to_toml
 from skilltune.edits import Edit
 from skilltune.errors import BudgetExceeded, CallConfigError, InfraStopped, JudgeError, UsageError
 from skilltune.models import Usage
@@ -417,11 +419,53 @@ async def test_check_measures_how_far_the_judge_agrees(tmp_path: Path) -> None:
         found = await check(make_config(tree), tmp_path, labels=path, announce=said.append)
         agreement = found.agreement
         assert agreement is not None
-        assert said == [f"asking openai@{world.url}/judge 4 times: at most about {said[0].split()[-3]} tokens, $0"]
+        assert said[0].startswith(f"asking openai@{world.url}/judge 4 times: at most about ")
+        assert said[0].endswith(" tokens, $0; once more, for about as much again, where it gives no verdict")
         assert (agreement.n, agreement.accuracy) == (5, 0.8)
         assert agreement.counts == {(True, True): 2, (False, False): 2, (False, True): 1, (True, False): 0}
         assert [str(d) for d in agreement.differences] == [f'{path}:3: it fails "Says \\"bye\\"", you say it passes']
         assert world.calls == {"judge": 4}
+        assert agreement.usage.calls == 4
+        assert any(text.startswith("it took 4 calls, ") for _, text in agreement.rows())
+
+
+def test_a_judge_without_a_verdict_is_not_measured_and_that_is_a_problem(tmp_path: Path) -> None:
+    with small() as world:
+        world.faults = {"judge": Faults(garbled=1.0)}
+        first = config(tmp_path, judged_world(tmp_path, world))
+        rows = [{"id": world.samples()[0]["id"], "answer": text, "passed": [True]} for text in ("a", "b")]
+        ended = CliRunner().invoke(app, ["check", str(first), "--judge", str(labels(tmp_path / "labels.jsonl", *rows))])
+        assert ended.exit_code == 2
+        assert "is not measured: it gave no verdict on any of 2 labels (4 calls, " in ended.stderr
+        assert "fine" not in ended.stdout
+        assert world.calls == {"judge": 4}
+
+
+def config(folder: Path, tree: dict[str, Any]) -> Path:
+    """A config as a file."""
+    path = folder / "desk.toml"
+    path.write_text(to_toml(make_config(tree)))
+    return path
+
+
+def test_an_evaluation_says_what_the_judge_took_and_asks_no_optimizer(tmp_path: Path) -> None:
+    def evaluate(*overrides: str) -> Result:
+        return CliRunner().invoke(app, ["eval", str(path), *overrides, "--run", str(tmp_path / "run")])
+
+    with small() as world:
+        path = config(tmp_path, judged_world(tmp_path, world))
+        first = evaluate()
+        assert first.exit_code == 0, first.output
+        assert f"the judge took {world.calls['judge']} calls, " in first.stdout
+        before, kept = world.calls.copy(), (tmp_path / "run" / "config.toml").read_text()
+        other = evaluate("optimizer.model=examples")
+        assert other.exit_code == 0, other.output
+        assert "the judge took 0 calls, " in other.stdout
+        assert (tmp_path / "run" / "config.toml").read_text() == kept
+        assert json.loads(evaluate("--json").stdout)["judge"]["calls"] == 0
+        refused = evaluate(f"target.model=openai@{world.url}/other")
+        assert (refused.exit_code, "`train --fork`" in refused.stderr) == (2, True)
+        assert world.calls == before
 
 
 def agreement(both: int, neither: int, harsh: int, lenient: int) -> Agreement:
@@ -458,6 +502,15 @@ def test_a_label_that_cannot_be_read_is_named_with_its_line(tmp_path: Path, row:
     env = Env(two(checks=[KIND]), {"judge": "openai/x"})
     with pytest.raises(UsageError, match=rf"labels.jsonl:1: .*{message}"):
         read_labels(labels(tmp_path / "labels.jsonl", row), env)
+
+
+def test_all_labels_that_cannot_be_read_are_named_at_once(tmp_path: Path) -> None:
+    env = Env(two(checks=[KIND]), {"judge": "openai/x"})
+    good = {"id": "a", "answer": "x", "passed": [True]}
+    path = labels(tmp_path / "labels.jsonl", {**good, "id": "zz"}, good, {**good, "passed": "yes"})
+    with pytest.raises(UsageError) as refused:
+        read_labels(path, env)
+    assert [line.split(": ")[0] for line in str(refused.value).splitlines()] == [f"{path}:1", f"{path}:3"]
 
 
 async def test_labels_without_a_judge_are_refused(tmp_path: Path) -> None:

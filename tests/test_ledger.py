@@ -68,5 +68,19 @@ def test_under_the_published_rule_a_whole_patch_shares_the_credit(tmp_path: Path
         done = asyncio.run(train(world, tmp_path, preset="paper"))
         rules = shown(done.folder)["edits"]
         gained = world.true_score(done.result.best.text)
-    assert rules
-    assert abs(sum(rule["effect"] for rule in rules) - gained) < 0.25
+        table = CliRunner().invoke(app, ["show", str(done.folder), "--edits"]).stdout
+    patches = {tuple(rule["together"]["keys"]): rule["together"] for rule in rules if rule["together"]}
+    assert patches  # the strict gate never saw the rules of a patch apart
+    assert all(rule["effect"] is None and rule["low"] is None for rule in rules if rule["together"])
+    assert sorted(key for keys in patches for key in keys) == sorted(r["key"] for r in rules if r["together"])
+    alone = sum(rule["effect"] for rule in rules if not rule["together"])
+    assert abs(alone + sum(patch["effect"] for patch in patches.values()) - gained) < 0.25
+    for keys, patch in patches.items():
+        said = f"{100 * patch['effect']:+.1f} ({100 * patch['low']:+.1f}…{100 * patch['high']:+.1f})"
+        assert table.count(f"not separable: {said} for {len(keys)} together") == 1
+    assert table.count("not separable") == sum(map(len, patches))
+
+
+def test_the_screen_tells_the_rules_of_a_patch_apart(tmp_path: Path) -> None:
+    done, _ = trained(tmp_path)
+    assert all(rule["together"] is None and rule["low"] < rule["effect"] for rule in shown(done.folder)["edits"])

@@ -86,6 +86,25 @@ def test_the_example_trains_and_running_it_again_costs_nothing(site: Path, tmp_p
         assert world.calls["target"] == asked
 
 
+def test_the_example_finds_its_rules_beside_the_config_and_says_when_there_are_none(site: Path, tmp_path: Path) -> None:
+    with small(seed=2) as world:
+        home, other = tmp_path / "home", tmp_path / "other"
+        home.mkdir()
+        other.mkdir()
+        prepare(world, home)
+        quick = ("train.epochs=1", "--run", tmp_path / "run")
+        done = skilltune(site, other, "train", home / "skilltune.toml", *quick)
+        assert done.returncode == 0, done.stderr
+        asked = sum(world.calls.values())
+        (home / "rules.txt").unlink()
+        done = skilltune(site, other, "train", home / "skilltune.toml", "--run", tmp_path / "other run")
+        assert done.returncode == 2
+        (said,) = done.stderr.splitlines()
+        assert 'the optimizer plug-in "rules" of skilltune-house 0.1.0 could not be made: FileNotFoundError: ' in said
+        assert str(home / "rules.txt") in said
+        assert sum(world.calls.values()) == asked
+
+
 def test_the_example_keeps_the_budget_and_survives_faults(site: Path, tmp_path: Path) -> None:
     with small(seed=2, faults=Faults(error=0.1, drop=0.1)) as world:
         prepare(world, tmp_path)
@@ -110,6 +129,9 @@ def test_the_example_honours_its_contracts(site: Path, tmp_path: Path) -> None:
     with small() as world:
         prepare(world, tmp_path)
         code = f"""
+from pathlib import Path
+from types import SimpleNamespace
+
 from skilltune import Env
 from skilltune.config import TargetConfig
 from skilltune.testing import check_optimizer, check_scorer, check_target
@@ -118,7 +140,7 @@ from house import Desk, Rules, code
 env = Env("data.jsonl", code)
 check_target(Desk("{world.url}/chat/completions", TargetConfig()), env)
 check_scorer({{"type": "code", "letters": 2}}, env.samples)
-check_optimizer(Rules("rules.txt", None), env)
+check_optimizer(Rules(Path("rules.txt").resolve(), SimpleNamespace(root="")), env)
 """
         path = os.pathsep.join([str(site), str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
         command, environment = [sys.executable, "-c", code], {**os.environ, "PYTHONPATH": path}
@@ -268,6 +290,23 @@ def test_what_is_no_plug_in_is_refused(register: Any) -> None:
         plugins.find("gate", "twice")
     assert plugins.find("gate", "other") is None
     assert plugins.names("sink") == ["gone"]
+
+
+@pytest.mark.parametrize("kind", ["target", "optimizer", "gate"])
+def test_a_plug_in_that_cannot_be_made_is_one_line_that_names_it(register: Any, tmp_path: Path, kind: Any) -> None:
+    register(kind, "bad", "def it(*given): raise KeyError('colour')")
+    register(kind, "says", "from skilltune import UsageError\ndef it(*given): raise UsageError('mend me')", "other")
+    name = "{}" if kind == "gate" else "plugin:{}"
+    tree = {"target": {"model": "openai@http://127.0.0.1:9/v1/m"}, "optimizer": {"model": "examples"}}
+    for entry, said in (
+        ("bad", rf"^the {kind} plug-in \"bad\" of pack 1\.0 .*: KeyError: 'colour'$"),
+        ("says", "^mend me$"),
+    ):
+        wanted = {"policy" if kind == "gate" else "model": name.format(entry)}
+        with pytest.raises(UsageError, match=said):
+            build_session(
+                make_config({**tree, kind: wanted}), Run.open(tmp_path / entry), tmp_path, env=ENV, skill=Skill("")
+            )
 
 
 async def test_scorers_go_by_bare_name_and_ours_come_first(register: Any) -> None:

@@ -564,7 +564,9 @@ def test_a_run_is_readable_by_its_owner_only_and_an_exported_skill_by_all(tmp_pa
         Skill("# Desk\n").save(tmp_path / "SKILL.md")
     finally:
         os.umask(before)
-    assert files.keys() == {"run.db", "run.db-wal", "run.db-shm", "lock.db", "verdict.json", "card.md"}
+    journal = {"run.db", "run.db-wal", "run.db-shm", "lock.db"}
+    assert files.keys() == {".gitignore", "verdict.json", "card.md"} | journal
+    assert (tmp_path / "runs" / "desk" / ".gitignore").read_text() == "*\n"
     assert set(files.values()) == {0o600}
     assert mode(tmp_path / "runs" / "desk") == 0o700
     assert mode(tmp_path / "SKILL.md") == 0o644
@@ -575,6 +577,7 @@ def test_a_folder_that_was_there_keeps_its_mode(tmp_path: Path):
     (tmp_path / "shared").chmod(0o750)
     with Run.open(tmp_path / "shared") as run:
         assert (mode(run.folder), mode(run.folder / "run.db")) == (0o750, 0o600)
+        assert not (run.folder / ".gitignore").exists()  # what else is there is not ours to hide
 
 
 def test_a_derived_file_that_cannot_be_written_is_a_run_error(run: Run):

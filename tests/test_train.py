@@ -16,6 +16,7 @@ from skilltune.config import load_config, make_config
 from skilltune.errors import BudgetExceeded, InfraStopped
 from skilltune.gate.certify import Certificate
 from skilltune.optimizer.model import SLOW_HEADING
+from skilltune.report.card import READ
 from skilltune.roll import Roller
 from skilltune.skill import Skill
 from skilltune.train import Result
@@ -82,6 +83,7 @@ async def test_the_files_of_the_run_agree_with_its_result(tmp_path: Path, preset
     assert result.certificate is not None
     assert result.certificate.after == pytest.approx(sum(after) / len(after))
     assert str(result.certificate) in trained.read("card.md")
+    assert READ in trained.read("card.md")
     finish = events(trained.folder, "finish")[-1]
     assert (finish["exit_code"], finish["versions"]) == (result.exit_code, trained.versions)
     assert (finish["name"], finish["best"]) == (result.best.name, result.best.hash)

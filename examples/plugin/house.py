@@ -50,7 +50,7 @@ class Rules(Optimizer):
     """`plugin:rules/FILE`: tries the lines of a file as rules of the skill. The gate finds out which ones help."""
 
     def __init__(self, file, material):
-        self.rules = Path(file).read_text(encoding="utf-8").splitlines()
+        self.rules = Path(material.root, file).read_text(encoding="utf-8").splitlines()  # beside the config
 
     async def propose(self, skill, rollouts, memory, step, limit):
         failed = tuple([r.sample async for r in rollouts if r.score is not None and not r.score.hard])

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from skilltune.budget import minus
 from skilltune.envs import Env
-from skilltune.errors import JudgeError, UsageError
+from skilltune.errors import InfraStopped, JudgeError, UsageError
 from skilltune.gate.stats import wilson
 from skilltune.models import Usage
+from skilltune.report.card import describe_usage
 from skilltune.roll import gather
 from skilltune.samples import Sample
 from skilltune.scorers.judge import Reader, Verdict, prose
@@ -51,12 +53,13 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """Counts of (the judge passes, the person passes), the differences, and what could not be read."""
+    """Counts of (the judge passes, the person passes), the differences, what could not be read, and what it took."""
 
     model: str
     counts: Mapping[tuple[bool, bool], int]
     differences: tuple[Difference, ...]
     unread: tuple[str, ...]
+    usage: Usage = field(default_factory=Usage)
 
     @property
     def n(self) -> int:
@@ -89,11 +92,6 @@ class Agreement:
 
     def rows(self) -> list[tuple[str, str]]:
         """As (name, value) rows for a terminal."""
-        if not self.n:
-            return [
-                ("judge", f"{self.model}: no verdict could be had"),
-                *(("unread", text) for text in self.unread[:SHOWN]),
-            ]
         low, high = (100 * bound for bound in self.interval)
         kappa = "kappa not defined: all verdicts are the same, label some answers that pass and some that fail"
         if self.kappa is not None:
@@ -105,17 +103,19 @@ class Agreement:
         rows = [
             ("judge", f"{self.model} agrees with you on {share} of {self.n} verdicts, {kappa}"),
             ("", f"both pass {both}, both fail {none}, only it passes {lenient}, only you pass {harsh}"),
-            *(("differs", str(difference)) for difference in self.differences[:SHOWN]),
+            ("", f"it took {describe_usage(self.usage)}"),
         ]
-        if len(self.differences) > SHOWN:
-            rows.append(("", f"… and {len(self.differences) - SHOWN} more"))
-        return rows + [("unread", text) for text in self.unread[:SHOWN]]
+        for name, texts in (("differs", [str(difference) for difference in self.differences]), ("unread", self.unread)):
+            rows += [(name, text) for text in texts[:SHOWN]]
+            if len(texts) > SHOWN:
+                rows.append(("", f"… and {len(texts) - SHOWN} more"))
+        return rows
 
 
 def read_labels(path: Path, env: Env) -> list[Label]:
     """JSONL of {"id" or "input", "answer", "passed"} and maybe "checks". `id` names a sample of the environment, whose
     checks are meant where the line brings none. `passed` has one verdict for each line that a judge reads, in order.
-    Raises UsageError naming file and line."""
+    Raises UsageError with a line for each label that cannot be read, naming file and line."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -124,7 +124,15 @@ def read_labels(path: Path, env: Env) -> list[Label]:
     rows = [(f"{path}:{number}", line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not rows:
         raise UsageError(f"{path} holds no labels")
-    return [_label(where, line, env, by_id) for where, line in rows]
+    labels, problems = list[Label](), list[str]()
+    for where, line in rows:
+        try:
+            labels.append(_label(where, line, env, by_id))
+        except UsageError as error:
+            problems.append(str(error))
+    if problems:
+        raise UsageError("\n".join(problems))
+    return labels
 
 
 def _label(where: str, line: str, env: Env, by_id: Mapping[str, Sample]) -> Label:
@@ -173,15 +181,20 @@ def _sample(where: str, row: Mapping[str, Any], by_id: Mapping[str, Sample]) -> 
 
 
 def describe_cost(judge: Reader, labels: Sequence[Label]) -> str:
-    """What measuring takes at most, if no verdict has to be asked for again."""
+    """How often the judge will be asked, and what that takes at most where nothing has to be asked for again."""
     bounds = [judge.client.bound(judge.request(label.sample, label.answer, label.lines)) for label in labels]
     total = sum(bounds, Usage())
     price = "price unknown" if total.usd is None else f"${total.usd:.2f}" if total.usd else "$0"
-    return f"asking {judge.client.model.name} {len(labels)} times: at most about {total.tokens:,} tokens, {price}"
+    return (
+        f"asking {judge.client.model.name} {len(labels)} times: at most about {total.tokens:,} tokens, {price}; "
+        "once more, for about as much again, where it gives no verdict"
+    )
 
 
 async def measure(judge: Reader, labels: Sequence[Label]) -> Agreement:
-    """Let the judge read all labelled answers. What it gives no verdict on is left out of the counts and named."""
+    """Let the judge read all labelled answers. What it gives no verdict on is left out of the counts and named. Raises
+    `InfraStopped` where it gives none at all: nothing is measured then."""
+    before = judge.client.budget.spent
 
     async def one(label: Label) -> list[Verdict] | str:
         try:
@@ -200,4 +213,10 @@ async def measure(judge: Reader, labels: Sequence[Label]) -> Agreement:
             if verdict.passed != passed:
                 differences.append(Difference(label, verdict))
     unread = tuple(text for text in found if isinstance(text, str))
-    return Agreement(judge.client.model.name, counts, tuple(differences), unread)
+    usage, model = minus(judge.client.budget.spent, before), judge.client.model.name
+    if len(unread) == len(labels):
+        raise InfraStopped(
+            f"the judge {model} is not measured: it gave no verdict on any of {len(labels)} labels "
+            f"({describe_usage(usage)}). The first: {unread[0]}"
+        )
+    return Agreement(model, counts, tuple(differences), unread, usage)

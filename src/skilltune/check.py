@@ -6,10 +6,12 @@ Problems are collected rather than raised, so that one look names them all. Noth
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from math import ceil, floor, log10
 from pathlib import Path
+
+import yaml
 
 from skilltune.agreement import Agreement, describe_cost, measure, read_labels
 from skilltune.api import scratch_run
@@ -19,14 +21,15 @@ from skilltune.calls import DEFAULT_ANSWER_TOKENS, Client
 from skilltune.config import Config
 from skilltune.envs import Env
 from skilltune.envs.review import unread
-from skilltune.errors import CallConfigError, Stopped, UsageError
+from skilltune.errors import CallConfigError, JudgeError, Stopped, UsageError
 from skilltune.models import Usage
 from skilltune.models.prices import price
 from skilltune.optimizer.model import SHOWN_SUCCESSES
 from skilltune.probe import Probe, probe_roles
 from skilltune.samples import Sample, Splits, split
+from skilltune.scaffold import DESCRIPTION
 from skilltune.scorers.judge import Reader
-from skilltune.session import Session, build_env, build_session, estimate_calls, load_skill
+from skilltune.session import CONTROL_ARMS, Session, build_env, build_session, estimate_calls, load_skill
 from skilltune.sinks import find_sink
 from skilltune.skill import Skill
 
@@ -43,7 +46,8 @@ class Estimate:
     """What a whole run takes, each as (least, most): calls by role, tokens of both, dollars (None: price unknown).
 
     Least: no edit is ever worth a race. Most: every candidate is raced to the end with a skill as large as allowed
-    and answers as long as allowed; real runs stay well below it.
+    and answers as long as allowed; real runs stay well below it. `after_calls` of the target are the certificate and
+    the control arms, which the budget keeps back.
     """
 
     target_calls: Range
@@ -51,12 +55,13 @@ class Estimate:
     tokens: Range
     usd: tuple[float, float] | None
     judge_calls: Range = (0, 0)
+    after_calls: int = 0
 
     @property
     def typical_calls(self) -> int:
-        """Of the target, by a rule of thumb: our benches and examples took 20 to 60 % of the way to the most."""
-        least, most = self.target_calls
-        return round(least + TYPICAL * (most - least))
+        """Of the target, by a rule of thumb: a training takes 20 to 60 % of the way to its most, as our benches and
+        examples did, and a certificate follows."""
+        return round(_typical(*self.target_calls, self.after_calls))
 
 
 @dataclass(slots=True)
@@ -104,6 +109,8 @@ async def check(
         try:
             found.estimate = estimate(session)
             found.notes += remarks(session, found.estimate)
+            with _collecting(found):
+                session.require_evidence()
             if probe:
                 await _probe(session, found)
             if labels is not None:
@@ -121,12 +128,25 @@ def _collecting(found: Check) -> Iterator[None]:
         found.problems += str(error).splitlines()
 
 
+def stated_name(skill: Skill) -> str:
+    """The name in a skill's frontmatter; "" where it states none."""
+    with suppress(yaml.YAMLError, ValueError):
+        data = yaml.safe_load(skill.frontmatter.removeprefix("\ufeff").strip().strip("-"))
+        return str(data.get("name") or "") if isinstance(data, dict) else ""
+    return ""
+
+
 def _look_at_skill(cfg: Config, root: Path, found: Check) -> Skill:
     skill = load_skill(cfg, root)
     if not (root / cfg.skill).exists():
         found.notes.append(f"the skill {cfg.skill} does not exist yet: training starts from an empty one")
     else:
         found.problems += [f"skill {cfg.skill}: {problem}" for problem in skill.check(cfg.train.max_skill_tokens)]
+    if DESCRIPTION in skill.frontmatter:
+        found.notes.append(
+            f"the description in {cfg.skill} is still the template's: say what the skill does and when to use it, for "
+            "that is what agents find it by"
+        )
     return skill
 
 
@@ -134,15 +154,44 @@ async def _look_at_samples(cfg: Config, env: Env, found: Check) -> None:
     found.samples = len(env.samples)
     found.groups = len({sample.group for sample in env.samples if sample.group is not None})
     found.splits = split(env.samples, cfg.env.split, cfg.seed)
-    untried = sum(bool(env.lines(sample)) or not env.expected(sample) for sample in env.samples)
-    if untried:
-        found.notes.append(f"{untried} of {found.samples} samples state no answer that the scorer could be tried with")
+    await _try_stated_answers(env, found)
+    if "\\n" in env.prompt:
+        found.notes.append(
+            r"env.prompt holds \n as two characters and no line break: TOML reads it as one between double quotes, "
+            r"""in a command 'env.prompt="Input: {input}\nOutput:"'"""
+        )
     invalid = [*unread(env.samples), *await env.validate()]
     found.problems += invalid
     if not invalid:  # else that is what an audit would find
         tricks = await audit(env, found.splits)
         found.problems += tricks.problems
         found.notes += tricks.notes
+
+
+async def _try_stated_answers(env: Env, found: Check) -> None:
+    """Notes on answers that nothing could be tried with, and on those that fail a check which does not look at them
+    (`Env.validate` reports the others)."""
+    untried, failing = 0, []
+    for sample in env.samples:
+        if env.expected(sample) and not env.lines(sample):
+            continue
+        try:
+            score = await env.tried(sample)
+        except JudgeError as error:
+            found.problems.append(str(error))
+            continue
+        untried += score is None
+        if score is not None and not score.hard:
+            failing.append(f'"{sample.id}": {score.why}')
+    if untried:
+        found.notes.append(
+            f"{untried} of {found.samples} samples cannot be tried: they state no answer, or only a judge could read it"
+        )
+    if failing:
+        found.notes.append(
+            f"the stated answers of {len(failing)} of {found.samples} samples fail their own checks (first: "
+            f"{failing[0]}): mend one or the other, unless they describe an answer rather than give it"
+        )
 
 
 async def _probe(session: Session, found: Check) -> None:
@@ -199,6 +248,7 @@ def estimate(session: Session) -> Estimate:
         judging = ceil(least * len(judged) / len(samples)), ceil(2 * most * len(judged) / len(samples))
         ends += [(session.judge.client, usage) for usage in _judging(session, session.judge, judged, judging, longest)]
     low, high = ends[::2], ends[1::2]
+    after = (2 + CONTROL_ARMS * cfg.certify.controls) * cfg.certify.attempts * len(session.splits.test)
     dollars = (_dollars(low), _dollars(high))
     return Estimate(
         target_calls=(least, most),
@@ -206,6 +256,7 @@ def estimate(session: Session) -> Estimate:
         tokens=(sum(usage.tokens for _, usage in low), sum(usage.tokens for _, usage in high)),
         usd=None if dollars[0] is None or dollars[1] is None else (dollars[0], dollars[1]),
         judge_calls=judging,
+        after_calls=after + least * cfg.certify.controls,  # the dearest arm takes as much as the training
     )
 
 
@@ -218,7 +269,8 @@ def remarks(session: Session, expected: Estimate) -> list[str]:
     kept = planned.budget.held
     ranges = (expected.target_calls, expected.optimizer_calls, expected.judge_calls)
     few, many = (sum(ends) for ends in zip(*ranges, strict=True))
-    stretch = 1 + TYPICAL * max(0, many - kept.calls - few) / few  # a typical training against the shortest
+    following = kept.calls + few * cfg.certify.controls
+    stretch = (_typical(few, many, following) - following) / few  # a typical training against the shortest
     what = "the certificate and the control arms" if cfg.certify.controls else "the certificate"
     found = []
     for name, shortest, after in (
@@ -240,6 +292,11 @@ def remarks(session: Session, expected: Estimate) -> list[str]:
             f"a typical one {_rounded(typical)}; raise it, e.g. budget.{name}={_rounded(typical)}"
         )
     return found
+
+
+def _typical(least: int, most: int, after: int) -> float:
+    """Calls of a typical run whose training takes from `least` to `most - after` calls and is followed by `after`."""
+    return after + least + TYPICAL * max(0, most - after - least)
 
 
 def _judging(

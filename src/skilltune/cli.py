@@ -24,12 +24,14 @@ from skilltune.interrupts import Interrupts
 
 if TYPE_CHECKING:
     from skilltune.api import Evaluation
+    from skilltune.models import Usage
     from skilltune.session import Session
 
 INTERRUPTED = 4
 interrupts = Interrupts(INTERRUPTED)
 PIPE_CLOSED = 141  # as of a program that SIGPIPE ends: the reader had enough, and nothing is wrong
 RESUME = "interrupted; run the same command to go on"
+REFUSED = "note: the run refuses such edits, unless optimizer.checks is record; hand in a better answer in the same way"
 RESUME_FORK = "interrupted; to go on name the fork's folder with --run DIR in place of --fork"
 
 app = typer.Typer(
@@ -41,11 +43,27 @@ app = typer.Typer(
 )
 
 Source = Annotated[Path, typer.Argument(metavar="CONFIG|SKILL_DIR", help="a TOML file, or a folder with SKILL.md")]
+Here = Annotated[
+    str | None,  # as it was written: it may be an override, and Path would fold the // of a URL
+    typer.Argument(
+        metavar="[CONFIG|SKILL_DIR]",
+        help="a TOML file, or a folder with SKILL.md; left out: the current folder",
+        show_default=False,
+    ),
+]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="config keys to override, e.g. train.epochs=2")
 ]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="the folder of a run, e.g. runs/invoice-totals")]
 AsJson = Annotated[bool, typer.Option("--json", help="Write JSON to stdout and nothing else.")]
+
+
+def _here(config: str | None, overrides: list[str] | None) -> tuple[Path, list[str]]:
+    """The config of a command, the current folder's where none is named, and the overrides."""
+    given = list(overrides or ())
+    if config is None or ("=" in config and not Path(config).exists()):
+        return Path(), [*([config] if config else []), *given]
+    return Path(config), given
 
 
 class SplitChoice(StrEnum):
@@ -71,6 +89,14 @@ class Kind(StrEnum):
     opencode = "opencode"
     plugin = "plugin"
     skill_creator = "skill-creator"
+
+
+def _kind(text: str) -> Kind:
+    from skilltune.scorers.reading import nearest
+
+    if text in list(Kind):
+        return Kind(text)
+    raise typer.BadParameter(f'"{text}" is none of {", ".join(Kind)}{nearest(text, Kind)}')
 
 
 def main() -> None:
@@ -128,7 +154,7 @@ def _root(
 
 @app.command()
 def train(
-    config: Source,
+    config: Here = None,
     overrides: Overrides = None,
     run: Annotated[
         Path | None,
@@ -154,7 +180,7 @@ def train(
 
     \b
     Examples:
-      skilltune train skilltune.toml
+      skilltune train
       skilltune train skills/invoice-totals target.model=openai/gpt-5.5 budget.usd=5
       skilltune train skilltune.toml preset=paper --run runs/paper
 
@@ -171,10 +197,12 @@ def train(
     from skilltune.config import load_config
     from skilltune.report.terminal import Events, Lines, Live, stdout
 
+    source, given = _here(config, overrides)
+
     def again(folder: Path) -> str:
         """The command that resumes the run in a folder."""
         place = ["--run", str(folder)] if fork or run else []
-        return shlex.join(["skilltune", "train", str(config), *(overrides or ()), *place, *["--controls"] * controls])
+        return shlex.join(["skilltune", "train", str(source), *given, *place, *["--controls"] * controls])
 
     view = Events(sys.stdout, again) if as_json else (Live if sys.stdout.isatty() else Lines)(stdout(), again)
     opened: list[Session] = []
@@ -187,7 +215,7 @@ def train(
     message = RESUME_FORK if fork else RESUME
     gone = message.replace("interrupted", "the reader of the output has gone")
     with _boundary(lambda: bool(opened and opened[0].spent), view.failed, message, gone):
-        cfg, root = load_config(config, [*(overrides or ()), *(["certify.controls=true"] if controls else [])])
+        cfg, root = load_config(source, [*given, *(["certify.controls=true"] if controls else [])])
         with view:
             result = interrupts.run(run_training(cfg, root, run, fork=fork, listeners=[view], ready=ready))
         view.finished(result)
@@ -213,8 +241,9 @@ def evaluate(
 ) -> None:
     """Score a skill, with and without it.
 
-    Shows mean scores with 95 % intervals, the paired difference, and what a task costs. Name the folder of a
-    training run with --run and no answer that it holds is paid again.
+    Shows mean scores with 95 % intervals, the paired difference, and what a task costs; what a judge took now stands
+    apart. Name the folder of a training run with --run and no answer that it holds is paid again; the optimizer, which
+    is asked nothing, may be another one then.
 
     \b
     Examples:
@@ -223,17 +252,28 @@ def evaluate(
       skilltune eval skilltune.toml --split all --only without target.model=openai/gpt-5.5
     """
     from skilltune.api import run_evaluation, scratch_run
-    from skilltune.config import MAY_DIFFER, load_config
+    from skilltune.budget import minus
+    from skilltune.config import MAY_DIFFER, OptimizerConfig, load_config
     from skilltune.errors import UsageError
-    from skilltune.run import Run
+    from skilltune.models import Usage
+    from skilltune.run import FAILED, Run
     from skilltune.session import build_session, load_skill
     from skilltune.skill import Skill
 
     opened: list[Session] = []
 
-    async def score() -> dict[str, Evaluation]:
-        with Run.open(run, cfg.to_json(), may_differ=MAY_DIFFER) if run else scratch_run(None) as journal:
-            session = build_session(cfg, journal, root)
+    def judged(journal: Run) -> Usage:
+        """What the run has paid for verdicts."""
+        failed = [usage for _, value, usage in journal.memos(FAILED) if value["role"] == "judge"]
+        return sum(failed, journal.usage.get("judge", Usage()))
+
+    async def score() -> tuple[dict[str, Evaluation], Usage | None]:
+        may_differ = (*MAY_DIFFER, "optimizer.")  # which is asked nothing: a run keeps the one that it was started with
+        with Run.open(run, cfg.to_json(), may_differ=may_differ) if run else scratch_run(None) as journal:
+            kept = journal.recall("config")
+            own = OptimizerConfig(**kept[0]["optimizer"]) if kept else cfg.optimizer
+            before = judged(journal)
+            session = build_session(cfg.model_copy(update={"optimizer": own}), journal, root)
             opened.append(session)
             path = skill or root / cfg.skill
             if not path.exists() and (only is None or only.value == "with"):
@@ -242,11 +282,12 @@ def evaluate(
                 )
             chosen = load_skill(cfg, root, path)
             try:
-                return {
+                sides = {
                     side: await run_evaluation(session, text, None if split.value == "all" else split.value, attempts)
                     for side, text in (("without", Skill("")), ("with", chosen))
                     if only is None or only.value == side
                 }
+                return sides, minus(judged(journal), before) if session.judge else None
             finally:
                 await session.aclose()
 
@@ -254,24 +295,31 @@ def evaluate(
         if skill is not None and not skill.exists():
             raise UsageError(f"there is no skill at {skill}")
         cfg, root = load_config(config, overrides or ())
-        sides = interrupts.run(score())
-        _print_evaluation(sides, split.value, cfg.seed, as_json)
+        sides, verdicts = interrupts.run(score())
+        _print_evaluation(sides, verdicts, split.value, cfg.seed, as_json)
 
 
-def _print_evaluation(sides: dict[str, Evaluation], split: str, seed: int, as_json: bool) -> None:
+def _print_evaluation(
+    sides: dict[str, Evaluation], verdicts: Usage | None, split: str, seed: int, as_json: bool
+) -> None:
+    """`verdicts` is what the judge took now, None where there is none."""
     from dataclasses import asdict
 
+    from skilltune.report.card import describe_usage
     from skilltune.report.terminal import columns, per_task, stdout
 
     paired = _paired(sides["without"].scores, sides["with"].scores, seed) if len(sides) == 2 else None
     if as_json:
         data = {name: asdict(side) | {"scores": dict(side.scores)} for name, side in sides.items()}
-        typer.echo(json.dumps({"split": split, **data, "difference": paired}))
+        judge = {} if verdicts is None else {"judge": asdict(verdicts)}
+        typer.echo(json.dumps({"split": split, **data, **judge, "difference": paired}))
         return
     rows = [(f"{name} the skill", str(side), per_task(side.usage)) for name, side in sides.items()]
     widest = max(len(row[1]) for row in rows)
     console = stdout()
     console.print(columns((f"split {split}", "score".ljust(widest), "per task"), rows))
+    if verdicts is not None:
+        console.print(f"the judge took {describe_usage(verdicts)}, beside what a task costs")
     if paired is not None:
         console.print(
             f"difference: {100 * paired['gain']:+.1f} points (95 % CI {100 * paired['low']:+.1f}…"
@@ -296,7 +344,7 @@ def _paired(before: Any, after: Any, seed: int) -> dict[str, Any] | None:
 
 @app.command()
 def check(
-    config: Source,
+    config: Here = None,
     overrides: Overrides = None,
     probe: Annotated[bool, typer.Option("--probe", help="Also make one tiny call to each model.")] = False,
     judge: Annotated[
@@ -318,19 +366,22 @@ def check(
       skilltune check skilltune.toml --judge labels.jsonl
     """
     from skilltune.check import check as look
+    from skilltune.check import stated_name
     from skilltune.config import load_config
     from skilltune.report.terminal import clean, describe_skill, estimate_rows, stdout
     from skilltune.samples import describe_power, too_small
 
     console = stdout()
     with _boundary():
-        cfg, root = load_config(config, overrides or ())
+        cfg, root = load_config(*_here(config, overrides))
         found = interrupts.run(
             look(cfg, root, probe=probe, labels=judge, announce=lambda text: console.print(clean(text)))
         )
         rows: list[tuple[str, str]] = []
         if found.skill is not None:
-            rows.append(("skill", describe_skill(found.skill)))
+            name = stated_name(found.skill)
+            own = f"; its frontmatter says name: {name}" if name not in ("", found.skill.name) else ""
+            rows.append(("skill", describe_skill(found.skill) + own))
         if found.splits is not None:
             sizes, *power = describe_power(found.splits).splitlines()
             groups = f" · {found.groups} groups" if found.groups else ""
@@ -365,9 +416,9 @@ def doctor(
 ) -> None:
     """Look at the machine and let each model answer once.
 
-    With a config, the target and the optimizer each answer one tiny call (a model in both roles, one). Then: versions,
-    keys (set or not, never their values), how your own code is confined, disk, clock, terminal. Each line is ok, warn
-    or fail, and says how to mend what is wrong. Exit code 0: nothing fails, 2: something does.
+    With a config, each model answers one tiny call (a model in two roles, one), and a judge gives a verdict. Then:
+    versions, keys (set or not, never their values), how your own code is confined, disk, clock, terminal. Each line is
+    ok, warn or fail, and says how to mend what is wrong. Exit code 0: nothing fails, 2: something does.
 
     \b
     Examples:
@@ -541,7 +592,12 @@ def report(
 @app.command()
 def export(
     run: RunFolder,
-    to: Annotated[Kind, typer.Option("--to", help="What to write: a plain file, or an agent's skill folder.")],
+    to: Annotated[
+        Kind,
+        typer.Option(
+            "--to", parser=_kind, metavar="KIND", help="What to write: a plain file, or an agent's skill folder."
+        ),
+    ],
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="The project to write into. [default: current folder]")
     ] = None,
@@ -549,7 +605,7 @@ def export(
     description: Annotated[
         str | None, typer.Option("--description", help="When an agent should use it, where the skill does not say.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite another skill of that name.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite a skill of that name that differs.")] = False,
 ) -> None:
     """Write the trained skill where an agent finds it.
 
@@ -609,7 +665,8 @@ def convert(
         pairs = [field.partition("=") for field in fields or ()]
         if wrong := [ours for ours, equals, theirs in pairs if not (ours and equals and theirs)]:
             raise UsageError(f'--field "{wrong[0]}" must look like input=question')
-        text = read(source, out, fields={ours: theirs for ours, _, theirs in pairs}, force=force)
+        named = {ours: theirs for ours, _, theirs in pairs}
+        text = read(source, out, fields=named, force=force, warn=lambda text: typer.echo(f"warning: {text}", err=True))
         if out is None:
             typer.echo(text, nl=False)
         else:
@@ -635,10 +692,10 @@ def init(
 ) -> None:
     """Begin a skill: SKILL.md, five example tasks to overwrite, and a commented config.
 
-    A SKILL.md that is there already is kept byte for byte, with --force too: only the config and the tasks are added.
-    (Delete it first to begin from the template.) Asks what no option says. With --from, the optimizer's model drafts
-    tasks from a document; each is marked "reviewed": false, and training refuses it until you have read it and set
-    that to true.
+    A SKILL.md and an evals/evals.json that are there already are kept byte for byte, with --force too: the config is
+    added, and tasks where there are no evals. (Delete them first to begin from the template.) Asks what no option says.
+    With --from, the optimizer's model drafts tasks from a document; each is marked "reviewed": false, and training
+    refuses it until you have read it and set that to true.
 
     \b
     Examples:
@@ -646,7 +703,8 @@ def init(
       skilltune init . --name dates --description "Writes dates. Use for every date." --score exact --yes
       skilltune init . --from handbook.md --optimizer anthropic/claude-opus-5
     """
-    from skilltune.scaffold import ANSWER_ONLY, Plan, draft_with, propose, scaffold
+    from skilltune.config import EVALS
+    from skilltune.scaffold import ANSWER_ONLY, Plan, describe_evals, draft_with, propose, scaffold
 
     with _boundary():
         given = {"name": name, "description": description, "task": task, "score": score, "target": target}
@@ -667,12 +725,19 @@ def init(
             plan[key] = default if value is None else value
         kept = {"name": folder.resolve().name, "description": "", "task": ANSWER_ONLY}  # of a SKILL.md that is there
         chosen = Plan(**(kept | plan))
+        evals = describe_evals(folder / EVALS) if document is None and (folder / EVALS).is_file() else ""
         drafts = interrupts.run(draft_with(chosen, document)) if document is not None else []
         for path in scaffold(folder, chosen, drafts=drafts, force=force):
             typer.echo(f"wrote {path}")
         if "name" not in questions:
             typer.echo(f"kept {folder / 'SKILL.md'}")
-        typer.echo(f"next: write your own tasks into {folder / chosen.samples}, then skilltune check {folder}")
+        todo = f"write your own tasks into {folder / chosen.samples(folder)}, then "
+        if drafts:
+            todo = f'read the {len(drafts)} drafts in {folder / "samples.jsonl"}, set "reviewed" to true in each, then '
+        elif evals:
+            typer.echo(f"kept {folder / EVALS}: {evals}")
+            todo = ""
+        typer.echo(f"next: {todo}skilltune check {folder}")
 
 
 @app.command()
@@ -696,8 +761,9 @@ def answer(
 ) -> None:
     """Answer the questions of a run whose optimizer is handoff:DIR.
 
-    Without options it lists what is open. An answer is checked for its form here, and by the run for the rest; what
-    cannot be used is moved aside with the reason, and the question stays open.
+    Without options it lists what is open. An answer is checked for its form here, with a note on quotes and places that
+    the question does not hold, and by the run for the rest; what cannot be used is moved aside with the reason, and the
+    question stays open. Until a run has used it, an answer can be replaced by another.
 
     With --loop the COMMAND gets each question on stdin and prints the answer. It runs in an empty folder, and with
     your whole environment, keys included: name a command that you trust with them. Run several loops to answer several
@@ -714,9 +780,10 @@ def answer(
     Exit codes:
       0  done
       1  --next, and nothing is open
-      2  an answer that cannot be used, a command that failed
+      2  an answer that cannot be used, a command that failed, a DIR that no run has used
     """
     from skilltune.answer import answer_by, hand_in, named, open_questions
+    from skilltune.optimizer.handoff import STRAY, strays
     from skilltune.report.terminal import clean, describe_questions
 
     with _boundary():
@@ -733,8 +800,13 @@ def answer(
                 text = sys.stdin.read() if file is None else file.read_text(encoding="utf-8-sig")
             except (OSError, UnicodeDecodeError) as error:
                 raise UsageError(f"cannot read the answer: {error}") from error
-            hand_in(question, text)
-            typer.echo(f"answered {question.name}")
+            again = "" if question.is_open else ", in place of an answer that no run had used"
+            doubts = hand_in(question, text)
+            typer.echo(f"answered {question.name}{again}")
+            for doubt in doubts:
+                typer.echo(f"note: {clean(doubt)}", err=True)
+            if doubts:
+                typer.echo(REFUSED, err=True)
         else:
             found = open_questions(folder)
             if next_ and found:
@@ -744,6 +816,8 @@ def answer(
                 raise typer.Exit(1)
             else:
                 typer.echo(describe_questions(folder, found))
+            for path in strays(folder):
+                typer.echo(f"note: {path.name}: {STRAY}", err=True)
 
 
 def _fail(message: str, exit_code: int) -> None:

@@ -275,6 +275,8 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> tuple[Config, Path
     except OSError as error:
         raise UsageError(f"cannot read the config {path}: {error.strerror or error}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        if path.suffix == ".md":
+            raise UsageError(f"{path} is a skill, not a config: give its folder, {path.parent}") from error
         raise UsageError(f"{path} is not valid TOML: {error}") from error
     return make_config(_merge(known, tree), overrides, source=str(path)), root
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from skilltune.envs.formats import load_samples, root_of
+from skilltune.envs.formats import placed_samples, root_of
 from skilltune.errors import UsageError
 from skilltune.run import write_atomic
 from skilltune.samples import Sample
@@ -20,14 +20,24 @@ def to_jsonl(samples: Iterable[Sample]) -> str:
 
 
 def convert(
-    source: str | Path, out: Path | None = None, *, fields: Mapping[str, str] | None = None, force: bool = False
+    source: str | Path,
+    out: Path | None = None,
+    *,
+    fields: Mapping[str, str] | None = None,
+    force: bool = False,
+    warn: Callable[[str], None] = lambda text: None,
 ) -> str:
-    """Read `source` and return its samples as JSONL; with `out`, write them there, too.
+    """Read `source` and return its samples as JSONL; with `out`, write them there, too. `warn` hears of samples that
+    only a scorer of the user's own could score: those without target and checks.
 
     Paths of files and images are relative to the sample file, so they are rewritten for the folder of `out`. Raises
     UsageError where `out` exists (unless `force`), or where such a path would lead out of its folder.
     """
-    samples = load_samples(source, fields)
+    placed = placed_samples(source, fields)
+    samples = [sample for _, sample in placed]
+    if bare := [place for place, sample in placed if sample.target is None and not sample.checks]:
+        places = ", ".join(bare[:5]) + (", …" if len(bare) > 5 else "")
+        warn(f"{len(bare)} of {len(samples)} samples have neither target nor checks: {places}")
     if out is not None:
         if out.exists() and not force:
             raise UsageError(f"{out} exists and was left alone: choose another file with -o, or add --force")

@@ -6,6 +6,7 @@ programs that are asked for their version inherit none.
 
 from __future__ import annotations
 
+import asyncio
 import codecs
 import os
 import platform
@@ -26,9 +27,11 @@ from typing import Literal
 from skilltune import __version__
 from skilltune.api import default_folder, scratch_run
 from skilltune.config import Config, load_config
-from skilltune.errors import UsageError
+from skilltune.errors import BudgetExceeded, CallError, UsageError
 from skilltune.names import Name, parse_name
-from skilltune.probe import probe_roles
+from skilltune.probe import PATIENCE_S, Probe, probe_roles
+from skilltune.samples import Sample
+from skilltune.scorers.judge import Reader
 from skilltune.session import build_session
 
 Level = Literal["ok", "warn", "fail"]
@@ -37,6 +40,7 @@ PYTHONS = ((3, 11), (3, 13))  # the oldest and the newest that skilltune is test
 KEYS = {"openai": "OPENAI_API_KEY", "anthropic": "ANTHROPIC_API_KEY"}
 PROGRAMS = ("git", "claude", "codex")
 NEEDED_MB, SPARE_MB = 100, 1000  # free space without which a run cannot be kept, and with which nobody need worry
+VERDICT = "judge's verdict"  # the role of the probe that asks for one
 CLOCK_S = 60.0
 VERSION_S = 10.0
 SIGNS = "…·→±≥█"  # what the reports are drawn with
@@ -68,12 +72,15 @@ async def examine(source: Path | None = None, overrides: Sequence[str] = ()) -> 
 
 
 async def _roles(cfg: Config, root: Path) -> list[Finding]:
-    """One tiny call to each model. What keeps a session from being built keeps a run from starting."""
+    """One tiny call to each model, and one verdict of a judge that answers. What keeps a session from being built keeps
+    a run from starting."""
     try:
         with scratch_run(None) as run:
             session = build_session(cfg, run, root)
             try:
                 probes = await probe_roles(session)
+                if session.judge is not None and not any("judge" in probe.role and probe.error for probe in probes):
+                    probes.append(await _verdict(session.judge))
             finally:
                 await session.aclose()
     except UsageError as error:
@@ -86,8 +93,24 @@ async def _roles(cfg: Config, root: Path) -> list[Finding]:
     ]
 
 
+async def _verdict(judge: Reader) -> Probe:
+    """Can the judge's model give a verdict in the form that is asked for? Many a model only talks."""
+    started, error = time.monotonic(), ""
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            await judge(Sample(id="doctor", input="Greet me."), "Hello there!", ['Says "hello"'])
+    except TimeoutError:
+        error = f"`{judge.client.model.name}`: no verdict within {PATIENCE_S:g} s"
+    except (CallError, BudgetExceeded) as failure:
+        error = str(failure)
+    return Probe(VERDICT, judge.client.model.name, time.monotonic() - started, error)
+
+
 def _section(role: str) -> str:
-    return "optimizer.model, its key or its server" if role == "optimizer" else "target.model, its key or its server"
+    if role == VERDICT:
+        return "the judge of env.score: name a model that answers in JSON, or raise judge.max_tokens"
+    section = {"optimizer": "optimizer.model", "judge": "the judge of env.score"}.get(role, "target.model")
+    return f"{section}, its key or its server"
 
 
 # -- the machine

@@ -502,7 +502,7 @@ def _similar(text: str, regions: _Regions, anchor: str) -> tuple[int, int, float
         if (ratio := matcher.ratio()) >= SIMILARITY:
             found.append((ratio, start, end))
     if not found:
-        raise _Refused("not found")
+        raise _Refused("not found: the text it names (`target` or `after`) is not in the skill")
     ratio, start, end = max(found)
     rivals = [1 for other, a, b in found if not _meet((a, b), (start, end)) or (a != start and ratio - other < MARGIN)]
     if rivals:

@@ -82,7 +82,7 @@ def export(
             )
     if not force and (differing := [*_differing(_content(skill), home), *_differing(manifest, path)]):
         raise UsageError(
-            f"{path} already holds another skill (different: {', '.join(differing)}): nothing was written. "
+            f"{path} is there and is another one (different: {', '.join(differing)}): nothing was written. "
             "Compare them, then export again with --force (Python: force=True), or choose another folder."
         )
     if skill.folder or not home.exists() or home.read_bytes() != _bytes(skill):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal
 
-from skilltune.errors import UsageError
+from skilltune.errors import SkilltuneError, UsageError
 
 Kind = Literal["target", "scorer", "optimizer", "gate", "sink"]
 
@@ -23,6 +23,18 @@ class Plugin:
     name: str
     package: str
     value: Any
+
+    def make(self, *given: Any) -> Any:
+        """What its entry point makes of what it is given. Raises `UsageError` for whatever its own code raises."""
+        try:
+            return self.value(*given)
+        except SkilltuneError:
+            raise
+        except Exception as error:
+            raise UsageError(
+                f'the {self.kind} plug-in "{self.name}" of {self.package} could not be made: '
+                f"{type(error).__name__}: {' '.join(str(error).split())}"
+            ) from error
 
 
 _found: dict[tuple[Kind, str], Plugin] = {}  # a search reads the metadata of every installed package

@@ -101,6 +101,15 @@ def write_atomic(path: Path, data: str | bytes) -> None:
         raise
 
 
+def make_private(folder: Path) -> None:
+    """Make a folder that its owner alone can read and that no repository picks up; one that is there stays as it is."""
+    if not folder.is_dir():
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with suppress(OSError):  # a full disk: what must be written next says it better
+            (folder / ".gitignore").touch(mode=0o600)
+            (folder / ".gitignore").write_text("*\n")
+
+
 class Run:
     """One run folder, opened by one process.
 
@@ -136,7 +145,7 @@ class Run:
         """
         folder = Path(folder)
         try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_private(folder)
         except OSError as error:
             raise RunError(
                 f"cannot use the run folder {folder}: {error.strerror or error}. Choose another with `--run DIR`."
@@ -386,8 +395,8 @@ class Run:
             raise RunError(
                 f"the run in {self.folder} was started with another configuration:\n"
                 + "\n".join(differing)
-                + "\nUse the same settings to resume it, `--fork` to start a new run that reuses every rollout that "
-                "still applies, or `--run DIR` for a fresh one."
+                + "\nUse the same settings to go on with it, `train --fork` to start a new run that reuses every "
+                "rollout that still applies, or `--run DIR` for a fresh one."
             )
 
     def _has_answers(self) -> bool:

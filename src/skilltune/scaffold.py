@@ -1,5 +1,5 @@
 """A skill folder to begin with: `init` writes the skill, five examples to overwrite, and a commented config. A SKILL.md
-that is there already is what will be trained: nothing replaces it.
+that is there already is what will be trained, and an evals/evals.json what it is trained on: nothing replaces them.
 
 Examples of the template and drafts of a model are marked in their metadata (`"template": true`, `"reviewed": false`)
 and training refuses them: what nobody has read must not decide what a skill learns.
@@ -21,9 +21,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from skilltune.api import scratch_run
 from skilltune.budget import Budget, Limits
 from skilltune.calls import Client
-from skilltune.config import FILE_NAME, make_config
+from skilltune.config import EVALS, FILE_NAME, make_config
 from skilltune.convert import to_jsonl
-from skilltune.envs import Env
+from skilltune.envs import Env, load_samples
 from skilltune.errors import UsageError
 from skilltune.models import Reply, Request, Schema, Usage, system, user
 from skilltune.models.build import build_model
@@ -34,8 +34,10 @@ from skilltune.optimizer.evidence import tag
 from skilltune.run import write_atomic
 from skilltune.samples import Sample
 from skilltune.scorers import build
+from skilltune.session import MODEL_SCHEMES
 from skilltune.skill import MAIN, Skill
 
+DESCRIPTION = "TODO: say what this skill does and when an agent should use it."
 ANSWER_ONLY = "Answer the question, with nothing but the answer."
 CHUNK = 6000  # characters of a document per call: enough context for a task, short enough to be read closely
 PER_CHUNK = 5
@@ -71,9 +73,10 @@ class Plan:
     target: str
     optimizer: str
 
-    @property
-    def samples(self) -> str:
-        return "evals/evals.json" if _kind(self.score) == "checks" else "samples.jsonl"
+    def samples(self, folder: Path, *, drafted: bool = False) -> str:
+        """The file of the tasks: the evals that are there already, unless others were drafted."""
+        evals = _kind(self.score) == "checks" or (folder / EVALS).is_file()
+        return EVALS if evals and not drafted else "samples.jsonl"
 
 
 class Draft(BaseModel):
@@ -94,24 +97,25 @@ class Drafts(BaseModel):
 def scaffold(folder: Path, plan: Plan, *, drafts: Iterable[Sample] = (), force: bool = False) -> list[Path]:
     """Write the folder and return the files written. `drafts` take the place of the examples.
 
-    A SKILL.md that is there is left as it is, with `force` too. Everything is checked before the first byte is written.
-    Raises UsageError for a name, a model or a scorer that cannot be, and where another file is already there (unless
-    `force`).
+    A SKILL.md and an evals/evals.json that are there are left as they are, with `force` too. Everything is checked
+    before the first byte is written. Raises UsageError for a name, a model or a scorer that cannot be, and where
+    another file is already there (unless `force`).
     """
     files: dict[str, str] = {}
     if not (folder / MAIN).exists():
         files[MAIN] = _filled("SKILL.md", name=plan.name, description=_quoted(plan.description), task=plan.task)
         if problems := Skill(files[MAIN], plan.name, folder=True).check():
             raise UsageError(" ".join(problems))
-    values = {key: _quoted(getattr(plan, key)) for key in ("samples", "score", "target", "optimizer")}
-    files[FILE_NAME] = _filled("skilltune.toml", **values)
+    drafted = list(drafts)
+    samples = plan.samples(folder, drafted=bool(drafted))
+    values = {key: _quoted(getattr(plan, key)) for key in ("score", "target", "optimizer")}
+    files[FILE_NAME] = _filled("skilltune.toml", samples=_quoted(samples), **values)
     models = {"target": {"model": plan.target}, "optimizer": {"model": plan.optimizer}}
     make_config({**models, "env": {"score": plan.score}}, source="init")
-    if drafted := list(drafts):
-        files["samples.jsonl"] = to_jsonl(drafted)
-        files[FILE_NAME] = files[FILE_NAME].replace(_quoted(plan.samples), _quoted("samples.jsonl"), 1)
-    else:
-        files[plan.samples] = _examples(plan)
+    if drafted:
+        files[samples] = to_jsonl(drafted)
+    elif not (samples == EVALS and (folder / EVALS).exists()):
+        files[samples] = _examples(plan, samples)
     if scorer := re.fullmatch(r"python:(?P<file>[^:]+\.py):(?P<function>\w+)", plan.score):
         if not (folder / scorer["file"]).exists():
             files[scorer["file"]] = _filled("scorer.txt", function=scorer["function"])
@@ -136,7 +140,7 @@ def propose(folder: Path, *, drafting: bool = False) -> dict[str, tuple[str, str
     new = not (folder / MAIN).exists()
     skill = {
         "name": ("Name of the skill", name),
-        "description": ("What does it do, and when should an agent use it?", f"Does {name}. Use when a task needs it."),
+        "description": ("What does it do, and when should an agent use it?", DESCRIPTION),
     }
     task = {"task": ("What does a task look like?", ANSWER_ONLY)}
     return {
@@ -148,11 +152,24 @@ def propose(folder: Path, *, drafting: bool = False) -> dict[str, tuple[str, str
     }
 
 
+def describe_evals(path: Path) -> str:
+    """How many tasks an evals.json has, and what it takes to score them. Raises UsageError for one that is broken."""
+    samples = load_samples(path)
+    prose = sum(any(check.get("type") == "judge" for check in sample.checks) for sample in samples)
+    text = f"{len(samples)} tasks"
+    if prose:
+        text += f'; {prose} have expectations in prose: name a judge in {FILE_NAME}, score = {{judge = "MODEL"}}'
+    return text
+
+
 async def draft_with(plan: Plan, document: Path) -> list[Sample]:
     """`draft` with the plan's optimizer model; UsageError where that is no model."""
     name = parse_name(plan.optimizer)
-    if name.scheme == "examples":
-        raise UsageError("--from needs a model that drafts: name it with --optimizer, e.g. anthropic/claude-opus-5")
+    if name.scheme not in MODEL_SCHEMES:
+        raise UsageError(
+            f"--from needs a model that drafts, and {plan.optimizer} cannot: name one with --optimizer, e.g. "
+            f"anthropic/claude-opus-5; then set optimizer.model to {plan.optimizer} in {FILE_NAME}"
+        )
     model = build_model(plan.optimizer)
     try:
         with scratch_run(None) as run:
@@ -216,11 +233,11 @@ def chunks(text: str, size: int = CHUNK) -> list[tuple[int, str]]:
     return parts
 
 
-def _examples(plan: Plan) -> str:
+def _examples(plan: Plan, file: str) -> str:
     kind = _EXAMPLES.get(_kind(plan.score), "text")
     rows = [json.loads(line) for line in _template(f"examples/{kind}.jsonl").splitlines()]
     marked = [{"id": i, **row, "template": True} for i, row in enumerate(rows, 1)]
-    if plan.samples.endswith(".json"):
+    if file.endswith(".json"):
         return json.dumps({"skill_name": plan.name, "evals": marked}, indent=2, ensure_ascii=False) + "\n"
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in marked)
 

@@ -30,7 +30,7 @@ from skilltune.models.build import build_model
 from skilltune.models.endpoint import STRAGGLER, Endpoint
 from skilltune.names import Name, parse_name
 from skilltune.optimizer import Optimizer, Step
-from skilltune.optimizer.examples import ExamplesOptimizer
+from skilltune.optimizer.examples import ExamplesOptimizer, require_answers
 from skilltune.optimizer.handoff import Handoff
 from skilltune.optimizer.model import ModelOptimizer
 from skilltune.optimizer.plugin import Material, load_optimizer, train_only
@@ -111,7 +111,8 @@ class Session:
 
     async def try_scorer(self) -> None:
         """Score one expected answer, so that a scorer that cannot work is found before anything is paid; an empty one
-        where a judge would have to be paid for it."""
+        where a judge would have to be paid for it. Refuses samples from which the optimizer could propose nothing."""
+        self.require_evidence()
         sample = self.splits.select[0]
         answer = "" if self.env.lines(sample) else self.env.expected(sample)
         rollout = Rollout(sample.id, self.skill.hash, 0, Trajectory(answer), None)
@@ -125,6 +126,11 @@ class Session:
                 "the samples. Nothing was spent."
             )
 
+    def require_evidence(self) -> None:
+        """Raises UsageError where the optimizer could never propose anything from the train samples."""
+        if self.cfg.optimizer.model == "examples" and self.cfg.train.epochs:
+            require_answers(self.env, self.splits.train)
+
     async def _indifferent(self) -> bool:
         """Does an empty answer solve every sample tried where something was expected?"""
         tried = [s for s in self.splits.select if self.env.expected(s)][:TRIED]
@@ -136,7 +142,7 @@ class Session:
 
     def look_at_test(self, best: Skill) -> int:
         """The number of this look at the test split: 1, unless a run that was stopped and went on certified another
-        version before. Each look has its share of the error, so that stopping and going on cannot shop for luck."""
+        version before. Each later look is held to a stricter bar, as two tries are two chances to be lucky."""
         if best.text != self.skill.text and self.splits.test:
             pin_test(self.run, self.roll, self.splits.test)
             self.run.emit("certify", best=best.hash)
@@ -233,6 +239,18 @@ def build_env(cfg: Config, root: Path, env: Env | None = None) -> Env:
     return Env(located(root, spec), cfg.env.score, prompt=cfg.env.prompt, fields=cfg.env.fields or None)
 
 
+def made_in_python(cfg: Config, env: Env) -> str:
+    """What the settings cannot say of an environment that was made in Python; "" where they say it all."""
+    if cfg.env.samples:
+        return ""
+    factory = f", by {env.name}()" if env.name else ""
+    return (
+        f"The environment was made in Python{factory}: {len(env.samples)} samples, the scorer {env.scorer}, "
+        f"fingerprint {env.fingerprint[:16]}. Samples, score and prompt under [env] do not describe it: the run cannot "
+        "be made again from these settings alone, only by a call that is given the same Env."
+    )
+
+
 def load_skill(cfg: Config, root: Path, path: Path | None = None) -> Skill:
     """The skill of a config, or the one at `path`: of a folder, without the samples, the user's own code and the
     handoff's questions and answers, where the config puts them. Raises `UsageError`."""
@@ -311,7 +329,7 @@ def build_session(cfg: Config, run: Run, root: Path, *, env: Env | None = None, 
     elif name.plugin:
         if name.inner is not None:
             optimizer_client = client(cfg.optimizer.model_copy(update={"model": name.model}), "optimizer")
-        material = Material(cfg, train_only(env, train_by_id), train_by_id, run, optimizer_client)
+        material = Material(cfg, train_only(env, train_by_id), train_by_id, run, optimizer_client, root)
         optimizer, package = load_optimizer(name, material)
         _unchanged(run, "optimizer", f"the package of the optimizer plug-in {name}", package)
     elif name.scheme == "handoff":
@@ -323,8 +341,12 @@ def build_session(cfg: Config, run: Run, root: Path, *, env: Env | None = None, 
         optimizer = ModelOptimizer(answers, run, env, cfg.optimizer, cfg.train, train_by_id)
     optimizer = Recording(optimizer, run)
     if not cfg.optimizer.wait and handoff is None:
-        raise UsageError("optimizer.wait is for handoff:DIR: a model is always waited for; leave it out")
-    run.write("config.toml", to_toml(cfg))
+        raise UsageError(
+            "optimizer.wait is for handoff:DIR: a model is always waited for; leave it out, or where the config has it "
+            "add optimizer.wait=true to the command"
+        )
+    comment = f"# {unsaid}\n\n" if (unsaid := made_in_python(cfg, env)) else ""
+    run.write("config.toml", comment + to_toml(cfg))
     return Session(
         cfg,
         run,

@@ -66,6 +66,7 @@ class Result:
     stopped: Stopped | None = None
     controls: Controls | None = None
     spent: Usage = field(default_factory=Usage)  # over all lives of the run
+    training: Usage = field(default_factory=Usage)  # of that, for training and certificate: without control arms
 
     def __repr__(self) -> str:
         """What may be claimed, on what evidence, at what price, and where it is: a line each."""
@@ -124,14 +125,17 @@ async def train(s: Session) -> Result:
         certificate = await certify(
             s.roll, start, best, s.splits.test, s.arena.metric, proof, s.cfg.seed, s.look_at_test(best)
         )
-    arms = None
+    arms, training = None, s.budget.spent
+    if certificate is not None:
+        paid: dict[str, Any] = s.run.fix(f"paid by certificate {best.hash} {len(state.verdicts)}", training.to_json)
+        training = Usage(**paid)
     if certificate is not None and s.cfg.certify.controls:
         arms = await controls(s, start, best)
         s.run.emit("controls", **arms.to_json())
     if certificate is not None and certificate.gain <= 0:
         best = start  # what is not better on unseen samples is not shipped
     versions, test = tuple(state.versions), len(s.splits.test)
-    return Result(start, best, certificate, versions, test, s.run.folder, state.stopped, arms, s.budget.spent)
+    return Result(start, best, certificate, versions, test, s.run.folder, state.stopped, arms, s.budget.spent, training)
 
 
 async def fit(s: Session, state: State) -> None:

@@ -12,20 +12,21 @@ import functools
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ParamSpec
 
-from skilltune.envs.formats import assemble, load_samples, root_of
+from skilltune.envs.formats import assemble, load_samples, placed_samples, refuse, root_of
 from skilltune.errors import JudgeError, UsageError
 from skilltune.models import Image, Message
 from skilltune.rollout import Rollout, Score, Trajectory
 from skilltune.samples import Sample
 from skilltune.scorers import ScoreFn, Scorer, build, evaluate
-from skilltune.scorers.judge import Ask, Judge
+from skilltune.scorers.judge import Ask, Judge, prose
 from skilltune.scorers.python import importing_from, load_module
 from skilltune.scorers.reading import nearest, quote
+from skilltune.scorers.scorer import first_target
 
 P = ParamSpec("P")
 _INPUT = "{input}"
@@ -55,11 +56,12 @@ class Env:
         root: Path | None = None,
     ) -> None:
         if isinstance(samples, str | Path):
-            self.samples = tuple(load_samples(samples, fields))
+            placed = placed_samples(samples, fields)
             root = root_of(samples) if root is None else root
         else:
             rows = [s if isinstance(s, Sample) else (f"sample {i}", s) for i, s in enumerate(samples, 1)]
-            self.samples = tuple(assemble(rows, fields))
+            placed = assemble(rows, fields)
+        self.samples = tuple(sample for _, sample in placed)
         if not self.samples:
             raise UsageError("an Env needs at least one sample")
         self.root = (Path() if root is None else Path(root)).resolve()
@@ -69,8 +71,7 @@ class Env:
         self._score = score
         self._scorer = build(score, self.root)
         self._own_checks = build("checks", self.root) if score == "exact" else self._scorer
-        for sample in self.samples:
-            self._check(sample)
+        self._check_all([place if isinstance(samples, str | Path) else "" for place, _ in placed])
         if self.judge and not any(self.judge.lines(sample) for sample in self.samples):
             raise UsageError(
                 f"the judge {self.judge.model} has nothing to read: give the score a rubric, "
@@ -82,6 +83,11 @@ class Env:
         """Hash of the prompt and the scorer: all that turns a rollout of a given sample into another score."""
         parts = [self.prompt, self._scorer.fingerprint, self._own_checks.fingerprint]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    @property
+    def scorer(self) -> str:
+        """The scorer by its name: of a user's function, the function's own."""
+        return self._scorer.name
 
     @property
     def judge(self) -> Judge | None:
@@ -141,8 +147,42 @@ class Env:
                     problems.append(f'sample "{sample.id}": an empty answer scores 1: {score.why}')
         return problems
 
+    def stated(self, sample: Sample) -> str:
+        """The answer that a sample states, as text; "" if it states none. It is `expected`, or the target of a sample
+        whose checks do not look at it, such as the `expected_output` of an eval, which then need not score 1."""
+        by_checks = self._for(sample).name == "checks"
+        return self.expected(sample) or (first_target(sample) if by_checks else "")
+
+    async def tried(self, sample: Sample) -> Score | None:
+        """What the stated answer scores by all that can be computed, a judge's lines left out; None where no answer is
+        stated or only a judge reads it. Raises JudgeError for a scorer that fails."""
+        scorer, answer = self._for(sample), self.stated(sample)
+        if answer and self.judge and self.lines(sample):
+            checks = tuple(check for check in self.judge.checks(sample) if not list(prose([check])))
+            answer = answer if checks else ""
+            mode = self._score.get("mode", "all") if isinstance(self._score, Mapping) else "all"
+            scorer, sample = build(f"checks:{mode}", self.root), sample.model_copy(update={"checks": checks})
+        rollout = Rollout(sample.id, "", 0, Trajectory(answer), None)
+        return await evaluate(scorer, sample, rollout) if answer else None
+
     def _for(self, sample: Sample) -> Scorer:
         return self._own_checks if sample.checks else self._scorer
+
+    def _check_all(self, places: Sequence[str]) -> None:
+        """Raises UsageError for samples that could never be scored, with their places ("" where there is none)."""
+        problems: list[str] = []
+        unread: list[str] = []  # what lacks a judge, told once
+        for place, sample in zip(places, self.samples, strict=True):
+            try:
+                self._check(sample)
+            except UsageError as error:
+                by_checks = self.judge is None and self._for(sample).name == "checks"
+                prosaic = by_checks and any(check.get("type") == "judge" for check in sample.checks)
+                (unread if prosaic else problems).append(f"{place}: {error}" if place else str(error))
+        if unread:
+            how = f"{len(unread)} of {len(self.samples)} samples have such checks"
+            problems.insert(0, f"{unread[0]}; {how}; in a command it is 'env.score={{judge = \"MODEL\"}}'")
+        refuse(problems)
 
     def _check(self, sample: Sample) -> None:
         self._for(sample).check(sample)

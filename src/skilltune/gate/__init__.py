@@ -126,7 +126,7 @@ def build_gate(arena: Arena) -> Gate:
         make: Callable[[Arena], Gate] = getattr(import_module(module), attribute)
         return make(arena)
     if (plugin := plugins.find("gate", name)) is not None:
-        return plugin.value(arena)
+        return plugin.make(arena)
     raise UsageError(
         f'gate.policy: unknown policy "{name}"; known: {", ".join(_POLICIES)}, or an installed plug-in '
         "(entry point group skilltune.gates)"

@@ -131,13 +131,12 @@ def _solving(scores: Sequence[tuple[float, float]], draw: Random) -> list[float]
     if not _binary(scores):
         return [fmean(pair) for pair in scores]
     values = [value for pair in scores for value in pair]
-    mean, spread = fmean(values), pvariance(values)
-    agreement = fmean((a - mean) * (b - mean) for a, b in scores) / spread if spread else 1.0
-    agreement = min(max(agreement, 0.05), 1.0)
-    weight = (1 - agreement) / agreement
-    if weight == 0:
+    mean, differing = fmean(values), fmean((a - b) ** 2 for a, b in scores)
+    if not differing:
         return [fmean(pair) for pair in scores]
-    return [draw.betavariate(mean * weight + a + b, (1 - mean) * weight + 2 - a - b) for a, b in scores]
+    agreement = max(1 - differing / (2 * pvariance(values)), 0.05)
+    weight = (1 - agreement) / agreement
+    return [draw.betavariate(mean * weight + (a + b), (1 - mean) * weight + (2 - a - b)) for a, b in scores]
 
 
 def _binary(scores: Sequence[tuple[float, float]]) -> bool:

@@ -23,8 +23,8 @@ class Certificate:
     """What was measured on `n` test samples that were scored on both sides; scores are means over `attempts` draws.
 
     `low` and `high` bound the gain with 95 % confidence, `p` is the one-sided probability of so large a gain by
-    chance, `certified` says that it is below `alpha`
-    (shared by the looks at the test split) and that enough samples were scored; `reason` is why not.
+    chance, `certified` says that it is below `alpha` over the number of the look and that enough samples were scored;
+    `reason` is why not.
     `tokens` and `usd` are the change per task (None: unknown).
     """
 
@@ -73,8 +73,9 @@ async def certify(
 ) -> Certificate | None:
     """Measure both skills on `test`. None without test samples; identical texts are not rolled at all.
 
-    The k-th look at the same test samples is certified at alpha/k only. On fewer than `COVERAGE` of them, or fewer than
-    `FEWEST` at all, nothing is certified.
+    The k-th look at the same test samples is certified at alpha/k only; that bounds the error of each look, and of k
+    together at alpha (1 + 1/2 + … + 1/k). On fewer than `COVERAGE` of them, or fewer than `FEWEST` at all, nothing is
+    certified.
 
     Scores that are all 0 or 1 with one attempt get the exact McNemar test and Newcombe's interval, others a sign-flip
     test and a bootstrap interval of the paired differences.

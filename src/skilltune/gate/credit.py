@@ -14,7 +14,7 @@ from functools import cache
 from statistics import fmean
 from typing import Any
 
-from skilltune.gate.crossed import Observation, fit
+from skilltune.gate.crossed import Observation, Posterior, fit
 from skilltune.gate.race import DEVIATION, LEVEL, SHRINK, WIDE
 from skilltune.gate.stats import normal_cdf, normal_quantile
 from skilltune.optimizer.recorded import edit_of
@@ -27,11 +27,26 @@ Json = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
+class Together:
+    """Rules, by their keys, that no screen measured and no judged text holds a part of. In scores, of all of them."""
+
+    keys: tuple[str, ...]
+    effect: float
+    sd: float
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % of the posterior."""
+        return _interval(self.effect, self.sd)
+
+
+@dataclass(frozen=True, slots=True)
 class Rule:
     """An edit that stands in a skill: what it says (`text`; for a deletion what is gone), why, and since when.
 
     `effect` and `sd` are its posterior in scores. Of `known` train samples, which were seen with and without it under
-    otherwise the same rules, it fixed some and broke others.
+    otherwise the same rules, it fixed some and broke others. With `together` set, nothing tells it from the others
+    there: its own effect is no more than a share of theirs.
     """
 
     key: str
@@ -47,12 +62,12 @@ class Rule:
     fixed: int
     broken: int
     known: int
+    together: Together | None = None
 
     @property
     def interval(self) -> tuple[float, float]:
         """95 % of the posterior."""
-        half = normal_quantile(0.975) * self.sd
-        return self.effect - half, self.effect + half
+        return _interval(self.effect, self.sd)
 
     def carries(self, least: float) -> float:
         """P(effect > least)."""
@@ -123,11 +138,13 @@ def ledger(
             applied = [_Change(verdict, edit) for edit in verdict["edits"] if edit["status"] == "applied"]
             changes |= {change.key: change for change in applied}
     standing = [change for change in changes.values() if change.stands_in(seen.text_of(best))]
-    effects = _effects(verdicts, start, list(changes.values()), seen, {*train, *select})
+    columns, posterior = _fitted(verdicts, start, list(changes.values()), seen, {*train, *select})
     matched = _matched(standing, seen, frozenset(train))
+    mixed = _together([change for change in standing if change.prior == WIDE], columns, posterior)
     rules = []
     for change in standing:
-        edit, (effect, sd), moved = change.edit, effects[change.key], matched[change.key]
+        edit, moved = change.edit, matched[change.key]
+        effect, sd = posterior.contrast({change.key: 1.0})
         rules.append(
             Rule(
                 key=change.key,
@@ -143,6 +160,7 @@ def ledger(
                 fixed=sum(difference >= MOVED for difference in moved),
                 broken=sum(difference <= -MOVED for difference in moved),
                 known=len(moved),
+                together=mixed.get(change.key),
             )
         )
     return rules
@@ -156,10 +174,10 @@ def ledger_of(run: Run, rollouts: Iterable[Rollout], metric: Callable[[Score], f
     return ledger(verdicts, start["skill"], best, Seen.of(rollouts, metric, run), split["train"], split["select"])
 
 
-def _effects(
+def _fitted(
     verdicts: Sequence[Json], start: str, changes: Sequence[_Change], seen: Seen, samples: set[str]
-) -> dict[str, tuple[float, float]]:
-    """Posterior mean and sd of each change, by all judged texts on these samples."""
+) -> tuple[dict[str, dict[str, float]], Posterior]:
+    """What each judged text holds, of those that were seen on these samples, and the posterior of all that."""
     rejected = {v["candidate"] for v in verdicts if v["candidate"] and not v["accepted"]}
     judged = rejected | {start} | {v["skill"] for v in verdicts}
     prior = {"level": LEVEL} | {change.key: change.prior for change in changes}
@@ -175,8 +193,21 @@ def _effects(
         if text in columns and sample in samples
         for score in scores
     ]
-    posterior = fit(observations, prior)
-    return {change.key: posterior.contrast({change.key: 1.0}) for change in changes}
+    tried = {text for text, sample in seen.scores if sample in samples}
+    return {text: held for text, held in columns.items() if text in tried}, fit(observations, prior)
+
+
+def _together(
+    changes: Sequence[_Change], columns: Mapping[str, Mapping[str, float]], posterior: Posterior
+) -> dict[str, Together]:
+    """Those of the changes, by key, that no text holds without the others of their group."""
+    groups: dict[frozenset[str], list[str]] = {}
+    for change in changes:
+        groups.setdefault(frozenset(t for t, held in columns.items() if change.key in held), []).append(change.key)
+    found = [
+        Together(tuple(keys), *posterior.contrast(dict.fromkeys(keys, 1.0))) for keys in groups.values() if keys[1:]
+    ]
+    return {key: together for together in found for key in together.keys}
 
 
 def _matched(standing: Sequence[_Change], seen: Seen, train: frozenset[str]) -> dict[str, list[float]]:
@@ -210,6 +241,11 @@ def _difference(key: str, known: Sequence[tuple[frozenset[str], Sequence[float]]
         groups.setdefault(rules, []).extend(scores)
     pairs = [(groups[rules - {key}], groups[rules]) for rules in groups if key in rules and rules - {key} in groups]
     return fmean(fmean(after) - fmean(before) for before, after in pairs) if pairs else None
+
+
+def _interval(effect: float, sd: float) -> tuple[float, float]:
+    half = normal_quantile(0.975) * sd
+    return effect - half, effect + half
 
 
 def _squeeze(text: str) -> str:

@@ -16,6 +16,7 @@ from random import Random
 
 from skilltune.edits import Edit, Evidence
 from skilltune.envs import Env
+from skilltune.errors import UsageError
 from skilltune.optimizer import Memory, Pair, Proposal, Step
 from skilltune.rollout import Rollout
 from skilltune.run import rng
@@ -56,8 +57,8 @@ class ExamplesOptimizer:
         return [replace(p, among=len(step.batch)) for p in _mixed(others, fresh, max(self.pool, limit))]
 
     def example(self, sample: Sample) -> str:
-        """A sample as the target would see it, followed by its expected answer; "" where no answer is known."""
-        expected = self.env.expected(sample)
+        """A sample as the target would see it, followed by the answer that it states; "" where it states none."""
+        expected = self.env.stated(sample)
         asked = "\n\n".join(message.text for message in self.env.messages(sample)).rstrip()
         joint = " " if asked.endswith(":") else "\n"
         text = re.sub(r"\r\n?", "\n", f"{asked}{joint}{expected}")
@@ -88,7 +89,7 @@ class ExamplesOptimizer:
 
     def _format(self, body: str, rollouts: Sequence[Rollout]) -> list[Proposal]:
         """One line on the shape that the expected answers of this batch share, if they share one."""
-        answers = [self.env.expected(self.samples[r.sample]) for r in rollouts]
+        answers = [self.env.stated(self.samples[r.sample]) for r in rollouts]
         line = describe_format([answer for answer in answers if answer])
         failed = tuple(r.sample for r in rollouts if r.score is not None and not r.score.hard)
         if not line or line in body or not failed:
@@ -106,6 +107,15 @@ class ExamplesOptimizer:
 
     async def notes(self, skill: Skill, pairs: Sequence[Pair], memory: Memory, step: Step) -> str:
         return memory.notes
+
+
+def require_answers(env: Env, train: Sequence[Sample]) -> None:
+    """Raises UsageError where no train sample states an answer: there would be nothing to propose."""
+    if not any(env.stated(sample) for sample in train):
+        raise UsageError(
+            f"optimizer.model=examples copies worked examples, but none of the {len(train)} train samples states an "
+            "answer: give them a `target` (in an eval, `expected_output`), or name a model as optimizer.model"
+        )
 
 
 def describe_format(answers: Sequence[str]) -> str:

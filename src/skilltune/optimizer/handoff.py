@@ -3,6 +3,8 @@
 A question's name holds a hash of its content, so a run that was killed finds its open questions again, and answers
 that came meanwhile. Both sides share the folder and nothing else: the run writes `NAME.md`, whoever answers writes
 `NAME.answer.json` (or `.md`); a used pair is moved to `done/`, an answer that cannot be used to `NAME.refused-1.json`.
+A file may be read while it is written, so what is not a whole JSON object is no answer yet. Nothing is repaired: an
+end that is guessed is an answer that nobody gave.
 """
 
 from __future__ import annotations
@@ -19,20 +21,23 @@ from typing import IO, Any, TypeVar
 
 from skilltune.budget import Budget
 from skilltune.errors import Unanswered, UsageError
-from skilltune.models import Reply, Request, Usage
-from skilltune.models.structured import parse
+from skilltune.models import Request, Usage
 from skilltune.optimizer.stage import SCHEMAS, load_prompt
-from skilltune.run import Paid, Run, digest, write_atomic
+from skilltune.run import Paid, Run, digest, make_private, write_atomic
 from skilltune.scorers.json import violations
 
 T = TypeVar("T")
 
 POLL_S = 0.25
-SETTLED_S = 1.0  # an answer that cannot be read may still be under way to the disk for so long
+SETTLED_S = 1.0  # a file that did not change for so long and is not whole is worth a word
 LOCK = ".lock"
 BODY = "\n## What to do\n"
+REQUEST = "\n## The request\n"
+STRAY = "it answers no open question: give it the name of one, or delete it (questions that are done lie in done/)"
 _NAME = re.compile(r"(\d{4,})-([a-z_]+)-([0-9a-f]{8})")
+_ANSWER = re.compile(r"(.+)\.answer\.(?:json|md)")
 _FENCE = re.compile(r"```\w*[ \t]*\n\s*(\{.*?)\n[ \t]*```", re.DOTALL)
+_FENCE_OPEN = re.compile(r"```\w*[ \t]*\n\s*\{")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +63,42 @@ class Question:
         return next((path for kind in ("json", "md") if (path := self._part(f"answer.{kind}")).is_file()), None)
 
     @property
+    def fault(self) -> str:
+        """Why the file of its answer cannot be used as it is ("" if it can, or if there is none)."""
+        if (path := self.answer) is None:
+            return ""
+        try:
+            read_answer(_read(path), self.stage)
+        except OSError:  # moved under our hands
+            return ""
+        except ValueError as error:
+            return f"{path.name}: {error}"
+        return ""
+
+    @property
+    def is_open(self) -> bool:
+        """Does it want an answer? Not while a usable one waits for the run."""
+        return self.answer is None or bool(self.fault)
+
+    @property
     def refusals(self) -> list[str]:
-        """Why earlier answers could not be used."""
-        return [path.read_text(encoding="utf-8").strip() for path in self._refused("txt")]
+        """Why answers could not be used, last the one that is there."""
+        return [*(_read(path).strip() for path in self._refused("txt")), *filter(None, [self.fault])]
+
+    @property
+    def refused(self) -> list[str]:
+        """The answers that were moved aside."""
+        return [_read(path) for path in self._refused("json")]
+
+    def fetch(self) -> str | None:
+        """The text of its answer, once a whole JSON object stands there."""
+        try:
+            if (path := self.answer) is not None:
+                read_object(text := _read(path))
+                return text
+        except (OSError, ValueError):
+            pass
+        return None
 
     def text(self) -> str:
         """The question as it stands, and what was wrong with earlier answers. Raises UsageError if it is gone."""
@@ -78,16 +116,18 @@ class Question:
         return f"{load_prompt('handoff_stdout')}\n{BODY}{self.text().partition(BODY)[2]}"
 
     def hand_in(self, text: str) -> None:
-        """File an answer. Raises ValueError for what cannot be an answer to this question."""
+        """File an answer, in place of one that no run has used yet. Raises ValueError for what cannot be an answer to
+        this question."""
         data = read_answer(text, self.stage)
         write_atomic(self._part("answer.json"), json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+        self._part("answer.md").unlink(missing_ok=True)
 
     def refuse(self, text: str, reason: str) -> None:
-        """Move an answer aside, its reason beside it."""
+        """Move an answer aside, its reason beside it; one that has taken its place meanwhile stays."""
         number = len(self._refused("txt")) + 1
         write_atomic(self._part(f"refused-{number}.json"), text)
         write_atomic(self._part(f"refused-{number}.txt"), f"{reason}\n")
-        if (path := self.answer) is not None:
+        if (path := self.answer) is not None and _read(path) == text:
             path.unlink()
 
     def file_away(self) -> None:
@@ -110,16 +150,40 @@ def questions(folder: Path) -> list[Question]:
     return [Question(folder, name) for name in sorted(names, key=_number)]
 
 
-def read_answer(text: str, stage: str) -> dict[str, Any]:
-    """The JSON object in an answer: the whole text, its last fenced block, or what stands between the outer braces.
-    Raises ValueError, in words for whoever answers, where there is none or it breaks the schema of the stage."""
+def strays(folder: Path) -> list[Path]:
+    """Files of answers to no question of the folder: a wrong name, or a question that is done."""
+    named = {question.name for question in questions(folder)}
+    return sorted(path for path in folder.glob("*.answer.*") if _answers(path.name) not in {None, *named})
+
+
+def _answers(file: str) -> str | None:
+    """The name of the question that a file's name makes it an answer to, if it is one."""
+    found = _ANSWER.fullmatch(file)
+    return found and found[1]
+
+
+def read_object(text: str) -> dict[str, Any]:
+    """The JSON object in an answer: the last fenced block, or what stands between the outer braces. Raises ValueError,
+    in words for whoever answers, where there is none or it is not whole."""
     text = text.strip()
-    if not text.startswith("{"):
-        fenced = _FENCE.findall(text)
-        text = fenced[-1] if fenced else text[text.find("{") : text.rfind("}") + 1]
-    if not text:
+    if not text.startswith("{") and (fenced := list(_FENCE.finditer(text))):
+        if _FENCE_OPEN.search(text, fenced[-1].end()):
+            raise ValueError("the last fenced block of the answer is not closed")
+        text = fenced[-1][1]
+    begin, end = text.find("{"), text.rfind("}") + 1
+    if begin < 0:
         raise ValueError("the answer holds no JSON object")
-    data = parse(Reply(text, Usage()))
+    try:
+        return json.loads(text[begin : end or None])
+    except RecursionError:
+        raise ValueError("the answer is nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"the answer is not a whole JSON object: {error}") from None
+
+
+def read_answer(text: str, stage: str) -> dict[str, Any]:
+    """As `read_object`; raises ValueError also where the object breaks the schema of the stage."""
+    data = read_object(text)
     problems = list(violations(data, SCHEMAS[stage], stage))
     if problems:
         raise ValueError("the answer does not fit the schema:\n" + "\n".join(problems))
@@ -138,11 +202,13 @@ class Handoff:
     budget: Budget
     wait: bool = True
     _lock: IO[str] | None = field(default=None, init=False)
+    _told: set[str] = field(default_factory=set, init=False)  # why files are no answers, each said once
+    _looked: float = field(default=0.0, init=False)  # for strays
 
     def open(self) -> None:
         """Show to those who answer that a run is there. Raises UsageError where the folder cannot be used."""
         try:
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_private(self.folder)
             self._lock = (self.folder / LOCK).open("a")
         except OSError as error:
             raise UsageError(f"cannot use the folder {self.folder}: {error.strerror or error}") from error
@@ -156,15 +222,22 @@ class Handoff:
             self._lock = None
 
     async def ask(self, request: Request, read: Callable[[Any], T]) -> T:
-        """An answer that `read` refuses is moved aside with the reason, as often as it takes."""
+        """An answer that `read` refuses is moved aside with the reason, as often as it takes. What `read` makes of an
+        answer may rest on those before it, which it is shown again: in another life of the run, and in a replay."""
         assert request.schema is not None
         stage, key = request.schema.name, digest("optimizer", "handoff", asdict(request))
         found: list[T] = []
 
+        def reread(texts: list[str]) -> None:
+            for text in texts:
+                with suppress(ValueError):
+                    read(read_answer(text, stage))
+
         async def pay() -> Paid:
-            refused: list[str] = []
             with self.budget.reserve("optimizer", Usage(1)) as spent:
                 question = self._put(request, stage, key)
+                refused = question.refused
+                reread(refused)
                 while True:
                     text = await self._answer(question)
                     try:
@@ -181,10 +254,8 @@ class Handoff:
         if question := self._find(stage, key):
             question.file_away()
         self.run.tell("optimizer", stage=stage)
-        if not found:  # a replay: what `read` makes of the last answer may rest on those before it
-            for text in reply["refused"]:
-                with suppress(ValueError):
-                    read(read_answer(text, stage))
+        if not found:  # a replay
+            reread(reply["refused"])
             found.append(read(read_answer(reply["text"], stage)))
         return found[0]
 
@@ -195,7 +266,6 @@ class Handoff:
             number = max(map(_number, taken), default=0) + 1
             question = Question(self.folder, f"{number:04d}-{stage}-{key[:8]}")
             write_atomic(question.file, render(question.name, request))
-        self.run.tell("handoff", name=question.name, folder=str(self.folder), refused="")
         return question
 
     def _find(self, stage: str, key: str) -> Question | None:
@@ -203,15 +273,34 @@ class Handoff:
         return Question(self.folder, found[0].stem) if found else None
 
     async def _answer(self, question: Question) -> str:
-        """The text of the answer, once there is one that is complete."""
-        while (text := _fetch(question)) is None:
+        """The text of the answer, once there is one that is whole."""
+        if (text := question.fetch()) is None:
+            self.run.tell("handoff", name=question.name, folder=str(self.folder), refused="")
+        while text is None:
+            fault = question.fault
             if not self.wait:
                 raise Unanswered(
-                    f"{question.file} waits for an answer: `skilltune answer {self.folder}` lists all that do. "
+                    f"{question.file} waits for an answer{f' ({fault})' if fault else ''}: "
+                    f"`skilltune answer {self.folder}` lists all that do. "
                     "Answer them and run the same command to go on."
                 )
+            if fault and (path := question.answer) and _settled(path):
+                self._tell_once(question.name, fault)
+            self._tell_strays()
             await asyncio.sleep(POLL_S)
+            text = question.fetch()
         return text
+
+    def _tell_strays(self) -> None:
+        if time.monotonic() - self._looked > SETTLED_S:
+            self._looked = time.monotonic()
+            for path in strays(self.folder):
+                self._tell_once(str(_answers(path.name)), f"{path.name}: {STRAY}")
+
+    def _tell_once(self, name: str, why: str) -> None:
+        if why not in self._told:
+            self._told.add(why)
+            self.run.tell("handoff", name=name, folder=str(self.folder), refused=why)
 
 
 def render(name: str, request: Request) -> str:
@@ -226,26 +315,22 @@ def render(name: str, request: Request) -> str:
             f"\n## Schema of the answer\n\n```json\n{json.dumps(request.schema.schema, indent=1)}\n```",
             "\n## Example of an answer\n\nIt is of another skill and shows the form only.\n",
             f"```json\n{json.dumps(example, indent=1, ensure_ascii=False)}\n```",
-            "\n## The request\n",
+            REQUEST,
             *parts,
             "",
         ]
     )
 
 
-def _fetch(question: Question) -> str | None:
-    path = question.answer
-    if path is None:
-        return None
+def _read(path: Path) -> str:
+    return path.read_text(encoding="utf-8-sig", errors="replace")
+
+
+def _settled(path: Path) -> bool:
     try:
-        text, changed = path.read_text(encoding="utf-8-sig", errors="replace"), path.stat().st_mtime
-    except OSError:  # renamed under our hands: the next look finds it
-        return None
-    try:
-        read_answer(text, question.stage)
-    except ValueError:
-        return text if abs(time.time() - changed) > SETTLED_S else None
-    return text
+        return abs(time.time() - path.stat().st_mtime) > SETTLED_S
+    except OSError:  # gone
+        return False
 
 
 def _number(name: str) -> int:
@@ -255,12 +340,17 @@ def _number(name: str) -> int:
 # -- seen from the other side
 
 
+def is_handoff(folder: Path) -> bool:
+    """Did a run ever use the folder?"""
+    return (folder / LOCK).exists() or bool(questions(folder) or questions(folder / "done"))
+
+
 def in_use(folder: Path) -> bool:
     """Does a run have the folder open, on this machine?"""
     import fcntl
 
     try:
-        with (folder / LOCK).open("a") as lock:
+        with (folder / LOCK).open("r+") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False

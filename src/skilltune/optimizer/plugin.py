@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from skilltune import plugins
 from skilltune.calls import Client
@@ -23,7 +24,8 @@ class Material:
 
     `env` and `samples` (by id) hold the train samples and no others. `client` is the model that follows the plug-in's
     name, as in "plugin:mine/openai/gpt-5.5": called with a `Request`, within the budget, retried, priced; None where
-    no model follows. What it answers goes through `run.once`, so that it is paid once.
+    no model follows. What it answers goes through `run.once`, so that it is paid once. `root` is the config's folder,
+    from which relative paths count.
     """
 
     cfg: Config
@@ -31,6 +33,7 @@ class Material:
     samples: Mapping[str, Sample]
     run: Run
     client: Client | None = None
+    root: Path = Path()
 
 
 def train_only(env: Env, samples: Mapping[str, Sample]) -> Env:
@@ -46,7 +49,7 @@ def load_optimizer(name: Name, material: Material) -> tuple[Optimizer, str]:
     Raises `UsageError` where there is none, and for what it makes if that is no `Optimizer`.
     """
     plugin = plugins.require("optimizer", name.plugin)
-    optimizer = plugin.value(name.model, material)
+    optimizer = plugin.make(name.model, material)
     if not isinstance(optimizer, Optimizer):
         raise UsageError(
             f'the optimizer plug-in "{plugin.name}" of {plugin.package} made a {type(optimizer).__name__}, which lacks '

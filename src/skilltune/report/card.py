@@ -14,11 +14,15 @@ from skilltune.gate.certify import Certificate
 from skilltune.models import Usage
 from skilltune.report.markup import cut, visible
 from skilltune.report.record import accepted_versions, claim
-from skilltune.session import Session
+from skilltune.session import Session, made_in_python
 from skilltune.train import Result
 
 LONGEST_DIFF = 20_000  # characters; a pull request's description holds 65,536
 MOST_VERSIONS = 30
+READ = (
+    "The figure to rely on is the certificate's, of test samples that took no part in the training. This table tells "
+    "how versions were chosen: `select ≈` was picked for being high, and a believed gain is a cautious estimate."
+)
 
 _MARKUP = re.compile(r"([\\`*_{}\[\]<>#|~&$])")
 
@@ -50,6 +54,10 @@ def card(session: Session, result: Result) -> str:
 
 
 ARM_HEADERS = ("arm", "test score (95 %)", "n", "against the trained skill", "cost of making it")
+ARM_COST = (
+    "Cost of making it: its rollouts of train and select samples and the optimizer's calls; no rollout of test "
+    "samples, so neither the certificate nor this table."
+)
 
 
 def arm_row(arm: Mapping[str, Any]) -> tuple[str, ...]:
@@ -70,7 +78,7 @@ def _controls(found: Controls) -> list[str]:
     """The control arms, and why others are missing."""
     rows = [tuple(inline(cell) for cell in arm_row(arm.to_json())) for arm in found.arms]
     missing = [f"Not measured: {inline(name)}: {inline(why)}" for name, why in found.missing.items()]
-    return ["## Control arms", "", *_table(ARM_HEADERS, rows), "", *missing, ""]
+    return ["## Control arms", "", *_table(ARM_HEADERS, rows), "", ARM_COST, "", *missing, ""]
 
 
 def _versions(session: Session, result: Result) -> list[str]:
@@ -91,7 +99,7 @@ def _versions(session: Session, result: Result) -> list[str]:
         rows = [rows[0], *rows[1 + left_out :]]
     note = [f"{left_out} versions in between are left out; `skilltune show` lists them.", ""] if left_out > 0 else []
     head = ("version", "step", "select ≈", "edits", "tokens", "accepted because")
-    return ["## Versions", "", *_table(head, rows), "", *note]
+    return ["## Versions", "", *_table(head, rows), "", *note, *([READ, ""] if result.certificate else [])]
 
 
 def _changes(result: Result) -> list[str]:
@@ -117,7 +125,9 @@ def _cost(session: Session, result: Result) -> list[str]:
         *((f"{name} calls", inline(describe_usage(usage))) for name, usage in sorted(session.run.usage.items())),
     ]
     if result.certificate is not None and result.certificate.gain > 0:
-        rows.append(("spent per point gained", inline(per_point(session.budget.spent, result.certificate))))
+        rows.append(
+            ("training and certificate, per point gained", inline(per_point(result.training, result.certificate)))
+        )
     return ["## Cost", "", *_table(("", ""), rows), ""]
 
 
@@ -126,11 +136,16 @@ def _again(session: Session, result: Result) -> list[str]:
     cfg = session.cfg
     toml = visible(to_toml(cfg)).rstrip()
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", toml)), default=0))
+    how = (
+        "save the settings below as `skilltune.toml` beside the skill and the samples, then `skilltune train "
+        "skilltune.toml`."
+    )
+    if unsaid := made_in_python(cfg, session.env):
+        how = f"the settings are below. {inline(unsaid)}"
     return [
         "## How to reproduce",
         "",
-        f"With skilltune {__version__}, preset {cfg.preset}, seed {cfg.seed}: save the settings below as "
-        "`skilltune.toml` beside the skill and the samples, then `skilltune train skilltune.toml`. The input skill has "
+        f"With skilltune {__version__}, preset {cfg.preset}, seed {cfg.seed}: {how} The input skill has "
         f"the hash `{result.start.hash}`, the trained one `{result.best.hash}`.",
         "",
         "<details>",
@@ -162,13 +177,17 @@ def looks(certificate: Certificate) -> str:
 
 
 def per_point(spent: Usage, certificate: Certificate) -> str:
-    """What one point of the certified gain took of everything that the run spent; the gain is positive."""
+    """What one point of the gain on test took of all that training and certificate spent; the gain is positive."""
     points = 100 * certificate.gain
     money = f" and ${spent.usd / points:.4f}" if spent.usd else ""
-    return f"{spent.calls / points:.0f} calls{money}"
+    return f"{counted(round(spent.calls / points))}{money}"
+
+
+def counted(calls: int) -> str:
+    return f"{calls:,} call{'s' * (calls != 1)}"
 
 
 def describe_usage(usage: Usage) -> str:
     """Calls, tokens and dollars in one line; an unknown price is said to be unknown."""
     money = "price unknown" if usage.usd is None else f"${usage.usd:.4f}" if usage.usd else "$0"
-    return f"{usage.calls:,} calls, {usage.input_tokens:,} + {usage.output_tokens:,} tokens, {money}"
+    return f"{counted(usage.calls)}, {usage.input_tokens:,} + {usage.output_tokens:,} tokens, {money}"

@@ -25,8 +25,13 @@ def read_ledger(run: Run, best: str | None) -> list[Rule]:
 
 
 def to_json(rule: Rule) -> dict[str, Any]:
+    """With `low` and `high` of 95 %; a rule that cannot be told from others has them in `together`, and no effect."""
     low, high = rule.interval
-    return asdict(rule) | {"low": low, "high": high}
+    if rule.together is None:
+        return asdict(rule) | {"low": low, "high": high}
+    low, high = rule.together.interval
+    nothing = dict.fromkeys(("effect", "sd", "low", "high"))
+    return asdict(rule) | nothing | {"together": asdict(rule.together) | {"low": low, "high": high}}
 
 
 ABOUT = (
@@ -38,17 +43,31 @@ HEADERS = ("rule", "since", "effect, points (95 %)", "train samples", "why")
 
 def row(rule: Rule) -> tuple[str, ...]:
     """The cells of one rule, in the order of `HEADERS`."""
-    low, high = rule.interval
     text = " ".join(rule.text.split())
     text = text if len(text) <= WIDTH else f"{text[: WIDTH - 1]}…"
     moved = f"fixed {rule.fixed}, broke {rule.broken} of {rule.known}" if rule.known else "never seen with and without"
     return (
         f"− {text}" if rule.op == "delete" else text,
         f"version {rule.version}, step {rule.step}",
-        f"{100 * rule.effect:+.1f} ({100 * low:+.1f}…{100 * high:+.1f})",
+        _effect(rule),
         moved,
         "; ".join(filter(None, (" ".join(rule.why.split()), _cited(rule.evidence)))),
     )
+
+
+def _effect(rule: Rule) -> str:
+    """Of rules that cannot be told apart the first says what all of them add."""
+    together = rule.together
+    if together is None:
+        return _points(rule.effect, rule.interval)
+    if rule.key != together.keys[0]:
+        return "not separable"
+    return f"not separable: {_points(together.effect, together.interval)} for {len(together.keys)} together"
+
+
+def _points(effect: float, interval: tuple[float, float]) -> str:
+    low, high = interval
+    return f"{100 * effect:+.1f} ({100 * low:+.1f}…{100 * high:+.1f})"
 
 
 def _cited(samples: Sequence[str], most: int = 3) -> str:

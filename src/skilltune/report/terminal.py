@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
+import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +34,7 @@ from skilltune.gate.credit import COMPACT
 from skilltune.models import Usage
 from skilltune.optimizer.handoff import Question, in_use
 from skilltune.optimizer.schedule import steps_per_epoch
-from skilltune.report.card import ARM_HEADERS, arm_row, describe_usage, headline, looks, per_point
+from skilltune.report.card import ARM_COST, ARM_HEADERS, arm_row, describe_usage, headline, looks, per_point
 from skilltune.run import FAILED, Run
 from skilltune.samples import describe_power
 from skilltune.session import Session
@@ -50,6 +51,15 @@ EXIT_CODES = {
     3: "stopped by a provider or the network (resumable)",
     4: "stopped by the budget or an interrupt (resumable)",
     5: "finished undecided: accepted, but not certified",
+}
+
+INSTEAD = {  # what an optimizer's stage goes on with where no answer could be read
+    "merge": "; the patches are joined as they are, equal edits once",
+    "rank": "; the edits with the most samples behind them come first",
+    "learning_rate": "; the last number of edits stays",
+    "slow_update": "; no guidance is proposed",
+    "notes": "; the notes stay as they were",
+    "rewrite": "; it goes on without that rewrite",
 }
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -162,7 +172,8 @@ def line(
             more = f" (and {len(data['edits']) - 1} more)" if len(data["edits"]) > 1 else ""
             return _text(f"step {data['step']} · proposed edit refused: {_short(data['edits'][0])}{more}", "dim")
         case "fallback":
-            return _text(f"step {data['step']} · {data['stage']}: {_short(data['reason'])}", "yellow")
+            instead = INSTEAD.get(data["stage"], "")
+            return _text(f"step {data['step']} · {data['stage']}: {_short(data['reason'])}{instead}", "yellow")
         case "waiting":
             return _text(f"waiting {data['seconds']:g} s for the {data['purpose']}: {_short(data['why'])}", "yellow")
         case "handoff" if data["refused"]:
@@ -226,6 +237,16 @@ def explained(data: Mapping[str, Any], gate: GateConfig | None) -> str:
 
 
 # -- the views
+
+
+def affordable(command: str, stopped: str) -> str:
+    """The command that resumes a run; where a limit of the budget stopped it, with the larger one that was named."""
+    found = re.search(r"raise it with (budget\.\w+)=(\S+)", stopped)
+    if found is None:
+        return command
+    larger, words = f"{found[1]}={found[2]}", shlex.split(command)
+    raised = [larger if word.startswith(f"{found[1]}=") else word for word in words]
+    return shlex.join(raised if larger in raised else [*raised, larger])
 
 
 def _command(folder: Path) -> str:
@@ -296,7 +317,8 @@ class Lines:
             c = result.certificate
             console.print(str(c))
             console.print(f"fixed {c.fixed}, broke {c.broken} of {c.n} test samples; {c.method}; {looks(c)}")
-            console.print(f"a point gained took {per_point(session.budget.spent, c)}" if c.gain > 0 else "")
+            if c.gain > 0:
+                console.print(f"a point gained took {per_point(result.training, c)} of training and certificate")
         else:
             console.print(f"no certificate: {result.uncertified}")
         if result.controls is not None:
@@ -312,17 +334,17 @@ class Lines:
         console.print(f"{'skill':<15}{best_path(session, result)}")
         console.print(f"{'card':<15}{session.run.folder / 'card.md'}")
         if result.exit_code in (3, 4):
-            console.print(f"{'resume with':<15}{self.command(session.run.folder)}")
-        console.print(f"{'next':<15}skilltune show {session.run.folder}")
+            console.print(f"{'resume with':<15}{affordable(self.command(session.run.folder), str(result.stopped))}")
+        console.print(f"{'next':<15}skilltune show {session.run.folder}; skilltune report {session.run.folder}")
         console.print(f"{'exit':<15}{result.exit_code}: {EXIT_CODES[result.exit_code]}")
 
     def failed(self, message: str, exit_code: int) -> None:
-        """The run ended with an error; the message goes to stderr."""
-        print(f"error: {clean(message)}", file=sys.stderr)
+        """The run ended with an error, or was stopped; the message goes to stderr."""
+        print(f"{'stopped' if exit_code == 4 else 'error'}: {clean(message)}", file=sys.stderr)
         if self.progress is not None and exit_code in (3, 4):
             folder = self.progress.session.run.folder
             print(f"so far: {self.progress}; kept in {folder}", file=sys.stderr)
-            print(f"resume with: {self.command(folder)}", file=sys.stderr)
+            print(f"resume with: {affordable(self.command(folder), message)}", file=sys.stderr)
 
 
 @dataclass(slots=True)
@@ -437,7 +459,8 @@ class History:
             elif type == "verdict":
                 edits = sum(edit["status"] == "applied" for edit in data["edits"])
                 row = {key: data[key] for key in ("step", "epoch", "version", "accepted", "score", "reason")}
-                rows.append(row | {"edits": edits, "data": data})
+                row |= {"kind": _kind(data, rows[-1]), "edits": edits, **figures(data)}
+                rows.append(row | {"data": data})
                 if data["accepted"]:
                     versions[data["version"]] = data["skill"]
                 finish, stopped = None, ""
@@ -465,7 +488,8 @@ class History:
         if self.command is None:
             return f"the same call or command that began it, with {self.folder} as its run"
         elsewhere = Path.cwd() != Path(self.command["folder"])
-        return self.command["line"] + (f"   (in {self.command['folder']})" if elsewhere else "")
+        line = affordable(self.command["line"], self.stopped)
+        return line + (f"   (in {self.command['folder']})" if elsewhere else "")
 
     @property
     def best(self) -> str | None:
@@ -506,11 +530,28 @@ class History:
         }
 
 
+def _kind(verdict: Mapping[str, Any], before: Mapping[str, Any]) -> str:
+    """Of what a verdict is: an epoch's slow update comes second under the number of its last step."""
+    if verdict["numbers"].get("rule") == COMPACT:
+        return "compact"
+    return "slow" if verdict["step"] == before.get("step") else "step"
+
+
+def figures(verdict: Mapping[str, Any]) -> dict[str, float | int | None]:
+    """A verdict as numbers, in scores: the means `before` and `after` on `n` select samples, the believed `gain` and
+    its `sd`, and P(better); None where its gate has no such figure."""
+    last = (verdict["numbers"].get("looks") or [{}])[-1]
+    measured = {"before": verdict["before"], "after": verdict["after"], "n": len(verdict["differences"])}
+    return measured | {"gain": last.get("gain"), "sd": last.get("sd"), "p_better": last.get("better")}
+
+
 def show_run(history: History, console: Console) -> None:
     """The table of verdicts, the certificate, the cost, the files."""
     rows = [
         (
-            str(row.get("step", "")),
+            {"slow": f"{row['step']}, slow update", "compact": "compact"}.get(row["kind"], str(row["step"]))
+            if "step" in row
+            else "",
             str(row.get("epoch", "")),
             percent(row["score"]),
             {True: f"version {row['version']}", False: "no"}[row["accepted"]] if "accepted" in row else "version 0",
@@ -548,6 +589,7 @@ def print_controls(data: Mapping[str, Any], console: Console) -> None:
     """The table of the control arms, and why others are missing."""
     console.print()
     console.print(columns(ARM_HEADERS, [arm_row(arm) for arm in data["arms"]]))
+    console.print(ARM_COST)
     for name, why in data["missing"].items():
         console.print(f"not measured: {name}: {_short(why)}")
 

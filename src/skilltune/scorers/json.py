@@ -124,7 +124,7 @@ def violations(value: Any, schema: Mapping[str, Any], path: str) -> Iterator[str
     if types and not any(_TYPES[name](value) for name in types):
         yield f"{path} should be {' or '.join(types)}, is {_show(value)}"
     if "enum" in schema and not any(_same(value, option) for option in schema["enum"]):
-        yield f"{path} should be one of {quote(as_text(schema['enum']))}, is {_show(value)}"
+        yield f"{path} should be {' or '.join(map(_show, schema['enum']))}, is {_show(value)}"
     if "const" in schema and not _same(value, schema["const"]):
         yield f"{path} should be {_show(schema['const'])}, is {_show(value)}"
     if isinstance(value, dict):

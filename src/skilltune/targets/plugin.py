@@ -128,7 +128,7 @@ def load_target(cfg: TargetConfig) -> AgentModel:
     if cfg.api != "chat":
         raise UsageError(f"target.api: `{name}` has no {cfg.api} API; leave `api` out")
     plugin = plugins.require("target", name.plugin)
-    target = plugin.value(name.model, cfg)
+    target = plugin.make(name.model, cfg)
     if not isinstance(target, Target):
         raise UsageError(
             f'the target plug-in "{plugin.name}" of {plugin.package} made a {type(target).__name__}, which lacks a '

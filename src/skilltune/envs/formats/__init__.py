@@ -12,7 +12,7 @@ from pathlib import Path
 
 from skilltune.envs.formats import huggingface, promptfoo
 from skilltune.envs.formats.plain import json_rows, line_rows
-from skilltune.envs.formats.rows import SPLIT_NAMES, Row, assemble
+from skilltune.envs.formats.rows import SPLIT_NAMES, Placed, Row, assemble, refuse
 from skilltune.envs.formats.tables import table_rows
 from skilltune.errors import UsageError
 from skilltune.samples import Sample
@@ -31,8 +31,13 @@ def load_samples(source: str | Path, fields: Mapping[str, str] | None = None) ->
     .yaml (promptfoo), .parquet and .arrow, "hf:PATH_OR_NAME[/CONFIG][@SPLIT]", a folder with evals/evals.json or
     promptfooconfig.yaml, and a folder with train, val and test in it (each with items.json or items.jsonl). Unknown
     keys go to `metadata`. Checks that only a reader can decide are kept in `checks` with the type "judge", where a
-    scorer without a judge refuses them. Raises UsageError naming file and line.
+    scorer without a judge refuses them. Raises UsageError naming file and line of all that is wrong, ten at most.
     """
+    return [sample for _, sample in placed_samples(source, fields)]
+
+
+def placed_samples(source: str | Path, fields: Mapping[str, str] | None = None) -> list[Placed]:
+    """What `load_samples` reads, each with the place where it stands ("data.jsonl:12")."""
     samples = assemble(_rows(source), fields)
     if not samples:
         raise UsageError(f"{source} holds no samples: expected one object per sample, with at least `input`")
@@ -106,4 +111,4 @@ def _split_rows(folder: Path) -> Iterator[Row]:
             yield where, {**row, "split": split} if isinstance(row, Mapping) else row
 
 
-__all__ = ["assemble", "is_huggingface", "load_samples", "located", "root_of"]
+__all__ = ["assemble", "is_huggingface", "load_samples", "located", "placed_samples", "refuse", "root_of"]

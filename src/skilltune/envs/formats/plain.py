@@ -24,13 +24,16 @@ def line_rows(path: Path) -> Iterator[Row]:
         if line.strip():
             where = f"{path}:{number}"
             gbrain.refuse_unreviewed(line, where)
-            yield where, gbrain.translated(where, _json(line, where))
+            try:
+                yield where, gbrain.translated(where, _json(line, path, number))
+            except UsageError as error:
+                yield where, error
 
 
 def json_rows(path: Path) -> Iterator[Row]:
     """JSON: a list of samples, or an object that holds one list of them."""
     text = read_text(path)
-    data = _json(text, str(path)) if text.strip() else []
+    data = _json(text, path) if text.strip() else []
     key = None
     if isinstance(data, dict):
         lists = [name for name in _LISTS if isinstance(data.get(name), list)]
@@ -47,7 +50,10 @@ def json_rows(path: Path) -> Iterator[Row]:
     for row, start in zip(data, _item_starts(text, key), strict=False):  # without items there is no list to look into
         line, counted = line + text.count("\n", counted, start), start
         where = f"{path}:{line}"
-        yield where, gbrain.translated(where, row)
+        try:
+            yield where, gbrain.translated(where, row)
+        except UsageError as error:
+            yield where, error
 
 
 def read_text(path: Path) -> str:
@@ -62,14 +68,19 @@ def read_text(path: Path) -> str:
         raise UsageError(f"{path}:{line}: not UTF-8 text ({error.reason}): save the file as UTF-8") from None
 
 
-def _json(text: str, where: str) -> Any:
+def _json(text: str, path: Path, line: int = 0) -> Any:
+    """The value of a whole file, or of one `line` of it. Raises UsageError naming the line of the file."""
+    where = f"{path}:{line}" if line else str(path)
     try:
         return json.loads(text, parse_constant=_refuse_constant)
     except RecursionError:
         raise UsageError(f"{where}: JSON nested too deeply") from None
+    except json.JSONDecodeError as error:
+        hint = "; with one object per line, name the file .jsonl" if error.msg == "Extra data" and not line else ""
+        place = f"{path}:{line or error.lineno}"
+        raise UsageError(f"{place}: not valid JSON: {error.msg} at column {error.colno}{hint}") from None
     except ValueError as error:
-        hint = "; with one object per line, name the file .jsonl" if str(error).startswith("Extra data") else ""
-        raise UsageError(f"{where}: not valid JSON: {error}{hint}") from None
+        raise UsageError(f"{where}: not valid JSON: {error}") from None
 
 
 def _refuse_constant(name: str) -> Any:

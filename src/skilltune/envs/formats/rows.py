@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -19,7 +19,8 @@ from skilltune.samples import Sample
 from skilltune.scorers import KINDS
 from skilltune.scorers.reading import nearest, quote
 
-Row = tuple[str, Mapping[str, Any]]  # where it stands, and its keys
+Row = tuple[str, Mapping[str, Any] | UsageError]  # where it stands, and its keys or what is wrong with it
+Placed = tuple[str, Sample]
 
 ALIASES: dict[str, tuple[str, ...]] = {
     "input": ("question", "prompt", "query"),
@@ -36,12 +37,14 @@ SPLIT_NAMES = {
 }
 _PROSE = ("expectations", "assertions", "rubric")
 _PROSE_TEXT = ("text", "expectation", "assertion", "description", "name")  # of an expectation written as an object
+MOST_SHOWN = 10  # problems of one source
 _EXAMPLES = {"example_user": "user", "example_assistant": "assistant"}  # OpenAI evals name worked examples so
 
 
-def assemble(rows: Iterable[Row | Sample], fields: Mapping[str, str] | None = None) -> list[Sample]:
-    """Rows to samples with unique ids. A row without one gets 12 hex digits of its content's hash; when the same
-    content comes again, "-2", "-3", … is appended (`split` keeps such twins together)."""
+def assemble(rows: Iterable[Row | Sample], fields: Mapping[str, str] | None = None) -> list[Placed]:
+    """Rows to samples with unique ids, each with its place. A row without an id gets 12 hex digits of its
+    content's hash; when the same content comes again, "-2", "-3", … is appended (`split` keeps such twins together).
+    Raises UsageError with what is wrong with each row, a line for each."""
     fields = dict(fields or {})
     for ours in fields:
         if ours not in Sample.model_fields:
@@ -49,19 +52,28 @@ def assemble(rows: Iterable[Row | Sample], fields: Mapping[str, str] | None = No
                 f'fields: "{ours}" is not a field of a sample{nearest(ours, Sample.model_fields)}; '
                 f"there are {', '.join(Sample.model_fields)}"
             )
-    samples: list[Sample] = []
+    samples: list[Placed] = []
     places: dict[str, str] = {}
+    problems: list[str] = []
     unused = set(fields.values())
     for number, row in enumerate(rows, 1):
-        where, sample = (f"sample {number}", row) if isinstance(row, Sample) else (row[0], parse(*row, fields))
-        if not isinstance(row, Sample):
-            unused -= row[1].keys()
+        where, content = (f"sample {number}", row) if isinstance(row, Sample) else row
+        if isinstance(content, Mapping):
+            unused -= content.keys()
+        try:
+            sample = content if isinstance(content, Sample) else parse(where, content, fields)
+            if sample.id in places:
+                raise UsageError(
+                    f'{where}: the id "{sample.id}" is already that of {places[sample.id]}; ids are unique'
+                )
+        except UsageError as error:
+            problems.append(str(error))
+            continue
         if not sample.id:
             sample = sample.model_copy(update={"id": _content_id(sample, places)})
-        elif sample.id in places:
-            raise UsageError(f'{where}: the id "{sample.id}" is already that of {places[sample.id]}; ids are unique')
         places[sample.id] = where
-        samples.append(sample)
+        samples.append((where, sample))
+    refuse(problems)
     if samples and unused:
         theirs = min(unused)
         ours = next(ours for ours, name in fields.items() if name == theirs)
@@ -69,8 +81,17 @@ def assemble(rows: Iterable[Row | Sample], fields: Mapping[str, str] | None = No
     return samples
 
 
-def parse(where: str, row: Mapping[str, Any], fields: Mapping[str, str]) -> Sample:
+def refuse(problems: Sequence[str]) -> None:
+    """Raises UsageError with the first ten of the problems, if there are any."""
+    if problems:
+        more = [f"… and {len(problems) - MOST_SHOWN:,} more like these"] if len(problems) > MOST_SHOWN else []
+        raise UsageError("\n".join([*problems[:MOST_SHOWN], *more]))
+
+
+def parse(where: str, row: Mapping[str, Any] | UsageError, fields: Mapping[str, str]) -> Sample:
     """One row as a Sample; its id is "" if the row has none. Raises UsageError that begins with `where`."""
+    if isinstance(row, UsageError):
+        raise row
     if not isinstance(row, Mapping):
         raise UsageError(f"{where}: expected an object with at least `input`, found {quote(str(row))}")
     rest = dict(row)
@@ -83,8 +104,7 @@ def parse(where: str, row: Mapping[str, Any], fields: Mapping[str, str]) -> Samp
             found = [alias for alias in aliases if rest.get(alias) is not None]
             if len(found) > 1:
                 raise UsageError(
-                    f"{where}: {' and '.join(found)} could both be the {ours}: "
-                    f'name one, e.g. fields = {{"{ours}": "{found[0]}"}}'
+                    f"{where}: {' and '.join(found)} could both be the {ours}: name one, e.g. {_named(ours, found[0])}"
                 )
             if found:
                 values[ours] = rest.pop(found[0])
@@ -121,8 +141,13 @@ def _no_input(where: str, row: Mapping[str, Any], fields: Mapping[str, str]) -> 
     names = [fields["input"]] if "input" in fields else ["input", *ALIASES["input"]]
     hint = next(filter(None, (nearest(name, row) for name in names)), "")
     keys = ", ".join(map(str, row)) or "none"
-    how = "" if "input" in fields else '; name it with fields = {"input": "…"}'
+    how = "" if "input" in fields else f"; name it with {_named('input', '…')}"
     return f"{where}: no {' or '.join(names)} among its keys{hint}: {keys}{how}"
+
+
+def _named(ours: str, theirs: str) -> str:
+    """How to say which key is ours, in a config and to a command."""
+    return f'env.fields = {{{ours} = "{theirs}"}} (skilltune convert: --field {ours}={theirs})'
 
 
 def _id(where: str, values: Mapping[str, Any]) -> str:

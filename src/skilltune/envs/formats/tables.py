@@ -15,7 +15,7 @@ from skilltune.errors import UsageError
 def table_rows(path: Path) -> Iterator[Row]:
     """One row a record, an empty cell meaning no value. A .csv whose header has semicolons and no comma is split at
     those, as spreadsheets write it in half of Europe; a column without a name is called "column N"."""
-    text = read_text(path)
+    text, start = read_text(path), 1
     limit = csv.field_size_limit(2**31 - 1)  # the default refuses cells beyond 128 kB
     try:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(path, text), strict=True)
@@ -25,13 +25,15 @@ def table_rows(path: Path) -> Iterator[Row]:
         start = reader.line_num + 1
         for cells in reader:
             if len(cells) > len(header) or (cells and len(cells) < len(header)):
-                raise UsageError(f"{path}:{start}: {len(cells)} cells for {len(header)} columns: is a comma unquoted?")
-            if any(cells):
+                problem = f"{len(cells)} cells for {len(header)} columns: is a comma unquoted?"
+                yield f"{path}:{start}", UsageError(f"{path}:{start}: {problem}")
+            elif any(cells):
                 yield f"{path}:{start}", {name: cell for name, cell in zip(header, cells, strict=True) if cell != ""}
             start = reader.line_num + 1
     except csv.Error as error:
         raise UsageError(
-            f"{path}: not a readable table: {error}; a cell that holds a quote is quoted, its quotes doubled"
+            f"{path}:{start}: not a readable table, from this line on: {error}; a quote that opens a cell is closed at "
+            "its end, and one inside of it doubled"
         ) from None
     finally:
         csv.field_size_limit(limit)

@@ -1,0 +1,6 @@
+"""`python -m skilltune`: the command line."""
+
+from skilltune.cli import main
+
+if __name__ == "__main__":
+    main()
