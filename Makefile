@@ -51,7 +51,7 @@ format: $(READY)  ## put the style right
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY)  ## the committed figures of bench/README.md, made anew (about fifteen minutes)
+bench: $(READY)  ## the committed figures of bench/README.md, made anew (about an hour)
 	bash bench/run.sh
 
 docs: $(READY)  ## build the documentation's site into site/

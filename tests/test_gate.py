@@ -10,6 +10,7 @@ import pytest
 from skilltune.config import GateConfig, make_config
 from skilltune.edits import Edit
 from skilltune.gate import Arena, Verdict
+from skilltune.gate.effects import draw_effects
 from skilltune.gate.race import Race
 from skilltune.gate.stats import standard_error
 from skilltune.gate.strict import Strict
@@ -151,6 +152,33 @@ async def test_a_screen_ends_when_the_team_is_plain(good: bool) -> None:
     await gate.judge(START, pool, limit=1, name="step 1")
     paid = sum(skill != START.hash and sample[0] == "t" for skill, sample, _ in rolls.asked)
     assert (paid < 45) == good
+
+
+async def test_every_rollout_is_evidence_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it was made for: a screen, a race, won or lost, a batch; a text that is tried again is no more."""
+    counted: list[int] = []
+
+    def counting(trials: Sequence[Any], *args: Any, **options: Any) -> Any:
+        counted.append(len(trials))
+        return draw_effects(trials, *args, **options)
+
+    monkeypatch.setattr("skilltune.gate.tried.draw_effects", counting)
+    solved_by = {"- a": range(2), "- b": range(2, 5), "- c": range(5, 7)}
+    made = arena(
+        lambda text, i: float(any(line in text and i in solves for line, solves in solved_by.items())),
+        **{"pool": 4, "screen": 24, "texts": 6, "block": 16},
+    )
+    gate, rolls, skill = Race(made), cast(Any, made.roll), START
+    await gate.baseline(START)
+    offered = [rule("a", "t0", "t1"), rule("b", "t2", "t3", "t4"), rule("c", "t5", "t6"), rule("null", "t5")]
+    for step in range(4):
+        await rolls(skill, TRAIN)
+        verdict = await gate.judge(skill, offered, limit=1, name=f"step {step}")
+        assert counted[-1] <= len(rolls.seen)
+        skill = verdict.skill
+    assert len(gate.evidence.incumbents) > 2
+    assert len(set(counted)) >= 4
+    assert skill.text.count("- a") <= 1  # what stands in the skill is not offered again
 
 
 async def test_a_candidate_that_promises_too_little_is_not_raced() -> None:

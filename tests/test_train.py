@@ -429,9 +429,11 @@ async def test_patience_counts_steps_without_an_accept(tmp_path: Path) -> None:
     with small(optimizer_mode="useless") as world:
         trained = await train(world, tmp_path, {"train.patience": 2, "train.epochs": 4})
     assert len(trained.verdicts) == 2
-    assert events(trained.folder, "stopping") == [
-        {"reason": "no accept in 2 steps (train.patience = 2): 2 × the screen found no edit worth a race"}
-    ]
+    [stopping] = events(trained.folder, "stopping")
+    said, _, counted = stopping["reason"].partition(": ")
+    assert said == "no accept in 2 steps (train.patience = 2)"
+    assert "screen found no edit worth a race" in counted
+    assert sum(int(part.split(" × ")[0]) for part in counted.split(", ")) == 2
     assert trained.result.exit_code == 1
 
 

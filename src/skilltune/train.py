@@ -30,11 +30,12 @@ from skilltune.optimizer.schedule import schedule, steps_per_epoch
 from skilltune.roll import gather
 from skilltune.rollout import Rollout
 from skilltune.run import rng
+from skilltune.samples import Sample
 from skilltune.session import Session
 from skilltune.skill import Skill
 
 CONFIRM_FROM = 0.5  # score on `select` from which on a failure may well be bad luck
-REPEATS = 8  # equal answers to equal questions that show a target to be deterministic
+REPEATS = 8  # failures that were answered alike twice, from which on failures are not rolled again
 
 
 @dataclass(slots=True)
@@ -46,6 +47,7 @@ class State:
     verdicts: list[Verdict] = field(default_factory=list)
     score: float | None = None  # of the incumbent on `select`
     since_accept: int = 0  # steps
+    steady: bool = False  # the target gave equal answers to equal questions
     stopped: Stopped | None = None
 
     @property
@@ -155,8 +157,9 @@ async def fit(s: Session, state: State) -> None:
 
         attempts = s.arena.draws(s.cfg.target.attempts)
         batch = s.roll.stream(state.skill, step.batch, attempts=attempts, purpose=f"step {step.index}")
-        if cfg.confirm and attempts == 1 and (state.score or 0.0) >= CONFIRM_FROM:
-            batch = confirmed(s, state.skill, batch, f"step {step.index}, failures again")
+        repeats = attempts == 1 and s.arena.draws(2) > 1 and not state.steady
+        if cfg.confirm and repeats and (state.score or 0.0) >= CONFIRM_FROM:
+            batch = confirmed(s, state, batch, f"step {step.index}, failures again")
         async with aclosing(batch) as rollouts:
             proposals = await optimizer.propose(state.skill, rollouts, state.memory, step, step.lr or cfg.lr)
         limit = step.lr or await optimizer.learning_rate(state.skill, proposals, state.memory, step, cfg.lr)
@@ -171,18 +174,21 @@ async def fit(s: Session, state: State) -> None:
 
 
 async def confirmed(
-    s: Session, skill: Skill, rollouts: AsyncGenerator[Rollout, None], purpose: str
+    s: Session, state: State, rollouts: AsyncGenerator[Rollout, None], purpose: str
 ) -> AsyncGenerator[Rollout, None]:
-    """A batch whose failures were rolled once more: what succeeds then was bad luck, and passes for a success."""
+    """A batch whose full failures were rolled once more: what succeeds then was bad luck, and passes for a success. A
+    target that gives the same answers again is not asked twice any more."""
+    by_id = {sample.id: sample for sample in s.splits.train}
+    first, samples = list[Rollout](), list[Sample]()
     async with aclosing(rollouts):
-        first = [rollout async for rollout in rollouts]
-    failed = {rollout.sample for rollout in first if rollout.score and not rollout.score.hard}
-    samples = [sample for sample in s.splits.train if sample.id in failed]
-    if s.arena.draws(2) == 1:
-        samples = []
-    second = {rollout.sample: rollout for rollout in await s.roll(skill, samples, attempt=1, purpose=purpose)}
-    if len(second) >= REPEATS and all(second[r.sample].answer == r.answer for r in first if r.sample in second):
-        s.arena.noise = 0.0  # the target repeats itself to the letter: nothing is to be learned by asking twice
+        async for rollout in rollouts:
+            first.append(rollout)
+            if rollout.score and rollout.score.value == 0:
+                samples.append(by_id[rollout.sample])
+                s.roll.expect(state.skill, samples[-1:], 1)
+    second = {rollout.sample: rollout for rollout in await s.roll(state.skill, samples, attempt=1, purpose=purpose)}
+    equal = [second[rollout.sample].answer == rollout.answer for rollout in first if rollout.sample in second]
+    state.steady = len(equal) >= REPEATS and all(equal)
     for rollout in first:
         again = second.get(rollout.sample)
         yield again if again and again.score and again.score.hard else rollout

@@ -7,16 +7,15 @@ edits that look good but were not taken stay in the pool, with what was learned 
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 from skilltune.edits import apply
 from skilltune.gate import Arena, Verdict
 from skilltune.gate.crossed import Observation, Posterior, fit
-from skilltune.gate.effects import DRAWS
 from skilltune.gate.screen import Pool, Screened, assign, balanced
 from skilltune.gate.stats import Mixture, standard_error, updated
-from skilltune.gate.tried import Evidence, Tried
+from skilltune.gate.tried import Evidence, Scores
 from skilltune.optimizer import Proposal, join
 from skilltune.optimizer.memory import Rejected
 from skilltune.roll import gather, mean
@@ -88,9 +87,11 @@ class Race:
         protect: Sequence[str] = (),
         alone: bool = False,
     ) -> Verdict:
+        held = self.evidence.enthrone(skill)
         old, waiting = ([], []) if alone else (self.leftover, self.waiting)
         measured = {proposal.edit.key for proposal in old}
-        joined = sorted(join([*old, *proposals, *waiting]), key=lambda proposal: proposal.edit.key not in measured)
+        offered = [proposal for proposal in (*old, *proposals, *waiting) if proposal.edit.key not in held]
+        joined = sorted(join(offered), key=lambda proposal: proposal.edit.key not in measured)
         reports = {p: apply(skill, [p.edit], protect=protect, max_tokens=self.arena.max_tokens) for p in joined}
         unusable = tuple(Rejected(p.edit, a.reports[0].reason) for p, a in reports.items() if not a.changed)
         usable = [proposal for proposal, applied in reports.items() if applied.changed]
@@ -124,10 +125,7 @@ class Race:
         if not cfg.screen or (len(pool.proposals) == 1 and not pool.proposals[0].support):
             return None
         by_id = {sample.id: sample for sample in arena.train}
-        scores = self._scores(pool.skill.hash, by_id)
-        selected = self._scores(pool.skill.hash, {sample.id for sample in arena.select})
-        self.evidence.incumbents[pool.skill.hash] = scores | selected
-        known = self.evidence.standing(by_id)
+        known = self.evidence.standing(self._scores(), by_id)
         self.evidence.supports |= {p.edit.key: frozenset(p.support) for p in pool.proposals}
         fresh = len(set(pool.keys) - self.evidence.measured)
         self.evidence.measured |= set(pool.keys)
@@ -136,13 +134,13 @@ class Race:
         screened = None
         for number, part in enumerate(ROUNDS):
             draw = rng(arena.seed, "screen", name, number)
-            size = FEW if self.evidence.claims >= CLAIMS else MANY
+            size = max(1, min(FEW if self.evidence.claims >= CLAIMS else MANY, len(pool.proposals) - 1))
             wanted = max(1, round(part * texts))
             if screened is None:
-                design = balanced(pool, wanted, max(1, min(size, len(pool.proposals) - 1)), draw)
+                design = balanced(pool, wanted, size, draw)
             else:
                 sampled = screened.sampled(wanted, max(size, limit))
-                design = [pool.filled(subset, size, draw) for subset in sampled]
+                design = list(dict.fromkeys(pool.filled(subset, size, draw) for subset in sampled))
             plan = assign(pool, design, known, round(part * rollouts), draw)
             await gather(
                 [
@@ -150,27 +148,26 @@ class Race:
                     for subset, samples in zip(design, plan, strict=True)
                 ]
             )
-            last = number == len(ROUNDS) - 1
-            draws = self.evidence.draws(pool.skill.hash, pool.keys, draw, draws=DRAWS if last else BETWEEN)
-            screened = Screened(pool, draws, sorted(known))
-            if screened.sure(limit, SURE):
-                break
-        return screened
+            if number < len(ROUNDS) - 1:
+                draws = self.evidence.draws(self._scores(), pool.keys, draw, draws=BETWEEN)
+                screened = Screened(pool, draws, sorted(known))
+                if screened.sure(limit, SURE):
+                    break
+        draws = self.evidence.draws(self._scores(), pool.keys, rng(arena.seed, "screen", name))
+        return Screened(pool, draws, sorted(known))
 
     async def _try(self, pool: Pool, subset: Sequence[int], samples: Sequence[Sample], name: str) -> None:
         """Roll the samples under the incumbent with some edits of the pool: evidence of each of them."""
-        edits = tuple(pool.keys[i] for i in subset)
-        for rollout in await self.arena.roll(pool.text(subset), samples, purpose=f"{name} {subset}"):
-            if rollout.score is not None:
-                score = self.arena.metric(rollout.score)
-                self.evidence.screened.append(Tried(rollout.sample, pool.skill.hash, edits, score))
+        text = pool.text(subset)
+        self.evidence.note(text, pool.skill, [pool.proposals[i] for i in subset])
+        await self.arena.roll(text, samples, purpose=f"{name} {subset}")
 
-    def _scores(self, version: str, samples: Container[str]) -> dict[str, list[float]]:
-        """The version's scores on each of the samples on which it was seen."""
-        scores: dict[str, list[float]] = {}
+    def _scores(self) -> Scores:
+        """All that was seen in this run."""
+        scores: dict[tuple[str, str], list[float]] = {}
         for (skill, sample, _), rollout in sorted(self.arena.roll.seen.items()):
-            if skill == version and sample in samples and rollout.score is not None:
-                scores.setdefault(sample, []).append(self.arena.metric(rollout.score))
+            if rollout.score is not None:
+                scores.setdefault((skill, sample), []).append(self.arena.metric(rollout.score))
         return scores
 
     # -- (c) the race
@@ -180,9 +177,11 @@ class Race:
         edits = [pool.proposals[i].edit for i in chosen]
         applied = apply(pool.skill, edits, protect=pool.protect, max_tokens=pool.max_tokens)
         candidate = applied.skill
-        if screened and candidate.hash in self.evidence.raced:  # what its own race said is said again below
-            draw = rng(arena.seed, "screen", name, "without")
-            draws = self.evidence.draws(pool.skill.hash, pool.keys, draw, without=candidate.hash)
+        self.evidence.note(candidate, pool.skill, [pool.proposals[i] for i in chosen])
+        own = {(candidate.hash, sample.id) for sample in arena.select}
+        if screened and any((text, sample) in own for text, sample, _ in arena.roll.seen):
+            draw = rng(arena.seed, "screen", name, "without")  # what its own race said is said again below
+            draws = self.evidence.draws(self._scores(), pool.keys, draw, without=own)
             screened = Screened(pool, draws, screened.known)
         prior = _transferred(screened.gains(chosen)) if screened else UNSCREENED
         belief_before = Mixture(prior)
@@ -216,12 +215,7 @@ class Race:
                 break
             likelier = candidate if looks[-1].better > 0.5 else pool.skill
         look, accepted = looks[-1], decision == "accepted"
-        keys, raced = tuple(edit.key for edit in edits), self._select_scores(candidate.hash)
-        self.evidence.raced[candidate.hash] = [Tried(s, pool.skill.hash, keys, score) for s, score in raced]
         self.level = look.after if accepted else look.before
-        if accepted:
-            lineage = self.evidence.lineage.get(pool.skill.hash, ())
-            self.evidence.lineage[candidate.hash] = (*lineage, *keys)
         old, new = dict(self._select_scores(pool.skill.hash)), dict(self._select_scores(candidate.hash))
         differences = {sample: new[sample] - old[sample] for sample in sorted(new) if sample in old}
         return Verdict(

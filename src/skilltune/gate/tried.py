@@ -1,7 +1,8 @@
 """All that was ever tried on an incumbent or on it with edits of a pool, in one model of effects.
 
 A small effect shows only in what several screens say of it together, so no trial is forgotten when a step ends or the
-incumbent changes: an accepted edit is in every later trial, and its effect is drawn with the others'.
+incumbent changes: an accepted edit is in every later trial, and its effect is drawn with the others'. Each rollout
+counts once, whatever it was made for.
 """
 
 from __future__ import annotations
@@ -12,64 +13,75 @@ from random import Random
 from statistics import fmean
 
 from skilltune.gate.effects import DRAWS, Draw, Odds, Trial, draw_effects
+from skilltune.optimizer import Proposal
+from skilltune.skill import Skill
 
 ODDS = Odds((2.0, 18.0), (4.0, 4.0))  # before anything was tried
 
-
-@dataclass(frozen=True, slots=True)
-class Tried:
-    """One score of a sample under a version with some edits, by their keys."""
-
-    sample: str
-    version: str
-    edits: tuple[str, ...]
-    score: float
+Scores = Mapping[tuple[str, str], Sequence[float]]  # by text hash and sample
 
 
 @dataclass(slots=True)
 class Evidence:
-    incumbents: dict[str, dict[str, list[float]]] = field(default_factory=dict)  # scores by version and sample
-    screened: list[Tried] = field(default_factory=list)
-    raced: dict[str, list[Tried]] = field(default_factory=dict)  # by candidate
-    lineage: dict[str, tuple[str, ...]] = field(default_factory=dict)  # the edits that led to a version
+    """Which edits the texts of a run hold, and what was learned of these."""
+
+    texts: dict[str, tuple[str, ...]] = field(default_factory=dict)  # the keys of a text's edits, by its hash
+    incumbents: list[str] = field(default_factory=list)  # hashes, the present one last
+    edits: dict[str, str] = field(default_factory=dict)  # what an edit inserts, by its key
     supports: dict[str, frozenset[str]] = field(default_factory=dict)  # the samples that an edit claims
     measured: set[str] = field(default_factory=set)  # edits that were in a screen
     claims: float = 1.0  # share of edits with an effect on these; until something was tried, of all
     # Where the chain stood at last: the samples, and the two effects of each edit.
     last: tuple[Mapping[str, int], Mapping[str, tuple[int, int]]] | None = None
 
-    def standing(self, samples: Container[str]) -> dict[str, float]:
-        """Mean scores of train samples under the last incumbent, or under the last version that was seen on them."""
-        known = [scores for version in self.incumbents.values() for scores in version.items() if scores[0] in samples]
-        return {sample: fmean(scores) for sample, scores in known}
+    def enthrone(self, skill: Skill) -> tuple[str, ...]:
+        """Take note of the incumbent; the edits that it holds."""
+        if skill.hash not in self.incumbents[-1:]:
+            self.incumbents.append(skill.hash)
+        return self.texts.setdefault(skill.hash, ())
+
+    def note(self, text: Skill, incumbent: Skill, proposals: Sequence[Proposal]) -> None:
+        """Take note of what a text holds: the incumbent's edits, but for those that were overwritten, and these."""
+        self.edits |= {p.edit.key: (p.edit.text or "").strip() for p in proposals}
+        held = [key for key in self.texts[incumbent.hash] if self.edits[key] in text.text]
+        self.texts.setdefault(text.hash, tuple(dict.fromkeys((*held, *(p.edit.key for p in proposals)))))
+
+    def standing(self, scores: Scores, samples: Container[str]) -> dict[str, float]:
+        """Mean scores of samples under the incumbent, or under the last version that was seen on them."""
+        rank = {version: place for place, version in enumerate(self.incumbents)}
+        known = [(rank[text], sample, seen) for (text, sample), seen in scores.items() if text in rank]
+        return {sample: fmean(seen) for _, sample, seen in sorted(known) if sample in samples}
 
     def draws(
-        self, version: str, pool: Sequence[str], random: Random, *, draws: int = DRAWS, without: str = ""
+        self,
+        scores: Scores,
+        pool: Sequence[str],
+        random: Random,
+        *,
+        draws: int = DRAWS,
+        without: Container[tuple[str, str]] = (),
     ) -> list[Draw]:
-        """Draws of the samples under a version and of the effects of the edits of a pool, in its order, by all trials
-        but those of the race of the candidate `without`."""
-        seen = [
-            Tried(sample, version, (), score)
-            for version, known in self.incumbents.items()
-            for sample, scores in known.items()
-            for score in scores
+        """Draws of the samples under the incumbent and of the effects of the edits of a pool, in its order, by all
+        scores but those of `without`."""
+        rows = [
+            (sample, self.texts[text], score)
+            for (text, sample), seen in sorted(scores.items())
+            if text in self.texts and (text, sample) not in without
+            for score in seen
         ]
-        seen += self.screened
-        seen += [tried for hash, race in self.raced.items() if hash != without for tried in race]
-        rows = [(tried, tuple(dict.fromkeys((*self.lineage.get(tried.version, ()), *tried.edits)))) for tried in seen]
-        taken = self.lineage.get(version, ())
+        taken = self.texts[self.incumbents[-1]]
         active = dict.fromkeys([*pool, *taken])
-        others = sorted({key for _, keys in rows for key in keys}.difference(active))  # not in the order of completion
+        others = sorted({key for _, keys, _ in rows for key in keys}.difference(active))
         number = {key: i for i, key in enumerate([*active, *others])}
         claims = {key: self.supports.get(key, frozenset()) for key in number}
         trials = [
             Trial(
-                tried.sample,
+                sample,
                 tuple([number[key] for key in keys]),
-                tuple([number[key] for key in keys if tried.sample in claims[key]]),
-                tried.score,
+                tuple([number[key] for key in keys if sample in claims[key]]),
+                score,
             )
-            for tried, keys in rows
+            for sample, keys, score in rows
         ]
         start = None
         if self.last is not None:
