@@ -97,7 +97,7 @@ def test_a_signal_ends_a_run_that_computes_and_never_waits(tmp_path: Path, numbe
 @pytest.mark.parametrize("gap_s", [0.0, 0.005, 0.02, 0.05])
 def test_impatient_signals_change_nothing(tmp_path: Path, gap_s: float) -> None:
     with small(latency=0.02) as world:
-        process = started(tmp_path, world, "target.workers=2")
+        process = started(tmp_path, world, "target.workers=2", "optimizer.workers=2")  # one endpoint, one window
         until(lambda: world.answered["target"] >= 10, process)
         for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM, signal.SIGINT):
             process.send_signal(number)

@@ -432,3 +432,13 @@ def test_reading():
     assert last_number("1.234,56") is None
     assert len(quote("x" * 1000)) < 100
     assert quote('a "b"\nc') == r'"a \"b\"\nc"'
+
+
+async def test_a_reason_names_every_failed_check() -> None:
+    """Where all checks must pass, mending the first alone earns nothing: the optimizer must see the others too."""
+    words = [f"word{i}" for i in range(7)]
+    spec = {"type": "checks", "checks": [{"type": "contains", "target": word} for word in words]}
+    why = (await evaluate(build(spec), sample("x"), rollout("none of these"))).why
+    assert why.startswith("0 of 7 checks pass; contains: ")
+    assert all(word in why for word in words[:5])
+    assert why.endswith("(and 2 more)")

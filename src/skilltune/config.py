@@ -312,10 +312,13 @@ def _toml_value(text: str) -> Any:
 
 def _put(tree: dict[str, Any], dotted: str, value: Any, override: str) -> None:
     *parents, last = dotted.split(".")
-    for name in parents:
+    for depth, name in enumerate(parents, 1):
         tree = tree.setdefault(name, {})
         if not isinstance(tree, dict):
-            raise UsageError(f'"{override}": {name} is not a section')
+            whole, key = ".".join(parents[:depth]), ".".join([*parents[depth:], last])
+            raise UsageError(
+                f"\"{override}\": {name} is not a section, it holds a value; replace it: '{whole}={{{key} = …}}'"
+            )
     tree[last] = value
 
 

@@ -17,6 +17,7 @@ from skilltune.samples import Sample
 from skilltune.scorers.scorer import Scorer, evaluate
 
 Mode = Literal["all", "any", "weighted"]
+SHOWN = 5  # failed checks that a reason names: who is to mend an answer must see what else is wrong with it
 
 
 class Options(BaseModel):
@@ -65,8 +66,8 @@ async def run(
     best = max(scores, key=lambda score: (score.value, score.partial))
     failed = [f"{scorer.name}: {score.why}" for scorer, score in zip(scorers, scores, strict=True) if not score.hard]
     passed = len(scores) - len(failed)
-    why = f"{passed} of {len(scores)} checks pass" + (f"; {failed[0]}" if failed else "")
-    why += f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+    why = "; ".join((f"{passed} of {len(scores)} checks pass", *failed[:SHOWN]))
+    why += f" (and {len(failed) - SHOWN} more)" if len(failed) > SHOWN else ""
     if mode == "any":
         return Score(best.value, why, soft=best.partial)
     if mode == "all":
