@@ -11,6 +11,7 @@ from skilltune.config import GateConfig, make_config
 from skilltune.edits import Edit
 from skilltune.gate import Arena, Verdict
 from skilltune.gate.effects import draw_effects
+from skilltune.gate.eprocess import EProcess
 from skilltune.gate.race import Race
 from skilltune.gate.stats import standard_error
 from skilltune.gate.strict import Strict
@@ -179,6 +180,18 @@ async def test_every_rollout_is_evidence_once(monkeypatch: pytest.MonkeyPatch) -
     assert len(gate.evidence.incumbents) > 2
     assert len(set(counted)) >= 4
     assert skill.text.count("- a") <= 1  # what stands in the skill is not offered again
+
+
+@pytest.mark.parametrize("rule_of", [Race, EProcess])
+async def test_what_is_accepted_is_held_whatever_rule_accepts_it(rule_of: type[Race]) -> None:
+    """Else the next screen would credit the bare samples with what the accepted edits did."""
+    made = arena(lambda text, i: float("- a" in text), pool=4, screen=0, block=16, passes=4)
+    gate = rule_of(made)
+    await gate.baseline(START)
+    verdict = await gate.judge(START, [rule("a", "t0")], limit=1, name="step 1")
+    assert verdict.accepted
+    await gate.judge(verdict.skill, [rule("b", "t1")], limit=1, name="step 2")
+    assert gate.evidence.texts[verdict.skill.hash] == (rule("a").edit.key,)
 
 
 async def test_a_candidate_that_promises_too_little_is_not_raced() -> None:

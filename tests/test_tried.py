@@ -7,7 +7,7 @@ from statistics import fmean
 
 import pytest
 
-from skilltune.edits import Edit
+from skilltune.edits import Edit, apply
 from skilltune.gate.effects import Draw, solved
 from skilltune.gate.tried import Evidence
 from skilltune.optimizer import Proposal
@@ -156,3 +156,17 @@ def test_a_sample_stands_as_the_last_version_left_it_that_was_seen_on_it():
     tried.evidence.enthrone(accepted)
     standing = tried.evidence.standing(tried.scores, frozenset(SAMPLES[:3]))
     assert standing == {SAMPLES[0]: 1.0, SAMPLES[1]: 0.0, SAMPLES[2]: 0.0}
+
+
+def test_an_edit_of_several_lines_stands_in_a_document_with_other_line_ends():
+    """What is inserted takes over the document's line ends; the edit keeps its own."""
+    start = Skill("# Desk\r\n\r\nAnswer.\r\n")
+    edit = Proposal(Edit("add", text="Rules:\n- one\n- two"))
+    evidence = Evidence()
+    evidence.enthrone(start)
+    accepted = apply(start, [edit.edit]).skill
+    assert "- one\r\n- two" in accepted.text
+    evidence.note(accepted, start, [edit])
+    evidence.enthrone(accepted)
+    evidence.note(apply(accepted, [proposal("b").edit]).skill, accepted, [proposal("b")])
+    assert list(evidence.texts.values())[-1] == (edit.edit.key, key("b"))

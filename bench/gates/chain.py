@@ -44,7 +44,7 @@ def draw_effects(
 ) -> list[Draw]:
     """As `effects.draw_effects`, whose chain is asked for the state at the beginning."""
     ordered = sorted(trials, key=lambda t: (t.sample, t.edits, t.score))
-    at_first = effects._Chain(ordered, edits, odds, random, start)  # type: ignore[attr-defined]
+    at_first = effects.Chain(ordered, edits, odds, random, start)
     scores = [round(trial.score, 2) for trial in ordered]
     distinct = sorted(set(scores))
     row = {score: j for j, score in enumerate(distinct)}
@@ -93,7 +93,7 @@ def same() -> bool:
 
 @cache
 def _tables(scores: tuple[float, ...]) -> Array[c_double]:
-    return _doubles([value for score in scores for value in effects._log_likelihood(score)])  # type: ignore[attr-defined]
+    return _doubles([value for score in scores for value in effects.log_likelihood(score)])
 
 
 def _ints(values: Sequence[int]) -> Array[c_int]:

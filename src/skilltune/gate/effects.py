@@ -58,7 +58,7 @@ class Odds:
     """How often an effect is not zero: Beta counts (has one, has none) of general and of claimed effects."""
 
     general: tuple[float, float] = (2.0, 18.0)
-    claimed: tuple[float, float] = (1.0, 1.0)
+    claimed: tuple[float, float] = (4.0, 4.0)
 
 
 def solved(units: int) -> float:
@@ -84,7 +84,7 @@ def draw_effects(
     The first `active` edits (all by default) are drawn in each sweep, the others now and then. `start` is a draw of an
     earlier posterior, of the same edits; samples that it does not hold begin at 0.
     """
-    chain = _Chain(sorted(trials, key=lambda t: (t.sample, t.edits, t.score)), edits, odds, random, start)
+    chain = Chain(sorted(trials, key=lambda t: (t.sample, t.edits, t.score)), edits, odds, random, start)
     active = edits if active is None else active
     for number in range(WARM if start else BURN_IN):
         chain.sweep(edits if number % RESTING == 0 else active)
@@ -96,7 +96,7 @@ def draw_effects(
     return result
 
 
-class _Chain:
+class Chain:
     """The state of the sampler: a value for every sample and edit, and of each trial the sum of those it has."""
 
     def __init__(
@@ -208,7 +208,7 @@ class _Rows(dict[tuple[int, int], tuple[float, ...]]):
 
     def __init__(self, score: float, grid: Sequence[int]) -> None:
         super().__init__()
-        self.table, self.grid = _log_likelihood(score), grid
+        self.table, self.grid = log_likelihood(score), grid
 
     def __missing__(self, key: tuple[int, int]) -> tuple[float, ...]:
         rest, n = key
@@ -226,6 +226,6 @@ def _spike_and_slab(slab: Mapping[int, float], rate: float) -> list[float]:
 
 
 @functools.cache
-def _log_likelihood(score: float) -> tuple[float, ...]:
+def log_likelihood(score: float) -> tuple[float, ...]:
     """Of a score, by the sum of effects in units, from -REACH on."""
     return tuple(score * math.log(p) + (1 - score) * math.log(1 - p) for p in SOLVED)

@@ -38,7 +38,11 @@ AGED = 0.5  # of the rollouts of a fresh edit, those of one that was screened be
 # samples that they claim, few: the others only stand in the way.
 MANY, FEW = 8, 3
 CLAIMS = 0.1  # share of edits with an effect on claimed samples, from which on texts have few edits
-ROUNDS = (0.4, 0.3, 0.3)  # of the screen: the first shows each edit once, the second follows what was learned
+ROUNDS = (
+    0.4,
+    0.3,
+    0.3,
+)  # of the screen: the first shows each edit of a default pool, the others follow what was learned
 BETWEEN = 30  # draws of the effects between the rounds
 AGAIN = 0.5  # P(better) that is worth another pass over `select`
 KEEP = 0.05  # an edit that was not taken stays in the pool while P(it helps) is at least this
@@ -104,6 +108,7 @@ class Race:
         verdict = Verdict(skill, False, "the screen found no edit worth a race", *self.level)
         chosen = screened.assemble(limit, WORTH) if screened else pool.first(limit)
         if chosen:
+            self.evidence.note(pool.text(chosen), skill, [pool.proposals[i] for i in chosen])
             verdict = await self._race(pool, chosen, screened, name)
         chosen = chosen if verdict.candidate else ()
         effects = [screened.gain([i]) if screened else (0.0, 0.0, 0.0) for i in range(len(pool.proposals))]
@@ -177,7 +182,6 @@ class Race:
         edits = [pool.proposals[i].edit for i in chosen]
         applied = apply(pool.skill, edits, protect=pool.protect, max_tokens=pool.max_tokens)
         candidate = applied.skill
-        self.evidence.note(candidate, pool.skill, [pool.proposals[i] for i in chosen])
         own = {(candidate.hash, sample.id) for sample in arena.select}
         if screened and any((text, sample) in own for text, sample, _ in arena.roll.seen):
             draw = rng(arena.seed, "screen", name, "without")  # what its own race said is said again below

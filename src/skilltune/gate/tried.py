@@ -16,8 +16,6 @@ from skilltune.gate.effects import DRAWS, Draw, Odds, Trial, draw_effects
 from skilltune.optimizer import Proposal
 from skilltune.skill import Skill
 
-ODDS = Odds((2.0, 18.0), (4.0, 4.0))  # before anything was tried
-
 Scores = Mapping[tuple[str, str], Sequence[float]]  # by text hash and sample
 
 
@@ -42,8 +40,8 @@ class Evidence:
 
     def note(self, text: Skill, incumbent: Skill, proposals: Sequence[Proposal]) -> None:
         """Take note of what a text holds: the incumbent's edits, but for those that were overwritten, and these."""
-        self.edits |= {p.edit.key: (p.edit.text or "").strip() for p in proposals}
-        held = [key for key in self.texts[incumbent.hash] if self.edits[key] in text.text]
+        self.edits |= {p.edit.key: _plain(p.edit.text or "") for p in proposals}
+        held = [key for key in self.texts[incumbent.hash] if self.edits[key] in _plain(text.text)]
         self.texts.setdefault(text.hash, tuple(dict.fromkeys((*held, *(p.edit.key for p in proposals)))))
 
     def standing(self, scores: Scores, samples: Container[str]) -> dict[str, float]:
@@ -87,7 +85,7 @@ class Evidence:
         if self.last is not None:
             effects = [self.last[1].get(key, (0, 0)) for key in number]
             start = Draw(self.last[0], tuple([general for general, _ in effects]), tuple([c for _, c in effects]))
-        drawn = draw_effects(trials, len(number), ODDS, random, draws=draws, active=len(active), start=start)
+        drawn = draw_effects(trials, len(number), Odds(), random, draws=draws, active=len(active), start=start)
         ends = zip(number, drawn[-1].general, drawn[-1].claimed, strict=True)
         self.last = drawn[-1].bases, {key: (general, claimed) for key, general, claimed in ends}
         self.claims = sum([sum(map(bool, draw.claimed)) for draw in drawn]) / (len(number) * len(drawn))
@@ -101,3 +99,8 @@ class Evidence:
                 bases[s] += sum([draw.claimed[i] for i in claiming])
             result.append(Draw(bases, draw.general[: len(pool)], draw.claimed[: len(pool)]))
         return result
+
+
+def _plain(text: str) -> str:
+    """Without what inserting changes: line ends, and white space around."""
+    return text.replace("\r\n", "\n").strip()
