@@ -119,13 +119,13 @@ void chain(const uint32_t *state, int samples, int edits, int active, int restin
            int reach, int scores, const int *score, int *sums, int *values, Lists of_sample, Lists general,
            Lists claimed, const int *bases, int n_bases, double base_sd, const int *const grids[2], const int sizes[2],
            const double *const slabs[2], const double counts[2][2], double level, double *rate, int burn_in, int draws,
-           int thin, int *out) {
+           int *out) {
     Random r = {.next = (int)state[WORDS]};
     memcpy(r.word, state, sizeof r.word);
     const Lists of_edit[2] = {general, claimed};
     int row = 2 * reach + 1, width = samples + 2 * edits, *counted = calloc(row, sizeof *counted);
     double prior[MOST_VALUES];
-    for (int sweep = 0; sweep < burn_in + draws * thin; sweep++) {
+    for (int sweep = 0; sweep < burn_in + draws; sweep++) {
         int number = sweep < burn_in ? sweep : sweep - burn_in, last = number % resting ? active : edits;
         double sum = 0;
         for (int b = 0; b < n_bases; b++)
@@ -147,7 +147,7 @@ void chain(const uint32_t *state, int samples, int edits, int active, int restin
             double yes = gamma_variate(&r, counts[kind][0] + some);
             rate[kind] = yes / (yes + gamma_variate(&r, counts[kind][1] + edits - some));
         }
-        if (sweep >= burn_in && number % thin == thin - 1) {
+        if (sweep >= burn_in) {
             memcpy(out, values, width * sizeof *out);
             out += width;
         }

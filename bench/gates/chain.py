@@ -69,7 +69,7 @@ def draw_effects(
         _ints([len(grid) for grid in effects.GRIDS[1:]]),
         (POINTER(c_double) * 2)(*(ctypes.cast(slab, POINTER(c_double)) for slab in slabs)),
         *(_doubles([*odds.general, *odds.claimed]), c_double(at_first.level), _doubles(at_first.rates)),
-        *(effects.WARM if start else effects.BURN_IN, draws, effects.THIN, out),
+        *(effects.WARM if start else effects.BURN_IN, draws, out),
     )
     rows = (out[begin : begin + width] for begin in range(0, width * draws, width))
     return [

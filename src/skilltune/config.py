@@ -161,7 +161,13 @@ class GateConfig(_Section):
     metric: Literal["score", "hard", "soft", "mixed"] = Field(default="score", description="what of a score counts")
     weight: float = Field(default=0.5, ge=0, le=1, description="mixed = weight·hard + (1 − weight)·soft")
     confidence: float = Field(default=0.90, gt=0.5, lt=1, description="race: accept when P(better) passes this")
-    last_confidence: float = Field(default=0.75, gt=0.5, lt=1, description="race: the bar when all passes are used up")
+    last_confidence: float = Field(default=0.85, gt=0.5, lt=1, description="race: the bar when all passes are used up")
+    proven_confidence: float = Field(
+        default=0.55,
+        gt=0.5,
+        lt=1,
+        description="race: the same, once a version was accepted: the optimizer has proved itself",
+    )
     futility: float = Field(default=0.25, ge=0, lt=0.5, description="race: reject when P(gain > 0) falls below this")
     alpha: float = Field(default=0.05, gt=0, lt=1, description="eprocess: P(any accept without a gain), per run")
     block: int = Field(default=8, ge=1, description="race, eprocess: samples before the first look")
@@ -177,6 +183,9 @@ class GateConfig(_Section):
     def _bars(self) -> GateConfig:
         if self.last_confidence > self.confidence:
             raise ValueError(f"gate.last_confidence ({self.last_confidence}) is above confidence ({self.confidence})")
+        if self.proven_confidence > self.last_confidence:
+            last = self.last_confidence
+            raise ValueError(f"gate.proven_confidence ({self.proven_confidence}) is above last_confidence ({last})")
         return self
 
 

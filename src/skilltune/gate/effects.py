@@ -30,7 +30,7 @@ BASES = tuple(range(-24, 25, 4))  # of a sample under the incumbent, units
 SLABS = (GENERAL, CLAIMED)
 GRIDS = (BASES, *((0, *slab) for slab in SLABS))  # the values of a sample's base, of an edit's two effects
 BASE_SD = 8.0  # of samples around their common level, units
-BURN_IN, WARM, DRAWS, THIN = 40, 12, 100, 2  # sweeps before the first draw (from nothing, from a former draw); per draw
+BURN_IN, WARM, DRAWS = 40, 12, 100  # sweeps before the first draw (from nothing, from a former draw); draws
 RESTING = 4  # sweeps from one redraw to the next of the effects of edits that are neither in use nor in question
 
 
@@ -89,10 +89,9 @@ def draw_effects(
     for number in range(WARM if start else BURN_IN):
         chain.sweep(edits if number % RESTING == 0 else active)
     result = []
-    for number in range(draws * THIN):
+    for number in range(draws):
         chain.sweep(edits if number % RESTING == 0 else active)
-        if number % THIN == THIN - 1:
-            result.append(chain.draw())
+        result.append(chain.draw())
     return result
 
 

@@ -32,17 +32,14 @@ SHRINK = 0.8  # of a screened gain: the best of many is flattered, and train is 
 DEVIATION = 0.03  # sd by which the gain on `select` may miss what the screen foretold
 OVERFIT = 0.02  # share of screened gains that do not exist outside of train
 MATTERS = 0.005  # a gain below half a point is none
-LEAST = 0.35  # share of a full screen that a small pool gets
-AGED = 0.5  # of the rollouts of a fresh edit, those of one that was screened before
-# Edits of a text of the screen. Where effects are small and everywhere, half a pool tells most; where edits answer
+LEAST = 0.35  # share of a full screen that a small pool gets, if something in it is new
+# Edits of a text of the screen. Where effects are small and everywhere, many at once tell most; where edits answer
 # samples that they claim, few: the others only stand in the way.
-MANY, FEW = 8, 3
+MANY, FEW = 12, 3
+WIDER = 3  # times the pool where effects are everywhere: then each trial speaks of many edits, and the choice is larger
 CLAIMS = 0.1  # share of edits with an effect on claimed samples, from which on texts have few edits
-ROUNDS = (
-    0.4,
-    0.3,
-    0.3,
-)  # of the screen: the first shows each edit of a default pool, the others follow what was learned
+# Shares of the screen: the first round shows each edit of a default pool, the others follow what was learned.
+ROUNDS = (0.4, 0.3, 0.3)
 BETWEEN = 30  # draws of the effects between the rounds
 AGAIN = 0.5  # P(better) that is worth another pass over `select`
 KEEP = 0.05  # an edit that was not taken stays in the pool while P(it helps) is at least this
@@ -99,7 +96,8 @@ class Race:
         reports = {p: apply(skill, [p.edit], protect=protect, max_tokens=self.arena.max_tokens) for p in joined}
         unusable = tuple(Rejected(p.edit, a.reports[0].reason) for p, a in reports.items() if not a.changed)
         usable = [proposal for proposal, applied in reports.items() if applied.changed]
-        pool = Pool.of(skill, usable[: self.arena.cfg.pool], protect, self.arena.max_tokens)
+        size = self.arena.cfg.pool * (1 if self.evidence.claims >= CLAIMS else WIDER)
+        pool = Pool.of(skill, usable[:size], protect, self.arena.max_tokens)
         if not pool.proposals:
             reason = "none of the edits could be applied" if joined else "nothing was proposed"
             return Verdict(skill, False, reason, *self.level, rejected=unusable)
@@ -117,7 +115,7 @@ class Race:
         good = [i for i, (_, _, p) in enumerate(effects) if i not in spent and p >= KEEP]
         if not alone:
             self.leftover = [pool.proposals[i] for i in sorted(good, key=lambda i: -effects[i][0])]
-            self.waiting = usable[self.arena.cfg.pool :][: self.arena.cfg.pool]
+            self.waiting = usable[size : 2 * size]
         verdict = _explained(verdict, pool, chosen, good, effects)
         return replace(verdict, rejected=(*verdict.rejected, *unusable))
 
@@ -132,9 +130,9 @@ class Race:
         by_id = {sample.id: sample for sample in arena.train}
         known = self.evidence.standing(self._scores(), by_id)
         self.evidence.supports |= {p.edit.key: frozenset(p.support) for p in pool.proposals}
-        fresh = len(set(pool.keys) - self.evidence.measured)
+        fresh = set(pool.keys) - self.evidence.measured
         self.evidence.measured |= set(pool.keys)
-        share = min(1.0, max(LEAST if fresh else 0.0, (fresh + AGED * (len(pool.keys) - fresh)) / cfg.pool))
+        share = min(1.0, max(LEAST if fresh else 0.0, len(pool.keys) / cfg.pool))
         rollouts, texts = share * cfg.screen, max(2, round(share * cfg.texts))
         screened = None
         for number, part in enumerate(ROUNDS):
@@ -238,6 +236,7 @@ class Race:
                 "rule": "race",
                 "prior": (belief_before.mean, belief_before.sd),
                 "looks": [asdict(look) for look in looks],
+                "needed": self._bar(last=len(looks) == len(blocks)),
                 "price": price,
             },
         )
@@ -258,11 +257,19 @@ class Race:
     def _decide(self, look: Look, *, last: bool) -> str:
         """ "" to go on; the veto on credible harm holds also where the last, lower bar is reached."""
         cfg = self.arena.cfg
-        if look.better >= (cfg.last_confidence if last else cfg.confidence) and look.harm < 1 - cfg.confidence:
+        if look.better >= self._bar(last=last) and look.harm < 1 - cfg.confidence:
             return "accepted"
         if look.better < cfg.futility:
             return "given up"
         return "undecided" if last else ""
+
+    def _bar(self, *, last: bool) -> float:
+        """P(better) that an accept needs. When all passes are used up it is lower, and much lower once a version was
+        accepted: the optimizer is then known to have right ideas, and what it proposes seldom harms."""
+        cfg = self.arena.cfg
+        if not last:
+            return cfg.confidence
+        return cfg.proven_confidence if len(self.evidence.incumbents) > 1 else cfg.last_confidence
 
     def _fit_race(self, incumbent: Skill, candidate: Skill, gain: tuple[float, float]) -> Posterior:
         """All that was ever seen on `select`: the incumbent's level, the candidate's gain, other versions' distance."""
