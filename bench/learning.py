@@ -2,7 +2,7 @@
 
 K failure classes, 120/60/120 samples, an optimizer whose ideas are right with probability q, answers flipped with
 probability p. Prints one row per preset and p: mean true test score (noise-free) of the shipped skill over the seeds,
-its spread, target calls before the certificate. Run: python bench/learning.py --seeds 10
+its spread, target calls before the certificate, accepted versions. Run: python bench/learning.py --seeds 10
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ def main() -> None:
     print(
         f"K = {options.classes}, 120/60/120 samples, q = {options.q}, optimizer {options.mode}, {options.seeds} seeds"
     )
-    print("| preset | p | true test score | sd | worst | target calls | optimizer calls | accepted |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    print("| preset | p | true test score | sd | worst | target calls | optimizer calls | accepted | in runs |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for preset in options.presets.split(","):
         for p in map(float, options.p.split(",")):
             rows = [
@@ -76,7 +76,8 @@ def main() -> None:
             means = {name: fmean(row[name] for row in rows) for name in rows[0]}
             print(
                 f"| {preset} | {p:g} | {fmean(true):.3f} | {pstdev(true):.3f} | {min(true):.3f} | "
-                f"{means['target']:.0f} | {means['optimizer']:.0f} | {means['versions']:.1f} |",
+                f"{means['target']:.0f} | {means['optimizer']:.0f} | {means['versions']:.1f} | "
+                f"{sum(row['versions'] > 0 for row in rows)} of {len(rows)} |",
                 flush=True,
             )
 

@@ -4,14 +4,16 @@ set -euo pipefail
 cd "$(dirname "$0")"
 python=${PYTHON:-../.venv/bin/python}
 run() { echo; echo "\$ python $*"; echo; "$python" "$@"; }
-run learning.py --seeds 10
-run learning.py --seeds 20 --p 0.1 --mode useless
-run learning.py --seeds 20 --p 0.1 --mode harmful
 run overhead.py
 run journal.py
 run span.py --seeds 2
 run span.py --seeds 2 --presets default --hedge
 run hedging.py
+run learning.py --seeds 10
+run learning.py --seeds 10 --presets paper --p 0.1 --mode useless
+run learning.py --seeds 10 --presets paper --p 0.1 --mode harmful
+run learning.py --seeds 40 --presets default --p 0.1 --mode useless
+run learning.py --seeds 40 --presets default --p 0.1 --mode harmful
 run kills.py
 run signals.py
 run faults.py

@@ -15,7 +15,7 @@ from skilltune.config import make_config
 from skilltune.envs import Env
 from skilltune.errors import BudgetExceeded, CallConfigError, InfraError, InfraStopped
 from skilltune.models import Request, Usage
-from skilltune.roll import Roller, gather
+from skilltune.roll import MOMENT_S, Roller, gather
 from skilltune.rollout import Rollout, Trajectory
 from skilltune.run import Run
 from skilltune.samples import Sample
@@ -63,6 +63,7 @@ def run(tmp_path: Path) -> Iterator[Run]:
 
 
 async def idle() -> None:
+    await asyncio.sleep(2 * MOMENT_S)
     for _ in range(30):
         await asyncio.sleep(0)
 

@@ -30,6 +30,7 @@ from skilltune.targets import Target
 MAX_UNSCORED = 0.10  # share of a batch that may go unscored; the coverage floor is 1 minus this
 UNDER_WAY = 256  # samples of a batch begun at once, or twice the workers: each holds 6 KB
 WAITS_S = (2.0, 10.0, 30.0)  # pauses before what failed in a batch is tried again
+MOMENT_S = 0.005  # that what may be needed waits, for what is asked for at the same time to go first
 
 
 @dataclass(slots=True)
@@ -159,6 +160,7 @@ class Roller:
     async def _quietly(self, skill: Skill, sample: Sample, attempt: int) -> None:
         """Roll ahead; whatever goes wrong, who really asks will see it."""
         with suppress(SkilltuneError):
+            await asyncio.sleep(MOMENT_S)
             await self._one(skill, sample, attempt)
 
     def key(self, skill: Skill, sample: Sample, attempt: int) -> str:

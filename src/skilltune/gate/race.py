@@ -156,6 +156,8 @@ class Race:
                 screened = Screened(pool, draws, sorted(known))
                 if screened.sure(limit, SURE):
                     break
+                if screened.gain(screened.assemble(limit, WORTH))[0] < PROMISE:  # the incumbent will probably stay
+                    arena.roll.expect(pool.skill, arena.upcoming)
         draws = self.evidence.draws(self._scores(), pool.keys, rng(arena.seed, "screen", name))
         return Screened(pool, draws, sorted(known))
 
