@@ -108,6 +108,7 @@ async def test_a_minibatch_that_is_not_full_and_what_was_not_scored_cost_no_fail
     [
         (COPY, "consecutive words of sample s1"),
         ({**RULE, "text": "- Be brief.", "evidence": []}, "no citation holds"),
+        ({**RULE, "text": "- Be kind.", "evidence": [{"sample": "s9", "quote": "Rue"}]}, "there is no sample s9 there"),
         ({**RULE, "op": "replace", "target": "Never said."}, "not found"),
     ],
 )

@@ -155,12 +155,7 @@ async def fit(s: Session, state: State) -> None:
         if step.starts_epoch:
             epoch_start, state.memory = state.skill, state.memory.new_epoch()
 
-        attempts = s.arena.draws(s.cfg.target.attempts)
-        batch = s.roll.stream(state.skill, step.batch, attempts=attempts, purpose=f"step {step.index}")
-        repeats = attempts == 1 and s.arena.draws(2) > 1 and not state.steady
-        if cfg.confirm and repeats and (state.score or 0.0) >= CONFIRM_FROM:
-            batch = confirmed(s, state, batch, f"step {step.index}, failures again")
-        async with aclosing(batch) as rollouts:
+        async with aclosing(forward(s, state, step)) as rollouts:
             proposals = await optimizer.propose(state.skill, rollouts, state.memory, step, step.lr or cfg.lr)
         limit = step.lr or await optimizer.learning_rate(state.skill, proposals, state.memory, step, cfg.lr)
         s.arena.upcoming, protect = step.upcoming, state.memory.protected
@@ -171,6 +166,16 @@ async def fit(s: Session, state: State) -> None:
 
         if s.cfg.slow.enabled and optimizer.looks_back and step.ends_epoch and step.epoch > 1:
             await slow(s, state, step, epoch_start, optimizer, gate)
+
+
+def forward(s: Session, state: State, step: Step) -> AsyncGenerator[Rollout, None]:
+    """The step's batch under the incumbent. Once much is solved, a failure may be bad luck, and is rolled again."""
+    attempts = s.arena.draws(s.cfg.target.attempts)
+    batch = s.roll.stream(state.skill, step.batch, attempts=attempts, purpose=f"step {step.index}")
+    repeats = attempts == 1 and s.arena.draws(2) > 1 and not state.steady
+    if s.cfg.train.confirm and repeats and (state.score or 0.0) >= CONFIRM_FROM:
+        return confirmed(s, state, batch, f"step {step.index}, failures again")
+    return batch
 
 
 async def confirmed(
