@@ -55,8 +55,8 @@ def main() -> None:
         "| example | seed | test, % | 95 % of the gain | certified | placebo, % | foretold → measured | target calls |"
     )
     print("| --- " * 8 + "|")
-    for name in options.examples.split(","):
-        for seed in range(options.seeds):
+    for seed in range(options.seeds):
+        for name in options.examples.split(","):
             print(f"| {' | '.join(one(name, seed))} |", flush=True)
 
 

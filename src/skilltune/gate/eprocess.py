@@ -87,30 +87,16 @@ class EProcess(Race):
         looks, accepted, left = await self._play(incumbent, candidate, bar, name)
         self.inherited = level if accepted else 0.0
         kept = candidate if accepted else incumbent
-        old, new = dict(self._select_scores(incumbent.hash)), dict(self._select_scores(candidate.hash))
-        differences = {sample: new[sample] - old[sample] for sample in sorted(new) if sample in old}
         scores = [score for _, score in self._select_scores(kept.hash)]
         self.level = (mean(scores), standard_error(scores))
-        look = looks[-1]
-        return Verdict(
-            skill=kept,
-            accepted=accepted,
-            reason=_why(look, bar, accepted, left),
-            score=self.level[0],
-            score_sd=self.level[1],
-            candidate=candidate,
-            before=mean([old[sample] for sample in differences]),
-            after=mean([new[sample] for sample in differences]),
-            differences=differences,
-            reports=applied.reports,
-            numbers={
-                "rule": "eprocess",
-                "number": self.raced,
-                "level": level,
-                "bar": _exp(bar),
-                "looks": [asdict(look) for look in looks],
-            },
-        )
+        numbers = {
+            "rule": "eprocess",
+            "number": self.raced,
+            "level": level,
+            "bar": _exp(bar),
+            "looks": [asdict(look) for look in looks],
+        }
+        return self._verdict(incumbent, applied, accepted, _why(looks[-1], bar, accepted, left), numbers)
 
     async def _play(self, incumbent: Skill, candidate: Skill, bar: float, name: str) -> tuple[list[Look], bool, bool]:
         """Roll both skills in blocks until the logarithm of the wealth reached the bar, or nothing is to be hoped.

@@ -7,10 +7,11 @@ edits that look good but were not taken stay in the pool, with what was learned 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
-from skilltune.edits import apply
+from skilltune.edits import Applied, apply
 from skilltune.gate import Arena, Verdict
 from skilltune.gate.crossed import Observation, Posterior, fit
 from skilltune.gate.screen import Pool, Screened, assign, balanced
@@ -220,13 +221,30 @@ class Race:
             likelier = candidate if looks[-1].better > 0.5 else pool.skill
         look, accepted = looks[-1], decision == "accepted"
         self.level = look.after if accepted else look.before
-        old, new = dict(self._select_scores(pool.skill.hash)), dict(self._select_scores(candidate.hash))
+        reason = (
+            f"{100 * look.gain:+.1f} ± {100 * look.sd:.1f} points on {look.n} select rollouts, "
+            f"P(better) = {look.better:.2f}: {decision}"
+        )
+        numbers = {
+            "rule": "race",
+            "prior": (belief_before.mean, belief_before.sd),
+            "looks": [asdict(look) for look in looks],
+            "needed": self._bar(last=len(looks) == len(blocks)),
+            "price": price,
+        }
+        return self._verdict(pool.skill, applied, accepted, reason, numbers)
+
+    def _verdict(
+        self, incumbent: Skill, applied: Applied, accepted: bool, reason: str, numbers: Mapping[str, Any]
+    ) -> Verdict:
+        """On a candidate that was raced: both sides are compared on the `select` samples that both have done."""
+        candidate = applied.skill
+        old, new = dict(self._select_scores(incumbent.hash)), dict(self._select_scores(candidate.hash))
         differences = {sample: new[sample] - old[sample] for sample in sorted(new) if sample in old}
         return Verdict(
-            skill=candidate if accepted else pool.skill,
+            skill=candidate if accepted else incumbent,
             accepted=accepted,
-            reason=f"{100 * look.gain:+.1f} ± {100 * look.sd:.1f} points on {look.n} select rollouts, "
-            f"P(better) = {look.better:.2f}: {decision}",
+            reason=reason,
             score=self.level[0],
             score_sd=self.level[1],
             candidate=candidate,
@@ -234,13 +252,7 @@ class Race:
             after=mean([new[sample] for sample in differences]),
             differences=differences,
             reports=applied.reports,
-            numbers={
-                "rule": "race",
-                "prior": (belief_before.mean, belief_before.sd),
-                "looks": [asdict(look) for look in looks],
-                "needed": self._bar(last=len(looks) == len(blocks)),
-                "price": price,
-            },
+            numbers=numbers,
         )
 
     def _look(
