@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -259,6 +260,40 @@ async def test_the_strict_gate_expects_the_incumbent_to_stay() -> None:
     made.upcoming = TRAIN[:3]
     await Strict(made).judge(START, [rule("a")], limit=1, name="step 1")
     assert cast("Any", made.roll).expected == [(START.hash, sample.id, 0) for sample in TRAIN[:3]]
+
+
+def test_a_large_select_may_be_asked_for_small_gains() -> None:
+    made = arena()
+    assert Race(made).promise == 0.02
+    many = replace(made, select=[Sample(id=f"s{i}", input="q") for i in range(2500)])
+    assert Race(many).promise == 0.005
+
+
+async def test_a_hopeless_screen_expects_the_next_batch_under_the_incumbent() -> None:
+    made = arena(pool=4, screen=60, texts=9)
+    made.upcoming = TRAIN[:3]
+    gate, rolls = Race(made), cast(Any, made.roll)
+    await rolls(START, TRAIN)
+    await gate.judge(START, [rule(f"n{i}", f"t{i}") for i in range(4)], limit=2, name="step 1")
+    assert set(rolls.expected) == {(START.hash, sample.id, 0) for sample in TRAIN[:3]}
+
+
+async def test_a_proved_optimizer_needs_less() -> None:
+    """The same evidence, too little for a first version, is enough once another one was accepted."""
+    bars = {"block": len(SELECT), "confidence": 0.999, "last_confidence": 0.99, "regression_bound": 1.0}
+
+    async def raced(proven: bool) -> Verdict:
+        gate = Race(arena(lambda text, i: float(i < 8 + 6 * ("- a" in text)), **bars))
+        await gate.baseline(START)
+        if proven:
+            gate.evidence.enthrone(Skill("# An earlier one\n"))
+        return await gate.judge(START, [rule("a")], limit=1, name="step 1")
+
+    first, later = await raced(False), await raced(True)
+    assert first.numbers["looks"] == later.numbers["looks"]
+    assert 0.55 < first.numbers["looks"][-1]["better"] < 0.99
+    assert (first.accepted, first.numbers["needed"]) == (False, 0.99)
+    assert (later.accepted, later.numbers["needed"]) == (True, 0.55)
 
 
 async def test_the_last_bar_is_the_configured_one() -> None:

@@ -7,6 +7,7 @@ edits that look good but were not taken stay in the pool, with what was learned 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -46,6 +47,9 @@ AGAIN = 0.5  # P(better) that is worth another pass over `select`
 KEEP = 0.05  # an edit that was not taken stays in the pool while P(it helps) is at least this
 WORTH = 0.05  # an edit is put into a candidate when P(it adds something) is at least this
 PROMISE = 0.02  # gain expected of a candidate that is worth a race; one that promises less waits for more evidence
+VISIBLE = (
+    0.25  # divided by the root of the size of `select`: half a standard error, which is worth a race if it is less
+)
 SURE = 0.9  # P(it adds something) of every edit of a full team, from which on a screen has seen enough
 
 
@@ -120,6 +124,11 @@ class Race:
         verdict = _explained(verdict, pool, chosen, good, effects)
         return replace(verdict, rejected=(*verdict.rejected, *unusable))
 
+    @property
+    def promise(self) -> float:
+        """Gain expected of a candidate that is worth a race: less where `select` is large and can show less."""
+        return min(PROMISE, VISIBLE / math.sqrt(len(self.arena.select) or 1))
+
     # -- (a) the screen and (b) its model
 
     async def _screen(self, pool: Pool, limit: int, name: str) -> Screened | None:
@@ -157,7 +166,7 @@ class Race:
                 screened = Screened(pool, draws, sorted(known))
                 if screened.sure(limit, SURE):
                     break
-                if screened.gain(screened.assemble(limit, WORTH))[0] < PROMISE:  # the incumbent will probably stay
+                if screened.gain(screened.assemble(limit, WORTH))[0] < self.promise:  # the incumbent will probably stay
                     arena.roll.expect(pool.skill, arena.upcoming)
         draws = self.evidence.draws(self._scores(), pool.keys, rng(arena.seed, "screen", name))
         return Screened(pool, draws, sorted(known))
@@ -191,7 +200,7 @@ class Race:
         prior = _transferred(screened.gains(chosen)) if screened else UNSCREENED
         belief_before = Mixture(prior)
         price = cfg.length_price * max(0, candidate.tokens - pool.skill.tokens) / 1000
-        if screened and belief_before.mean - price < PROMISE:
+        if screened and belief_before.mean - price < self.promise:
             return Verdict(pool.skill, False, "the screen found no edit worth a race", *self.level)
         order = sorted(arena.select, key=lambda sample: sample.id)
         rng(arena.seed, "race", name).shuffle(order)
