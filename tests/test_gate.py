@@ -262,6 +262,15 @@ async def test_the_strict_gate_expects_the_incumbent_to_stay() -> None:
     assert cast("Any", made.roll).expected == [(START.hash, sample.id, 0) for sample in TRAIN[:3]]
 
 
+async def test_where_claims_mean_nothing_three_pools_are_screened_at_once() -> None:
+    gate = Race(arena(pool=2))
+    gate.evidence.claims = 0.0
+    await gate.baseline(START)
+    verdict = await gate.judge(START, [rule(name) for name in "abcdefgh"], limit=1, name="step 1")
+    assert len(judged(verdict)) == 6
+    assert len(gate.waiting) == 2
+
+
 def test_a_large_select_may_be_asked_for_small_gains() -> None:
     made = arena()
     assert Race(made).promise == 0.02

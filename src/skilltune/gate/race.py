@@ -47,9 +47,7 @@ AGAIN = 0.5  # P(better) that is worth another pass over `select`
 KEEP = 0.05  # an edit that was not taken stays in the pool while P(it helps) is at least this
 WORTH = 0.05  # an edit is put into a candidate when P(it adds something) is at least this
 PROMISE = 0.02  # gain expected of a candidate that is worth a race; one that promises less waits for more evidence
-VISIBLE = (
-    0.25  # divided by the root of the size of `select`: half a standard error, which is worth a race if it is less
-)
+VISIBLE = 0.25  # over the root of the size of `select`: half a standard error, which is promise enough
 SURE = 0.9  # P(it adds something) of every edit of a full team, from which on a screen has seen enough
 
 
