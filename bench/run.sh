@@ -12,8 +12,11 @@ run hedging.py
 run learning.py --seeds 10
 run learning.py --seeds 10 --presets paper --p 0.1 --mode useless
 run learning.py --seeds 10 --presets paper --p 0.1 --mode harmful
-run learning.py --seeds 40 --presets default --p 0.1 --mode useless
-run learning.py --seeds 40 --presets default --p 0.1 --mode harmful
+for first in 0 40; do
+  run learning.py --seeds 40 --first $first --presets default --p 0.1 --mode useless
+  run learning.py --seeds 40 --first $first --presets default --p 0.1 --mode harmful
+done
+run learning.py --seeds 10 --first 40
 run kills.py
 run signals.py
 run faults.py

@@ -97,6 +97,7 @@ def main() -> int:
         "--life", type=float, default=6.0, help="seconds after which a life is told to end at the latest"
     )
     given = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what it begins in the background ignore it
     ends, same = list[End](), True
     print("| world | preset | signals | slowest end s | same end |\n| --- | --- | --- | --- | --- |")
     for seed in range(1000):
