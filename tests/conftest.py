@@ -1,9 +1,13 @@
 import functools
+import signal
 from collections.abc import Iterator
 from unittest.mock import patch
 
 import httpcore2
 import pytest
+
+# A shell lets what it begins in the background ignore Ctrl-C, and so would all that the tests begin.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
