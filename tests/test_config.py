@@ -103,6 +103,13 @@ def test_the_last_bar_of_a_race_is_no_higher_than_the_others():
         assert f"gate.last_confidence ({last}) is above confidence (0.95)" in refused(
             {"gate": {"confidence": 0.95, "last_confidence": last}}
         )
+    assert "gate.proven_confidence (0.9) is above last_confidence (0.85)" in refused(
+        {"gate": {"proven_confidence": 0.9}}
+    )
+    low = make_config({"gate": {"confidence": 0.8}}).gate
+    assert (low.last_confidence, low.proven_confidence) == (0.8, 0.55)  # a default follows what was set
+    lower = make_config({"gate": {"confidence": 0.8, "last_confidence": 0.52}}).gate
+    assert lower.proven_confidence == 0.52
     equal = make_config({"gate": {"confidence": 0.95, "last_confidence": 0.95}})
     assert equal.gate.last_confidence == equal.gate.confidence
     assert make_config({}).gate.last_confidence < make_config({}).gate.confidence

@@ -269,6 +269,11 @@ async def test_where_claims_mean_nothing_three_pools_are_screened_at_once() -> N
     verdict = await gate.judge(START, [rule(name) for name in "abcdefgh"], limit=1, name="step 1")
     assert len(judged(verdict)) == 6
     assert len(gate.waiting) == 2
+    gate.leftover, gate.waiting = [rule(name, "t1") for name in "abcde"], []
+    gate.evidence.claims = 1.0  # then the pool is narrow again, and what is fresh still waits
+    verdict = await gate.judge(START, [rule(name) for name in "xyz"], limit=1, name="step 2")
+    assert judged(verdict) == ["- a", "- b"]
+    assert [proposal.edit.text for proposal in gate.waiting] == ["- c", "- d", "- e", "- x", "- y"]
 
 
 def test_a_large_select_may_be_asked_for_small_gains() -> None:

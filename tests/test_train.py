@@ -212,17 +212,17 @@ async def test_pitfall_1_without_noise_nothing_useless_is_accepted(tmp_path: Pat
 
 async def test_pitfall_1_with_noise_the_default_gate_seldom_accepts_anything_useless(tmp_path: Path) -> None:
     """One answer in ten is odd, as in the worlds in which the strict rule accepts edits that do nothing."""
-    fooled = 0
-    for mode, seed in product(("useless", "harmful"), range(5)):
+    fooled = []
+    for mode, seed in product(("useless", "harmful"), range(40, 45)):
         with small(optimizer_mode=mode, p=0.1, seed=seed) as world:
             trained = await train(world, tmp_path, seed=seed, run=f"{mode} {seed}")
         assert trained.verdicts
         if any(verdict["accepted"] for verdict in trained.verdicts):
-            fooled += 1
+            fooled.append((mode, seed))
         else:
             assert trained.result.exit_code == 1
             assert trained.read("best_skill.md") == START
-    assert fooled <= 1
+    assert len(fooled) <= 1, fooled
 
 
 async def test_pitfall_1_the_strict_gate_accepts_noise_and_the_certificate_does_not(tmp_path: Path) -> None:

@@ -174,18 +174,22 @@ class GateConfig(_Section):
     passes: int = Field(default=1, ge=1, description="race, eprocess: draws of each `select` sample at most")
     regression_bound: float = Field(default=0.02, ge=0, le=1, description="race: credible harm over this vetoes")
     length_price: float = Field(default=0.01, ge=0, description="race: gain that 1,000 more tokens must bring")
-    pool: int = Field(default=12, ge=1, description="edits screened per step at most")
+    pool: int = Field(
+        default=12,
+        ge=1,
+        description="edits screened per step at most; three times as many where their claims mean nothing",
+    )
     screen: int = Field(default=72, ge=0, description="train rollouts of the factorial screen")
     texts: int = Field(default=18, ge=2, description="distinct subsets in the screen")
     calibrate: bool = Field(default=False, description="score the start skill twice, and test the gate by it")
 
     @model_validator(mode="after")
     def _bars(self) -> GateConfig:
-        if self.last_confidence > self.confidence:
-            raise ValueError(f"gate.last_confidence ({self.last_confidence}) is above confidence ({self.confidence})")
-        if self.proven_confidence > self.last_confidence:
-            last = self.last_confidence
-            raise ValueError(f"gate.proven_confidence ({self.proven_confidence}) is above last_confidence ({last})")
+        for lower, upper in (("last_confidence", "confidence"), ("proven_confidence", "last_confidence")):
+            low, high = getattr(self, lower), getattr(self, upper)
+            if low > high and lower in self.model_fields_set:
+                raise ValueError(f"gate.{lower} ({low}) is above {upper} ({high})")
+            object.__setattr__(self, lower, min(low, high))  # a default follows the bar above it
         return self
 
 

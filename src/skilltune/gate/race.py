@@ -118,14 +118,16 @@ class Race:
         good = [i for i, (_, _, p) in enumerate(effects) if i not in spent and p >= KEEP]
         if not alone:
             self.leftover = [pool.proposals[i] for i in sorted(good, key=lambda i: -effects[i][0])]
-            self.waiting = usable[size : 2 * size]
+            self.waiting = usable[size:][
+                : max(size, len(old))
+            ]  # a wide pool may have left more than a narrow one takes
         verdict = _explained(verdict, pool, chosen, good, effects)
         return replace(verdict, rejected=(*verdict.rejected, *unusable))
 
     @property
     def promise(self) -> float:
         """Gain expected of a candidate that is worth a race: less where `select` is large and can show less."""
-        return min(PROMISE, VISIBLE / math.sqrt(len(self.arena.select) or 1))
+        return max(MATTERS, min(PROMISE, VISIBLE / math.sqrt(len(self.arena.select) or 1)))
 
     # -- (a) the screen and (b) its model
 
@@ -286,7 +288,7 @@ class Race:
 
     def _bar(self, *, last: bool) -> float:
         """P(better) that an accept needs. When all passes are used up it is lower, and much lower once a version was
-        accepted: the optimizer is then known to have right ideas, and what it proposes seldom harms."""
+        accepted: an optimizer that was right once, as far as one can tell, deserves more credit."""
         cfg = self.arena.cfg
         if not last:
             return cfg.confidence

@@ -224,7 +224,10 @@ def explained(data: Mapping[str, Any], gate: GateConfig | None) -> str:
         f"measured {percent(data['before'])} → {percent(data['after'])} on {len(data['differences'])} select samples"
     )
     believed = f"believed {100 * look['gain']:+.1f} ± {100 * look['sd']:.1f} points after allowing for luck"
-    needed = data["numbers"]["needed"]
+    needed = data["numbers"].get("needed")
+    if needed is None:  # a run of a former state
+        last = look["better"] < gate.confidence if data["accepted"] else decision == "undecided"
+        needed = gate.last_confidence if last else gate.confidence
     bar = f"P(better) = {look['better']:.2f}, needed {needed:.2f}"
     if decision == "given up":
         bar += f", given up below {gate.futility:.2f}"
