@@ -227,6 +227,15 @@ async def test_a_stop_of_the_source_lets_what_was_begun_finish_and_an_error_does
 # -- looking ahead
 
 
+async def test_what_is_asked_for_goes_before_what_may_be_needed(run: Run) -> None:
+    target = Gated()
+    roll = Roller(target, ENV, run, answered=True, lookahead=True)
+    roll.expect(SKILL, ENV.samples[:3])
+    await roll(SKILL, ENV.samples[3:])
+    await idle()
+    assert list(target.asked) == ["s3", "s4", "s5", "s0", "s1", "s2"]
+
+
 @contextmanager
 def session_at(world: World, folder: Path, **target: Any) -> Iterator[Session]:
     prepare(world, folder)
