@@ -118,9 +118,8 @@ class Race:
         good = [i for i, (_, _, p) in enumerate(effects) if i not in spent and p >= KEEP]
         if not alone:
             self.leftover = [pool.proposals[i] for i in sorted(good, key=lambda i: -effects[i][0])]
-            self.waiting = usable[size:][
-                : max(size, len(old))
-            ]  # a wide pool may have left more than a narrow one takes
+            places = max(size, len(old))  # a wide pool may have left more than a narrow one takes
+            self.waiting = usable[size : size + places]
         verdict = _explained(verdict, pool, chosen, good, effects)
         return replace(verdict, rejected=(*verdict.rejected, *unusable))
 

@@ -246,7 +246,7 @@ class ModelOptimizer:
         if not proposal.support:
             fault = "no citation holds; quote verbatim from a trajectory above"
             if unknown := sorted({cited.sample for cited in edit.evidence}.difference(shown)):
-                fault += f"; there is no sample {', '.join(unknown)} there"
+                fault += f"; there is no sample {', '.join(unknown)[:120]} there"
         elif not (fault := copied(edit, context.skill.body, [self.samples[sample] for sample in shown], self.env)):
             fault = report.reason if report.status == "rejected" else ""
         label = json.dumps(edit.text or edit.target, ensure_ascii=False)[:120]
