@@ -103,7 +103,7 @@ def test_the_last_bar_of_a_race_is_no_higher_than_the_others():
         assert f"gate.last_confidence ({last}) is above confidence (0.95)" in refused(
             {"gate": {"confidence": 0.95, "last_confidence": last}}
         )
-    assert "gate.proven_confidence (0.9) is above last_confidence (0.85)" in refused(
+    assert "gate.proven_confidence (0.9) is above last_confidence (0.88)" in refused(
         {"gate": {"proven_confidence": 0.9}}
     )
     low = make_config({"gate": {"confidence": 0.8}}).gate

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise, product
 from random import Random
@@ -17,8 +17,9 @@ from skilltune.edits import Edit
 from skilltune.gate.effects import (
     BASE_SD,
     BASES,
-    CLAIMED,
-    GENERAL,
+    CLASS,
+    CLASSES,
+    GRIDS,
     LAPSE,
     Draw,
     Odds,
@@ -79,29 +80,38 @@ def test_solved_is_a_sigmoid_between_the_lapses():
 # -- against the posterior summed over every combination of values
 
 
-def weighed(slab: Mapping[int, float], rate: float) -> dict[int, float]:
-    return {0: 1 - rate} | {value: rate * weight / sum(slab.values()) for value, weight in slab.items()}
+def weighed(kind: int, rates: Sequence[float]) -> dict[int, float]:
+    """The prior of an effect, general (0) or claimed (1), given how common each class is."""
+    return {
+        value: rate * weight / sum(values.values())
+        for values, rate in zip(CLASSES[kind], rates, strict=True)
+        for value, weight in values.items()
+    }
 
 
-def share(odds: tuple[float, float], some: int, none: int) -> float:
-    """Prior of one pattern of effects, of which `some` are not zero: the rate is integrated out (beta-binomial)."""
-    a, b = odds
+def share(odds: tuple[float, ...], found: Sequence[int]) -> float:
+    """Prior of one pattern of effects, of which so many are of each class: the rates are integrated out
+    (Dirichlet-multinomial)."""
     return math.exp(
-        math.lgamma(a + some) + math.lgamma(b + none) - math.lgamma(a + b + some + none)
-        - math.lgamma(a) - math.lgamma(b) + math.lgamma(a + b)
+        math.lgamma(sum(odds)) - math.lgamma(sum(odds) + sum(found))
+        + sum(math.lgamma(a + n) - math.lgamma(a) for a, n in zip(odds, found, strict=True))
     )  # fmt: skip
 
 
 def enumerated(trials: Sequence[Trial], edits: int, odds: Odds) -> dict[str, list[float]]:
     """P(general ≠ 0), P(claimed ≠ 0), E[σ(sample)] by brute force; for at most two samples."""
     samples = sorted({t.sample for t in trials})
-    slabs = [(slab, sum(slab.values())) for slab in (GENERAL, CLAIMED)] * edits  # general 0, claimed 0, general 1, …
+    counts = (odds.general, odds.claimed)
+    within = [weighed(kind, [1.0] * len(counts[kind])) for kind in (0, 1)]
     total = 0.0
     has, levels = [0.0] * 2 * edits, [0.0] * len(samples)
-    for values in product(*((0, *slab) for slab, _ in slabs)):
-        prior = math.prod(slab[v] / all for v, (slab, all) in zip(values, slabs, strict=True) if v)
-        for counts, kind in ((odds.general, values[::2]), (odds.claimed, values[1::2])):
-            prior *= share(counts, sum(map(bool, kind)), kind.count(0))
+    for values in product(*(GRIDS * edits)):  # general 0, claimed 0, general 1, …
+        prior = 1.0
+        for kind in (0, 1):
+            effects = values[kind::2]
+            prior *= math.prod(within[kind][v] for v in effects)
+            classes = [CLASS[kind][v] for v in effects]
+            prior *= share(counts[kind], [classes.count(c) for c in range(len(counts[kind]))])
         for bases in product(BASES, repeat=len(samples)):
             # a common level with a flat prior, integrated out
             mass = prior * math.exp(-((bases[0] - bases[-1]) ** 2) / (4 * BASE_SD**2))
@@ -133,7 +143,7 @@ BY_HAND: list[tuple[int, list[tuple[int, tuple[int, ...], float]], list[frozense
 @pytest.mark.parametrize(("edits", "rows", "supports"), BY_HAND)
 def test_the_draws_are_of_the_posterior_that_enumeration_gives(edits: int, rows: list, supports: list[frozenset[int]]):
     trials = [trial(sample, chosen, supports, score) for sample, chosen, score in rows]
-    odds = Odds((3.0, 7.0), (2.0, 2.0))
+    odds = Odds((7.0, 2.0, 1.0), (2.0, 2.0))
     draws = draw_effects(trials, edits, odds, Random(1), draws=4_000)
     exact = enumerated(trials, edits, odds)
     for kind in ("general", "claimed"):
@@ -143,11 +153,11 @@ def test_the_draws_are_of_the_posterior_that_enumeration_gives(edits: int, rows:
 
 
 def test_without_trials_the_draws_are_of_the_prior():
-    odds = Odds((4.0, 36.0), (20.0, 20.0))
+    odds = Odds((36.0, 3.0, 1.0), (20.0, 20.0))
     draws = draw_effects([], 30, odds, Random(3))
     assert fmean(chance(draws, "general", i) for i in range(30)) == pytest.approx(0.1, abs=0.04)
     assert fmean(chance(draws, "claimed", i) for i in range(30)) == pytest.approx(0.5, abs=0.08)
-    assert {value for draw in draws for value in draw.claimed} == {0, *CLAIMED}
+    assert {value for draw in draws for value in draw.claimed} == set(GRIDS[1])
     assert all(draw.bases == {} for draw in draws)
     assert draw_effects([], 0, Odds(), Random(3))[0] == Draw({}, (), ())
 
@@ -236,13 +246,14 @@ def test_the_order_of_the_trials_changes_nothing(rows, shuffler):
 
 def prior_world(seed: int, samples: int = 8, edits: int = 4, rollouts: int = 24) -> tuple[Screened, Draw]:
     """What is said of a world, and its truth."""
-    draw, odds, claims = Random(seed), Odds((4.0, 12.0), (4.0, 4.0)), blocks(samples, edits)
-    level = draw.gauss(0, 4)
+    draw, odds, claims = Random(seed), Odds((12.0, 2.0, 2.0), (4.0, 4.0)), blocks(samples, edits)
+    level = draw.gauss(0, 8)
     masses = [math.exp(-((base - level) ** 2) / (2 * BASE_SD**2)) for base in BASES]
     bases = draw.choices(BASES, masses, k=samples)
     kinds = []
-    for slab, counts in ((GENERAL, odds.general), (CLAIMED, odds.claimed)):
-        prior = weighed(slab, draw.betavariate(*counts))
+    for kind, counts in enumerate((odds.general, odds.claimed)):
+        common = [draw.gammavariate(n, 1.0) for n in counts]
+        prior = weighed(kind, [n / sum(common) for n in common])
         kinds.append(tuple(draw.choices(list(prior), list(prior.values()), k=edits)))
     general, claimed = kinds
     trials = []
@@ -268,7 +279,7 @@ def test_an_effect_is_there_as_often_as_is_said(worlds: list[tuple[Screened, Dra
             expected, found = fmean(p for p, _ in part), fmean(is_there for _, is_there in part)
             assert found == pytest.approx(expected, abs=3 * math.sqrt(expected * (1 - expected) / len(part)) + 0.03)
     assert fmean(p for p, _ in said) == pytest.approx(fmean(is_there for _, is_there in said), abs=0.04)
-    assert max(p for p, _ in said) > 0.9  # it does say something
+    assert max(p for p, _ in said) > 0.8  # it does say something
     assert min(p for p, _ in said) < 0.3
 
 
@@ -293,7 +304,7 @@ def test_the_interval_of_a_teams_gain_covers_the_truth_as_often_as_it_says(world
 @pytest.mark.parametrize(("edits", "rows", "supports"), BY_HAND)
 def test_where_the_chain_starts_is_forgotten(edits: int, rows: list, supports: list[frozenset[int]]):
     trials = [trial(sample, chosen, supports, score) for sample, chosen, score in rows]
-    odds, far = Odds((3.0, 7.0), (2.0, 2.0)), Draw({name(0): 24, "elsewhere": -24}, (-16,) * edits, (24,) * edits)
+    odds, far = Odds((7.0, 2.0, 1.0), (2.0, 2.0)), Draw({name(0): 48, "elsewhere": -48}, (-32,) * edits, (48,) * edits)
     draws = draw_effects(trials, edits, odds, Random(1), draws=4_000, start=far)
     exact = enumerated(trials, edits, odds)
     for kind in ("general", "claimed"):
@@ -304,7 +315,7 @@ def test_where_the_chain_starts_is_forgotten(edits: int, rows: list, supports: l
 def test_edits_that_rest_are_drawn_now_and_then_and_from_the_same_posterior():
     edits, rows, supports = BY_HAND[-1]
     trials = [trial(sample, chosen, supports, score) for sample, chosen, score in rows]
-    odds = Odds((3.0, 7.0), (2.0, 2.0))
+    odds = Odds((7.0, 2.0, 1.0), (2.0, 2.0))
     draws = draw_effects(trials, edits, odds, Random(1), draws=6_000, active=1)
     exact = enumerated(trials, edits, odds)
     for kind in ("general", "claimed"):
@@ -321,8 +332,8 @@ def test_a_gain_is_the_mean_difference_over_the_samples(chosen: set[int], seed: 
     draw, claims = Random(seed), blocks(12, 4)
     truth = Draw(
         {name(j): draw.choice(BASES) for j in range(12)},
-        tuple(draw.choice((0, *GENERAL)) for _ in range(4)),
-        tuple(draw.choice((0, *CLAIMED)) for _ in range(4)),
+        tuple(draw.choice(GRIDS[0]) for _ in range(4)),
+        tuple(draw.choice(GRIDS[1]) for _ in range(4)),
     )
     by_hand = []
     for j in range(12):
@@ -334,8 +345,8 @@ def test_a_gain_is_the_mean_difference_over_the_samples(chosen: set[int], seed: 
 
 def test_what_an_edit_claims_of_those_it_was_shown_is_its_share_of_all():
     """Of 12 samples the optimizer saw 4 and claims 1: a quarter of all tasks, not a twelfth."""
-    made = screen([Draw(dict.fromkeys(map(name, range(12)), -24), (0,), (48,))], [frozenset({0})], 12)
+    made = screen([Draw(dict.fromkeys(map(name, range(12)), -48), (0,), (96,))], [frozenset({0})], 12)
     seen = Pool(made.pool.skill, tuple(replace(p, among=4) for p in made.pool.proposals), frozenset(), (), 2_000)
-    whole = solved(24) - solved(-24)
+    whole = solved(48) - solved(-48)
     assert made.gains([0]) == [pytest.approx(whole / 12)]
     assert Screened(seen, made.draws, made.known).gains([0]) == [pytest.approx(whole / 4)]

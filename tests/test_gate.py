@@ -273,7 +273,19 @@ async def test_where_claims_mean_nothing_three_pools_are_screened_at_once() -> N
     gate.evidence.claims = 1.0  # then the pool is narrow again, and what is fresh still waits
     verdict = await gate.judge(START, [rule(name) for name in "xyz"], limit=1, name="step 2")
     assert judged(verdict) == ["- a", "- b"]
-    assert [proposal.edit.text for proposal in gate.waiting] == ["- c", "- d", "- e", "- x", "- y"]
+    assert [proposal.edit.text for proposal in gate.waiting] == ["- x", "- y", "- z", "- c", "- d"]
+
+
+async def test_edits_of_small_effect_do_not_fill_a_wide_pool_for_good() -> None:
+    """They are seldom ruled out: without places of their own, fresh edits would never be measured."""
+    gate = Race(arena(pool=2))
+    gate.evidence.claims = 0.0
+    await gate.baseline(START)
+    gate.evidence.enthrone(START)
+    gate.leftover = [rule(name, "t1") for name in "abcdefg"]
+    verdict = await gate.judge(START, [rule(name) for name in "xyz"], limit=1, name="step 1")
+    assert judged(verdict) == ["- a", "- b", "- c", "- d", "- x", "- y"]
+    assert [proposal.edit.text for proposal in gate.waiting][:2] == ["- z", "- e"]
 
 
 def test_a_large_select_may_be_asked_for_small_gains() -> None:

@@ -117,8 +117,9 @@ static int effect_of(Random *r, Lists of, int item, int old, const int *values, 
    each 2·reach + 1 long; `score` which of them a trial has, `sums` its sum at the beginning. */
 void chain(const uint32_t *state, int samples, int edits, int active, int resting, int trials, const double *tables,
            int reach, int scores, const int *score, int *sums, int *values, Lists of_sample, Lists general,
-           Lists claimed, const int *bases, int n_bases, double base_sd, const int *const grids[2], const int sizes[2],
-           const double *const slabs[2], const double counts[2][2], double level, double *rate, int burn_in, int draws,
+           Lists claimed, const int *bases, int n_bases, double base_sd, const int *const grids[2],
+           const int *const class_of[2], const int sizes[2], const double *const weights[2], const int classes[2],
+           const double *const counts[2], double rarest, double level, double *const rates[2], int burn_in, int draws,
            int *out) {
     Random r = {.next = (int)state[WORDS]};
     memcpy(r.word, state, sizeof r.word);
@@ -135,17 +136,21 @@ void chain(const uint32_t *state, int samples, int edits, int active, int restin
         int n = samples ? samples : 1;
         level = gauss(&r, sum / n, base_sd / sqrt(n));
         for (int kind = 0; kind < 2; kind++) {
-            int *effect = values + samples + kind * edits, some = 0;
-            double share = fmin(fmax(rate[kind], 1e-3), 1 - 1e-3), total = 0;
-            for (int v = 1; v < sizes[kind]; v++) total += slabs[kind][v];
-            prior[0] = log(1 - share);
-            for (int v = 1; v < sizes[kind]; v++) prior[v] = log(share * slabs[kind][v] / total);
+            int *effect = values + samples + kind * edits, found[MOST_VALUES] = {0};
+            for (int v = 0; v < sizes[kind]; v++)
+                prior[v] = log(fmax(rates[kind][class_of[kind][v]], rarest) * weights[kind][v]);
             for (int i = 0; i < last; i++)
                 effect[i] = effect_of(&r, of_edit[kind], i, effect[i], grids[kind], sizes[kind], prior, tables, row,
                                       scores, score, sums, counted);
-            for (int i = 0; i < edits; i++) some += effect[i] != 0;
-            double yes = gamma_variate(&r, counts[kind][0] + some);
-            rate[kind] = yes / (yes + gamma_variate(&r, counts[kind][1] + edits - some));
+            for (int i = 0; i < edits; i++) {
+                int v = 0;
+                while (grids[kind][v] != effect[i]) v++;
+                found[class_of[kind][v]]++;
+            }
+            double all = 0;
+            for (int c = 0; c < classes[kind]; c++)
+                all += rates[kind][c] = gamma_variate(&r, counts[kind][c] + found[c]);
+            for (int c = 0; c < classes[kind]; c++) rates[kind][c] /= all;
         }
         if (sweep >= burn_in) {
             memcpy(out, values, width * sizeof *out);

@@ -13,6 +13,7 @@ from ctypes import POINTER, Array, Structure, c_double, c_int, c_uint32
 from functools import cache
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from skilltune.gate import effects
 from skilltune.gate.effects import Draw, Odds, Trial
@@ -55,8 +56,10 @@ def draw_effects(
                 of[i].append(t)
     n, width = len(at_first.samples), len(at_first.samples) + 2 * edits
     out = (c_int * (width * draws + 1))()
-    slabs = [_doubles([0.0, *slab.values()]) for slab in effects.SLABS]
-    grids = [_ints(grid) for grid in effects.GRIDS[1:]]
+    weights = [[[w / sum(values.values()) for w in values.values()] for values in of] for of in effects.CLASSES]
+    slabs = [_doubles([w for weight in of for w in weight]) for of in weights]
+    grids = [_ints(grid) for grid in effects.GRIDS]
+    classes = [_ints([effects.CLASS[kind][value] for value in grid]) for kind, grid in enumerate(effects.GRIDS)]
     _compiled().chain(
         (c_uint32 * 625)(*random.getstate()[1]),
         *(n, edits, edits if active is None else active, effects.RESTING),
@@ -65,10 +68,11 @@ def draw_effects(
         _ints([*at_first.bases, *at_first.effects[0], *at_first.effects[1]]),
         *(_lists(lists) for lists in (at_first.of_sample, *of_edit)),
         *(_ints(effects.BASES), len(effects.BASES), c_double(effects.BASE_SD)),
-        (POINTER(c_int) * 2)(*(ctypes.cast(grid, POINTER(c_int)) for grid in grids)),
-        _ints([len(grid) for grid in effects.GRIDS[1:]]),
-        (POINTER(c_double) * 2)(*(ctypes.cast(slab, POINTER(c_double)) for slab in slabs)),
-        *(_doubles([*odds.general, *odds.claimed]), c_double(at_first.level), _doubles(at_first.rates)),
+        *(_each(grids, c_int), _each(classes, c_int), _ints([len(grid) for grid in effects.GRIDS])),
+        *(_each(slabs, c_double), _ints([len(of) for of in effects.CLASSES])),
+        _each([_doubles(counts) for counts in (odds.general, odds.claimed)], c_double),
+        *(c_double(effects.RAREST), c_double(at_first.level)),
+        _each([_doubles(rates) for rates in at_first.rates], c_double),
         *(effects.WARM if start else effects.BURN_IN, draws, out),
     )
     rows = (out[begin : begin + width] for begin in range(0, width * draws, width))
@@ -102,6 +106,10 @@ def _ints(values: Sequence[int]) -> Array[c_int]:
 
 def _doubles(values: Sequence[float]) -> Array[c_double]:
     return (c_double * max(1, len(values)))(*values)
+
+
+def _each(arrays: Sequence[Array[Any]], kind: type) -> Array[Any]:
+    return (POINTER(kind) * len(arrays))(*(ctypes.cast(array, POINTER(kind)) for array in arrays))
 
 
 def _lists(lists: Sequence[Sequence[int]]) -> _Lists:

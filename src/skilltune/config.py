@@ -161,7 +161,7 @@ class GateConfig(_Section):
     metric: Literal["score", "hard", "soft", "mixed"] = Field(default="score", description="what of a score counts")
     weight: float = Field(default=0.5, ge=0, le=1, description="mixed = weight·hard + (1 − weight)·soft")
     confidence: float = Field(default=0.90, gt=0.5, lt=1, description="race: accept when P(better) passes this")
-    last_confidence: float = Field(default=0.85, gt=0.5, lt=1, description="race: the bar when all passes are used up")
+    last_confidence: float = Field(default=0.88, gt=0.5, lt=1, description="race: the bar when all passes are used up")
     proven_confidence: float = Field(
         default=0.55,
         gt=0.5,

@@ -2,9 +2,9 @@
 
 Most edits do nothing, and the few that do something do it either everywhere or on the samples that they claim to
 answer. So each edit has two effects with spike-and-slab priors (Mitchell & Beauchamp 1988), a *general* one and an
-additional one on *claimed* samples, and how often an effect is not zero is learned with them. The posterior is drawn by
-Gibbs sampling (Geman & Geman 1984) over a grid of values: every conditional is a short table, so that there is
-nothing to tune or to diverge. The lapse (Wichmann & Hill 2001) keeps one odd answer from ruling an edit out.
+additional one on *claimed* samples, and how common none, small and large ones are is learned with them. The posterior
+is drawn by Gibbs sampling (Geman & Geman 1984) over a grid of values: every conditional is a short table, so that there
+is nothing to tune or to diverge. The lapse (Wichmann & Hill 2001) keeps one odd answer from ruling an edit out.
 Fractional scores enter as quasi-likelihood (Papke & Wooldridge 1996).
 """
 
@@ -21,16 +21,19 @@ from operator import add
 from random import Random
 
 LAPSE = 0.05
-UNIT = 0.25  # logits; all effects are whole numbers of it
-REACH = 1000  # units; no sum of effects goes beyond
-# Effects in units with their prior weights, given that there is an effect.
-GENERAL = {-16: 1.0, -8: 1.0, -4: 1.5, -2: 3.0, -1: 3.0, 1: 3.0, 2: 3.0, 4: 1.5, 8: 1.0}
-CLAIMED = {4: 0.5, 8: 1.0, 16: 2.0, 24: 2.0}
-BASES = tuple(range(-24, 25, 4))  # of a sample under the incumbent, units
-SLABS = (GENERAL, CLAIMED)
-GRIDS = (BASES, *((0, *slab) for slab in SLABS))  # the values of a sample's base, of an edit's two effects
-BASE_SD = 8.0  # of samples around their common level, units
+UNIT = 0.125  # logits; all effects are whole numbers of it
+REACH = 2000  # units; no sum of effects goes beyond
+# Effects in units with their prior weights, by class: how common small and large ones are is learned apart.
+SMALL = {-2: 1.0, -1: 1.0, 1: 1.0, 2: 1.0}
+LARGE = {-32: 1.0, -16: 1.0, -8: 1.5, -4: 3.0, 4: 3.0, 8: 1.5, 16: 1.0}
+CLAIMED = {8: 0.5, 16: 1.0, 32: 2.0, 48: 2.0}
+BASES = tuple(range(-48, 49, 8))  # of a sample under the incumbent, units
+CLASSES = (({0: 1.0}, SMALL, LARGE), ({0: 1.0}, CLAIMED))  # of general and of claimed effects
+GRIDS = tuple(tuple(value for values in classes for value in values) for classes in CLASSES)
+CLASS = tuple({value: c for c, values in enumerate(classes) for value in values} for classes in CLASSES)
+BASE_SD = 16.0  # of samples around their common level, units
 BURN_IN, WARM, DRAWS = 40, 12, 100  # sweeps before the first draw (from nothing, from a former draw); draws
+RAREST = 1e-3  # share of a class of effects, at least: what was not met yet may come
 RESTING = 4  # sweeps from one redraw to the next of the effects of edits that are neither in use nor in question
 
 
@@ -55,10 +58,14 @@ class Draw:
 
 @dataclass(frozen=True, slots=True)
 class Odds:
-    """How often an effect is not zero: Beta counts (has one, has none) of general and of claimed effects."""
+    """How common each class of effects is: Dirichlet counts of general effects (none, small, large) and of claimed ones
+    (none, some). By default the claims of edits are believed, and what they do besides is rare."""
 
-    general: tuple[float, float] = (2.0, 18.0)
-    claimed: tuple[float, float] = (4.0, 4.0)
+    general: tuple[float, ...] = (18.0, 1.0, 1.0)
+    claimed: tuple[float, ...] = (4.0, 4.0)
+
+
+EVERYWHERE = Odds(general=(12.0, 6.0, 2.0))  # where claims are found to mean nothing: many edits do a little to all
 
 
 def solved(units: int) -> float:
@@ -107,14 +114,7 @@ class Chain:
         self.bases = [start.bases.get(sample, 0) if start else 0 for sample in self.samples]
         self.effects = (list(start.general), list(start.claimed)) if start else ([0] * edits, [0] * edits)
         self.level = math.fsum(self.bases) / (len(self.bases) or 1)
-        self.rates = (
-            [
-                (a + sum(map(bool, effects))) / (a + b + edits)
-                for (a, b), effects in zip(self.counts, self.effects, strict=True)
-            ]
-            if start
-            else [a / (a + b) for a, b in self.counts]
-        )
+        self.rates = [_shares(self._counted(kind) if start else counts) for kind, counts in enumerate(self.counts)]
         scores = [round(trial.score, 2) for trial in trials]
         number = {sample: j for j, sample in enumerate(self.samples)}
         self.of_sample: list[list[int]] = [[] for _ in self.samples]
@@ -134,7 +134,7 @@ class Chain:
         self.rows = [_rows(score, BASES) for score in scores]
         # The trials of an edit by their score: those of one score and one sum have one likelihood.
         self.of_edit = tuple(
-            [_by_score(tried, scores, grid) for tried in of] for of, grid in zip(of_edit, GRIDS[1:], strict=True)
+            [_by_score(tried, scores, grid) for tried in of] for of, grid in zip(of_edit, GRIDS, strict=True)
         )
         # A sample that only the incumbent was tried on, once, is drawn from a table that others of its score share.
         lone = [len(tried) == 1 and not trials[tried[0]].edits for tried in self.of_sample]
@@ -162,12 +162,16 @@ class Chain:
                     sums[t] += change
         n = len(self.bases) or 1
         self.level = self.random.gauss(math.fsum(self.bases) / n, BASE_SD / math.sqrt(n))
-        for kind, slab in enumerate(SLABS):
-            effects, prior = self.effects[kind], _spike_and_slab(slab, self.rates[kind])
+        for kind, rates in enumerate(self.rates):
+            effects, prior = self.effects[kind], _spike_and_slab(kind, rates)
             for i, by_score in enumerate(self.of_edit[kind][:active]):
                 effects[i] = self._redraw(kind, by_score, effects[i], prior)
-            (a, b), some = self.counts[kind], sum(map(bool, effects))
-            self.rates[kind] = self.random.betavariate(a + some, b + len(effects) - some)
+            self.rates[kind] = _shares([self.random.gammavariate(n, 1.0) for n in self._counted(kind)])
+
+    def _counted(self, kind: int) -> list[float]:
+        """The prior counts of each class of effects with those that are in it now."""
+        found = Counter(map(CLASS[kind].__getitem__, self.effects[kind]))
+        return [n + found[c] for c, n in enumerate(self.counts[kind])]
 
     def _redraw(self, kind: int, by_score: Sequence[tuple[_Rows, list[int]]], old: int, logs: Sequence[float]) -> int:
         """An edit's effect drawn from its conditional, `logs` being its prior; the sums of its trials follow it."""
@@ -175,7 +179,7 @@ class Chain:
         for rows, trials in by_score:
             for total, n in sorted(Counter(map(sums.__getitem__, trials)).items()):
                 logs = list(map(add, logs, rows[total - old, n]))
-        value = self._drawn(GRIDS[kind + 1], _masses(logs))
+        value = self._drawn(GRIDS[kind], _masses(logs))
         if value != old:
             for _, trials in by_score:
                 for t in trials:
@@ -218,10 +222,17 @@ class _Rows(dict[tuple[int, int], tuple[float, ...]]):
 _rows = functools.cache(_Rows)
 
 
-def _spike_and_slab(slab: Mapping[int, float], rate: float) -> list[float]:
-    """Logarithms of the weights of no effect and of the slab's; `rate` is the share of effects that are not zero."""
-    rate, total = min(max(rate, 1e-3), 1 - 1e-3), sum(slab.values())
-    return [math.log(1 - rate), *(math.log(rate * weight / total) for weight in slab.values())]
+def _shares(counts: Sequence[float]) -> list[float]:
+    return [n / sum(counts) for n in counts]
+
+
+def _spike_and_slab(kind: int, rates: Sequence[float]) -> list[float]:
+    """Logarithms of the weights of the values of a grid; `rates` are the shares of its classes."""
+    return [
+        math.log(max(rate, RAREST) * (weight / sum(values.values())))
+        for values, rate in zip(CLASSES[kind], rates, strict=True)
+        for weight in values.values()
+    ]
 
 
 @functools.cache

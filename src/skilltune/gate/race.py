@@ -39,7 +39,6 @@ LEAST = 0.35  # share of a full screen that a small pool gets, if something in i
 # samples that they claim, few: the others only stand in the way.
 MANY, FEW = 12, 3
 WIDER = 3  # times the pool where effects are everywhere: then each trial speaks of many edits, and the choice is larger
-CLAIMS = 0.1  # share of edits with an effect on claimed samples, from which on texts have few edits
 # Shares of the screen: the first round shows each edit of a default pool, the others follow what was learned.
 ROUNDS = (0.4, 0.3, 0.3)
 BETWEEN = 30  # draws of the effects between the rounds
@@ -71,7 +70,7 @@ class Race:
 
     arena: Arena
     leftover: list[Proposal] = field(default_factory=list)  # measured, promising, not taken yet
-    waiting: list[Proposal] = field(default_factory=list)  # not measured yet: the pool was full
+    waiting: list[Proposal] = field(default_factory=list)  # for a place in the pool
     evidence: Evidence = field(default_factory=Evidence)
     level: tuple[float | None, float | None] = (None, None)  # the incumbent's on `select`, and its sd
 
@@ -95,11 +94,16 @@ class Race:
         old, waiting = ([], []) if alone else (self.leftover, self.waiting)
         measured = {proposal.edit.key for proposal in old}
         offered = [proposal for proposal in (*old, *proposals, *waiting) if proposal.edit.key not in held]
-        joined = sorted(join(offered), key=lambda proposal: proposal.edit.key not in measured)
+        joined = join(offered)
         reports = {p: apply(skill, [p.edit], protect=protect, max_tokens=self.arena.max_tokens) for p in joined}
         unusable = tuple(Rejected(p.edit, a.reports[0].reason) for p, a in reports.items() if not a.changed)
         usable = [proposal for proposal, applied in reports.items() if applied.changed]
-        size = self.arena.cfg.pool * (1 if self.evidence.claims >= CLAIMS else WIDER)
+        kept = [proposal for proposal in usable if proposal.edit.key in measured]
+        new = [proposal for proposal in usable if proposal.edit.key not in measured]
+        size, reserved = self.arena.cfg.pool, 0
+        if self.evidence.everywhere:  # a small effect is seldom ruled out: such edits would fill the pool for good
+            size, reserved = WIDER * size, min(size, len(new))
+        usable = [*kept[: size - reserved], *new, *kept[size - reserved :]]
         pool = Pool.of(skill, usable[:size], protect, self.arena.max_tokens)
         if not pool.proposals:
             reason = "none of the edits could be applied" if joined else "nothing was proposed"
@@ -146,7 +150,7 @@ class Race:
         screened = None
         for number, part in enumerate(ROUNDS):
             draw = rng(arena.seed, "screen", name, number)
-            size = max(1, min(FEW if self.evidence.claims >= CLAIMS else MANY, len(pool.proposals) - 1))
+            size = max(1, min(MANY if self.evidence.everywhere else FEW, len(pool.proposals) - 1))
             wanted = max(1, round(part * texts))
             if screened is None:
                 design = balanced(pool, wanted, size, draw)

@@ -130,28 +130,45 @@ class Screened:
         self._support = [frozenset(proposal.support).intersection(known) for proposal in pool.proposals]
         self._share = [1 / (proposal.among or len(self.known) or 1) for proposal in pool.proposals]
         self._counts = [Counter(map(draw.bases.__getitem__, self.known)) for draw in draws]
+        # Of each draw, as bits: the edits that do something. The others change nothing, and most are of that kind.
+        self._moving = [
+            sum([1 << i for i, of in enumerate(self._support) if draw.general[i] or (of and draw.claimed[i])])
+            for draw in draws
+        ]
+        self._gains: list[dict[int, float]] = [{0: 0.0} for _ in draws]  # of each draw, by the edits that move
 
     def gains(self, chosen: Sequence[int], draws: slice = slice(None)) -> list[float]:
-        """The gain of a set of edits under each of the draws. A claimed sample stands for its share of the samples that
-        the optimizer was shown with it, all others for what remains."""
-        samples = sorted(frozenset[str]().union(*(self._support[i] for i in chosen)))
-        claimed = [(sample, [i for i in chosen if sample in self._support[i]]) for sample in samples]
-        shares = [max(self._share[i] for i in claiming) for _, claiming in claimed]
-        rest = max(0.0, 1 - sum(shares)) / (len(self.known) - len(claimed) or 1)
+        """The gain of a set of edits under each of the draws."""
+        bits = sum([1 << i for i in chosen])
         result = []
-        for draw, counts in zip(self.draws[draws], self._counts[draws], strict=True):
-            general = sum([draw.general[i] for i in chosen])
-            gain = 0.0
-            for (sample, claiming), share in zip(claimed, shares, strict=True):
-                effect = general + sum([draw.claimed[i] for i in claiming])
-                if effect:
-                    gain += share * _rises(effect)[draw.bases[sample]]
-            if general:
-                rises = _rises(general)
-                moved = sum([n * rises[base] for base, n in counts.items()])
-                gain += rest * (moved - sum([rises[draw.bases[sample]] for sample in samples]))
+        for t in range(len(self.draws))[draws]:
+            moving = bits & self._moving[t]
+            gain = self._gains[t].get(moving)
+            if gain is None:
+                gain = self._gains[t][moving] = self._gain(self.draws[t], self._counts[t], moving)
             result.append(gain)
         return result
+
+    def _gain(self, draw: Draw, counts: Mapping[int, int], moving: int) -> float:
+        """Under one draw. A claimed sample stands for its share of the samples that the optimizer was shown with it,
+        all others for what remains. `counts`: how many samples have a base."""
+        chosen = [i for i in range(moving.bit_length()) if moving >> i & 1]
+        general = sum([draw.general[i] for i in chosen])
+        claims: dict[str, list[int]] = {}
+        for i in chosen:
+            for sample in self._support[i]:
+                claims.setdefault(sample, []).append(i)
+        gain, left, others = 0.0, 1.0, 0.0
+        rises = _rises(general)
+        for sample in sorted(claims):
+            share, base = max([self._share[i] for i in claims[sample]]), draw.bases[sample]
+            gain += share * _rises(general + sum([draw.claimed[i] for i in claims[sample]]))[base]
+            others -= rises[base]
+            left -= share
+        if general and left > 0:
+            others += sum([n * rises[base] for base, n in counts.items()])
+            gain += left * others / (len(self.known) - len(claims) or 1)
+        return gain
 
     def gain(self, chosen: Sequence[int]) -> tuple[float, float, float]:
         """Mean and standard deviation of the gain of a set, and P(gain > 0)."""

@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 from random import Random
 from statistics import fmean
 
-from skilltune.gate.effects import DRAWS, Draw, Odds, Trial, draw_effects
+from skilltune.gate.effects import DRAWS, EVERYWHERE, Draw, Odds, Trial, draw_effects
 from skilltune.optimizer import Proposal
 from skilltune.skill import Skill
+
+CLAIMS = 0.1  # share of edits with an effect on the samples that they claim, below which claims mean nothing
 
 Scores = Mapping[tuple[str, str], Sequence[float]]  # by text hash and sample
 
@@ -31,6 +33,11 @@ class Evidence:
     claims: float = 1.0  # share of edits with an effect on these; until something was tried, of all
     # Where the chain stood at last: the samples, and the two effects of each edit.
     last: tuple[Mapping[str, int], Mapping[str, tuple[int, int]]] | None = None
+
+    @property
+    def everywhere(self) -> bool:
+        """Whether claims were found to mean nothing: what edits do, they do to all samples."""
+        return self.claims < CLAIMS
 
     def enthrone(self, skill: Skill) -> tuple[str, ...]:
         """Take note of the incumbent; the edits that it holds."""
@@ -85,7 +92,8 @@ class Evidence:
         if self.last is not None:
             effects = [self.last[1].get(key, (0, 0)) for key in number]
             start = Draw(self.last[0], tuple([general for general, _ in effects]), tuple([c for _, c in effects]))
-        drawn = draw_effects(trials, len(number), Odds(), random, draws=draws, active=len(active), start=start)
+        odds = EVERYWHERE if self.everywhere else Odds()
+        drawn = draw_effects(trials, len(number), odds, random, draws=draws, active=len(active), start=start)
         ends = zip(number, drawn[-1].general, drawn[-1].claimed, strict=True)
         self.last = drawn[-1].bases, {key: (general, claimed) for key, general, claimed in ends}
         self.claims = sum([sum(map(bool, draw.claimed)) for draw in drawn]) / (len(number) * len(drawn))
