@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from skilltune.cli import app
 from skilltune.controls import TRAINED, shuffled
 from skilltune.gate.replay import recompute
+from skilltune.report.card import counted
 from skilltune.run import Run
 from skilltune.skill import Skill
 from training import START, events, prepare, small, train
@@ -65,7 +66,8 @@ async def test_the_arms_come_after_the_certificate_and_change_nothing(tmp_path: 
     assert done.result.training == plain.result.spent  # what a point gained took does not count the arms
     assert done.result.spent.calls > done.result.training.calls
     points = 100 * done.result.certificate.gain if done.result.certificate else 0.0
-    figure = f"| training and certificate, per point gained | {plain.result.spent.calls / points:.0f} calls |"
+    per_point = counted(round(plain.result.spent.calls / points))
+    figure = f"| training and certificate, per point gained | {per_point} |"
     assert figure in plain.read("card.md")
     assert figure in done.read("card.md")
     assert "Cost of making it: " in done.read("card.md")

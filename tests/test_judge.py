@@ -342,7 +342,7 @@ async def test_training_works_on_the_word_of_a_judge_and_its_rubric_stays_hidden
         assert world.true_score(result.best.text) > 0.7
         assert not world.optimizer_saw(SECRET)
         assert world.optimizer_saw("(hidden)")
-        assert world.calls["judge"] <= world.calls["target"]
+        assert world.calls["judge"] - 1 <= world.calls["target"]  # its probe
         calls = world.calls.copy()
         again = await run_training(make_config(tree), tmp_path, tmp_path / "run")
         assert (again.best.text, world.calls) == (result.best.text, calls)

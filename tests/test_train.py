@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from itertools import pairwise, product
 from pathlib import Path
@@ -436,6 +437,21 @@ async def test_patience_counts_steps_without_an_accept(tmp_path: Path) -> None:
     assert "screen found no edit worth a race" in counted
     assert sum(int(part.split(" × ")[0]) for part in counted.split(", ")) == 2
     assert trained.result.exit_code == 1
+
+
+async def test_training_ends_when_too_few_tasks_fail_to_learn_from(tmp_path: Path) -> None:
+    settings = {"train.epochs": 6, "gate.confidence": 0.8}
+    with small(q=1.0) as world:
+        trained = await train(world, tmp_path, settings)
+        assert world.true_score(trained.result.best.text) == 1.0
+    [stopping] = events(trained.folder, "stopping")
+    assert re.fullmatch(r"[012] of \d+ train tasks failed: too few to learn from .*", stopping["reason"])
+    after = len(trained.verdicts)
+    (tmp_path / "patient").mkdir()
+    with small(q=1.0) as world:  # patience 0 asks for every step
+        patient = await train(world, tmp_path / "patient", {**settings, "train.patience": 0})
+    assert not events(patient.folder, "stopping")
+    assert len(patient.verdicts) > after
 
 
 async def test_a_reached_target_score_ends_the_training(tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ class TrainConfig(_Section):
     """The loop."""
 
     epochs: int = Field(default=4, ge=0, description="passes over the train samples; 0: only score the input")
-    batch_size: int = Field(default=40, ge=1, description="train samples rolled out per step")
+    batch_size: int = Field(default=36, ge=1, description="train samples rolled out per step")
     minibatch_size: int = Field(default=8, ge=1, description="trajectories per reflection")
     merge: Literal["pool", "rank"] = Field(default="pool", description="measure the edits, or let a model rank")
     merge_batch_size: int = Field(default=8, ge=2, description="patches per merge call")
@@ -140,7 +140,11 @@ class TrainConfig(_Section):
         default=True,
         description="once half is solved, roll failures again and show the optimizer only what fails twice",
     )
-    patience: int = Field(default=3, ge=0, description="stop after so many steps without an accept; 0: never")
+    patience: int = Field(
+        default=3,
+        ge=0,
+        description="stop after so many steps without an accept, or when nearly all is solved; 0: never",
+    )
     target_score: float | None = Field(
         default=None, ge=0, le=1, description="stop when the estimated score on select reaches this"
     )
@@ -262,7 +266,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
         "env": {"split": [2, 1, 7]},
         "optimizer": {"checks": "record", "patterns": False},
-        "train": {"merge": "rank", "patience": 0, "confirm": False},
+        "train": {"batch_size": 40, "merge": "rank", "patience": 0, "confirm": False},
         "gate": {"policy": "strict", "metric": "hard"},
     },
 }

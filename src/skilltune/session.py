@@ -24,7 +24,7 @@ from skilltune.envs.formats import HF, located
 from skilltune.envs.formats.huggingface import without_split
 from skilltune.errors import JudgeError, RunError, Stopped, UsageError
 from skilltune.gate import Arena, Gate, Verdict, build_gate
-from skilltune.gate.stats import standard_error
+from skilltune.gate.stats import standard_error, wilson
 from skilltune.models import Model, Request, Usage
 from skilltune.models.build import build_model
 from skilltune.models.endpoint import STRAGGLER, Endpoint
@@ -48,6 +48,7 @@ from skilltune.targets import Target
 from skilltune.targets.chat import ChatTarget
 from skilltune.targets.plugin import AgentClient, AgentTarget, load_target
 
+LEFT, SURE = 0.1, 0.9  # training ends when the interval of the share of tasks that fail ends below
 TRIED = 5  # samples on which an empty answer is scored before anything is paid
 MODEL_SCHEMES = ("openai", "anthropic", "local")
 CONTROL_ARMS = 4  # that are rolled on the test split beside the two skills of the certificate
@@ -81,10 +82,11 @@ class Session:
         for client in filter(None, (self.target, self.optimizer_client, self.judge and self.judge.client)):
             await client.aclose()
 
-    def should_stop(self, steps_without_accept: int, score: float | None) -> bool:
-        """Patience or target score; the reason goes into the events. Raises `Stopped` for a file named `stop` in the
-        run folder: that is the user's wish for a pause."""
-        cfg = self.cfg.train
+    def should_stop(self, steps_without_accept: int, done: tuple[int, int], score: float | None) -> bool:
+        """Patience, nothing left to learn (`done`: the incumbent's train tasks and the failures among them), or the
+        target score; the reason goes into the events. Raises `Stopped` for a file named `stop` in the run folder: that
+        is the user's wish for a pause."""
+        cfg, (tasks, failed) = self.cfg.train, done
         if (self.run.folder / "stop").exists():
             raise Stopped(f"{self.run.folder / 'stop'} exists; delete it and run the same command to go on")
         reason = ""
@@ -92,6 +94,8 @@ class Session:
             counted = Counter(list(self.outcomes.values())[-steps_without_accept:])
             how = ", ".join(f"{times} × {outcome}" for outcome, times in counted.items())
             reason = f"no accept in {steps_without_accept} steps (train.patience = {cfg.patience}): {how}"
+        elif cfg.patience and tasks and wilson(failed, tasks, SURE)[1] <= LEFT:
+            reason = f"{failed} of {tasks} train tasks failed: too few to learn from (train.patience = 0 goes on)"
         elif cfg.target_score is not None and score is not None and score >= cfg.target_score:
             reason = f"the score on select reached {cfg.target_score:g}"
         if reason:

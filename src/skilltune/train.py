@@ -47,6 +47,7 @@ class State:
     verdicts: list[Verdict] = field(default_factory=list)
     score: float | None = None  # of the incumbent on `select`
     since_accept: int = 0  # steps
+    done: tuple[int, int] = (0, 0)  # by the incumbent: tasks of its batches, and those among them that it failed
     steady: bool = False  # the target gave equal answers to equal questions
     stopped: Stopped | None = None
 
@@ -150,7 +151,7 @@ async def fit(s: Session, state: State) -> None:
     epoch_start = state.skill
 
     for step in schedule(cfg, s.splits.train, s.cfg.seed):
-        if s.should_stop(state.since_accept, state.score):
+        if s.should_stop(state.since_accept, state.done, state.score):
             break
         if step.starts_epoch:
             epoch_start, state.memory = state.skill, state.memory.new_epoch()
@@ -174,8 +175,17 @@ def forward(s: Session, state: State, step: Step) -> AsyncGenerator[Rollout, Non
     batch = s.roll.stream(state.skill, step.batch, attempts=attempts, purpose=f"step {step.index}")
     repeats = attempts == 1 and s.arena.draws(2) > 1 and not state.steady
     if s.cfg.train.confirm and repeats and (state.score or 0.0) >= CONFIRM_FROM:
-        return confirmed(s, state, batch, f"step {step.index}, failures again")
-    return batch
+        batch = confirmed(s, state, batch, f"step {step.index}, failures again")
+    return counted(state, batch)
+
+
+async def counted(state: State, rollouts: AsyncGenerator[Rollout, None]) -> AsyncGenerator[Rollout, None]:
+    """A batch as it comes, and how much of it failed."""
+    async with aclosing(rollouts):
+        async for rollout in rollouts:
+            tasks, failed = state.done
+            state.done = tasks + 1, failed + (rollout.score is None or rollout.score.hard < 1)
+            yield rollout
 
 
 async def confirmed(
@@ -244,6 +254,7 @@ def take(s: Session, state: State, step: Step, verdict: Verdict, limit: int) -> 
     state.verdicts.append(verdict)
     if verdict.accepted:
         state.versions.append(verdict.skill)
+        state.done = (0, 0)
     state.memory = state.memory.remember(verdict.rejected, verdict.skill.body, verdict.candidate)
     s.roll.settle(state.skill)
     s.record(step, verdict, limit, version=len(state.versions) - 1)
