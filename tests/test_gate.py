@@ -273,7 +273,7 @@ async def test_where_claims_mean_nothing_three_pools_are_screened_at_once() -> N
     gate.evidence.claims = 1.0  # then the pool is narrow again, and what is fresh still waits
     verdict = await gate.judge(START, [rule(name) for name in "xyz"], limit=1, name="step 2")
     assert judged(verdict) == ["- a", "- b"]
-    assert [proposal.edit.text for proposal in gate.waiting] == ["- x", "- y", "- z", "- c", "- d"]
+    assert [proposal.edit.text for proposal in gate.waiting] == ["- c", "- d", "- e", "- x", "- y"]
 
 
 async def test_edits_of_small_effect_do_not_fill_a_wide_pool_for_good() -> None:

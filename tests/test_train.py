@@ -440,18 +440,26 @@ async def test_patience_counts_steps_without_an_accept(tmp_path: Path) -> None:
 
 
 async def test_training_ends_when_too_few_tasks_fail_to_learn_from(tmp_path: Path) -> None:
-    settings = {"train.epochs": 6, "gate.confidence": 0.8}
+    settings = {"train.epochs": 6, "train.batch_size": 32}
     with small(q=1.0) as world:
         trained = await train(world, tmp_path, settings)
         assert world.true_score(trained.result.best.text) == 1.0
     [stopping] = events(trained.folder, "stopping")
-    assert re.fullmatch(r"[012] of \d+ train tasks failed: too few to learn from .*", stopping["reason"])
+    assert re.fullmatch(r"[012] of \d+ train tasks failed twice: too few to learn from .*", stopping["reason"])
     after = len(trained.verdicts)
     (tmp_path / "patient").mkdir()
     with small(q=1.0) as world:  # patience 0 asks for every step
         patient = await train(world, tmp_path / "patient", {**settings, "train.patience": 0})
     assert not events(patient.folder, "stopping")
     assert len(patient.verdicts) > after
+
+
+async def test_a_task_that_is_solved_again_and_again_counts_once(tmp_path: Path) -> None:
+    """Twelve tasks, three attempts each: too few tasks to say that one in ten does not fail."""
+    with small(q=1.0, train=12) as world:
+        trained = await train(world, tmp_path, {"train.epochs": 4, "target.attempts": 3})
+    [stopping] = events(trained.folder, "stopping") or [{"reason": ""}]
+    assert "too few to learn from" not in stopping["reason"]
 
 
 async def test_a_reached_target_score_ends_the_training(tmp_path: Path) -> None:

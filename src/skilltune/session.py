@@ -83,9 +83,9 @@ class Session:
             await client.aclose()
 
     def should_stop(self, steps_without_accept: int, done: tuple[int, int], score: float | None) -> bool:
-        """Patience, nothing left to learn (`done`: the incumbent's train tasks and the failures among them), or the
-        target score; the reason goes into the events. Raises `Stopped` for a file named `stop` in the run folder: that
-        is the user's wish for a pause."""
+        """Patience, the target score, or nothing left to learn (`done`: the incumbent's train tasks and those among
+        them that failed, where a second try counts as well as the first); the reason goes into the events. Raises
+        `Stopped` for a file named `stop` in the run folder: that is the user's wish for a pause."""
         cfg, (tasks, failed) = self.cfg.train, done
         if (self.run.folder / "stop").exists():
             raise Stopped(f"{self.run.folder / 'stop'} exists; delete it and run the same command to go on")
@@ -94,10 +94,13 @@ class Session:
             counted = Counter(list(self.outcomes.values())[-steps_without_accept:])
             how = ", ".join(f"{times} × {outcome}" for outcome, times in counted.items())
             reason = f"no accept in {steps_without_accept} steps (train.patience = {cfg.patience}): {how}"
-        elif cfg.patience and tasks and wilson(failed, tasks, SURE)[1] <= LEFT:
-            reason = f"{failed} of {tasks} train tasks failed: too few to learn from (train.patience = 0 goes on)"
         elif cfg.target_score is not None and score is not None and score >= cfg.target_score:
             reason = f"the score on select reached {cfg.target_score:g}"
+        elif cfg.patience and tasks and wilson(failed, tasks, SURE)[1] <= LEFT:
+            again = " twice" if cfg.confirm else ""
+            reason = (
+                f"{failed} of {tasks} train tasks failed{again}: too few to learn from (train.patience = 0 goes on)"
+            )
         if reason:
             self.run.emit("stopping", reason=reason)
         return bool(reason)
@@ -448,13 +451,15 @@ def may_look_ahead(cfg: Config, target: Client) -> bool:
 
 
 def estimate_calls(cfg: Config, splits: Splits) -> tuple[int, int]:
-    """(fewest, most) target calls of a whole run: no edit ever worth a race, and every candidate raced to the end."""
+    """(fewest, most) target calls of a whole run: all solved in the first batch (or, without patience, no edit
+    ever worth a race), and every candidate raced to the end."""
     steps = steps_per_epoch(cfg.train, len(splits.train)) * cfg.train.epochs
     batches = cfg.train.epochs * len(splits.train) * cfg.target.attempts
     select, test = len(splits.select), 2 * cfg.certify.attempts * len(splits.test)
     looks_back = cfg.slow.enabled and cfg.optimizer.model != "examples"
     slow = max(0, cfg.train.epochs - 1) if looks_back else 0
-    fewest = len(splits.train) * cfg.target.attempts * bool(cfg.train.epochs) + select
+    first = min(len(splits.train), cfg.train.batch_size) if cfg.train.patience else len(splits.train)
+    fewest = first * cfg.target.attempts * bool(cfg.train.epochs) + select
     twice, rules = select * cfg.gate.calibrate, steps * cfg.train.lr * cfg.train.compact
     fewest += twice
     if cfg.train.confirm and cfg.target.attempts == 1:

@@ -47,7 +47,7 @@ class State:
     verdicts: list[Verdict] = field(default_factory=list)
     score: float | None = None  # of the incumbent on `select`
     since_accept: int = 0  # steps
-    done: tuple[int, int] = (0, 0)  # by the incumbent: tasks of its batches, and those among them that it failed
+    failed: dict[str, bool] = field(default_factory=dict)  # by the incumbent, of the tasks of its batches
     steady: bool = False  # the target gave equal answers to equal questions
     stopped: Stopped | None = None
 
@@ -151,7 +151,7 @@ async def fit(s: Session, state: State) -> None:
     epoch_start = state.skill
 
     for step in schedule(cfg, s.splits.train, s.cfg.seed):
-        if s.should_stop(state.since_accept, state.done, state.score):
+        if s.should_stop(state.since_accept, (len(state.failed), sum(state.failed.values())), state.score):
             break
         if step.starts_epoch:
             epoch_start, state.memory = state.skill, state.memory.new_epoch()
@@ -176,15 +176,15 @@ def forward(s: Session, state: State, step: Step) -> AsyncGenerator[Rollout, Non
     repeats = attempts == 1 and s.arena.draws(2) > 1 and not state.steady
     if s.cfg.train.confirm and repeats and (state.score or 0.0) >= CONFIRM_FROM:
         batch = confirmed(s, state, batch, f"step {step.index}, failures again")
-    return counted(state, batch)
+    return counted(s, state, batch)
 
 
-async def counted(state: State, rollouts: AsyncGenerator[Rollout, None]) -> AsyncGenerator[Rollout, None]:
-    """A batch as it comes, and how much of it failed."""
+async def counted(s: Session, state: State, rollouts: AsyncGenerator[Rollout, None]) -> AsyncGenerator[Rollout, None]:
+    """A batch as it comes; of each task it is noted whether any attempt failed."""
     async with aclosing(rollouts):
         async for rollout in rollouts:
-            tasks, failed = state.done
-            state.done = tasks + 1, failed + (rollout.score is None or rollout.score.hard < 1)
+            failed = rollout.score is None or s.arena.metric(rollout.score) < 1
+            state.failed[rollout.sample] = failed or state.failed.get(rollout.sample, False)
             yield rollout
 
 
@@ -254,7 +254,7 @@ def take(s: Session, state: State, step: Step, verdict: Verdict, limit: int) -> 
     state.verdicts.append(verdict)
     if verdict.accepted:
         state.versions.append(verdict.skill)
-        state.done = (0, 0)
+        state.failed = {}
     state.memory = state.memory.remember(verdict.rejected, verdict.skill.body, verdict.candidate)
     s.roll.settle(state.skill)
     s.record(step, verdict, limit, version=len(state.versions) - 1)

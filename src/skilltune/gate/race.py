@@ -100,10 +100,12 @@ class Race:
         usable = [proposal for proposal, applied in reports.items() if applied.changed]
         kept = [proposal for proposal in usable if proposal.edit.key in measured]
         new = [proposal for proposal in usable if proposal.edit.key not in measured]
-        size, reserved = self.arena.cfg.pool, 0
+        size = places = self.arena.cfg.pool
         if self.evidence.everywhere:  # a small effect is seldom ruled out: such edits would fill the pool for good
-            size, reserved = WIDER * size, min(size, len(new))
-        usable = [*kept[: size - reserved], *new, *kept[size - reserved :]]
+            size, places = WIDER * size, WIDER * size - min(size, len(new))
+            usable = [*kept[:places], *new, *kept[places:]]
+        else:
+            usable = [*kept, *new]
         pool = Pool.of(skill, usable[:size], protect, self.arena.max_tokens)
         if not pool.proposals:
             reason = "none of the edits could be applied" if joined else "nothing was proposed"
