@@ -445,7 +445,7 @@ async def test_training_ends_when_too_few_tasks_fail_to_learn_from(tmp_path: Pat
         trained = await train(world, tmp_path, settings)
         assert world.true_score(trained.result.best.text) == 1.0
     [stopping] = events(trained.folder, "stopping")
-    assert re.fullmatch(r"[012] of \d+ train tasks failed twice: too few to learn from .*", stopping["reason"])
+    assert re.fullmatch(r"[012] of \d+ train tasks are left to learn from, too few .*", stopping["reason"])
     after = len(trained.verdicts)
     (tmp_path / "patient").mkdir()
     with small(q=1.0) as world:  # patience 0 asks for every step
@@ -459,7 +459,7 @@ async def test_a_task_that_is_solved_again_and_again_counts_once(tmp_path: Path)
     with small(q=1.0, train=12) as world:
         trained = await train(world, tmp_path, {"train.epochs": 4, "target.attempts": 3})
     [stopping] = events(trained.folder, "stopping") or [{"reason": ""}]
-    assert "too few to learn from" not in stopping["reason"]
+    assert "left to learn from" not in stopping["reason"]
 
 
 async def test_a_reached_target_score_ends_the_training(tmp_path: Path) -> None:

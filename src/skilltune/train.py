@@ -151,7 +151,7 @@ async def fit(s: Session, state: State) -> None:
     epoch_start = state.skill
 
     for step in schedule(cfg, s.splits.train, s.cfg.seed):
-        if s.should_stop(state.since_accept, (len(state.failed), sum(state.failed.values())), state.score):
+        if s.should_stop(state.since_accept, state.failed, state.score):
             break
         if step.starts_epoch:
             epoch_start, state.memory = state.skill, state.memory.new_epoch()
