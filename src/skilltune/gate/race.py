@@ -214,7 +214,7 @@ class Race:
         looks: list[Look] = []
         decision, likelier = "", candidate
         for number, (attempt, block) in enumerate(blocks):
-            for ahead, samples in blocks[number + 1 :]:
+            for ahead, samples in blocks[number + 1 : number + 2]:
                 arena.roll.expect(candidate, samples, ahead)
                 arena.roll.expect(pool.skill, samples, ahead)
             arena.roll.expect(likelier, arena.upcoming)

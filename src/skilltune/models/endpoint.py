@@ -26,6 +26,7 @@ DEAD_S = 8.0  # an endpoint from which nothing ever came is given up rather than
 HOPELESS = 100  # attempts in vain, of all callers, after which an endpoint that never gave an answer is given up
 STRAGGLER = 3.0  # a good value of `hedge`
 SEEN = 50, 10  # the answers whose median counts: so many at most, so many at least
+CALM_S = 0.02  # that a slot is idle before a speculative call takes it
 IN_A_ROW = 6  # refusals, or a window of them if that is more, are no chance
 ENOUGH = 16.0  # answers from which the share of refusals at a size of the window can be told
 MEMORY = 64  # answers, about, that such a share rests on
@@ -84,7 +85,6 @@ class Endpoint:
         if hedge is not None and not hedge >= 1:
             raise ValueError(f"hedge must be None or at least 1, got {hedge}")
         self.policy = policy or RetryPolicy()
-        self.room = 0  # slots that speculative calls leave idle; one of them may always run where nothing else does
         self._workers, self._hedge = workers, hedge
         self._draw, self._sleep, self._clock = draw, sleep, clock
         self._window, self._halvings, self._taken = float(workers), 0, 0
@@ -93,6 +93,7 @@ class Endpoint:
         self._answers: dict[int, tuple[float, float]] = {}  # (good, refused) of late, by size of the window
         self._lines: dict[str, _Line] = {}  # by role, none empty; the first one has the next turn
         self._speculative: _Line = OrderedDict()
+        self._filling: asyncio.Task[None] | None = None  # exists while speculative calls could have a slot
         self._opens_at = float("-inf")
         self._opening: asyncio.Task[None] | None = None  # exists while somebody waits for the end of a pause
         self._asked_at: float | None = None
@@ -294,6 +295,29 @@ class Endpoint:
         while self._opening is None and (place := self._next()) is not None:
             self._taken += 1
             place.set_result(None)
+        if self._filling is None and self._spare:
+            self._filling = asyncio.create_task(self._fill())
+
+    @property
+    def _spare(self) -> bool:
+        """Is there a slot that only a speculative call could use now?"""
+        open_to_all = self._opening is None and self._taken < self.window
+        return bool(self._speculative) and not self._lines and open_to_all
+
+    async def _fill(self) -> None:
+        """Give slots that nobody needed for a moment to speculative calls: where all calls of a batch end at once, the
+        next one is asked for a moment later, and would have to wait for whatever was begun in between."""
+        while self._spare:
+            began = self._clock()
+            await self._sleep(CALM_S)
+            if self._clock() - began > 2 * CALM_S:  # the process was busy: who needs a slot had no chance to say so
+                continue
+            while self._spare:
+                place, _ = self._speculative.popitem(last=False)
+                if not place.done():  # else cancelled a moment ago
+                    self._taken += 1
+                    place.set_result(None)
+        self._filling = None
 
     def _next(self) -> _Place | None:
         """Whose turn it is, taken out of the line; None if nobody waits or no slot is free."""
@@ -304,10 +328,6 @@ class Endpoint:
             if line:
                 self._lines[role] = line  # behind the others
             if not place.done():  # else cancelled a moment ago
-                return place
-        while self._speculative and self._taken < max(1, self.window - self.room):
-            place, _ = self._speculative.popitem(last=False)
-            if not place.done():
                 return place
         return None
 
