@@ -6,6 +6,7 @@ import asyncio
 import random
 import socket
 import threading
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -224,28 +225,52 @@ async def test_speculative_calls_get_what_nobody_else_wants() -> None:
     assert await order(scheduler(1), arrivals) == list("tot--")
 
 
-async def test_a_slot_is_idle_for_a_moment_before_a_speculative_call_takes_it() -> None:
-    moment = asyncio.Event()
-    endpoint, stage = scheduler(2, sleep=lambda _: moment.wait()), Stage()
+async def test_a_slot_that_was_needed_is_idle_for_a_moment_before_a_speculative_call_takes_it() -> None:
+    now, moment = [0.0], asyncio.Event()
+    endpoint, stage = scheduler(2, sleep=lambda _: moment.wait(), clock=lambda: now[0]), Stage()
+    calls = list[asyncio.Task[Reply]]()
 
-    def call(number: int, ahead: Ahead | None = None) -> asyncio.Task[Reply]:
-        return asyncio.create_task(endpoint.call(stage, replace(ASK, draw=number), ahead=ahead))
+    async def call(number: int, ahead: Ahead | None = None) -> None:
+        calls.append(asyncio.create_task(endpoint.call(stage, replace(ASK, draw=number), ahead=ahead)))
+        await settle()
 
-    calls = [call(0, Ahead()), call(1)]
-    await settle()
-    assert stage.began == [1]
-    calls += [call(2), call(3)]  # the next of a row comes while the slot is idle
-    await settle()
-    stage.end(1)
+    async def end(number: int) -> None:
+        stage.end(number)
+        await settle()
+
+    await call(1)
+    await call(2)
+    await call(-1, Ahead())
+    await end(1)
+    assert stage.began == [1, 2]
+    await call(3)  # the next of a row comes while the slot is idle
+    await end(2)
+    assert stage.began == [1, 2, 3]
+    now[0] = CALM_S
     moment.set()
     await settle()
-    assert stage.began == [1, 2, 3]
-    stage.end(2)
-    await settle()
-    assert stage.began == [1, 2, 3, 0]
-    for number in (3, 0):
-        stage.end(number)
+    assert stage.began == [1, 2, 3, -1]
+    await call(-2, Ahead())
+    await end(-1)
+    assert stage.began == [1, 2, 3, -1, -2]  # a slot that was not needed is given on at once
+    await end(3)
+    await end(-2)
     await asyncio.gather(*calls)
+
+
+async def test_a_speculative_call_that_is_cancelled_leaves_no_task_behind() -> None:
+    endpoint, stage = scheduler(1, sleep=asyncio.sleep, clock=time.monotonic), Stage()
+    before = asyncio.all_tasks()
+    first = asyncio.create_task(endpoint.call(stage, ASK))
+    guess = asyncio.create_task(endpoint.call(stage, replace(ASK, draw=1), ahead=Ahead()))
+    await settle()
+    stage.end(0)
+    await settle()
+    assert asyncio.all_tasks() - before - {guess}  # the one that waits for a calm moment
+    guess.cancel()
+    await settle()
+    assert first.done()
+    assert asyncio.all_tasks() == before
 
 
 async def test_a_role_with_thousands_of_queued_calls_does_not_starve_another() -> None:
@@ -427,11 +452,15 @@ async def test_a_call_made_ahead_that_is_wanted_waits_like_any_other() -> None:
 
 
 async def test_a_wanted_call_keeps_its_rank_in_its_next_attempts() -> None:
+    clock = Clock()
+
     async def sleep(seconds: float) -> None:
-        for _ in range(1 if seconds <= CALM_S else 4):
+        await clock.sleep(seconds)
+        for _ in range(4 if seconds > CALM_S else 0):
             await asyncio.sleep(0)
 
-    endpoint, stage = scheduler(1, RetryPolicy(attempts=2), sleep=sleep, draw=lambda: 1.0), Stage()
+    endpoint = scheduler(1, RetryPolicy(attempts=2), sleep=sleep, clock=clock, draw=lambda: 1.0)
+    stage = Stage()
     ahead = Ahead()
     call = asyncio.create_task(endpoint.call(stage, ASK, ahead=ahead))
     await settle()

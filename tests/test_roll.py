@@ -283,18 +283,6 @@ async def test_what_is_expected_of_the_new_incumbent_is_kept(tmp_path: Path) -> 
         await session.aclose()
 
 
-async def test_what_is_sure_to_be_asked_for_is_kept_whatever_becomes_of_the_incumbent(tmp_path: Path) -> None:
-    with small(latency=0.01) as world, session_at(world, tmp_path) as session:
-        roll, samples = session.roll, session.splits.train
-        await roll(session.skill, samples[:1])
-        roll.expect(SKILL, samples[:4], sure=True)
-        roll.settle(OTHER)
-        await until(lambda: world.answered["target"] == 5)
-        assert await roll(SKILL, samples[:4])
-        assert world.calls["target"] == 5
-        await session.aclose()
-
-
 async def test_the_end_of_a_session_ends_what_still_runs_ahead(tmp_path: Path) -> None:
     with small(latency=5.0) as world, session_at(world, tmp_path) as session, no_task_left():
         session.roll.answered = True

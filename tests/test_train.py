@@ -186,22 +186,6 @@ async def test_workers_latencies_and_looking_ahead_change_nothing(
     assert [begun_ahead[number] > 0 for number in range(len(cases))] == [ahead for *_, ahead in cases]
 
 
-async def test_the_inputs_half_of_the_certificate_is_begun_once_a_version_was_accepted(tmp_path: Path) -> None:
-    with small(q=0.6, latency=0.01) as world:
-        settings = {"target.workers": 8, "target.lookahead": True, "train.epochs": 2}
-        trained = await train(world, tmp_path, settings, preset="paper")
-        assert trained.result.certificate is not None
-        test = {ticket.id for ticket in world.tickets.values() if ticket.split == "test"}
-        asked = [(seen.system, seen.sample in test) for seen in world.requests]
-        best = next(system for system, of_test in reversed(asked) if of_test)
-        early = [system for system, of_test in asked[: asked.index((best, True))] if of_test]
-        last = max(number for number, seen in enumerate(world.requests) if seen.role == "optimizer")
-        first = next(number for number, (_, of_test) in enumerate(asked) if of_test)
-    assert first < last
-    assert len(set(early)) == 1  # of the input alone: no other version meets a test task before the end
-    assert sum(of_test for _, of_test in asked) == 2 * len(test)
-
-
 async def test_another_seed_is_another_run(tmp_path: Path) -> None:
     with small(p=0.1, q=0.6) as world:
         runs = [

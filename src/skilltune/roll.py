@@ -30,7 +30,6 @@ from skilltune.targets import Target
 MAX_UNSCORED = 0.10  # share of a batch that may go unscored; the coverage floor is 1 minus this
 UNDER_WAY = 256  # samples of a batch begun at once, or twice the workers: each holds 6 KB
 WAITS_S = (2.0, 10.0, 30.0)  # pauses before what failed in a batch is tried again
-SURE = "sure"  # name of the tasks of rollouts that will be needed in any case
 MOMENT_S = 0.005  # that what may be needed waits, for what is asked for at the same time to go first
 
 
@@ -132,25 +131,23 @@ class Roller:
 
     # -- looking ahead
 
-    def expect(self, skill: Skill, samples: Sequence[Sample], attempt: int = 0, *, sure: bool = False) -> None:
-        """These rollouts will probably be asked for: make them while there is nothing better to do. The answers wait in
-        the journal; no result depends on them before they are asked for. What is `sure` to be asked for stays expected
-        whatever becomes of the incumbent."""
+    def expect(self, skill: Skill, samples: Sequence[Sample], attempt: int = 0) -> None:
+        """These rollouts will probably be asked for soon: make them while there is nothing better to do. The answers
+        wait in the journal; no result depends on them before they are asked for."""
         for sample in samples if self.lookahead and self.answered else ():
             key = self.key(skill, sample, attempt)
             if key not in self._ahead:
                 context, call = copy_context(), Ahead()
                 context.run(looking_ahead.set, call)
                 loop = asyncio.get_running_loop()
-                name = SURE if sure else skill.hash
-                task = loop.create_task(self._quietly(skill, sample, attempt), name=name, context=context)
+                task = loop.create_task(self._quietly(skill, sample, attempt), name=skill.hash, context=context)
                 self._ahead[key] = task, call
                 task.add_done_callback(lambda _, key=key: self._ahead.pop(key, None))
 
     def settle(self, skill: Skill) -> None:
         """What was expected of any other skill than this one is not needed any more; what was sent is let finish."""
         for task, call in self._ahead.values():
-            if task.get_name() not in (SURE, skill.hash) and not call.begun:
+            if task.get_name() != skill.hash and not call.begun:
                 task.cancel()
 
     async def aclose(self) -> None:

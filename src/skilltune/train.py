@@ -200,7 +200,7 @@ async def confirmed(
             first.append(rollout)
             if rollout.score and rollout.score.value == 0:
                 samples.append(by_id[rollout.sample])
-                s.roll.expect(state.skill, samples[-1:], 1, sure=True)
+                s.roll.expect(state.skill, samples[-1:], 1)
     second = {rollout.sample: rollout for rollout in await s.roll(state.skill, samples, attempt=1, purpose=purpose)}
     equal = [second[rollout.sample].answer == rollout.answer for rollout in first if rollout.sample in second]
     state.steady = len(equal) >= REPEATS and all(equal)
@@ -255,8 +255,6 @@ def take(s: Session, state: State, step: Step, verdict: Verdict, limit: int) -> 
     if verdict.accepted:
         state.versions.append(verdict.skill)
         state.failed = {}
-        for attempt in range(s.arena.draws(s.cfg.certify.attempts)):  # one side of the certificate
-            s.roll.expect(state.versions[0], s.splits.test, attempt, sure=True)
     state.memory = state.memory.remember(verdict.rejected, verdict.skill.body, verdict.candidate)
     s.roll.settle(state.skill)
     s.record(step, verdict, limit, version=len(state.versions) - 1)

@@ -26,7 +26,7 @@ DEAD_S = 8.0  # an endpoint from which nothing ever came is given up rather than
 HOPELESS = 100  # attempts in vain, of all callers, after which an endpoint that never gave an answer is given up
 STRAGGLER = 3.0  # a good value of `hedge`
 SEEN = 50, 10  # the answers whose median counts: so many at most, so many at least
-CALM_S = 0.02  # that a slot is idle before a speculative call takes it
+CALM_S = 0.02  # since the last slot was left by a call that was needed, before a speculative call takes one
 IN_A_ROW = 6  # refusals, or a window of them if that is more, are no chance
 ENOUGH = 16.0  # answers from which the share of refusals at a size of the window can be told
 MEMORY = 64  # answers, about, that such a share rests on
@@ -93,7 +93,8 @@ class Endpoint:
         self._answers: dict[int, tuple[float, float]] = {}  # (good, refused) of late, by size of the window
         self._lines: dict[str, _Line] = {}  # by role, none empty; the first one has the next turn
         self._speculative: _Line = OrderedDict()
-        self._filling: asyncio.Task[None] | None = None  # exists while speculative calls could have a slot
+        self._needed_until = float("-inf")  # when a call that was needed last left its slot
+        self._filling: asyncio.Task[None] | None = None  # exists while speculative calls wait to be given one
         self._opens_at = float("-inf")
         self._opening: asyncio.Task[None] | None = None  # exists while somebody waits for the end of a pause
         self._asked_at: float | None = None
@@ -148,7 +149,7 @@ class Endpoint:
                 if dead:
                     self._turn_away(error)
             finally:
-                self._leave()
+                self._leave(ahead)
             attempt += 1
             if dead or attempt == self.policy.attempts:
                 tries = f"{attempt} attempt{'s' * (attempt > 1)}"
@@ -284,8 +285,10 @@ class Endpoint:
             if ahead is not None:
                 ahead.promotions.discard(promote)
 
-    def _leave(self) -> None:
+    def _leave(self, ahead: Ahead | None = None) -> None:
         self._taken -= 1
+        if ahead is None or ahead.wanted:
+            self._needed_until = self._clock()
         self._hand_out()
 
     def _hand_out(self) -> None:
@@ -295,7 +298,9 @@ class Endpoint:
         while self._opening is None and (place := self._next()) is not None:
             self._taken += 1
             place.set_result(None)
-        if self._filling is None and self._spare:
+        if self._spare and self._clock() - self._needed_until >= CALM_S:
+            self._give_away()
+        elif self._spare and self._filling is None:
             self._filling = asyncio.create_task(self._fill())
 
     @property
@@ -304,20 +309,25 @@ class Endpoint:
         open_to_all = self._opening is None and self._taken < self.window
         return bool(self._speculative) and not self._lines and open_to_all
 
-    async def _fill(self) -> None:
-        """Give slots that nobody needed for a moment to speculative calls: where all calls of a batch end at once, the
-        next one is asked for a moment later, and would have to wait for whatever was begun in between."""
+    def _give_away(self) -> None:
         while self._spare:
-            began = self._clock()
-            await self._sleep(CALM_S)
-            if self._clock() - began > 2 * CALM_S:  # the process was busy: who needs a slot had no chance to say so
-                continue
-            while self._spare:
-                place, _ = self._speculative.popitem(last=False)
-                if not place.done():  # else cancelled a moment ago
-                    self._taken += 1
-                    place.set_result(None)
-        self._filling = None
+            place, _ = self._speculative.popitem(last=False)
+            if not place.done():  # else cancelled a moment ago
+                self._taken += 1
+                place.set_result(None)
+
+    async def _fill(self) -> None:
+        """Give slots to speculative calls a moment after the last needed one has ended: where all calls of a batch end
+        together, the next batch is asked for a moment later, and would wait for whatever was begun in between."""
+        try:
+            while self._spare and (wait := self._needed_until + CALM_S - self._clock()) > 0:
+                began = self._clock()
+                await self._sleep(wait)
+                if self._clock() - began > wait + CALM_S:  # busy meanwhile: who needs a slot could not say so
+                    self._needed_until = self._clock()
+            self._give_away()
+        finally:
+            self._filling = None
 
     def _next(self) -> _Place | None:
         """Whose turn it is, taken out of the line; None if nobody waits or no slot is free."""
@@ -353,6 +363,8 @@ class Endpoint:
         self._hand_out()
 
     def _stop_waiting(self) -> None:
+        if self._filling is not None and not self._speculative:
+            self._filling.cancel()
         if self._opening is not None and not self._lines and not self._speculative:
             self._opening.cancel()
             self._opening = None
