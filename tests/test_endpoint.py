@@ -268,9 +268,19 @@ async def test_a_speculative_call_that_is_cancelled_leaves_no_task_behind() -> N
     await settle()
     assert asyncio.all_tasks() - before - {guess}  # the one that waits for a calm moment
     guess.cancel()
+    await asyncio.sleep(0)
+    another = asyncio.create_task(endpoint.call(stage, replace(ASK, draw=2), ahead=Ahead()))
+    await settle()
+    another.cancel()
     await settle()
     assert first.done()
     assert asyncio.all_tasks() == before
+    last = asyncio.create_task(endpoint.call(stage, replace(ASK, draw=3), ahead=Ahead()))
+    async with asyncio.timeout(5):
+        while 3 not in stage.open:
+            await asyncio.sleep(CALM_S / 10)
+    stage.end(3)
+    await last
 
 
 async def test_a_role_with_thousands_of_queued_calls_does_not_starve_another() -> None:

@@ -319,15 +319,13 @@ class Endpoint:
     async def _fill(self) -> None:
         """Give slots to speculative calls a moment after the last needed one has ended: where all calls of a batch end
         together, the next batch is asked for a moment later, and would wait for whatever was begun in between."""
-        try:
-            while self._spare and (wait := self._needed_until + CALM_S - self._clock()) > 0:
-                began = self._clock()
-                await self._sleep(wait)
-                if self._clock() - began > wait + CALM_S:  # busy meanwhile: who needs a slot could not say so
-                    self._needed_until = self._clock()
-            self._give_away()
-        finally:
-            self._filling = None
+        while self._spare and (wait := self._needed_until + CALM_S - self._clock()) > 0:
+            began = self._clock()
+            await self._sleep(wait)
+            if self._clock() - began > wait + CALM_S:  # busy meanwhile: who needs a slot could not say so
+                self._needed_until = self._clock()
+        self._filling = None
+        self._give_away()
 
     def _next(self) -> _Place | None:
         """Whose turn it is, taken out of the line; None if nobody waits or no slot is free."""
@@ -365,6 +363,7 @@ class Endpoint:
     def _stop_waiting(self) -> None:
         if self._filling is not None and not self._speculative:
             self._filling.cancel()
+            self._filling = None
         if self._opening is not None and not self._lines and not self._speculative:
             self._opening.cancel()
             self._opening = None
