@@ -15,6 +15,7 @@ from skilltune.edits import (
     Report,
     apply,
     conflict,
+    inverse,
     parse_edits,
     undo,
 )
@@ -363,6 +364,22 @@ def test_undo_refuses_another_document() -> None:
     assert undo(result.skill, result.reports[1]) == result.skill
     with pytest.raises(ValueError, match="cannot be undone"):
         undo(Skill.parse("other"), result.reports[0])
+
+
+@given(
+    st.sampled_from(["- a", "Two words.", "- x\n- y"]),
+    st.sampled_from(["# Desk\n", "# Desk\n\n- last", "One.\r\n\r\nTwo.\r\n"]),
+)
+def test_an_edit_and_its_inverse_leave_the_same_lines(text: str, document: str) -> None:
+    skill, first = Skill(document), document.split()[-1]
+    for edit in (Edit("add", text=text), Edit("replace", target=first, text=text), Edit("delete", target=first)):
+        done = apply(skill, [edit])
+        [report] = done.reports
+        back = inverse(edit.op, report.removed, report.inserted, "why")
+        assert back
+        assert back.why == "why"
+        assert apply(done.skill, [back]).skill.text.split() == document.split()
+    assert inverse("rewrite", document, text, "why") is None
 
 
 def test_rewrite_replaces_the_body_and_nothing_else() -> None:

@@ -10,6 +10,8 @@ from typing import Any
 from typer.testing import CliRunner
 
 from skilltune.cli import app
+from skilltune.edits import Edit
+from skilltune.gate.credit import Seen, ledger
 from training import START, Trained, small, train
 from world import World
 
@@ -54,6 +56,28 @@ def test_the_table_holds_every_rule_and_what_was_undone_is_not_in_it(tmp_path: P
         assert f"version {rule['version']}, step {rule['step']}" in line
         counted = f"fixed {rule['fixed']}, broke {rule['broken']} of {rule['known']}"
         assert (counted if rule["known"] else "never seen with and without") in line
+
+
+def test_a_rule_that_was_taken_back_leaves_nothing_behind() -> None:
+    """Its removal is no rule either: what it removes was never in the input."""
+    texts = {"start": "# Desk", "lucky": "# Desk\n\n- luck\n\n- good", "best": "# Desk\n\n- good"}
+
+    def applied(edit: Edit, inserted: str, removed: str) -> dict[str, Any]:
+        return {**edit.to_json(), "status": "applied", "inserted": inserted, "removed": removed}
+
+    def accepted(version: int, skill: str, *edits: dict[str, Any]) -> dict[str, Any]:
+        at = {"step": version, "version": version, "skill": skill, "candidate": skill, "accepted": True}
+        return {**at, "edits": list(edits), "numbers": {}}
+
+    brought = [applied(Edit("add", text=f"- {name}"), f"\n- {name}\n", "") for name in ("luck", "good")]
+    undone = applied(Edit("delete", target="- luck", why="luck"), "", "- luck\n")
+    verdicts = [accepted(1, "lucky", *brought), accepted(2, "best", undone)]
+    samples = [f"t{i}" for i in range(12)]
+    scores = {(text, sample): [float(text == "best")] for text in texts for sample in samples}
+    seen = Seen(scores, lambda hash: " ".join(texts[hash].split()))
+    [rule] = ledger(verdicts, "start", "best", seen, samples, [])
+    assert rule.text.strip() == "- good"
+    assert rule.effect > 0.3
 
 
 def test_a_run_that_accepted_nothing_has_an_empty_ledger(tmp_path: Path) -> None:

@@ -103,6 +103,41 @@ def test_a_text_that_comes_back_is_what_it_was():
     assert tried.evidence.texts[START.hash] == ()
 
 
+def test_an_incumbent_that_may_be_luck_is_taken_apart():
+    """The effect of a removal is that of the edit, reversed; a text with it does not hold the edit."""
+    tried = Tried()
+    tried.evidence.supports |= {key("a"): RULE, key("b"): frozenset(SAMPLES[6:12])}
+    tried.roll("a", dict.fromkeys(sorted(RULE)[:2], 0.0))
+    accepted = tried.roll("a b", {})
+    tried.evidence.enthrone(accepted)
+    tried.draws("z")
+    doubted = {p.edit.target: p for p in tried.evidence.doubted()}
+    assert list(doubted) == ["- a", "- b"]  # the more doubtful first
+    assert doubted["- a"].support == tuple(sorted(RULE))
+    without = text("b")
+    tried.evidence.note(without, accepted, [doubted["- a"]])
+    assert tried.evidence.texts[without.hash] == (key("b"),)
+
+    tried.scores |= {(accepted.hash, sample): [1.0] for sample in SAMPLES[6:12]}
+    pool = [key("b"), *(p.edit.key for p in doubted.values())]
+    draws = tried.evidence.draws(tried.scores, pool, Random(2))
+    for draw in draws:
+        assert (draw.general[0], draw.claimed[0]) == (-draw.general[2], -draw.claimed[2])
+    assert chance(draws, 0) > 0.9
+    assert tried.evidence.doubted() == []  # now something of it is known to help
+
+
+def test_the_removal_of_a_replacement_brings_the_old_text_back():
+    evidence = Evidence()
+    evidence.enthrone(START)
+    replaced = Skill("# Help\n")
+    evidence.note(replaced, START, [Proposal(Edit("replace", target="# Desk", text="# Help"))])
+    evidence.enthrone(replaced)
+    evidence.helps = dict.fromkeys(evidence.texts[replaced.hash], 0.5)
+    [removal] = evidence.doubted()
+    assert apply(replaced, [removal.edit]).skill.text == START.text
+
+
 def test_a_race_is_left_out_where_it_is_about_to_be_counted_again():
     tried = Tried()
     tried.evidence.supports[key("a")] = RULE

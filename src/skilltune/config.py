@@ -126,7 +126,7 @@ class TrainConfig(_Section):
     """The loop."""
 
     epochs: int = Field(default=4, ge=0, description="passes over the train samples; 0: only score the input")
-    batch_size: int = Field(default=36, ge=1, description="train samples rolled out per step")
+    batch_size: int = Field(default=30, ge=1, description="train samples rolled out per step")
     minibatch_size: int = Field(default=8, ge=1, description="trajectories per reflection")
     merge: Literal["pool", "rank"] = Field(default="pool", description="measure the edits, or let a model rank")
     merge_batch_size: int = Field(default=8, ge=2, description="patches per merge call")
@@ -183,8 +183,8 @@ class GateConfig(_Section):
         ge=1,
         description="edits screened per step at most; three times as many where their claims mean nothing",
     )
-    screen: int = Field(default=72, ge=0, description="train rollouts of the factorial screen")
-    texts: int = Field(default=18, ge=2, description="distinct subsets in the screen")
+    screen: int = Field(default=80, ge=0, description="train rollouts of the factorial screen")
+    texts: int = Field(default=20, ge=2, description="distinct subsets in the screen")
     calibrate: bool = Field(default=False, description="score the start skill twice, and test the gate by it")
 
     @model_validator(mode="after")

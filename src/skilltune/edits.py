@@ -264,6 +264,21 @@ def undo(skill: Skill, report: Report) -> Skill:
     return skill.with_text(skill.text[: report.start] + report.removed + skill.text[end:])
 
 
+def inverse(op: Op, removed: str, inserted: str, why: str) -> Edit | None:
+    """The edit that takes an applied one back, wherever its text stands by now; what was deleted returns at the end.
+    None for a rewrite."""
+    old, new = removed.strip("\r\n"), inserted.strip("\r\n")
+    match op:
+        case "rewrite":
+            return None
+        case "delete":
+            return Edit("add", text=old, why=why)
+        case _ if old.strip():
+            return Edit("replace", target=new, text=old, why=why)
+        case _:
+            return Edit("delete", target=new, why=why)
+
+
 def conflict(skill: Skill, a: Edit, b: Edit, protect: Sequence[str] = ()) -> str:
     """Why two edits cannot stand together in this skill, "" where they can, in whichever order."""
     if a.key == b.key:

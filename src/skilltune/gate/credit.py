@@ -14,6 +14,7 @@ from functools import cache
 from statistics import fmean
 from typing import Any
 
+from skilltune.edits import Op
 from skilltune.gate.crossed import Observation, Posterior, fit
 from skilltune.gate.race import DEVIATION, LEVEL, SHRINK, WIDE
 from skilltune.gate.stats import normal_cdf, normal_quantile
@@ -50,7 +51,7 @@ class Rule:
     """
 
     key: str
-    op: str
+    op: Op
     text: str
     removed: str
     why: str
@@ -118,6 +119,11 @@ class _Change:
                 return SHRINK * row["effect"], math.hypot(row["sd"], DEVIATION)
         return WIDE
 
+    def takes_back(self, earlier: Iterable[_Change]) -> bool:
+        """Does it only remove what an earlier one brought? Then nothing stands of both."""
+        removed, inserted = _squeeze(self.edit["removed"]), _squeeze(self.edit["inserted"])
+        return not inserted and any(removed == _squeeze(change.edit["inserted"]) for change in earlier)
+
     def stands_in(self, text: str) -> bool:
         """In a squeezed text: what it brought is there, or what it took away is not."""
         inserted, removed = _squeeze(self.edit["inserted"]), _squeeze(self.edit["removed"])
@@ -136,7 +142,7 @@ def ledger(
     for verdict in verdicts:
         if (verdict["accepted"] or verdict["candidate"] == best) and verdict["numbers"].get("rule") != COMPACT:
             applied = [_Change(verdict, edit) for edit in verdict["edits"] if edit["status"] == "applied"]
-            changes |= {change.key: change for change in applied}
+            changes |= {change.key: change for change in applied if not change.takes_back(changes.values())}
     standing = [change for change in changes.values() if change.stands_in(seen.text_of(best))]
     columns, posterior = _fitted(verdicts, start, list(changes.values()), seen, {*train, *select})
     matched = _matched(standing, seen, frozenset(train))

@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from skilltune.edits import Applied, Edit, apply
+from skilltune.edits import Applied, apply, inverse
 from skilltune.gate import Arena, Verdict
 from skilltune.gate.credit import COMPACT, Rule
 from skilltune.gate.crossed import Observation, Posterior, fit
@@ -181,23 +181,15 @@ async def compact(
     """
     skill = best
     for rule in sorted(rules, key=lambda rule: rule.carries(MARGIN)):
-        if rule.op == "rewrite" or rule.carries(MARGIN) >= CERTAIN:
+        why = f"the rule of step {rule.step} may carry nothing"
+        without = inverse(rule.op, rule.removed, rule.text, why)
+        if without is None or rule.carries(MARGIN) >= CERTAIN:
             continue
-        applied = apply(skill, [_without(rule)])
+        applied = apply(skill, [without])
         if applied.changed:
             verdict = await _drop(arena, skill, applied, rule, {*judged, best.hash, skill.hash})
             skill = verdict.skill
             yield verdict
-
-
-def _without(rule: Rule) -> Edit:
-    """The edit that takes a rule back."""
-    why = f"the rule of step {rule.step} may carry nothing"
-    if rule.op == "delete":
-        return Edit("add", text=rule.removed.strip("\r\n"), why=why)
-    if rule.removed.strip():
-        return Edit("replace", target=rule.text.strip("\r\n"), text=rule.removed.strip("\r\n"), why=why)
-    return Edit("delete", target=rule.text.strip("\r\n"), why=why)
 
 
 async def _drop(arena: Arena, skill: Skill, applied: Applied, rule: Rule, judged: Collection[str]) -> Verdict:

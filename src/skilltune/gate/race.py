@@ -39,8 +39,11 @@ LEAST = 0.35  # share of a full screen that a small pool gets, if something in i
 # samples that they claim, few: the others only stand in the way.
 MANY, FEW = 12, 3
 WIDER = 3  # times the pool where effects are everywhere: then each trial speaks of many edits, and the choice is larger
-# Shares of the screen: the first round shows each edit of a default pool, the others follow what was learned.
-ROUNDS = (0.4, 0.3, 0.3)
+# Shares of the screen: the first round shows each edit of a default pool, a short one follows what was learned, and
+# the last one makes sure of the best.
+ROUNDS = (0.4, 0.2, 0.4)
+ONCE = 3  # edits up to which a pool is shown in one round: there is nothing to choose between
+FRESH = 0.5  # share of the pool that new edits get, if there are so many: what only may be good does not fill it
 BETWEEN = 30  # draws of the effects between the rounds
 AGAIN = 0.5  # P(better) that is worth another pass over `select`
 KEEP = 0.05  # an edit that was not taken stays in the pool while P(it helps) is at least this
@@ -90,25 +93,9 @@ class Race:
         protect: Sequence[str] = (),
         alone: bool = False,
     ) -> Verdict:
-        held = self.evidence.enthrone(skill)
-        old, waiting = ([], []) if alone else (self.leftover, self.waiting)
-        measured = {proposal.edit.key for proposal in old}
-        offered = [proposal for proposal in (*old, *proposals, *waiting) if proposal.edit.key not in held]
-        joined = join(offered)
-        reports = {p: apply(skill, [p.edit], protect=protect, max_tokens=self.arena.max_tokens) for p in joined}
-        unusable = tuple(Rejected(p.edit, a.reports[0].reason) for p, a in reports.items() if not a.changed)
-        usable = [proposal for proposal, applied in reports.items() if applied.changed]
-        kept = [proposal for proposal in usable if proposal.edit.key in measured]
-        new = [proposal for proposal in usable if proposal.edit.key not in measured]
-        size = places = self.arena.cfg.pool
-        if self.evidence.everywhere:  # a small effect is seldom ruled out: such edits would fill the pool for good
-            size, places = WIDER * size, WIDER * size - min(size, len(new))
-            usable = [*kept[:places], *new, *kept[places:]]
-        else:
-            usable = [*kept, *new]
-        pool = Pool.of(skill, usable[:size], protect, self.arena.max_tokens)
+        pool, waiting, unusable = self._gather(skill, proposals, protect, alone=alone)
         if not pool.proposals:
-            reason = "none of the edits could be applied" if joined else "nothing was proposed"
+            reason = "none of the edits could be applied" if unusable else "nothing was proposed"
             return Verdict(skill, False, reason, *self.level, rejected=unusable)
 
         screened = await self._screen(pool, limit, name)
@@ -121,11 +108,10 @@ class Race:
         effects = [screened.gain([i]) if screened else (0.0, 0.0, 0.0) for i in range(len(pool.proposals))]
         failed = len(chosen) == 1 and "given up" in verdict.reason  # of a failed team each member may be good
         spent = chosen if verdict.accepted or failed else ()
-        good = [i for i, (_, _, p) in enumerate(effects) if i not in spent and p >= KEEP]
+        good = [i for i in pool.offered if i not in spent and effects[i][2] >= KEEP]
         if not alone:
             self.leftover = [pool.proposals[i] for i in sorted(good, key=lambda i: -effects[i][0])]
-            places = max(size, len(old))  # a wide pool may have left more than a narrow one takes
-            self.waiting = usable[size : size + places]
+            self.waiting = waiting
         verdict = _explained(verdict, pool, chosen, good, effects)
         return replace(verdict, rejected=(*verdict.rejected, *unusable))
 
@@ -133,6 +119,30 @@ class Race:
     def promise(self) -> float:
         """Gain expected of a candidate that is worth a race: less where `select` is large and can show less."""
         return max(MATTERS, min(PROMISE, VISIBLE / math.sqrt(len(self.arena.select) or 1)))
+
+    def _gather(
+        self, skill: Skill, proposals: Sequence[Proposal], protect: Sequence[str], *, alone: bool
+    ) -> tuple[Pool, list[Proposal], tuple[Rejected, ...]]:
+        """The pool of a step: what was left of earlier ones and what is new, the best supported of each. Beside it the
+        edits that wait for a place, and those that cannot be applied."""
+        held, limit = self.evidence.enthrone(skill), self.arena.max_tokens
+        old, waiting = ([], []) if alone else (self.leftover, self.waiting)
+        joined = join(p for p in (*old, *proposals, *waiting) if p.edit.key not in held)
+        applied = {p: apply(skill, [p.edit], protect=protect, max_tokens=limit) for p in joined}
+        unusable = tuple(Rejected(p.edit, a.reports[0].reason) for p, a in applied.items() if not a.changed)
+        left = {p.edit.key for p in old}
+        kept = [p for p, a in applied.items() if a.changed and p.edit.key in left]
+        new = [p for p, a in applied.items() if a.changed and p.edit.key not in left]
+        size, fresh = self.arena.cfg.pool, round(FRESH * self.arena.cfg.pool)
+        if self.evidence.everywhere:  # a small effect is seldom ruled out: such edits would fill the pool for good
+            size, fresh = WIDER * size, size
+        places = size - min(fresh, len(new))
+        queue = [*kept[:places], *new, *kept[places:]]
+        doubted = self.evidence.doubted() if queue and not alone and not self.evidence.everywhere else []
+        doubted = [p for p in doubted if apply(skill, [p.edit], protect=protect, max_tokens=limit).changed]
+        pool = Pool.of(skill, [*queue[:size], *doubted], protect, limit, len(doubted))
+        room = max(size, len(old))  # a wide pool may have left more than a narrow one takes
+        return pool, queue[size : size + room], unusable
 
     # -- (a) the screen and (b) its model
 
@@ -150,9 +160,10 @@ class Race:
         share = min(1.0, max(LEAST if fresh else 0.0, len(pool.keys) / cfg.pool))
         rollouts, texts = share * cfg.screen, max(2, round(share * cfg.texts))
         screened = None
-        for number, part in enumerate(ROUNDS):
+        rounds = ROUNDS if len(pool.proposals) > ONCE else (1.0,)
+        for number, part in enumerate(rounds):
             draw = rng(arena.seed, "screen", name, number)
-            size = max(1, min(MANY if self.evidence.everywhere else FEW, len(pool.proposals) - 1))
+            size = max(1, min(MANY if self.evidence.everywhere else FEW, len(pool.offered) - 1))
             wanted = max(1, round(part * texts))
             if screened is None:
                 design = balanced(pool, wanted, size, draw)
@@ -166,7 +177,7 @@ class Race:
                     for subset, samples in zip(design, plan, strict=True)
                 ]
             )
-            if number < len(ROUNDS) - 1:
+            if number < len(rounds) - 1:
                 draws = self.evidence.draws(self._scores(), pool.keys, draw, draws=BETWEEN)
                 screened = Screened(pool, draws, sorted(known))
                 if screened.sure(limit, SURE):
@@ -370,7 +381,7 @@ def _explained(
         {"key": proposal.edit.key, "text": proposal.edit.text or proposal.edit.target, "effect": gain, "sd": sd}
         for proposal, (gain, sd, _) in zip(pool.proposals, effects, strict=True)
     ]
-    dropped = [i for i in range(len(pool.proposals)) if i not in taken and i not in good]
+    dropped = [i for i in pool.offered if i not in taken and i not in good]
     return replace(
         verdict,
         rejected=tuple(Rejected(pool.proposals[i].edit, measured(i)) for i in dropped),

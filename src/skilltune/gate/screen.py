@@ -8,7 +8,7 @@ That is what lets a dozen rollouts find a rule that helps one task in twelve.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from random import Random
@@ -25,24 +25,33 @@ PASSING_SHARE = 0.25  # of a text's rollouts go to samples that the incumbent so
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """The edits that may be applied to an incumbent now, best supported first, and which pairs exclude each other."""
+    """The edits that may be applied to an incumbent now, and which pairs exclude each other. The last `removals` of
+    them take back edits of the incumbent that are in doubt: each is in half of what is tried, beside the others."""
 
     skill: Skill
     proposals: tuple[Proposal, ...]
     conflicts: frozenset[tuple[int, int]]
     protect: tuple[str, ...]
     max_tokens: int
+    removals: int = 0
 
     @classmethod
-    def of(cls, skill: Skill, usable: Sequence[Proposal], protect: Sequence[str], max_tokens: int) -> Pool:
+    def of(
+        cls, skill: Skill, usable: Sequence[Proposal], protect: Sequence[str], max_tokens: int, removals: int = 0
+    ) -> Pool:
         """A pool of proposals that can each be applied alone."""
         pairs = [(a, b) for b in range(len(usable)) for a in range(b)]
         excluded = {(a, b) for a, b in pairs if conflict(skill, usable[a].edit, usable[b].edit, protect)}
-        return cls(skill, tuple(usable), frozenset(excluded), tuple(protect), max_tokens)
+        return cls(skill, tuple(usable), frozenset(excluded), tuple(protect), max_tokens, removals)
 
     @property
     def keys(self) -> list[str]:
         return [proposal.edit.key for proposal in self.proposals]
+
+    @property
+    def offered(self) -> range:
+        """The numbers of the edits that are no removals."""
+        return range(len(self.proposals) - self.removals)
 
     def fits(self, chosen: Sequence[int], another: int) -> bool:
         return all((min(i, another), max(i, another)) not in self.conflicts for i in chosen)
@@ -57,10 +66,18 @@ class Pool:
 
     def filled(self, chosen: Sequence[int], size: int, draw: Random) -> tuple[int, ...]:
         """A set with other edits beside it, drawn at random, up to `size`: what is not tried is never learned."""
-        edits = list(chosen)
-        for i in draw.sample(range(len(self.proposals)), len(self.proposals)):
+        edits = [i for i in chosen if i in self.offered]
+        for i in draw.sample(self.offered, len(self.offered)):
             if len(edits) < size and i not in edits and self.fits(edits, i):
                 edits.append(i)
+        return self.halved({*chosen, *edits}, draw)
+
+    def halved(self, chosen: Collection[int], draw: Random) -> tuple[int, ...]:
+        """A set with each further removal or without it, by the toss of a coin."""
+        edits = set(chosen)
+        for i in range(len(self.offered), len(self.proposals)):
+            if draw.random() < 0.5 and i not in edits and self.fits(sorted(edits), i):
+                edits.add(i)
         return tuple(sorted(edits))
 
     def text(self, chosen: Sequence[int]) -> Skill:
@@ -70,8 +87,9 @@ class Pool:
 
 
 def balanced(pool: Pool, texts: int, size: int, draw: Random) -> list[tuple[int, ...]]:
-    """At most `texts` distinct conflict-free subsets of about `size` edits, each edit in nearly equally many."""
-    used = [0] * len(pool.proposals)
+    """At most `texts` distinct conflict-free subsets of about `size` edits, each edit in nearly equally many,
+    beside the removals."""
+    used = [0] * len(pool.offered)
     chosen: dict[tuple[int, ...], None] = {}
     for _ in range(4 * texts):
         if len(chosen) == texts:
@@ -81,10 +99,10 @@ def balanced(pool: Pool, texts: int, size: int, draw: Random) -> list[tuple[int,
         for i in order:
             if len(subset) < size and pool.fits(subset, i):
                 subset.append(i)
-        key = tuple(sorted(subset))
+        key = pool.halved(subset, draw)
         if key not in chosen:
             chosen[key] = None
-            for i in key:
+            for i in subset:
                 used[i] += 1
     return list(chosen)
 

@@ -3,6 +3,9 @@
 A small effect shows only in what several screens say of it together, so no trial is forgotten when a step ends or the
 incumbent changes: an accepted edit is in every later trial, and its effect is drawn with the others'. Each rollout
 counts once, whatever it was made for.
+
+An accept may have been luck. While no edit of the incumbent is known to help, the removal of each is an edit like any
+other: its effect is that of the edit, reversed.
 """
 
 from __future__ import annotations
@@ -12,11 +15,14 @@ from dataclasses import dataclass, field
 from random import Random
 from statistics import fmean
 
+from skilltune.edits import inverse
 from skilltune.gate.effects import DRAWS, EVERYWHERE, Draw, Odds, Trial, draw_effects
 from skilltune.optimizer import Proposal
 from skilltune.skill import Skill
 
 CLAIMS = 0.1  # share of edits with an effect on the samples that they claim, below which claims mean nothing
+KNOWN = 0.9  # P(it helps) of an edit of the incumbent, from which on the incumbent is no mere luck
+MOST = 4  # edits of the incumbent whose removal is tried at once
 
 Scores = Mapping[tuple[str, str], Sequence[float]]  # by text hash and sample
 
@@ -27,9 +33,11 @@ class Evidence:
 
     texts: dict[str, tuple[str, ...]] = field(default_factory=dict)  # the keys of a text's edits, by its hash
     incumbents: list[str] = field(default_factory=list)  # hashes, the present one last
-    edits: dict[str, str] = field(default_factory=dict)  # what an edit inserts, by its key
+    edits: dict[str, Proposal] = field(default_factory=dict)  # those that texts hold, by their keys
     supports: dict[str, frozenset[str]] = field(default_factory=dict)  # the samples that an edit claims
     measured: set[str] = field(default_factory=set)  # edits that were in a screen
+    removals: dict[str, str] = field(default_factory=dict)  # the key of what a removal takes out, by its own
+    helps: dict[str, float] = field(default_factory=dict)  # P(an edit helps), of those in the last posterior
     claims: float = 1.0  # share of edits with an effect on these; until something was tried, of all
     # Where the chain stood at last: the samples, and the two effects of each edit.
     last: tuple[Mapping[str, int], Mapping[str, tuple[int, int]]] | None = None
@@ -47,9 +55,28 @@ class Evidence:
 
     def note(self, text: Skill, incumbent: Skill, proposals: Sequence[Proposal]) -> None:
         """Take note of what a text holds: the incumbent's edits, but for those that were overwritten, and these."""
-        self.edits |= {p.edit.key: _plain(p.edit.text or "") for p in proposals}
-        held = [key for key in self.texts[incumbent.hash] if self.edits[key] in _plain(text.text)]
-        self.texts.setdefault(text.hash, tuple(dict.fromkeys((*held, *(p.edit.key for p in proposals)))))
+        gone = {self.removals[p.edit.key] for p in proposals if p.edit.key in self.removals}
+        new = {p.edit.key: p for p in proposals if p.edit.key not in self.removals}
+        self.edits |= new
+        document = _plain(text.text)
+        inserted = {key: _plain(self.edits[key].edit.text or "") for key in self.texts[incumbent.hash]}
+        held = [key for key, part in inserted.items() if key not in gone and part in document]
+        self.texts.setdefault(text.hash, tuple(dict.fromkeys((*held, *new))))
+
+    def doubted(self) -> list[Proposal]:
+        """The removal of edits of the incumbent, the most doubtful first, while none of its edits is known to help: it
+        may be there by luck, with something harmful beside which nothing can show what it is worth."""
+        held = sorted(self.texts[self.incumbents[-1]], key=lambda key: self.helps.get(key, 1.0))
+        if not held or self.helps.get(held[-1], 1.0) >= KNOWN:
+            return []
+        why = "what was seen since it came does not speak for it"
+        result = []
+        for key, old in [(key, self.edits[key]) for key in held[:MOST]]:
+            edit = inverse(old.edit.op, old.edit.target or "", old.edit.text or "", why)
+            if edit is not None:
+                self.removals[edit.key] = key
+                result.append(Proposal(edit, tuple(sorted(self.supports.get(key, ()))), old.among))
+        return result
 
     def standing(self, scores: Scores, samples: Container[str]) -> dict[str, float]:
         """Mean scores of samples under the incumbent, or under the last version that was seen on them."""
@@ -66,8 +93,8 @@ class Evidence:
         draws: int = DRAWS,
         without: Container[tuple[str, str]] = (),
     ) -> list[Draw]:
-        """Draws of the samples under the incumbent and of the effects of the edits of a pool, in its order, by all
-        scores but those of `without`."""
+        """Draws of the samples under the incumbent and of the effects of the edits of a pool (their keys, in its order)
+        by all scores but those of `without`."""
         rows = [
             (sample, self.texts[text], score)
             for (text, sample), seen in sorted(scores.items())
@@ -75,8 +102,10 @@ class Evidence:
             for score in seen
         ]
         taken = self.texts[self.incumbents[-1]]
-        active = dict.fromkeys([*pool, *taken])
-        others = sorted({key for _, keys, _ in rows for key in keys}.difference(active))
+        signs = [-1 if key in self.removals else 1 for key in pool]
+        in_question = [self.removals.get(key, key) for key in pool]
+        active = dict.fromkeys(in_question)
+        others = sorted({*taken, *(key for _, keys, _ in rows for key in keys)}.difference(active))
         number = {key: i for i, key in enumerate([*active, *others])}
         claims = {key: self.supports.get(key, frozenset()) for key in number}
         trials = [
@@ -97,15 +126,21 @@ class Evidence:
         ends = zip(number, drawn[-1].general, drawn[-1].claimed, strict=True)
         self.last = drawn[-1].bases, {key: (general, claimed) for key, general, claimed in ends}
         self.claims = sum([sum(map(bool, draw.claimed)) for draw in drawn]) / (len(number) * len(drawn))
+        self.helps = {
+            key: fmean([draw.general[i] > 0 or (draw.general[i] == 0 and draw.claimed[i] > 0) for draw in drawn])
+            for key, i in number.items()
+        }
         held = {s: [number[key] for key in taken if s in claims[key]] for s in drawn[-1].bases}
         held = {s: claiming for s, claiming in held.items() if claiming}
+        effects = [(sign, number[key]) for sign, key in zip(signs, in_question, strict=True)]
         result = []
         for draw in drawn:
             general = sum([draw.general[number[key]] for key in taken])
             bases = {s: base + general for s, base in draw.bases.items()}
             for s, claiming in held.items():
                 bases[s] += sum([draw.claimed[i] for i in claiming])
-            result.append(Draw(bases, draw.general[: len(pool)], draw.claimed[: len(pool)]))
+            of_pool = [tuple([sign * kind[i] for sign, i in effects]) for kind in (draw.general, draw.claimed)]
+            result.append(Draw(bases, *of_pool))
         return result
 
 
