@@ -32,7 +32,7 @@ def test_default_and_paper_are_nothing_but_other_defaults():
     assert (default.env.split, default.gate.metric) == ((4, 3, 3), "score")
     assert (paper.gate.policy, paper.train.merge, paper.optimizer.checks) == ("strict", "rank", "record")
     assert (paper.env.split, paper.gate.metric) == ((2, 1, 7), "hard")
-    assert (default.train.batch_size, paper.train.batch_size) == (36, 40)
+    assert (default.train.batch_size, paper.train.batch_size) == (30, 40)
     for cfg in (default, paper):
         assert (cfg.train.epochs, cfg.train.lr, cfg.train.lr_min, cfg.train.schedule) == (4, 4, 2, "cosine")
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from random import Random
 from typing import Any, cast
 
 import pytest
 
 from skilltune.config import GateConfig, make_config
-from skilltune.edits import Edit
+from skilltune.edits import Edit, apply
 from skilltune.gate import Arena, Verdict
 from skilltune.gate.effects import draw_effects
 from skilltune.gate.eprocess import EProcess
 from skilltune.gate.race import Race
+from skilltune.gate.screen import Pool, balanced
 from skilltune.gate.stats import standard_error
 from skilltune.gate.strict import Strict
 from skilltune.optimizer import Proposal
@@ -314,14 +316,21 @@ def poisoned(text: str, i: int) -> float:
     return float("harm" not in text and ("- even" in text if i % 2 == 0 else "- odd" in text))
 
 
+def accepted(gate: Race, *proposals: Proposal) -> Skill:
+    """START with some edits, which the gate believes to have accepted."""
+    applied = apply(START, [proposal.edit for proposal in proposals])
+    gate.evidence.enthrone(START)
+    gate.evidence.note(applied.skill, START, proposals)
+    gate.evidence.accept(applied.reports)
+    return applied.skill
+
+
 async def test_pitfall_1_an_incumbent_that_was_accepted_by_luck_is_mended() -> None:
     """It holds two harmful lines, so that nothing which is tried beside them can help: both must go together."""
     gate = Race(arena(poisoned, pool=4, screen=80, texts=20, block=16))
-    lucky = START.with_text(START.text + "\n- harm one\n\n- harm two\n\n- harmless\n")
     await gate.arena.roll(START, TRAIN)
     await gate.baseline(START)
-    gate.evidence.enthrone(START)
-    gate.evidence.note(lucky, START, [rule("harm one", "t0"), rule("harm two", "t1"), rule("harmless", "t2")])
+    lucky = accepted(gate, rule("harm one", "t0"), rule("harm two", "t1"), rule("harmless", "t2"))
     gate.evidence.helps = {rule(name).edit.key: 0.4 for name in ("harm one", "harm two", "harmless")}
     offered = [rule("even", "t0", "t2", "t4", "t6"), rule("odd", "t1", "t3"), rule("null", "t5"), rule("nil", "t7")]
     skill, rejected = lucky, list[str]()
@@ -337,20 +346,84 @@ async def test_pitfall_1_an_incumbent_that_was_accepted_by_luck_is_mended() -> N
 
 async def test_a_version_of_which_something_is_known_to_help_is_not_taken_apart() -> None:
     gate = Race(arena(poisoned, pool=4, screen=24, texts=6))
-    held = START.with_text(START.text + "\n- even\n\n- vague\n")
+    held = accepted(gate, rule("even", "t0"), rule("vague", "t1"))
     await gate.arena.roll(held, TRAIN)
-    gate.evidence.enthrone(START)
-    gate.evidence.note(held, START, [rule("even", "t0"), rule("vague", "t1")])
     for sure, removals in ((0.95, []), (0.85, ["- vague", "- even"])):
         gate.evidence.helps = {rule("even").edit.key: sure, rule("vague").edit.key: 0.2}
         gate.evidence.enthrone(held)
-        assert [proposal.edit.target for proposal in gate.evidence.doubted()] == removals
+        assert [(proposal.edit.target or "").strip() for proposal in gate.evidence.doubted()] == removals
     verdict = await gate.judge(held, [rule("odd", "t1")], limit=1, name="step 1")
     assert judged(verdict) == ["- odd", "- vague", "- even"]
     gate.evidence.helps = {rule("even").edit.key: 0.85, rule("vague").edit.key: 0.2}
     gate.evidence.claims = 0.0  # where effects are small and everywhere, hardly any edit is ever known to help
     verdict = await gate.judge(held, [rule("odd", "t1")], limit=1, name="step 2")
     assert judged(verdict) == ["- odd"]
+
+
+async def test_an_optimizer_that_takes_an_accepted_edit_back_is_heard_once_and_with_its_claims() -> None:
+    """Its own deletion is the removal that would be tried anyway, and answers the samples of what it removes."""
+    gate = Race(arena(poisoned, pool=4, screen=24, texts=6))
+    held = accepted(gate, rule("vague", "t1", "t3"))
+    gate.evidence.supports[rule("vague").edit.key] = frozenset({"t1", "t3"})
+    gate.evidence.helps = {rule("vague").edit.key: 0.5}
+    await gate.arena.roll(held, TRAIN)
+    own = Proposal(Edit("delete", target="- vague"), ())
+    pool, _, _ = gate._gather(held, [own, rule("odd", "t1")], (), alone=False)
+    assert [(p.edit.op, p.support) for p in pool.proposals] == [("delete", ("t1", "t3")), ("add", ("t1",))]
+    assert len(pool.offered) == 2
+
+
+async def test_what_leads_back_to_a_former_version_is_that_version() -> None:
+    """Not a new text with one more blank line, which would get draws of its own, and be a version by their luck."""
+    gate = Race(arena())
+    held = accepted(gate, rule("a"), rule("b"))
+    gate.evidence.helps = {rule(name).edit.key: 0.5 for name in "ab"}
+    pool, _, _ = gate._gather(held, [rule("c")], (), alone=False)
+    assert [proposal.edit.op for proposal in pool.proposals] == ["add", "delete", "delete"]
+    assert apply(held, [pool.proposals[i].edit for i in (1, 2)]).skill.text != START.text
+    assert pool.text((1, 2)) == START
+    assert pool.text((0, 1)).text.count("- ") == 2
+
+
+async def test_a_removal_that_a_race_gave_up_is_not_raced_again() -> None:
+    """On train the held line hurts, on `select` it is what solves: its removal would be raced for ever."""
+    gate = Race(arena(pool=4, screen=80, texts=20))
+    rolls = cast("Any", gate.arena.roll)
+    held = accepted(gate, rule("held", *(f"t{i}" for i in range(8))))
+    gate.evidence.supports[rule("held").edit.key] = frozenset(f"t{i}" for i in range(8))
+    gate.evidence.helps = {rule("held").edit.key: 0.3}
+
+    async def roll(skill: Skill, samples: Sequence[Sample], **options: Any) -> list[Rollout]:
+        on_train = samples[0].id[0] == "t"
+        rolls.score = lambda text, i: float(("- held" in text) != on_train)
+        return await Rolls.__call__(rolls, skill, samples, **options)
+
+    roll.seen, roll.expect = rolls.seen, rolls.expect  # type: ignore[attr-defined]
+    gate.arena.roll = cast("Any", roll)
+    await gate.arena.roll(held, TRAIN)
+    await gate.baseline(held)
+    raced, verdicts = [], []
+    for step in range(1, 4):
+        verdict = await gate.judge(held, [rule(f"new {step}", "t0")], limit=1, name=f"step {step}")
+        raced.append(verdict.candidate and verdict.candidate.text)
+        verdicts.append(verdict.reason)
+    assert raced[0] == START.text
+    assert verdicts[0].endswith("given up")
+    assert START.text not in raced[1:]
+
+
+def test_no_set_of_a_screen_holds_edits_that_conflict() -> None:
+    """A removal and a refinement of the same line: whichever is chosen, the other is not put beside it."""
+    start = Skill("# Desk\n\nAnswer.\n\n- Use metric\n")
+    refine = Proposal(Edit("replace", target="- Use metric", text="- Use metric units"), ("t0",))
+    removal = Proposal(Edit("delete", target="- Use metric"), ("t1",))
+    pool = Pool.of(start, [refine, rule("other")], (), 2000, [removal])
+    assert pool.conflicts == {(0, 2)}
+    for seed in range(20):
+        for subset in [*balanced(pool, 4, 2, Random(seed)), *(pool.filled((i,), 2, Random(seed)) for i in range(3))]:
+            assert not {0, 2} <= set(subset)
+    sets = [pool.halved((1,), Random(seed)) for seed in range(200)]
+    assert 70 < sum(2 in subset for subset in sets) < 130
 
 
 async def test_edits_of_small_effect_do_not_fill_a_wide_pool_for_good() -> None:

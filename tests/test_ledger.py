@@ -79,6 +79,11 @@ def test_a_rule_that_was_taken_back_leaves_nothing_behind() -> None:
     assert rule.text.strip() == "- good"
     assert rule.effect > 0.3
 
+    texts |= {"rude": "# Desk\n\nRude.", "start": "# Desk\n\nKind.", "kind": "# Desk\n\nKind.\n"}
+    rude = applied(Edit("replace", target="Kind.", text="Rude."), "Rude.", "Kind.")
+    kind = applied(Edit("replace", target="Rude.", text="Kind."), "Kind.", "Rude.")
+    assert ledger([accepted(1, "rude", rude), accepted(2, "kind", kind)], "start", "kind", seen, samples, []) == []
+
 
 def test_a_run_that_accepted_nothing_has_an_empty_ledger(tmp_path: Path) -> None:
     done, _ = trained(tmp_path, q=0.0, harmful=0.0)

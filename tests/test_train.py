@@ -429,7 +429,7 @@ async def test_a_stop_file_ends_the_training_and_its_removal_goes_on(tmp_path: P
 
 async def test_patience_counts_steps_without_an_accept(tmp_path: Path) -> None:
     with small(optimizer_mode="useless") as world:
-        trained = await train(world, tmp_path, {"train.patience": 2, "train.epochs": 4})
+        trained = await train(world, tmp_path, {"train.patience": 2, "train.epochs": 4, "gate.screen": 80})
     assert len(trained.verdicts) == 2
     [stopping] = events(trained.folder, "stopping")
     said, _, counted = stopping["reason"].partition(": ")

@@ -109,6 +109,7 @@ def test_an_incumbent_that_may_be_luck_is_taken_apart():
     tried.evidence.supports |= {key("a"): RULE, key("b"): frozenset(SAMPLES[6:12])}
     tried.roll("a", dict.fromkeys(sorted(RULE)[:2], 0.0))
     accepted = tried.roll("a b", {})
+    tried.evidence.accept(apply(START, [proposal("a").edit, proposal("b").edit]).reports)
     tried.evidence.enthrone(accepted)
     tried.draws("z")
     doubted = {p.edit.target: p for p in tried.evidence.doubted()}
@@ -128,14 +129,37 @@ def test_an_incumbent_that_may_be_luck_is_taken_apart():
 
 
 def test_the_removal_of_a_replacement_brings_the_old_text_back():
+    """What stood there, not what the model quoted; and an edit that stood there is held again."""
     evidence = Evidence()
     evidence.enthrone(START)
-    replaced = Skill("# Help\n")
-    evidence.note(replaced, START, [Proposal(Edit("replace", target="# Desk", text="# Help"))])
-    evidence.enthrone(replaced)
-    evidence.helps = dict.fromkeys(evidence.texts[replaced.hash], 0.5)
+    rule = proposal("Always answer in lower case letters, without a full stop")
+    ruled = apply(START, [rule.edit])
+    evidence.note(ruled.skill, START, [rule])
+    evidence.accept(ruled.reports)
+    evidence.enthrone(ruled.skill)
+    misquoted = "- Always answer in lowercase letters, without a full stop"
+    refined = Proposal(Edit("replace", target=misquoted, text="- Shout"))
+    shouting = apply(ruled.skill, [refined.edit])
+    assert shouting.reports[0].match == "similar"
+    evidence.note(shouting.skill, ruled.skill, [refined])
+    evidence.accept(shouting.reports)
+    evidence.enthrone(shouting.skill)
+    assert evidence.texts[shouting.skill.hash] == (refined.edit.key,)
+    evidence.helps = {refined.edit.key: 0.5}
     [removal] = evidence.doubted()
-    assert apply(replaced, [removal.edit]).skill.text == START.text
+    beside = apply(shouting.skill, [removal.edit, proposal("z").edit]).skill
+    assert "lower case letters" in beside.text
+    evidence.note(beside, shouting.skill, [removal, proposal("z")])
+    assert evidence.texts[beside.hash] == (rule.edit.key, key("z"))
+
+
+def test_an_edit_inside_of_another_is_not_taken_out_of_it():
+    tried = Tried()
+    tried.evidence.note(text("a", "a and b"), START, [proposal("a"), proposal("a and b")])
+    tried.evidence.accept(apply(START, [proposal("a").edit, proposal("a and b").edit]).reports)
+    tried.evidence.enthrone(text("a", "a and b"))
+    tried.evidence.helps = {key("a"): 0.5, key("a and b"): 0.5}
+    assert [p.edit.target for p in tried.evidence.doubted()] == ["- a and b"]
 
 
 def test_a_race_is_left_out_where_it_is_about_to_be_counted_again():
@@ -161,6 +185,21 @@ def test_whether_claims_mean_anything_is_learned(claims_are_true: bool):
     fresh = chance(tried.draws(" ".join([*names, "fresh"]), 2), 8)
     assert fresh > 0.6 if claims_are_true else fresh < 0.4
     assert len(draws[0].general) == len(draws[0].claimed) == 8
+
+
+def test_where_next_to_nothing_is_solved_claims_are_not_given_up():
+    """Beside a harmful edit no edit helps on what it claims either; many at once would hide the good ones for good."""
+    for right, everywhere in ((6, True), (2, False)):
+        tried = Tried()
+        tried.scores |= {(START.hash, sample): [float(i < right)] for i, sample in enumerate(SAMPLES)}
+        for i in range(8):
+            claimed = SAMPLES[8 + 2 * i : 10 + 2 * i]
+            tried.evidence.supports[key(f"edit{i}")] = frozenset(claimed)
+            tried.roll(f"edit{i}", dict.fromkeys([*claimed, *SAMPLES[20:]], 0.0))
+        tried.draws(" ".join(f"edit{i}" for i in range(8)))
+        assert tried.evidence.claims < 0.2
+        tried.evidence.claims = 0.0
+        assert tried.evidence.everywhere == everywhere
 
 
 def test_the_order_in_which_rollouts_came_in_changes_nothing():

@@ -120,9 +120,9 @@ class _Change:
         return WIDE
 
     def takes_back(self, earlier: Iterable[_Change]) -> bool:
-        """Does it only remove what an earlier one brought? Then nothing stands of both."""
-        removed, inserted = _squeeze(self.edit["removed"]), _squeeze(self.edit["inserted"])
-        return not inserted and any(removed == _squeeze(change.edit["inserted"]) for change in earlier)
+        """Does it undo an earlier one? Then nothing stands of both."""
+        own = _squeeze(self.edit["removed"]), _squeeze(self.edit["inserted"])
+        return any(own == (_squeeze(c.edit["inserted"]), _squeeze(c.edit["removed"])) for c in earlier)
 
     def stands_in(self, text: str) -> bool:
         """In a squeezed text: what it brought is there, or what it took away is not."""

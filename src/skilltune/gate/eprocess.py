@@ -23,7 +23,6 @@ from dataclasses import asdict, dataclass, replace
 from random import Random
 from statistics import fmean
 
-from skilltune.edits import apply
 from skilltune.gate import Verdict
 from skilltune.gate.race import Race, doubling
 from skilltune.gate.screen import Pool, Screened
@@ -78,8 +77,7 @@ class EProcess(Race):
 
     async def _race(self, pool: Pool, chosen: tuple[int, ...], screened: Screened | None, name: str) -> Verdict:
         cfg = self.arena.cfg
-        edits = [pool.proposals[i].edit for i in chosen]
-        applied = apply(pool.skill, edits, protect=pool.protect, max_tokens=pool.max_tokens)
+        applied = pool.apply(chosen)
         incumbent, candidate = pool.skill, applied.skill
         self.raced += 1
         level = share(self.raced) * cfg.alpha + self.inherited

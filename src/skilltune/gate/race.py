@@ -42,8 +42,9 @@ WIDER = 3  # times the pool where effects are everywhere: then each trial speaks
 # Shares of the screen: the first round shows each edit of a default pool, a short one follows what was learned, and
 # the last one makes sure of the best.
 ROUNDS = (0.4, 0.2, 0.4)
-ONCE = 3  # edits up to which a pool is shown in one round: there is nothing to choose between
-FRESH = 0.5  # share of the pool that new edits get, if there are so many: what only may be good does not fill it
+ONCE = 3  # edits, removals included, up to which a pool is shown in one round: there is nothing to choose between
+FRESH = 0.5  # share of the pool for edits that are new or had to wait: what only may be good does not fill it
+REMOVALS = 4  # edits of a doubtful incumbent whose removal is tried at once
 BETWEEN = 30  # draws of the effects between the rounds
 AGAIN = 0.5  # P(better) that is worth another pass over `select`
 KEEP = 0.05  # an edit that was not taken stays in the pool while P(it helps) is at least this
@@ -108,6 +109,9 @@ class Race:
         effects = [screened.gain([i]) if screened else (0.0, 0.0, 0.0) for i in range(len(pool.proposals))]
         failed = len(chosen) == 1 and "given up" in verdict.reason  # of a failed team each member may be good
         spent = chosen if verdict.accepted or failed else ()
+        if verdict.accepted:
+            self.evidence.accept(verdict.reports)
+        self.evidence.refuted |= {(skill.hash, pool.keys[i]) for i in chosen if failed}
         good = [i for i in pool.offered if i not in spent and effects[i][2] >= KEEP]
         if not alone:
             self.leftover = [pool.proposals[i] for i in sorted(good, key=lambda i: -effects[i][0])]
@@ -127,20 +131,21 @@ class Race:
         edits that wait for a place, and those that cannot be applied."""
         held, limit = self.evidence.enthrone(skill), self.arena.max_tokens
         old, waiting = ([], []) if alone else (self.leftover, self.waiting)
-        joined = join(p for p in (*old, *proposals, *waiting) if p.edit.key not in held)
+        joined = join(self.evidence.known(p) for p in (*old, *proposals, *waiting) if p.edit.key not in held)
         applied = {p: apply(skill, [p.edit], protect=protect, max_tokens=limit) for p in joined}
         unusable = tuple(Rejected(p.edit, a.reports[0].reason) for p, a in applied.items() if not a.changed)
         left = {p.edit.key for p in old}
         kept = [p for p, a in applied.items() if a.changed and p.edit.key in left]
         new = [p for p, a in applied.items() if a.changed and p.edit.key not in left]
-        size, fresh = self.arena.cfg.pool, round(FRESH * self.arena.cfg.pool)
+        size, fresh = self.arena.cfg.pool, math.ceil(FRESH * self.arena.cfg.pool)
         if self.evidence.everywhere:  # a small effect is seldom ruled out: such edits would fill the pool for good
             size, fresh = WIDER * size, size
         places = size - min(fresh, len(new))
         queue = [*kept[:places], *new, *kept[places:]]
         doubted = self.evidence.doubted() if queue and not alone and not self.evidence.everywhere else []
+        doubted = [p for p in doubted if p.edit.key not in {q.edit.key for q in queue}]
         doubted = [p for p in doubted if apply(skill, [p.edit], protect=protect, max_tokens=limit).changed]
-        pool = Pool.of(skill, [*queue[:size], *doubted], protect, limit, len(doubted))
+        pool = Pool.of(skill, queue[:size], protect, limit, doubted[:REMOVALS], self.evidence.former())
         room = max(size, len(old))  # a wide pool may have left more than a narrow one takes
         return pool, queue[size : size + room], unusable
 
@@ -205,8 +210,7 @@ class Race:
 
     async def _race(self, pool: Pool, chosen: tuple[int, ...], screened: Screened | None, name: str) -> Verdict:
         cfg, arena = self.arena.cfg, self.arena
-        edits = [pool.proposals[i].edit for i in chosen]
-        applied = apply(pool.skill, edits, protect=pool.protect, max_tokens=pool.max_tokens)
+        applied = pool.apply(chosen)
         candidate = applied.skill
         own = {(candidate.hash, sample.id) for sample in arena.select}
         if screened and any((text, sample) in own for text, sample, _ in arena.roll.seen):

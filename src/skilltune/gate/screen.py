@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cache
 from random import Random
 from statistics import fmean, pstdev
 
-from skilltune.edits import apply, conflict
+from skilltune.edits import Applied, apply, conflict
 from skilltune.gate.effects import REACH, SOLVED, Draw
+from skilltune.gate.tried import lines
 from skilltune.optimizer import Proposal
 from skilltune.skill import Skill
 
@@ -34,15 +35,23 @@ class Pool:
     protect: tuple[str, ...]
     max_tokens: int
     removals: int = 0
+    former: Mapping[tuple[str, ...], Skill] = field(default_factory=dict)  # versions before it, by their lines
 
     @classmethod
     def of(
-        cls, skill: Skill, usable: Sequence[Proposal], protect: Sequence[str], max_tokens: int, removals: int = 0
+        cls,
+        skill: Skill,
+        usable: Sequence[Proposal],
+        protect: Sequence[str],
+        max_tokens: int,
+        removals: Sequence[Proposal] = (),
+        former: Mapping[tuple[str, ...], Skill] | None = None,
     ) -> Pool:
         """A pool of proposals that can each be applied alone."""
+        usable = [*usable, *removals]
         pairs = [(a, b) for b in range(len(usable)) for a in range(b)]
         excluded = {(a, b) for a, b in pairs if conflict(skill, usable[a].edit, usable[b].edit, protect)}
-        return cls(skill, tuple(usable), frozenset(excluded), tuple(protect), max_tokens, removals)
+        return cls(skill, tuple(usable), frozenset(excluded), tuple(protect), max_tokens, len(removals), former or {})
 
     @property
     def keys(self) -> list[str]:
@@ -66,11 +75,12 @@ class Pool:
 
     def filled(self, chosen: Sequence[int], size: int, draw: Random) -> tuple[int, ...]:
         """A set with other edits beside it, drawn at random, up to `size`: what is not tried is never learned."""
-        edits = [i for i in chosen if i in self.offered]
+        edits, left = list(chosen), size - sum(i in self.offered for i in chosen)
         for i in draw.sample(self.offered, len(self.offered)):
-            if len(edits) < size and i not in edits and self.fits(edits, i):
+            if left > 0 and i not in edits and self.fits(edits, i):
                 edits.append(i)
-        return self.halved({*chosen, *edits}, draw)
+                left -= 1
+        return self.halved(edits, draw)
 
     def halved(self, chosen: Collection[int], draw: Random) -> tuple[int, ...]:
         """A set with each further removal or without it, by the toss of a coin."""
@@ -80,10 +90,15 @@ class Pool:
                 edits.add(i)
         return tuple(sorted(edits))
 
-    def text(self, chosen: Sequence[int]) -> Skill:
-        """The incumbent with the chosen edits, applied in pool order."""
+    def apply(self, chosen: Sequence[int]) -> Applied:
+        """The incumbent with the chosen edits, in pool order. What leads back to a former version is that version."""
         edits = [self.proposals[i].edit for i in sorted(chosen)]
-        return apply(self.skill, edits, protect=self.protect, max_tokens=self.max_tokens).skill
+        applied = apply(self.skill, edits, protect=self.protect, max_tokens=self.max_tokens)
+        former = self.former.get(lines(applied.skill)) if self.former else None
+        return replace(applied, skill=former) if former else applied
+
+    def text(self, chosen: Sequence[int]) -> Skill:
+        return self.apply(chosen).skill
 
 
 def balanced(pool: Pool, texts: int, size: int, draw: Random) -> list[tuple[int, ...]]:

@@ -11,18 +11,19 @@ other: its effect is that of the edit, reversed.
 from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from statistics import fmean
 
-from skilltune.edits import inverse
+from skilltune.edits import Edit, Report, inverse
 from skilltune.gate.effects import DRAWS, EVERYWHERE, Draw, Odds, Trial, draw_effects
 from skilltune.optimizer import Proposal
 from skilltune.skill import Skill
 
 CLAIMS = 0.1  # share of edits with an effect on the samples that they claim, below which claims mean nothing
+SOME = 0.2  # score of the incumbent from which on this can be said: where next to nothing is solved, nothing shows
 KNOWN = 0.9  # P(it helps) of an edit of the incumbent, from which on the incumbent is no mere luck
-MOST = 4  # edits of the incumbent whose removal is tried at once
+DOUBT = "what was seen since it came does not speak for it"
 
 Scores = Mapping[tuple[str, str], Sequence[float]]  # by text hash and sample
 
@@ -36,21 +37,26 @@ class Evidence:
     edits: dict[str, Proposal] = field(default_factory=dict)  # those that texts hold, by their keys
     supports: dict[str, frozenset[str]] = field(default_factory=dict)  # the samples that an edit claims
     measured: set[str] = field(default_factory=set)  # edits that were in a screen
-    removals: dict[str, str] = field(default_factory=dict)  # the key of what a removal takes out, by its own
+    versions: dict[str, Skill] = field(default_factory=dict)  # the incumbents, by their hashes
+    removals: dict[str, str] = field(default_factory=dict)  # the key of the edit that a removal takes back, by its own
+    inverses: dict[str, Edit] = field(default_factory=dict)  # the removal of an accepted edit, by that edit's key
+    refuted: set[tuple[str, str]] = field(default_factory=set)  # removals that a race gave up, with the incumbent
     helps: dict[str, float] = field(default_factory=dict)  # P(an edit helps), of those in the last posterior
     claims: float = 1.0  # share of edits with an effect on these; until something was tried, of all
+    solved: float = 1.0  # mean score of the incumbent, or of the last one that was seen
     # Where the chain stood at last: the samples, and the two effects of each edit.
     last: tuple[Mapping[str, int], Mapping[str, tuple[int, int]]] | None = None
 
     @property
     def everywhere(self) -> bool:
         """Whether claims were found to mean nothing: what edits do, they do to all samples."""
-        return self.claims < CLAIMS
+        return self.claims < CLAIMS and self.solved >= SOME
 
     def enthrone(self, skill: Skill) -> tuple[str, ...]:
         """Take note of the incumbent; the edits that it holds."""
         if skill.hash not in self.incumbents[-1:]:
             self.incumbents.append(skill.hash)
+            self.versions[skill.hash] = skill
         return self.texts.setdefault(skill.hash, ())
 
     def note(self, text: Skill, incumbent: Skill, proposals: Sequence[Proposal]) -> None:
@@ -58,25 +64,44 @@ class Evidence:
         gone = {self.removals[p.edit.key] for p in proposals if p.edit.key in self.removals}
         new = {p.edit.key: p for p in proposals if p.edit.key not in self.removals}
         self.edits |= new
-        document = _plain(text.text)
-        inserted = {key: _plain(self.edits[key].edit.text or "") for key in self.texts[incumbent.hash]}
-        held = [key for key, part in inserted.items() if key not in gone and part in document]
+        document, before = _plain(text.text), self.texts[incumbent.hash]
+        once = dict.fromkeys([*(key for version in self.incumbents for key in self.texts[version]), *before])
+        parts = {key: self._inserted(key) for key in once if key not in gone}  # a removal may bring an older text back
+        held = [key for key, part in parts.items() if (part in document if part else key in before)]
         self.texts.setdefault(text.hash, tuple(dict.fromkeys((*held, *new))))
+
+    def _inserted(self, key: str) -> str:
+        return _plain(self.edits[key].edit.text or "")
+
+    def accept(self, reports: Sequence[Report]) -> None:
+        """Take note of how the edits of an accepted candidate are taken back; the optimizer may think of that too."""
+        for report in reports:
+            key = report.edit.key
+            back = inverse(report.edit.op, report.removed, report.inserted, DOUBT)
+            if report.status == "applied" and key not in self.removals and back and back.key not in self.edits:
+                self.removals[back.key], self.inverses[key] = key, back
+
+    def known(self, proposal: Proposal) -> Proposal:
+        """A proposal as it is; one that takes an accepted edit back answers what that one did."""
+        key = self.removals.get(proposal.edit.key)
+        if key is None:
+            return proposal
+        return replace(proposal, support=tuple(sorted(self.supports.get(key, ()))), among=self.edits[key].among)
 
     def doubted(self) -> list[Proposal]:
         """The removal of edits of the incumbent, the most doubtful first, while none of its edits is known to help: it
         may be there by luck, with something harmful beside which nothing can show what it is worth."""
-        held = sorted(self.texts[self.incumbents[-1]], key=lambda key: self.helps.get(key, 1.0))
+        incumbent = self.incumbents[-1]
+        held = sorted(self.texts[incumbent], key=lambda key: self.helps.get(key, 1.0))
         if not held or self.helps.get(held[-1], 1.0) >= KNOWN:
             return []
-        why = "what was seen since it came does not speak for it"
-        result = []
-        for key, old in [(key, self.edits[key]) for key in held[:MOST]]:
-            edit = inverse(old.edit.op, old.edit.target or "", old.edit.text or "", why)
-            if edit is not None:
-                self.removals[edit.key] = key
-                result.append(Proposal(edit, tuple(sorted(self.supports.get(key, ()))), old.among))
-        return result
+        alone = [key for key in held if not any(self._inserted(key) in self._inserted(o) for o in held if o != key)]
+        removals = [self.known(Proposal(self.inverses[key])) for key in alone if key in self.inverses]
+        return [removal for removal in removals if (incumbent, removal.edit.key) not in self.refuted]
+
+    def former(self) -> dict[tuple[str, ...], Skill]:
+        """The incumbents before the present one, by their lines."""
+        return {lines(skill): skill for hash, skill in self.versions.items() if hash != self.incumbents[-1]}
 
     def standing(self, scores: Scores, samples: Container[str]) -> dict[str, float]:
         """Mean scores of samples under the incumbent, or under the last version that was seen on them."""
@@ -102,6 +127,8 @@ class Evidence:
             for score in seen
         ]
         taken = self.texts[self.incumbents[-1]]
+        own = [score for (text, _), seen in scores.items() if text == self.incumbents[-1] for score in seen]
+        self.solved = fmean(own) if own else self.solved
         signs = [-1 if key in self.removals else 1 for key in pool]
         in_question = [self.removals.get(key, key) for key in pool]
         active = dict.fromkeys(in_question)
@@ -127,7 +154,7 @@ class Evidence:
         self.last = drawn[-1].bases, {key: (general, claimed) for key, general, claimed in ends}
         self.claims = sum([sum(map(bool, draw.claimed)) for draw in drawn]) / (len(number) * len(drawn))
         self.helps = {
-            key: fmean([draw.general[i] > 0 or (draw.general[i] == 0 and draw.claimed[i] > 0) for draw in drawn])
+            key: fmean([draw.general[i] > (0 if not claims[key] or draw.claimed[i] <= 0 else -1) for draw in drawn])
             for key, i in number.items()
         }
         held = {s: [number[key] for key in taken if s in claims[key]] for s in drawn[-1].bases}
@@ -142,6 +169,11 @@ class Evidence:
             of_pool = [tuple([sign * kind[i] for sign, i in effects]) for kind in (draw.general, draw.claimed)]
             result.append(Draw(bases, *of_pool))
         return result
+
+
+def lines(skill: Skill) -> tuple[str, ...]:
+    """What a text says, whatever blank lines removals left in it."""
+    return tuple(line.rstrip() for line in skill.text.splitlines() if line.strip())
 
 
 def _plain(text: str) -> str:
