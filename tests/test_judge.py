@@ -330,7 +330,7 @@ def judged_world(folder: Path, world: World, **score: Any) -> dict[str, Any]:
         "target": {"model": f"openai@{world.url}/target", "workers": 16},
         "optimizer": {"model": f"openai@{world.url}/optimizer"},
         "train": {"epochs": 2, "batch_size": 16, "minibatch_size": 4},
-        "gate": {"screen": 24},
+        "gate": {"screen": 40},
     }
 
 
