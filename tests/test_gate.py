@@ -387,19 +387,19 @@ async def test_what_leads_back_to_a_former_version_is_that_version() -> None:
 
 async def test_a_removal_that_a_race_gave_up_is_not_raced_again() -> None:
     """On train the held line hurts, on `select` it is what solves: its removal would be raced for ever."""
-    gate = Race(arena(pool=4, screen=80, texts=20))
-    rolls = cast("Any", gate.arena.roll)
+
+    class Opposed(Rolls):
+        async def __call__(self, skill: Skill, samples: Sequence[Sample], **options: Any) -> list[Rollout]:
+            self.score = lambda text, i: float(("- held" in text) != (samples[0].id[0] == "t"))
+            return await super().__call__(skill, samples, **options)
+
+    made = arena(pool=4, screen=80, texts=20)
+    made.roll = cast("Any", Opposed(lambda text, i: 0.0))
+    gate = Race(made)
     held = accepted(gate, rule("held", *(f"t{i}" for i in range(8))))
     gate.evidence.supports[rule("held").edit.key] = frozenset(f"t{i}" for i in range(8))
     gate.evidence.helps = {rule("held").edit.key: 0.3}
 
-    async def roll(skill: Skill, samples: Sequence[Sample], **options: Any) -> list[Rollout]:
-        on_train = samples[0].id[0] == "t"
-        rolls.score = lambda text, i: float(("- held" in text) != on_train)
-        return await Rolls.__call__(rolls, skill, samples, **options)
-
-    roll.seen, roll.expect = rolls.seen, rolls.expect  # type: ignore[attr-defined]
-    gate.arena.roll = cast("Any", roll)
     await gate.arena.roll(held, TRAIN)
     await gate.baseline(held)
     raced, verdicts = [], []
