@@ -14,6 +14,7 @@ from skilltune.edits import Edit, apply
 from skilltune.gate import Arena, Verdict
 from skilltune.gate.effects import draw_effects
 from skilltune.gate.eprocess import EProcess
+from skilltune.gate.finish import reselect
 from skilltune.gate.race import Race
 from skilltune.gate.screen import Pool, balanced
 from skilltune.gate.stats import standard_error
@@ -383,6 +384,24 @@ async def test_what_leads_back_to_a_former_version_is_that_version() -> None:
     assert apply(held, [pool.proposals[i].edit for i in (1, 2)]).skill.text != START.text
     assert pool.text((1, 2)) == START
     assert pool.text((0, 1)).text.count("- ") == 2
+
+
+async def test_a_version_that_only_harms_leads_back_to_the_input() -> None:
+    """And the choice at the end calls it the input, not a third version."""
+    made = arena(lambda text, i: float("harm" not in text), pool=4, screen=80, texts=20, block=16)
+    gate = Race(made)
+    await made.roll(START, TRAIN)
+    await gate.baseline(START)
+    harmful = accepted(gate, rule("harm one", "t0"), rule("harm two", "t1"))
+    first = Verdict(harmful, True, "luck", 1.0, candidate=harmful)
+    gate.evidence.helps = {rule(name).edit.key: 0.4 for name in ("harm one", "harm two")}
+    await made.roll(harmful, TRAIN)
+    verdict = await gate.judge(harmful, [rule("null", "t5"), rule("nil", "t7")], limit=2, name="step 2")
+    assert verdict.accepted
+    assert verdict.skill == START
+    chosen = reselect(made, START, [first, verdict])
+    assert chosen
+    assert (chosen.best.skill, chosen.best.version) == (START, 0)
 
 
 async def test_a_removal_that_a_race_gave_up_is_not_raced_again() -> None:

@@ -162,6 +162,18 @@ def test_an_edit_inside_of_another_is_not_taken_out_of_it():
     assert [p.edit.target for p in tried.evidence.doubted()] == ["- a and b"]
 
 
+def test_a_doubtful_deletion_is_taken_back_beside_other_edits():
+    evidence, start = Evidence(), Skill("# Desk\n\n- old\n")
+    edits = [Edit("delete", target="- old"), Edit("add", text="- new")]
+    accepted = apply(start, edits)
+    evidence.enthrone(start)
+    evidence.note(accepted.skill, start, [Proposal(edit) for edit in edits])
+    evidence.accept(accepted.reports)
+    evidence.enthrone(accepted.skill)
+    evidence.helps = {edit.key: 0.5 for edit in edits}
+    assert [(p.edit.op, p.edit.text) for p in evidence.doubted()] == [("add", "- old"), ("delete", None)]
+
+
 def test_a_race_is_left_out_where_it_is_about_to_be_counted_again():
     tried = Tried()
     tried.evidence.supports[key("a")] = RULE

@@ -40,7 +40,7 @@ class Evidence:
     versions: dict[str, Skill] = field(default_factory=dict)  # the incumbents, by their hashes
     removals: dict[str, str] = field(default_factory=dict)  # the key of the edit that a removal takes back, by its own
     inverses: dict[str, Edit] = field(default_factory=dict)  # the removal of an accepted edit, by that edit's key
-    refuted: set[tuple[str, str]] = field(default_factory=set)  # removals that a race gave up, with the incumbent
+    refuted: set[tuple[str, str]] = field(default_factory=set)  # edits that a race gave up alone, with the incumbent
     helps: dict[str, float] = field(default_factory=dict)  # P(an edit helps), of those in the last posterior
     claims: float = 1.0  # share of edits with an effect on these; until something was tried, of all
     solved: float = 1.0  # mean score of the incumbent, or of the last one that was seen
@@ -95,8 +95,10 @@ class Evidence:
         held = sorted(self.texts[incumbent], key=lambda key: self.helps.get(key, 1.0))
         if not held or self.helps.get(held[-1], 1.0) >= KNOWN:
             return []
-        alone = [key for key in held if not any(self._inserted(key) in self._inserted(o) for o in held if o != key)]
-        removals = [self.known(Proposal(self.inverses[key])) for key in alone if key in self.inverses]
+        parts = {key: self._inserted(key) for key in held}
+        inside = {key for key in held for other in held if key != other and parts[key] and parts[key] in parts[other]}
+        removable = [key for key in held if key in self.inverses and key not in inside]
+        removals = [self.known(Proposal(self.inverses[key])) for key in removable]
         return [removal for removal in removals if (incumbent, removal.edit.key) not in self.refuted]
 
     def former(self) -> dict[tuple[str, ...], Skill]:
@@ -154,7 +156,7 @@ class Evidence:
         self.last = drawn[-1].bases, {key: (general, claimed) for key, general, claimed in ends}
         self.claims = sum([sum(map(bool, draw.claimed)) for draw in drawn]) / (len(number) * len(drawn))
         self.helps = {
-            key: fmean([draw.general[i] > (0 if not claims[key] or draw.claimed[i] <= 0 else -1) for draw in drawn])
+            key: fmean([_does_good(draw.general[i], draw.claimed[i] if claims[key] else 0) for draw in drawn])
             for key, i in number.items()
         }
         held = {s: [number[key] for key in taken if s in claims[key]] for s in drawn[-1].bases}
@@ -169,6 +171,11 @@ class Evidence:
             of_pool = [tuple([sign * kind[i] for sign, i in effects]) for kind in (draw.general, draw.claimed)]
             result.append(Draw(bases, *of_pool))
         return result
+
+
+def _does_good(general: int, claimed: int) -> bool:
+    """Does an edit with these effects help somewhere, and harm nowhere?"""
+    return general > 0 or (general == 0 and claimed > 0)
 
 
 def lines(skill: Skill) -> tuple[str, ...]:
