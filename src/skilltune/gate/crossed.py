@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import mul
 
 NOISE_FLOOR = 0.02  # variance; a deterministic target still has interactions, which the noise term stands for
 ROUNDS = 4  # of re-estimating the two variances
@@ -53,17 +54,79 @@ def fit(
     Laird & Rubin 1977) from starting values that suit scores in [0, 1]. The result does not depend on the order of the
     observations, which are sorted first.
     """
-    rows = sorted(observations, key=lambda o: (o.sample, sorted(o.columns.items()), o.score))
     names = tuple(sorted(prior))
+    sums = _Sums.of(observations, names)
     floor = max(repeat or 0.0, NOISE_FLOOR)
     noise, spread = 0.08 if repeat is None else floor, 0.10
     for _ in range(ROUNDS):
-        solution = _solve(rows, names, prior, noise, spread)
-        if not rows:
+        solution = _solve(sums, [prior[name] for name in names], noise, spread)
+        if not observations:
             break
         noise, spread = max(solution.next_noise, floor), max(solution.next_spread, NOISE_FLOOR)
-    solution = _solve(rows, names, prior, noise, spread)
+    solution = _solve(sums, [prior[name] for name in names], noise, spread)
     return Posterior(names, dict(zip(names, solution.effects, strict=True)), solution.covariance, noise, spread)
+
+
+_Matrix = list[list[float]]
+
+
+@dataclass(slots=True)
+class _Alike:
+    """The samples that were seen equally often: how many they are, and of their own sums Σx and Σy the summed products
+    (Σx)(Σx)ᵀ and (Σx)(Σy)."""
+
+    samples: int
+    xx: _Matrix
+    xy: list[float]
+
+
+@dataclass(slots=True)
+class _Sums:
+    """All that the model needs of the observations, whatever the variances: one pass over them serves every round."""
+
+    xx: _Matrix  # Σxxᵀ over observations
+    xy: list[float]  # Σxy
+    versions: list[tuple[list[tuple[int, float]], int, float, float]]  # equal x: (column, weight)s, n, Σy, Σy²
+    samples: list[tuple[int, dict[int, float], float]]  # of each: n, Σx, Σy
+    alike: dict[int, _Alike]  # by n
+
+    @classmethod
+    def of(cls, observations: Sequence[Observation], names: Sequence[str]) -> _Sums:
+        index = {name: i for i, name in enumerate(names)}
+        rows = sorted((o.sample, tuple(sorted(o.columns.items())), o.score) for o in observations)
+        versions: dict[tuple[tuple[str, float], ...], list[float]] = {}
+        by_sample: dict[str, list[tuple[tuple[tuple[str, float], ...], float]]] = {}
+        for sample, columns, score in rows:
+            versions.setdefault(columns, []).append(score)
+            by_sample.setdefault(sample, []).append((columns, score))
+        k = len(names)
+        sums = cls(_zeros(k), [0.0] * k, [], [], {})
+        for columns, scores in versions.items():
+            x, total = [(index[name], weight) for name, weight in columns], math.fsum(scores)
+            sums.versions.append((x, len(scores), total, math.fsum([y * y for y in scores])))
+            _add(sums.xx, sums.xy, x, len(scores), total)
+        for seen in by_sample.values():
+            x, n, total = dict[int, float](), len(seen), math.fsum([score for _, score in seen])
+            for columns, _ in seen:
+                for name, weight in columns:
+                    x[index[name]] = x.get(index[name], 0.0) + weight
+            sums.samples.append((n, x, total))
+            alike = sums.alike.setdefault(n, _Alike(0, _zeros(k), [0.0] * k))
+            alike.samples += 1
+            _add(alike.xx, alike.xy, [*x.items()], 1.0, total)
+        return sums
+
+
+def _zeros(k: int) -> _Matrix:
+    return [[0.0] * k for _ in range(k)]
+
+
+def _add(xx: _Matrix, xy: list[float], x: Sequence[tuple[int, float]], n: float, y: float) -> None:
+    """Add n·xxᵀ and y·x, of which `x` holds what is not 0."""
+    for i, a in x:
+        xy[i] += y * a
+        for j, b in x:
+            xx[i][j] += n * a * b
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,64 +137,47 @@ class _Solution:
     next_spread: float
 
 
-def _solve(
-    rows: Sequence[Observation],
-    names: tuple[str, ...],
-    prior: Mapping[str, tuple[float, float]],
-    noise: float,
-    spread: float,
-) -> _Solution:
+def _solve(sums: _Sums, prior: Sequence[tuple[float, float]], noise: float, spread: float) -> _Solution:
     """Minimise Σ(y − xβ − u)²/noise + Σu²/spread + Σ((β − m)/s)² over β (columns) and u (samples)."""
-    k = len(names)
-    index = {name: i for i, name in enumerate(names)}
-    normal = [[0.0] * k for _ in range(k)]
-    right = [0.0] * k
-    for i, name in enumerate(names):
-        middle, deviation = prior[name]
-        normal[i][i] = 1 / deviation**2
-        right[i] = middle / deviation**2
-
-    by_sample: dict[str, list[tuple[list[tuple[int, float]], float]]] = {}
-    for row in rows:
-        sparse = [(index[name], weight) for name, weight in row.columns.items()]
-        by_sample.setdefault(row.sample, []).append((sparse, row.score))
-    sums: dict[str, tuple[float, dict[int, float], float]] = {}  # of each sample: n, Σx, Σy
-    for sample, seen in by_sample.items():
-        total: dict[int, float] = {}
-        score = 0.0
-        for sparse, y in seen:
-            score += y
-            for i, a in sparse:
-                total[i] = total.get(i, 0.0) + a
-                right[i] += a * y / noise
-                for j, b in sparse:
-                    normal[i][j] += a * b / noise
-        shrink = 1 / (len(seen) / noise + 1 / spread)
-        for i, a in total.items():
-            right[i] -= a * score * shrink / noise**2
-            for j, b in total.items():
-                normal[i][j] -= a * b * shrink / noise**2
-        sums[sample] = (float(len(seen)), total, score)
+    k = len(prior)
+    shrink = {n: 1 / (n / noise + 1 / spread) for n in sums.alike}  # variance of u, given β
+    normal = [[value / noise for value in line] for line in sums.xx]
+    right = [value / noise for value in sums.xy]
+    for n, alike in sums.alike.items():
+        taken = shrink[n] / noise**2
+        for i in range(k):
+            right[i] -= taken * alike.xy[i]
+            for j in range(k):
+                normal[i][j] -= taken * alike.xx[i][j]
+    for i, (middle, deviation) in enumerate(prior):
+        normal[i][i] += 1 / deviation**2
+        right[i] += middle / deviation**2
 
     covariance = _inverse(normal)
     effects = [math.fsum(c * r for c, r in zip(line, right, strict=True)) for line in covariance]
 
-    squares = trace = sample_squares = 0.0
-    for sample, seen in by_sample.items():
-        n, total, score = sums[sample]
-        shrink = 1 / (n / noise + 1 / spread)
-        u = shrink / noise * (score - sum(a * effects[i] for i, a in total.items()))
-        couple = shrink / noise
-        through = couple**2 * sum(a * b * covariance[i][j] for i, a in total.items() for j, b in total.items())
-        sample_squares += u * u + shrink + through
-        for sparse, y in seen:
-            fitted = u + sum(a * effects[i] for i, a in sparse)
-            squares += (y - fitted) ** 2
-            own = sum(a * b * covariance[i][j] for i, a in sparse for j, b in sparse)
-            cross = couple * sum(a * b * covariance[i][j] for i, a in sparse for j, b in total.items())
-            trace += own - 2 * cross + shrink + through
-    count = len(rows) or 1
-    return _Solution(effects, covariance, (squares + trace) / count, sample_squares / (len(by_sample) or 1))
+    # What the two variances are in expectation: squares at the posterior mean, and how far the posterior spreads.
+    squares = sample_squares = 0.0
+    for x, n, y, yy in sums.versions:
+        fitted = sum([a * effects[i] for i, a in x])
+        squares += yy - 2 * fitted * y + n * fitted**2
+    for n, x, y in sums.samples:
+        left = y - sum([a * effects[i] for i, a in x.items()])
+        u = shrink[n] / noise * left
+        squares += n * u * u - 2 * u * left
+        sample_squares += u * u
+    trace = _product(covariance, sums.xx)
+    for n, alike in sums.alike.items():
+        couple, through = shrink[n] / noise, _product(covariance, alike.xx)
+        trace += n * alike.samples * shrink[n] + (n * couple - 2) * couple * through
+        sample_squares += alike.samples * shrink[n] + couple**2 * through
+    count = sum([n for n, _, _ in sums.samples]) or 1
+    return _Solution(effects, covariance, (squares + trace) / count, sample_squares / (len(sums.samples) or 1))
+
+
+def _product(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]) -> float:
+    """Σ aᵢⱼ bᵢⱼ."""
+    return sum([sum(map(mul, x, y)) for x, y in zip(a, b, strict=True)])
 
 
 def cholesky(matrix: Sequence[Sequence[float]]) -> list[list[float]]:
@@ -140,7 +186,7 @@ def cholesky(matrix: Sequence[Sequence[float]]) -> list[list[float]]:
     lower = [[0.0] * k for _ in range(k)]
     for i in range(k):
         for j in range(i + 1):
-            value = matrix[i][j] - sum(lower[i][m] * lower[j][m] for m in range(j))
+            value = matrix[i][j] - sum(map(mul, lower[i][:j], lower[j][:j]))
             lower[i][j] = math.sqrt(value) if i == j else value / lower[j][j]
     return lower
 
@@ -148,16 +194,20 @@ def cholesky(matrix: Sequence[Sequence[float]]) -> list[list[float]]:
 def lower_inverse(lower: Sequence[Sequence[float]]) -> list[list[float]]:
     """Inverse of a lower triangular matrix."""
     k = len(lower)
-    inverse = [[0.0] * k for _ in range(k)]
-    for i in range(k):
-        inverse[i][i] = 1 / lower[i][i]
-        for j in range(i):
-            inverse[i][j] = -sum(lower[i][m] * inverse[m][j] for m in range(j, i)) / lower[i][i]
-    return inverse
+    columns = [[0.0] * k for _ in range(k)]  # of the inverse
+    for j, column in enumerate(columns):
+        column[j] = 1 / lower[j][j]
+        for i in range(j + 1, k):
+            column[i] = -sum(map(mul, lower[i][j:i], column[j:i])) / lower[i][i]
+    return [list(row) for row in zip(*columns, strict=True)]
 
 
 def _inverse(matrix: Sequence[Sequence[float]]) -> tuple[tuple[float, ...], ...]:
     """Inverse of a symmetric positive definite matrix by its Cholesky factor."""
-    half = lower_inverse(cholesky(matrix))
-    k = len(half)
-    return tuple(tuple(sum(half[m][i] * half[m][j] for m in range(max(i, j), k)) for j in range(k)) for i in range(k))
+    columns = list(zip(*lower_inverse(cholesky(matrix)), strict=True))
+    return tuple(
+        [
+            tuple([sum(map(mul, a[max(i, j) :], b[max(i, j) :])) for j, b in enumerate(columns)])
+            for i, a in enumerate(columns)
+        ]
+    )

@@ -7,6 +7,7 @@ That is what lets a dozen rollouts find a rule that helps one task in twelve.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -153,6 +154,11 @@ def assign(
     return plan
 
 
+# A set of edits: their numbers; the samples that they claim, each with its share of all tasks and which edits claim it;
+# the share that is left to all other samples.
+_Parts = tuple[list[int], list[tuple[str, float, list[int]]], float]
+
+
 class Screened:
     """What is known of the pool's edits: the gain of a set of edits over the incumbent, averaged over the train samples
     on which the incumbent was seen, under draws of the posterior."""
@@ -169,39 +175,51 @@ class Screened:
             for draw in draws
         ]
         self._gains: list[dict[int, float]] = [{0: 0.0} for _ in draws]  # of each draw, by the edits that move
+        self._sets: dict[int, _Parts] = {}
 
-    def gains(self, chosen: Sequence[int], draws: slice = slice(None)) -> list[float]:
+    def gains(self, chosen: Sequence[int]) -> list[float]:
         """The gain of a set of edits under each of the draws."""
         bits = sum([1 << i for i in chosen])
-        result = []
-        for t in range(len(self.draws))[draws]:
-            moving = bits & self._moving[t]
-            gain = self._gains[t].get(moving)
-            if gain is None:
-                gain = self._gains[t][moving] = self._gain(self.draws[t], self._counts[t], moving)
-            result.append(gain)
-        return result
+        return [self._under(t, bits) for t in range(len(self.draws))]
+
+    def _under(self, t: int, bits: int) -> float:
+        """The gain of a set of edits, given as bits, under one draw."""
+        moving = bits & self._moving[t]
+        gain = self._gains[t].get(moving)
+        if gain is None:
+            gain = self._gains[t][moving] = self._gain(self.draws[t], self._counts[t], moving)
+        return gain
 
     def _gain(self, draw: Draw, counts: Mapping[int, int], moving: int) -> float:
         """Under one draw. A claimed sample stands for its share of the samples that the optimizer was shown with it,
         all others for what remains. `counts`: how many samples have a base."""
-        chosen = [i for i in range(moving.bit_length()) if moving >> i & 1]
+        chosen, claims, left = self._parts(moving)
         general = sum([draw.general[i] for i in chosen])
-        claims: dict[str, list[int]] = {}
-        for i in chosen:
-            for sample in self._support[i]:
-                claims.setdefault(sample, []).append(i)
-        gain, left, others = 0.0, 1.0, 0.0
-        rises = _rises(general)
-        for sample in sorted(claims):
-            share, base = max([self._share[i] for i in claims[sample]]), draw.bases[sample]
-            gain += share * _rises(general + sum([draw.claimed[i] for i in claims[sample]]))[base]
+        gain, others = 0.0, 0.0
+        rises, bases, claimed = _rises(general), draw.bases, draw.claimed
+        for sample, share, claiming in claims:
+            base = bases[sample]
+            gain += share * _rises(general + sum([claimed[i] for i in claiming]))[base]
             others -= rises[base]
-            left -= share
         if general and left > 0:
             others += sum([n * rises[base] for base, n in counts.items()])
             gain += left * others / (len(self.known) - len(claims) or 1)
         return gain
+
+    def _parts(self, moving: int) -> _Parts:
+        """A set of edits, given as bits, as all draws see it."""
+        if moving not in self._sets:
+            chosen = [i for i in range(moving.bit_length()) if moving >> i & 1]
+            claiming: dict[str, list[int]] = {}
+            for i in chosen:
+                for sample in self._support[i]:
+                    claiming.setdefault(sample, []).append(i)
+            claims = [(sample, max([self._share[i] for i in of]), of) for sample, of in sorted(claiming.items())]
+            left = 1.0
+            for _, share, _ in claims:
+                left -= share
+            self._sets[moving] = chosen, claims, left
+        return self._sets[moving]
 
     def gain(self, chosen: Sequence[int]) -> tuple[float, float, float]:
         """Mean and standard deviation of the gain of a set, and P(gain > 0)."""
@@ -221,29 +239,33 @@ class Screened:
         """For each of `n` draws the set that is best if that draw is the truth (Thompson 1933): what to try next."""
         found: dict[tuple[int, ...], None] = {}
         for t in range(len(self.draws)):
-            if len(found) < n and (chosen := self.assemble(limit, 0.5, slice(t, t + 1))):
+            if len(found) < n and (chosen := self.assemble(limit, 0.5, [t])):
                 found[chosen] = None
         return list(found)
 
-    def assemble(self, limit: int, worth: float, draws: slice = slice(None)) -> tuple[int, ...]:
+    def assemble(self, limit: int, worth: float, draws: Sequence[int] | None = None) -> tuple[int, ...]:
         """Greedily the edits that add most to the expected gain, at most `limit`, none whose addition is better than
-        nothing with less than probability `worth`; the shorter one on ties."""
+        nothing with less than probability `worth`; the shorter one on ties. Under some of the draws, or under all."""
+        draws = range(len(self.draws)) if draws is None else draws
         chosen: list[int] = []
-        gains = [0.0] * len(self.draws[draws])
+        bits, gains = 0, dict.fromkeys(draws, 0.0)
         while len(chosen) < limit:
-            best: tuple[float, int, int, list[float]] | None = None
+            best: tuple[tuple[float, int, int], dict[int, float]] | None = None
             for i, proposal in enumerate(self.pool.proposals):
                 if i in chosen or not self.pool.fits(chosen, i):
                     continue
-                with_it = self.gains([*chosen, i], draws)
-                added = [b - a for a, b in zip(gains, with_it, strict=True)]
-                size = len(proposal.edit.text or "")
-                if sum(d > NOTHING for d in added) >= worth * len(added) and fmean(added) > 0:
-                    best = max(best or (0.0, 0, 0, []), (fmean(added), -size, -i, with_it))
+                with_it = {t: self._under(t, bits | 1 << i) for t in draws if self._moving[t] >> i & 1}
+                added = [gain - gains[t] for t, gain in with_it.items()]  # nothing under the other draws
+                if (mean := math.fsum(added) / len(draws)) > 0 and sum([d > NOTHING for d in added]) >= worth * len(
+                    draws
+                ):
+                    rank = mean, -len(proposal.edit.text or ""), -i
+                    best = (rank, with_it) if best is None or rank > best[0] else best
             if best is None:
                 break
-            chosen.append(-best[2])
-            gains = best[3]
+            chosen.append(-best[0][2])
+            bits |= 1 << chosen[-1]
+            gains |= best[1]
         return tuple(sorted(chosen))
 
 
