@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from skilltune.audit import Audit, _tail, audit
+from skilltune.audit import CONSTANTS, FILLERS, Audit, _tail, audit
 from skilltune.check import check
 from skilltune.config import make_config
 from skilltune.envs import Env
+from skilltune.rollout import Rollout
 from skilltune.samples import split
 from world import Desk
 
@@ -83,6 +84,82 @@ async def test_a_skewed_label_is_measured_against_chance() -> None:
 async def test_one_answer_that_solves_everything_is_a_problem() -> None:
     found = await audited([{"input": f"case {i} {WORDS[i]}", "target": "done"} for i in range(30)])
     assert found.problems == ['the answer "done" solves every sample: there is nothing to learn or to certify']
+
+
+def checked(*checks: dict[str, Any], n: int = 60) -> Rows:
+    """Samples without a target, each with these checks."""
+    return [{"input": f"case {i} {WORDS[i]}", "checks": list(checks)} for i in range(n)]
+
+
+CONTAINS = {"type": "contains", "target": "refund"}
+
+
+@pytest.mark.parametrize(
+    ("checks", "answer"),
+    [
+        ([CONTAINS], "refund"),
+        ([{"type": "exact", "target": ["Refund.", "refund"]}], "Refund."),
+        ([CONTAINS, {"type": "contains", "target": "14 days"}], "refund\n14 days"),
+        ([{"type": "checks", "mode": "any", "checks": [CONTAINS, {"type": "number", "target": 7}]}], "refund\n7"),
+        ([{"type": "checks", "mode": "any", "checks": [{"type": "exact", "target": "a"}, CONTAINS]}], "a\nrefund"),
+        ([CONTAINS, {"type": "not", "check": {"type": "contains", "target": "sorry"}}], "refund"),
+        ([{"type": "regex", "pattern": r"(?i)^\b[Rr]efund \(14 days\)\.$"}], "Refund (14 days)."),
+        ([{"type": "regex", "pattern": r"\A(?:granted|denied)\Z"}], "granted"),
+        ([{"type": "length", "max_chars": 80}], "OK"),
+        ([{"type": "length", "min_chars": 10, "max_chars": 80}], "I cannot answer this."),
+        ([{"type": "not", "check": {"type": "contains", "target": "sorry"}}], "OK"),
+    ],
+)
+async def test_one_answer_that_meets_the_checks_of_all_samples_is_a_problem(checks: Rows, answer: str) -> None:
+    found = await audited(checked(*checks), {"type": "checks"})
+    quoted = f'the answer "{answer}" solves every sample'
+    assert found.problems == [f"{quoted}: there is nothing to learn or to certify"]
+
+
+async def test_a_target_that_is_a_pattern_is_tried_as_text() -> None:
+    found = await audited([{"input": f"case {WORDS[i]}", "target": r"^refund\b"} for i in range(30)], "regex")
+    assert 'the answer "refund" solves every sample' in found.problems[0]
+
+
+async def test_an_answer_that_meets_the_checks_of_many_samples_is_noted() -> None:
+    other = [{"input": f"else {WORDS[i]}", "checks": [{"type": "exact", "target": WORDS[i]}]} for i in range(20)]
+    only(await audited(checked(CONTAINS, n=40) + other), 'the answer "refund", whatever is asked, solves 40 of 60')
+    only(await audited(checked({"type": "length", "max_chars": 2}, n=40) + other), 'the answer "OK"', "40 of 60")
+
+
+async def test_checks_that_each_want_something_else_give_no_note() -> None:
+    rows = [{"input": f"case {i}", "checks": [{"type": "exact", "target": WORDS[i]}]} for i in range(60)]
+    assert await audited(rows) == Audit()
+    labels = [
+        {"input": f"case {i}", "checks": [{"type": "exact", "target": "yes" if i % 2 else "no"}]} for i in range(60)
+    ]
+    assert await audited(labels) == Audit()
+
+
+async def test_only_so_many_answers_are_tried() -> None:
+    answers = set()
+
+    def score(sample: Any, rollout: Rollout) -> float:
+        answers.add(rollout.answer)
+        return 0.0
+
+    rows = [{**row, "checks": [{"type": "contains", "target": WORDS[i]}]} for i, row in enumerate(checked(n=200))]
+    env = Env([{"id": f"s{i}", **row, "target": row["input"]} for i, row in enumerate(rows)], score)
+    await audit(env, split(env.samples, seed=1))
+    assert len(answers - {row["input"] for row in rows}) <= len(FILLERS) + 2 * CONSTANTS + 1  # a list of all
+
+
+async def test_a_judge_is_not_asked() -> None:
+    asked = []
+
+    async def ask(sample: Any, answer: str, lines: Any) -> Any:
+        asked.append(answer)
+
+    env = Env(
+        [{"id": f"s{i}", **row} for i, row in enumerate(checked(CONTAINS))], {"judge": "openai/j", "rubric": ["Kind"]}
+    )
+    assert await audit(env.bound(ask, "judge"), split(env.samples, seed=1)) == Audit()
+    assert asked == []
 
 
 async def test_an_answer_that_names_everything_is_found_where_the_scorer_takes_it() -> None:
@@ -173,7 +250,7 @@ async def test_in_the_order_of_the_real_file_the_first_label_is_always_right() -
 
 
 @pytest.mark.parametrize(
-    ("hits", "n", "p", "tail"), [(0, 10, 0.5, 1.0), (10, 10, 0.5, 2**-10), (6, 10, 0.5, 386 / 1024)]
+    ("hits", "n", "p", "tail"), [(0, 10, 0.5, 1.0), (10, 10, 0.5, 2**-10), (6, 10, 0.5, 386 / 1024), (1, 10, 0.0, 0.0)]
 )
 def test_the_binomial_tail_is_exact(hits: int, n: int, p: float, tail: float) -> None:
     assert _tail(hits, n, p) == pytest.approx(tail)
@@ -194,6 +271,25 @@ async def test_the_same_task_in_two_splits_is_named_and_a_group_mends_it() -> No
     for i, row in enumerate(variants):
         row["group"] = f"g{i % 40}"
     assert await audited(variants) == Audit()
+
+
+SIGNS = [chr(0x4E00 + 7 * i) for i in range(2_000)]
+THAI = [chr(0x0E01 + i) for i in range(46)]
+
+
+@pytest.mark.parametrize(("signs", "thanks"), [(SIGNS, "，谢谢"), (THAI, "ขอบคุณ")])
+async def test_near_duplicates_are_found_where_no_spaces_part_words(signs: list[str], thanks: str) -> None:
+    draw = Random(7)
+    tasks = ["".join(draw.choices(signs, k=30)) for _ in range(30)]
+    rows = [{"input": t, "target": f"a{i}"} for i, t in enumerate(tasks)]
+    assert await audited(rows) == Audit()
+    rows += [{"input": t + thanks, "target": f"a{i}"} for i, t in enumerate(tasks)]
+    only(await audited(rows), "pairs of samples in different splits are near-duplicates", "group")
+
+
+async def test_sums_that_differ_by_a_sign_are_not_equal() -> None:
+    rows = [{"input": f"{i} {'+-*/'[k]} {i + 3} = ?", "target": f"x{i}{k}"} for i in range(20) for k in range(4)]
+    assert await audited(rows) == Audit()
 
 
 async def test_equal_words_in_two_splits_are_named() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,7 @@ async def test_a_deterministic_target_is_detected(tmp_path: Path) -> None:
     assert (found.sd, found.differing, found.false_accept, arena.noise) == (0.0, 0.0, 0.0, 0.0)
     assert arena.draws(3) == 1
     assert "paid for twice" in str(found)
+    assert "sd" not in str(found)  # nothing was measured of it, and nothing assumed
 
 
 async def test_equal_scores_of_different_answers_are_no_proof_of_determinism(tmp_path: Path) -> None:
@@ -91,7 +93,18 @@ async def test_equal_scores_of_different_answers_are_no_proof_of_determinism(tmp
     (told,) = events(done.folder, "calibration")
     assert not told["deterministic"]
     assert told["differing"] == 0
-    assert told["sd"] > 0
+    assert told["sd"] == pytest.approx(1 / 6)
+    assert "0 % of 16 select samples score differently when repeated (sd assumed, not measured: 0.17)" in told["reason"]
+
+
+def test_what_was_simulated_is_said_and_no_gain_is_promised_where_none_is_found() -> None:
+    found = Calibration(40, 0.1, 0.22, False, "race", 0.005, 0.39)
+    assert str(found) == (
+        "10 % of 40 select samples score differently when repeated (sd 0.22); a change that no screen has measured, "
+        "while nothing was accepted yet, is accepted by race in 0.5 % of cases if it does nothing, and 4 times out of "
+        "5 if it gains 39 points"
+    )
+    assert str(replace(found, detectable=None)).endswith("and less than 4 times out of 5 whatever it gains")
 
 
 def test_whatever_two_passes_scored_each_sample_gets_a_probability() -> None:
@@ -146,7 +159,7 @@ async def trained(
 async def test_a_deterministic_target_is_never_paid_for_a_replicate(tmp_path: Path) -> None:
     many = {"target.attempts": 2, "gate.passes": 2, "certify.attempts": 2}
     fixed = partial(Fixed, classes=4, train=32, select=16, test=24, sloppy=0.0)
-    once, base = await trained(tmp_path, {}, fixed)
+    once, base = await trained(tmp_path, {"train.confirm": False}, fixed)  # which also finds out by asking twice
     thrice, calls = await trained(tmp_path, {**many, **ON}, fixed)
     assert calls == base + 16  # the repeat of `select` itself
     assert thrice.versions == once.versions

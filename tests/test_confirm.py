@@ -46,7 +46,8 @@ async def shown(first: dict[str, float | None], second: dict[str, float | None],
     roll.expect = lambda skill, samples, attempt: None  # type: ignore[attr-defined]
     session: Any = SimpleNamespace(roll=roll, arena=arena, splits=SimpleNamespace(train=TRAIN))
     state = State([SKILL])
-    out = [rollout async for rollout in confirmed(session, state, batch(), "step 1")]
+    out = await confirmed(session, state, batch(), "step 1")
+    assert state.failed == {r.sample: r.score is None or r.score.value < 1 for r in out}
     assert arena.noise is None  # what it measures is no measurement of noise: it looks at failures alone
     return out, asked, state.steady
 

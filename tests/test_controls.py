@@ -112,6 +112,7 @@ async def test_nothing_accepted_nothing_compared(tmp_path: Path) -> None:
     assert done.result.exit_code == 1
     assert done.result.controls is None
     assert events(done.folder, "controls") == []
+    assert "Not measured: the best skill is the input" in done.read("card.md")
 
 
 async def test_the_budget_keeps_the_cost_of_the_arms_back(tmp_path: Path) -> None:

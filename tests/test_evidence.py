@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from typing import Any
 
@@ -13,6 +14,8 @@ from skilltune.edits import Edit, Evidence
 from skilltune.envs import Env
 from skilltune.optimizer.evidence import (
     COPIED_ANSWER,
+    COPIED_LETTERS,
+    COPIED_SIGNS,
     COPIED_WORDS,
     copied,
     elide,
@@ -106,6 +109,80 @@ def test_pitfall_11_a_run_of_a_samples_words_is_refused_and_a_shorter_one_is_not
         assert f"{COPIED_WORDS} or more consecutive words of sample s1" in copy_of(f"- When asked: {run.upper()} …")
         assert copy_of(" ".join(words[start : start + COPIED_WORDS - 1])) == ""
     assert copy_of("- Name the street first, then the number of the house.") == ""
+
+
+MARKED = ["**{}**", "*{}*", "_{}_", "__{}__", "`{}`", "~~{}~~", "“{}”", "({})", "[{}]", "{},", "{}:", "{} –", "- {}\n"]
+MARKED += ["{}\u200b", "#{}", "> {}", "{}\n"]
+MARKS = st.lists(st.sampled_from(["{}", *MARKED]), min_size=1, max_size=20)
+REFUND = "Refund within 14 days of delivery"  # fewer words than a run
+CHINESE = "请仔细阅读下面的合同条款，并指出其中哪些内容对承租人不利，最后给出修改建议。"
+JAPANESE = "次の契約書を注意深く読み、借主にとって不利な条項をすべて挙げ、修正案を示してください。"
+THAI = "โปรดอ่านข้อตกลงของสัญญาเช่าต่อไปนี้อย่างละเอียดแล้วระบุข้อที่ผู้เช่าเสียเปรียบ"
+LAO = "ກະລຸນາອ່ານຂໍ້ຕົກລົງຂອງສັນຍາເຊົ່າຕໍ່ໄປນີ້ຢ່າງລະອຽດແລ້ວບອກຂໍ້ທີ່ເສຍປຽບ"
+KHMER = "សូមអានកិច្ចសន្យាជួលខាងក្រោមដោយយកចិត្តទុកដាក់ហើយបញ្ជាក់ចំណុចដែលមិនល្អ"
+MYANMAR = "အောက်ပါငှားရမ်းမှုစာချုပ်ကိုသေချာဖတ်ပြီးငှားရမ်းသူအတွက်မကောင်းသောအချက်များကိုဖော်ပြပါ"
+UNSPACED = [CHINESE, JAPANESE, THAI, LAO, KHMER, MYANMAR]
+
+
+def marked(text: str, marks: list[str]) -> str:
+    return " ".join(mark.format(word) for mark, word in zip(itertools.cycle(marks), text.split(), strict=False))
+
+
+@given(MARKS, st.sampled_from([TASK, LONG_ANSWER]))
+def test_pitfall_11_no_markup_or_punctuation_hides_a_copy(marks, secret):
+    assert "sample s1" in copy_of(f"- Always: {marked(secret, marks)}!")
+    assert "sample s1" in copy_of(marked(secret, marks).replace(" ", "-"))  # joined
+    assert copy_of(f"- {secret}", f"# Skill\n\n{marked(secret, marks)}\n") == ""  # nor does it make one
+
+
+@given(MARKS)
+def test_pitfall_11_a_short_answer_within_markup_is_refused(marks):
+    env = Env([{"id": "s1", "input": "May I send it back?", "target": REFUND}])
+    edit = Edit("add", text=f"- answer {marked(REFUND, marks)}")
+    assert copied(edit, "", env.samples, env) == "it copies the expected answer of sample s1"
+
+
+def copy_from(secret: str, text: str, body: str = "") -> str:
+    """What an edit with that text copies of a task."""
+    env = Env([{"id": "s1", "input": secret, "target": "yes"}])
+    return copied(Edit("add", text=text), body, env.samples, env)
+
+
+@given(st.sampled_from(UNSPACED), st.data())
+def test_pitfall_11_a_copy_is_found_where_no_spaces_part_words(secret, data):
+    """The whole or most of it, with spaces, other punctuation or Markdown between any of its characters."""
+    start = data.draw(st.integers(0, len(secret) // 10))
+    marks = data.draw(st.lists(st.sampled_from(["", "", " ", "**", "、", "\n"]), min_size=1, max_size=9))
+    part = secret[start : start + 9 * len(secret) // 10]
+    text = "".join(itertools.chain.from_iterable(zip(part, itertools.cycle(marks), strict=False)))
+    assert "words of sample s1" in copy_from(secret, text)
+    assert copy_from(secret, text, body=secret) == ""
+    env = Env([{"id": "s1", "input": "?", "target": secret}])
+    assert "the expected answer of sample s1" in copied(Edit("add", text=text), "", env.samples, env)
+
+
+SIGNS = "".join(map(chr, range(0x4E00, 0x4E40)))
+
+
+@pytest.mark.parametrize(("secret", "enough"), [(SIGNS, COPIED_SIGNS), (THAI, COPIED_LETTERS)], ids=["signs", "Thai"])
+def test_an_ordinary_phrase_without_spaces_is_no_copy(secret, enough):
+    letters = [char for char in secret if char.isalnum()]  # vowel signs do not count
+    for start in range(len(letters) - enough + 1):
+        run = "".join(letters[start : start + enough])
+        assert "words of sample s1" in copy_from(secret, run)
+        assert copy_from(secret, run[:-1]) == ""
+
+
+def test_a_run_over_two_scripts_counts_both():
+    secret = "请调用 API 并返回 JSON 格式的结果，不要解释"
+    assert "words of sample s1" in copy_from(secret, "- 请调用API并返回JSON格式的结果，不")  # 12 signs, 2 words
+    assert copy_from(secret, "- 请调用API并返回JSON格式的结果") == ""
+
+
+def test_a_word_is_one_however_it_is_hyphenated():
+    start = "Read https://example.com/a-b/c-d/e-f?k=l for the well-known don't-care values"  # seven
+    assert copy_from(f"{start} again.", start) == ""
+    assert "words of sample s1" in copy_from(f"{start} again.", f"{start} again.")
 
 
 def test_what_the_skill_already_holds_may_be_kept():

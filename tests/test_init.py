@@ -110,7 +110,7 @@ async def test_evals_that_are_there_are_the_tasks(tmp_path, args):
     folder = tmp_path / "desk"
     (folder / "evals").mkdir(parents=True)
     rows = [{"id": i, "prompt": f"p{i}", "expected_output": f"o{i}"} for i in range(12)]
-    checks = [{**row, "expectations": [{"type": "contains", "target": "o"}]} for row in rows]
+    checks = [{**row, "expectations": [{"type": "contains", "target": f"o{row['id']}"}]} for row in rows]
     text = json.dumps({"skill_name": "desk", "evals": checks if "checks" in args else rows})
     (folder / "evals" / "evals.json").write_text(text)
     made = init(folder, "--description", "Answers.", *args)

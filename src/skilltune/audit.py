@@ -2,7 +2,8 @@
 
 Every finding is a note with its numbers and a few sample ids, because each also occurs in honest data (a skewed label,
 an answer that stands in the text). One is a problem: where a single fixed answer solves every sample there is
-nothing to train or to certify. The scorer is asked about a hundred samples only, evenly spread; the rest is text.
+nothing to train or to certify. The scorer is asked about a hundred samples only, evenly spread, and no judge; the rest
+is text.
 """
 
 from __future__ import annotations
@@ -12,18 +13,23 @@ import math
 import re
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
+from typing import Any
 
 from skilltune.envs import Env
 from skilltune.errors import JudgeError
+from skilltune.optimizer.evidence import tokens
 from skilltune.rollout import Rollout, Trajectory
 from skilltune.samples import SPLITS, Sample, Splits
 from skilltune.scorers.choice import options_of
+from skilltune.scorers.reading import as_text
+from skilltune.scorers.scorer import first_target
 
-PROBED = 100  # samples on which the scorer is asked, for each of half a dozen answers
-CONSTANTS = 3  # most frequent expected answers that are tried everywhere
+PROBED = 100  # samples on which the scorer is asked, for each of a dozen answers
+CONSTANTS = 3  # most frequent expected answers that are tried everywhere, and as many values that checks name
+FILLERS = ("OK", "I cannot answer this.")  # tried everywhere first: they say nothing
 LISTED = 100  # expected answers in the list of all
 QUESTIONS = 400  # multiple-choice samples that are searched for give-aways
 PHRASES = (1, 2, 4)  # words
@@ -35,7 +41,8 @@ LIKENESS = 0.8  # Jaccard index of two near-duplicates
 SKETCH = 8  # smallest hashes of a text's shingles by which near-duplicates are found (Broder 1997)
 SHORT = 4  # characters; a shorter answer stands in many texts by accident
 SHOWN = 3  # ids or pairs that a note names
-_WORD = re.compile(r"\w+|[^\w\s]")
+# of patterns; a character that is escaped, and the first of a class, stay
+_SYNTAX = re.compile(r"\\([^\w\s])|\[(\w)[^]]*\]|\(\?(?:[a-z]+\)|:)|\\[AbBZ]|[\^$()]")
 
 
 @dataclass(slots=True)
@@ -47,8 +54,8 @@ class Audit:
 
 
 async def audit(env: Env, splits: Splits) -> Audit:
-    """Look for cheap tricks in all splits. Calls the scorer, and so a model if a user's scorer calls one; a sample that
-    it fails on is left out."""
+    """Look for cheap tricks in all splits. Calls the scorer, and so a model if a user's scorer calls one, but no judge;
+    a sample that has lines for one, or that the scorer fails on, is left out."""
     samples = [*splits.train, *splits.select, *splits.test]
     expected = {sample.id: env.expected(sample).strip() for sample in samples}
     options = {sample.id: options_of(sample) for sample in samples if _has_options(sample)}
@@ -72,10 +79,12 @@ async def _fixed_answers(
 ) -> None:
     """One answer for all samples, and answers that only repeat what is there, scored by the real scorer."""
     known = Counter(filter(None, expected.values()))
+    named = Counter(itertools.chain.from_iterable(_named(sample, expected[sample.id]) for sample in samples))
+    tried = (answer for answer, _ in (*known.most_common(CONSTANTS), *named.most_common(CONSTANTS)))
     probed = _spread(samples, PROBED)
-    chance = _chance(probed, options, len(known))
+    chance = _chance(probed, options, len(known) or len(named))
     best, hits, asked = "", 0, 0
-    for answer, _ in known.most_common(CONSTANTS):
+    for answer in dict.fromkeys((*FILLERS, *tried)):
         solved = await _solved(env, probed, lambda _, answer=answer: answer)
         if sum(solved.values()) > hits:
             best, hits, asked = answer, sum(solved.values()), len(solved)
@@ -107,9 +116,11 @@ async def _fixed_answers(
 
 
 async def _solved(env: Env, samples: Sequence[Sample], answer: Callable[[Sample], str]) -> dict[str, bool]:
-    """Whether the answer solves each of the samples that the scorer can score."""
+    """Whether the answer solves each of the samples that the scorer can score without a judge."""
     solved = {}
     for sample in samples:
+        if env.lines(sample):
+            continue
         try:
             score = await env.score(sample, Rollout(sample.id, "", 0, Trajectory(answer(sample)), None))
         except JudgeError:
@@ -118,10 +129,31 @@ async def _solved(env: Env, samples: Sequence[Sample], answer: Callable[[Sample]
     return solved
 
 
+def _named(sample: Sample, expected: str) -> Iterator[str]:
+    """Answers that the checks of the sample suggest, or the pattern that is its target, each once: all values that
+    they name together, and each alone."""
+    checks = sample.checks if expected else (*sample.checks, {"pattern": first_target(sample)})
+    values = list(filter(str.strip, _values(checks)))
+    yield from filter(None, dict.fromkeys(("\n".join(values), *values)))
+
+
+def _values(checks: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """The targets of checks, and their patterns as text that may match: without anchors, up to the first `|`."""
+    for check in checks:
+        if check.get("type") == "checks":
+            yield from _values(check.get("checks") or ())
+        elif check.get("type") != "not":
+            target = check.get("target")
+            targets = target if isinstance(target, list | tuple) else [target]
+            yield from (as_text(value) for value in targets if value is not None)
+            yield _SYNTAX.sub(r"\1\2", check.get("pattern") or "").split("|")[0]
+
+
 def _chance(samples: Sequence[Sample], options: Mapping[str, Mapping[str, str]], answers: int) -> float:
-    """Share that a guess solves: among the options where there are some, else among the distinct expected answers."""
-    guesses = [1 / (len(options.get(sample.id, ())) or answers or 1) for sample in samples]
-    return fmean(guesses) if guesses else 0.0
+    """Share that a guess solves: among the options where there are some, else among the distinct answers; 0 where
+    there are no two."""
+    choices = [len(options.get(sample.id, ())) or answers for sample in samples]
+    return fmean(1 / n if n > 1 else 0.0 for n in choices) if choices else 0.0
 
 
 # -- options that give the key away
@@ -174,7 +206,7 @@ def _questions(env: Env, samples: Sequence[Sample], options: Mapping[str, Mappin
         expected = _fold(env.expected(sample))
         right = [i for i, label in enumerate(labels) if expected in (label.casefold(), _fold(texts[i]))]
         if len(right) == 1 and len(texts) > 1:
-            yield _Question(sample, texts, tuple(tuple(_words(text)) for text in texts), right[0])
+            yield _Question(sample, texts, tuple(tuple(tokens(text)) for text in texts), right[0])
 
 
 def _picks(question: _Question) -> Iterator[tuple[str, int]]:
@@ -183,7 +215,7 @@ def _picks(question: _Question) -> Iterator[tuple[str, int]]:
     for i in range(n):
         yield f"at place {i + 1}", i
     sizes = [float(len(text)) for text in question.texts]
-    asked = set(_words(question.sample.text))
+    asked = set(tokens(question.sample.text))
     rules = {
         "with the longest text": sizes,
         "with the shortest text": [-size for size in sizes],
@@ -196,7 +228,7 @@ def _picks(question: _Question) -> Iterator[tuple[str, int]]:
         rules["most like the question"] = [_overlap(words, asked) for words in question.words]
     for key, value in question.sample.metadata.items():
         if isinstance(value, str) and " " in value:
-            hint = set(_words(value))
+            hint = set(tokens(value))
             rules[f"most like metadata.{key}"] = [_overlap(words, hint) for words in question.words]
     for rule, values in rules.items():
         top = [i for i, value in enumerate(values) if value == max(values)]
@@ -256,7 +288,7 @@ def _stands(answer: str, text: str) -> bool:
 def _near_duplicates(splits: Splits) -> list[str]:
     """Pairs of samples in different splits with equal words, or nearly so beside what many tasks share."""
     split_of = {sample.id: name for name in SPLITS for sample in getattr(splits, name)}
-    texts = {sample.id: _words(sample.text) for name in SPLITS for sample in getattr(splits, name)}
+    texts = {sample.id: tokens(sample.text) for name in SPLITS for sample in getattr(splits, name)}
     shingles = {
         name: {zlib.crc32(" ".join(words[i : i + 3]).encode()) for i in range(len(words) - 2)}
         for name, words in texts.items()
@@ -304,15 +336,13 @@ def _tail(hits: int, n: int, p: float) -> float:
     """P(X ≥ hits), X ~ Binomial(n, p)."""
     if p >= 1 or hits <= 0:
         return 1.0
+    if p <= 0:
+        return 0.0
     logs = (
         math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) + k * math.log(p) + (n - k) * math.log1p(-p)
         for k in range(hits, n + 1)
     )
     return min(1.0, math.fsum(map(math.exp, logs)))
-
-
-def _words(text: str) -> list[str]:
-    return _WORD.findall(text.casefold())
 
 
 def _fold(text: str) -> str:

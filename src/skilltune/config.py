@@ -108,7 +108,8 @@ class OptimizerConfig(ModelConfig):
         default="enforce", description="of an edit whose evidence does not hold"
     )
     patterns: bool = Field(
-        default=True, description="remember failure patterns that nothing has fixed, and which texts were judged"
+        default=True,
+        description="remember beyond an epoch: failure patterns that nothing has fixed, rejected edits, judged texts",
     )
     trajectory_chars: int = Field(default=6000, ge=200, description="a longer trajectory is elided in its middle")
 

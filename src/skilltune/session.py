@@ -82,11 +82,10 @@ class Session:
         for client in filter(None, (self.target, self.optimizer_client, self.judge and self.judge.client)):
             await client.aclose()
 
-    def should_stop(self, steps_without_accept: int, failed: Mapping[str, bool], score: float | None) -> bool:
-        """Patience, the target score, or nothing left to learn (`failed`: of each train task that the incumbent did,
-        whether it failed; what a second try solved did not); the reason goes into the events. Raises `Stopped` for a
-        file named `stop` in the run folder: that is the user's wish for a pause."""
-        cfg, left = self.cfg.train, sum(failed.values())
+    def should_stop(self, steps_without_accept: int, score: float | None) -> bool:
+        """Patience or the target score; the reason goes into the events. Raises `Stopped` for a file named `stop` in
+        the run folder: that is the user's wish for a pause."""
+        cfg = self.cfg.train
         if (self.run.folder / "stop").exists():
             raise Stopped(f"{self.run.folder / 'stop'} exists; delete it and run the same command to go on")
         reason = ""
@@ -96,8 +95,17 @@ class Session:
             reason = f"no accept in {steps_without_accept} steps (train.patience = {cfg.patience}): {how}"
         elif cfg.target_score is not None and score is not None and score >= cfg.target_score:
             reason = f"the score on select reached {cfg.target_score:g}"
-        elif cfg.patience and failed and wilson(left, len(failed), SURE)[1] <= LEFT:
-            reason = f"{left} of {len(failed)} train tasks are left to learn from, too few (train.patience = 0 goes on)"
+        return self._stopping(reason)
+
+    def nothing_left(self, failed: Mapping[str, bool]) -> bool:
+        """Do so few tasks fail that there is nothing left to learn from? `failed`: of each train task that the
+        incumbent did, whether it failed; what a second try solved did not. The reason goes into the events."""
+        left = sum(failed.values())
+        few = self.cfg.train.patience and failed and wilson(left, len(failed), SURE)[1] <= LEFT
+        counts = f"{left} of {len(failed)} train tasks are left to learn from, too few"
+        return self._stopping(f"{counts} (train.patience = 0 goes on)" if few else "")
+
+    def _stopping(self, reason: str) -> bool:
         if reason:
             self.run.emit("stopping", reason=reason)
         return bool(reason)

@@ -10,7 +10,7 @@ Preset `paper` and preset `default` are this same loop with another optimizer se
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Iterable, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -151,12 +151,15 @@ async def fit(s: Session, state: State) -> None:
     epoch_start = state.skill
 
     for step in schedule(cfg, s.splits.train, s.cfg.seed):
-        if s.should_stop(state.since_accept, state.failed, state.score):
+        if s.should_stop(state.since_accept, state.score):
             break
         if step.starts_epoch:
-            epoch_start, state.memory = state.skill, state.memory.new_epoch()
+            epoch_start = state.skill
+            state.memory = state.memory if s.cfg.optimizer.patterns else state.memory.new_epoch()
 
-        async with aclosing(forward(s, state, step)) as rollouts:
+        async with aclosing(await forward(s, state, step)) as rollouts:
+            if s.nothing_left(state.failed):
+                break
             proposals = await optimizer.propose(state.skill, rollouts, state.memory, step, step.lr or cfg.lr)
         limit = step.lr or await optimizer.learning_rate(state.skill, proposals, state.memory, step, cfg.lr)
         s.arena.upcoming, protect = step.upcoming, state.memory.protected
@@ -169,28 +172,26 @@ async def fit(s: Session, state: State) -> None:
             await slow(s, state, step, epoch_start, optimizer, gate)
 
 
-def forward(s: Session, state: State, step: Step) -> AsyncGenerator[Rollout, None]:
-    """The step's batch under the incumbent. Once much is solved, a failure may be bad luck, and is rolled again."""
+async def forward(s: Session, state: State, step: Step) -> AsyncGenerator[Rollout, None]:
+    """The step's batch under the incumbent, as it comes. Once much is solved, a failure may be bad luck: then it is
+    rolled again, and the batch comes when all of it is known."""
     attempts = s.arena.draws(s.cfg.target.attempts)
     batch = s.roll.stream(state.skill, step.batch, attempts=attempts, purpose=f"step {step.index}")
     repeats = attempts == 1 and s.arena.draws(2) > 1 and not state.steady
     if s.cfg.train.confirm and repeats and (state.score or 0.0) >= CONFIRM_FROM:
-        batch = confirmed(s, state, batch, f"step {step.index}, failures again")
+        return stream(await confirmed(s, state, batch, f"step {step.index}, failures again"))
     return counted(s, state, batch)
 
 
 async def counted(s: Session, state: State, rollouts: AsyncGenerator[Rollout, None]) -> AsyncGenerator[Rollout, None]:
-    """A batch as it comes; of each task it is noted whether any attempt failed."""
+    """A batch as it comes; which of its tasks failed is noted."""
     async with aclosing(rollouts):
         async for rollout in rollouts:
-            failed = rollout.score is None or s.arena.metric(rollout.score) < 1
-            state.failed[rollout.sample] = failed or state.failed.get(rollout.sample, False)
+            note(s, state, rollout)
             yield rollout
 
 
-async def confirmed(
-    s: Session, state: State, rollouts: AsyncGenerator[Rollout, None], purpose: str
-) -> AsyncGenerator[Rollout, None]:
+async def confirmed(s: Session, state: State, rollouts: AsyncGenerator[Rollout, None], purpose: str) -> list[Rollout]:
     """A batch whose full failures were rolled once more: what succeeds then was bad luck, and passes for a success. A
     target that gives the same answers again is not asked twice any more."""
     by_id = {sample.id: sample for sample in s.splits.train}
@@ -204,9 +205,24 @@ async def confirmed(
     second = {rollout.sample: rollout for rollout in await s.roll(state.skill, samples, attempt=1, purpose=purpose)}
     equal = [second[rollout.sample].answer == rollout.answer for rollout in first if rollout.sample in second]
     state.steady = len(equal) >= REPEATS and all(equal)
+    result = list[Rollout]()
     for rollout in first:
         again = second.get(rollout.sample)
-        yield again if again and again.score and again.score.hard else rollout
+        result.append(again if again and again.score and again.score.hard else rollout)
+        note(s, state, result[-1])
+    return result
+
+
+def note(s: Session, state: State, rollout: Rollout) -> None:
+    """Note of the rollout's task whether any attempt of the incumbent failed."""
+    failed = rollout.score is None or s.arena.metric(rollout.score) < 1
+    state.failed[rollout.sample] = failed or state.failed.get(rollout.sample, False)
+
+
+async def stream(rollouts: Iterable[Rollout]) -> AsyncGenerator[Rollout, None]:
+    """Rollouts that are there already, as they would come."""
+    for rollout in rollouts:
+        yield rollout
 
 
 async def slow(s: Session, state: State, step: Step, epoch_start: Skill, optimizer: Optimizer, gate: Gate) -> None:
@@ -255,7 +271,8 @@ def take(s: Session, state: State, step: Step, verdict: Verdict, limit: int) -> 
     if verdict.accepted:
         state.versions.append(verdict.skill)
         state.failed = {}
-    state.memory = state.memory.remember(verdict.rejected, verdict.skill.body, verdict.candidate)
+    grown = verdict.accepted and s.cfg.optimizer.patterns
+    state.memory = state.memory.remember(verdict.rejected, verdict.skill.body, verdict.candidate, grown=grown)
     s.roll.settle(state.skill)
     s.record(step, verdict, limit, version=len(state.versions) - 1)
 

@@ -2,6 +2,8 @@
 
 How often would this gate accept an edit that does nothing? What gain would it see? The gate itself is asked: it judges
 simulated candidates whose samples are solved with the probabilities, and repeat with the noise, that were measured.
+Each is one edit that no screen has measured, judged under the bar of a first accept; what a run screens, and what comes
+after its first accept, is found with smaller gains.
 """
 
 from __future__ import annotations
@@ -34,8 +36,9 @@ INPUT, CHANGE = Skill("Do the task.\n"), Proposal(Edit("add", text="A line that 
 @dataclass(frozen=True, slots=True)
 class Calibration:
     """What `n` samples showed that were scored twice: the share whose score differs, the standard deviation of a repeat
-    in scores, whether the answers were the same to the letter; and of the gate `policy`: how often it accepts an edit
-    that does nothing, and the smallest true gain that it accepts 4 times out of 5 (None: no gain at all)."""
+    in scores (assumed where no score differed though answers did), whether the answers were the same to the letter; and
+    of the gate `policy`, for an edit that no screen has measured, while nothing was accepted yet: how often it accepts
+    one that does nothing, and the smallest true gain that it accepts 4 times out of 5 (None: no gain at all)."""
 
     n: int
     differing: float
@@ -49,17 +52,16 @@ class Calibration:
         return asdict(self) | {"simulations": RUNS, "reason": str(self)}
 
     def __str__(self) -> str:
-        seen = (
-            f"{100 * self.detectable:.0f} points"
-            if self.detectable is not None
-            else "as much as is possible, not even these"
-        )
-        repeat = f"{100 * self.differing:.0f} % of {self.n} select samples score differently when repeated"
+        seen = f"4 times out of 5 if it gains {100 * (self.detectable or 0):.0f} points"
+        if self.detectable is None:
+            seen = "less than 4 times out of 5 whatever it gains"
+        sd = f"sd {self.sd:.2f}" if self.differing else f"sd assumed, not measured: {self.sd:.2f}"
+        repeat = f"{100 * self.differing:.0f} % of {self.n} select samples score differently when repeated ({sd})"
         if self.deterministic:
             repeat = f"a repeat of {self.n} select samples gave the same answers: no draw of a sample is paid for twice"
         return (
-            f"{repeat} (sd {self.sd:.2f}); of edits that no screen has measured, {self.policy} accepts "
-            f"{100 * self.false_accept:.1f} % of those that do nothing, and 4 out of 5 that gain {seen}"
+            f"{repeat}; a change that no screen has measured, while nothing was accepted yet, is accepted by "
+            f"{self.policy} in {100 * self.false_accept:.1f} % of cases if it does nothing, and {seen}"
         )
 
 

@@ -1,8 +1,10 @@
 """Credit: what each rule that stands in a skill is worth, by everything that was seen with and without it.
 
 A rule's effect is a column of the crossed model over all judged texts: what the screen foretold of it is its prior, and
-every rollout of a text that holds it, or does not, is evidence. Texts of the screen itself stay out of that model,
-because their samples were chosen for the edits; they count where the same sample was seen with and without a rule.
+every rollout of a text that holds it, or does not, is evidence. A screen credits a rule for the samples that it claims,
+so by how much it misses is learned with the effects: what foretold a team badly does not tell its rules apart well.
+Texts of the screen itself stay out of that model, because their samples were chosen for the edits; they count where the
+same sample was seen with and without a rule.
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ from skilltune.rollout import Rollout, Score
 from skilltune.run import Run
 
 MOVED = 0.5  # a sample is fixed or broken where its mean score moves by so much
+MISSES = 4  # rules that missed what a screen foretold by `DEVIATION`, as if seen before: what is believed at first
+ROUNDS = 8  # of re-estimating that deviation
 COMPACT = "compact"  # the rule of a verdict that drops what carries nothing
 Json = Mapping[str, Any]
 
@@ -113,11 +117,12 @@ class _Change:
         return frozenset(item["sample"] for item in self.edit["evidence"])
 
     @property
-    def prior(self) -> tuple[float, float]:
+    def foretold(self) -> tuple[float, float] | None:
+        """Its effect by the screen, with the standard deviation; None if no screen measured it."""
         for row in self.verdict["numbers"].get("screen", ()):
             if row["key"] == self.key and row["sd"]:
-                return SHRINK * row["effect"], math.hypot(row["sd"], DEVIATION)
-        return WIDE
+                return SHRINK * row["effect"], row["sd"]
+        return None
 
     def takes_back(self, earlier: Iterable[_Change]) -> bool:
         """Does it undo an earlier one? Then nothing stands of both."""
@@ -131,12 +136,19 @@ class _Change:
 
 
 def ledger(
-    verdicts: Sequence[Json], start: str, best: str, seen: Seen, train: Sequence[str], select: Sequence[str]
+    verdicts: Sequence[Json],
+    start: str,
+    best: str,
+    seen: Seen,
+    train: Sequence[str],
+    select: Sequence[str],
+    repeat: float | None = None,
 ) -> list[Rule]:
     """The rules that stand in the skill with the hash `best`, in the order in which they came.
 
-    `verdicts` are the recorded ones, `start` the hash of the input, `train` and `select` sample ids. An edit that a
-    later one rewrote or removed does not stand any more.
+    `verdicts` are the recorded ones, `start` the hash of the input, `train` and `select` sample ids, `repeat` the
+    measured variance of a repeated score, if it was. An edit that a later one rewrote or removed does not stand any
+    more.
     """
     changes: dict[str, _Change] = {}
     for verdict in verdicts:
@@ -144,9 +156,9 @@ def ledger(
             applied = [_Change(verdict, edit) for edit in verdict["edits"] if edit["status"] == "applied"]
             changes |= {change.key: change for change in applied if not change.takes_back(changes.values())}
     standing = [change for change in changes.values() if change.stands_in(seen.text_of(best))]
-    columns, posterior = _fitted(verdicts, start, list(changes.values()), seen, {*train, *select})
+    columns, posterior = _fitted(verdicts, start, list(changes.values()), seen, {*train, *select}, repeat)
     matched = _matched(standing, seen, frozenset(train))
-    mixed = _together([change for change in standing if change.prior == WIDE], columns, posterior)
+    mixed = _together([change for change in standing if change.foretold is None], columns, posterior)
     rules = []
     for change in standing:
         edit, moved = change.edit, matched[change.key]
@@ -177,16 +189,25 @@ def ledger_of(run: Run, rollouts: Iterable[Rollout], metric: Callable[[Score], f
     verdicts = [data for _, _, data in run.events("verdict")]
     (_, _, start), *_ = run.events("start")
     split = (run.recall("split") or [{"train": [], "select": []}])[0]
-    return ledger(verdicts, start["skill"], best, Seen.of(rollouts, metric, run), split["train"], split["select"])
+    repeat = next((data["sd"] ** 2 for _, _, data in run.events("calibration")), None)
+    seen = Seen.of(rollouts, metric, run)
+    return ledger(verdicts, start["skill"], best, seen, split["train"], split["select"], repeat)
 
 
 def _fitted(
-    verdicts: Sequence[Json], start: str, changes: Sequence[_Change], seen: Seen, samples: set[str]
+    verdicts: Sequence[Json],
+    start: str,
+    changes: Sequence[_Change],
+    seen: Seen,
+    samples: set[str],
+    repeat: float | None,
 ) -> tuple[dict[str, dict[str, float]], Posterior]:
     """What each judged text holds, of those that were seen on these samples, and the posterior of all that."""
     rejected = {v["candidate"] for v in verdicts if v["candidate"] and not v["accepted"]}
     judged = rejected | {start} | {v["skill"] for v in verdicts}
-    prior = {"level": LEVEL} | {change.key: change.prior for change in changes}
+    foretold = {change.key: change.foretold for change in changes}
+    screened = {key: found for key, found in foretold.items() if found}
+    prior = {"level": LEVEL} | dict.fromkeys(foretold, WIDE)
     columns = {}
     for text in sorted(judged):
         held = [change.key for change in changes if change.stands_in(seen.text_of(text))]
@@ -199,8 +220,27 @@ def _fitted(
         if text in columns and sample in samples
         for score in scores
     ]
+
+    def fitted(deviation: float) -> Posterior:
+        believed = {key: (effect, math.hypot(sd, deviation)) for key, (effect, sd) in screened.items()}
+        return fit(observations, prior | believed, repeat)
+
+    deviation = DEVIATION
+    for _ in range(ROUNDS if screened else 0):
+        deviation = _deviation(screened, fitted(deviation), deviation)
     tried = {text for text, sample in seen.scores if sample in samples}
-    return {text: held for text, held in columns.items() if text in tried}, fit(observations, prior)
+    return {text: held for text, held in columns.items() if text in tried}, fitted(deviation)
+
+
+def _deviation(foretold: Mapping[str, tuple[float, float]], posterior: Posterior, last: float) -> float:
+    """The standard deviation by which effects miss what screens foretold, beyond the screens' own noise, by one EM
+    round (Dempster, Laird & Rubin 1977) from the last one."""
+    squares = MISSES * DEVIATION**2
+    for key, (effect, sd) in foretold.items():
+        middle, spread = posterior.contrast({key: 1.0})
+        share = last**2 / (last**2 + sd**2)  # of a miss that is not noise
+        squares += share**2 * ((middle - effect) ** 2 + spread**2) + share * sd**2
+    return math.sqrt(squares / (MISSES + len(foretold)))
 
 
 def _together(

@@ -19,16 +19,14 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from random import Random
 from statistics import fmean
 
 from skilltune.gate import Verdict
-from skilltune.gate.race import Race, doubling
+from skilltune.gate.race import FAILED, Race, doubling
 from skilltune.gate.screen import Pool, Screened
 from skilltune.gate.stats import standard_error
-from skilltune.optimizer import Proposal
-from skilltune.optimizer.memory import Rejected
 from skilltune.roll import MAX_UNSCORED, gather, mean
 from skilltune.run import rng
 from skilltune.samples import Sample
@@ -37,7 +35,6 @@ from skilltune.skill import Skill
 STAKES = tuple((j + 0.5) / 16 for j in range(16))  # shares of the wealth that the gamblers bet, in equal numbers
 PATHS = 200  # continuations that are drawn to see whether going on can still pay
 HOPE = 0.05  # a race ends when fewer of them than this reach the bar
-FAILED = "given up: not shown to be better"  # all that is told of a candidate that was not accepted
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,20 +57,6 @@ class EProcess(Race):
 
     raced: int = 0  # candidates so far
     inherited: float = 0.0  # level of the last candidate, if it was accepted
-
-    async def judge(
-        self,
-        skill: Skill,
-        proposals: Sequence[Proposal],
-        *,
-        limit: int,
-        name: str,
-        protect: Sequence[str] = (),
-        alone: bool = False,
-    ) -> Verdict:
-        verdict = await Race.judge(self, skill, proposals, limit=limit, name=name, protect=protect, alone=alone)
-        told = (Rejected(r.edit, r.reason.replace(verdict.reason, FAILED)) for r in verdict.rejected)
-        return replace(verdict, rejected=tuple(told)) if verdict.candidate else verdict
 
     async def _race(self, pool: Pool, chosen: tuple[int, ...], screened: Screened | None, name: str) -> Verdict:
         cfg = self.arena.cfg

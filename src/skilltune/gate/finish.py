@@ -1,8 +1,8 @@
 """The end of training, before the test split is read: which version is really the best, and what in it carries nothing.
 
-A version that was accepted had a good day. Looked at again with everything that was seen on `select` since, an earlier
-one may be as good and shorter; that costs nothing. To drop a rule, a few rollouts without it must show that next to
-nothing is lost.
+A version that was accepted had a good day. Looked at again with everything that was seen on `select` since, another one
+may be surely better, or shorter and no worse; that costs nothing. To drop a rule, a few rollouts without it must show
+that next to nothing is lost.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FORETOLD_SD = 0.15  # by which a gain may miss what a screen foretold: where `se
 HOPELESS = 0.5  # P(less than the margin is lost) below which a drop is given up
 CERTAIN = 0.99  # P(a rule carries more than the margin) at which its drop is not even tried
 MARGIN = 0.01  # one point: what may be lost by dropping a rule
-TIE = 0.005  # half a point: versions this close to the best are as good
+TIE = 0.005  # half a point: a version this close to another is as good
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,11 +117,12 @@ class Lineage:
 
 
 def reselect(arena: Arena, start: Skill, verdicts: Sequence[Verdict]) -> Reselection | None:
-    """The version with the highest gain by the crossed model of all that was seen on `select`; of those within `TIE` of
-    it the shortest, then the earliest. A candidate that the race rejected wins only if what was seen since lifts it
-    over the best version with the race's own confidence. None where there is nothing to choose from.
+    """The last accepted version, unless by the crossed model of all that was seen on `select` another one, or a
+    candidate that the race rejected, is better with the race's own confidence, or is shorter and with that confidence
+    no worse. None where there is nothing to choose from.
 
-    The published rule keeps the last accepted version: under `strict` there is no choice either.
+    A mean that is a little higher is no reason: the last accept rests on its screen as well, which this model does not
+    see. Under `strict` there is no choice either: the published rule keeps the last accepted version.
     """
     lineage = Lineage.of(start, verdicts)
     if len(lineage.texts) == 1 or arena.cfg.policy == "strict":
@@ -138,24 +139,23 @@ def reselect(arena: Arena, start: Skill, verdicts: Sequence[Verdict]) -> Reselec
         _, sd = posterior.contrast(dict.fromkeys(lineage.changes[hash], 1.0))
         return Contender(lineage.texts[hash], numbers.get(hash), gains[hash], sd, seen[hash])
 
+    def sure(one: Contender, other: Contender, margin: float) -> float:
+        """P(one is better than the other by more than the margin)."""
+        mine, its = set(lineage.changes[one.skill.hash]), set(lineage.changes[other.skill.hash])
+        _, sd = posterior.contrast(dict.fromkeys(mine - its, 1.0) | dict.fromkeys(its - mine, -1.0))
+        return normal_cdf((one.gain - other.gain - margin) / sd)
+
     contenders = [contender(hash) for hash in lineage.texts if hash in numbers or hash in rejected]
-    accepted = [c for c in contenders if c.version is not None]
-    most = max(c.gain for c in accepted)
-    tied = [c for c in accepted if c.gain >= most - TIE]
-    best = min(tied, key=lambda c: (c.skill.tokens, c.version))
-    reason = _why(best, most, len(tied), len(accepted) - 1)
-    for other in sorted((c for c in contenders if c.version is None), key=lambda c: -c.gain):
-        sure = _better(posterior, lineage, other, best)
-        if other.gain > best.gain and sure >= arena.cfg.confidence:
-            best, reason = other, f"rejected once, but better by all evidence: P = {sure:.2f}, {_gain(other)}"
-    return Reselection(best, tuple(contenders), reason)
-
-
-def _better(posterior: Posterior, lineage: Lineage, one: Contender, other: Contender) -> float:
-    """P(one is better than the other by more than a tie)."""
-    mine, its = set(lineage.changes[one.skill.hash]), set(lineage.changes[other.skill.hash])
-    _, sd = posterior.contrast(dict.fromkeys(mine - its, 1.0) | dict.fromkeys(its - mine, -1.0))
-    return normal_cdf((one.gain - other.gain - TIE) / sd)
+    best = next(c for c in contenders if c.skill.hash == lineage.versions[-1])
+    why = "the last accepted, and no other is surely better"
+    for other in sorted(contenders, key=lambda c: -c.gain):
+        if other.gain > best.gain and (p := sure(other, best, TIE)) >= arena.cfg.confidence:
+            best, why = other, f"better than the last accepted by all evidence: P = {p:.2f}"
+    for other in sorted(contenders, key=lambda c: c.skill.tokens):
+        if other.skill.tokens < best.skill.tokens and (p := sure(other, best, -TIE)) >= arena.cfg.confidence:
+            best, why = other, f"shorter and no worse: P = {p:.2f}"
+    of = f"version {best.version} of {len(lineage.versions) - 1}" if best.version is not None else "rejected once"
+    return Reselection(best, tuple(contenders), f"{of}: {_gain(best)}, {why}")
 
 
 def _gain(contender: Contender) -> str:
@@ -164,36 +164,36 @@ def _gain(contender: Contender) -> str:
     return f"{100 * contender.gain:+.1f} ± {100 * contender.sd:.1f} points over the input"
 
 
-def _why(best: Contender, most: float, tied: int, last: int) -> str:
-    what = f"version {best.version} of {last}: {_gain(best)}"
-    return f"{what}, the shortest of {tied} within half a point" if tied > 1 else f"{what}, the best"
-
-
 async def compact(
     arena: Arena, best: Skill, rules: Sequence[Rule], judged: Collection[str]
 ) -> AsyncGenerator[Verdict, None]:
     """One verdict for each rule that may carry nothing, the least first; each goes on from what the last one left.
 
-    A rule is dropped when P(less than `MARGIN` is lost) reaches the gate's confidence. Both texts are seen on the train
+    A rule is dropped when P(less than the margin is lost) reaches the gate's confidence; the margin is `MARGIN` less
+    what earlier drops are believed to have lost. Both texts are seen on the train
     samples that the rule claims, where a loss would show first, on all of `select`, and where that does not suffice on
     as many other train samples, in growing blocks; a drop that is hopeless ends early. A rule that is known to carry
     something costs nothing. `judged` are the hashes of the texts whose rollouts tell samples apart.
     """
-    skill = best
+    skill, margin = best, MARGIN
     for rule in sorted(rules, key=lambda rule: rule.carries(MARGIN)):
         why = f"the rule of step {rule.step} may carry nothing"
         without = inverse(rule.op, rule.removed, rule.text, why)
-        if without is None or rule.carries(MARGIN) >= CERTAIN:
+        if without is None or rule.carries(margin) >= CERTAIN:
             continue
         applied = apply(skill, [without])
         if applied.changed:
-            verdict = await _drop(arena, skill, applied, rule, {*judged, best.hash, skill.hash})
+            verdict = await _drop(arena, skill, applied, rule, {*judged, best.hash, skill.hash}, margin)
             skill = verdict.skill
+            if verdict.accepted:
+                margin = max(0.0, margin + min(0.0, verdict.numbers["looks"][-1]["gain"]))
             yield verdict
 
 
-async def _drop(arena: Arena, skill: Skill, applied: Applied, rule: Rule, judged: Collection[str]) -> Verdict:
-    """Is the skill without the rule no worse?"""
+async def _drop(
+    arena: Arena, skill: Skill, applied: Applied, rule: Rule, judged: Collection[str], margin: float
+) -> Verdict:
+    """Is the skill without the rule no worse, by more than the margin?"""
     cfg, candidate = arena.cfg, applied.skill
     order = [sample for sample in arena.train if sample.id in rule.evidence]
     enough = len(order) + len(arena.select)
@@ -211,7 +211,7 @@ async def _drop(arena: Arena, skill: Skill, applied: Applied, rule: Rule, judged
         middle, sd = posterior.contrast({"drop": 1.0})
         said = max(1 / sd**2 - 1 / WIDE[1] ** 2, 1e-6)
         gain = updated(prior, middle / sd**2 / said, 1 / said)
-        looks.append(((looks[-1][0] if looks else 0) + len(block), gain.mean, gain.sd, gain.above(-MARGIN)))
+        looks.append(((looks[-1][0] if looks else 0) + len(block), gain.mean, gain.sd, gain.above(-margin)))
         n, _, _, safe = looks[-1]
         if safe < HOPELESS or (safe >= cfg.confidence and n >= enough):
             break
@@ -227,7 +227,8 @@ async def _drop(arena: Arena, skill: Skill, applied: Applied, rule: Rule, judged
         skill=candidate if dropped else skill,
         accepted=dropped,
         reason=f'without "{text:.60}": {100 * gain:+.1f} ± {100 * sd:.1f} points on {n} rollouts, '
-        f"P(loss < {100 * MARGIN:g} point) = {safe:.2f}: {'dropped' if dropped else 'it stays'}",
+        f"P(loss < {100 * margin:.2g} point) = {safe:.3f}, needed {cfg.confidence:g}: "
+        f"{'dropped' if dropped else 'it stays'}",
         score=min(1.0, max(0.0, level)),
         score_sd=spread,
         candidate=candidate,
@@ -239,7 +240,7 @@ async def _drop(arena: Arena, skill: Skill, applied: Applied, rule: Rule, judged
             "rule": COMPACT,
             "edit": rule.key,
             "effect": (rule.effect, rule.sd),
-            "margin": MARGIN,
+            "margin": margin,
             "looks": [dict(zip(("n", "gain", "sd", "safe"), look, strict=True)) for look in looks],
         },
     )

@@ -51,6 +51,7 @@ KEEP = 0.05  # an edit that was not taken stays in the pool while P(it helps) is
 WORTH = 0.05  # an edit is put into a candidate when P(it adds something) is at least this
 PROMISE = 0.02  # gain expected of a candidate that is worth a race; one that promises less waits for more evidence
 VISIBLE = 0.25  # over the root of the size of `select`: half a standard error, which is promise enough
+FAILED = "given up: not shown to be better"  # all that the optimizer is told of a candidate that was not accepted
 SURE = 0.9  # P(it adds something) of every edit of a full team, from which on a screen has seen enough
 
 
@@ -96,7 +97,10 @@ class Race:
     ) -> Verdict:
         pool, waiting, unusable = self._gather(skill, proposals, protect, alone=alone)
         if not pool.proposals:
-            reason = "none of the edits could be applied" if unusable else "nothing was proposed"
+            known = (
+                "all that was proposed is in the skill or was judged before" if proposals else "nothing was proposed"
+            )
+            reason = "none of the edits could be applied" if unusable else known
             return Verdict(skill, False, reason, *self.level, rejected=unusable)
 
         screened = await self._screen(pool, limit, name)
@@ -114,6 +118,8 @@ class Race:
         self.evidence.refuted |= {(skill.hash, pool.keys[i]) for i in chosen if failed}
         good = [i for i in pool.offered if i not in spent and effects[i][2] >= KEEP]
         if not alone:
+            judged = set(pool.offered if screened else chosen).difference(good, chosen if verdict.accepted else ())
+            self.evidence.dropped |= {(skill.hash, pool.keys[i]) for i in judged}
             self.leftover = [pool.proposals[i] for i in sorted(good, key=lambda i: -effects[i][0])]
             self.waiting = waiting
         verdict = _explained(verdict, pool, chosen, good, effects)
@@ -131,7 +137,8 @@ class Race:
         edits that wait for a place, and those that cannot be applied."""
         held, limit = self.evidence.enthrone(skill), self.arena.max_tokens
         old, waiting = ([], []) if alone else (self.leftover, self.waiting)
-        joined = join(self.evidence.known(p) for p in (*old, *proposals, *waiting) if p.edit.key not in held)
+        over = {*held, *(key for incumbent, key in self.evidence.dropped if incumbent == skill.hash)}
+        joined = join(self.evidence.known(p) for p in (*old, *proposals, *waiting) if p.edit.key not in over)
         applied = {p: apply(skill, [p.edit], protect=protect, max_tokens=limit) for p in joined}
         unusable = tuple(Rejected(p.edit, a.reports[0].reason) for p, a in applied.items() if not a.changed)
         left = {p.edit.key for p in old}
@@ -169,7 +176,7 @@ class Race:
         for number, part in enumerate(rounds):
             draw = rng(arena.seed, "screen", name, number)
             size = max(1, min(MANY if self.evidence.everywhere else FEW, len(pool.offered) - 1))
-            wanted = max(1, round(part * texts))
+            wanted = max(1, min(round(part * texts), round(part * rollouts)))
             if screened is None:
                 design = balanced(pool, wanted, size, draw)
             else:
@@ -376,10 +383,11 @@ def _explained(
     taken = chosen if verdict.accepted else ()
 
     def measured(i: int) -> str:
-        raced = f"raced{' with others' if len(chosen) > 1 else ''}: {verdict.reason}" if i in chosen else ""
+        """Of train samples alone: the optimizer is told this."""
+        raced = f"raced{' with others' if len(chosen) > 1 else ''}: {FAILED}" if i in chosen else ""
         gain, sd, _ = effects[i]
         screened = f"measured effect {100 * gain:+.1f} ± {100 * sd:.1f} points" if sd else ""
-        return "; ".join(filter(None, (screened, raced))) or verdict.reason
+        return "; ".join(filter(None, (screened, raced))) or "not tried: others seemed better"
 
     table = [
         {"key": proposal.edit.key, "text": proposal.edit.text or proposal.edit.target, "effect": gain, "sd": sd}

@@ -41,6 +41,7 @@ class Evidence:
     removals: dict[str, str] = field(default_factory=dict)  # the key of the edit that a removal takes back, by its own
     inverses: dict[str, Edit] = field(default_factory=dict)  # the removal of an accepted edit, by that edit's key
     refuted: set[tuple[str, str]] = field(default_factory=set)  # edits that a race gave up alone, with the incumbent
+    dropped: set[tuple[str, str]] = field(default_factory=set)  # edits that are hardly any good, with the incumbent
     helps: dict[str, float] = field(default_factory=dict)  # P(an edit helps), of those in the last posterior
     claims: float = 1.0  # share of edits with an effect on these; until something was tried, of all
     solved: float = 1.0  # mean score of the incumbent, or of the last one that was seen

@@ -9,10 +9,12 @@ from __future__ import annotations
 import html
 import itertools
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+from unicodedata import normalize
 
 from skilltune.edits import Edit
 from skilltune.envs import Env
@@ -21,9 +23,17 @@ from skilltune.samples import Sample
 from skilltune.scorers.judge import hidden
 
 COPIED_WORDS = 8  # so many consecutive words of a sample's text in an edit are a copy, not a rule
+COPIED_SIGNS = 16  # or so many ideographs and kana: eight of them are four or five words, as ordinary phrases have
+COPIED_LETTERS = 24  # or so many letters of Thai and its like, whose words have three beside the vowel signs
 COPIED_ANSWER = 20  # an expected answer or a check's text of so many characters must not stand in an edit
+BARE_ANSWER = 10  # and not with other punctuation either, if so many of them are letters or digits
 COPIED_PATTERN = 8  # nor a regular expression of so many: nobody writes one by accident
 _PATTERN = re.compile(r"\\[AbBdDsSwWZ]|\[[^]]*\]|\(\?|[)\]}.\w][*+]|\{\d+(?:,\d*)?\}|^\^|\$$")
+_SIGNS = "\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_LETTERS = "\u0e00-\u109f\u1780-\u17ff"  # Thai, Lao, Tibetan, Myanmar; Khmer
+_RUN = math.lcm(COPIED_WORDS, COPIED_SIGNS, COPIED_LETTERS)
+_TOKEN = re.compile(rf"[{_SIGNS}{_LETTERS}]|[^\W{_SIGNS}{_LETTERS}]+|[^\w\s]")
+_SIGN, _LETTER, _MARK = re.compile(f"[{_SIGNS}]"), re.compile(f"[{_LETTERS}]"), re.compile(r"[^\w\s]|_")
 ANSWER, PATTERN = "the expected answer", "a check"
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
 _TAGS = re.compile(r"</?(?=(?:skill|edit_budget|notes|unfixed|rejected|trajectory|patch|edit|pair)\b)", re.IGNORECASE)
@@ -102,34 +112,48 @@ def support(edit: Edit, shown: Mapping[str, str]) -> tuple[str, ...]:
 
 def copied(edit: Edit, skill_body: str, samples: Sequence[Sample], env: Env) -> str:
     """What the edit copies from a sample ("" if nothing): a long expected answer, a check's text, pattern or schema, or
-    a long run of words of any of these or of the task.
+    a long run of words of any of these or of the task, whatever the case, the spacing and the punctuation (of a
+    pattern, whatever the case and the spacing).
 
     What the skill holds already may be kept, and plain text that most of the samples demand (a heading, a label) is
     what they have in common, not what gives one of them away.
     """
-    text, known = _squeeze(edit.text or ""), _squeeze(skill_body)
-    packed, packed_known = text.replace(" ", ""), known.replace(" ", "")  # JSON is spaced in many ways
-    grams = _grams(text) - _grams(known)
+    text = edit.text or ""
+    packed, packed_known = _packed(text), _packed(skill_body)
+    bare, bare_known = _bare(text), _bare(skill_body)
+    starts = {bare[i : i + COPIED_WORDS] for i in range(len(bare))}  # rules most runs out: none is shorter
+
+    def repeats(secret: str) -> bool:
+        return any(run[:COPIED_WORDS] in starts and run in bare and run not in bare_known for run in _runs(secret))
 
     secrets = [(sample, set(_secrets(sample, env))) for sample in samples]
     shared = Counter(itertools.chain.from_iterable(own for _, own in secrets))
 
     for sample, own in secrets:
         for what, secret in sorted(own):
-            squeezed = _squeeze(secret)
             pattern = what == PATTERN and _PATTERN.search(secret)
             if not pattern and shared[what, secret] > max(1, len(samples) / 2):
                 continue
-            long = len(squeezed) >= (COPIED_PATTERN if pattern else COPIED_ANSWER)
-            if long and (bare := squeezed.replace(" ", "")) in packed and bare not in packed_known:
+            whole, new, old = _bare(secret), bare, bare_known
+            if pattern or len(whole) < BARE_ANSWER:
+                whole, new, old = _packed(secret), packed, packed_known
+            long = len(_squeeze(secret)) >= (COPIED_PATTERN if pattern else COPIED_ANSWER)
+            if long and whole in new and whole not in old:
                 return f"it copies {what} of sample {sample.id}"
-            if grams & _grams(squeezed):
+            if repeats(secret):
                 return f"it copies {COPIED_WORDS} or more consecutive words of {what} of sample {sample.id}"
-        if grams & _grams(_squeeze(sample.text)):
+        if repeats(sample.text):
             return f"it copies {COPIED_WORDS} or more consecutive words of sample {sample.id}"
-        if any(grams & _grams(_squeeze(line)) for line in env.lines(sample)):
+        if any(map(repeats, env.lines(sample))):
             return f"it copies {COPIED_WORDS} or more consecutive words of a check of sample {sample.id}"
     return ""
+
+
+def tokens(text: str, *, punctuation: bool = True) -> list[str]:
+    """Words, marks of punctuation, and one by one the characters of scripts that put no spaces between words;
+    case-folded. Without punctuation, what white space does not part is one word: don't, well-known, **bold**."""
+    text = normalize("NFKC", text).casefold()
+    return _TOKEN.findall(text if punctuation else _MARK.sub("", text))
 
 
 def _secrets(sample: Sample, env: Env) -> Iterator[tuple[str, str]]:
@@ -158,6 +182,31 @@ def _squeeze(text: str) -> str:
     return " ".join(text.split()).casefold()
 
 
-def _grams(text: str) -> set[tuple[str, ...]]:
-    words = text.split()
-    return {tuple(words[i : i + COPIED_WORDS]) for i in range(len(words) - COPIED_WORDS + 1)}
+def _packed(text: str) -> str:
+    return _squeeze(text).replace(" ", "")  # JSON is spaced in many ways
+
+
+def _bare(text: str) -> str:
+    """Letters and digits alone: no markup, hyphen or space hides a copy, or parts its words in another way."""
+    return "".join(tokens(text, punctuation=False))
+
+
+def _runs(text: str) -> Iterator[str]:
+    """From each word on, the shortest run that is long enough to be a copy, bare."""
+    words = tokens(text, punctuation=False)
+    weights = [_weight(word) for word in words]
+    end = total = 0
+    for start, weight in enumerate(weights):
+        while total < _RUN and end < len(words):
+            total += weights[end]
+            end += 1
+        if total < _RUN:
+            return
+        yield "".join(words[start:end])
+        total -= weight
+
+
+def _weight(word: str) -> int:
+    """The part of a run that it is: so a run may go over several scripts."""
+    enough = COPIED_LETTERS if _LETTER.match(word) else COPIED_SIGNS if _SIGN.match(word) else COPIED_WORDS
+    return _RUN // enough

@@ -40,17 +40,20 @@ class Memory:
     lr: int | None = None
     judged: frozenset[str] = frozenset()
 
-    def remember(self, rejected: Sequence[Rejected], body: str, candidate: Skill | None = None) -> Memory:
+    def remember(
+        self, rejected: Sequence[Rejected], body: str, candidate: Skill | None = None, *, grown: bool = False
+    ) -> Memory:
         """Add what was tried and not kept, and the `candidate` that was judged. `body` is the incumbent's from now
         on: an earlier rejection whose anchor is no longer there has expired, because what was measured then says little
-        of the text that stands there now."""
+        of the text that stands there now. One without an anchor was measured at the end of the skill: it has expired
+        once that has `grown`."""
         text = _squeeze(body)
         new = {entry.edit.key: entry for entry in rejected}
         still = [
             entry
             for entry in self.rejected
             if entry.edit.key not in new
-            and ((anchor := entry.edit.target or entry.edit.after) is None or _squeeze(anchor) in text)
+            and (not grown if (anchor := entry.edit.target or entry.edit.after) is None else _squeeze(anchor) in text)
         ]
         judged = self.judged if candidate is None else self.judged | {_hash(candidate.body)}
         return replace(self, rejected=(*still, *new.values())[-MAX_REJECTED:], judged=judged)
@@ -61,7 +64,7 @@ class Memory:
         return (self.slow,) if self.slow else ()
 
     def new_epoch(self) -> Memory:
-        """The rejected-edit buffer spans one epoch."""
+        """The published rejected-edit buffer spans one epoch."""
         return replace(self, rejected=())
 
 

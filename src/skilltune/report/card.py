@@ -49,6 +49,8 @@ def card(session: Session, result: Result) -> str:
     text += _versions(session, result) + _changes(result)
     if result.controls is not None:
         text += _controls(result.controls)
+    elif session.cfg.certify.controls:
+        text += ["## Control arms", "", f"Not measured: {result.uncertified}.", ""]
     text += _cost(session, result) + _again(session, result)
     return "\n".join(text)
 

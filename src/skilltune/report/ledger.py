@@ -35,8 +35,8 @@ def to_json(rule: Rule) -> dict[str, Any]:
 
 
 ABOUT = (
-    "Points that each rule of the best skill adds, estimated from the train samples that were tried with it and "
-    "without it, and held back towards 0, as few rules do much; a range that holds 0 may be luck."
+    "Points that each rule of the best skill adds, estimated from what its screen foretold and from the train and "
+    "select samples that were tried with it and without it; a range that holds 0 may be luck."
 )
 HEADERS = ("rule", "since", "effect, points (95 %)", "train samples", "why")
 

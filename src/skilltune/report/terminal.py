@@ -325,6 +325,8 @@ class Lines:
             console.print(f"no certificate: {result.uncertified}")
         if result.controls is not None:
             print_controls(result.controls.to_json(), console)
+        elif session.cfg.certify.controls:
+            console.print(f"no control arms: {result.uncertified}")
         if result.stopped is not None:
             console.print(f"stopped early: {result.stopped}")
         console.print()
