@@ -98,8 +98,9 @@ class Session:
         return self._stopping(reason)
 
     def nothing_left(self, failed: Mapping[str, bool]) -> bool:
-        """Do so few tasks fail that there is nothing left to learn from? `failed`: of each train task that the
-        incumbent did, whether it failed; what a second try solved did not. The reason goes into the events."""
+        """Do so few tasks fail that there is nothing left to learn from, the epoch's slow update included? `failed`: of
+        each train task that the incumbent did, whether it failed; what a second try solved did not. The reason goes
+        into the events."""
         left = sum(failed.values())
         few = self.cfg.train.patience and failed and wilson(left, len(failed), SURE)[1] <= LEFT
         counts = f"{left} of {len(failed)} train tasks are left to learn from, too few"

@@ -11,6 +11,8 @@ import math
 from collections import Counter
 from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
+from statistics import fmean
 from typing import Any
 
 from skilltune.edits import Applied, apply, inverse
@@ -18,17 +20,19 @@ from skilltune.gate import Arena, Verdict
 from skilltune.gate.credit import COMPACT, Rule
 from skilltune.gate.crossed import Observation, Posterior, fit
 from skilltune.gate.race import LEVEL, UNSCREENED, WIDE, doubling
-from skilltune.gate.stats import normal_cdf, updated
+from skilltune.gate.stats import Mixture, normal_cdf, updated
 from skilltune.roll import gather, mean
 from skilltune.run import rng
 from skilltune.skill import Skill
 
-NOTHING = (0.5, 0.0, 0.002)  # prior weight, mean and sd of a screened change that does nothing on `select`
+IDLE = 0.2  # share of the changes that were screened and raced that do nothing on `select`
+NOTHING = (0.5, 0.0, 0.002)  # prior weight, mean and sd of a rule that carries nothing
 Prior = tuple[tuple[float, float, float], ...]
 FORETOLD_SD = 0.15  # by which a gain may miss what a screen foretold: where `select` has spoken, it decides
 HOPELESS = 0.5  # P(less than the margin is lost) below which a drop is given up
 CERTAIN = 0.99  # P(a rule carries more than the margin) at which its drop is not even tried
 MARGIN = 0.01  # one point: what may be lost by dropping a rule
+DRAWS = 4000  # of the gains of versions, to compare them
 TIE = 0.005  # half a point: a version this close to another is as good
 
 
@@ -90,7 +94,8 @@ class Lineage:
                 foretold = verdict.numbers.get("prior")
                 prior[hash] = UNSCREENED
                 if foretold and any(row["sd"] for row in verdict.numbers.get("screen", ())):
-                    prior[hash] = (NOTHING, (1 - NOTHING[0], foretold[0], math.hypot(foretold[1], FORETOLD_SD)))
+                    believed = foretold[0], math.hypot(foretold[1], FORETOLD_SD)
+                    prior[hash] = ((IDLE, *NOTHING[1:]), (1 - IDLE, *believed))
             if verdict.accepted:
                 versions.append(hash)
         return cls(texts, changes, prior, tuple(versions))
@@ -105,30 +110,33 @@ class Lineage:
         ]
         return fit(observations, {"level": LEVEL, **dict.fromkeys(self.prior, WIDE)}, arena.noise)
 
-    def gains(self, posterior: Posterior) -> dict[str, float]:
-        """The gain of each text over the input: the sum of what its changes did, each shrunk towards its own prior.
-        Most changes do nothing, so what may be luck is no gain."""
-        shrunk = {}
+    def beliefs(self, posterior: Posterior) -> dict[str, Mixture]:
+        """What each change did, shrunk towards its own prior: most changes do nothing, so what may be luck is no gain.
+        What a text gains over the input is the sum of its changes."""
+        beliefs = {}
         for change, prior in self.prior.items():
             middle, sd = posterior.contrast({change: 1.0})
             said = max(1 / sd**2 - 1 / WIDE[1] ** 2, 1e-6)  # precision of the data alone, the wide prior taken out
-            shrunk[change] = updated(prior, middle / sd**2 / said, 1 / said).mean
-        return {text: sum(shrunk[change] for change in changes) for text, changes in self.changes.items()}
+            beliefs[change] = updated(prior, middle / sd**2 / said, 1 / said)
+        return beliefs
 
 
 def reselect(arena: Arena, start: Skill, verdicts: Sequence[Verdict]) -> Reselection | None:
     """The last accepted version, unless by the crossed model of all that was seen on `select` another one, or a
-    candidate that the race rejected, is better with the race's own confidence, or is shorter and with that confidence
-    no worse. None where there is nothing to choose from.
+    candidate that the race rejected, is better with the race's own confidence, or an accepted one is shorter and with
+    that confidence no worse. None that is not expected to be better than the input. None where there is nothing to
+    choose from.
 
-    A mean that is a little higher is no reason: the last accept rests on its screen as well, which this model does not
-    see. Under `strict` there is no choice either: the published rule keeps the last accepted version.
+    A mean that is a little higher is no reason: to follow it loses more than it wins. Under `strict` there is no choice
+    either: the published rule keeps the last accepted version.
     """
     lineage = Lineage.of(start, verdicts)
     if len(lineage.texts) == 1 or arena.cfg.policy == "strict":
         return None
     posterior = lineage.fit(arena, [sample.id for sample in arena.select])
-    gains = lineage.gains(posterior)
+    beliefs = lineage.beliefs(posterior)
+    draw = rng(arena.seed, "reselection")
+    drawn = {change: belief.draws(DRAWS, draw) for change, belief in sorted(beliefs.items())}
     rejected = {v.candidate.hash for v in verdicts if v.candidate and v.numbers.get("rule") == "race"}
     rejected -= set(lineage.versions)
     numbers = {hash: number for number, hash in reversed(list(enumerate(lineage.versions)))}  # the first of equals
@@ -136,14 +144,18 @@ def reselect(arena: Arena, start: Skill, verdicts: Sequence[Verdict]) -> Reselec
     seen = Counter(text for text, sample, _ in arena.roll.seen if sample in ids)
 
     def contender(hash: str) -> Contender:
-        _, sd = posterior.contrast(dict.fromkeys(lineage.changes[hash], 1.0))
-        return Contender(lineage.texts[hash], numbers.get(hash), gains[hash], sd, seen[hash])
+        changes = lineage.changes[hash]
+        _, sd = posterior.contrast(dict.fromkeys(changes, 1.0))
+        gain = math.fsum(beliefs[change].mean for change in changes)
+        return Contender(lineage.texts[hash], numbers.get(hash), gain, sd, seen[hash])
 
     def sure(one: Contender, other: Contender, margin: float) -> float:
         """P(one is better than the other by more than the margin)."""
         mine, its = set(lineage.changes[one.skill.hash]), set(lineage.changes[other.skill.hash])
-        _, sd = posterior.contrast(dict.fromkeys(mine - its, 1.0) | dict.fromkeys(its - mine, -1.0))
-        return normal_cdf((one.gain - other.gain - margin) / sd)
+        sums = [
+            map(math.fsum, zip(*(drawn[c] for c in sorted(part)), strict=True)) for part in (mine - its, its - mine)
+        ]
+        return fmean(a - b > margin for a, b in zip_longest(*sums, fillvalue=0.0))
 
     contenders = [contender(hash) for hash in lineage.texts if hash in numbers or hash in rejected]
     best = next(c for c in contenders if c.skill.hash == lineage.versions[-1])
@@ -152,8 +164,11 @@ def reselect(arena: Arena, start: Skill, verdicts: Sequence[Verdict]) -> Reselec
         if other.gain > best.gain and (p := sure(other, best, TIE)) >= arena.cfg.confidence:
             best, why = other, f"better than the last accepted by all evidence: P = {p:.2f}"
     for other in sorted(contenders, key=lambda c: c.skill.tokens):
-        if other.skill.tokens < best.skill.tokens and (p := sure(other, best, -TIE)) >= arena.cfg.confidence:
+        shorter = other.version is not None and other.skill.tokens < best.skill.tokens
+        if shorter and (p := sure(other, best, -TIE)) >= arena.cfg.confidence:
             best, why = other, f"shorter and no worse: P = {p:.2f}"
+    if best.version != 0 and best.gain <= 0:
+        best, why = contenders[0], "no version is expected to be better"
     of = f"version {best.version} of {len(lineage.versions) - 1}" if best.version is not None else "rejected once"
     return Reselection(best, tuple(contenders), f"{of}: {_gain(best)}, {why}")
 
@@ -181,6 +196,8 @@ async def compact(
         without = inverse(rule.op, rule.removed, rule.text, why)
         if without is None or rule.carries(margin) >= CERTAIN:
             continue
+        if rule.effect >= 0 and normal_cdf(margin / NOTHING[2]) < arena.cfg.confidence:
+            continue  # so little is left of the margin that not even a rule that does nothing could be dropped
         applied = apply(skill, [without])
         if applied.changed:
             verdict = await _drop(arena, skill, applied, rule, {*judged, best.hash, skill.hash}, margin)

@@ -118,11 +118,12 @@ class Race:
         self.evidence.refuted |= {(skill.hash, pool.keys[i]) for i in chosen if failed}
         good = [i for i in pool.offered if i not in spent and effects[i][2] >= KEEP]
         if not alone:
-            judged = set(pool.offered if screened else chosen).difference(good, chosen if verdict.accepted else ())
-            self.evidence.dropped |= {(skill.hash, pool.keys[i]) for i in judged}
+            for i in set(pool.offered if screened else ()).difference(good, chosen):
+                known = self.evidence.dropped.get((skill.hash, pool.keys[i]), frozenset())
+                self.evidence.dropped[skill.hash, pool.keys[i]] = known.union(pool.proposals[i].support)
             self.leftover = [pool.proposals[i] for i in sorted(good, key=lambda i: -effects[i][0])]
             self.waiting = waiting
-        verdict = _explained(verdict, pool, chosen, good, effects)
+        verdict = _explained(verdict, pool, chosen, good, effects if screened else None)
         return replace(verdict, rejected=(*verdict.rejected, *unusable))
 
     @property
@@ -137,8 +138,8 @@ class Race:
         edits that wait for a place, and those that cannot be applied."""
         held, limit = self.evidence.enthrone(skill), self.arena.max_tokens
         old, waiting = ([], []) if alone else (self.leftover, self.waiting)
-        over = {*held, *(key for incumbent, key in self.evidence.dropped if incumbent == skill.hash)}
-        joined = join(self.evidence.known(p) for p in (*old, *proposals, *waiting) if p.edit.key not in over)
+        new = [p for p in proposals if not self.evidence.over(p, skill)]
+        joined = join(self.evidence.known(p) for p in (*old, *new, *waiting) if p.edit.key not in held)
         applied = {p: apply(skill, [p.edit], protect=protect, max_tokens=limit) for p in joined}
         unusable = tuple(Rejected(p.edit, a.reports[0].reason) for p, a in applied.items() if not a.changed)
         left = {p.edit.key for p in old}
@@ -377,23 +378,27 @@ def _explained(
     pool: Pool,
     chosen: Sequence[int],
     good: Sequence[int],
-    effects: Sequence[tuple[float, float, float]],
+    effects: Sequence[tuple[float, float, float]] | None,
 ) -> Verdict:
-    """The verdict with every edit's measured effect; what is neither taken nor kept for later is rejected with it."""
+    """The verdict with every edit's measured effect; what is neither taken nor kept for later is rejected with it.
+    Without a screen (None) what was not raced was not tried."""
     taken = chosen if verdict.accepted else ()
 
     def measured(i: int) -> str:
         """Of train samples alone: the optimizer is told this."""
         raced = f"raced{' with others' if len(chosen) > 1 else ''}: {FAILED}" if i in chosen else ""
-        gain, sd, _ = effects[i]
-        screened = f"measured effect {100 * gain:+.1f} ± {100 * sd:.1f} points" if sd else ""
-        return "; ".join(filter(None, (screened, raced))) or "not tried: others seemed better"
+        screened = (
+            "measured effect {:+.1f} ± {:.1f} points".format(*(100 * x for x in effects[i][:2])) if effects else ""
+        )
+        return "; ".join(filter(None, (screened, raced)))
 
     table = [
         {"key": proposal.edit.key, "text": proposal.edit.text or proposal.edit.target, "effect": gain, "sd": sd}
-        for proposal, (gain, sd, _) in zip(pool.proposals, effects, strict=True)
+        for proposal, (gain, sd, _) in zip(
+            pool.proposals, effects or [(0.0, 0.0, 0.0)] * len(pool.proposals), strict=True
+        )
     ]
-    dropped = [i for i in pool.offered if i not in taken and i not in good]
+    dropped = [i for i in (pool.offered if effects else chosen) if i not in taken and i not in good]
     return replace(
         verdict,
         rejected=tuple(Rejected(pool.proposals[i].edit, measured(i)) for i in dropped),

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from random import Random
 from statistics import NormalDist, fmean, pvariance
 
 from skilltune.run import rng
@@ -39,6 +40,11 @@ class Mixture:
     def above(self, bar: float) -> float:
         """P(number > bar)."""
         return math.fsum(w * normal_cdf((m - bar) / s) for w, m, s in self.parts)
+
+    def draws(self, n: int, random: Random) -> list[float]:
+        """So many independent draws of it."""
+        parts = random.choices(self.parts, [w for w, _, _ in self.parts], k=n)
+        return [random.gauss(m, s) for _, m, s in parts]
 
 
 def updated(prior: Sequence[tuple[float, float, float]], estimate: float, variance: float) -> Mixture:

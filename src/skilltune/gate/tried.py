@@ -41,7 +41,8 @@ class Evidence:
     removals: dict[str, str] = field(default_factory=dict)  # the key of the edit that a removal takes back, by its own
     inverses: dict[str, Edit] = field(default_factory=dict)  # the removal of an accepted edit, by that edit's key
     refuted: set[tuple[str, str]] = field(default_factory=set)  # edits that a race gave up alone, with the incumbent
-    dropped: set[tuple[str, str]] = field(default_factory=set)  # edits that are hardly any good, with the incumbent
+    # Edits that a screen found hardly any good, with the incumbent: the samples that they claimed.
+    dropped: dict[tuple[str, str], frozenset[str]] = field(default_factory=dict)
     helps: dict[str, float] = field(default_factory=dict)  # P(an edit helps), of those in the last posterior
     claims: float = 1.0  # share of edits with an effect on these; until something was tried, of all
     solved: float = 1.0  # mean score of the incumbent, or of the last one that was seen
@@ -101,6 +102,11 @@ class Evidence:
         removable = [key for key in held if key in self.inverses and key not in inside]
         removals = [self.known(Proposal(self.inverses[key])) for key in removable]
         return [removal for removal in removals if (incumbent, removal.edit.key) not in self.refuted]
+
+    def over(self, proposal: Proposal, incumbent: Skill) -> bool:
+        """Was it found hardly any good beside this incumbent, and claims nothing new?"""
+        claimed = self.dropped.get((incumbent.hash, proposal.edit.key))
+        return claimed is not None and claimed.issuperset(proposal.support)
 
     def former(self) -> dict[tuple[str, ...], Skill]:
         """The incumbents before the present one, by their lines."""

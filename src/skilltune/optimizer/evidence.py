@@ -195,18 +195,19 @@ def _runs(text: str) -> Iterator[str]:
     """From each word on, the shortest run that is long enough to be a copy, bare."""
     words = tokens(text, punctuation=False)
     weights = [_weight(word) for word in words]
-    end = total = 0
-    for start, weight in enumerate(weights):
-        while total < _RUN and end < len(words):
-            total += weights[end]
+    end = total = size = 0
+    for start, (weight, width) in enumerate(weights):
+        while (total < _RUN or size < COPIED_ANSWER) and end < len(words):
+            total, size = total + weights[end][0], size + weights[end][1]
             end += 1
-        if total < _RUN:
+        if total < _RUN or size < COPIED_ANSWER:
             return
         yield "".join(words[start:end])
-        total -= weight
+        total, size = total - weight, size - width
 
 
-def _weight(word: str) -> int:
-    """The part of a run that it is: so a run may go over several scripts."""
+def _weight(word: str) -> tuple[int, int]:
+    """The part of a run that it is, so that a run may go over several scripts; and its letters, of which a run of short
+    words needs enough too (1 2 3 4 5 6 7 8 is no copy). A sign counts as two."""
     enough = COPIED_LETTERS if _LETTER.match(word) else COPIED_SIGNS if _SIGN.match(word) else COPIED_WORDS
-    return _RUN // enough
+    return _RUN // enough, len(word) if enough == COPIED_WORDS else 2
