@@ -1,4 +1,4 @@
-"""What the optimizer's memory of unfixed failure patterns and of judged texts is worth, in the simulated world.
+"""What a memory beyond an epoch is worth (failure patterns, rejected edits, judged texts), in the simulated world.
 
 K failure classes, 120/60/120 samples, ideas right with probability q, answers flipped with probability p. The same runs
 with `optimizer.patterns` off and on, to the end of all epochs; the world's optimizer attends to what `<unfixed>` names:

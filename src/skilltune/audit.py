@@ -20,12 +20,12 @@ from typing import Any
 
 from skilltune.envs import Env
 from skilltune.errors import JudgeError
-from skilltune.optimizer.evidence import tokens
 from skilltune.rollout import Rollout, Trajectory
 from skilltune.samples import SPLITS, Sample, Splits
 from skilltune.scorers.choice import options_of
 from skilltune.scorers.reading import as_text
 from skilltune.scorers.scorer import first_target
+from skilltune.words import tokens
 
 PROBED = 100  # samples on which the scorer is asked, for each of a dozen answers
 CONSTANTS = 3  # most frequent expected answers that are tried everywhere, and as many values that checks name

@@ -155,7 +155,8 @@ async def fit(s: Session, state: State) -> None:
             break
         if step.starts_epoch:
             epoch_start = state.skill
-            state.memory = state.memory if s.cfg.optimizer.patterns else state.memory.new_epoch()
+            if not s.cfg.optimizer.patterns:
+                state.memory = state.memory.new_epoch()
 
         async with aclosing(await forward(s, state, step)) as rollouts:
             if s.nothing_left(state.failed):

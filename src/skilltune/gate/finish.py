@@ -11,7 +11,6 @@ import math
 from collections import Counter
 from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 from statistics import fmean
 from typing import Any
 
@@ -137,6 +136,9 @@ def reselect(arena: Arena, start: Skill, verdicts: Sequence[Verdict]) -> Reselec
     beliefs = lineage.beliefs(posterior)
     draw = rng(arena.seed, "reselection")
     drawn = {change: belief.draws(DRAWS, draw) for change, belief in sorted(beliefs.items())}
+    gains = {
+        hash: [math.fsum(drawn[c][t] for c in lineage.changes[hash]) for t in range(DRAWS)] for hash in lineage.texts
+    }
     rejected = {v.candidate.hash for v in verdicts if v.candidate and v.numbers.get("rule") == "race"}
     rejected -= set(lineage.versions)
     numbers = {hash: number for number, hash in reversed(list(enumerate(lineage.versions)))}  # the first of equals
@@ -151,11 +153,7 @@ def reselect(arena: Arena, start: Skill, verdicts: Sequence[Verdict]) -> Reselec
 
     def sure(one: Contender, other: Contender, margin: float) -> float:
         """P(one is better than the other by more than the margin)."""
-        mine, its = set(lineage.changes[one.skill.hash]), set(lineage.changes[other.skill.hash])
-        sums = [
-            map(math.fsum, zip(*(drawn[c] for c in sorted(part)), strict=True)) for part in (mine - its, its - mine)
-        ]
-        return fmean(a - b > margin for a, b in zip_longest(*sums, fillvalue=0.0))
+        return fmean(a - b > margin for a, b in zip(gains[one.skill.hash], gains[other.skill.hash], strict=True))
 
     contenders = [contender(hash) for hash in lineage.texts if hash in numbers or hash in rejected]
     best = next(c for c in contenders if c.skill.hash == lineage.versions[-1])
@@ -168,7 +166,8 @@ def reselect(arena: Arena, start: Skill, verdicts: Sequence[Verdict]) -> Reselec
         if shorter and (p := sure(other, best, -TIE)) >= arena.cfg.confidence:
             best, why = other, f"shorter and no worse: P = {p:.2f}"
     if best.version != 0 and best.gain <= 0:
-        best, why = contenders[0], "no version is expected to be better"
+        best = next(c for c in contenders if c.version == 0)
+        why = "no version is expected to be better"
     of = f"version {best.version} of {len(lineage.versions) - 1}" if best.version is not None else "rejected once"
     return Reselection(best, tuple(contenders), f"{of}: {_gain(best)}, {why}")
 

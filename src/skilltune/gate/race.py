@@ -97,10 +97,9 @@ class Race:
     ) -> Verdict:
         pool, waiting, unusable = self._gather(skill, proposals, protect, alone=alone)
         if not pool.proposals:
-            known = (
-                "all that was proposed is in the skill or was judged before" if proposals else "nothing was proposed"
-            )
-            reason = "none of the edits could be applied" if unusable else known
+            reason = "all that was proposed is in the skill or was judged before"
+            if unusable or not proposals:
+                reason = "none of the edits could be applied" if unusable else "nothing was proposed"
             return Verdict(skill, False, reason, *self.level, rejected=unusable)
 
         screened = await self._screen(pool, limit, name)
@@ -118,9 +117,8 @@ class Race:
         self.evidence.refuted |= {(skill.hash, pool.keys[i]) for i in chosen if failed}
         good = [i for i in pool.offered if i not in spent and effects[i][2] >= KEEP]
         if not alone:
-            for i in set(pool.offered if screened else ()).difference(good, chosen):
-                known = self.evidence.dropped.get((skill.hash, pool.keys[i]), frozenset())
-                self.evidence.dropped[skill.hash, pool.keys[i]] = known.union(pool.proposals[i].support)
+            if screened:
+                self.evidence.drop(skill, [pool.proposals[i] for i in pool.offered if i not in (*good, *chosen)])
             self.leftover = [pool.proposals[i] for i in sorted(good, key=lambda i: -effects[i][0])]
             self.waiting = waiting
         verdict = _explained(verdict, pool, chosen, good, effects if screened else None)
@@ -138,8 +136,8 @@ class Race:
         edits that wait for a place, and those that cannot be applied."""
         held, limit = self.evidence.enthrone(skill), self.arena.max_tokens
         old, waiting = ([], []) if alone else (self.leftover, self.waiting)
-        new = [p for p in proposals if not self.evidence.over(p, skill)]
-        joined = join(self.evidence.known(p) for p in (*old, *new, *waiting) if p.edit.key not in held)
+        heard = [p for p in proposals if not self.evidence.judged(p, skill)]
+        joined = join(self.evidence.known(p) for p in (*old, *heard, *waiting) if p.edit.key not in held)
         applied = {p: apply(skill, [p.edit], protect=protect, max_tokens=limit) for p in joined}
         unusable = tuple(Rejected(p.edit, a.reports[0].reason) for p, a in applied.items() if not a.changed)
         left = {p.edit.key for p in old}

@@ -175,7 +175,7 @@ class Screened:
             for draw in draws
         ]
         self._gains: list[dict[int, float]] = [{0: 0.0} for _ in draws]  # of each draw, by the edits that move
-        self._sets: dict[int, _Parts] = {}
+        self._sets: dict[int, _Parts] = {}  # by the edits
 
     def gains(self, chosen: Sequence[int]) -> list[float]:
         """The gain of a set of edits under each of the draws."""
@@ -256,9 +256,8 @@ class Screened:
                     continue
                 with_it = {t: self._under(t, bits | 1 << i) for t in draws if self._moving[t] >> i & 1}
                 added = [gain - gains[t] for t, gain in with_it.items()]  # nothing under the other draws
-                if (mean := math.fsum(added) / len(draws)) > 0 and sum([d > NOTHING for d in added]) >= worth * len(
-                    draws
-                ):
+                mean, helped = math.fsum(added) / len(draws), sum([gain > NOTHING for gain in added])
+                if mean > 0 and helped >= worth * len(draws):
                     rank = mean, -len(proposal.edit.text or ""), -i
                     best = (rank, with_it) if best is None or rank > best[0] else best
             if best is None:

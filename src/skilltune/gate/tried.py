@@ -103,7 +103,13 @@ class Evidence:
         removals = [self.known(Proposal(self.inverses[key])) for key in removable]
         return [removal for removal in removals if (incumbent, removal.edit.key) not in self.refuted]
 
-    def over(self, proposal: Proposal, incumbent: Skill) -> bool:
+    def drop(self, incumbent: Skill, proposals: Sequence[Proposal]) -> None:
+        """Take note of edits that a screen found hardly any good, for the samples that they claim."""
+        for proposal in proposals:
+            key = incumbent.hash, proposal.edit.key
+            self.dropped[key] = self.dropped.get(key, frozenset()).union(proposal.support)
+
+    def judged(self, proposal: Proposal, incumbent: Skill) -> bool:
         """Was it found hardly any good beside this incumbent, and claims nothing new?"""
         claimed = self.dropped.get((incumbent.hash, proposal.edit.key))
         return claimed is not None and claimed.issuperset(proposal.support)

@@ -14,13 +14,13 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
-from unicodedata import normalize
 
 from skilltune.edits import Edit
 from skilltune.envs import Env
 from skilltune.rollout import Rollout
 from skilltune.samples import Sample
 from skilltune.scorers.judge import hidden
+from skilltune.words import LETTER, SIGN, tokens
 
 COPIED_WORDS = 8  # so many consecutive words of a sample's text in an edit are a copy, not a rule
 COPIED_SIGNS = 16  # or so many ideographs and kana: eight of them are four or five words, as ordinary phrases have
@@ -29,11 +29,7 @@ COPIED_ANSWER = 20  # an expected answer or a check's text of so many characters
 BARE_ANSWER = 10  # and not with other punctuation either, if so many of them are letters or digits
 COPIED_PATTERN = 8  # nor a regular expression of so many: nobody writes one by accident
 _PATTERN = re.compile(r"\\[AbBdDsSwWZ]|\[[^]]*\]|\(\?|[)\]}.\w][*+]|\{\d+(?:,\d*)?\}|^\^|\$$")
-_SIGNS = "\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-_LETTERS = "\u0e00-\u109f\u1780-\u17ff"  # Thai, Lao, Tibetan, Myanmar; Khmer
 _RUN = math.lcm(COPIED_WORDS, COPIED_SIGNS, COPIED_LETTERS)
-_TOKEN = re.compile(rf"[{_SIGNS}{_LETTERS}]|[^\W{_SIGNS}{_LETTERS}]+|[^\w\s]")
-_SIGN, _LETTER, _MARK = re.compile(f"[{_SIGNS}]"), re.compile(f"[{_LETTERS}]"), re.compile(r"[^\w\s]|_")
 ANSWER, PATTERN = "the expected answer", "a check"
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
 _TAGS = re.compile(r"</?(?=(?:skill|edit_budget|notes|unfixed|rejected|trajectory|patch|edit|pair)\b)", re.IGNORECASE)
@@ -149,13 +145,6 @@ def copied(edit: Edit, skill_body: str, samples: Sequence[Sample], env: Env) -> 
     return ""
 
 
-def tokens(text: str, *, punctuation: bool = True) -> list[str]:
-    """Words, marks of punctuation, and one by one the characters of scripts that put no spaces between words;
-    case-folded. Without punctuation, what white space does not part is one word: don't, well-known, **bold**."""
-    text = normalize("NFKC", text).casefold()
-    return _TOKEN.findall(text if punctuation else _MARK.sub("", text))
-
-
 def _secrets(sample: Sample, env: Env) -> Iterator[tuple[str, str]]:
     """(what it is, text) of all that a sample's score is decided by."""
     expected = env.expected(sample)
@@ -209,5 +198,5 @@ def _runs(text: str) -> Iterator[str]:
 def _weight(word: str) -> tuple[int, int]:
     """The part of a run that it is, so that a run may go over several scripts; and its letters, of which a run of short
     words needs enough too (1 2 3 4 5 6 7 8 is no copy). A sign counts as two."""
-    enough = COPIED_LETTERS if _LETTER.match(word) else COPIED_SIGNS if _SIGN.match(word) else COPIED_WORDS
+    enough = COPIED_LETTERS if LETTER.match(word) else COPIED_SIGNS if SIGN.match(word) else COPIED_WORDS
     return _RUN // enough, len(word) if enough == COPIED_WORDS else 2

@@ -49,12 +49,12 @@ class Memory:
         once that has `grown`."""
         text = _squeeze(body)
         new = {entry.edit.key: entry for entry in rejected}
-        still = [
-            entry
-            for entry in self.rejected
-            if entry.edit.key not in new
-            and (not grown if (anchor := entry.edit.target or entry.edit.after) is None else _squeeze(anchor) in text)
-        ]
+
+        def stands(edit: Edit) -> bool:
+            anchor = edit.target or edit.after
+            return not grown if anchor is None else _squeeze(anchor) in text
+
+        still = [entry for entry in self.rejected if entry.edit.key not in new and stands(entry.edit)]
         judged = self.judged if candidate is None else self.judged | {_hash(candidate.body)}
         return replace(self, rejected=(*still, *new.values())[-MAX_REJECTED:], judged=judged)
 

@@ -1,0 +1,20 @@
+"""The words of a text in any script: what near-duplicates and copies are found by."""
+
+from __future__ import annotations
+
+import re
+from unicodedata import normalize
+
+_SIGNS = "\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_LETTERS = "\u0e00-\u109f\u1780-\u17ff"
+_TOKEN = re.compile(rf"[{_SIGNS}{_LETTERS}]|[^\W{_SIGNS}{_LETTERS}]+|[^\w\s]")
+_MARK = re.compile(r"[^\w\s]|_")
+SIGN = re.compile(f"[{_SIGNS}]")  # ideographs and kana
+LETTER = re.compile(f"[{_LETTERS}]")  # of Thai, Lao, Tibetan, Myanmar and Khmer
+
+
+def tokens(text: str, *, punctuation: bool = True) -> list[str]:
+    """Words, marks of punctuation, and one by one the characters of scripts that put no spaces between words;
+    case-folded. Without punctuation, what white space does not part is one word: don't, well-known, **bold**."""
+    text = normalize("NFKC", text).casefold()
+    return _TOKEN.findall(text if punctuation else _MARK.sub("", text))
