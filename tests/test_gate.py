@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from random import Random
@@ -157,6 +159,30 @@ async def test_a_screen_ends_when_the_team_is_plain(good: bool) -> None:
     await gate.judge(START, pool, limit=1, name="step 1")
     paid = sum(skill != START.hash and sample[0] == "t" for skill, sample, _ in rolls.asked)
     assert (paid < 45) == good
+
+
+async def test_calls_under_way_go_on_while_the_gate_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    entered, answered, in_time = threading.Event(), threading.Event(), list[bool]()
+
+    def waiting(*args: Any, **options: Any) -> Any:
+        entered.set()
+        in_time.append(answered.wait(30))  # only the event loop can answer
+        return draw_effects(*args, **options)
+
+    async def answer() -> None:
+        while not entered.is_set():
+            await asyncio.sleep(0.01)
+        answered.set()
+
+    monkeypatch.setattr("skilltune.gate.tried.draw_effects", waiting)
+    made = arena(pool=4, screen=24, texts=6)
+    gate = Race(made)
+    await gate.baseline(START)
+    await cast(Any, made.roll)(START, TRAIN)
+    pool = [rule(f"n{i}", f"t{i}") for i in range(3)]
+    await asyncio.gather(gate.judge(START, pool, limit=1, name="step 1"), answer())
+    assert in_time
+    assert all(in_time)
 
 
 async def test_every_rollout_is_evidence_once(monkeypatch: pytest.MonkeyPatch) -> None:

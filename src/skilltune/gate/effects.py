@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from operator import add
+from operator import mul
 from random import Random
 
 LAPSE = 0.05
@@ -132,6 +132,9 @@ class Chain:
                 + sum([self.effects[1][i] for i in trial.claiming])
             )
         self.rows = [_rows(score, BASES) for score in scores]
+        # Of each sample the likelihood of its bases, until the effect of an edit that it was tried with changes.
+        self.likely: list[list[float] | None] = [None] * len(self.samples)
+        self.sample_of = [number[trial.sample] for trial in trials]
         # The trials of an edit by their score: those of one score and one sum have one likelihood.
         self.of_edit = tuple(
             [_by_score(tried, scores, grid) for tried in of] for of, grid in zip(of_edit, GRIDS, strict=True)
@@ -142,18 +145,18 @@ class Chain:
 
     def sweep(self, active: int) -> None:
         """Draw every value anew, given all others; of the edits the first `active`."""
-        logs = [-((base - self.level) ** 2) / (2 * BASE_SD**2) for base in BASES]
+        prior = [math.exp(-((base - self.level) ** 2) / (2 * BASE_SD**2)) for base in BASES]
         shared: dict[float, list[float]] = {}
-        rows, sums = self.rows, self.sums
+        sums = self.sums
         for j, trials in enumerate(self.of_sample):
             score, old = self.lone[j], self.bases[j]
             if score in shared:
                 masses = shared[score]
             else:
-                likely = logs
-                for t in trials:
-                    likely = list(map(add, likely, rows[t][sums[t] - old, 1]))
-                masses = _masses(likely)
+                likely = self.likely[j]
+                if likely is None:
+                    likely = self.likely[j] = _weights([self.rows[t][sums[t] - old, 1] for t in trials])
+                masses = list(accumulate(map(mul, prior, likely)))
                 if score is not None:
                     shared[score] = masses
             self.bases[j] = self._drawn(BASES, masses)
@@ -176,14 +179,15 @@ class Chain:
     def _redraw(self, kind: int, by_score: Sequence[tuple[_Rows, list[int]]], old: int, logs: Sequence[float]) -> int:
         """An edit's effect drawn from its conditional, `logs` being its prior; the sums of its trials follow it."""
         sums = self.sums
+        tables = [logs]
         for rows, trials in by_score:
-            for total, n in sorted(Counter(map(sums.__getitem__, trials)).items()):
-                logs = list(map(add, logs, rows[total - old, n]))
-        value = self._drawn(GRIDS[kind], _masses(logs))
+            tables += [rows[total - old, n] for total, n in Counter(map(sums.__getitem__, trials)).items()]
+        value = self._drawn(GRIDS[kind], list(accumulate(_weights(tables))))
         if value != old:
             for _, trials in by_score:
                 for t in trials:
                     sums[t] += value - old
+                    self.likely[self.sample_of[t]] = None
         return value
 
     def _drawn(self, values: Sequence[int], masses: Sequence[float]) -> int:
@@ -193,10 +197,11 @@ class Chain:
         return Draw(dict(zip(self.samples, self.bases, strict=True)), tuple(self.effects[0]), tuple(self.effects[1]))
 
 
-def _masses(logs: Sequence[float]) -> list[float]:
-    """The weights of a table, given by their logarithms, summed up."""
+def _weights(tables: Sequence[Sequence[float]]) -> list[float]:
+    """The product of tables of weights, given by their logarithms; the largest weight is 1."""
+    logs = list(map(sum, zip(*tables, strict=True)))
     top = max(logs)
-    return list(accumulate([math.exp(log - top) for log in logs]))
+    return [math.exp(log - top) for log in logs]
 
 
 def _by_score(trials: Sequence[int], scores: Sequence[float], grid: Sequence[int]) -> list[tuple[_Rows, list[int]]]:

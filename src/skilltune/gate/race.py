@@ -7,14 +7,17 @@ edits that look good but were not taken stay in the pool, with what was learned 
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from random import Random
 from typing import Any
 
 from skilltune.edits import Applied, apply
 from skilltune.gate import Arena, Verdict
 from skilltune.gate.crossed import Observation, Posterior, fit
+from skilltune.gate.effects import Draw
 from skilltune.gate.screen import Pool, Screened, assign, balanced
 from skilltune.gate.stats import Mixture, standard_error, updated
 from skilltune.gate.tried import Evidence, Scores
@@ -189,13 +192,13 @@ class Race:
                 ]
             )
             if number < len(rounds) - 1:
-                draws = self.evidence.draws(self._scores(), pool.keys, draw, draws=BETWEEN)
+                draws = await self._draws(pool, draw, draws=BETWEEN)
                 screened = Screened(pool, draws, sorted(known))
                 if screened.sure(limit, SURE):
                     break
                 if screened.gain(screened.assemble(limit, WORTH))[0] < self.promise:  # the incumbent will probably stay
                     arena.roll.expect(pool.skill, arena.upcoming)
-        draws = self.evidence.draws(self._scores(), pool.keys, rng(arena.seed, "screen", name))
+        draws = await self._draws(pool, rng(arena.seed, "screen", name))
         return Screened(pool, draws, sorted(known))
 
     async def _try(self, pool: Pool, subset: Sequence[int], samples: Sequence[Sample], name: str) -> None:
@@ -203,6 +206,10 @@ class Race:
         text = pool.text(subset)
         self.evidence.note(text, pool.skill, [pool.proposals[i] for i in subset])
         await self.arena.roll(text, samples, purpose=f"{name} {subset}")
+
+    async def _draws(self, pool: Pool, random: Random, **options: Any) -> list[Draw]:
+        """Draws of what is known of the pool's edits, made in a thread: calls under way go on meanwhile."""
+        return await asyncio.to_thread(self.evidence.draws, self._scores(), pool.keys, random, **options)
 
     def _scores(self) -> Scores:
         """All that was seen in this run."""
@@ -221,7 +228,7 @@ class Race:
         own = {(candidate.hash, sample.id) for sample in arena.select}
         if screened and any((text, sample) in own for text, sample, _ in arena.roll.seen):
             draw = rng(arena.seed, "screen", name, "without")  # what its own race said is said again below
-            draws = self.evidence.draws(self._scores(), pool.keys, draw, without=own)
+            draws = await self._draws(pool, draw, without=own)
             screened = Screened(pool, draws, screened.known)
         prior = _transferred(screened.gains(chosen)) if screened else UNSCREENED
         belief_before = Mixture(prior)
