@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shlex
 import subprocess
@@ -18,6 +19,7 @@ from skilltune.cli import app
 from skilltune.errors import BudgetExceeded
 from skilltune.models import Usage
 from skilltune.report.terminal import affordable, line
+from skilltune.run import Run
 from training import Fated, events, prepare, small, train
 
 pytestmark = pytest.mark.anyio
@@ -41,6 +43,21 @@ async def test_a_slow_update_is_told_from_the_step_whose_number_it_has(tmp_path:
     assert {row["kind"] for row in rows if row["step"] not in twice} == {"step"}
     table = [text for text in show(done.folder).splitlines() if text.startswith((f"{twice[0]} ", f"{twice[0]}, "))]
     assert [text.startswith(f"{twice[0]}, slow update ") for text in table] == [False, True]
+
+
+def test_a_run_of_a_version_with_other_options_is_refused_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with small(q=1.0, train=24) as world:
+        done = asyncio.run(train(world, tmp_path))
+    with Run.read(done.folder) as run:
+        kept = run.config or {}
+    monkeypatch.setattr(Run, "config", {**kept, "gate": {**kept["gate"], "momentum": 0.9}})
+    for option in ((), ("--edits",), ("--recompute",)):
+        told = CliRunner().invoke(app, ["show", str(done.folder), *option])
+        assert told.exit_code == 2
+        assert "made by another version of skilltune" in told.stderr
+        assert "unknown key gate.momentum" in told.stderr
 
 
 @pytest.mark.parametrize("preset", ["default", "paper"])

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from skilltune.budget import Limits, parse_budget
-from skilltune.errors import UsageError
+from skilltune.errors import RunError, UsageError
 from skilltune.names import parse_name
 
 MAY_DIFFER = (
@@ -314,6 +314,17 @@ def make_config(tree: Mapping[str, Any], overrides: Iterable[str] = (), *, sourc
         return Config.model_validate(_merge(PRESETS.get(str(preset), {}), given))
     except ValidationError as error:
         raise UsageError("\n".join(_explain(item, source) for item in error.errors())) from error
+
+
+def stored_config(tree: Mapping[str, Any] | None, folder: Path) -> Config:
+    """The Config that the run in a folder was made with. Raises `RunError` where this version cannot read it."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        problems = "; ".join(_explain(item, "its configuration") for item in error.errors())
+        raise RunError(
+            f"the run in {folder} was made by another version of skilltune, which alone can show it: {problems}"
+        ) from error
 
 
 def _read_budget(tree: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from typing import Any, cast
 
 from skilltune.budget import Budget, Limits
 from skilltune.calls import Client
-from skilltune.config import Config
+from skilltune.config import stored_config
 from skilltune.envs import Env
 from skilltune.errors import RunError, Stopped
 from skilltune.gate import Arena, build_gate
@@ -181,7 +181,7 @@ class _Silent:
 
 def _session(run: Run, pins: Pins) -> Session:
     """The parts of the loop over a copy of the journal."""
-    cfg = Config.model_validate(run.config)
+    cfg = stored_config(run.config, run.folder)
     cfg = cfg.model_copy(update={"certify": cfg.certify.model_copy(update={"controls": False})})  # no decision
     split = run.recall("split")
     if split is None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from skilltune.config import Config
+from skilltune.config import stored_config
 from skilltune.errors import RunError
 from skilltune.gate import metric_of
 from skilltune.gate.credit import Rule, ledger_of
@@ -20,7 +20,7 @@ def read_ledger(run: Run, best: str | None) -> list[Rule]:
     """The ledger of the skill with that hash, from the journal alone; also while the run is under way."""
     if best is None or run.config is None:
         raise RunError(f"the run in {run.folder} has no version yet")
-    metric = metric_of(Config.model_validate(run.config).gate)
+    metric = metric_of(stored_config(run.config, run.folder).gate)
     return ledger_of(run, Pins.of(run).rollouts(run), metric, best)
 
 

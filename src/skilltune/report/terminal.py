@@ -27,7 +27,7 @@ from rich.table import Table
 from rich.text import Text
 
 from skilltune.check import Estimate, estimate, remarks
-from skilltune.config import Config, GateConfig
+from skilltune.config import GateConfig, stored_config
 from skilltune.errors import UsageError
 from skilltune.gate.certify import Certificate
 from skilltune.gate.credit import COMPACT
@@ -476,7 +476,7 @@ class History:
                 finish, stopped = None, data["reason"]
             elif type == "finish":
                 finish, stopped = data, data["stopped"] or ""
-        gate = Config.model_validate(run.config).gate if run.config else None
+        gate = stored_config(run.config, run.folder).gate if run.config else None
         usage = dict(run.usage)
         return cls(run.folder, tuple(rows), versions, finish, usage, controls, gate, stopped, run.writer, command)
 
