@@ -320,6 +320,22 @@ async def test_an_edit_that_was_judged_is_not_paid_again_under_the_same_incumben
     assert judged(verdict) == ["- bad"]  # what was measured beside another skill is measured anew
 
 
+@pytest.mark.parametrize("rule_of", [Race, EProcess])
+async def test_an_edit_that_failed_its_race_alone_is_rejected_and_not_raced_again(rule_of: type[Race]) -> None:
+    """Good on train, bad on select: each further race would cost calls, and the e-process a part of its alpha."""
+    made = arena(lambda text, i: float(("- a" in text) == (i < 8)), screen=24, texts=6)
+    made.select = [Sample(id=f"s{i}", input="q") for i in range(8, 24)]
+    gate = rule_of(made)
+    await gate.baseline(START)
+    await gate.arena.roll(START, TRAIN)
+    first = await gate.judge(START, [rule("a", *(f"t{i}" for i in range(8)))], limit=1, name="step 1")
+    assert first.candidate is not None
+    assert not first.accepted
+    assert [entry.edit.text for entry in first.rejected] == ["- a"]
+    assert not gate.leftover
+    assert (await gate.judge(START, [], limit=1, name="step 2")).reason == "nothing was proposed"
+
+
 async def test_new_evidence_for_an_edit_that_was_judged_is_heard() -> None:
     gate = Race(arena(lambda text, i: float("- bad" not in text), screen=40, texts=10))
     await gate.baseline(START)

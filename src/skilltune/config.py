@@ -316,7 +316,7 @@ def make_config(tree: Mapping[str, Any], overrides: Iterable[str] = (), *, sourc
         raise UsageError("\n".join(_explain(item, source) for item in error.errors())) from error
 
 
-def stored_config(tree: Mapping[str, Any] | None, folder: Path) -> Config:
+def stored_config(tree: Mapping[str, Any], folder: Path) -> Config:
     """The Config that the run in a folder was made with. Raises `RunError` where this version cannot read it."""
     try:
         return Config.model_validate(tree)

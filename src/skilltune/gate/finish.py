@@ -136,14 +136,13 @@ def reselect(arena: Arena, start: Skill, verdicts: Sequence[Verdict]) -> Reselec
     beliefs = lineage.beliefs(posterior)
     draw = rng(arena.seed, "reselection")
     drawn = {change: belief.draws(DRAWS, draw) for change, belief in sorted(beliefs.items())}
-    gains = {
-        hash: [math.fsum(drawn[c][t] for c in lineage.changes[hash]) for t in range(DRAWS)] for hash in lineage.texts
-    }
     rejected = {v.candidate.hash for v in verdicts if v.candidate and v.numbers.get("rule") == "race"}
     rejected -= set(lineage.versions)
     numbers = {hash: number for number, hash in reversed(list(enumerate(lineage.versions)))}  # the first of equals
     ids = {sample.id for sample in arena.select}
     seen = Counter(text for text, sample, _ in arena.roll.seen if sample in ids)
+    among = [hash for hash in lineage.texts if hash in numbers or hash in rejected]
+    gains = {hash: [math.fsum(drawn[c][t] for c in lineage.changes[hash]) for t in range(DRAWS)] for hash in among}
 
     def contender(hash: str) -> Contender:
         changes = lineage.changes[hash]
@@ -155,7 +154,7 @@ def reselect(arena: Arena, start: Skill, verdicts: Sequence[Verdict]) -> Reselec
         """P(one is better than the other by more than the margin)."""
         return fmean(a - b > margin for a, b in zip(gains[one.skill.hash], gains[other.skill.hash], strict=True))
 
-    contenders = [contender(hash) for hash in lineage.texts if hash in numbers or hash in rejected]
+    contenders = [contender(hash) for hash in among]
     best = next(c for c in contenders if c.skill.hash == lineage.versions[-1])
     why = "the last accepted, and no other is surely better"
     for other in sorted(contenders, key=lambda c: -c.gain):

@@ -100,9 +100,12 @@ class Race:
     ) -> Verdict:
         pool, waiting, unusable = self._gather(skill, proposals, protect, alone=alone)
         if not pool.proposals:
-            reason = "all that was proposed is in the skill or was judged before"
-            if unusable or not proposals:
-                reason = "none of the edits could be applied" if unusable else "nothing was proposed"
+            if unusable:
+                reason = "none of the edits could be applied"
+            elif proposals:
+                reason = "all that was proposed is in the skill or was judged before"
+            else:
+                reason = "nothing was proposed"
             return Verdict(skill, False, reason, *self.level, rejected=unusable)
 
         screened = await self._screen(pool, limit, name)

@@ -181,6 +181,8 @@ class _Silent:
 
 def _session(run: Run, pins: Pins) -> Session:
     """The parts of the loop over a copy of the journal."""
+    if run.config is None:
+        raise RunError(f"the journal in {run.folder} holds no configuration")
     cfg = stored_config(run.config, run.folder)
     cfg = cfg.model_copy(update={"certify": cfg.certify.model_copy(update={"controls": False})})  # no decision
     split = run.recall("split")

@@ -14,6 +14,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -28,7 +29,7 @@ from rich.text import Text
 
 from skilltune.check import Estimate, estimate, remarks
 from skilltune.config import GateConfig, stored_config
-from skilltune.errors import UsageError
+from skilltune.errors import RunError, UsageError
 from skilltune.gate.certify import Certificate
 from skilltune.gate.credit import COMPACT
 from skilltune.models import Usage
@@ -476,7 +477,9 @@ class History:
                 finish, stopped = None, data["reason"]
             elif type == "finish":
                 finish, stopped = data, data["stopped"] or ""
-        gate = stored_config(run.config, run.folder).gate if run.config else None
+        gate = None
+        with suppress(RunError):  # what another version made is shown with the reasons that were recorded
+            gate = stored_config(run.config, run.folder).gate if run.config else None
         usage = dict(run.usage)
         return cls(run.folder, tuple(rows), versions, finish, usage, controls, gate, stopped, run.writer, command)
 
