@@ -164,6 +164,14 @@ def test_overrides_are_toml_values_or_bare_words():
     assert cfg.env.fields == {"input": "question"}
 
 
+def test_what_is_wrong_in_an_override_is_not_said_of_the_file():
+    tree = {"gate": {"blok": 8}}
+    told = refused(tree, "gate.screeen=3", "train.lr=many").splitlines()
+    assert sorted(line.partition(":")[0] for line in told) == ["override", "override", "run.toml"]
+    [of_file] = [line for line in told if line.startswith("run.toml")]
+    assert "gate.blok" in of_file
+
+
 def test_an_override_that_is_none_says_how_to_write_one():
     for override in ("train.epochs", "=2", "  = 2"):
         assert "write section.key=value" in refused({}, override)

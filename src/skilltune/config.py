@@ -303,8 +303,10 @@ def make_config(tree: Mapping[str, Any], overrides: Iterable[str] = (), *, sourc
     """A Config from a nested mapping, its preset's defaults beneath and the overrides on top."""
     given = _merge({}, tree)
     _read_budget(given)  # before and after: an override may change one limit of a written budget, or bring one
+    overridden = list[str]()
     for override in overrides:
         key, equals, value = override.partition("=")
+        overridden.append(key.strip())
         if not equals or not key.strip():
             raise UsageError(f'"{override}" is not an override: write section.key=value, e.g. train.epochs=2')
         _put(given, key.strip(), _toml_value(value.strip()), override)
@@ -313,7 +315,12 @@ def make_config(tree: Mapping[str, Any], overrides: Iterable[str] = (), *, sourc
     try:
         return Config.model_validate(_merge(PRESETS.get(str(preset), {}), given))
     except ValidationError as error:
-        raise UsageError("\n".join(_explain(item, source) for item in error.errors())) from error
+
+        def where(item: Any) -> str:
+            key = ".".join(map(str, item["loc"]))
+            return "override" if any(f"{key}.".startswith(f"{name}.") for name in overridden) else source
+
+        raise UsageError("\n".join(_explain(item, where(item)) for item in error.errors())) from error
 
 
 def stored_config(tree: Mapping[str, Any], folder: Path) -> Config:
@@ -323,7 +330,7 @@ def stored_config(tree: Mapping[str, Any], folder: Path) -> Config:
     except ValidationError as error:
         problems = "; ".join(_explain(item, "its configuration") for item in error.errors())
         raise RunError(
-            f"the run in {folder} was made by another version of skilltune, which alone can show it: {problems}"
+            f"the run in {folder} was made by another version of skilltune, and only that one can use it: {problems}"
         ) from error
 
 
