@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All committed figures but those of gates/ and embedded.py, made anew; prints Markdown tables. About an hour on two cores.
+# All committed figures but those of gates/, embedded.py and peers.py, made anew; prints Markdown tables. About an hour on two cores.
 set -euo pipefail
 cd "$(dirname "$0")"
 python=${PYTHON:-../.venv/bin/python}

@@ -4,6 +4,7 @@ World and run are processes of their own. Of every call the client notes when it
 took, and when its answer was there. Printed per setting, mean over the seeds:
 
 span         seconds from the first request to the last answer, certificate included
+training     of these, until the first request about a test sample
 utilization  seconds of calls under way / (span × workers)
 bound        max(seconds of calls / workers, longest chain of calls of which each was asked for after the one before
              it had been answered): what this sequence of decisions takes at least; span / bound is what we lose
@@ -48,7 +49,9 @@ def serve(setting: str, seed: int, samples: str, pipe: Connection) -> None:
         world.write(samples)
         pipe.send(world.url)
         command = pipe.recv()
-        pipe.send([(call.role, call.began, call.ended) for call in world.requests] if command == "calls" else None)
+        splits = {name: ticket.split for name, ticket in world.tickets.items()}
+        calls = [(call.role, call.began, call.ended, splits.get(call.sample or "")) for call in world.requests]
+        pipe.send(calls if command == "calls" else None)
 
 
 def one(
@@ -99,14 +102,17 @@ def one(
     busy = sum(end - begin for begin, end in took)
     chain = longest_chain(asked, took)
     bound = max(busy / workers, chain)
+    tested = min((began for _, began, _, split in calls if split == "test"), default=float("inf"))
+    training = [(began, ended) for _, began, ended, _ in calls if began < tested]
     return {
         "span": span,
+        "training": max(ended for _, ended in training) - min(began for began, _ in training),
         "busy": busy / workers,
         "chain": chain,
         "utilization": busy / workers / span,
         "ratio": span / bound,
-        "target": sum(role == "target" for role, _, _ in calls),
-        "optimizer": sum(role == "optimizer" for role, _, _ in calls),
+        "target": sum(role == "target" for role, *_ in calls),
+        "optimizer": sum(role == "optimizer" for role, *_ in calls),
         "cpu": cpu,
         "versions": len(result.versions) - 1,
     }
@@ -129,8 +135,8 @@ def longest_chain(asked: list[tuple[float, float]], took: list[tuple[float, floa
 
 
 HEADERS = (
-    *("latencies", "preset", "workers", "span s", "of SkillOpt's", "utilization", "span / bound", "busy / workers s"),
-    *("chain s", "target calls", "optimizer calls", "client CPU s", "accepted"),
+    *("latencies", "preset", "workers", "span s", "training s", "of SkillOpt's", "utilization", "span / bound"),
+    *("busy / workers s", "chain s", "target calls", "optimizer calls", "client CPU s", "accepted"),
 )
 
 
@@ -152,7 +158,8 @@ def main() -> None:
                 rows = [one(setting, preset, workers, seed, of_target, options.extra) for seed in range(options.seeds)]
                 m = {name: fmean(row[name] for row in rows) for name in rows[0]}
                 cells = (
-                    *(setting, preset, str(workers), f"{m['span']:.1f}", f"{m['span'] / PEERS[setting, workers]:.2f}"),
+                    *(setting, preset, str(workers), f"{m['span']:.1f}", f"{m['training']:.1f}"),
+                    f"{m['span'] / PEERS[setting, workers]:.2f}",
                     *(f"{100 * m['utilization']:.0f} %", f"{m['ratio']:.2f}", f"{m['busy']:.1f}", f"{m['chain']:.1f}"),
                     *(f"{m['target']:.0f}", f"{m['optimizer']:.0f}", f"{m['cpu']:.1f}", f"{m['versions']:.1f}"),
                 )

@@ -11,20 +11,27 @@ step from nothing, `unjournaled` is `race` that pays for every batch. A policy t
 `race:screen=40:SHRINK=0.6` (small letters: `GateConfig`; capitals: a constant of the modules of `skilltune.gate`).
 
 Run: python bench/gates/simulate.py --runs 100 --priors base,nulls --select 20,40,140 --policies reference,race
+
+With `--keep FILE` every outcome is written down, and the same command goes on where it was ended, or adds runs to those
+that are there. Outcomes of other sources (`code`: of skilltune and of this folder) are not used.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
+import hashlib
+import json
 import math
 import multiprocessing
 import time
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from itertools import pairwise
+from pathlib import Path
 from statistics import fmean
 from types import ModuleType
 from typing import Any
@@ -183,6 +190,41 @@ def _without(skill: Skill, rule: int) -> Skill:
     return skill.with_text(skill.text.replace(f"- rule {rule}\n", ""))
 
 
+# -- outcomes that are kept
+
+
+@functools.cache
+def code() -> str:
+    """A digest of what decides the outcome of a task."""
+    roots = Path(__file__).parent, Path(race.__file__).parents[1]
+    sources = sorted(path for root in roots for kind in ("*.py", "*.c") for path in root.rglob(kind))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]
+
+
+def kept(file: Path) -> Iterator[tuple[Task, Outcome]]:
+    """What these sources made before; a line that a killed process left unfinished is made anew."""
+    for line in file.read_text().splitlines() if file.exists() else ():
+        with suppress(json.JSONDecodeError):
+            row = json.loads(line)
+            if row["code"] == code():
+                yield Task(**row["task"]), Outcome(**row["outcome"])
+
+
+def outcomes(tasks: Sequence[Task], workers: int, keep: Path | None) -> Iterator[tuple[Task, Outcome]]:
+    """Each task with its outcome, in order; those that were kept are not made again."""
+    known = dict(kept(keep)) if keep else {}
+    with multiprocessing.Pool(workers) as pool:
+        made = pool.imap(simulate, [task for task in tasks if task not in known])
+        for task in tasks:
+            if task not in known:
+                known[task] = next(made)
+                if keep is not None:
+                    row = {"code": code(), "task": asdict(task), "outcome": asdict(known[task])}
+                    with keep.open("a") as file:
+                        file.write(json.dumps(row) + "\n")
+            yield task, known[task]
+
+
 # -- tables
 
 
@@ -247,6 +289,9 @@ def main() -> None:
     parser.add_argument("--interactions", default="0.1")
     parser.add_argument("--policies", default="reference,race")
     parser.add_argument("--workers", type=int, default=multiprocessing.cpu_count())
+    parser.add_argument(
+        "--keep", type=Path, help="a file to keep outcomes in (JSON lines), and to take known ones from"
+    )
     options = parser.parse_args()
     if not chain.same():
         parser.exit(1, "chain.c does not give the draws of skilltune.gate.effects: one of them was changed alone\n")
@@ -263,12 +308,11 @@ def main() -> None:
     print(f"| select | interactions | prior | policy | {' | '.join(HEADS)} |")
     print("| --- " * (4 + len(HEADS)) + "|")
     cells: dict[tuple, list[Outcome]] = defaultdict(list)
-    with multiprocessing.Pool(options.workers) as pool:
-        for task, outcome in zip(tasks, pool.imap(simulate, tasks, chunksize=4), strict=True):
-            what = task.select, task.interactions, task.prior, task.policy
-            cells[what].append(outcome)
-            if len(cells[what]) == len(seeds):
-                print(f"| {' | '.join(map(str, what))} | {' | '.join(row(cells[what]))} |", flush=True)
+    for task, outcome in outcomes(tasks, options.workers, options.keep):
+        what = task.select, task.interactions, task.prior, task.policy
+        cells[what].append(outcome)
+        if len(cells[what]) == len(seeds):
+            print(f"| {' | '.join(map(str, what))} | {' | '.join(row(cells[what]))} |", flush=True)
 
 
 if __name__ == "__main__":
