@@ -5,18 +5,22 @@ speak other forms than ours: a world here reads what the peer shows, lets the wo
 the peer's form. The skill starts empty, as in `bench/learning.py` and `bench/span.py`.
 
 skillopt  0.2.0, the values of its configs/_base_/default.yaml, its SearchQA environment. Its wheel lacks its prompts,
-          so each of them is the name of its stage here. Its threads race for a call's noise: runs of a seed differ.
+          so each of them is the name of its stage here; what its prompts ask for (to leave the slow update's section
+          alone, and to keep what is good in it) the world does. The order in which its threads end decides what a
+          minibatch holds: runs of a seed differ.
 gepa      0.1.4, `optimize` with its default adapter, 1,400 metric calls, and then start and best on the test split.
           Its adapter asks for one answer after the other unless litellm does it; here threads do.
 
 *true test score*: the share of the test split that the best skill solves, without noise. *span* and *target calls* are
 of everything, the peer's own evaluation on the test split included; *training s* and *before test* of what came before
-it. Times are the server's. *accepted*: steps (SkillOpt) or candidates (GEPA) that were accepted.
+it. Times are the server's. *accepted*: steps (SkillOpt; not its slow updates, which are never refused) or candidates
+(GEPA) that were accepted.
 
 Run it with an interpreter that has the peer and needs nothing of ours:
 
     python -m venv peers && peers/bin/pip install skillopt==0.2.0 gepa==0.1.4
     peers/bin/python bench/peers.py skillopt --seeds 10 --workers 16,64 --latency 0.2
+    peers/bin/python bench/peers.py gepa --options '{"reflection_minibatch_size": 8}'
 """
 
 from __future__ import annotations
@@ -36,13 +40,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean, pstdev
 from typing import Any
 from urllib.request import Request, urlopen
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from world import Call, Json, Prompt, Shown, World, uniform
+from world import HARMS, Call, Json, Prompt, Shown, World, uniform
 
 SKILLOPT = {  # the defaults of its configs, as its loader flattens them
     **{"num_epochs": 4, "train_size": 0, "batch_size": 40, "accumulation": 1},
@@ -86,7 +90,7 @@ class SkillOptWorld(PeerWorld):
             for sample, body in zip(parts[1::2], parts[2::2], strict=True)
         ]
         before = section(call.user, "Previous Steps in This Epoch", "Optimizer Meta Skill|Failed Traj|Successful Traj")
-        skill = section(call.user, "Current Skill", "Edits? Budget")
+        skill = unlocked(section(call.user, "Current Skill", "Edits? Budget"))
         prompt = Prompt(call.user, skill, int(budget[1]) if budget else None, before, shown, [], [], [])
         edits = [as_theirs(edit) for edit in self.optimizer.reflect(prompt, self._dice(call, draw))["edits"]]
         return {"batch_size": len(shown), "failure_summary": [], "patch": {"reasoning": "", "edits": edits}}
@@ -115,9 +119,11 @@ class SkillOptWorld(PeerWorld):
             for sample, body in zip(parts[1::2], parts[2::2], strict=True)
         ]
         skill = section(call.user, "Current Epoch's Skill", "Previous Slow Update Guidance")
+        before = section(call.user, "Previous Slow Update Guidance", "Longitudinal Comparison .*")
+        good = [line for line in before.splitlines() if self.held(line)]
         prompt = Prompt(call.user, skill, None, "", [], pairs, [], [])
         guidance = self.optimizer.slow_update(prompt, self._dice(call, draw))["guidance"]
-        return {"reasoning": "", "slow_update_content": guidance}
+        return {"reasoning": "", "slow_update_content": "\n".join([*good, guidance]).strip()}
 
 
 class GepaWorld(PeerWorld):
@@ -139,6 +145,15 @@ def section(text: str, title: str, following: str) -> str:
     """What stands under a heading, up to the next one of theirs: a skill may hold headings of its own."""
     found = re.search(rf"^## {title}\n(.*?)(?=^## (?:{following})|\Z)", text, flags=re.DOTALL | re.MULTILINE)
     return found[1].strip("\n") if found else ""
+
+
+def unlocked(skill: str) -> str:
+    """A skill as an optimizer should see it that must leave the slow update's section alone: its rules are known, but
+    there is no line of it to hang an edit on, and nothing harmful to delete."""
+    before, start, rest = skill.partition("<!-- SLOW_UPDATE_START -->")
+    locked, _, after = rest.partition("<!-- SLOW_UPDATE_END -->")
+    rules = [line for line in locked.splitlines() if not any(harm in line for harm in HARMS)]
+    return f"{before}<!-- {' '.join(rules)} -->{after}" if start else skill
 
 
 def as_theirs(edit: Json) -> Json:
@@ -184,8 +199,8 @@ def serve(peer: str, options: dict[str, Any], folder: Path, pipe: Connection) ->
         )
 
 
-def one(peer: str, workers: int, seed: int, world: dict[str, Any]) -> dict[str, float]:
-    """One run of a peer; its figures."""
+def one(peer: str, workers: int, seed: int, world: dict[str, Any], options: dict[str, Any]) -> dict[str, float]:
+    """One run of a peer; its figures. `options` change its defaults."""
     here, there = multiprocessing.Pipe()
     with tempfile.TemporaryDirectory() as d:
         arguments = peer, {**world, "seed": seed}, Path(d), there
@@ -194,7 +209,7 @@ def one(peer: str, workers: int, seed: int, world: dict[str, Any]) -> dict[str, 
         url = here.recv()
         began = time.process_time()
         with contextlib.redirect_stdout(io.StringIO()):
-            best, accepted = PEERS[peer][1](Path(d), url, workers, seed)
+            best, accepted = PEERS[peer][1](Path(d), url, workers, seed, options)
         cpu = time.process_time() - began
         here.send(best)
         there.close()
@@ -203,7 +218,7 @@ def one(peer: str, workers: int, seed: int, world: dict[str, Any]) -> dict[str, 
     return {**figures, "cpu": cpu, "accepted": accepted}
 
 
-def skillopt(folder: Path, url: str, workers: int, seed: int) -> tuple[str, int]:
+def skillopt(folder: Path, url: str, workers: int, seed: int, options: dict[str, Any]) -> tuple[str, int]:
     """SkillOpt's own entry, its prompts being the names of their stages, and its clients made anew for each run. The
     best skill, and how many steps were accepted."""
     prompts: Any = importlib.import_module("skillopt.prompts")
@@ -216,6 +231,7 @@ def skillopt(folder: Path, url: str, workers: int, seed: int) -> tuple[str, int]
         **{"skill_init": str(folder / "none.md"), "optimizer_model": "optimizer", "target_model": "target"},
         **{"azure_openai_endpoint": url, "azure_openai_api_key": "none"},
         "azure_openai_auth_mode": "openai_compatible",
+        **options,
     }
     adapter = importlib.import_module("scripts.train").get_adapter(cfg)
     importlib.import_module("skillopt.engine.trainer").ReflACTTrainer(cfg, adapter).train()
@@ -223,7 +239,7 @@ def skillopt(folder: Path, url: str, workers: int, seed: int) -> tuple[str, int]
     return (folder / "out" / "best_skill.md").read_text(), sum("accept" in step["action"] for step in steps)
 
 
-def gepa(folder: Path, url: str, workers: int, seed: int) -> tuple[str, int]:
+def gepa(folder: Path, url: str, workers: int, seed: int, options: dict[str, Any]) -> tuple[str, int]:
     """GEPA's own entry. The best text, and how many candidates were accepted."""
     default: Any = importlib.import_module("gepa.adapters.default_adapter.default_adapter")
     threads = ThreadPoolExecutor(workers)
@@ -257,8 +273,8 @@ def gepa(folder: Path, url: str, workers: int, seed: int) -> tuple[str, int]:
         valset=split("val"),
         adapter=adapter,
         reflection_lm=lambda prompt: ask("optimizer", [{"role": "user", "content": prompt}]),
-        max_metric_calls=1400,
         seed=seed,
+        **{"max_metric_calls": 1400, **options},
     )
     for candidate in (start, result.best_candidate):
         adapter.evaluate(split("test"), candidate)
@@ -266,7 +282,7 @@ def gepa(folder: Path, url: str, workers: int, seed: int) -> tuple[str, int]:
     return result.best_candidate["skill"], len(result.candidates) - 1
 
 
-PEERS: dict[str, tuple[type[PeerWorld], Callable[[Path, str, int, int], tuple[str, int]]]] = {
+PEERS: dict[str, tuple[type[PeerWorld], Callable[[Path, str, int, int, dict[str, Any]], tuple[str, int]]]] = {
     "skillopt": (SkillOptWorld, skillopt),
     "gepa": (GepaWorld, gepa),
 }
@@ -281,13 +297,13 @@ def rows(options: argparse.Namespace) -> Iterator[str]:
     for workers in map(int, options.workers.split(",")):
         runs = []
         for seed in range(options.first, options.first + options.seeds):
-            runs.append(one(options.peer, workers, seed, world))
+            runs.append(one(options.peer, workers, seed, world, options.options))
             print(f"{workers} workers, seed {seed}: {runs[-1]}", file=sys.stderr, flush=True)
         m = {name: fmean(run[name] for run in runs) for name in runs[0]}
         scores = [run["score"] for run in runs]
         cells = (
             *(options.peer, options.mode, f"{options.p:g}", str(workers), f"{m['score']:.3f}"),
-            *(f"{stdev(scores) if len(scores) > 1 else 0:.3f}", f"{min(scores):.3f}", f"{m['calls']:.0f}"),
+            *(f"{pstdev(scores):.3f}", f"{min(scores):.3f}", f"{m['calls']:.0f}"),
             *(f"{m['calls before']:.0f}", f"{m['optimizer']:.0f}", f"{m['accepted']:.1f}"),
             f"{sum(run['accepted'] > 0 for run in runs)} of {len(runs)}",
             *(f"{m['span']:.1f}", f"{m['before']:.1f}", f"{m['cpu']:.1f}"),
@@ -305,6 +321,7 @@ def main() -> None:
     parser.add_argument("--q", type=float, default=0.6, help="odds that an edit is right")
     parser.add_argument("--mode", choices=["normal", "useless", "harmful"], default="normal", help="of the optimizer")
     parser.add_argument("--latency", type=float, default=0.0, help="seconds of each call")
+    parser.add_argument("--options", type=json.loads, default={}, help="settings of the peer, as JSON")
     options = parser.parse_args()
     print(f"| {' | '.join(HEADERS)} |\n{'| --- ' * len(HEADERS)}|")
     for row in rows(options):
