@@ -20,6 +20,7 @@ Run it with an interpreter that has the peer and needs nothing of ours:
 
     python -m venv peers && peers/bin/pip install skillopt==0.2.0 gepa==0.1.4
     peers/bin/python bench/peers.py skillopt --seeds 10 --workers 16,64 --latency 0.2
+    peers/bin/python bench/peers.py skillopt --options '{"failure_only": true}'
     peers/bin/python bench/peers.py gepa --options '{"reflection_minibatch_size": 8}'
 """
 
@@ -89,7 +90,7 @@ class SkillOptWorld(PeerWorld):
             Shown(sample, 0.0 if "\nFailure reason:" in body else 1.0, body)
             for sample, body in zip(parts[1::2], parts[2::2], strict=True)
         ]
-        before = section(call.user, "Previous Steps in This Epoch", "Optimizer Meta Skill|Failed Traj|Successful Traj")
+        before = section(call.user, STEPS, "Optimizer Meta Skill|Failed|Successful") if STEPS in call.user else ""
         skill = unlocked(section(call.user, "Current Skill", "Edits? Budget"))
         prompt = Prompt(call.user, skill, int(budget[1]) if budget else None, before, shown, [], [], [])
         edits = [as_theirs(edit) for edit in self.optimizer.reflect(prompt, self._dice(call, draw))["edits"]]
@@ -138,13 +139,17 @@ class GepaWorld(PeerWorld):
         return f"```\n{self.optimizer.rewrite(prompt, self._dice(call, draw))['skill'].strip()}\n```"
 
 
+STEPS = "Previous Steps in This Epoch"  # not in the first request of an epoch
 QUOTED = r"""(target|content)=('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
 
 
 def section(text: str, title: str, following: str) -> str:
-    """What stands under a heading, up to the next one of theirs: a skill may hold headings of its own."""
-    found = re.search(rf"^## {title}\n(.*?)(?=^## (?:{following})|\Z)", text, flags=re.DOTALL | re.MULTILINE)
-    return found[1].strip("\n") if found else ""
+    """What stands under a heading, up to the next one of theirs: a skill may hold headings of its own. A request that
+    holds no such part is not answered, which ends the run: what was misread must not look like a score."""
+    found = re.search(rf"^## {title}\n(.*?)^## (?:{following})", text, flags=re.DOTALL | re.MULTILINE)
+    if found is None:
+        raise ValueError(f"no part called {title!r} in: {text}")
+    return found[1].strip("\n")
 
 
 def unlocked(skill: str) -> str:
