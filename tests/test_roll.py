@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import json
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing, contextmanager
@@ -291,15 +293,20 @@ async def test_the_end_of_a_session_ends_what_still_runs_ahead(tmp_path: Path) -
         await session.aclose()
 
 
-async def test_a_failure_ahead_is_nobodys_until_it_is_asked_for(run: Run) -> None:
+@pytest.mark.parametrize("error", [CallConfigError("400: too long"), RuntimeError("400: a defect of a plug-in")])
+async def test_a_failure_ahead_is_nobodys_until_it_is_asked_for(
+    run: Run, error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
     target = Gated()
-    target.errors["s1"] = CallConfigError("400: too long")
+    target.errors["s1"] = error
     roll = Roller(target, ENV, run, lookahead=True)
     await roll(SKILL, ENV.samples[:1])
     with no_task_left():
         roll.expect(SKILL, ENV.samples)
         await idle()
-    with pytest.raises(CallConfigError, match="sample s1: 400"):
+    gc.collect()
+    assert not caplog.records  # such as that of a task whose exception nobody saw
+    with pytest.raises(type(error), match="400: "):
         await roll(SKILL, ENV.samples)
     assert target.asked == {**dict.fromkeys((f"s{i}" for i in range(6)), 1), "s1": 2}
 
@@ -347,7 +354,29 @@ def test_pitfall_21_a_limited_budget_is_not_spent_on_what_may_not_be_needed(
 ) -> None:
     cfg = make_config({**settings, "target": {"model": model, **settings.get("target", {})}})
     client: Any = Priced(usd)
-    assert may_look_ahead(cfg, client) == may
+    assert may_look_ahead(cfg, client, None) == may
+
+
+@pytest.mark.parametrize(("price", "may"), [(None, True), ((1.0, 2.0), False)])
+def test_pitfall_21_a_judge_that_costs_money_reads_no_answer_that_may_not_be_needed(
+    tmp_path: Path, price: tuple[float, float] | None, may: bool
+) -> None:
+    with small() as world:
+        prepare(world, tmp_path)
+    judged = {"checks": [{"type": "judge", "text": "Is polite"}]}
+    rows = [json.loads(line) | judged for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    cfg = make_config(
+        {
+            "skill": str(tmp_path / "SKILL.md"),
+            "env": {"samples": str(tmp_path / "samples.jsonl")},
+            "target": {"model": FREE},
+            "judge": {"price": price},
+        }
+    )
+    with Run.open(tmp_path / "run") as run:
+        session = build_session(cfg, run, tmp_path, env=Env(rows, {"judge": f"{FREE}-judge"}))
+        assert session.judge is not None
+        assert session.roll.lookahead == may
 
 
 def test_a_target_on_ones_own_endpoint_is_free(tmp_path: Path) -> None:

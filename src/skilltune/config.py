@@ -83,7 +83,7 @@ class TargetConfig(ModelConfig):
     lookahead: bool | None = Field(
         default=None,
         description="use idle workers for calls that will probably be needed next; some are wasted. "
-        "None: where calls are free and not limited",
+        "None: where calls, the judge's included, are free and not limited",
     )
 
     @model_validator(mode="after")

@@ -18,7 +18,7 @@ from statistics import fmean
 
 from skilltune.calls import looking_ahead
 from skilltune.envs import Env
-from skilltune.errors import CallConfigError, CallError, InfraError, InfraStopped, SkilltuneError, Stopped
+from skilltune.errors import CallConfigError, CallError, InfraError, InfraStopped, Stopped
 from skilltune.models import Usage
 from skilltune.models.endpoint import Ahead
 from skilltune.rollout import Rollout, Trajectory, rollout_from_json, rollout_to_json
@@ -159,7 +159,7 @@ class Roller:
 
     async def _quietly(self, skill: Skill, sample: Sample, attempt: int) -> None:
         """Roll ahead; whatever goes wrong, who really asks will see it."""
-        with suppress(SkilltuneError):
+        with suppress(Exception):
             await asyncio.sleep(MOMENT_S)
             await self._one(skill, sample, attempt)
 

@@ -331,7 +331,8 @@ def build_session(cfg: Config, run: Run, root: Path, *, env: Env | None = None, 
     if isinstance(target_client, AgentClient):
         target = AgentTarget(target_client)
     under_way = max(UNDER_WAY, 2 * cfg.target.workers)
-    roll = Roller(target, env, run, lookahead=may_look_ahead(cfg, target_client), under_way=under_way)
+    lookahead = may_look_ahead(cfg, target_client, judge and judge.client)
+    roll = Roller(target, env, run, lookahead=lookahead, under_way=under_way)
     arena = Arena(roll, splits.train, splits.select, cfg.gate, cfg.seed, cfg.train.max_skill_tokens)
 
     _refuse_planned("optimizer", optimizer_name)
@@ -446,14 +447,14 @@ def _parts(splits: Splits) -> dict[str, tuple[Sample, ...]]:
     return {"train": splits.train, "select": splits.select, "test": splits.test}
 
 
-def may_look_ahead(cfg: Config, target: Client) -> bool:
-    """As configured, else where a wasted call costs nothing: an endpoint that is free, not the embedded model (whose
-    cores have better things to do), and no limit but dollars."""
+def may_look_ahead(cfg: Config, target: Client, judge: Client | None) -> bool:
+    """As configured, else where a wasted rollout costs nothing: endpoints that are free, the judge's too, not the
+    embedded model (whose cores have better things to do), and no limit but dollars."""
     if cfg.target.lookahead is not None:
         return cfg.target.lookahead
     limits = cfg.budget
-    free = target.bound(Request(())).usd == 0 and parse_name(cfg.target.model).scheme != "local"
-    return free and not (limits.calls or limits.tokens)
+    free = all(client.bound(Request(())).usd == 0 for client in (target, judge) if client is not None)
+    return free and parse_name(cfg.target.model).scheme != "local" and not (limits.calls or limits.tokens)
 
 
 def estimate_calls(cfg: Config, splits: Splits) -> tuple[int, int]:
