@@ -24,7 +24,7 @@ from random import Random
 from statistics import fmean
 
 from skilltune.gate import Verdict
-from skilltune.gate.race import FAILED, Race, doubling
+from skilltune.gate.race import ACCEPTED, FAILED, GIVEN_UP, Race, doubling
 from skilltune.gate.screen import Pool, Screened
 from skilltune.gate.stats import standard_error
 from skilltune.roll import MAX_UNSCORED, gather, mean
@@ -72,6 +72,7 @@ class EProcess(Race):
         self.level = (mean(scores), standard_error(scores))
         numbers = {
             "rule": "eprocess",
+            "decision": ACCEPTED if accepted else GIVEN_UP,
             "number": self.raced,
             "level": level,
             "bar": _exp(bar),

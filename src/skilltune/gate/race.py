@@ -54,7 +54,8 @@ KEEP = 0.05  # an edit that was not taken stays in the pool while P(it helps) is
 WORTH = 0.05  # an edit is put into a candidate when P(it adds something) is at least this
 PROMISE = 0.02  # gain expected of a candidate that is worth a race; one that promises less waits for more evidence
 VISIBLE = 0.25  # over the root of the size of `select`: half a standard error, which is promise enough
-FAILED = "given up: not shown to be better"  # all that the optimizer is told of a candidate that was not accepted
+ACCEPTED, GIVEN_UP, UNDECIDED = "accepted", "given up", "undecided"  # how a race ends
+FAILED = f"{GIVEN_UP}: not shown to be better"  # all that the optimizer is told of a candidate that was not accepted
 SURE = 0.9  # P(it adds something) of every edit of a full team, from which on a screen has seen enough
 
 
@@ -116,7 +117,8 @@ class Race:
             verdict = await self._race(pool, chosen, screened, name)
         chosen = chosen if verdict.candidate else ()
         effects = [screened.gain([i]) if screened else (0.0, 0.0, 0.0) for i in range(len(pool.proposals))]
-        failed = len(chosen) == 1 and "given up" in verdict.reason  # of a failed team each member may be good
+        # Of a failed team each member may be good.
+        failed = len(chosen) == 1 and verdict.numbers["decision"] == GIVEN_UP
         spent = chosen if verdict.accepted or failed else ()
         if verdict.accepted:
             self.evidence.accept(verdict.reports)
@@ -260,11 +262,11 @@ class Race:
                 and blocks[number + 1][0] > attempt
                 and looks[-1].better < AGAIN
             ):
-                decision = "undecided"
+                decision = UNDECIDED
             if decision:
                 break
             likelier = candidate if looks[-1].better > 0.5 else pool.skill
-        look, accepted = looks[-1], decision == "accepted"
+        look, accepted = looks[-1], decision == ACCEPTED
         self.level = look.after if accepted else look.before
         reason = (
             f"{100 * look.gain:+.1f} ± {100 * look.sd:.1f} points on {look.n} select rollouts, "
@@ -272,6 +274,7 @@ class Race:
         )
         numbers = {
             "rule": "race",
+            "decision": decision,
             "prior": (belief_before.mean, belief_before.sd),
             "looks": [asdict(look) for look in looks],
             "needed": self._bar(last=len(looks) == len(blocks)),
@@ -317,10 +320,10 @@ class Race:
         """ "" to go on; the veto on credible harm holds also where the last, lower bar is reached."""
         cfg = self.arena.cfg
         if look.better >= self._bar(last=last) and look.harm < 1 - cfg.confidence:
-            return "accepted"
+            return ACCEPTED
         if look.better < cfg.futility:
-            return "given up"
-        return "undecided" if last else ""
+            return GIVEN_UP
+        return UNDECIDED if last else ""
 
     def _bar(self, *, last: bool) -> float:
         """P(better) that an accept needs. When all passes are used up it is lower, and much lower once a version was

@@ -32,6 +32,7 @@ from skilltune.config import GateConfig, stored_config
 from skilltune.errors import RunError, UsageError
 from skilltune.gate.certify import Certificate
 from skilltune.gate.credit import COMPACT
+from skilltune.gate.race import GIVEN_UP
 from skilltune.models import Usage
 from skilltune.optimizer.handoff import Question, in_use
 from skilltune.optimizer.schedule import steps_per_epoch
@@ -217,20 +218,16 @@ def explained(data: Mapping[str, Any], gate: GateConfig | None) -> str:
 
     A race's belief is nearer to 0 than what it measured: most edits do nothing, so a part of any gain is luck.
     """
-    looks = data["numbers"].get("looks")
-    if data["numbers"].get("rule") != "race" or not looks or gate is None:
+    numbers = data["numbers"]
+    if numbers.get("rule") != "race" or gate is None:
         return data["reason"]
-    look, decision = looks[-1], data["reason"].rpartition(": ")[2]
+    look, needed = numbers["looks"][-1], numbers["needed"]
     measured = (
         f"measured {percent(data['before'])} → {percent(data['after'])} on {len(data['differences'])} select samples"
     )
     believed = f"believed {100 * look['gain']:+.1f} ± {100 * look['sd']:.1f} points after allowing for luck"
-    needed = data["numbers"].get("needed")
-    if needed is None:  # a run of a former state
-        last = look["better"] < gate.confidence if data["accepted"] else decision == "undecided"
-        needed = gate.last_confidence if last else gate.confidence
     bar = f"P(better) = {look['better']:.2f}, needed {needed:.2f}"
-    if decision == "given up":
+    if numbers["decision"] == GIVEN_UP:
         bar += f", given up below {gate.futility:.2f}"
     elif not data["accepted"] and look["better"] >= needed:
         bar += f", but P(worse by {100 * gate.regression_bound:g} points) = {look['harm']:.2f}"
