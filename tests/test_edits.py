@@ -13,10 +13,12 @@ from skilltune.edits import (
     Malformed,
     Op,
     Report,
+    addition,
     apply,
     conflict,
     inverse,
     parse_edits,
+    says,
     undo,
 )
 from skilltune.skill import Skill
@@ -415,6 +417,11 @@ TEXT = "# Rules\n\n- Round the total.\n- Write the currency.\n- Sum the lines.\n
     [
         (Edit("add", text="- a"), Edit("add", text="-  a"), "the same edit"),
         (Edit("add", text="- a"), Edit("add", after="currency.", text="- a"), "same text"),
+        (
+            Edit("replace", target="- Round the total.", text="- Round the total.\n- a"),
+            Edit("add", text="- a"),
+            "same text",
+        ),
         (Edit("add", after="# Rules", text="A."), Edit("add", after="# Rules\n", text="B."), "same anchor"),
         (Edit("delete", target="- Round the total."), Edit("replace", target="Round", text="Cut"), "change the same"),
         (Edit("delete", target="Write the currency."), Edit("add", after="currency", text="- b"), "anchored"),
@@ -431,6 +438,38 @@ def test_conflicts_are_named_in_both_orders(a: Edit, b: Edit, reason: str) -> No
     for said in (conflict(skill, a, b), conflict(skill, b, a)):
         assert reason in said
         assert bool(said) == bool(reason)
+
+
+@pytest.mark.parametrize(
+    ("edit", "as_it_is"),
+    [
+        (Edit("replace", target="- a", text="- a\n- b"), Edit("add", after="- a", text="- b")),
+        (Edit("replace", target="- a\n", text="\n- a\r\n\r\n- b\n"), Edit("add", after="- a\n", text="- b")),
+        (Edit("replace", target="- a", text="- ab\n- c"), None),
+        (Edit("replace", target="- a", text="- a and more"), None),
+        (Edit("replace", target="- a", text="- b\n- a"), None),
+        (Edit("add", after="- a", text="- a\n- b"), None),
+        (Edit("delete", target="- a"), None),
+    ],
+)
+def test_a_replacement_that_only_goes_on_below_is_an_addition(edit: Edit, as_it_is: Edit | None) -> None:
+    assert addition(edit) == (as_it_is or edit)
+
+
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        ("- a", True),
+        ("  - a  \n\n-  b", True),
+        ("- b\n- a", False),
+        ("- a\n- c", False),
+        ("a", False),
+        ("", False),
+        (" \n", False),
+    ],
+)
+def test_a_text_says_what_stands_in_it_line_by_line(part: str, said: bool) -> None:
+    assert says("# Head\r\n\r\n- a\r\n- b\n- cc", part) == said
 
 
 PIECES = [

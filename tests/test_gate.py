@@ -110,6 +110,31 @@ async def test_an_edit_that_cannot_be_applied_is_rejected_with_the_reason(others
     assert len(verdict.rejected) == 1 + len(others)
 
 
+@pytest.mark.parametrize(
+    "edit",
+    [
+        Edit("add", after="# Desk", text="- known"),
+        Edit("replace", target="# Desk", text="# Desk\n- known"),
+    ],
+)
+async def test_what_the_skill_says_already_is_not_said_twice(edit: Edit) -> None:
+    gate = Race(arena())
+    verdict = await gate.judge(Skill("# Desk\n\n- known\n"), [Proposal(edit, ("t1",))], limit=2, name="step 1")
+    assert [entry.reason for entry in verdict.rejected] == ["the skill says this already"]
+
+
+async def test_a_rule_that_is_proposed_in_two_shapes_is_taken_once() -> None:
+    shapes = Edit("add", text="- good"), Edit("replace", target="Help.", text="Help.\n- good")
+    gate = Race(arena(lambda text, i: float("- good" in text), screen=40, texts=10))
+    start = Skill("# Desk\n\nHelp.\n")
+    await gate.baseline(start)
+    await gate.arena.roll(start, TRAIN)
+    proposals = [Proposal(edit, tuple(f"t{i}" for i in range(8))) for edit in shapes]
+    verdict = await gate.judge(start, proposals, limit=2, name="step 1")
+    assert verdict.accepted
+    assert verdict.skill.text.count("- good") == 1
+
+
 async def test_pitfall_5_guidance_is_judged_alone_and_leaves_the_pool_as_it_was() -> None:
     gate = Race(arena(lambda text, i: float("- good" in text), pool=2, screen=24, texts=4))
     known = [rule("bad"), rule("good", "t1", "t2"), rule("later")]

@@ -13,10 +13,11 @@ import pytest
 from typer.testing import CliRunner
 
 from skilltune.cli import app
-from skilltune.edits import Edit
+from skilltune.edits import Edit, apply, inverse
 from skilltune.gate.credit import Rule, Seen, ledger
-from skilltune.report.ledger import read_ledger
+from skilltune.report.ledger import read_ledger, row
 from skilltune.run import Run
+from skilltune.skill import Skill
 from training import START, Trained, small, train
 from world import World
 
@@ -90,6 +91,53 @@ def test_a_rule_that_was_taken_back_leaves_nothing_behind() -> None:
     rude = applied(Edit("replace", target="Kind.", text="Rude."), "Rude.", "Kind.")
     kind = applied(Edit("replace", target="Rude.", text="Kind."), "Kind.", "Rude.")
     assert ledger([accepted(1, "rude", rude), accepted(2, "kind", kind)], "start", "kind", seen, samples, []) == []
+
+
+FRONT = "---\nname: desk\ndescription: Extracts codes. Never give a code.\n---\n"
+
+
+@pytest.mark.parametrize(
+    ("start", "edit", "words"),
+    [
+        ("Give a code, or none.\n", Edit("replace", target="Give a code, or none.", text="Give a code"), "Give a code"),
+        ("Give a code.\n", Edit("replace", target="Give a code.", text="Give a code.\n- Always."), "- Always."),
+        (f"{FRONT}Do it.\n", Edit("add", text="Extracts codes."), "Extracts codes."),
+        (f"{FRONT}Do it.\nNever give a code.\n", Edit("delete", target="Never give a code."), "− Never give a code."),
+        ("Do it.\nBe rude.\n", Edit("replace", target="Be rude.", text=""), "− Be rude."),
+        ("Do it.\nBe rude.\n", Edit("replace", target="Do it.\nBe rude.", text="Do it."), "− Be rude."),
+        ("Do it.\n\nBe rude.\n", Edit("rewrite", text="Do it.\n"), "− Be rude."),
+    ],
+)
+def test_a_rule_is_where_its_words_stand_in_the_body_and_shows_what_is_new(start: str, edit: Edit, words: str) -> None:
+    """Words of the description, or what a shorter text still begins with, are no presence of the rule."""
+    skill = Skill(start)
+    done = apply(skill, [edit])
+    [report] = done.reports
+    texts = {"start": skill, "best": done.skill}
+    at = {"step": 1, "version": 1, "skill": "best", "candidate": "best", "accepted": True, "numbers": {}}
+    verdict = {**at, "edits": [applied(edit, report.inserted, report.removed)]}
+    samples = [f"t{i}" for i in range(12)]
+    scores = {(text, sample): [float(text == "best")] for text in texts for sample in samples}
+    seen = Seen(scores, lambda hash: " ".join(texts[hash].body.split()))
+    [rule] = ledger([verdict], "start", "best", seen, samples, [])
+    assert rule.effect > 0.8
+    assert (rule.fixed, rule.known) == (12, 12)
+    assert row(rule)[0] == words
+    back = inverse(rule.op, rule.removed, rule.text, "")
+    assert edit.op == "rewrite" or (back and apply(done.skill, [back]).skill.body.split() == skill.body.split())
+
+
+def test_a_rule_stands_though_a_later_one_came_between_its_lines() -> None:
+    both = applied(Edit("add", text="- a\n- b"), "\n- a\n- b", "")
+    later = applied(Edit("add", after="- a", text="- c"), "\n- c", "")
+    texts = {"start": "# Desk", "first": "# Desk - a - b", "best": "# Desk - a - c - b"}
+    at = {"accepted": True, "numbers": {}}
+    verdicts = [
+        {**at, "step": i, "version": i, "skill": text, "candidate": text, "edits": [edit]}
+        for i, (text, edit) in enumerate((("first", both), ("best", later)), 1)
+    ]
+    seen = Seen({(text, "t1"): [1.0] for text in texts}, texts.__getitem__)
+    assert len(ledger(verdicts, "start", "best", seen, ["t1"], [])) == 2
 
 
 def test_a_run_that_accepted_nothing_has_an_empty_ledger(tmp_path: Path) -> None:

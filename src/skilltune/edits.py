@@ -13,7 +13,7 @@ import json
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from functools import lru_cache
 from itertools import accumulate
@@ -271,12 +271,27 @@ def inverse(op: Op, removed: str, inserted: str, why: str) -> Edit | None:
     match op:
         case "rewrite":
             return None
-        case "delete":
+        case _ if op == "delete" or not new.strip():
             return Edit("add", text=old, why=why)
         case _ if old.strip():
             return Edit("replace", target=new, text=old, why=why)
         case _:
             return Edit("delete", target=new, why=why)
+
+
+def addition(edit: Edit) -> Edit:
+    """An edit that repeats what it replaces and goes on below is an addition after it: models write both."""
+    target, text = (edit.target or "").strip(), (edit.text or "").strip()
+    more = text.removeprefix(target)
+    if edit.op != "replace" or not target or more == text or not more.startswith(("\n", "\r\n")):
+        return edit
+    return replace(edit, op="add", after=edit.target, target=None, text=more.strip("\r\n"))
+
+
+def says(text: str, part: str) -> bool:
+    """Do the lines of `part` stand in a row in a text, whatever blank lines and white space are between?"""
+    whole, lines = ([_squeeze(line) for line in t.splitlines() if line.strip()] for t in (text, part))
+    return bool(lines) and any(whole[i : i + len(lines)] == lines for i in range(len(whole) - len(lines) + 1))
 
 
 def conflict(skill: Skill, a: Edit, b: Edit, protect: Sequence[str] = ()) -> str:
@@ -295,7 +310,7 @@ def conflict(skill: Skill, a: Edit, b: Edit, protect: Sequence[str] = ()) -> str
             return "one changes text that the other is anchored in"
         if first.anchor == second.anchor:
             return "they have the same anchor"
-    if a.text and b.text and _squeeze(a.text) == _squeeze(b.text):
+    if a.text and b.text and (says(a.text, b.text) or says(b.text, a.text)):
         return "they bring the same text"
     for pair in ((a, b), (b, a)):  # an edit may bring text that makes the other's anchor ambiguous
         if reasons := [r.reason for r in apply(skill, pair, protect=protect).reports if r.status == "rejected"]:

@@ -23,6 +23,7 @@ from skilltune.gate.stats import normal_cdf, normal_quantile
 from skilltune.optimizer.recorded import edit_of
 from skilltune.rollout import Rollout, Score
 from skilltune.run import Run
+from skilltune.skill import Skill
 
 MOVED = 0.5  # a sample is fixed or broken where its mean score moves by so much
 MISSES = 4  # rules that missed what a screen foretold by `DEVIATION`, as if seen before: what is believed at first
@@ -81,7 +82,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """The evidence: rollouts by (skill hash, sample), and how to read a text by its hash."""
+    """The evidence: rollouts by (skill hash, sample), and how to read a text's body, squeezed, by its hash."""
 
     scores: Mapping[tuple[str, str], Sequence[float]]
     text_of: Callable[[str], str]
@@ -95,7 +96,7 @@ class Seen:
 
         @cache
         def text_of(hash: str) -> str:
-            return _squeeze((run.kept(hash) or b"").decode("utf-8", "surrogatepass"))
+            return _squeeze(Skill((run.kept(hash) or b"").decode("utf-8", "surrogatepass")).body)
 
         return cls(scores, text_of)
 
@@ -130,9 +131,11 @@ class _Change:
         return any(own == (_squeeze(c.edit["inserted"]), _squeeze(c.edit["removed"])) for c in earlier)
 
     def stands_in(self, text: str) -> bool:
-        """In a squeezed text: what it brought is there, or what it took away is not."""
-        inserted, removed = _squeeze(self.edit["inserted"]), _squeeze(self.edit["removed"])
-        return inserted in text if inserted else removed not in text
+        """In a squeezed text: all lines that it brought are there; of an edit that brought nothing new, what it took
+        away is not."""
+        removed = _squeeze(self.edit["removed"])
+        new = [line for line in map(_squeeze, self.edit["inserted"].splitlines()) if line not in removed]
+        return all(line in text for line in new) if new else removed not in text
 
 
 def ledger(
@@ -166,7 +169,7 @@ def ledger(
         rules.append(
             Rule(
                 key=change.key,
-                op=edit["op"],
+                op=edit["op"] if edit["inserted"].strip() else "delete",
                 text=edit["inserted"] or edit["removed"],
                 removed=edit["removed"],
                 why=edit["why"],

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from random import Random
 from typing import Any
 
-from skilltune.edits import Applied, apply
+from skilltune.edits import Applied, addition, apply, says
 from skilltune.gate import Arena, Verdict
 from skilltune.gate.crossed import Observation, Posterior, fit
 from skilltune.gate.effects import Draw
@@ -55,6 +55,7 @@ WORTH = 0.05  # an edit is put into a candidate when P(it adds something) is at 
 PROMISE = 0.02  # gain expected of a candidate that is worth a race; one that promises less waits for more evidence
 VISIBLE = 0.25  # over the root of the size of `select`: half a standard error, which is promise enough
 ACCEPTED, GIVEN_UP, UNDECIDED = "accepted", "given up", "undecided"  # how a race ends
+SAID = "the skill says this already"
 FAILED = f"{GIVEN_UP}: not shown to be better"  # all that the optimizer is told of a candidate that was not accepted
 SURE = 0.9  # P(it adds something) of every edit of a full team, from which on a screen has seen enough
 
@@ -146,11 +147,16 @@ class Race:
         old, waiting = ([], []) if alone else (self.leftover, self.waiting)
         heard = [p for p in proposals if not self.evidence.judged(p, skill)]
         joined = join(self.evidence.known(p) for p in (*old, *heard, *waiting) if p.edit.key not in held)
-        applied = {p: apply(skill, [p.edit], protect=protect, max_tokens=limit) for p in joined}
-        unusable = tuple(Rejected(p.edit, a.reports[0].reason) for p, a in applied.items() if not a.changed)
+        refused = dict[Proposal, str]()
+        for p in joined:
+            if (new := addition(p.edit)).op == "add" and says(skill.body, new.text or ""):
+                refused[p] = SAID
+            elif not (applied := apply(skill, [p.edit], protect=protect, max_tokens=limit)).changed:
+                refused[p] = applied.reports[0].reason
+        unusable = tuple(Rejected(p.edit, reason) for p, reason in refused.items())
         left = {p.edit.key for p in old}
-        kept = [p for p, a in applied.items() if a.changed and p.edit.key in left]
-        new = [p for p, a in applied.items() if a.changed and p.edit.key not in left]
+        kept = [p for p in joined if p not in refused and p.edit.key in left]
+        new = [p for p in joined if p not in refused and p.edit.key not in left]
         size, fresh = self.arena.cfg.pool, math.ceil(FRESH * self.arena.cfg.pool)
         if self.evidence.everywhere:  # a small effect is seldom ruled out: such edits would fill the pool for good
             size, fresh = WIDER * size, size

@@ -66,10 +66,10 @@ class Evidence:
         gone = {self.removals[p.edit.key] for p in proposals if p.edit.key in self.removals}
         new = {p.edit.key: p for p in proposals if p.edit.key not in self.removals}
         self.edits |= new
-        document, before = _plain(text.text), self.texts[incumbent.hash]
+        document, before = _plain(text.body), self.texts[incumbent.hash]
         once = dict.fromkeys([*(key for version in self.incumbents for key in self.texts[version]), *before])
         parts = {key: self._inserted(key) for key in once if key not in gone}  # a removal may bring an older text back
-        held = [key for key, part in parts.items() if (part in document if part else key in before)]
+        held = [key for key, part in parts.items() if (_stands(part, document) if part else key in before)]
         self.texts.setdefault(text.hash, tuple(dict.fromkeys((*held, *new))))
 
     def _inserted(self, key: str) -> str:
@@ -194,6 +194,11 @@ def _does_good(general: int, claimed: int) -> bool:
 def lines(skill: Skill) -> tuple[str, ...]:
     """What a text says, whatever blank lines removals left in it."""
     return tuple(line.rstrip() for line in skill.text.splitlines() if line.strip())
+
+
+def _stands(part: str, document: str) -> bool:
+    """Does all of it stand there, if need be with later edits between its lines?"""
+    return all(line.strip() in document for line in part.splitlines())
 
 
 def _plain(text: str) -> str:

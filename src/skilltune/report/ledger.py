@@ -36,23 +36,32 @@ def to_json(rule: Rule) -> dict[str, Any]:
 
 ABOUT = (
     "Points that each rule of the best skill adds, estimated from what its screen foretold and from the train and "
-    "select samples that were tried with it and without it; a range that holds 0 may be luck."
+    "select samples that were tried with it and without it; a range that holds 0 may be luck. Fixed and broke: train "
+    "samples whose score rose or fell by half or more with it."
 )
 HEADERS = ("rule", "since", "effect, points (95 %)", "train samples", "why")
 
 
 def row(rule: Rule) -> tuple[str, ...]:
     """The cells of one rule, in the order of `HEADERS`."""
-    text = " ".join(rule.text.split())
+    text = _words(rule)
     text = text if len(text) <= WIDTH else f"{text[: WIDTH - 1]}…"
     moved = f"fixed {rule.fixed}, broke {rule.broken} of {rule.known}" if rule.known else "never seen with and without"
     return (
-        f"− {text}" if rule.op == "delete" else text,
+        text,
         f"version {rule.version}, step {rule.step}",
         _effect(rule),
         moved,
-        "; ".join(filter(None, (" ".join(rule.why.split()), _cited(rule.evidence)))),
+        "; ".join(filter(None, (" ".join(rule.why.split()).rstrip("."), _cited(rule.evidence)))),
     )
+
+
+def _words(rule: Rule) -> str:
+    """What the edit brought; of one that brought nothing new, what it took away."""
+    came, went = ([" ".join(line.split()) for line in part.splitlines()] for part in (rule.text, rule.removed))
+    if rule.op != "delete" and (new := " ".join(line for line in came if line not in went).strip()):
+        return new
+    return "− " + " ".join(line for line in went if rule.op == "delete" or line not in came).strip()
 
 
 def _effect(rule: Rule) -> str:
