@@ -22,9 +22,10 @@ from skilltune.gate.screen import Pool, balanced
 from skilltune.gate.stats import standard_error
 from skilltune.gate.strict import Strict
 from skilltune.optimizer import Proposal
+from skilltune.report.terminal import explained
 from skilltune.rollout import Rollout, Score, Trajectory
 from skilltune.samples import Sample, Splits
-from skilltune.session import estimate_calls
+from skilltune.session import estimate_calls, verdict_to_json
 from skilltune.skill import Skill
 
 pytestmark = pytest.mark.anyio
@@ -684,6 +685,43 @@ def test_scores_that_are_all_alike_still_have_an_error() -> None:
     assert standard_error([0.0, 1.0]) == pytest.approx((0.25 / 2) ** 0.5)
     for alike in ([0.0] * 18, [1.0] * 18):
         assert standard_error(alike) == pytest.approx((0.05 * 0.95 / 18) ** 0.5)
+
+
+@pytest.mark.parametrize(("lost", "accepted"), [(0, True), (1, True), (2, False)])
+async def test_pitfall_4_a_race_accepts_nothing_on_less_than_nine_tenths(lost: int, accepted: bool) -> None:
+    """A candidate whose calls fail where it is hard is not better for it."""
+    made = arena(lambda text, i: None if "- a" in text and i < lost else float("- a" in text), block=16)
+    verdict = await Race(made).judge(START, [rule("a")], limit=1, name="step 1")
+    assert verdict.accepted == accepted
+    assert verdict.numbers["unscored"] == lost
+    assert verdict.numbers["decision"] == ("accepted" if accepted else "undecided")
+    data = {**verdict_to_json(verdict), "step": 1, "version": 0}
+    assert ("could not be scored on both sides" in explained(data, made.cfg)) != accepted
+
+
+async def test_what_was_measured_is_the_mean_over_the_draws_that_both_sides_have() -> None:
+    """The incumbent was drawn twice, as a calibration does: the second draw has no counterpart."""
+    made = arena(lambda text, i: float("- a" in text), block=16)
+    await made.roll(START, SELECT, attempt=1)
+    rolls = cast(Rolls, made.roll)
+    rolls.seen |= {key: replace(r, score=Score(1.0)) for key, r in rolls.seen.items() if key[2] == 1}
+    verdict = await Race(made).judge(START, [rule("a")], limit=1, name="step 1")
+    assert (verdict.before, verdict.after) == (0.0, 1.0)
+    assert set(verdict.differences.values()) == {1.0}
+
+
+async def test_a_sample_that_was_drawn_twice_counts_with_its_mean() -> None:
+    made = arena(lambda text, i: float("- a" in text))
+    applied = apply(START, [rule("a").edit])
+    for skill in (START, applied.skill):
+        for attempt in range(2):
+            await made.roll(skill, SELECT, attempt=attempt)
+    rolls = cast(Rolls, made.roll)
+    for key, rollout in rolls.seen.items():
+        if key[0] == START.hash and key[2] == 1:
+            rolls.seen[key] = replace(rollout, score=Score(1.0))
+    verdict = Race(made)._verdict(START, applied, accepted=False, reason="", numbers={})
+    assert (verdict.before, verdict.after) == (0.5, 1.0)
 
 
 # -- strict

@@ -16,6 +16,7 @@ from skilltune import Env, plugins
 from skilltune.api import run_training
 from skilltune.config import TargetConfig, make_config
 from skilltune.errors import BudgetExceeded, CallConfigError, InfraError, UsageError
+from skilltune.gate.replay import recompute
 from skilltune.rollout import Rollout, Trajectory
 from skilltune.run import Run
 from skilltune.samples import Sample
@@ -372,3 +373,42 @@ async def test_an_optimizer_sees_train_samples_only_and_calls_its_model_within_t
     train = {sample.id for sample in env.samples if sample.split == "train"}
     assert {sample.id for sample in material.env.samples} == set(material.samples) == train
     assert len(env.samples) > len(train)
+
+
+HASTY = """
+from skilltune.edits import Edit
+from skilltune.optimizer import Optimizer, Proposal
+
+class it(Optimizer):
+    def __init__(self, rest, material):
+        self.reads = int(rest)
+    async def propose(self, skill, rollouts, memory, step, limit):
+        shown = []
+        if self.reads:
+            async for rollout in rollouts:
+                shown.append(rollout.sample)
+                if len(shown) == self.reads:
+                    break
+        return [Proposal(Edit("add", text="{}"), tuple(shown))]
+"""
+
+
+@pytest.mark.parametrize("reads", [0, 3])
+async def test_an_optimizer_that_does_not_read_all_of_a_batch_leaves_it_to_the_gate(
+    register: Any, tmp_path: Path, reads: int
+) -> None:
+    with small(classes=1, p=0.0) as world:
+        register("optimizer", "o", HASTY.format(world.rule(0)))
+        tree = {
+            "target": {"model": f"openai@{world.url}/target"},
+            "optimizer": {"model": f"plugin:o/{reads}"},
+            "train": {"epochs": 1, "batch_size": 16},
+        }
+        env = Env(world.write(tmp_path / "data.jsonl"))
+        result = await run_training(make_config(tree), tmp_path, tmp_path / "run", env=env)
+        assert world.true_score(result.best.text) == 1
+        asked = world.calls["target"]
+        await run_training(make_config(tree), tmp_path, tmp_path / "run", env=env)
+        assert world.calls["target"] == asked  # what was left unread is in the journal like all else
+    with Run.read(result.folder) as journal:
+        assert (await recompute(journal)).exit_code == 0

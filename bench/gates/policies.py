@@ -63,8 +63,8 @@ class Means(Race):
             return await Race._screen(self, pool, limit, name)
 
     def _fit_race(self, incumbent: Skill, candidate: Skill, gain: tuple[float, float]) -> Posterior:
-        old, new = dict(self._select_scores(incumbent.hash)), self._select_scores(candidate.hash)
-        differences = [score - old[sample] for sample, score in new]
+        old, new = self._select_draws(incumbent.hash), self._select_draws(candidate.hash)
+        differences = [score - old[draw] for draw, score in new.items()]
         noise = (pvariance(differences) or 0.25) / len(differences)
         precision = 1 / noise + 1 / gain[1] ** 2
         middle = (fmean(differences) / noise + gain[0] / gain[1] ** 2) / precision

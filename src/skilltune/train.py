@@ -162,6 +162,8 @@ async def fit(s: Session, state: State) -> None:
             if s.nothing_left(state.failed):
                 break
             proposals = await optimizer.propose(state.skill, rollouts, state.memory, step, step.lr or cfg.lr)
+            async for _ in rollouts:  # what the optimizer did not wait for is the gate's evidence too
+                pass
         limit = step.lr or await optimizer.learning_rate(state.skill, proposals, state.memory, step, cfg.lr)
         s.arena.upcoming, protect = step.upcoming, state.memory.protected
         verdict = await gate.judge(state.skill, proposals, limit=limit, name=f"step {step.index}", protect=protect)

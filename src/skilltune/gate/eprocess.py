@@ -68,7 +68,7 @@ class EProcess(Race):
         looks, accepted, left = await self._play(incumbent, candidate, bar, name)
         self.inherited = level if accepted else 0.0
         kept = candidate if accepted else incumbent
-        scores = [score for _, score in self._select_scores(kept.hash)]
+        scores = list(self._select_draws(kept.hash).values())
         self.level = (mean(scores), standard_error(scores))
         numbers = {
             "rule": "eprocess",
@@ -104,7 +104,7 @@ class EProcess(Race):
                 made, room = self._bets(incumbent, candidate, units, [], draw + 1)
             hope = chance(made, trend, room, bar, rng(arena.seed, "hope", name, number))
             scored, gain = self._compared(incumbent, candidate, order[:end], draw)
-            n, most = len(self._select_scores(candidate.hash)), max(path, default=0.0)
+            n, most = len(self._select_draws(candidate.hash)), max(path, default=0.0)
             looks.append(Look(n, draw, len(path), gain, _exp(path[-1] if path else 0.0), _exp(most), hope))
             accepted = most >= bar and scored >= (1 - MAX_UNSCORED) * end
             if accepted or hope < HOPE:

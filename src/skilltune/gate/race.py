@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from random import Random
+from statistics import fmean
 from typing import Any
 
 from skilltune.edits import Applied, addition, apply, says
@@ -23,7 +24,7 @@ from skilltune.gate.stats import Mixture, standard_error, updated
 from skilltune.gate.tried import Evidence, Scores
 from skilltune.optimizer import Proposal, join
 from skilltune.optimizer.memory import Rejected
-from skilltune.roll import gather, mean
+from skilltune.roll import MAX_UNSCORED, gather, mean
 from skilltune.run import rng
 from skilltune.samples import Sample
 from skilltune.skill import Skill
@@ -252,6 +253,7 @@ class Race:
         blocks += [(attempt, order) for attempt in range(1, arena.draws(cfg.passes))]
         looks: list[Look] = []
         decision, likelier = "", candidate
+        asked = scored = 0
         for number, (attempt, block) in enumerate(blocks):
             for ahead, samples in blocks[number + 1 : number + 2]:
                 arena.roll.expect(candidate, samples, ahead)
@@ -259,9 +261,12 @@ class Race:
             arena.roll.expect(likelier, arena.upcoming)
             purpose = f"{name} race {candidate.hash} {block[0].id} {attempt}"
             sides = ((candidate, attempt), (pool.skill, attempt))  # an incumbent seen on a few lucky samples is no bar
-            await gather([arena.roll(skill, block, attempt=draw, purpose=purpose) for skill, draw in sides])
+            done = await gather([arena.roll(skill, block, attempt=draw, purpose=purpose) for skill, draw in sides])
+            asked += len(block)
+            scored += sum(a.scored and b.scored for a, b in zip(*done, strict=True))
             looks.append(self._look(pool.skill, candidate, prior, price))
-            decision = self._decide(looks[-1], last=len(looks) == len(blocks))
+            enough = scored >= (1 - MAX_UNSCORED) * asked
+            decision = self._decide(looks[-1], last=len(looks) == len(blocks), enough=enough)
             if (
                 not decision
                 and number + 1 < len(blocks)
@@ -283,6 +288,7 @@ class Race:
             "decision": decision,
             "prior": (belief_before.mean, belief_before.sd),
             "looks": [asdict(look) for look in looks],
+            "unscored": asked - scored,
             "needed": self._bar(last=len(looks) == len(blocks)),
             "price": price,
         }
@@ -291,10 +297,16 @@ class Race:
     def _verdict(
         self, incumbent: Skill, applied: Applied, accepted: bool, reason: str, numbers: Mapping[str, Any]
     ) -> Verdict:
-        """On a candidate that was raced: both sides are compared on the `select` samples that both have done."""
+        """On a candidate that was raced: both sides are compared on the `select` samples that both have done, a sample
+        by its mean over the draws that both have."""
         candidate = applied.skill
-        old, new = dict(self._select_scores(incumbent.hash)), dict(self._select_scores(candidate.hash))
-        differences = {sample: new[sample] - old[sample] for sample in sorted(new) if sample in old}
+        old, new = self._select_draws(incumbent.hash), self._select_draws(candidate.hash)
+        pairs: dict[str, list[tuple[float, float]]] = {}
+        for (sample, attempt), score in sorted(new.items()):
+            if (sample, attempt) in old:
+                pairs.setdefault(sample, []).append((old[sample, attempt], score))
+        before = {sample: fmean(a for a, _ in scores) for sample, scores in pairs.items()}
+        after = {sample: fmean(b for _, b in scores) for sample, scores in pairs.items()}
         return Verdict(
             skill=candidate if accepted else incumbent,
             accepted=accepted,
@@ -302,9 +314,9 @@ class Race:
             score=self.level[0],
             score_sd=self.level[1],
             candidate=candidate,
-            before=mean([old[sample] for sample in differences]),
-            after=mean([new[sample] for sample in differences]),
-            differences=differences,
+            before=mean(list(before.values())),
+            after=mean(list(after.values())),
+            differences={sample: after[sample] - before[sample] for sample in pairs},
             reports=applied.reports,
             numbers=numbers,
         )
@@ -319,13 +331,14 @@ class Race:
         gain = updated(prior, middle / sd**2 / said, 1 / said)
         before, after = posterior.contrast({"level": 1.0}), posterior.contrast({"level": 1.0, "gain": 1.0})
         harm = 1 - gain.above(-self.arena.cfg.regression_bound)
-        seen = len(self._select_scores(candidate.hash))
+        seen = len(self._select_draws(candidate.hash))
         return Look(seen, _bounded(before), _bounded(after), gain.mean, gain.sd, gain.above(price + MATTERS), harm)
 
-    def _decide(self, look: Look, *, last: bool) -> str:
-        """ "" to go on; the veto on credible harm holds also where the last, lower bar is reached."""
+    def _decide(self, look: Look, *, last: bool, enough: bool = True) -> str:
+        """ "" to go on; the veto on credible harm holds also where the last, lower bar is reached. Nothing is accepted
+        unless `enough` samples were scored on both sides: what fails where it is hard would be flattered."""
         cfg = self.arena.cfg
-        if look.better >= self._bar(last=last) and look.harm < 1 - cfg.confidence:
+        if enough and look.better >= self._bar(last=last) and look.harm < 1 - cfg.confidence:
             return ACCEPTED
         if look.better < cfg.futility:
             return GIVEN_UP
@@ -356,14 +369,14 @@ class Race:
             observations.append(Observation(sample, columns, self.arena.metric(rollout.score)))
         return fit(observations, prior, self.arena.noise)
 
-    def _select_scores(self, version: str) -> list[tuple[str, float]]:
-        """(sample, score) of every rollout of a version on `select`, in a fixed order."""
+    def _select_draws(self, version: str) -> dict[tuple[str, int], float]:
+        """The score of every rollout of a version on `select`, by sample and attempt, in a fixed order."""
         ids = {sample.id for sample in self.arena.select}
-        return [
-            (sample, self.arena.metric(rollout.score))
-            for (skill, sample, _), rollout in sorted(self.arena.roll.seen.items())
+        return {
+            (sample, attempt): self.arena.metric(rollout.score)
+            for (skill, sample, attempt), rollout in sorted(self.arena.roll.seen.items())
             if skill == version and sample in ids and rollout.score is not None
-        ]
+        }
 
 
 def _transferred(gains: Sequence[float]) -> tuple[tuple[float, float, float], ...]:

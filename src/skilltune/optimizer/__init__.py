@@ -57,7 +57,8 @@ class Optimizer(Protocol):
     """Proposes; never judges. It sees rollouts of train samples only.
 
     `propose` returns the edits of one step, best supported first: a patch of at most `limit` edits, or a pool to be
-    measured. The rollouts come one by one in the order of the batch, so that it need not wait for the last of them.
+    measured. The rollouts come one by one in the order of the batch, so that it need not wait for the last of them,
+    nor read them all.
     `learning_rate` names how many of the proposals a step applies under the autonomous schedule.
     `slow_update` returns the epoch's guidance as an edit, or None; `notes` the optimizer's own notes. These two are
     not asked, and the rollouts that they would compare are not paid for, where `looks_back` is False.

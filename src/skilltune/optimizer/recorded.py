@@ -62,8 +62,6 @@ class Recorded:
     async def propose(
         self, skill: Skill, rollouts: AsyncIterable[Rollout], memory: Memory, step: Step, limit: int
     ) -> list[Proposal]:
-        async for _ in rollouts:  # they are the gate's evidence too
-            pass
         return [
             Proposal(edit_of(data["edit"]), tuple(data["support"]), data["among"])
             for data in self._recall("proposals", step.index)

@@ -229,6 +229,8 @@ def explained(data: Mapping[str, Any], gate: GateConfig | None) -> str:
     bar = f"P(better) = {look['better']:.2f}, needed {needed:.2f}"
     if numbers["decision"] == GIVEN_UP:
         bar += f", given up below {gate.futility:.2f}"
+    elif not data["accepted"] and look["better"] >= needed and look["harm"] < 1 - gate.confidence:
+        bar += f", but {numbers['unscored']} samples could not be scored on both sides"
     elif not data["accepted"] and look["better"] >= needed:
         bar += f", but P(worse by {100 * gate.regression_bound:g} points) = {look['harm']:.2f}"
     elif not data["accepted"]:
