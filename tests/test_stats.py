@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skilltune.config import CertifyConfig
-from skilltune.gate import crossed
+from skilltune.gate import crossed, stats
 from skilltune.gate.certify import certify
 from skilltune.gate.crossed import Observation, fit
 from skilltune.gate.race import doubling
@@ -23,8 +23,10 @@ from skilltune.gate.stats import (
     Mixture,
     bootstrap_interval,
     mcnemar,
+    mean_interval,
     normal_cdf,
     normal_quantile,
+    paired,
     paired_difference_interval,
     sign_flip_test,
     updated,
@@ -154,19 +156,66 @@ def test_the_paired_interval_covers_the_truth_as_often_as_it_says():
 
 
 def test_the_bootstrap_interval_has_the_ends_of_all_resamples():
+    """Of the differences and of two that stand at the ends."""
     differences = [0.9, 0.4, 0.15, -0.2, 0.0]
-    means = sorted(fmean(draw) for draw in product(differences, repeat=5))
-    low, high = bootstrap_interval(differences, seed=3)
+    means = sorted(fmean(draw) for draw in product([*differences, -0.9, 0.9], repeat=7))
+    units = [[d] for d in differences]
+    low, high = bootstrap_interval(units, (-0.9, 0.9), seed=3)
 
     def quantile(share: float) -> float:
         return means[min(int(share * len(means)), len(means) - 1)]
 
     assert quantile(0.018) <= low <= quantile(0.032)
     assert quantile(0.968) <= high <= quantile(0.982)
-    narrow = bootstrap_interval(differences, level=0.5, seed=3)
-    assert low < narrow[0] < fmean(differences) < narrow[1] < high
-    assert bootstrap_interval(differences, seed=3) == (low, high)
-    assert bootstrap_interval([0.25] * 7) == (0.25, 0.25)
+    narrow = bootstrap_interval(units, (-0.9, 0.9), level=0.5, seed=3)
+    assert low < narrow[0] < narrow[1] < high
+    assert bootstrap_interval(units, (-0.9, 0.9), seed=3) == (low, high)
+
+
+def drawn(draw: random.Random, kind: str, groups: int, size: int) -> list[list[float]]:
+    """Differences of groups: of independent samples with many zeros and a few gains, or of groups that move as one."""
+    if kind == "skewed":
+        return [[draw.uniform(0.2, 1.0) if draw.random() < 0.15 else 0.0] for _ in range(groups)]
+    if kind == "fractional":
+        return [[draw.choice([0.0, 0.05, 0.1, 0.3, 0.9])] for _ in range(groups)]
+    return [[draw.choices([1.0, -1.0, 0.0], [0.3, 0.3, 0.4])[0]] * size for _ in range(groups)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "groups", "size", "truth"),
+    [
+        ("skewed", 10, 1, 0.09),
+        ("skewed", 30, 1, 0.09),
+        ("fractional", 10, 1, 0.27),
+        ("as one", 8, 5, 0.0),
+        ("as one", 12, 5, 0.0),
+        ("as one", 20, 3, 0.0),
+    ],
+)
+def test_intervals_of_few_skewed_or_grouped_samples_cover_as_stated(
+    kind: str, groups: int, size: int, truth: float, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(stats, "RESAMPLES", 1000)
+    draw, covered, claimed = random.Random(f"{kind} {groups}"), 0, 0
+    for _ in range(120):
+        moved = drawn(draw, kind, groups, size)
+        before = [[0.0 if d >= 0 else -d for d in unit] for unit in moved]
+        after = [[a + d for a, d in zip(old, unit, strict=True)] for old, unit in zip(before, moved, strict=True)]
+        said = paired(before, after)
+        covered += said.low <= truth <= said.high
+        claimed += said.p < 0.05
+    assert covered >= 0.95 * 120 - 3 * math.sqrt(0.95 * 0.05 * 120)
+    if kind == "as one":
+        assert claimed <= 0.05 * 120 + 3 * math.sqrt(0.95 * 0.05 * 120)
+
+
+def test_intervals_of_nothing_that_moved_are_not_empty():
+    said = paired([[0.5, 0.25]] * 10, [[0.5, 0.25]] * 10)
+    assert said.low < -0.1 < 0.1 < said.high
+    assert said.p == 1
+    low, high = mean_interval([[1.0] * 5] * 6)
+    assert low < 0.95
+    assert high == 1
 
 
 @pytest.mark.parametrize(
@@ -331,8 +380,13 @@ class Rolls:
         return rollouts
 
 
-async def certified(old: Sequence[float | None], new: Sequence[float | None], attempts: int = 1, look: int = 1) -> Any:
-    samples = [Sample(id=f"s{i}", input="q") for i in range(len(old) // attempts)]
+async def certified(
+    old: Sequence[float | None], new: Sequence[float | None], attempts: int = 1, look: int = 1, size: int = 0
+) -> Any:
+    """With a `size` so many samples at a time are of one group."""
+    samples = [
+        Sample(id=f"s{i}", input="q", group=f"g{i // size}" if size else None) for i in range(len(old) // attempts)
+    ]
     scores = {
         (text, sample.id, attempt): values[attempt * len(samples) + i]
         for text, values in (("a", old), ("bbb", new))
@@ -354,6 +408,17 @@ async def test_a_binary_certificate_is_mcnemar_and_newcombe():
     assert (card.low, card.high) == paired_difference_interval(2, 6, 1, 1)
     assert (card.tokens, card.usd) == (20, pytest.approx(0))
     assert (await certified([0] * 5 + [1] * 5, [1] * 10)).certified  # p = 1/32
+
+
+@pytest.mark.anyio
+async def test_samples_of_one_group_are_one_witness():
+    """Ten samples in two groups: whatever they say, two coins fall alike one time in two, and to one side in four."""
+    alone, pair = await certified([0] * 10, [1] * 10), await certified([0] * 10, [1] * 10, size=5)
+    assert (alone.p, alone.groups, alone.certified) == (2**-10, 10, True)
+    assert (pair.p, pair.groups, pair.certified) == (0.25, 2, False)
+    assert "10 unseen samples in 2 groups (95" in str(pair)
+    assert pair.method == "sign-flip test, bootstrap interval of whole groups"
+    assert pair.high - pair.low > 2 * (alone.high - alone.low)
 
 
 @pytest.mark.anyio

@@ -15,6 +15,7 @@ from skilltune.config import MAY_DIFFER, Config, make_config
 from skilltune.envs import Env
 from skilltune.envs.review import refuse_unread
 from skilltune.errors import RunError, UsageError
+from skilltune.gate.certify import by_group
 from skilltune.gate.stats import mean_interval
 from skilltune.models import Usage
 from skilltune.probe import try_models
@@ -211,7 +212,7 @@ async def run_evaluation(
     if not scores:
         return Evaluation(None, 0.0, 1.0, 0, len(samples), usage, scores)
     values = list(scores.values())
-    low, high = mean_interval(values, session.cfg.seed)
+    low, high = mean_interval(by_group(samples, scores), session.cfg.seed)
     return Evaluation(sum(values) / len(values), low, high, len(values), len(samples), usage, scores)
 
 

@@ -296,11 +296,11 @@ def evaluate(
             raise UsageError(f"there is no skill at {skill}")
         cfg, root = load_config(config, overrides or ())
         sides, verdicts = interrupts.run(score())
-        _print_evaluation(sides, verdicts, split.value, cfg.seed, as_json)
+        _print_evaluation(sides, opened[0], verdicts, split.value, as_json)
 
 
 def _print_evaluation(
-    sides: dict[str, Evaluation], verdicts: Usage | None, split: str, seed: int, as_json: bool
+    sides: dict[str, Evaluation], session: Session, verdicts: Usage | None, split: str, as_json: bool
 ) -> None:
     """`verdicts` is what the judge took now, None where there is none."""
     from dataclasses import asdict
@@ -308,7 +308,7 @@ def _print_evaluation(
     from skilltune.report.card import describe_usage
     from skilltune.report.terminal import columns, per_task, stdout
 
-    paired = _paired(sides["without"].scores, sides["with"].scores, seed) if len(sides) == 2 else None
+    paired = _paired(session, sides["without"].scores, sides["with"].scores) if len(sides) == 2 else None
     if as_json:
         data = {name: asdict(side) | {"scores": dict(side.scores)} for name, side in sides.items()}
         judge = {} if verdicts is None else {"judge": asdict(verdicts)}
@@ -328,18 +328,21 @@ def _print_evaluation(
         )
 
 
-def _paired(before: Any, after: Any, seed: int) -> dict[str, Any] | None:
+def _paired(session: Session, before: Any, after: Any) -> dict[str, Any] | None:
     """The difference over the samples scored on both sides, with its 95 % interval."""
-    from skilltune.gate.stats import difference_interval
+    from skilltune.gate.certify import by_group
+    from skilltune.gate.stats import paired
 
     pairs = [(before[sample], after[sample]) for sample in before if sample in after]
     if not pairs:
         return None
     differences = [b - a for a, b in pairs]
     fixed, broken = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
-    low, high = difference_interval([a for a, _ in pairs], [b for _, b in pairs], seed)
+    samples = (*session.splits.train, *session.splits.select, *session.splits.test)
+    old, new = (by_group(samples, {id: of[id] for id in before if id in after}) for of in (before, after))
+    said = paired(old, new, session.cfg.seed)
     gain = sum(differences) / len(differences)
-    return {"gain": gain, "low": low, "high": high, "n": len(pairs), "fixed": fixed, "broken": broken}
+    return {"gain": gain, "low": said.low, "high": said.high, "n": len(pairs), "fixed": fixed, "broken": broken}
 
 
 @app.command()

@@ -9,12 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from statistics import fmean
 from typing import Any
 
 from skilltune.budget import minus
 from skilltune.edits import Edit, apply
 from skilltune.errors import CallError, InfraError, Stopped
-from skilltune.gate.stats import difference_interval, mean_interval
+from skilltune.gate.certify import by_group
+from skilltune.gate.stats import mean_interval, paired
 from skilltune.models import Usage
 from skilltune.optimizer import Memory, Step
 from skilltune.optimizer.evidence import copied, render_rollout, trajectory_tag
@@ -90,11 +92,12 @@ async def controls(s: Session, start: Skill, trained: Skill) -> Controls:
         if not both:
             missing[name] = "no test sample was scored on both sides"
             continue
-        before, after = [ours[sample] for sample in both], [scores[sample] for sample in both]
+        before, after = (by_group(s.splits.test, {sample: of[sample] for sample in both}) for of in (ours, scores))
         low, high = mean_interval(after, s.cfg.seed)
-        worse, better = difference_interval(before, after, s.cfg.seed)
-        score = sum(after) / len(after)
-        arms.append(Arm(name, score, low, high, len(both), score - sum(before) / len(before), worse, better, cost))
+        against = paired(before, after, s.cfg.seed)
+        score = fmean(scores[sample] for sample in both)
+        gain = score - fmean(ours[sample] for sample in both)
+        arms.append(Arm(name, score, low, high, len(both), gain, against.low, against.high, cost))
     return Controls(tuple(arms), missing)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from statistics import fmean
 from typing import Any
 
 from skilltune.config import CertifyConfig
@@ -43,14 +44,21 @@ class Certificate:
     tokens: float
     usd: float | None
     reason: str = ""  # why it is not certified, "" if it is
+    groups: int = 0  # of samples that may succeed or fail as one; `n` where every sample stands for itself
 
     @property
     def gain(self) -> float:
         return self.after - self.before
 
+    @property
+    def samples(self) -> str:
+        """ "120 unseen samples", and in how many groups, where not each stands for itself."""
+        groups = f" in {self.groups} groups" if 0 < self.groups < self.n else ""
+        return f"{self.n} unseen samples{groups}"
+
     def __str__(self) -> str:
         return (
-            f"{100 * self.before:.1f} % → {100 * self.after:.1f} % on {self.n} unseen samples "
+            f"{100 * self.before:.1f} % → {100 * self.after:.1f} % on {self.samples} "
             f"(95 % CI {100 * self.low:+.1f}…{100 * self.high:+.1f}, p = {self._p()}), {self.tokens:+.0f} tokens/task"
         )
 
@@ -78,7 +86,8 @@ async def certify(
     certified.
 
     Scores that are all 0 or 1 with one attempt get the exact McNemar test and Newcombe's interval, others a sign-flip
-    test and a bootstrap interval of the paired differences.
+    test and a bootstrap interval of the paired differences. Samples of one `group` may succeed or fail as one, so that
+    groups are then what is flipped and drawn.
     """
     if not test or start.text == best.text:
         return None
@@ -90,16 +99,10 @@ async def certify(
     pairs = {sample: (before[sample], after[sample]) for sample in before if sample in after}
     if not pairs:
         return None
-    old, new = [pair[0] for pair in pairs.values()], [pair[1] for pair in pairs.values()]
+    old, new = (by_group(test, {sample: pair[i] for sample, pair in pairs.items()}) for i in (0, 1))
+    said = stats.paired(old, new, seed)
     differences = [b - a for a, b in pairs.values()]
     fixed, broken = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
-    if all(value in (0.0, 1.0) for pair in pairs.values() for value in pair):
-        both, neither = sum(a == b == 1 for a, b in pairs.values()), sum(a == b == 0 for a, b in pairs.values())
-        low, high = stats.paired_difference_interval(both, fixed, broken, neither)
-        p, method = stats.mcnemar(fixed, broken), "exact McNemar test, Newcombe interval"
-    else:
-        low, high = stats.bootstrap_interval(differences, seed=seed)
-        p, method = stats.sign_flip_test(differences, seed=seed), "sign-flip test, bootstrap interval"
     cheaper, dearer = _per_task(draws[:attempts]), _per_task(draws[attempts:])
     usd = None if cheaper.usd is None or dearer.usd is None else dearer.usd - cheaper.usd
     reason = ""
@@ -107,25 +110,36 @@ async def certify(
         reason = f"only {len(pairs)} of {len(test)} test samples were scored on both sides"
     elif len(pairs) < FEWEST:
         reason = f"{len(pairs)} test samples are too few to certify anything; {FEWEST} are needed"
-    elif p >= cfg.alpha / look:
+    elif said.p >= cfg.alpha / look:
         reason = "the test split does not exclude that it is no better"
     return Certificate(
-        before=sum(old) / len(old),
-        after=sum(new) / len(new),
+        before=fmean(a for a, _ in pairs.values()),
+        after=fmean(b for _, b in pairs.values()),
         n=len(pairs),
-        low=low,
-        high=high,
-        p=p,
+        low=said.low,
+        high=said.high,
+        p=said.p,
         certified=not reason,
         look=look,
         fixed=fixed,
         broken=broken,
         attempts=attempts,
-        method=method,
+        method=said.method,
         tokens=dearer.tokens - cheaper.tokens,
         usd=usd,
         reason=reason,
+        groups=len(old),
     )
+
+
+def by_group(samples: Sequence[Sample], scores: Mapping[str, float]) -> list[list[float]]:
+    """The scores of the samples that have one; those of one group together."""
+    units: dict[tuple[bool, str], list[float]] = {}
+    for sample in samples:
+        if sample.id in scores:
+            key = (False, sample.id) if sample.group is None else (True, sample.group)
+            units.setdefault(key, []).append(scores[sample.id])
+    return list(units.values())
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,7 +87,11 @@ def _verdict(record: Record) -> Html:
     facts: list[tuple[str, str, str]] = []
     if c is not None:
         facts += [
-            ("test score", f"{_percent(c.before)} → {_percent(c.after)}", f"on {c.n} unseen samples, {looks(c)}"),
+            (
+                "test score",
+                f"{_percent(c.before)} → {_percent(c.after)}",
+                f"on {c.samples}, {looks(c)}",
+            ),
             ("gain", f"{100 * c.gain:+.1f} points", f"95 % interval {100 * c.low:+.1f} to {100 * c.high:+.1f}"),
             ("chance", f"p = {c.p:.2g}", f"of such a gain without an effect; {c.method}"),
             ("fixed and broken", f"{c.fixed} fixed, {c.broken} broken", f"of {c.n} test samples"),
