@@ -44,7 +44,10 @@ def pin(run: Run, skill: Skill, roll: Roller, looks_back: bool, samples: Iterabl
 
 def pin_test(run: Run, roll: Roller, test: Iterable[Sample]) -> None:
     """The same of the samples of `test`, when they are read."""
-    run.fix(TEST, lambda: {sample.id: roll.content(sample) for sample in test})
+    samples = list(test)
+    run.fix(TEST, lambda: {sample.id: roll.content(sample) for sample in samples})
+    tied = {sample.id: sample.group for sample in samples if sample.group is not None}
+    run.fix(f"{TEST} groups", lambda: tied)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +76,9 @@ class Pins:
         text = _kept(run, start["hash"]).decode("utf-8", "surrogatepass")
         skill = Skill(text, start["name"], files, start["folder"])
         contents = parts["contents"] | (test[0] if test else {})
-        return cls(skill, parts["target"], parts["env"], parts["looks_back"], contents, parts["groups"])
+        tied = run.recall(f"{TEST} groups")
+        groups = parts["groups"] | (tied[0] if tied else {})
+        return cls(skill, parts["target"], parts["env"], parts["looks_back"], contents, groups)
 
     def rollouts(self, run: Run) -> Iterator[Rollout]:
         """Every rollout of this run in its journal; not what a fork brought along from another target or scorer."""
