@@ -16,9 +16,8 @@ from hypothesis import strategies as st
 
 from skilltune.config import GateConfig
 from skilltune.edits import Edit
-from skilltune.gate import Arena, Verdict, build_gate
+from skilltune.gate import FAILED, Arena, Verdict, build_gate
 from skilltune.gate.eprocess import HOPE, EProcess, chance, log_wealth, share
-from skilltune.gate.race import FAILED
 from skilltune.optimizer import Proposal
 from skilltune.rollout import Rollout, Score, Trajectory
 from skilltune.samples import Sample

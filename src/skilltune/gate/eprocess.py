@@ -23,8 +23,8 @@ from dataclasses import asdict, dataclass
 from random import Random
 from statistics import fmean
 
-from skilltune.gate import Verdict
-from skilltune.gate.race import ACCEPTED, FAILED, GIVEN_UP, Race, doubling
+from skilltune.gate import FAILED, Verdict
+from skilltune.gate.race import ACCEPTED, GIVEN_UP, Race, doubling
 from skilltune.gate.screen import Pool, Screened
 from skilltune.gate.stats import standard_error
 from skilltune.roll import MAX_UNSCORED, gather, mean

@@ -16,7 +16,7 @@ from statistics import fmean
 from typing import Any
 
 from skilltune.edits import Applied, addition, apply, says
-from skilltune.gate import Arena, Verdict
+from skilltune.gate import FAILED, Arena, Verdict
 from skilltune.gate.crossed import Observation, Posterior, fit
 from skilltune.gate.effects import Draw
 from skilltune.gate.screen import Pool, Screened, assign, balanced
@@ -57,7 +57,6 @@ PROMISE = 0.02  # gain expected of a candidate that is worth a race; one that pr
 VISIBLE = 0.25  # over the root of the size of `select`: half a standard error, which is promise enough
 ACCEPTED, GIVEN_UP, UNDECIDED = "accepted", "given up", "undecided"  # how a race ends
 SAID = "the skill says this already"
-FAILED = f"{GIVEN_UP}: not shown to be better"  # all that the optimizer is told of a candidate that was not accepted
 SURE = 0.9  # P(it adds something) of every edit of a full team, from which on a screen has seen enough
 
 
@@ -119,8 +118,9 @@ class Race:
             verdict = await self._race(pool, chosen, screened, name)
         chosen = chosen if verdict.candidate else ()
         effects = [screened.gain([i]) if screened else (0.0, 0.0, 0.0) for i in range(len(pool.proposals))]
-        # Of a failed team each member may be good.
-        failed = len(chosen) == 1 and verdict.numbers["decision"] == GIVEN_UP
+        # Each member of a failed team may be good. A candidate that was given up and one that stayed undecided are
+        # treated alike, so that the pool tells no more of `select` than that it was not accepted.
+        failed = len(chosen) == 1 and not verdict.accepted
         spent = chosen if verdict.accepted or failed else ()
         if verdict.accepted:
             self.evidence.accept(verdict.reports)
@@ -224,11 +224,11 @@ class Race:
         return await asyncio.to_thread(self.evidence.draws, self._scores(), pool.keys, random, **options)
 
     def _scores(self) -> Scores:
-        """All that was seen in this run."""
+        """All scores on train samples. Scores on `select` must not be among them: the screen chooses the candidates
+        that `select` judges, and its figures are told to the optimizer."""
         scores: dict[tuple[str, str], list[float]] = {}
-        for (skill, sample, _), rollout in sorted(self.arena.roll.seen.items()):
-            if rollout.score is not None:
-                scores.setdefault((skill, sample), []).append(self.arena.metric(rollout.score))
+        for (skill, sample, _), score in self.arena.scores("train").items():
+            scores.setdefault((skill, sample), []).append(score)
         return scores
 
     # -- (c) the race
@@ -237,11 +237,6 @@ class Race:
         cfg, arena = self.arena.cfg, self.arena
         applied = pool.apply(chosen)
         candidate = applied.skill
-        own = {(candidate.hash, sample.id) for sample in arena.select}
-        if screened and any((text, sample) in own for text, sample, _ in arena.roll.seen):
-            draw = rng(arena.seed, "screen", name, "without")  # what its own race said is said again below
-            draws = await self._draws(pool, draw, without=own)
-            screened = Screened(pool, draws, screened.known)
         prior = _transferred(screened.gains(chosen)) if screened else UNSCREENED
         belief_before = Mixture(prior)
         price = cfg.length_price * max(0, candidate.tokens - pool.skill.tokens) / 1000
@@ -354,28 +349,24 @@ class Race:
 
     def _fit_race(self, incumbent: Skill, candidate: Skill, gain: tuple[float, float]) -> Posterior:
         """All that was ever seen on `select`: the incumbent's level, the candidate's gain, other versions' distance."""
-        ids = {sample.id for sample in self.arena.select}
         prior = {"level": LEVEL, "gain": gain}
         observations = []
-        for (version, sample, _), rollout in sorted(self.arena.roll.seen.items()):
-            if sample not in ids or rollout.score is None:
-                continue
+        for (version, sample, _), score in self.arena.scores("select").items():
             columns = {"level": 1.0}
             if version == candidate.hash:
                 columns["gain"] = 1.0
             elif version != incumbent.hash:
                 columns[version] = 1.0
                 prior[version] = OTHER_VERSION
-            observations.append(Observation(sample, columns, self.arena.metric(rollout.score)))
+            observations.append(Observation(sample, columns, score))
         return fit(observations, prior, self.arena.noise)
 
     def _select_draws(self, version: str) -> dict[tuple[str, int], float]:
         """The score of every rollout of a version on `select`, by sample and attempt, in a fixed order."""
-        ids = {sample.id for sample in self.arena.select}
         return {
-            (sample, attempt): self.arena.metric(rollout.score)
-            for (skill, sample, attempt), rollout in sorted(self.arena.roll.seen.items())
-            if skill == version and sample in ids and rollout.score is not None
+            (sample, attempt): score
+            for (skill, sample, attempt), score in self.arena.scores("select").items()
+            if skill == version
         }
 
 

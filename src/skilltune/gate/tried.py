@@ -131,14 +131,13 @@ class Evidence:
         random: Random,
         *,
         draws: int = DRAWS,
-        without: Container[tuple[str, str]] = (),
     ) -> list[Draw]:
         """Draws of the samples under the incumbent and of the effects of the edits of a pool (their keys, in its order)
-        by all scores but those of `without`."""
+        by these scores."""
         rows = [
             (sample, self.texts[text], score)
             for (text, sample), seen in sorted(scores.items())
-            if text in self.texts and (text, sample) not in without
+            if text in self.texts
             for score in seen
         ]
         taken = self.texts[self.incumbents[-1]]
