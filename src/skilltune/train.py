@@ -45,7 +45,7 @@ class State:
     memory: Memory = field(default_factory=Memory)
     verdicts: list[Verdict] = field(default_factory=list)
     score: float | None = None  # of the incumbent on `select`
-    since_accept: int = 0  # steps
+    since_accept: int = 0  # steps since a version was accepted, by a step or by a slow update
     failed: dict[str, bool] = field(default_factory=dict)  # by the incumbent, of the tasks of its batches
     steady: bool = False  # the target gave equal answers to equal questions
     stopped: Stopped | None = None
@@ -167,7 +167,7 @@ async def fit(s: Session, state: State) -> None:
         s.arena.upcoming, protect = step.upcoming, state.memory.protected
         verdict = await gate.judge(state.skill, proposals, limit=limit, name=f"step {step.index}", protect=protect)
         state.memory = replace(state.memory, lr=limit)
-        state.since_accept = 0 if verdict.accepted else state.since_accept + 1
+        state.since_accept += 1
         take(s, state, step, verdict, limit)
 
         if s.cfg.slow.enabled and optimizer.looks_back and step.ends_epoch and step.epoch > 1:
@@ -282,7 +282,7 @@ def take(s: Session, state: State, step: Step, verdict: Verdict, limit: int) -> 
     state.verdicts.append(verdict)
     if verdict.accepted:
         state.versions.append(verdict.skill)
-        state.failed = {}
+        state.since_accept, state.failed = 0, {}
     grown = verdict.accepted and s.cfg.optimizer.patterns
     state.memory = state.memory.remember(verdict.rejected, verdict.skill.body, verdict.candidate, grown=grown)
     s.roll.settle(state.skill)
