@@ -628,14 +628,18 @@ async def test_a_proved_optimizer_needs_less() -> None:
     """The same evidence, too little for a first version, is enough once another one was accepted."""
     bars = {"block": len(SELECT), "confidence": 0.999, "last_confidence": 0.99, "regression_bound": 1.0}
 
-    async def raced(proven: bool) -> Verdict:
+    async def raced(*earlier: Skill) -> Verdict:
         gate = Race(arena(lambda text, i: float(i < 8 + 6 * ("- a" in text)), **bars))
         await gate.baseline(START)
-        if proven:
-            gate.evidence.enthrone(Skill("# An earlier one\n"))
+        for skill in earlier:
+            gate.evidence.enthrone(skill)
         return await gate.judge(START, [rule("a")], limit=1, name="step 1")
 
-    first, later = await raced(False), await raced(True)
+    other = Skill("# Another one\n")
+    first, later = await raced(), await raced(other)
+    for taken_back in ([START, other], [START, other, Skill("# A third one\n")]):
+        again = await raced(*taken_back)  # back at the input, nothing that was accepted stands any more
+        assert (again.accepted, again.numbers["needed"]) == (False, 0.99)
     assert first.numbers["looks"] == later.numbers["looks"]
     assert 0.55 < first.numbers["looks"][-1]["better"] < 0.99
     assert (first.accepted, first.numbers["needed"]) == (False, 0.99)

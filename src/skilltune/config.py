@@ -171,7 +171,7 @@ class GateConfig(_Section):
         default=0.55,
         gt=0.5,
         lt=1,
-        description="race: the same, once a version was accepted: the optimizer has proved itself",
+        description="race: the same, while an accepted version stands: the optimizer has proved itself",
     )
     futility: float = Field(default=0.25, ge=0, lt=0.5, description="race: reject when P(gain > 0) falls below this")
     alpha: float = Field(default=0.05, gt=0, lt=1, description="eprocess: P(any accept without a gain), per run")

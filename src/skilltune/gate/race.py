@@ -340,12 +340,13 @@ class Race:
         return UNDECIDED if last else ""
 
     def _bar(self, *, last: bool) -> float:
-        """P(better) that an accept needs. When all passes are used up it is lower, and much lower once a version was
-        accepted: an optimizer that was right once, as far as one can tell, deserves more credit."""
+        """P(better) that an accept needs. When all passes are used up it is lower, and much lower while an accepted
+        version stands: an optimizer that was right once deserves more credit. If the run is back at the input, because
+        all that was accepted was taken back, the optimizer has not been right yet."""
         cfg = self.arena.cfg
         if not last:
             return cfg.confidence
-        return cfg.proven_confidence if len(self.evidence.incumbents) > 1 else cfg.last_confidence
+        return cfg.proven_confidence if self.evidence.proven else cfg.last_confidence
 
     def _fit_race(self, incumbent: Skill, candidate: Skill, gain: tuple[float, float]) -> Posterior:
         """All that was ever seen on `select`: the incumbent's level, the candidate's gain, other versions' distance."""

@@ -54,6 +54,11 @@ class Evidence:
         """Whether claims were found to mean nothing: what edits do, they do to all samples."""
         return self.claims < CLAIMS and self.solved >= SOME
 
+    @property
+    def proven(self) -> bool:
+        """True while an accepted version stands. Who was led back to the input has nothing to show."""
+        return self.incumbents[:1] != self.incumbents[-1:]
+
     def enthrone(self, skill: Skill) -> tuple[str, ...]:
         """Take note of the incumbent; the edits that it holds."""
         if skill.hash not in self.incumbents[-1:]:
