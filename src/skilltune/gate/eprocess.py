@@ -184,6 +184,13 @@ def share(k: int) -> float:
     return 6 / (math.pi * k) ** 2
 
 
+def reachable(units: Sequence[int], alpha: float, passes: int = 1) -> int:
+    """The number of the last candidate that can be accepted if none was before it: with a win in every bet, on units of
+    these sizes, its wealth still reaches the bar. 0 if no candidate can ever be accepted."""
+    most = log_wealth([size / max(units) for size in units])[-1] if units else 0.0
+    return math.isqrt(math.floor(_exp(most) * share(1) * alpha / passes))
+
+
 def log_wealth(differences: Iterable[float]) -> list[float]:
     """Logarithm of the gamblers' mean wealth after each bet, from 1 at the start. Differences are in [-1, 1]."""
     logs = (0.0,) * len(STAKES)
