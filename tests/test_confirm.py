@@ -36,12 +36,12 @@ async def shown(first: dict[str, float | None], second: dict[str, float | None],
     async def roll(skill: Skill, samples: list[Sample], *, attempt: int, purpose: str) -> list[Rollout]:
         assert attempt == 1
         asked.extend(sample.id for sample in samples)
-        again = "same" if answers == "same" else "other"
-        return [rolled(sample.id, 1, second[sample.id], again) for sample in samples]
+        said = {"same": "answer {}", "other": "another answer {}", "constant": "no idea"}[answers]
+        return [rolled(sample.id, 1, second[sample.id], said.format(sample.id)) for sample in samples]
 
     async def batch(*_: Any, **__: Any) -> AsyncGenerator[Rollout, None]:
         for sample, value in first.items():
-            yield rolled(sample, 0, value, "same")
+            yield rolled(sample, 0, value, "no idea" if answers == "constant" else f"answer {sample}")
 
     arena = Arena(roll, TRAIN, [], GateConfig(), seed=1, max_tokens=1000)  # type: ignore[arg-type]
     roll.expect = lambda skill, samples, attempt: None  # type: ignore[attr-defined]
@@ -71,11 +71,11 @@ async def test_a_second_try_that_has_no_score_leaves_the_failure_as_it_was():
     assert [(r.sample, r.attempt) for r in out] == [("t1", 0), ("t2", 0)]
 
 
-@pytest.mark.parametrize(("answers", "steady"), [("same", True), ("other", False)])
+@pytest.mark.parametrize(("answers", "steady"), [("same", True), ("other", False), ("constant", False)])
 async def test_a_target_that_repeats_itself_is_not_asked_twice_again(answers: str, steady: bool):
-    batch: dict[str, float | None] = {sample.id: float(i >= 8) for i, sample in enumerate(TRAIN)}
+    batch: dict[str, float | None] = {sample.id: float(i >= 9) for i, sample in enumerate(TRAIN)}
     _, asked, found = await shown(batch, batch, answers)
-    assert len(asked) == 8
+    assert len(asked) == 9
     assert found == steady
 
 

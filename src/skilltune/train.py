@@ -20,7 +20,7 @@ from skilltune.controls import Controls, controls
 from skilltune.errors import InfraStopped, Stopped, Unanswered
 from skilltune.export import export
 from skilltune.gate import Gate, Verdict
-from skilltune.gate.calibrate import calibrate
+from skilltune.gate.calibrate import calibrate, repeats_itself
 from skilltune.gate.certify import Certificate, certify
 from skilltune.gate.credit import ledger_of
 from skilltune.gate.finish import compact, reselect
@@ -34,7 +34,6 @@ from skilltune.session import Session
 from skilltune.skill import Skill
 
 CONFIRM_FROM = 0.5  # score of a batch; from here on a failure may well be bad luck
-REPEATS = 8  # failures that were answered alike twice, from which on failures are not rolled again
 
 
 @dataclass(slots=True)
@@ -217,8 +216,7 @@ async def confirmed(s: Session, state: State, rollouts: Sequence[Rollout], purpo
     by_id = {sample.id: sample for sample in s.splits.train}
     samples = [by_id[rollout.sample] for rollout in rollouts if scored_zero(rollout)]
     second = {rollout.sample: rollout for rollout in await s.roll(state.skill, samples, attempt=1, purpose=purpose)}
-    equal = [second[rollout.sample].answer == rollout.answer for rollout in rollouts if rollout.sample in second]
-    state.steady = len(equal) >= REPEATS and all(equal)
+    state.steady = repeats_itself([(r.answer, second[r.sample].answer) for r in rollouts if r.sample in second])
     result = list[Rollout]()
     for rollout in rollouts:
         again = second.get(rollout.sample)
