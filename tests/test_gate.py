@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -10,6 +11,8 @@ from random import Random
 from typing import Any, cast
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from skilltune.config import GateConfig, make_config
 from skilltune.edits import Edit, apply
@@ -17,7 +20,7 @@ from skilltune.gate import Arena, Verdict
 from skilltune.gate.effects import draw_effects
 from skilltune.gate.eprocess import EProcess
 from skilltune.gate.finish import reselect
-from skilltune.gate.race import Race
+from skilltune.gate.race import Race, harmful
 from skilltune.gate.screen import Pool, balanced
 from skilltune.gate.stats import standard_error
 from skilltune.gate.strict import Strict
@@ -667,6 +670,54 @@ async def test_the_last_bar_is_the_configured_one() -> None:
         verdict, _ = await raced(bar)
         assert verdict.accepted == accepted
         assert verdict.reason.endswith("accepted" if accepted else "undecided")
+
+
+def more_often_broken(broken: int, mended: int) -> float:
+    """P(share of what is broken > 1/2) under Beta(broken + 1, mended + 1), which is a binomial tail."""
+    n = broken + mended + 1
+    return sum(math.comb(n, k) for k in range(broken + 1)) / 2**n
+
+
+@pytest.mark.parametrize("alike", [0, 3])
+@pytest.mark.parametrize("n", [6, 8, 12, 16])
+async def test_pitfall_1_no_screen_outvotes_the_tasks_that_were_held_out(n: int, alike: int) -> None:
+    """A screen that is sure of a gain: nothing is accepted that by `select` alone breaks more than it mends, unless the
+    tasks that tell are few or nearly balanced."""
+    candidate, foretold = Skill(START.text + "\n- a\n"), [(1.0, 0.4, 0.1)]
+    for broken in range(n - alike + 1):
+        for mended in range(n - alike - broken + 1):
+            made = arena(lambda text, i: float(i < broken + alike))  # noqa: B023
+            await made.roll(START, SELECT[:n])
+            cast(Rolls, made.roll).score = lambda text, i: float(broken <= i < broken + alike + mended)  # noqa: B023
+            await made.roll(candidate, SELECT[:n])
+            gate = Race(made)
+            look = gate._look(START, candidate, foretold, 0.0)
+            assert look.harm == harmful([-1] * broken + [1] * mended + [0] * (n - broken - mended), 0.02)
+            taken = gate._decide(look, last=True) == "accepted"
+            assert not taken or more_often_broken(broken, mended) < 0.76, (broken, mended)
+            assert not taken or broken - mended < 2 or mended > 3, (broken, mended)
+            assert not taken or (broken, mended) != (1, 0) or n > 8
+            assert taken or mended < broken or look.better < 0.88
+
+
+DIFFERENCES = st.lists(st.floats(-1, 1), min_size=1, max_size=40)
+
+
+@given(DIFFERENCES, st.floats(0, 0.2), st.integers(0, 39), st.floats(0, 1))
+def test_a_task_that_comes_out_worse_never_lowers_the_harm(
+    differences: list[float], bound: float, place: int, loss: float
+) -> None:
+    worse = list(differences)
+    place %= len(worse)
+    worse[place] = max(-1.0, worse[place] - loss)
+    assert 0 <= harmful(differences, bound) <= harmful(worse, bound) + 1e-12 <= 1 + 1e-9
+    assert harmful(differences, bound + 0.1) <= harmful(differences, bound) + 1e-12
+
+
+@pytest.mark.parametrize(("broken", "mended"), [(0, 0), (1, 0), (2, 1), (3, 0), (0, 4), (10, 7), (30, 20)])
+def test_the_harm_is_that_of_a_beta_posterior(broken: int, mended: int) -> None:
+    harm = harmful([-1.0] * broken + [1.0] * mended + [0.0] * 5, 0.0)
+    assert harm == pytest.approx(more_often_broken(broken, mended), abs=0.03)
 
 
 async def test_the_level_of_the_incumbent_has_its_uncertainty() -> None:

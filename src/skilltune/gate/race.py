@@ -20,7 +20,7 @@ from skilltune.gate import FAILED, Arena, Verdict
 from skilltune.gate.crossed import Observation, Posterior, fit
 from skilltune.gate.effects import Draw
 from skilltune.gate.screen import Pool, Screened, assign, balanced
-from skilltune.gate.stats import Mixture, standard_error, updated
+from skilltune.gate.stats import Mixture, normal_cdf, standard_error, updated
 from skilltune.gate.tried import Evidence, Scores
 from skilltune.optimizer import Proposal, join
 from skilltune.optimizer.memory import Rejected
@@ -57,13 +57,17 @@ PROMISE = 0.02  # gain expected of a candidate that is worth a race; one that pr
 VISIBLE = 0.25  # over the root of the size of `select`: half a standard error, which is promise enough
 ACCEPTED, GIVEN_UP, UNDECIDED = "accepted", "given up", "undecided"  # how a race ends
 SAID = "the skill says this already"
+# P(harm) by `select` alone from which on nothing is accepted. Eight tasks reach it if one is broken and none mended, or
+# if two more are broken than mended.
+VETO = 0.7
 SURE = 0.9  # P(it adds something) of every edit of a full team, from which on a screen has seen enough
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
     """The state of a race after `n` rollouts of the candidate: level and sd of the incumbent and of the candidate, the
-    gain and its sd (all in scores), P(gain > price of its length), P(it harms by more than the regression bound)."""
+    gain and its sd (all in scores), P(gain > price of its length) by all evidence. `harm` is P(it harms by more than
+    the regression bound) by `select` alone: a screen on train must not outvote the samples that were held out."""
 
     n: int
     before: tuple[float, float]
@@ -295,13 +299,7 @@ class Race:
         """On a candidate that was raced: both sides are compared on the `select` samples that both have done, a sample
         by its mean over the draws that both have."""
         candidate = applied.skill
-        old, new = self._select_draws(incumbent.hash), self._select_draws(candidate.hash)
-        pairs: dict[str, list[tuple[float, float]]] = {}
-        for (sample, attempt), score in sorted(new.items()):
-            if (sample, attempt) in old:
-                pairs.setdefault(sample, []).append((old[sample, attempt], score))
-        before = {sample: fmean(a for a, _ in scores) for sample, scores in pairs.items()}
-        after = {sample: fmean(b for _, b in scores) for sample, scores in pairs.items()}
+        pairs = self._paired(incumbent, candidate)
         return Verdict(
             skill=candidate if accepted else incumbent,
             accepted=accepted,
@@ -309,9 +307,9 @@ class Race:
             score=self.level[0],
             score_sd=self.level[1],
             candidate=candidate,
-            before=mean(list(before.values())),
-            after=mean(list(after.values())),
-            differences={sample: after[sample] - before[sample] for sample in pairs},
+            before=mean([before for before, _ in pairs.values()]),
+            after=mean([after for _, after in pairs.values()]),
+            differences={sample: after - before for sample, (before, after) in pairs.items()},
             reports=applied.reports,
             numbers=numbers,
         )
@@ -325,15 +323,16 @@ class Race:
         said = max(1 / sd**2 - 1 / WIDE[1] ** 2, 1e-6)  # precision of the data alone, the normal prior taken out
         gain = updated(prior, middle / sd**2 / said, 1 / said)
         before, after = posterior.contrast({"level": 1.0}), posterior.contrast({"level": 1.0, "gain": 1.0})
-        harm = 1 - gain.above(-self.arena.cfg.regression_bound)
+        differences = [after - before for before, after in self._paired(incumbent, candidate).values()]
+        harm = harmful(differences, self.arena.cfg.regression_bound)
         seen = len(self._select_draws(candidate.hash))
         return Look(seen, _bounded(before), _bounded(after), gain.mean, gain.sd, gain.above(price + MATTERS), harm)
 
     def _decide(self, look: Look, *, last: bool, enough: bool = True) -> str:
-        """ "" to go on; the veto on credible harm holds also where the last, lower bar is reached. Nothing is accepted
-        unless `enough` samples were scored on both sides: what fails where it is hard would be flattered."""
+        """ "" to go on. The veto on harm holds for the last, lower bar too. Nothing is accepted unless `enough` samples
+        were scored on both sides, or a candidate whose calls fail on hard samples would be flattered."""
         cfg = self.arena.cfg
-        if enough and look.better >= self._bar(last=last) and look.harm < 1 - cfg.confidence:
+        if enough and look.better >= self._bar(last=last) and look.harm < VETO:
             return ACCEPTED
         if look.better < cfg.futility:
             return GIVEN_UP
@@ -362,6 +361,15 @@ class Race:
             observations.append(Observation(sample, columns, score))
         return fit(observations, prior, self.arena.noise)
 
+    def _paired(self, incumbent: Skill, candidate: Skill) -> dict[str, tuple[float, float]]:
+        """Both scores of every `select` sample that both sides have done, as means over the draws that both have."""
+        old, new = self._select_draws(incumbent.hash), self._select_draws(candidate.hash)
+        pairs: dict[str, list[tuple[float, float]]] = {}
+        for (sample, attempt), score in new.items():
+            if (sample, attempt) in old:
+                pairs.setdefault(sample, []).append((old[sample, attempt], score))
+        return {sample: (fmean(a for a, _ in of), fmean(b for _, b in of)) for sample, of in pairs.items()}
+
     def _select_draws(self, version: str) -> dict[tuple[str, int], float]:
         """The score of every rollout of a version on `select`, by sample and attempt, in a fixed order."""
         return {
@@ -376,6 +384,18 @@ def _transferred(gains: Sequence[float]) -> tuple[tuple[float, float, float], ..
     each = (1 - OVERFIT) / len(gains)
     spike = OVERFIT + each * sum(gain == 0 for gain in gains)
     return ((spike, 0.0, 0.002), *((each, SHRINK * gain, DEVIATION) for gain in gains if gain))
+
+
+def harmful(differences: Sequence[float], bound: float) -> float:
+    """P(a change breaks more than it mends, by more than `bound` a sample), by the differences of pairs alone.
+
+    The share of what is broken has a Beta posterior: a uniform prior, what was broken on one side, what was mended and
+    the bound on the other. It is read as a normal distribution. No variance is estimated from the pairs, so one more
+    that is broken never lowers it and one more that is mended never raises it.
+    """
+    broken = 1 - math.fsum(d for d in differences if d < 0)
+    mended = 1 + math.fsum(d for d in differences if d > 0) + bound * len(differences)
+    return normal_cdf((broken - mended) / 2 * math.sqrt((broken + mended + 1) / (broken * mended)))
 
 
 def doubling(samples: Sequence[Sample], first: int) -> list[Sequence[Sample]]:
