@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from random import Random
@@ -698,6 +699,69 @@ async def test_pitfall_1_no_screen_outvotes_the_tasks_that_were_held_out(n: int,
             assert not taken or broken - mended < 2 or mended > 3, (broken, mended)
             assert not taken or (broken, mended) != (1, 0) or n > 8
             assert taken or mended < broken or look.better < 0.88
+
+
+# -- race: groups
+
+
+def tied(groups: int, score: Scores, n: int = 16, **cfg: Any) -> Arena:
+    """An arena whose select samples are in so many groups, those of a group side by side (0: none is in a group)."""
+    made = arena(score, **cfg)
+    made.select = [Sample(id=f"s{i}", input="q", group=f"g{i * groups // n}" if groups else None) for i in range(n)]
+    return made
+
+
+@pytest.mark.parametrize(("groups", "accepted"), [(0, True), (16, True), (2, False)])
+async def test_samples_of_a_group_are_one_witness_of_a_race(groups: int, accepted: bool) -> None:
+    """Sixteen paraphrases of two tasks are evidence from two tasks."""
+    made = tied(groups, lambda text, i: float("- a" in text and i % 8 < 4))
+    verdict = await Race(made).judge(START, [rule("a")], limit=1, name="step 1")
+    assert verdict.accepted == accepted
+    assert len(verdict.differences) == verdict.numbers["looks"][-1]["n"]
+
+
+async def test_a_group_of_one_sample_is_that_sample() -> None:
+    verdicts = []
+    for groups in (0, 16):
+        made = tied(groups, lambda text, i: float(i % 3 == 0 or ("- a" in text and i % 2)))
+        verdicts.append(await Race(made).judge(START, [rule("a")], limit=1, name="step 1"))
+    assert verdicts[0].numbers["looks"] == verdicts[1].numbers["looks"]
+    assert verdicts[0].differences == verdicts[1].differences
+
+
+async def test_the_first_look_rests_on_as_many_groups_as_there_can_be() -> None:
+    made = tied(8, lambda text, i: 0.0, n=40, futility=0.0)
+    made.select = [*made.select, *(Sample(id=f"x{i}", input="q") for i in range(3))]
+    await Race(made).judge(START, [rule("a")], limit=1, name="step 1")
+    by_id = {sample.id: sample for sample in made.select}
+    raced = [by_id[id] for skill, id, _ in cast(Rolls, made.roll).asked if skill != START.hash]
+    assert len(raced) == len(made.select)
+    first = raced[:11]
+    assert len({sample.group or sample.id for sample in first}) == 11
+    assert sorted(Counter(sample.group for sample in raced[11:19]).values()) == [1] * 8
+
+
+async def test_a_group_that_breaks_is_one_task_that_breaks() -> None:
+    """Two samples break and two are mended: as tasks of their own, and with a half of a group's weight each."""
+    looks = []
+    for groups in (0, 8):
+        made = tied(groups, lambda text, i: float(i < 2 if "- a" not in text else i in (4, 8)))
+        candidate = apply(START, [rule("a").edit]).skill
+        for skill in (START, candidate):
+            await made.roll(skill, made.select)
+        looks.append(Race(made)._look(START, candidate, [(1.0, 0.4, 0.1)], 0.0))
+    assert looks[0].harm == harmful([-1.0] * 2 + [1.0] * 2 + [0.0] * 12, 0.02)
+    assert looks[1].harm == harmful([-1.0] + [0.5] * 2 + [0.0] * 5, 0.02)
+
+
+async def test_a_group_is_compared_on_the_samples_that_both_sides_have_done() -> None:
+    """The incumbent solves half of each group, the candidate was seen on that half only, and solves it too."""
+    made = tied(8, lambda text, i: float(i % 2 == 0))
+    candidate = apply(START, [rule("a").edit]).skill
+    await made.roll(START, made.select)
+    await made.roll(candidate, made.select[::2])
+    posterior = Race(made)._fit_race(START, candidate, (0.0, 0.3))
+    assert posterior.contrast({"gain": 1.0})[0] == pytest.approx(0.0, abs=0.01)
 
 
 DIFFERENCES = st.lists(st.floats(-1, 1), min_size=1, max_size=40)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from random import Random
@@ -248,6 +249,7 @@ class Race:
             return Verdict(pool.skill, False, "the screen found no edit worth a race", *self.level)
         order = sorted(arena.select, key=lambda sample: sample.id)
         rng(arena.seed, "race", name).shuffle(order)
+        order = in_turn(order)
         blocks = [(0, block) for block in doubling(order, cfg.block)]
         blocks += [(attempt, order) for attempt in range(1, arena.draws(cfg.passes))]
         looks: list[Look] = []
@@ -323,8 +325,10 @@ class Race:
         said = max(1 / sd**2 - 1 / WIDE[1] ** 2, 1e-6)  # precision of the data alone, the normal prior taken out
         gain = updated(prior, middle / sd**2 / said, 1 / said)
         before, after = posterior.contrast({"level": 1.0}), posterior.contrast({"level": 1.0, "gain": 1.0})
-        differences = [after - before for before, after in self._paired(incumbent, candidate).values()]
-        harm = harmful(differences, self.arena.cfg.regression_bound)
+        name, witnesses = self._witnesses(), dict[str, list[float]]()
+        for sample, (old, new) in self._paired(incumbent, candidate).items():
+            witnesses.setdefault(name[sample], []).append(new - old)
+        harm = harmful(list(map(fmean, witnesses.values())), self.arena.cfg.regression_bound)
         seen = len(self._select_draws(candidate.hash))
         return Look(seen, _bounded(before), _bounded(after), gain.mean, gain.sd, gain.above(price + MATTERS), harm)
 
@@ -348,18 +352,32 @@ class Race:
         return cfg.proven_confidence if self.evidence.proven else cfg.last_confidence
 
     def _fit_race(self, incumbent: Skill, candidate: Skill, gain: tuple[float, float]) -> Posterior:
-        """All that was ever seen on `select`: the incumbent's level, the candidate's gain, other versions' distance."""
+        """All that was ever seen on `select`: the incumbent's level, the candidate's gain, other versions' distance. A
+        group counts once, as the mean of those of its samples that the candidate has done, or of all if it did none."""
+        scores, name = self.arena.scores("select"), self._witnesses()
+        done: dict[str, set[str]] = {}
+        for version, sample, _ in scores:
+            if version == candidate.hash:
+                done.setdefault(name[sample], set()).add(sample)
+        means: dict[tuple[str, str, int], list[float]] = {}
+        for (version, sample, attempt), score in scores.items():
+            if sample in done.get(name[sample], (sample,)):
+                means.setdefault((version, name[sample], attempt), []).append(score)
         prior = {"level": LEVEL, "gain": gain}
         observations = []
-        for (version, sample, _), score in self.arena.scores("select").items():
+        for (version, witness, _), of in means.items():
             columns = {"level": 1.0}
             if version == candidate.hash:
                 columns["gain"] = 1.0
             elif version != incumbent.hash:
                 columns[version] = 1.0
                 prior[version] = OTHER_VERSION
-            observations.append(Observation(sample, columns, score))
+            observations.append(Observation(witness, columns, fmean(of)))
         return fit(observations, prior, self.arena.noise)
+
+    def _witnesses(self) -> dict[str, str]:
+        """The name of each select sample's witness: its group, whose samples may succeed or fail as one, or itself."""
+        return {s.id: f"sample {s.id}" if s.group is None else f"group {s.group}" for s in self.arena.select}
 
     def _paired(self, incumbent: Skill, candidate: Skill) -> dict[str, tuple[float, float]]:
         """Both scores of every `select` sample that both sides have done, as means over the draws that both have."""
@@ -384,6 +402,16 @@ def _transferred(gains: Sequence[float]) -> tuple[tuple[float, float, float], ..
     each = (1 - OVERFIT) / len(gains)
     spike = OVERFIT + each * sum(gain == 0 for gain in gains)
     return ((spike, 0.0, 0.002), *((each, SHRINK * gain, DEVIATION) for gain in gains if gain))
+
+
+def in_turn(samples: Sequence[Sample]) -> list[Sample]:
+    """The samples in this order, but one of each group before a second one of any: a look at few samples then rests on
+    as many witnesses as there can be."""
+    spoken, turns = Counter[str](), dict[str, int]()
+    for sample in samples:
+        turns[sample.id] = 0 if sample.group is None else spoken[sample.group]
+        spoken[sample.group or ""] += 1
+    return sorted(samples, key=lambda sample: turns[sample.id])
 
 
 def harmful(differences: Sequence[float], bound: float) -> float:
