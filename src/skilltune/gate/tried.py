@@ -56,7 +56,7 @@ class Evidence:
 
     @property
     def proven(self) -> bool:
-        """True while an accepted version stands. Who was led back to the input has nothing to show."""
+        """True while an accepted version stands; false again if all that was accepted was taken back."""
         return self.incumbents[:1] != self.incumbents[-1:]
 
     def enthrone(self, skill: Skill) -> tuple[str, ...]:
