@@ -186,6 +186,10 @@ def differ_on_select_only(one: Told, other: Told) -> None:
     assert len(one.asked) > 5
     assert one.asked == other.asked
     assert one.versions == other.versions
+    for of in ("rejected", "screen"):  # what would be told at the next step, and what it rests on
+        assert [v.get(of, v["numbers"].get(of)) for v in one.verdicts] == [
+            v.get(of, v["numbers"].get(of)) for v in other.verdicts
+        ]
 
 
 @pytest.mark.parametrize("policy", ["race", "strict"])
