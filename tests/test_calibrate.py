@@ -12,7 +12,7 @@ import pytest
 
 from skilltune.config import GateConfig
 from skilltune.gate import Arena
-from skilltune.gate.calibrate import Calibration, _solving, calibrate
+from skilltune.gate.calibrate import Calibration, _solving, calibrate, repeats_itself
 from skilltune.gate.crossed import NOISE_FLOOR, Observation, fit
 from skilltune.gate.replay import recompute
 from skilltune.rollout import Rollout, Score, Trajectory
@@ -95,6 +95,33 @@ async def test_equal_scores_of_different_answers_are_no_proof_of_determinism(tmp
     assert told["differing"] == 0
     assert told["sd"] == pytest.approx(1 / 6)
     assert "0 % of 16 select samples score differently when repeated (sd assumed, not measured: 0.17)" in told["reason"]
+
+
+@pytest.mark.parametrize(("solved", "deterministic"), [(10, True), (12, True), (13, False), (20, False), (1, False)])
+async def test_a_constant_answer_is_no_proof_of_determinism(tmp_path: Path, solved: int, deterministic: bool) -> None:
+    """A start skill that says one thing, whatever it is asked, repeats itself at any temperature."""
+    found, arena = await measured(tmp_path, [0.0] * (20 - solved) + [1.0] * solved)
+    assert found.deterministic == deterministic
+    assert (arena.draws(3) == 1) == deterministic
+    assert ("assumed, not measured" in str(found)) != deterministic
+
+
+@pytest.mark.parametrize(
+    ("answers", "shown"),
+    [
+        ([(f"{i}", f"{i}") for i in range(9)], True),
+        ([(f"{i}", f"{i}") for i in range(8)], False),  # too few
+        ([(f"{i}", f"{i}") for i in range(20)] + [("a", "b")], False),
+        ([("no idea", "no idea")] * 100 + [(f"{i}", f"{i}") for i in range(8)], True),
+        ([("no idea", "no idea")] * 100 + [(f"{i}", f"{i}") for i in range(7)], False),
+        ([("yes", "yes")] * 8 + [("no", "no")] * 9, True),
+        ([], False),
+    ],
+)
+def test_a_target_repeats_itself_if_enough_answers_beside_the_commonest_did(
+    answers: list[tuple[str, str]], shown: bool
+) -> None:
+    assert repeats_itself(answers) == shown
 
 
 def test_what_was_simulated_is_said_and_no_gain_is_promised_where_none_is_found() -> None:

@@ -63,6 +63,41 @@ async def test_a_sound_input_has_no_problems_and_costs_no_call(tmp_path: Path, w
     assert not (tmp_path / "runs").exists()
 
 
+def grouped(n: int, groups: int) -> list[dict[str, Any]]:
+    """So many select samples in so many groups, and enough of the other splits."""
+    splits = ["select"] * n + ["train"] * 20 + ["test"] * 12
+    return [
+        {**row, "split": split, **({"group": f"g{i % groups}"} if split == "select" and groups else {})}
+        for i, (row, split) in enumerate(zip(rows(len(splits)), splits, strict=True))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("n", "groups", "settings", "problem", "note"),
+    [
+        (7, 0, [], "with 7 select samples:", ""),
+        (8, 0, [], "", "with 8 select samples: if the first 1 candidates fail"),
+        (9, 0, ["gate.passes=2"], "", "if the first 1 candidates fail"),
+        (8, 0, ["gate.passes=2"], "at least 9 independent samples", ""),
+        (7, 0, ["gate.alpha=0.2"], "", "if the first 1 candidates fail"),
+        (40, 5, [], "with 40 select samples in 5 groups", ""),
+        (40, 0, [], "", ""),
+        (7, 0, ["gate.policy=race"], "", ""),
+    ],
+)
+async def test_an_eprocess_that_can_accept_nothing_is_named(
+    tmp_path: Path, n: int, groups: int, settings: list[str], problem: str, note: str
+) -> None:
+    cfg = config(tmp_path, None, "gate.policy=eprocess", *settings, rows=grouped(n, groups))
+    found = await check(cfg, tmp_path)
+    said = [text for text in found.problems if "gate.policy=eprocess" in text]
+    assert len(said) == bool(problem)
+    assert all(problem in text for text in said)
+    remarks = [text for text in found.notes if "gate.policy=eprocess" in text]
+    assert len(remarks) == bool(note)
+    assert all(note in text for text in remarks)
+
+
 async def test_a_probe_times_one_tiny_call_to_each_role(tmp_path: Path, world: World) -> None:
     found = await check(config(tmp_path, world), tmp_path, probe=True)
     assert [probe.role for probe in found.probes] == ["target", "optimizer"]

@@ -11,11 +11,12 @@ import pytest
 
 from skilltune.config import GateConfig, make_config
 from skilltune.gate import Arena
+from skilltune.optimizer import Step
 from skilltune.rollout import Rollout, Score, Trajectory
 from skilltune.run import Run
 from skilltune.samples import Sample
 from skilltune.skill import Skill
-from skilltune.train import State, confirmed
+from skilltune.train import State, forward
 from training import START as TEXT
 from training import small, train
 
@@ -35,18 +36,20 @@ async def shown(first: dict[str, float | None], second: dict[str, float | None],
     async def roll(skill: Skill, samples: list[Sample], *, attempt: int, purpose: str) -> list[Rollout]:
         assert attempt == 1
         asked.extend(sample.id for sample in samples)
-        again = "same" if answers == "same" else "other"
-        return [rolled(sample.id, 1, second[sample.id], again) for sample in samples]
+        said = {"same": "answer {}", "other": "another answer {}", "constant": "no idea"}[answers]
+        return [rolled(sample.id, 1, second[sample.id], said.format(sample.id)) for sample in samples]
 
-    async def batch() -> AsyncGenerator[Rollout, None]:
+    async def batch(*_: Any, **__: Any) -> AsyncGenerator[Rollout, None]:
         for sample, value in first.items():
-            yield rolled(sample, 0, value, "same")
+            yield rolled(sample, 0, value, "no idea" if answers == "constant" else f"answer {sample}")
 
     arena = Arena(roll, TRAIN, [], GateConfig(), seed=1, max_tokens=1000)  # type: ignore[arg-type]
     roll.expect = lambda skill, samples, attempt: None  # type: ignore[attr-defined]
-    session: Any = SimpleNamespace(roll=roll, arena=arena, splits=SimpleNamespace(train=TRAIN))
+    roll.stream = batch  # type: ignore[attr-defined]
+    session: Any = SimpleNamespace(roll=roll, arena=arena, splits=SimpleNamespace(train=TRAIN), cfg=make_config({}))
     state = State([SKILL])
-    out = await confirmed(session, state, batch(), "step 1")
+    step = Step(1, 1, tuple(s for s in TRAIN if s.id in first), 4, starts_epoch=True, ends_epoch=False)
+    out = [rollout async for rollout in await forward(session, state, step)]
     assert state.failed == {r.sample: r.score is None or r.score.value < 1 for r in out}
     assert arena.noise is None  # what it measures is no measurement of noise: it looks at failures alone
     return out, asked, state.steady
@@ -64,27 +67,60 @@ async def test_what_succeeds_at_the_second_try_is_shown_as_a_success():
 
 
 async def test_a_second_try_that_has_no_score_leaves_the_failure_as_it_was():
-    out, _, _ = await shown({"t1": 0.0}, {"t1": None})
-    assert [(r.sample, r.attempt) for r in out] == [("t1", 0)]
+    out, _, _ = await shown({"t1": 0.0, "t2": 1.0}, {"t1": None})
+    assert [(r.sample, r.attempt) for r in out] == [("t1", 0), ("t2", 0)]
 
 
-@pytest.mark.parametrize(("answers", "steady"), [("same", True), ("other", False)])
+@pytest.mark.parametrize(("answers", "steady"), [("same", True), ("other", False), ("constant", False)])
 async def test_a_target_that_repeats_itself_is_not_asked_twice_again(answers: str, steady: bool):
-    failing: dict[str, float | None] = {sample.id: 0.0 for sample in TRAIN[:8]}
-    _, asked, found = await shown(failing, failing, answers)
-    assert len(asked) == 8
+    batch: dict[str, float | None] = {sample.id: float(i >= 9) for i, sample in enumerate(TRAIN)}
+    _, asked, found = await shown(batch, batch, answers)
+    assert len(asked) == 9
     assert found == steady
 
 
 async def test_a_partly_right_answer_is_no_bad_luck():
-    out, asked, _ = await shown({"t0": 0.6, "t1": 0.0}, {"t1": 0.9})
+    out, asked, _ = await shown({"t0": 0.6, "t1": 0.0, "t2": 1.0}, {"t1": 0.9})
     assert asked == ["t1"]
-    assert [r.attempt for r in out] == [0, 0]
+    assert [r.attempt for r in out] == [0, 0, 0]
 
 
 def test_the_papers_preset_takes_a_failure_for_a_failure():
     assert make_config({"preset": "default"}).train.confirm
     assert not make_config({"preset": "paper"}).train.confirm
+
+
+@pytest.mark.parametrize(("scores", "again"), [([1, 0, 0, 1], 2), ([1, 0, 0, 0.9], 0), ([0, 0, 0, 1], 0)])
+async def test_failures_are_tried_twice_in_a_batch_of_which_half_is_solved(scores: list[float], again: int):
+    """The batch itself tells: scores on `select` must not change what the optimizer is shown."""
+    batch: dict[str, float | None] = {f"t{i}": float(score) for i, score in enumerate(scores)}
+    out, asked, _ = await shown(batch, {**batch, "t1": 1.0})
+    assert len(asked) == again
+    assert [r.sample for r in out] == list(batch)
+
+
+@pytest.mark.parametrize("failing", [12, 4])
+async def test_a_batch_is_passed_on_as_soon_as_more_than_half_of_it_must_have_failed(failing: int):
+    came: list[str] = []
+
+    async def batch(*_: Any, **__: Any) -> AsyncGenerator[Rollout, None]:
+        for i, sample in enumerate(TRAIN):
+            came.append(sample.id)
+            yield rolled(sample.id, 0, float(i >= failing), "same")
+
+    async def roll(skill: Skill, samples: list[Sample], **_: Any) -> list[Rollout]:
+        return [rolled(sample.id, 1, 0.0, "same") for sample in samples]
+
+    roll.expect = lambda skill, samples, attempt: None  # type: ignore[attr-defined]
+    roll.stream = batch  # type: ignore[attr-defined]
+    arena = Arena(roll, TRAIN, [], GateConfig(), seed=1, max_tokens=1000)  # type: ignore[arg-type]
+    session: Any = SimpleNamespace(roll=roll, arena=arena, splits=SimpleNamespace(train=TRAIN), cfg=make_config({}))
+    state = State([SKILL])
+    rollouts = await forward(session, state, Step(1, 1, tuple(TRAIN), 4, starts_epoch=True, ends_epoch=False))
+    assert len(came) == (11 if failing > 10 else 20)
+    assert len(state.failed) == len(came)  # in time to see that nothing is left to learn
+    assert [rollout.sample async for rollout in rollouts] == [sample.id for sample in TRAIN]
+    assert len(state.failed) == 20
 
 
 @pytest.mark.parametrize("confirm", [True, False])

@@ -202,6 +202,22 @@ def test_a_planted_harmful_edit_is_found_everywhere():
         assert 2 not in found.assemble(EDITS, 0.6)
 
 
+def test_many_edits_that_claim_one_sample_add_up_to_no_more_than_the_sampler_can_hold():
+    """Each of 90 edits is known to solve two samples of its own. A text that holds all of them was tried on a sample
+    that all of them claim: there the sum of their effects leaves every table of the sampler."""
+    edits = 90
+    trials = [
+        Trial(f"s{i}-{j}", held, held, score)
+        for i in range(edits)
+        for j in range(2)
+        for held, score in (((), 0.0), ((i,), 1.0))
+    ]
+    trials += [Trial("all", (), (), 0.0), Trial("all", tuple(range(edits)), tuple(range(edits)), 1.0)]
+    drawn = draw_effects(trials, edits, Odds(), Random(1), draws=12)
+    assert fmean(sum(draw.claimed) for draw in drawn) > 2000
+    assert fmean(value > 0 for draw in drawn for value in draw.claimed) > 0.9
+
+
 def test_of_null_edits_it_says_nothing():
     for seed in range(3):
         found = planted(seed, "null")

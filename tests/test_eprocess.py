@@ -16,9 +16,8 @@ from hypothesis import strategies as st
 
 from skilltune.config import GateConfig
 from skilltune.edits import Edit
-from skilltune.gate import Arena, Verdict, build_gate
-from skilltune.gate.eprocess import HOPE, EProcess, chance, log_wealth, share
-from skilltune.gate.race import FAILED
+from skilltune.gate import FAILED, Arena, Verdict, build_gate
+from skilltune.gate.eprocess import HOPE, EProcess, chance, log_wealth, reachable, share
 from skilltune.optimizer import Proposal
 from skilltune.rollout import Rollout, Score, Trajectory
 from skilltune.samples import Sample
@@ -217,6 +216,23 @@ async def test_the_reason_says_when_no_samples_are_left() -> None:
     verdict = await raced(gate_on(lambda text, i, attempt: float("- a" in text), n=5), "a")
     assert not verdict.accepted
     assert verdict.reason.endswith(f"no samples are left: {FAILED}")
+
+
+@pytest.mark.parametrize(("n", "passes", "candidates"), [(7, 1, 0), (8, 1, 1), (9, 1, 1), (10, 1, 2), (9, 2, 1)])
+async def test_so_many_candidates_can_be_accepted_at_most(n: int, passes: int, candidates: int) -> None:
+    """A flawless candidate after some that failed: the bar has risen, and few samples cannot reach it."""
+    assert reachable([1] * n, ALPHA, passes) == candidates
+    for failed in range(candidates + 1):
+        gate = gate_on(lambda text, i, attempt: float("- a" in text), n=n, passes=passes)
+        gate.raced = failed
+        assert (await raced(gate, "a")).accepted == (failed < candidates)
+
+
+def test_unequal_groups_count_by_their_size() -> None:
+    assert reachable([4] * 8, ALPHA) == reachable([1] * 8, ALPHA) == 1
+    assert reachable([4] * 7 + [1], ALPHA) == 1
+    assert reachable([8] + [1] * 12, ALPHA) == 0
+    assert reachable([], ALPHA) == 0
 
 
 async def test_nothing_is_begun_that_the_incumbents_scores_make_hopeless() -> None:

@@ -1,19 +1,25 @@
-"""Pitfalls 10 and 11: what decides the scores of `select` and `test` reaches no optimizer, and nothing that decides a
-score reaches the skill."""
+"""Pitfalls 10, 11 and 40: no optimizer sees samples or scores of `select` and `test`, and nothing that decides a score
+reaches the skill."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
 from skilltune import Env
 from skilltune.edits import Edit
+from skilltune.gate.eprocess import EProcess
+from skilltune.gate.race import Look, Race
 from skilltune.optimizer.evidence import COPIED_ANSWER, COPIED_PATTERN, copied
+from skilltune.skill import Skill
 from training import START, Trained, small, train_at
-from world import World
+from world import TICKET, Call, Ticket, World, uniform
 
 pytestmark = pytest.mark.anyio
 Rows = list[dict[str, Any]]
@@ -96,6 +102,115 @@ async def test_pitfall_10_a_hidden_answer_is_hidden_in_the_checks_reason_too(tmp
     for sample in world.samples():
         assert not world.optimizer_saw(pattern(sample))
         assert sample["target"] in wrong or not world.optimizer_saw(sample["target"])  # but where it was the answer
+
+
+# -- 40: what the optimizer learns from scores on `select`
+
+SEED = 4
+View = Callable[[World, Ticket, str], bool]  # (world, select ticket, system message) → is it solved?
+
+
+class Viewed(World):
+    """A small world whose select tickets are solved as a view has it; all other tickets are solved as ever."""
+
+    def __init__(self, view: View, port: int = 0) -> None:
+        super().__init__(classes=4, train=24, select=24, test=12, q=0.6, p=0.05, sloppy=0.3, seed=SEED, port=port)
+        self.view = view
+
+    def _solve(self, call: Call, draw: str) -> str:
+        tickets = [self.tickets[name] for name in TICKET.findall(call.user)]
+        if not tickets or tickets[-1].split != "select":
+            return super()._solve(call, draw)
+        call.sample = tickets[-1].id
+        return tickets[-1].target if self.view(self, tickets[-1], call.system) else "wrong"
+
+
+def plain(world: World, ticket: Ticket, system: str) -> bool:
+    return ticket.kind in world.solves(system)
+
+
+def easier(world: World, ticket: Ticket, system: str) -> bool:
+    """More than half is solved from the start."""
+    return plain(world, ticket, system) or uniform("easy", ticket.id) < 0.6
+
+
+def erratic(world: World, ticket: Ticket, system: str) -> bool:
+    return uniform("erratic", ticket.id, world.held(system)) < 0.5
+
+
+@contextmanager
+def decided_by_truth(failure: float) -> Iterator[None]:
+    """The race and the e-process accept what holds a further rule and nothing harmful, whatever `select` says. In a
+    race, P(better) of all else is `failure`."""
+    look, play, desk = Race._look, EProcess._play, Viewed(plain)
+
+    def better(incumbent: Skill, candidate: Skill) -> bool:
+        return len(desk.solves(candidate.text)) > len(desk.solves(incumbent.text))
+
+    def looked(self: Race, incumbent: Skill, candidate: Skill, *rest: Any) -> Look:
+        seen = look(self, incumbent, candidate, *rest)
+        return replace(seen, better=0.99 if better(incumbent, candidate) else failure, harm=0.0)
+
+    async def played(self: EProcess, incumbent: Skill, candidate: Skill, *rest: Any) -> Any:
+        looks, _, left = await play(self, incumbent, candidate, *rest)
+        return looks, better(incumbent, candidate), left
+
+    with patch.object(Race, "_look", looked), patch.object(EProcess, "_play", played):
+        yield
+
+
+@dataclass(frozen=True)
+class Told(Trained):
+    """A finished run with the port of its world and all that the optimizer was asked, sorted."""
+
+    port: int
+    asked: list[str]
+
+
+async def told(folder: Path, policy: str, view: View, port: int = 0) -> Told:
+    """Train under a view. A run's keys depend on the port, so two runs that are to be compared need the same one."""
+    folder.mkdir()
+    (folder / "SKILL.md").write_text(START)
+    settings = {"train.batch_size": 12, "slow.samples": 6, "gate.screen": 16, "gate.policy": policy}
+    with Viewed(view, port) as world:
+        trained = await train_at(world.url, folder, {**EVERYTHING, **settings}, env=Env(world.samples()))
+        return Told(trained.result, trained.folder, world.port, sorted(world._optimizer_texts))
+
+
+def differ_on_select_only(one: Told, other: Told) -> None:
+    """Both runs have the same decisions, of either kind, and ask the optimizer the same."""
+    accepted = [verdict["accepted"] for verdict in one.verdicts]
+    assert accepted == [verdict["accepted"] for verdict in other.verdicts]
+    assert set(accepted) == {True, False}
+    assert [verdict["score"] for verdict in one.verdicts] != [verdict["score"] for verdict in other.verdicts]
+    assert len(one.asked) > 5
+    assert one.asked == other.asked
+    assert one.versions == other.versions
+    for of in ("rejected", "screen"):  # what would be told at the next step, and what it rests on
+        assert [v.get(of, v["numbers"].get(of)) for v in one.verdicts] == [
+            v.get(of, v["numbers"].get(of)) for v in other.verdicts
+        ]
+
+
+@pytest.mark.parametrize("policy", ["race", "strict"])
+async def test_pitfall_40_scores_on_select_change_no_request_unless_they_change_a_decision(
+    tmp_path: Path, policy: str
+) -> None:
+    one = await told(tmp_path / "one", policy, plain)
+    differ_on_select_only(one, await told(tmp_path / "other", policy, easier, one.port))
+
+
+@pytest.mark.parametrize(("policy", "ends"), [("race", "undecided"), ("eprocess", "given up")])
+async def test_pitfall_40_the_optimizer_cannot_tell_in_which_way_a_candidate_failed(
+    tmp_path: Path, policy: str, ends: str
+) -> None:
+    with decided_by_truth(0.1):
+        one = await told(tmp_path / "one", policy, erratic)
+    with decided_by_truth(0.5):
+        other = await told(tmp_path / "other", policy, plain, one.port)
+    differ_on_select_only(one, other)
+    decisions = [{verdict["numbers"].get("decision") for verdict in run.verdicts} for run in (one, other)]
+    assert [found - {None} for found in decisions] == [{"accepted", "given up"}, {"accepted", ends}]
 
 
 # -- 11: what an edit may hold

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from random import Random
 from typing import Any, cast
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from skilltune.config import GateConfig, make_config
 from skilltune.edits import Edit, apply
@@ -17,7 +21,7 @@ from skilltune.gate import Arena, Verdict
 from skilltune.gate.effects import draw_effects
 from skilltune.gate.eprocess import EProcess
 from skilltune.gate.finish import reselect
-from skilltune.gate.race import Race
+from skilltune.gate.race import Race, harmful
 from skilltune.gate.screen import Pool, balanced
 from skilltune.gate.stats import standard_error
 from skilltune.gate.strict import Strict
@@ -628,14 +632,18 @@ async def test_a_proved_optimizer_needs_less() -> None:
     """The same evidence, too little for a first version, is enough once another one was accepted."""
     bars = {"block": len(SELECT), "confidence": 0.999, "last_confidence": 0.99, "regression_bound": 1.0}
 
-    async def raced(proven: bool) -> Verdict:
+    async def raced(*earlier: Skill) -> Verdict:
         gate = Race(arena(lambda text, i: float(i < 8 + 6 * ("- a" in text)), **bars))
         await gate.baseline(START)
-        if proven:
-            gate.evidence.enthrone(Skill("# An earlier one\n"))
+        for skill in earlier:
+            gate.evidence.enthrone(skill)
         return await gate.judge(START, [rule("a")], limit=1, name="step 1")
 
-    first, later = await raced(False), await raced(True)
+    other = Skill("# Another one\n")
+    first, later = await raced(), await raced(other)
+    for taken_back in ([START, other], [START, other, Skill("# A third one\n")]):
+        again = await raced(*taken_back)  # back at the input, nothing that was accepted stands any more
+        assert (again.accepted, again.numbers["needed"]) == (False, 0.99)
     assert first.numbers["looks"] == later.numbers["looks"]
     assert 0.55 < first.numbers["looks"][-1]["better"] < 0.99
     assert (first.accepted, first.numbers["needed"]) == (False, 0.99)
@@ -663,6 +671,117 @@ async def test_the_last_bar_is_the_configured_one() -> None:
         verdict, _ = await raced(bar)
         assert verdict.accepted == accepted
         assert verdict.reason.endswith("accepted" if accepted else "undecided")
+
+
+def more_often_broken(broken: int, mended: int) -> float:
+    """P(share of what is broken > 1/2) under Beta(broken + 1, mended + 1), which is a binomial tail."""
+    n = broken + mended + 1
+    return sum(math.comb(n, k) for k in range(broken + 1)) / 2**n
+
+
+@pytest.mark.parametrize("alike", [0, 3])
+@pytest.mark.parametrize("n", [6, 8, 12, 16])
+async def test_pitfall_1_no_screen_outvotes_the_tasks_that_were_held_out(n: int, alike: int) -> None:
+    """A screen that is sure of a gain: nothing is accepted that by `select` alone breaks more than it mends, unless the
+    tasks that tell are few or nearly balanced."""
+    candidate, foretold = Skill(START.text + "\n- a\n"), [(1.0, 0.4, 0.1)]
+    for broken in range(n - alike + 1):
+        for mended in range(n - alike - broken + 1):
+            made = arena(lambda text, i: float(i < broken + alike))  # noqa: B023
+            await made.roll(START, SELECT[:n])
+            cast(Rolls, made.roll).score = lambda text, i: float(broken <= i < broken + alike + mended)  # noqa: B023
+            await made.roll(candidate, SELECT[:n])
+            gate = Race(made)
+            look = gate._look(START, candidate, foretold, 0.0)
+            assert look.harm == harmful([-1] * broken + [1] * mended + [0] * (n - broken - mended), 0.02)
+            taken = gate._decide(look, last=True) == "accepted"
+            assert not taken or more_often_broken(broken, mended) < 0.76, (broken, mended)
+            assert not taken or broken - mended < 2 or mended > 3, (broken, mended)
+            assert not taken or (broken, mended) != (1, 0) or n > 8
+            assert taken or mended < broken or look.better < 0.88
+
+
+# -- race: groups
+
+
+def tied(groups: int, score: Scores, n: int = 16, **cfg: Any) -> Arena:
+    """An arena whose select samples are in so many groups, those of a group side by side (0: none is in a group)."""
+    made = arena(score, **cfg)
+    made.select = [Sample(id=f"s{i}", input="q", group=f"g{i * groups // n}" if groups else None) for i in range(n)]
+    return made
+
+
+@pytest.mark.parametrize(("groups", "accepted"), [(0, True), (16, True), (2, False)])
+async def test_samples_of_a_group_are_one_witness_of_a_race(groups: int, accepted: bool) -> None:
+    """Sixteen paraphrases of two tasks are evidence from two tasks."""
+    made = tied(groups, lambda text, i: float("- a" in text and i % 8 < 4))
+    verdict = await Race(made).judge(START, [rule("a")], limit=1, name="step 1")
+    assert verdict.accepted == accepted
+    assert len(verdict.differences) == verdict.numbers["looks"][-1]["n"]
+
+
+async def test_a_group_of_one_sample_is_that_sample() -> None:
+    verdicts = []
+    for groups in (0, 16):
+        made = tied(groups, lambda text, i: float(i % 3 == 0 or ("- a" in text and i % 2)))
+        verdicts.append(await Race(made).judge(START, [rule("a")], limit=1, name="step 1"))
+    assert verdicts[0].numbers["looks"] == verdicts[1].numbers["looks"]
+    assert verdicts[0].differences == verdicts[1].differences
+
+
+async def test_the_first_look_rests_on_as_many_groups_as_there_can_be() -> None:
+    made = tied(8, lambda text, i: 0.0, n=40, futility=0.0)
+    made.select = [*made.select, *(Sample(id=f"x{i}", input="q") for i in range(3))]
+    await Race(made).judge(START, [rule("a")], limit=1, name="step 1")
+    by_id = {sample.id: sample for sample in made.select}
+    raced = [by_id[id] for skill, id, _ in cast(Rolls, made.roll).asked if skill != START.hash]
+    assert len(raced) == len(made.select)
+    first = raced[:11]
+    assert len({sample.group or sample.id for sample in first}) == 11
+    assert sorted(Counter(sample.group for sample in raced[11:19]).values()) == [1] * 8
+
+
+async def test_a_group_that_breaks_is_one_task_that_breaks() -> None:
+    """Two samples break and two are mended: as tasks of their own, and with a half of a group's weight each."""
+    looks = []
+    for groups in (0, 8):
+        made = tied(groups, lambda text, i: float(i < 2 if "- a" not in text else i in (4, 8)))
+        candidate = apply(START, [rule("a").edit]).skill
+        for skill in (START, candidate):
+            await made.roll(skill, made.select)
+        looks.append(Race(made)._look(START, candidate, [(1.0, 0.4, 0.1)], 0.0))
+    assert looks[0].harm == harmful([-1.0] * 2 + [1.0] * 2 + [0.0] * 12, 0.02)
+    assert looks[1].harm == harmful([-1.0] + [0.5] * 2 + [0.0] * 5, 0.02)
+
+
+async def test_a_group_is_compared_on_the_samples_that_both_sides_have_done() -> None:
+    """The incumbent solves half of each group, the candidate was seen on that half only, and solves it too."""
+    made = tied(8, lambda text, i: float(i % 2 == 0))
+    candidate = apply(START, [rule("a").edit]).skill
+    await made.roll(START, made.select)
+    await made.roll(candidate, made.select[::2])
+    posterior = Race(made)._fit_race(START, candidate, (0.0, 0.3))
+    assert posterior.contrast({"gain": 1.0})[0] == pytest.approx(0.0, abs=0.01)
+
+
+DIFFERENCES = st.lists(st.floats(-1, 1), min_size=1, max_size=40)
+
+
+@given(DIFFERENCES, st.floats(0, 0.2), st.integers(0, 39), st.floats(0, 1))
+def test_a_task_that_comes_out_worse_never_lowers_the_harm(
+    differences: list[float], bound: float, place: int, loss: float
+) -> None:
+    worse = list(differences)
+    place %= len(worse)
+    worse[place] = max(-1.0, worse[place] - loss)
+    assert 0 <= harmful(differences, bound) <= harmful(worse, bound) + 1e-12 <= 1 + 1e-9
+    assert harmful(differences, bound + 0.1) <= harmful(differences, bound) + 1e-12
+
+
+@pytest.mark.parametrize(("broken", "mended"), [(0, 0), (1, 0), (2, 1), (3, 0), (0, 4), (10, 7), (30, 20)])
+def test_the_harm_is_that_of_a_beta_posterior(broken: int, mended: int) -> None:
+    harm = harmful([-1.0] * broken + [1.0] * mended + [0.0] * 5, 0.0)
+    assert harm == pytest.approx(more_often_broken(broken, mended), abs=0.03)
 
 
 async def test_the_level_of_the_incumbent_has_its_uncertainty() -> None:

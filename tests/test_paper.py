@@ -210,7 +210,9 @@ async def test_the_rejected_edits_are_told_within_an_epoch_and_forgotten_after(
             before = trained.verdicts[step.index - 2]
             assert {entry["edit"]["text"] for entry in before["rejected"]} <= {e.edit.text for e in memory.rejected}
     assert {bool(prompt.rejected) for prompt in shown} == {True, False}
-    assert all("→" in prompt.rejected for prompt in shown if prompt.rejected)  # by how much it failed
+    reasons = [prompt.rejected for prompt in shown if prompt.rejected]
+    assert all("the patch was rejected: given up: not shown to be better" in text for text in reasons)
+    assert not [text for text in reasons if "→" in text or "select" in text]  # no score on select is told
 
 
 async def test_slow_update_and_notes_come_from_the_second_epoch_on(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import skilltune as st
 from skilltune.api import run_training
 from skilltune.config import load_config, make_config
 from skilltune.errors import BudgetExceeded, InfraStopped
+from skilltune.gate import Verdict
 from skilltune.gate.certify import Certificate
 from skilltune.optimizer.model import SLOW_HEADING
 from skilltune.report.card import READ
@@ -537,3 +538,36 @@ async def test_several_attempts_a_sample_are_distinct_draws(tmp_path: Path) -> N
     for rollout in first:
         answers.setdefault(rollout["sample"], set()).add(rollout["answer"])
     assert any(len(draws) == 2 for draws in answers.values())
+
+
+# -- patience and the slow update
+
+
+class Scripted:
+    """A gate that accepts the steps with these names and, if `slow`, every slow update. Implements `Gate`."""
+
+    def __init__(self, slow: bool, *names: str) -> None:
+        self.slow, self.names = slow, names
+
+    async def baseline(self, skill: Skill) -> float:
+        return 0.0
+
+    async def judge(self, skill: Skill, proposals: Any, *, name: str, alone: bool = False, **_: Any) -> Verdict:
+        candidate = Skill(f"{skill.text}\n- {name}\n")
+        if self.slow if alone else name in self.names:
+            return Verdict(candidate, True, "", 0.0, candidate=candidate)
+        return Verdict(skill, False, "", 0.0, candidate=candidate)
+
+
+@pytest.mark.parametrize(("slow", "accepted", "last"), [(True, ("step 3",), 7), (False, ("step 3",), 6), (True, (), 3)])
+async def test_an_accepted_slow_update_resets_patience_as_a_step_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow: bool, accepted: tuple[str, ...], last: int
+) -> None:
+    """Two steps an epoch. The slow update of the second epoch follows step 4, if the epoch changed the skill."""
+    monkeypatch.setattr("skilltune.session.build_gate", lambda arena: Scripted(slow, *accepted))
+    with small() as world:
+        trained = await train(world, tmp_path, {"train.patience": 3, "train.epochs": 5})
+    assert max(verdict["step"] for verdict in trained.verdicts) == last
+    assert sum(verdict["accepted"] for verdict in trained.verdicts) == len(accepted) * (1 + slow)
+    [stop] = events(trained.folder, "stopping")
+    assert stop["reason"].startswith("no accept in 3 steps (train.patience = 3)")

@@ -174,15 +174,6 @@ def test_a_doubtful_deletion_is_taken_back_beside_other_edits():
     assert [(p.edit.op, p.edit.text) for p in evidence.doubted()] == [("add", "- old"), ("delete", None)]
 
 
-def test_a_race_is_left_out_where_it_is_about_to_be_counted_again():
-    tried = Tried()
-    tried.evidence.supports[key("a")] = RULE
-    candidate = tried.roll("a", dict.fromkeys(RULE, 1.0))
-    own = {(candidate.hash, sample) for sample in RULE}
-    assert chance(tried.draws("a"), 0) > 0.9
-    assert chance(tried.draws("a", without=own), 0) == pytest.approx(0.5, abs=0.2)
-
-
 @pytest.mark.parametrize("claims_are_true", [True, False])
 def test_whether_claims_mean_anything_is_learned(claims_are_true: bool):
     """Eight edits, alone on what each claims: of these it solves all, or what the incumbent solves anyway."""

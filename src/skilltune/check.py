@@ -5,9 +5,11 @@ Problems are collected rather than raised, so that one look names them all. Noth
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from itertools import count
 from math import ceil, floor, log10
 from pathlib import Path
 
@@ -22,9 +24,11 @@ from skilltune.config import Config
 from skilltune.envs import Env
 from skilltune.envs.review import unread
 from skilltune.errors import CallConfigError, JudgeError, Stopped, UsageError
+from skilltune.gate.eprocess import reachable
 from skilltune.models import Usage
 from skilltune.models.prices import price
 from skilltune.optimizer.model import SHOWN_SUCCESSES
+from skilltune.optimizer.schedule import steps_per_epoch
 from skilltune.probe import Probe, probe_roles
 from skilltune.samples import Sample, Splits, split
 from skilltune.scaffold import DESCRIPTION
@@ -104,6 +108,8 @@ async def check(
         await _look_at_samples(cfg, env, found)
     if found.skill is None or env is None or found.splits is None:
         return found
+    if cfg.gate.policy == "eprocess":
+        _look_at_bets(cfg, found.splits, found)
     with _collecting(found), scratch_run(None) as run:
         session = build_session(cfg, run, root, env=env, skill=found.skill)
         try:
@@ -166,6 +172,27 @@ async def _look_at_samples(cfg: Config, env: Env, found: Check) -> None:
         tricks = await audit(env, found.splits)
         found.problems += tricks.problems
         found.notes += tricks.notes
+
+
+def _look_at_bets(cfg: Config, splits: Splits, found: Check) -> None:
+    """Say if the e-process cannot accept a candidate, or only early ones, however good it is: `select` is too small."""
+    alone = [1 for sample in splits.select if sample.group is None]
+    groups = Counter(sample.group for sample in splits.select if sample.group is not None)
+    units = [*alone, *groups.values()]
+    of = f"{len(splits.select)} select samples" + (f" in {len(units)} groups" if groups else "")
+    last = reachable(units, cfg.gate.alpha, cfg.gate.passes)
+    enough = next(n for n in count(1) if reachable([1] * n, cfg.gate.alpha, cfg.gate.passes))
+    if not last:
+        found.problems.append(
+            f"gate.policy=eprocess can accept nothing with {of}: even a candidate that wins all of them stays below "
+            f"the bar. Give select at least {enough} independent samples (more samples, or a larger share in "
+            f"env.split), raise gate.alpha ({cfg.gate.alpha:g}), or use gate.policy=race"
+        )
+    elif last < (steps := steps_per_epoch(cfg.train, len(splits.train)) * cfg.train.epochs):
+        found.notes.append(
+            f"gate.policy=eprocess with {of}: if the first {last} candidates fail, no later one can be accepted, and "
+            f"the run has {steps} steps: more select samples allow more candidates"
+        )
 
 
 async def _try_stated_answers(env: Env, found: Check) -> None:

@@ -171,13 +171,15 @@ class GateConfig(_Section):
         default=0.55,
         gt=0.5,
         lt=1,
-        description="race: the same, once a version was accepted: the optimizer has proved itself",
+        description="race: the same, while an accepted version stands: the optimizer has proved itself",
     )
     futility: float = Field(default=0.25, ge=0, lt=0.5, description="race: reject when P(gain > 0) falls below this")
     alpha: float = Field(default=0.05, gt=0, lt=1, description="eprocess: P(any accept without a gain), per run")
     block: int = Field(default=8, ge=1, description="race, eprocess: samples before the first look")
     passes: int = Field(default=1, ge=1, description="race, eprocess: draws of each `select` sample at most")
-    regression_bound: float = Field(default=0.02, ge=0, le=1, description="race: credible harm over this vetoes")
+    regression_bound: float = Field(
+        default=0.02, ge=0, le=1, description="race: vetoed if select alone says that it harms by more"
+    )
     length_price: float = Field(default=0.01, ge=0, description="race: gain that 1,000 more tokens must bring")
     pool: int = Field(
         default=12,

@@ -10,7 +10,7 @@ Preset `paper` and preset `default` are this same loop with another optimizer se
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from skilltune.controls import Controls, controls
 from skilltune.errors import InfraStopped, Stopped, Unanswered
 from skilltune.export import export
 from skilltune.gate import Gate, Verdict
-from skilltune.gate.calibrate import calibrate
+from skilltune.gate.calibrate import calibrate, repeats_itself
 from skilltune.gate.certify import Certificate, certify
 from skilltune.gate.credit import ledger_of
 from skilltune.gate.finish import compact, reselect
@@ -30,12 +30,10 @@ from skilltune.optimizer.schedule import schedule, steps_per_epoch
 from skilltune.roll import gather
 from skilltune.rollout import Rollout
 from skilltune.run import rng
-from skilltune.samples import Sample
 from skilltune.session import Session
 from skilltune.skill import Skill
 
-CONFIRM_FROM = 0.5  # score on `select` from which on a failure may well be bad luck
-REPEATS = 8  # failures that were answered alike twice, from which on failures are not rolled again
+CONFIRM_FROM = 0.5  # score of a batch; from here on a failure may well be bad luck
 
 
 @dataclass(slots=True)
@@ -46,7 +44,7 @@ class State:
     memory: Memory = field(default_factory=Memory)
     verdicts: list[Verdict] = field(default_factory=list)
     score: float | None = None  # of the incumbent on `select`
-    since_accept: int = 0  # steps
+    since_accept: int = 0  # steps since a version was accepted, by a step or by a slow update
     failed: dict[str, bool] = field(default_factory=dict)  # by the incumbent, of the tasks of its batches
     steady: bool = False  # the target gave equal answers to equal questions
     stopped: Stopped | None = None
@@ -168,7 +166,7 @@ async def fit(s: Session, state: State) -> None:
         s.arena.upcoming, protect = step.upcoming, state.memory.protected
         verdict = await gate.judge(state.skill, proposals, limit=limit, name=f"step {step.index}", protect=protect)
         state.memory = replace(state.memory, lr=limit)
-        state.since_accept = 0 if verdict.accepted else state.since_accept + 1
+        state.since_accept += 1
         take(s, state, step, verdict, limit)
 
         if s.cfg.slow.enabled and optimizer.looks_back and step.ends_epoch and step.epoch > 1:
@@ -176,56 +174,65 @@ async def fit(s: Session, state: State) -> None:
 
 
 async def forward(s: Session, state: State, step: Step) -> AsyncGenerator[Rollout, None]:
-    """The step's batch under the incumbent, as it comes. Once much is solved, a failure may be bad luck: then it is
-    rolled again, and the batch comes when all of it is known."""
-    attempts = s.arena.draws(s.cfg.target.attempts)
-    batch = s.roll.stream(state.skill, step.batch, attempts=attempts, purpose=f"step {step.index}")
-    repeats = attempts == 1 and s.arena.draws(2) > 1 and not state.steady
-    if s.cfg.train.confirm and repeats and (state.score or 0.0) >= CONFIRM_FROM:
-        return stream(await confirmed(s, state, batch, f"step {step.index}, failures again"))
-    return counted(s, state, batch)
+    """The step's batch under the incumbent, as it comes. It is held back while half of it may be solved: then a failure
+    may be bad luck and is rolled again, or too few failures may be left to go on at all."""
+    attempts, name = s.arena.draws(s.cfg.target.attempts), f"step {step.index}"
+    batch = s.roll.stream(state.skill, step.batch, attempts=attempts, purpose=name)
+    if not s.cfg.train.confirm and not s.cfg.train.patience:
+        return noted(s, state, [], batch)
+    confirm = s.cfg.train.confirm and attempts == 1 and s.arena.draws(2) > 1 and not state.steady
+    by_id = {sample.id: sample for sample in step.batch}
+    size, held, lost = attempts * len(step.batch), list[Rollout](), 0.0
+    async for rollout in batch:
+        held.append(rollout)
+        lost += 1 - s.arena.metric(rollout.score) if rollout.score else 0.0
+        if lost > (1 - CONFIRM_FROM) * size:
+            break
+        if confirm and scored_zero(rollout) and len(held) - lost >= CONFIRM_FROM * size:
+            s.roll.expect(state.skill, [by_id[rollout.sample]], 1)
+    else:
+        if confirm:
+            held = await confirmed(s, state, held, f"{name}, failures again")
+    for rollout in held:
+        note(s, state, rollout)
+    return noted(s, state, held, batch)
 
 
-async def counted(s: Session, state: State, rollouts: AsyncGenerator[Rollout, None]) -> AsyncGenerator[Rollout, None]:
-    """A batch as it comes; which of its tasks failed is noted."""
-    async with aclosing(rollouts):
-        async for rollout in rollouts:
+async def noted(
+    s: Session, state: State, held: Sequence[Rollout], rest: AsyncGenerator[Rollout, None]
+) -> AsyncGenerator[Rollout, None]:
+    """Rollouts that were noted already, then the rest as it comes."""
+    async with aclosing(rest):
+        for rollout in held:
+            yield rollout
+        async for rollout in rest:
             note(s, state, rollout)
             yield rollout
 
 
-async def confirmed(s: Session, state: State, rollouts: AsyncGenerator[Rollout, None], purpose: str) -> list[Rollout]:
-    """A batch whose full failures were rolled once more: what succeeds then was bad luck, and passes for a success. A
+async def confirmed(s: Session, state: State, rollouts: Sequence[Rollout], purpose: str) -> list[Rollout]:
+    """A batch whose full failures are rolled once more: one that succeeds now was bad luck and counts as a success. A
     target that gives the same answers again is not asked twice any more."""
     by_id = {sample.id: sample for sample in s.splits.train}
-    first, samples = list[Rollout](), list[Sample]()
-    async with aclosing(rollouts):
-        async for rollout in rollouts:
-            first.append(rollout)
-            if rollout.score and rollout.score.value == 0:
-                samples.append(by_id[rollout.sample])
-                s.roll.expect(state.skill, samples[-1:], 1)
+    samples = [by_id[rollout.sample] for rollout in rollouts if scored_zero(rollout)]
     second = {rollout.sample: rollout for rollout in await s.roll(state.skill, samples, attempt=1, purpose=purpose)}
-    equal = [second[rollout.sample].answer == rollout.answer for rollout in first if rollout.sample in second]
-    state.steady = len(equal) >= REPEATS and all(equal)
+    state.steady = repeats_itself([(r.answer, second[r.sample].answer) for r in rollouts if r.sample in second])
     result = list[Rollout]()
-    for rollout in first:
+    for rollout in rollouts:
         again = second.get(rollout.sample)
         result.append(again if again and again.score and again.score.hard else rollout)
-        note(s, state, result[-1])
     return result
+
+
+def scored_zero(rollout: Rollout) -> bool:
+    """True if the rollout was scored 0."""
+    return rollout.score is not None and rollout.score.value == 0
 
 
 def note(s: Session, state: State, rollout: Rollout) -> None:
     """Note of the rollout's task whether any attempt of the incumbent failed."""
     failed = rollout.score is None or s.arena.metric(rollout.score) < 1
     state.failed[rollout.sample] = failed or state.failed.get(rollout.sample, False)
-
-
-async def stream(rollouts: Iterable[Rollout]) -> AsyncGenerator[Rollout, None]:
-    """Rollouts that are there already, as they would come."""
-    for rollout in rollouts:
-        yield rollout
 
 
 async def slow(s: Session, state: State, step: Step, epoch_start: Skill, optimizer: Optimizer, gate: Gate) -> None:
@@ -273,7 +280,7 @@ def take(s: Session, state: State, step: Step, verdict: Verdict, limit: int) -> 
     state.verdicts.append(verdict)
     if verdict.accepted:
         state.versions.append(verdict.skill)
-        state.failed = {}
+        state.since_accept, state.failed = 0, {}
     grown = verdict.accepted and s.cfg.optimizer.patterns
     state.memory = state.memory.remember(verdict.rejected, verdict.skill.body, verdict.candidate, grown=grown)
     s.roll.settle(state.skill)

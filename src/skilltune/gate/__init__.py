@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from skilltune import plugins
 from skilltune.config import GateConfig
@@ -20,6 +20,9 @@ from skilltune.roll import Roller
 from skilltune.rollout import Score
 from skilltune.samples import Sample
 from skilltune.skill import Skill
+
+# The optimizer is told no more than this of a candidate that was not accepted.
+FAILED = "given up: not shown to be better"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,10 @@ class Gate(Protocol):
 class Arena:
     """All that a gate may use: the roller, the two splits it may touch (never `test`), its settings, the seed.
 
+    A gate reads scores by split. The optimizer sees what follows from scores on `train`: the screen, the choice of
+    candidates, the reasons of rejections. Scores on `select` are for the accept decision and for reselection only;
+    nothing else of them may reach the optimizer, or it could fit them.
+
     `upcoming` is the batch of the next step, which idle workers may begin under the likelier incumbent. `noise` is the
     variance of a repeat in scores, where it was measured (None: not); 0 is that of a deterministic target.
     """
@@ -96,6 +103,15 @@ class Arena:
     def metric(self, score: Score) -> float:
         """The number that is compared, see `metric_of`."""
         return metric_of(self.cfg)(score)
+
+    def scores(self, *splits: Literal["train", "select"]) -> dict[tuple[str, str, int], float]:
+        """Every score on samples of these splits by text hash, sample and attempt, in a fixed order."""
+        ids = {sample.id for split in splits for sample in getattr(self, split)}
+        return {
+            key: self.metric(rollout.score)
+            for key, rollout in sorted(self.roll.seen.items())
+            if key[1] in ids and rollout.score is not None
+        }
 
 
 def metric_of(cfg: GateConfig) -> Callable[[Score], float]:
@@ -133,4 +149,4 @@ def build_gate(arena: Arena) -> Gate:
     )
 
 
-__all__ = ["Arena", "Gate", "Verdict", "build_gate", "metric_of"]
+__all__ = ["FAILED", "Arena", "Gate", "Verdict", "build_gate", "metric_of"]

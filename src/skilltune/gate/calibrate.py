@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from random import Random
@@ -27,6 +28,7 @@ from skilltune.skill import Skill
 
 RUNS = 200  # simulated null edits
 POWER = 0.8
+REPEATS = 8  # equal pairs of answers, beside those of the most frequent answer, that show a deterministic target
 TRIES = 60  # simulated candidates for each gain that is tried
 HALVINGS = 5  # of the range in which the smallest detectable gain lies
 KEY = "calibration"
@@ -36,7 +38,7 @@ INPUT, CHANGE = Skill("Do the task.\n"), Proposal(Edit("add", text="A line that 
 @dataclass(frozen=True, slots=True)
 class Calibration:
     """What `n` samples showed that were scored twice: the share whose score differs, the standard deviation of a repeat
-    in scores (assumed where no score differed though answers did), whether the answers were the same to the letter; and
+    in scores (assumed if no score differed, but the target may not be deterministic), whether it is deterministic; and
     of the gate `policy`, for an edit that no screen has measured, while nothing was accepted yet: how often it accepts
     one that does nothing, and the smallest true gain that it accepts 4 times out of 5 (None: no gain at all)."""
 
@@ -73,16 +75,24 @@ async def calibrate(arena: Arena, skill: Skill) -> Calibration | None:
     if not pairs:
         return None
     scores = [(arena.metric(a.score), arena.metric(b.score)) for a, b in pairs]
-    same = all(a.answer == b.answer for a, b in pairs) and all(a == b for a, b in scores)
+    same = repeats_itself([(a.answer, b.answer) for a, b in pairs]) and all(a == b for a, b in scores)
     noise = sum((a - b) ** 2 for a, b in scores) / (2 * len(scores))
     if not same:
-        noise = noise or 1 / (2 * len(scores) + 4)  # other answers scored alike: as if the next two were to differ
+        noise = noise or 1 / (2 * len(scores) + 4)  # no score differed: as if the next two were to differ
     arena.noise = noise
     known = arena.roll.run.recall(KEY)
     figures = known[0] if known else await _figures(arena, scores)
     arena.roll.run.fix(KEY, lambda: figures)
     differing = sum(a != b for a, b in scores) / len(scores)
     return Calibration(len(scores), differing, math.sqrt(noise), same, arena.cfg.policy, **figures)
+
+
+def repeats_itself(answers: Sequence[tuple[str, str]]) -> bool:
+    """True if two answers to the same questions show that the target is deterministic: all pairs are equal, and
+    `REPEATS` of them are not the most frequent answer. A skill that knows nothing answers "I don't know" twice at any
+    temperature; that says nothing of the answers that a better skill would bring."""
+    commonest = max(Counter(first for first, _ in answers).values(), default=0)
+    return all(first == second for first, second in answers) and len(answers) - commonest >= REPEATS
 
 
 async def _figures(arena: Arena, scores: Sequence[tuple[float, float]]) -> dict[str, Any]:

@@ -23,8 +23,8 @@ from dataclasses import asdict, dataclass
 from random import Random
 from statistics import fmean
 
-from skilltune.gate import Verdict
-from skilltune.gate.race import ACCEPTED, FAILED, GIVEN_UP, Race, doubling
+from skilltune.gate import FAILED, Verdict
+from skilltune.gate.race import ACCEPTED, GIVEN_UP, Race, doubling
 from skilltune.gate.screen import Pool, Screened
 from skilltune.gate.stats import standard_error
 from skilltune.roll import MAX_UNSCORED, gather, mean
@@ -182,6 +182,13 @@ def _share(value: float) -> str:
 def share(k: int) -> float:
     """Of the run's error for its k-th candidate, k ≥ 1; they sum up to 1 (Euler)."""
     return 6 / (math.pi * k) ** 2
+
+
+def reachable(units: Sequence[int], alpha: float, passes: int = 1) -> int:
+    """The number of the last candidate that can be accepted if none was before it: with a win in every bet, on units of
+    these sizes, its wealth still reaches the bar. 0 if no candidate can ever be accepted."""
+    most = log_wealth([size / max(units) for size in units])[-1] if units else 0.0
+    return math.isqrt(math.floor(_exp(most) * share(1) * alpha / passes))
 
 
 def log_wealth(differences: Iterable[float]) -> list[float]:

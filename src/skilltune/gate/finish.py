@@ -99,13 +99,12 @@ class Lineage:
                 versions.append(hash)
         return cls(texts, changes, prior, tuple(versions))
 
-    def fit(self, arena: Arena, samples: Sequence[str]) -> Posterior:
-        """The crossed model of all that was seen of these texts on some samples."""
-        among = set(samples)
+    def fit(self, arena: Arena) -> Posterior:
+        """The crossed model of all that was seen of these texts on `select`."""
         observations = [
-            Observation(sample, dict.fromkeys(("level", *self.changes[text]), 1.0), arena.metric(rollout.score))
-            for (text, sample, _), rollout in sorted(arena.roll.seen.items())
-            if text in self.changes and sample in among and rollout.score is not None
+            Observation(sample, dict.fromkeys(("level", *self.changes[text]), 1.0), score)
+            for (text, sample, _), score in arena.scores("select").items()
+            if text in self.changes
         ]
         return fit(observations, {"level": LEVEL, **dict.fromkeys(self.prior, WIDE)}, arena.noise)
 
@@ -132,15 +131,14 @@ def reselect(arena: Arena, start: Skill, verdicts: Sequence[Verdict]) -> Reselec
     lineage = Lineage.of(start, verdicts)
     if len(lineage.texts) == 1 or arena.cfg.policy == "strict":
         return None
-    posterior = lineage.fit(arena, [sample.id for sample in arena.select])
+    posterior = lineage.fit(arena)
     beliefs = lineage.beliefs(posterior)
     draw = rng(arena.seed, "reselection")
     drawn = {change: belief.draws(DRAWS, draw) for change, belief in sorted(beliefs.items())}
     rejected = {v.candidate.hash for v in verdicts if v.candidate and v.numbers.get("rule") == "race"}
     rejected -= set(lineage.versions)
     numbers = {hash: number for number, hash in reversed(list(enumerate(lineage.versions)))}  # the first of equals
-    ids = {sample.id for sample in arena.select}
-    seen = Counter(text for text, sample, _ in arena.roll.seen if sample in ids)
+    seen = Counter(text for text, _, _ in arena.scores("select"))
     among = [hash for hash in lineage.texts if hash in numbers or hash in rejected]
     gains = {hash: [math.fsum(drawn[c][t] for c in lineage.changes[hash]) for t in range(DRAWS)] for hash in among}
 
@@ -232,8 +230,10 @@ async def _drop(
             break
     n, gain, sd, safe = looks[-1]
     dropped = safe >= cfg.confidence
-    ids = [sample.id for sample in arena.select]
-    old, new = (_scores(arena, text, ids) for text in (skill, candidate))
+    seen = arena.scores("select")
+    old, new = (
+        {s: score for (t, s, n), score in seen.items() if (t, n) == (text.hash, 0)} for text in (skill, candidate)
+    )
     differences = {sample: new[sample] - old[sample] for sample in sorted(new) if sample in old}
     assert posterior is not None
     level, spread = posterior.contrast({"level": 1.0, "drop": 1.0} if dropped else {"level": 1.0})
@@ -263,19 +263,12 @@ async def _drop(
 
 def _fit_drop(arena: Arena, skill: Skill, candidate: Skill, judged: Collection[str]) -> Posterior:
     """All that was seen of judged texts on train and `select`: the skill's level, and what it is without the rule."""
-    among = {sample.id for sample in (*arena.train, *arena.select)}
     others = sorted({*judged} - {skill.hash, candidate.hash})
     columns = {text: {"level": 1.0, text: 1.0} for text in others}
     columns |= {skill.hash: {"level": 1.0}, candidate.hash: {"level": 1.0, "drop": 1.0}}
     observations = [
-        Observation(sample, columns[text], arena.metric(rollout.score))
-        for (text, sample, _), rollout in sorted(arena.roll.seen.items())
-        if text in columns and sample in among and rollout.score is not None
+        Observation(sample, columns[text], score)
+        for (text, sample, _), score in arena.scores("train", "select").items()
+        if text in columns
     ]
     return fit(observations, {"level": LEVEL, "drop": WIDE, **dict.fromkeys(others, WIDE)}, arena.noise)
-
-
-def _scores(arena: Arena, skill: Skill, samples: Sequence[str]) -> dict[str, float]:
-    """The first score of a skill on each of the samples on which it was seen."""
-    seen = {sample: arena.roll.seen.get((skill.hash, sample, 0)) for sample in samples}
-    return {sample: arena.metric(r.score) for sample, r in seen.items() if r is not None and r.score is not None}

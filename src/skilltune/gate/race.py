@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from random import Random
@@ -16,11 +17,11 @@ from statistics import fmean
 from typing import Any
 
 from skilltune.edits import Applied, addition, apply, says
-from skilltune.gate import Arena, Verdict
+from skilltune.gate import FAILED, Arena, Verdict
 from skilltune.gate.crossed import Observation, Posterior, fit
 from skilltune.gate.effects import Draw
 from skilltune.gate.screen import Pool, Screened, assign, balanced
-from skilltune.gate.stats import Mixture, standard_error, updated
+from skilltune.gate.stats import Mixture, normal_cdf, standard_error, updated
 from skilltune.gate.tried import Evidence, Scores
 from skilltune.optimizer import Proposal, join
 from skilltune.optimizer.memory import Rejected
@@ -57,14 +58,17 @@ PROMISE = 0.02  # gain expected of a candidate that is worth a race; one that pr
 VISIBLE = 0.25  # over the root of the size of `select`: half a standard error, which is promise enough
 ACCEPTED, GIVEN_UP, UNDECIDED = "accepted", "given up", "undecided"  # how a race ends
 SAID = "the skill says this already"
-FAILED = f"{GIVEN_UP}: not shown to be better"  # all that the optimizer is told of a candidate that was not accepted
+# P(harm) by `select` alone from which on nothing is accepted. Eight tasks reach it if one is broken and none mended, or
+# if two more are broken than mended.
+VETO = 0.7
 SURE = 0.9  # P(it adds something) of every edit of a full team, from which on a screen has seen enough
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
     """The state of a race after `n` rollouts of the candidate: level and sd of the incumbent and of the candidate, the
-    gain and its sd (all in scores), P(gain > price of its length), P(it harms by more than the regression bound)."""
+    gain and its sd (all in scores), P(gain > price of its length) by all evidence. `harm` is P(it harms by more than
+    the regression bound) by `select` alone: a screen on train must not outvote the samples that were held out."""
 
     n: int
     before: tuple[float, float]
@@ -119,8 +123,9 @@ class Race:
             verdict = await self._race(pool, chosen, screened, name)
         chosen = chosen if verdict.candidate else ()
         effects = [screened.gain([i]) if screened else (0.0, 0.0, 0.0) for i in range(len(pool.proposals))]
-        # Of a failed team each member may be good.
-        failed = len(chosen) == 1 and verdict.numbers["decision"] == GIVEN_UP
+        # Each member of a failed team may be good. A candidate that was given up and one that stayed undecided are
+        # treated alike, so that the pool tells no more of `select` than that it was not accepted.
+        failed = len(chosen) == 1 and not verdict.accepted
         spent = chosen if verdict.accepted or failed else ()
         if verdict.accepted:
             self.evidence.accept(verdict.reports)
@@ -224,11 +229,11 @@ class Race:
         return await asyncio.to_thread(self.evidence.draws, self._scores(), pool.keys, random, **options)
 
     def _scores(self) -> Scores:
-        """All that was seen in this run."""
+        """All scores on train samples. Scores on `select` must not be among them: the screen chooses the candidates
+        that `select` judges, and its figures are told to the optimizer."""
         scores: dict[tuple[str, str], list[float]] = {}
-        for (skill, sample, _), rollout in sorted(self.arena.roll.seen.items()):
-            if rollout.score is not None:
-                scores.setdefault((skill, sample), []).append(self.arena.metric(rollout.score))
+        for (skill, sample, _), score in self.arena.scores("train").items():
+            scores.setdefault((skill, sample), []).append(score)
         return scores
 
     # -- (c) the race
@@ -237,11 +242,6 @@ class Race:
         cfg, arena = self.arena.cfg, self.arena
         applied = pool.apply(chosen)
         candidate = applied.skill
-        own = {(candidate.hash, sample.id) for sample in arena.select}
-        if screened and any((text, sample) in own for text, sample, _ in arena.roll.seen):
-            draw = rng(arena.seed, "screen", name, "without")  # what its own race said is said again below
-            draws = await self._draws(pool, draw, without=own)
-            screened = Screened(pool, draws, screened.known)
         prior = _transferred(screened.gains(chosen)) if screened else UNSCREENED
         belief_before = Mixture(prior)
         price = cfg.length_price * max(0, candidate.tokens - pool.skill.tokens) / 1000
@@ -249,6 +249,7 @@ class Race:
             return Verdict(pool.skill, False, "the screen found no edit worth a race", *self.level)
         order = sorted(arena.select, key=lambda sample: sample.id)
         rng(arena.seed, "race", name).shuffle(order)
+        order = in_turn(order)
         blocks = [(0, block) for block in doubling(order, cfg.block)]
         blocks += [(attempt, order) for attempt in range(1, arena.draws(cfg.passes))]
         looks: list[Look] = []
@@ -300,13 +301,7 @@ class Race:
         """On a candidate that was raced: both sides are compared on the `select` samples that both have done, a sample
         by its mean over the draws that both have."""
         candidate = applied.skill
-        old, new = self._select_draws(incumbent.hash), self._select_draws(candidate.hash)
-        pairs: dict[str, list[tuple[float, float]]] = {}
-        for (sample, attempt), score in sorted(new.items()):
-            if (sample, attempt) in old:
-                pairs.setdefault(sample, []).append((old[sample, attempt], score))
-        before = {sample: fmean(a for a, _ in scores) for sample, scores in pairs.items()}
-        after = {sample: fmean(b for _, b in scores) for sample, scores in pairs.items()}
+        pairs = self._paired(incumbent, candidate)
         return Verdict(
             skill=candidate if accepted else incumbent,
             accepted=accepted,
@@ -314,9 +309,9 @@ class Race:
             score=self.level[0],
             score_sd=self.level[1],
             candidate=candidate,
-            before=mean(list(before.values())),
-            after=mean(list(after.values())),
-            differences={sample: after[sample] - before[sample] for sample in pairs},
+            before=mean([before for before, _ in pairs.values()]),
+            after=mean([after for _, after in pairs.values()]),
+            differences={sample: after - before for sample, (before, after) in pairs.items()},
             reports=applied.reports,
             numbers=numbers,
         )
@@ -330,52 +325,75 @@ class Race:
         said = max(1 / sd**2 - 1 / WIDE[1] ** 2, 1e-6)  # precision of the data alone, the normal prior taken out
         gain = updated(prior, middle / sd**2 / said, 1 / said)
         before, after = posterior.contrast({"level": 1.0}), posterior.contrast({"level": 1.0, "gain": 1.0})
-        harm = 1 - gain.above(-self.arena.cfg.regression_bound)
+        name, witnesses = self._witnesses(), dict[str, list[float]]()
+        for sample, (old, new) in self._paired(incumbent, candidate).items():
+            witnesses.setdefault(name[sample], []).append(new - old)
+        harm = harmful(list(map(fmean, witnesses.values())), self.arena.cfg.regression_bound)
         seen = len(self._select_draws(candidate.hash))
         return Look(seen, _bounded(before), _bounded(after), gain.mean, gain.sd, gain.above(price + MATTERS), harm)
 
     def _decide(self, look: Look, *, last: bool, enough: bool = True) -> str:
-        """ "" to go on; the veto on credible harm holds also where the last, lower bar is reached. Nothing is accepted
-        unless `enough` samples were scored on both sides: what fails where it is hard would be flattered."""
+        """ "" to go on. The veto on harm holds for the last, lower bar too. Nothing is accepted unless `enough` samples
+        were scored on both sides, or a candidate whose calls fail on hard samples would be flattered."""
         cfg = self.arena.cfg
-        if enough and look.better >= self._bar(last=last) and look.harm < 1 - cfg.confidence:
+        if enough and look.better >= self._bar(last=last) and look.harm < VETO:
             return ACCEPTED
         if look.better < cfg.futility:
             return GIVEN_UP
         return UNDECIDED if last else ""
 
     def _bar(self, *, last: bool) -> float:
-        """P(better) that an accept needs. When all passes are used up it is lower, and much lower once a version was
-        accepted: an optimizer that was right once, as far as one can tell, deserves more credit."""
+        """P(better) that an accept needs. When all passes are used up it is lower, and much lower while an accepted
+        version stands: an optimizer that was right once deserves more credit. If the run is back at the input, because
+        all that was accepted was taken back, the optimizer has not been right yet."""
         cfg = self.arena.cfg
         if not last:
             return cfg.confidence
-        return cfg.proven_confidence if len(self.evidence.incumbents) > 1 else cfg.last_confidence
+        return cfg.proven_confidence if self.evidence.proven else cfg.last_confidence
 
     def _fit_race(self, incumbent: Skill, candidate: Skill, gain: tuple[float, float]) -> Posterior:
-        """All that was ever seen on `select`: the incumbent's level, the candidate's gain, other versions' distance."""
-        ids = {sample.id for sample in self.arena.select}
+        """All that was ever seen on `select`: the incumbent's level, the candidate's gain, other versions' distance. A
+        group counts once, as the mean of those of its samples that the candidate has done, or of all if it did none."""
+        scores, name = self.arena.scores("select"), self._witnesses()
+        done: dict[str, set[str]] = {}
+        for version, sample, _ in scores:
+            if version == candidate.hash:
+                done.setdefault(name[sample], set()).add(sample)
+        means: dict[tuple[str, str, int], list[float]] = {}
+        for (version, sample, attempt), score in scores.items():
+            if sample in done.get(name[sample], (sample,)):
+                means.setdefault((version, name[sample], attempt), []).append(score)
         prior = {"level": LEVEL, "gain": gain}
         observations = []
-        for (version, sample, _), rollout in sorted(self.arena.roll.seen.items()):
-            if sample not in ids or rollout.score is None:
-                continue
+        for (version, witness, _), of in means.items():
             columns = {"level": 1.0}
             if version == candidate.hash:
                 columns["gain"] = 1.0
             elif version != incumbent.hash:
                 columns[version] = 1.0
                 prior[version] = OTHER_VERSION
-            observations.append(Observation(sample, columns, self.arena.metric(rollout.score)))
+            observations.append(Observation(witness, columns, fmean(of)))
         return fit(observations, prior, self.arena.noise)
+
+    def _witnesses(self) -> dict[str, str]:
+        """The name of each select sample's witness: its group, whose samples may succeed or fail as one, or itself."""
+        return {s.id: f"sample {s.id}" if s.group is None else f"group {s.group}" for s in self.arena.select}
+
+    def _paired(self, incumbent: Skill, candidate: Skill) -> dict[str, tuple[float, float]]:
+        """Both scores of every `select` sample that both sides have done, as means over the draws that both have."""
+        old, new = self._select_draws(incumbent.hash), self._select_draws(candidate.hash)
+        pairs: dict[str, list[tuple[float, float]]] = {}
+        for (sample, attempt), score in new.items():
+            if (sample, attempt) in old:
+                pairs.setdefault(sample, []).append((old[sample, attempt], score))
+        return {sample: (fmean(a for a, _ in of), fmean(b for _, b in of)) for sample, of in pairs.items()}
 
     def _select_draws(self, version: str) -> dict[tuple[str, int], float]:
         """The score of every rollout of a version on `select`, by sample and attempt, in a fixed order."""
-        ids = {sample.id for sample in self.arena.select}
         return {
-            (sample, attempt): self.arena.metric(rollout.score)
-            for (skill, sample, attempt), rollout in sorted(self.arena.roll.seen.items())
-            if skill == version and sample in ids and rollout.score is not None
+            (sample, attempt): score
+            for (skill, sample, attempt), score in self.arena.scores("select").items()
+            if skill == version
         }
 
 
@@ -384,6 +402,28 @@ def _transferred(gains: Sequence[float]) -> tuple[tuple[float, float, float], ..
     each = (1 - OVERFIT) / len(gains)
     spike = OVERFIT + each * sum(gain == 0 for gain in gains)
     return ((spike, 0.0, 0.002), *((each, SHRINK * gain, DEVIATION) for gain in gains if gain))
+
+
+def in_turn(samples: Sequence[Sample]) -> list[Sample]:
+    """The samples in this order, but one of each group before a second one of any: a look at few samples then rests on
+    as many witnesses as there can be."""
+    spoken, turns = Counter[str](), dict[str, int]()
+    for sample in samples:
+        turns[sample.id] = 0 if sample.group is None else spoken[sample.group]
+        spoken[sample.group or ""] += 1
+    return sorted(samples, key=lambda sample: turns[sample.id])
+
+
+def harmful(differences: Sequence[float], bound: float) -> float:
+    """P(a change breaks more than it mends, by more than `bound` a sample), by the differences of pairs alone.
+
+    The share of what is broken has a Beta posterior: a uniform prior, what was broken on one side, what was mended and
+    the bound on the other. It is read as a normal distribution. No variance is estimated from the pairs, so one more
+    that is broken never lowers it and one more that is mended never raises it.
+    """
+    broken = 1 - math.fsum(d for d in differences if d < 0)
+    mended = 1 + math.fsum(d for d in differences if d > 0) + bound * len(differences)
+    return normal_cdf((broken - mended) / 2 * math.sqrt((broken + mended + 1) / (broken * mended)))
 
 
 def doubling(samples: Sequence[Sample], first: int) -> list[Sequence[Sample]]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from skilltune.edits import Applied, apply
-from skilltune.gate import Arena, Verdict
+from skilltune.gate import FAILED, Arena, Verdict
 from skilltune.gate.stats import standard_error
 from skilltune.optimizer import Proposal
 from skilltune.optimizer.memory import Rejected
@@ -65,7 +65,7 @@ class Strict:
             after=after,
             differences=differences,
             reports=applied.reports,
-            rejected=_rejected(applied, "" if accepted else reason),
+            rejected=_rejected(applied, "" if accepted else FAILED),
             numbers={"rule": "strict", "before": before, "after": after, "n": len(differences)},
         )
 

@@ -54,6 +54,11 @@ class Evidence:
         """Whether claims were found to mean nothing: what edits do, they do to all samples."""
         return self.claims < CLAIMS and self.solved >= SOME
 
+    @property
+    def proven(self) -> bool:
+        """True while an accepted version stands; false again if all that was accepted was taken back."""
+        return self.incumbents[:1] != self.incumbents[-1:]
+
     def enthrone(self, skill: Skill) -> tuple[str, ...]:
         """Take note of the incumbent; the edits that it holds."""
         if skill.hash not in self.incumbents[-1:]:
@@ -131,14 +136,13 @@ class Evidence:
         random: Random,
         *,
         draws: int = DRAWS,
-        without: Container[tuple[str, str]] = (),
     ) -> list[Draw]:
         """Draws of the samples under the incumbent and of the effects of the edits of a pool (their keys, in its order)
-        by all scores but those of `without`."""
+        by these scores."""
         rows = [
             (sample, self.texts[text], score)
             for (text, sample), seen in sorted(scores.items())
-            if text in self.texts and (text, sample) not in without
+            if text in self.texts
             for score in seen
         ]
         taken = self.texts[self.incumbents[-1]]

@@ -32,7 +32,7 @@ from skilltune.config import GateConfig, stored_config
 from skilltune.errors import RunError, UsageError
 from skilltune.gate.certify import Certificate
 from skilltune.gate.credit import COMPACT
-from skilltune.gate.race import GIVEN_UP
+from skilltune.gate.race import GIVEN_UP, VETO
 from skilltune.models import Usage
 from skilltune.optimizer.handoff import Question, in_use
 from skilltune.optimizer.schedule import steps_per_epoch
@@ -229,7 +229,7 @@ def explained(data: Mapping[str, Any], gate: GateConfig | None) -> str:
     bar = f"P(better) = {look['better']:.2f}, needed {needed:.2f}"
     if numbers["decision"] == GIVEN_UP:
         bar += f", given up below {gate.futility:.2f}"
-    elif not data["accepted"] and look["better"] >= needed and look["harm"] < 1 - gate.confidence:
+    elif not data["accepted"] and look["better"] >= needed and look["harm"] < VETO:
         bar += f", but {numbers['unscored']} samples could not be scored on both sides"
     elif not data["accepted"] and look["better"] >= needed:
         bar += f", but P(worse by {100 * gate.regression_bound:g} points) = {look['harm']:.2f}"
