@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 NOISE_FLOOR = 0.02  # variance; a deterministic target still has interactions, which the noise term stands for
 ROUNDS = 4  # of re-estimating the two variances
+PLACES = 12  # decimals of the result: equal effects stay equal, whatever the last bits of this machine's LAPACK
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +66,8 @@ def fit(
         next_noise, next_spread = data.variances(*data.solve(middle, deviation, noise, spread), noise, spread)
         noise, spread = max(next_noise, floor), max(next_spread, NOISE_FLOOR)
     effects, covariance = data.solve(middle, deviation, noise, spread)
-    rows = tuple(tuple(row) for row in covariance.tolist())
-    return Posterior(names, dict(zip(names, effects.tolist(), strict=True)), rows, noise, spread)
+    rows = tuple(tuple(row) for row in covariance.round(PLACES).tolist())
+    return Posterior(names, dict(zip(names, effects.round(PLACES).tolist(), strict=True)), rows, noise, spread)
 
 
 _Floats = NDArray[np.floating]
