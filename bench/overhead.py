@@ -2,8 +2,9 @@
 
 The target is `tests/world.py` in a process of its own, without latency, so that only our side is counted: user plus
 system time of one client process. Rows: bare aiohttp posts of the same requests (the floor), `Client` (budget, window,
-typed errors, usage), and whole rollouts by `skilltune.evaluate` (journal, scoring). Every row is a process of its own,
-warmed up on a few samples before it is measured. Run: python bench/overhead.py
+typed errors, usage), whole rollouts by `skilltune.evaluate` (journal, scoring), and whole runs of training (optimizer,
+gate, certificate, report). Every row is a process of its own, warmed up before it is measured: on a few samples, or for
+training by a run before. Run: python bench/overhead.py
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ ROWS = [
     ("bare posts", 2000, 16), ("bare posts", 2000, 64), ("Client", 2000, 16), ("Client", 2000, 64),
     ("rollouts", 100, 16), ("rollouts", 1000, 16), ("rollouts", 10_000, 16), ("rollouts", 1000, 64),
 ]  # fmt: skip
+TRAINED = 300  # samples of a world to train on, one answer in ten of which is odd
+SEEDS = range(40, 46)
 
 
 def load(file: Path) -> list[dict]:
@@ -43,7 +46,7 @@ def head(file: Path, samples: int) -> Path:
     return part
 
 
-async def bare(url: str, file: Path, workers: int) -> None:
+async def bare(url: str, file: Path, workers: int) -> int:
     """The same requests with nothing around them: one session, a queue, JSON in and out."""
     import aiohttp
 
@@ -59,9 +62,10 @@ async def bare(url: str, file: Path, workers: int) -> None:
 
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
         await asyncio.gather(*(worker(session) for _ in range(workers)))
+    return len(load(file))
 
 
-async def client(url: str, file: Path, workers: int) -> None:
+async def client(url: str, file: Path, workers: int) -> int:
     from skilltune.budget import Budget, Limits
     from skilltune.calls import Client
     from skilltune.models import Request, Usage, system, user
@@ -72,47 +76,69 @@ async def client(url: str, file: Path, workers: int) -> None:
     with tempfile.TemporaryDirectory() as folder, Run.open(Path(folder)) as run:
         call = Client(build_model(f"openai@{url}/target"), Endpoint(workers), Budget(Limits(), Usage()), run, "target")
         try:
-            await asyncio.gather(*(call(Request((system(SKILL), user(row["input"])))) for row in load(file)))
+            return len(
+                await asyncio.gather(*(call(Request((system(SKILL), user(row["input"])))) for row in load(file)))
+            )
         finally:
             await call.aclose()
 
 
-async def rollouts(url: str, file: Path, workers: int) -> None:
+async def rollouts(url: str, file: Path, workers: int) -> int:
     from skilltune import Skill, aevaluate
 
     done = await aevaluate(Skill(SKILL), file, {"model": f"openai@{url}/target", "workers": workers})
     assert done.n == done.total
+    return done.total
 
 
-KINDS: dict[str, Callable[[str, Path, int], Awaitable[None]]] = {
+async def training(url: str, file: Path, workers: int) -> int:
+    from skilltune import atrain
+
+    with tempfile.TemporaryDirectory() as folder:
+        target = {"model": f"openai@{url}/target", "workers": workers}
+        await atrain(Path(folder, "SKILL.md"), file, target, f"openai@{url}/optimizer", run=Path(folder, "run"))
+        return len(load(Path(folder, "run", "rollouts.jsonl")))
+
+
+KINDS: dict[str, Callable[[str, Path, int], Awaitable[int]]] = {
     "bare posts": bare,
     "Client": client,
     "rollouts": rollouts,
+    "training": training,
 }
 
 
 def measure(kind: str, url: str, file: Path, samples: int, workers: int) -> dict[str, float]:
-    """One row, in this process: CPU seconds, and the peak of its resident memory in MB."""
-    few, all_of_them = head(file, WARM_UP), head(file, samples)
+    """One row, in this process: calls of the target, CPU seconds, and the peak of its resident memory in MB."""
+    few, all_of_them = head(file, samples if kind == "training" else WARM_UP), head(file, samples)
 
-    async def both() -> float:
+    async def both() -> tuple[int, float]:
         await KINDS[kind](url, few, workers)
         before = os.times()
-        await KINDS[kind](url, all_of_them, workers)
+        calls = await KINDS[kind](url, all_of_them, workers)
         after = os.times()
-        return after.user + after.system - before.user - before.system
+        return calls, after.user + after.system - before.user - before.system
 
-    cpu = asyncio.run(both())
+    calls, cpu = asyncio.run(both())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"cpu_s": cpu, "rss_mb": peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)}
+    return {"calls": calls, "cpu_s": cpu, "rss_mb": peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)}
+
+
+def measured(kind: str, url: str, file: Path, samples: int, workers: int) -> dict[str, float]:
+    """One row, in a process of its own."""
+    row = [sys.executable, __file__, "--row", kind, url, str(file), str(samples), str(workers)]
+    done = subprocess.run(row, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(done.stderr)
+    return json.loads(done.stdout)
 
 
 @contextmanager
-def world(file: Path, samples: int) -> Iterator[str]:
+def world(file: Path, samples: int, *options: str) -> Iterator[str]:
     """The URL of a world of so many samples, which it writes to `file`; half train, a quarter each select and test."""
     sizes = {"train": samples // 2, "select": samples // 4, "test": samples // 4}
-    options = [text for name, size in sizes.items() for text in (f"--{name}", str(size))]
-    command = [sys.executable, str(ROOT / "tests/world.py"), "--write", str(file), *options]
+    size = [text for name, size in sizes.items() for text in (f"--{name}", str(size))]
+    command = [sys.executable, str(ROOT / "tests/world.py"), "--write", str(file), *size, *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         try:
@@ -135,13 +161,16 @@ def main() -> None:
         file = Path(folder) / "samples.jsonl"
         with world(file, max(samples for _, samples, _ in ROWS)) as url:
             for kind, samples, workers in ROWS:
-                row = [sys.executable, __file__, "--row", kind, url, str(file), str(samples), str(workers)]
-                done = subprocess.run(row, capture_output=True, text=True, check=False)
-                if done.returncode:
-                    sys.exit(done.stderr)
-                got = json.loads(done.stdout)
-                per_1000 = got["cpu_s"] / samples * 1000
+                got = measured(kind, url, file, samples, workers)
+                per_1000 = 1000 * got["cpu_s"] / got["calls"]
                 print(f"| {kind} | {samples} | {workers} | {per_1000:.2f} | {got['rss_mb']:.0f} |", flush=True)
+        runs = []
+        for seed in SEEDS:
+            with world(file, TRAINED, "--p", "0.1", "--seed", str(seed)) as url:
+                runs.append(measured("training", url, file, TRAINED, 16))
+        calls, cpu = (sum(run[name] for run in runs) for name in ("calls", "cpu_s"))
+        peak = max(run["rss_mb"] for run in runs)
+        print(f"| training, {len(runs)} runs | {TRAINED} | 16 | {1000 * cpu / calls:.2f} | {peak:.0f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -158,6 +158,7 @@ st.train("skills/invoice-totals", "data.jsonl", "openai@{url}/target", "openai@{
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fork", [False, True])
 def test_ctrl_c_ends_a_call_in_good_order_and_says_how_to_go_on(here: Path, fork: bool) -> None:
     with small(seed=1, q=0.9) as world:
@@ -299,6 +300,7 @@ invoices("2026")  # WRONG
 """
 
 
+@pytest.mark.slow
 def test_a_type_checker_reads_the_api_as_meant(tmp_path: Path) -> None:
     source = textwrap.dedent(TYPED)
     (tmp_path / "typed.py").write_text(source)

@@ -53,6 +53,7 @@ async def measured(tmp_path: Path, odds: list[float], sd: float | None = None, *
     return found, arena
 
 
+@pytest.mark.slow
 async def test_the_noise_of_a_repeat_is_measured(tmp_path: Path) -> None:
     found, arena = await measured(tmp_path, [0.5] * 60, policy="strict")
     assert 0.3 < found.differing < 0.7
@@ -62,6 +63,7 @@ async def test_the_noise_of_a_repeat_is_measured(tmp_path: Path) -> None:
     assert arena.draws(3) == 3
 
 
+@pytest.mark.slow
 async def test_the_strict_rule_accepts_noise_as_often_as_chance_says(tmp_path: Path) -> None:
     """Two fair-coin passes over 40 samples: the second is strictly better in 45.6 of 100 cases."""
     found, _ = await measured(tmp_path, [0.5] * 40, policy="strict")
@@ -70,6 +72,7 @@ async def test_the_strict_rule_accepts_noise_as_often_as_chance_says(tmp_path: P
     assert 0.02 < found.detectable < 0.25
 
 
+@pytest.mark.slow
 async def test_the_race_accepts_less_noise_than_the_strict_rule(tmp_path: Path) -> None:
     odds = [0.1] * 14 + [0.5] * 12 + [0.9] * 14
     strict, _ = await measured(tmp_path / "strict", odds, policy="strict")
@@ -78,6 +81,7 @@ async def test_the_race_accepts_less_noise_than_the_strict_rule(tmp_path: Path) 
     assert race.detectable is not None
 
 
+@pytest.mark.slow
 async def test_a_deterministic_target_is_detected(tmp_path: Path) -> None:
     found, arena = await measured(tmp_path, [0.0] * 15 + [1.0] * 15)
     assert found.deterministic
@@ -87,6 +91,7 @@ async def test_a_deterministic_target_is_detected(tmp_path: Path) -> None:
     assert "sd" not in str(found)  # nothing was measured of it, and nothing assumed
 
 
+@pytest.mark.slow
 async def test_equal_scores_of_different_answers_are_no_proof_of_determinism(tmp_path: Path) -> None:
     """Wrong answers of the simulated world differ from draw to draw, their scores do not."""
     done, _ = await trained(tmp_path, {**ON, "train.epochs": 1})
@@ -147,6 +152,7 @@ def test_whatever_two_passes_scored_each_sample_gets_a_probability() -> None:
                 assert len(set(odds)) > 1 or n == 1  # they are drawn
 
 
+@pytest.mark.slow
 async def test_a_target_that_repeats_itself_is_calibrated_whatever_it_solves(tmp_path: Path) -> None:
     found, _ = await measured(tmp_path, [1.0] * 7 + [0.0] * 68, policy="strict")
     assert (found.n, found.differing, found.false_accept) == (75, 0.0, 0.0)
@@ -183,6 +189,7 @@ async def trained(
         return done, there.calls["target"]
 
 
+@pytest.mark.slow
 async def test_a_deterministic_target_is_never_paid_for_a_replicate(tmp_path: Path) -> None:
     many = {"target.attempts": 2, "gate.passes": 2, "certify.attempts": 2}
     fixed = partial(Fixed, classes=4, train=32, select=16, test=24, sloppy=0.0)
@@ -197,6 +204,7 @@ async def test_a_deterministic_target_is_never_paid_for_a_replicate(tmp_path: Pa
         assert (await recompute(run)).exit_code == 0
 
 
+@pytest.mark.slow
 async def test_a_noisy_target_is_told_from_a_deterministic_one_and_the_run_says_so(tmp_path: Path) -> None:
     done, _ = await trained(tmp_path, ON, p=0.3)
     (told,) = events(done.folder, "calibration")

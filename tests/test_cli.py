@@ -314,6 +314,7 @@ def test_an_interrupt_ends_with_4_and_the_same_command_goes_on(tmp_path: Path, n
         assert int(found[1]) >= 28
 
 
+@pytest.mark.slow
 def test_sigterm_ends_a_background_job_whose_sigint_is_ignored(tmp_path: Path) -> None:
     with make_world(latency=0.05) as world:
         desk = Desk(tmp_path, world)
@@ -330,6 +331,7 @@ def test_sigterm_ends_a_background_job_whose_sigint_is_ignored(tmp_path: Path) -
         assert process.wait(timeout=10) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", [[], ["--json"]])
 def test_a_reader_that_goes_away_is_an_interrupt_not_a_verdict(tmp_path: Path, flags: list[str]) -> None:
     with make_world(latency=0.02) as world:
@@ -416,6 +418,7 @@ def test_show_lists_verdicts_certificate_cost_and_files(finished: Desk) -> None:
     assert data["usage"]["optimizer"]["calls"] + 1 == finished.world.calls["optimizer"]  # and the probe
 
 
+@pytest.mark.slow
 def test_show_works_while_a_run_is_being_written(desk: Desk) -> None:
     desk.world.latency = 0.03
     command = [sys.executable, "-m", "skilltune.cli", "train", desk.config]
@@ -511,6 +514,7 @@ def test_a_fork_says_how_it_is_resumed_when_it_begins_and_when_it_stops(trained:
 ENOUGH = [["check"], ["eval"], ["show"], ["show", "--edits"], ["show", "--recompute"], ["diff"], ["doctor"], ["init"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("args", ENOUGH)
 def test_a_reader_that_has_seen_enough_ends_a_command_quietly(finished: Desk, args: list[str], tmp_path: Path) -> None:
     of_run, plain = args[0] in ("show", "diff"), args[0] == "init"
@@ -632,6 +636,7 @@ def test_markup_in_a_skill_is_text(desk: Desk) -> None:
     assert " # [bold]Desk[/nonsense]" in result.stdout
 
 
+@pytest.mark.slow
 def test_stdout_that_cannot_encode_does_not_crash(desk: Desk) -> None:
     env = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
     command = [sys.executable, "-m", "skilltune.cli", "check", desk.config]

@@ -22,6 +22,7 @@ QUIET = {"target.lookahead": False}  # no call that is not needed blurs the coun
 ON = {"certify.controls": True, **QUIET}
 
 
+@pytest.mark.slow
 async def test_the_arms_come_after_the_certificate_and_change_nothing(tmp_path: Path) -> None:
     with small(q=0.8) as world:
         plain = await train(world, tmp_path, QUIET, run="plain")
@@ -78,6 +79,7 @@ async def test_the_arms_come_after_the_certificate_and_change_nothing(tmp_path: 
         assert (await recompute(run)).exit_code == 0
 
 
+@pytest.mark.slow
 async def test_a_finished_run_gets_its_arms_later_and_pays_only_for_them(tmp_path: Path) -> None:
     with small(q=0.8) as world:
         plain = await train(world, tmp_path, QUIET)
@@ -95,6 +97,7 @@ async def test_a_finished_run_gets_its_arms_later_and_pays_only_for_them(tmp_pat
     assert again.result.training == done.result.training == plain.result.spent
 
 
+@pytest.mark.slow
 async def test_without_a_model_that_can_rewrite_these_arms_are_missing(tmp_path: Path) -> None:
     with small(q=0.8) as world:
         done = await train(world, tmp_path, {**ON, "optimizer.model": "examples"})
@@ -106,6 +109,7 @@ async def test_without_a_model_that_can_rewrite_these_arms_are_missing(tmp_path:
         assert len(done.result.controls.missing) == 2
 
 
+@pytest.mark.slow
 async def test_nothing_accepted_nothing_compared(tmp_path: Path) -> None:
     with small(q=0.0, harmful=0.0) as world:
         done = await train(world, tmp_path, ON)
@@ -115,6 +119,7 @@ async def test_nothing_accepted_nothing_compared(tmp_path: Path) -> None:
     assert "Not measured: the best skill is the input" in done.read("card.md")
 
 
+@pytest.mark.slow
 async def test_the_budget_keeps_the_cost_of_the_arms_back(tmp_path: Path) -> None:
     with small(q=0.9) as world:
         done = await train(world, tmp_path, ON, budget="420 calls")
@@ -132,6 +137,7 @@ async def test_a_budget_too_small_for_the_arms_is_refused_before_the_first_rollo
     assert done.result.exit_code == 4
 
 
+@pytest.mark.slow
 def test_the_option_of_the_command(tmp_path: Path) -> None:
     with small(q=0.9) as world:
         prepare(world, tmp_path)

@@ -39,6 +39,7 @@ SAMPLES = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(samples=SAMPLES)
 def test_what_is_written_loads_to_equal_samples(tmp_path_factory, samples):

@@ -216,6 +216,7 @@ def check(block: Block, world: World, folder: Path) -> None:
         raise Wrong(f"nobody knows what to do with a block of {block.language}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_block_works(
     document: Path, stage: tuple[Stage, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -572,6 +572,7 @@ def test_conflicts_agree_with_what_apply_does(case: tuple[str, list[Edit]]) -> N
 MEGABYTE = 10**6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "edit", "reason"),
     [

@@ -17,10 +17,12 @@ from skilltune.edits import Edit
 from skilltune.gate.effects import (
     BASE_SD,
     BASES,
+    CHAINS,
     CLASS,
     CLASSES,
     GRIDS,
     LAPSE,
+    REACH,
     Draw,
     Odds,
     Trial,
@@ -75,6 +77,41 @@ def test_solved_is_a_sigmoid_between_the_lapses():
     for units in (1, 5, 40):
         assert solved(units) + solved(-units) == pytest.approx(1)
         assert solved(units) > solved(units - 1)
+
+
+def test_beyond_its_reach_the_sigmoid_is_flat():
+    """A cut at REACH loses nothing: there the limits are reached to the last bit."""
+    for units in (REACH, -REACH):
+        assert solved(2 * units) == solved(10**9 * units) == solved(units)
+    assert (solved(-REACH), solved(REACH)) == (pytest.approx(LAPSE, abs=1e-15), pytest.approx(1 - LAPSE, abs=1e-15))
+
+
+@pytest.mark.parametrize(("general", "claimed", "score"), [(16, 48, 1.0), (-32, 0, 0.0)])
+def test_sums_beyond_the_reach_count_as_the_reach(general: int, claimed: int, score: float):
+    """Sixty edits in one text, each at the end of its grid: their sum is far outside of every table."""
+    edits = 60
+    supports = [frozenset(range(4))] * edits
+    trials = [trial(j, range(edits), supports, score) for j in range(4)]
+    far = Draw(dict.fromkeys(map(name, range(4)), 48), (general,) * edits, (claimed,) * edits)
+    assert edits * abs(general + claimed) > 2 * REACH
+    draws = draw_effects(trials, edits, Odds(), Random(1), start=[far])
+    assert {value for draw in draws for value in draw.general} <= set(GRIDS[0])
+    right = [
+        fmean(solved(draw.bases[name(j)] + sum(draw.general) + sum(draw.claimed)) for draw in draws) for j in range(4)
+    ]
+    assert right == [pytest.approx(score, abs=0.35)] * 4
+
+
+def test_one_edit_among_many_is_judged_by_its_own_trials_even_beyond_the_reach():
+    """Where the sum of the others saturates, a trial says nothing of an edit, neither for nor against it."""
+    odds = Odds((1e-3, 1e-3, 1e6), (1e-3, 1e6))  # every edit has large effects
+    supports = [frozenset({0})] * 40
+    trials = [trial(0, range(40), supports, 1.0) for _ in range(5)]
+    start = Draw({name(0): 48}, (16,) * 40, (48,) * 40)
+    draws = draw_effects(trials, 40, odds, Random(2), draws=200, start=[start])
+    positive = fmean(value > 0 for draw in draws for value in draw.general)
+    large = weighed(0, (0.0, 0.0, 1.0))
+    assert positive == pytest.approx(sum(weight for value, weight in large.items() if value > 0), abs=0.03)
 
 
 # -- against the posterior summed over every combination of values
@@ -150,6 +187,42 @@ def test_the_draws_are_of_the_posterior_that_enumeration_gives(edits: int, rows:
         assert [chance(draws, kind, i) for i in range(edits)] == pytest.approx(exact[kind], abs=0.04)
     levels = [fmean(solved(draw.bases[sample]) for draw in draws) for sample in sorted({t.sample for t in trials})]
     assert levels == pytest.approx(exact["level"], abs=0.03)
+
+
+# From 48,000 draws of a sampler with one chain and without arrays, which drew every effect alone: P(general ≠ 0) and
+# P(claimed ≠ 0) of each edit, the mean of both effects, the mean of each sample.
+REFERENCE = {
+    "has general": (0.092, 0.090, 0.088, 0.093, 0.178, 0.093),
+    "has claimed": (0.141, 0.865, 0.225, 0.155, 0.064, 0.121),
+    "general": (-0.181, -0.044, 0.001, 0.101, -2.237, -0.011),
+    "claimed": (2.27, 32.96, 5.01, 2.69, 0.88, 2.01),
+    "base": (-15.0, -17.1, 4.2, -11.6, -17.3, -10.8, -18.0, -13.9, -11.4, -20.5, -7.5, -11.4),
+}
+
+
+def test_many_edits_with_fractional_scores_have_the_moments_of_another_sampler():
+    samples, edits = 12, 6
+    draw, claims = Random(7), blocks(samples, edits)
+    trials = []
+    for j, chosen in design(claims, samples, 40, draw):
+        level = 0.2 + 0.6 * (1 in chosen and j in claims[1]) - 0.15 * (4 in chosen) + 0.1 * (j % 3)
+        score = round(level + draw.uniform(-0.1, 0.1), 2) if j % 2 else float(draw.random() < level)
+        trials.append(trial(j, chosen, claims, min(1.0, max(0.0, score))))
+    draws = draw_effects(trials, edits, Odds(), Random(1), draws=8_000)
+    for kind in ("general", "claimed"):
+        assert [chance(draws, kind, i) for i in range(edits)] == pytest.approx(REFERENCE[f"has {kind}"], abs=0.02)
+        means = [fmean(getattr(draw, kind)[i] for draw in draws) for i in range(edits)]
+        assert means == pytest.approx(REFERENCE[kind], abs=0.6)
+    bases = [fmean(draw.bases[name(j)] for draw in draws) for j in range(samples)]
+    assert bases == pytest.approx(REFERENCE["base"], abs=1.0)
+
+
+def test_the_same_seed_gives_the_same_draws_on_every_machine_and_version_of_numpy():
+    trials = [trial(j % 3, (0, 1)[: j % 3], [frozenset({1}), frozenset({0})], float(j % 2)) for j in range(9)]
+    draws = draw_effects(trials, 2, Odds(), Random(5), draws=10)
+    assert draws == draw_effects(trials, 2, Odds(), Random(5), draws=10)
+    assert draws != draw_effects(trials, 2, Odds(), Random(6), draws=10)
+    assert [tuple(draw.bases.values()) for draw in draws[:3]] == [(0, 0, 40), (-40, -16, -8), (0, -8, -24)]
 
 
 def test_without_trials_the_draws_are_of_the_prior():
@@ -321,7 +394,7 @@ def test_the_interval_of_a_teams_gain_covers_the_truth_as_often_as_it_says(world
 def test_where_the_chain_starts_is_forgotten(edits: int, rows: list, supports: list[frozenset[int]]):
     trials = [trial(sample, chosen, supports, score) for sample, chosen, score in rows]
     odds, far = Odds((7.0, 2.0, 1.0), (2.0, 2.0)), Draw({name(0): 48, "elsewhere": -48}, (-32,) * edits, (48,) * edits)
-    draws = draw_effects(trials, edits, odds, Random(1), draws=4_000, start=far)
+    draws = draw_effects(trials, edits, odds, Random(1), draws=4_000, start=[far])
     exact = enumerated(trials, edits, odds)
     for kind in ("general", "claimed"):
         assert [chance(draws, kind, i) for i in range(edits)] == pytest.approx(exact[kind], abs=0.04)
@@ -336,7 +409,10 @@ def test_edits_that_rest_are_drawn_now_and_then_and_from_the_same_posterior():
     exact = enumerated(trials, edits, odds)
     for kind in ("general", "claimed"):
         assert [chance(draws, kind, i) for i in range(edits)] == pytest.approx(exact[kind], abs=0.05)
-    changes = [sum(a != b for a, b in pairwise(draw.claimed[i] for draw in draws)) for i in range(edits)]
+    changes = [
+        sum(a != b for c in range(CHAINS) for a, b in pairwise(draw.claimed[i] for draw in draws[c::CHAINS]))
+        for i in range(edits)
+    ]
     assert 0 < changes[1] < 0.75 * changes[0]
 
 

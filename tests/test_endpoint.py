@@ -143,6 +143,7 @@ EVENTS = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(st.integers(1, 7), EVENTS)
 def test_whatever_happens_the_window_holds_nobody_starves_and_no_slot_is_lost(workers: int, events: list[Any]) -> None:
@@ -334,6 +335,7 @@ async def test_pitfall_15_the_window_finds_a_limit_that_nobody_stated() -> None:
         await model.aclose()
 
 
+@pytest.mark.slow
 async def test_pitfall_15_a_storm_of_429_passes_and_the_window_recovers() -> None:
     with World(latency=0.001, faults=Faults(limit=0.8, retry_after=0.01)) as world:
         model = build_model(f"openai@{world.url}/target")
@@ -388,6 +390,7 @@ class Limiter:
         return best / clockwork.run(serve()), self.refused / (self.refused + self.good)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("refusal_s", [1.0, 0.05])
 @pytest.mark.parametrize(("workers", "least"), [(16, 0.8), (64, 0.5)])
 @pytest.mark.parametrize("retry_after", [None, 1.0])
@@ -402,6 +405,7 @@ def test_refusals_that_do_not_depend_on_load_do_not_close_the_window(
     assert abs(refused - rate) < 0.03
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("refusal_s", [1.0, 0.05])
 @pytest.mark.parametrize("workers", [16, 64])
 @pytest.mark.parametrize(("limit", "rate", "most"), [(3, 0.0, 0.45), (10, 0.0, 0.15), (14, 0.0, 0.15), (10, 0.05, 0.2)])

@@ -43,6 +43,7 @@ def nulls(draw: st.DrawFn) -> list[tuple[float, float]]:
     return [(-1.0, lose), *((v, (1 - lose) * w / total) for v, w in zip(values, weights, strict=True))]
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.data(), st.floats(1.05, 20))
 def test_no_adversary_makes_the_wealth_grow_or_cross_more_often_than_allowed(data: st.DataObject, bar: float) -> None:
@@ -82,6 +83,7 @@ NULLS: dict[str, Callable[[Random, Sequence[float]], float]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NULLS)
 def test_pitfall_1_looking_after_every_sample_keeps_the_error(name: str) -> None:
     """The user who stops as soon as the wealth is enough is wrong in at most alpha of the cases."""
@@ -318,6 +320,7 @@ async def test_a_second_pass_is_a_new_game_on_means_of_both_draws() -> None:
     assert first["most"] < verdict.numbers["bar"] <= last["most"]
 
 
+@pytest.mark.slow
 async def test_a_run_full_of_null_candidates_rarely_accepts_any() -> None:
     """Ten coin-flipping candidates in a row, the incumbent's draws shared by all of them: the error is the run's."""
     alpha, runs, wrong = 0.3, 30, 0
@@ -340,6 +343,7 @@ async def test_training_unattended_finds_the_rules(tmp_path: Path) -> None:
     assert {verdict["numbers"].get("rule") for verdict in trained.verdicts} <= {"eprocess", None}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["useless", "harmful"])
 async def test_pitfall_1_an_optimizer_that_is_never_right_changes_nothing(tmp_path: Path, mode: Any) -> None:
     with small(select=24, p=0.1, optimizer_mode=mode) as world:

@@ -63,6 +63,7 @@ def nothing_unpaid_was_scored(trained: Trained, world: World) -> None:
 # -- pitfall 4: errors are not failures of the skill
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("rate", [0.05, 0.3])
 async def test_pitfall_4_faults_on_the_wire_change_nothing(tmp_path: Path, preset: str, rate: float) -> None:
@@ -99,6 +100,7 @@ async def test_pitfall_4_what_is_never_answered_is_never_scored(tmp_path: Path, 
 WAITS = {"hang": {"target.timeout_s": 0.2, "optimizer.timeout_s": 0.2}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("fault", ["error", "limit", "drop", "truncate", "malformed", "no_choices", "empty", "hang"])
 async def test_pitfall_4_enough_retries_and_no_fault_leaves_a_trace(
@@ -123,6 +125,7 @@ def sound() -> Mapping[str, tuple[object, ...]]:
     return {preset: outcome(preset) for preset in PRESETS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", PRESETS)
 async def test_an_outage_that_passes_is_waited_for(tmp_path: Path, preset: str) -> None:
     """It begins when the first candidates are rolled out: one by one in the screen, a whole split in `paper`."""
@@ -142,6 +145,7 @@ async def test_an_outage_that_passes_is_waited_for(tmp_path: Path, preset: str) 
         assert world.true_score(trained.result.best.text) > 0.4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("fault", ["refuse", "filter"])
 async def test_a_refusal_is_the_models_own_answer_scored_and_named(tmp_path: Path, fault: str, preset: str) -> None:
@@ -179,6 +183,7 @@ def command(folder: Path, world: World, *overrides: str) -> Ended:
     return CliRunner().invoke(app, ["train", str(folder / "desk.toml"), *overrides])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("role", ["target", "optimizer"])
 @pytest.mark.parametrize(
     ("wrong", "exit_code", "says"),
@@ -204,6 +209,7 @@ def test_what_is_wrong_with_a_model_is_found_before_anything_is_spent_on_the_tar
         assert command(tmp_path, world, "train.epochs=1").exit_code in (0, 1, 5)  # mended: nothing binds it
 
 
+@pytest.mark.slow
 async def test_the_probe_of_the_optimizer_is_paid_once_and_only_where_it_is_another_model(tmp_path: Path) -> None:
     def probes(world: World) -> int:
         return sum("ready" in request.user and request.role == "optimizer" for request in world.requests)
@@ -230,6 +236,7 @@ async def test_the_probe_of_the_optimizer_is_paid_once_and_only_where_it_is_anot
         assert not world.calls["optimizer"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", PRESETS)
 async def test_pitfall_4_an_outage_stops_the_run_and_the_same_command_goes_on(tmp_path: Path, preset: str) -> None:
     (tmp_path / "sound").mkdir()
@@ -261,6 +268,7 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dead", ["target", "optimizer"])
 async def test_pitfall_4_a_dead_endpoint_ends_the_run_soon(tmp_path: Path, dead: str) -> None:
     url = f"http://127.0.0.1:{free_port()}/v1"
@@ -311,6 +319,7 @@ def score(sample, rollout):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("raises", ["not right", "not right and sample.id[-1] in '0123'"])
 async def test_a_scorer_that_raises_is_named_with_its_line_and_mending_it_pays_for_no_answer_again(
     tmp_path: Path, raises: str
@@ -342,6 +351,7 @@ async def test_a_scorer_that_raises_is_named_with_its_line_and_mending_it_pays_f
             await train(world, tmp_path, settings)
 
 
+@pytest.mark.slow
 async def test_a_scorer_mended_after_the_first_decision_takes_a_fork_that_pays_for_no_answer_again(
     tmp_path: Path,
 ) -> None:

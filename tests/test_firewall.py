@@ -90,6 +90,7 @@ async def test_pitfall_10_nothing_of_select_and_test_is_in_any_request(
         assert any(world.optimizer_saw(pattern(sample)) for sample in by_split["train"])  # by the reason that quotes it
 
 
+@pytest.mark.slow
 async def test_pitfall_10_metadata_is_shown_to_nobody(tmp_path: Path, world: World) -> None:
     await trained_on(world, tmp_path, checked(world))
     assert not any(world.optimizer_saw(f"remark on {sample['target']}") for sample in world.samples())

@@ -242,6 +242,7 @@ def test_places_in_json_are_lines(tmp_path):
         load_samples(tmp_path / "data.json")
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.data())
 def test_every_item_of_a_json_list_is_placed_at_its_line(tmp_path_factory, data):

@@ -101,6 +101,7 @@ def asked(folder: Path) -> list[dict[str, Any]]:
 # -- end to end
 
 
+@pytest.mark.slow
 async def test_a_program_that_reads_files_trains_a_skill(tmp_path: Path) -> None:
     with small() as world:
         done = await trained_by(world, tmp_path)
@@ -145,6 +146,7 @@ def test_train_in_one_process_answer_in_another_killed_and_resumed(tmp_path: Pat
     assert outcomes[0] == outcomes[1]
 
 
+@pytest.mark.slow
 def test_without_waiting_the_run_ends_resumable_until_all_is_answered(tmp_path: Path) -> None:
     with small() as world:
         path = config(world, tmp_path, wait=False)
@@ -175,6 +177,7 @@ async def test_an_unanswered_question_certifies_nothing(tmp_path: Path) -> None:
         assert open_questions(tmp_path / "answers") == open_now, "the same questions keep their names"
 
 
+@pytest.mark.slow
 async def test_bad_answers_are_moved_aside_with_a_reason_that_the_next_try_is_told(tmp_path: Path) -> None:
     with small() as world:
         done = await trained_by(world, tmp_path, "--bad")
@@ -210,6 +213,7 @@ async def test_answers_that_come_while_no_run_is_there_are_found(tmp_path: Path)
         assert (tmp_path / "answers" / ".gitignore").read_text() == "*\n"
 
 
+@pytest.mark.slow
 async def test_an_answer_that_is_still_being_written_is_not_refused(tmp_path: Path) -> None:
     with small() as world:
         run = asyncio.create_task(train(world, tmp_path, SETTINGS))
@@ -253,6 +257,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_command_lists_prints_and_files(folder: Path) -> None:
     listed = cli("answer", folder)
     assert [word for word in listed.stdout.split() if word[0] == "0"][:1] == ["0001-rank-0a1b2c3d"]
@@ -267,6 +272,7 @@ def test_the_command_lists_prints_and_files(folder: Path) -> None:
     assert "no run uses it" in cli("answer", folder).stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("args", "stdin", "message"),
     [
@@ -289,6 +295,7 @@ def test_an_answer_that_cannot_be_used_is_said_at_once(folder: Path, args: list[
     assert len(open_questions(folder)) == 2
 
 
+@pytest.mark.slow
 def test_an_answer_that_no_run_has_used_can_be_replaced(folder: Path) -> None:
     file = folder / "0001-rank-0a1b2c3d.answer.json"
     assert cli("answer", folder, "1", stdin=RANK).stdout == "answered 0001-rank-0a1b2c3d\n"
@@ -303,6 +310,7 @@ def test_an_answer_that_no_run_has_used_can_be_replaced(folder: Path) -> None:
     assert (used.returncode, '"1" (it is answered, and the answer used)' in used.stderr) == (2, True)
 
 
+@pytest.mark.slow
 def test_a_broken_answer_by_hand_is_listed_with_its_fault_and_can_be_replaced(folder: Path) -> None:
     for broken, fault in (('{"order": [1,', "is not a whole JSON object"), ('{"order": 1}', "rank.order should be")):
         (folder / "0001-rank-0a1b2c3d.answer.json").write_text(broken)
@@ -320,6 +328,7 @@ def test_an_answer_to_no_question_is_named(folder: Path) -> None:
     assert "0001-rank-0a1b2c3d" in listed.stdout
 
 
+@pytest.mark.slow
 def test_a_folder_that_no_run_has_used_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "notes.md").write_text("mine")
     for more in ([], ["--next"], ["1"], ["--loop", "true", "--idle", 0]):
@@ -328,6 +337,7 @@ def test_a_folder_that_no_run_has_used_is_refused_and_left_as_it_is(tmp_path: Pa
     assert [path.name for path in tmp_path.iterdir()] == ["notes.md"]
 
 
+@pytest.mark.slow
 def test_a_command_that_fails_or_cannot_be_used_ends_the_loop(folder: Path) -> None:
     failed = cli("answer", folder, "--loop", "exit 7")
     assert (failed.returncode, "exit code 7; 0001-rank-0a1b2c3d stays open" in failed.stderr) == (2, True)
@@ -359,6 +369,7 @@ def alive(pid: int) -> bool:
     return not stat.exists() or stat.read_text().split()[2] != "Z"
 
 
+@pytest.mark.slow
 def test_a_folder_that_is_not_there_is_said(tmp_path: Path) -> None:
     ended = cli("answer", tmp_path / "nowhere")
     assert (ended.returncode, f"there is no folder {tmp_path / 'nowhere'}. A run" in ended.stderr) == (2, True)
@@ -386,6 +397,7 @@ async def asking(folder: Path, **settings: Any) -> AsyncIterator[tuple[asyncio.T
             handoff.close()
 
 
+@pytest.mark.slow
 async def test_half_an_answer_is_waited_for_and_a_stray_one_told_of_once(tmp_path: Path) -> None:
     async with asking(tmp_path) as (task, told, folder):
         await until(lambda: told == [""])
@@ -428,6 +440,7 @@ async def test_a_refusal_leaves_an_answer_that_came_meanwhile(folder: Path) -> N
     assert (question.answer, question.refusals) == (None, ["older", "this one"])
 
 
+@pytest.mark.slow
 async def test_the_second_answer_counts_as_the_second_in_another_life_of_the_run(tmp_path: Path) -> None:
     settings = {**SETTINGS, "optimizer.wait": False}
     with small() as world:
@@ -451,6 +464,7 @@ async def test_the_second_answer_counts_as_the_second_in_another_life_of_the_run
     assert len(said_by) == 1
 
 
+@pytest.mark.slow
 async def test_the_command_notes_what_does_not_stand_in_the_question(tmp_path: Path) -> None:
     with small() as world, pytest.raises(Unanswered):
         await train(world, tmp_path, {**SETTINGS, "optimizer.wait": False})
@@ -574,6 +588,7 @@ async def test_a_check_counts_the_questions_and_makes_no_folder(tmp_path: Path) 
         assert not (tmp_path / "answers").exists()
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_used_is_the_users_to_mend(tmp_path: Path) -> None:
     with small() as world:
         (tmp_path / "answers").write_text("a file")

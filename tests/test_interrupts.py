@@ -50,6 +50,7 @@ def ended(process: subprocess.Popen[str]) -> str:
     return err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize(
     ("faults", "reached"),
@@ -94,6 +95,7 @@ def test_a_signal_ends_a_run_that_computes_and_never_waits(tmp_path: Path, numbe
         ended(process)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gap_s", [0.0, 0.005, 0.02, 0.05])
 def test_impatient_signals_change_nothing(tmp_path: Path, gap_s: float) -> None:
     with small(latency=0.02) as world:
@@ -113,6 +115,7 @@ def test_impatient_signals_change_nothing(tmp_path: Path, gap_s: float) -> None:
         assert answered >= 10
 
 
+@pytest.mark.slow
 def test_a_signal_before_anything_was_begun_is_no_verdict(tmp_path: Path) -> None:
     """Exit code 1 would say that nothing better was found."""
     with small(faults={"optimizer": Faults(hang=1.0)}) as world:

@@ -272,6 +272,7 @@ JSON = st.recursive(
 VERDICT = st.fixed_dictionaries({"check": st.just("1") | JSON, "passed": st.booleans() | JSON, "evidence": JSON})
 
 
+@pytest.mark.slow
 @given(VERDICT | JSON, st.text())
 def test_whatever_a_model_says_is_read_or_refused_in_words(item: Any, answer: str) -> None:
     try:
@@ -334,6 +335,7 @@ def judged_world(folder: Path, world: World, **score: Any) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 async def test_training_works_on_the_word_of_a_judge_and_its_rubric_stays_hidden(tmp_path: Path) -> None:
     with small() as world:
         tree = judged_world(tmp_path, world)
@@ -349,6 +351,7 @@ async def test_training_works_on_the_word_of_a_judge_and_its_rubric_stays_hidden
     assert events(tmp_path / "run", "finish")
 
 
+@pytest.mark.slow
 async def test_pitfall_4_a_judge_that_dies_stops_the_run_and_nothing_of_the_target_is_lost(tmp_path: Path) -> None:
     def fate(call: Call, sample: str | None) -> str | None:
         return "error" if call.stage == "judge" and not healed else None
@@ -378,6 +381,7 @@ async def test_the_certificates_share_of_the_judge_is_kept_back(tmp_path: Path) 
 # -- check
 
 
+@pytest.mark.slow
 async def test_the_estimate_counts_the_judge_and_holds(tmp_path: Path) -> None:
     with small() as world:
         cfg = make_config(judged_world(tmp_path, world))

@@ -218,6 +218,7 @@ def simulated(seed: int, credited: tuple[float, float]) -> list[tuple[Rule, floa
     return [(rule, truths[rule.key]) for rule in rules]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("credited", "width"), [((0.1, 0.6), 0.25), ((0.8, 1.2), 0.17)])
 def test_an_interval_of_95_percent_holds_the_true_effect_that_often(
     credited: tuple[float, float], width: float

@@ -79,6 +79,7 @@ patterns = st.lists(
 )
 
 
+@pytest.mark.slow
 @given(patterns, patterns, st.sets(names))
 def test_patterns_share_out_what_still_fails(known: list[Pattern], found: list[Pattern], fixed: set[str]) -> None:
     left = still_unfixed(known, found, fixed)
@@ -118,6 +119,7 @@ async def run(world: World, folder: Path, **settings: Any) -> Trained:
     return await train(world, folder, {"train.epochs": 3, "train.patience": 0, **settings})
 
 
+@pytest.mark.slow
 async def test_patterns_survive_epochs_until_their_rule_is_in_the_skill(tmp_path: Path) -> None:
     with small(classes=6, q=0.4) as world:
         trained = await run(world, tmp_path)
@@ -131,6 +133,7 @@ async def test_patterns_survive_epochs_until_their_rule_is_in_the_skill(tmp_path
     assert not [names for mended, names in zip(held, told, strict=True) if mended & names.keys()]
 
 
+@pytest.mark.slow
 async def test_patterns_are_shown_after_the_notes_and_before_the_rejected(tmp_path: Path) -> None:
     with small(classes=6, q=0.4) as world:
         await run(world, tmp_path)
@@ -142,6 +145,7 @@ async def test_patterns_are_shown_after_the_notes_and_before_the_rejected(tmp_pa
         assert places == sorted(places)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"optimizer.patterns": False}, {"preset": "paper"}])
 async def test_the_memory_can_be_left_out_and_preset_paper_has_none(tmp_path: Path, settings: dict[str, Any]) -> None:
     preset = {"preset": settings["preset"]} if "preset" in settings else {}
@@ -203,6 +207,7 @@ def test_a_diagnosis_names_failures_that_were_shown() -> None:
     assert _patterns({}, {"a"}) == _patterns([], {"a"}) == []
 
 
+@pytest.mark.slow
 async def test_a_resumed_run_remembers_the_same(tmp_path: Path) -> None:
     with small(classes=6, q=0.4) as world:
         first = await run(world, tmp_path)

@@ -975,6 +975,7 @@ async def test_pitfall_15_retry_after_makes_all_callers_wait() -> None:
     assert clock.now == before
 
 
+@pytest.mark.slow
 async def test_pitfall_15_sixty_workers_do_not_hammer_an_endpoint_that_said_wait() -> None:
     arrivals: list[float] = []
     start = time.monotonic()

@@ -144,6 +144,7 @@ async def test_the_metric_is_what_the_gate_compares(tmp_path: Path, metric: str,
 # -- schedules
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("schedule", "rates"), [("constant", [4, 4, 4, 4]), ("linear", [3, 2, 2, 1]), ("cosine", [4, 2, 1, 1])]
 )

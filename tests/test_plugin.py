@@ -72,6 +72,7 @@ def prepare(world: World, folder: Path) -> None:
     (folder / "skilltune.toml").write_text(config)
 
 
+@pytest.mark.slow
 def test_the_example_trains_and_running_it_again_costs_nothing(site: Path, tmp_path: Path) -> None:
     with small(seed=2) as world:
         prepare(world, tmp_path)
@@ -87,6 +88,7 @@ def test_the_example_trains_and_running_it_again_costs_nothing(site: Path, tmp_p
         assert world.calls["target"] == asked
 
 
+@pytest.mark.slow
 def test_the_example_finds_its_rules_beside_the_config_and_says_when_there_are_none(site: Path, tmp_path: Path) -> None:
     with small(seed=2) as world:
         home, other = tmp_path / "home", tmp_path / "other"
@@ -106,6 +108,7 @@ def test_the_example_finds_its_rules_beside_the_config_and_says_when_there_are_n
         assert sum(world.calls.values()) == asked
 
 
+@pytest.mark.slow
 def test_the_example_keeps_the_budget_and_survives_faults(site: Path, tmp_path: Path) -> None:
     with small(seed=2, faults=Faults(error=0.1, drop=0.1)) as world:
         prepare(world, tmp_path)
@@ -117,6 +120,7 @@ def test_the_example_keeps_the_budget_and_survives_faults(site: Path, tmp_path: 
         assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_check_estimates_and_probes_a_plug_in(site: Path, tmp_path: Path) -> None:
     with small() as world:
         prepare(world, tmp_path)
@@ -149,6 +153,7 @@ check_optimizer(Rules(Path("rules.txt").resolve(), SimpleNamespace(root="")), en
         assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("setting", "message"),
     [

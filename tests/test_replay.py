@@ -39,6 +39,7 @@ async def trained(folder: Path, **given: Any) -> Trained:
         return await train(world, folder, **given)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 async def test_every_decision_is_made_again_without_target_optimizer_and_samples(tmp_path: Path, case: str) -> None:
     done = await trained(tmp_path, **CASES[case])  # the world is gone now
@@ -56,6 +57,7 @@ async def test_every_decision_is_made_again_without_target_optimizer_and_samples
             assert (done.folder / name).read_bytes() == data
 
 
+@pytest.mark.slow
 async def test_a_skill_folder_is_rebuilt_from_the_journal(tmp_path: Path) -> None:
     desk = tmp_path / "desk"
     desk.mkdir()
@@ -68,6 +70,7 @@ async def test_a_skill_folder_is_rebuilt_from_the_journal(tmp_path: Path) -> Non
         assert (await recompute(run)).exit_code == 0
 
 
+@pytest.mark.slow
 async def test_a_fork_recomputes_its_own_decisions(tmp_path: Path) -> None:
     with small(p=0.1, q=0.7) as world:
         await train(world, tmp_path, {"target.temperature": 0.5})
@@ -79,6 +82,7 @@ async def test_a_fork_recomputes_its_own_decisions(tmp_path: Path) -> None:
     assert len(fork.verdicts) == sum(decision.name.startswith("step") for decision in found.decisions)
 
 
+@pytest.mark.slow
 async def test_a_run_that_the_budget_stopped_is_compared_as_far_as_it_came(tmp_path: Path) -> None:
     done = await trained(tmp_path, budget="130 calls")
     assert done.result.exit_code == 4
@@ -88,6 +92,7 @@ async def test_a_run_that_the_budget_stopped_is_compared_as_far_as_it_came(tmp_p
     assert len(done.verdicts) == sum(decision.name.startswith("step") for decision in found.decisions)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", ["110 calls", "150 calls", "190 calls"])
 async def test_a_run_that_was_stopped_and_went_on_is_compared_by_what_it_came_to(tmp_path: Path, first: str) -> None:
     """What it chose and certified when the budget stopped it is void: it is no part of the run that went on."""
@@ -108,6 +113,7 @@ async def test_a_run_that_was_stopped_and_went_on_is_compared_by_what_it_came_to
     assert [name for name in named if name.startswith("step")] == [f"step {v['step']}" for v in done.verdicts]
 
 
+@pytest.mark.slow
 async def test_a_run_that_goes_on_and_has_ended_no_step_yet_is_compared_as_far_as_it_came(tmp_path: Path) -> None:
     with small(p=0.1, q=0.7) as world:
         await train(world, tmp_path, budget="200 calls")
@@ -117,6 +123,7 @@ async def test_a_run_that_goes_on_and_has_ended_no_step_yet_is_compared_as_far_a
         assert (await recompute(run)).exit_code == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", PRESETS)
 def test_the_command_says_what_differs_and_what_is_lacking(tmp_path: Path, preset: str) -> None:
     done = asyncio.run(trained(tmp_path, preset=preset))
@@ -147,6 +154,7 @@ def test_the_command_says_what_differs_and_what_is_lacking(tmp_path: Path, prese
     assert "no rollout" in json.loads(lacking.stdout)["lacking"]
 
 
+@pytest.mark.slow
 async def test_a_forged_score_in_the_journal_is_found(tmp_path: Path) -> None:
     done = await trained(tmp_path)
     sample = next(iter(done.verdicts[0]["differences"]))

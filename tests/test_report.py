@@ -223,6 +223,7 @@ def test_text_has_enough_contrast_in_light_and_in_dark() -> None:
 # -- the page
 
 
+@pytest.mark.slow
 @pytest.mark.anyio
 async def test_the_page_is_written_at_the_end_of_a_run_and_says_what_the_journal_says(trained: Trained) -> None:
     page = trained.read("report.html")
@@ -260,6 +261,7 @@ def test_hostile_text_is_shown_and_never_run(tmp_path: Path) -> None:
     assert "\x00" not in parsed.scripts[0]
 
 
+@pytest.mark.slow
 def test_a_large_run_stays_small_and_says_what_it_left_out(tmp_path: Path) -> None:
     samples = {name: [f"{name}-{i:04}" for i in range(n)] for name, n in (("train", 1), ("select", 1), ("test", 4998))}
     with a_run(tmp_path, ["# Start\n", "# End\n"], samples, "long <answer> & " * 40) as run:
@@ -269,6 +271,7 @@ def test_a_large_run_stays_small_and_says_what_it_left_out(tmp_path: Path) -> No
     assert re.search(r"[\d,]+ of 10,000 rollouts of the versions above: .* has all", page)
 
 
+@pytest.mark.slow
 def test_many_versions_of_a_large_skill_with_endless_answers_stay_small(tmp_path: Path) -> None:
     texts = [f"# Version {i}\n" + f"{i} rule <&> é\n" * 3_000 for i in range(90)]
     with a_run(tmp_path, texts, splits(3), "<é&>" * 2_000) as run:

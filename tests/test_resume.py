@@ -43,11 +43,19 @@ def paid_twice(world: World) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("preset", "seed"), [("default", 0), ("default", 7), ("paper", 7)])
+@pytest.mark.parametrize(
+    ("preset", "seed"),
+    [
+        ("default", 0),
+        ("default", 7),
+        ("paper", 7),
+        *(pytest.param(preset, seed, marks=pytest.mark.soak) for preset in PRESETS for seed in range(10, 30)),
+    ],
+)
 def test_pitfall_2_killed_at_random_moments_it_ends_as_if_nothing_had_happened(
     tmp_path: Path, preset: str, seed: int
 ) -> None:
-    """bench/kills.py does this a hundred times."""
+    """`make soak` does this with more seeds, bench/kills.py a hundred times."""
     settings = {**SETTINGS[preset], "target.lookahead": False}  # every call has its use, so that calls can be counted
     tables = {"preset": preset, "seed": seed}
     quiet, loud = tmp_path / "quiet" / "desk", tmp_path / "loud" / "desk"  # a skill is named after its folder
@@ -68,6 +76,7 @@ def test_pitfall_2_killed_at_random_moments_it_ends_as_if_nothing_had_happened(
     assert len(expected.finish["versions"]) > 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", PRESETS)
 async def test_pitfall_2_cancelled_at_random_awaits_it_ends_with_the_same_versions(tmp_path: Path, preset: str) -> None:
     settings = SETTINGS[preset]
@@ -114,6 +123,7 @@ async def test_a_finished_run_is_replayed_for_nothing(tmp_path: Path, preset: st
     assert len(events(second.folder, "finish")) == 1
 
 
+@pytest.mark.slow
 async def test_another_configuration_is_refused_and_named(tmp_path: Path) -> None:
     with small() as world:
         settings = {"train.epochs": 1}
@@ -130,6 +140,7 @@ async def test_another_configuration_is_refused_and_named(tmp_path: Path) -> Non
     assert again.outcome == first.outcome
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changed", ["SKILL.md", "samples.jsonl", "lost", "scorer"])
 async def test_another_skill_or_other_samples_are_refused(tmp_path: Path, changed: str) -> None:
     with small() as world:
@@ -221,6 +232,7 @@ async def test_pitfall_16_a_batch_closes_the_same_way_after_a_kill(tmp_path: Pat
 # -- money
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", PRESETS)
 async def test_a_budget_of_calls_stops_certifies_and_resumes(tmp_path: Path, preset: str) -> None:
     settings = {"train.epochs": 2, "train.lr": 1, "train.lr_min": 1}  # several accepts
@@ -260,6 +272,7 @@ async def test_a_budget_of_calls_stops_certifies_and_resumes(tmp_path: Path, pre
     assert replace(certificate, look=1, **verdict) == undisturbed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [43, 66, 112, 181])
 async def test_a_stop_by_the_budget_wastes_no_call_wherever_it_comes(tmp_path: Path, limit: int) -> None:
     settings = {"train.epochs": 1, "target.attempts": 2, "train.minibatch_size": 2}
@@ -313,6 +326,7 @@ async def test_a_failed_attempt_counts_as_a_call_in_every_life_of_the_run(tmp_pa
         run.close()
 
 
+@pytest.mark.slow
 async def test_a_certificate_that_the_budget_ends_leaves_an_orderly_result(tmp_path: Path) -> None:
     """Its share was kept back, but every test sample needs two attempts: it is stopped, and a larger budget goes on."""
     failed: set[tuple[str, str]] = set()

@@ -458,6 +458,7 @@ async def test_pitfall_16_a_sample_that_was_down_is_left_out_of_its_batch_and_as
     assert target.asked[22:] == [("right", "s03")]
 
 
+@pytest.mark.slow
 async def test_an_answer_whose_scorer_failed_is_scored_later_and_not_paid_again(tmp_path: Path):
     class Judge:
         broken = True

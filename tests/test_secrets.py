@@ -132,6 +132,7 @@ def quoting(status: int, pad: int = 0) -> Answer:
 # -- whole runs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dialect", ["openai", pytest.param("anthropic", marks=pytest.mark.slow)])
 def test_a_run_and_every_look_at_it_leave_no_key_anywhere(tmp_path: Path, dialect: str) -> None:
     with small(q=1.0, key=PLANTED[f"{dialect.upper()}_API_KEY"]) as world:
@@ -154,6 +155,7 @@ def test_a_run_and_every_look_at_it_leave_no_key_anywhere(tmp_path: Path, dialec
     assert not leaks_below(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("status", "pad"),
     [
@@ -179,6 +181,7 @@ def test_a_server_that_quotes_the_key_is_not_quoted(tmp_path: Path, status: int,
     assert not leaks_below(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_password_in_a_name_is_refused_and_not_repeated(tmp_path: Path) -> None:
     with small() as world:
         prepare(world, tmp_path)
@@ -200,6 +203,7 @@ def test_a_password_in_a_name_is_refused_and_not_repeated(tmp_path: Path) -> Non
     assert not leaks_below(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_the_password_of_a_proxy_is_not_repeated(tmp_path: Path, scheme: str) -> None:
     def refuse(request: BaseHTTPRequestHandler, body: str) -> tuple[int, dict[str, str], str]:
@@ -217,6 +221,7 @@ def test_the_password_of_a_proxy_is_not_repeated(tmp_path: Path, scheme: str) ->
 # -- child processes
 
 
+@pytest.mark.slow
 def test_the_programs_that_doctor_starts_inherit_no_key(tmp_path: Path) -> None:
     """These are all that skilltune starts; `test_nothing_else_starts_a_process` keeps the list honest."""
     programs = tmp_path / "bin"

@@ -31,6 +31,7 @@ def show(*arguments: str | Path) -> str:
     return told.stdout
 
 
+@pytest.mark.slow
 async def test_a_slow_update_is_told_from_the_step_whose_number_it_has(tmp_path: Path) -> None:
     with small(q=1.0, classes=6) as world:
         settings = {"train.epochs": 3, "train.batch_size": 32, "train.lr": 1, "train.lr_min": 1}
@@ -45,6 +46,7 @@ async def test_a_slow_update_is_told_from_the_step_whose_number_it_has(tmp_path:
     assert [text.startswith(f"{twice[0]}, slow update ") for text in table] == [False, True]
 
 
+@pytest.mark.slow
 def test_a_run_of_a_version_with_other_options_is_shown_but_not_computed_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -61,6 +63,7 @@ def test_a_run_of_a_version_with_other_options_is_shown_but_not_computed_with(
         assert "unknown key gate.momentum" in told.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["default", "paper"])
 async def test_the_figures_of_a_verdict_are_numbers(tmp_path: Path, preset: str) -> None:
     with small(q=0.9) as world:
@@ -105,6 +108,7 @@ def test_the_command_that_resumes_names_a_larger_budget(limits: Limits, cost: Us
     assert affordable(f"skilltune train c.toml {name}=1", "no answer came") == f"skilltune train c.toml {name}=1"
 
 
+@pytest.mark.slow
 def test_the_suggested_command_goes_on(tmp_path: Path) -> None:
     with small(q=0.9) as world:
         prepare(world, tmp_path)

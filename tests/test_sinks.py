@@ -49,6 +49,7 @@ def past(folder: Path) -> list[Json]:
 # -- metrics.jsonl
 
 
+@pytest.mark.slow
 async def test_every_verdict_is_a_row_with_what_was_spent_by_then(tmp_path: Path) -> None:
     with small(q=0.9) as world:
         trained = await train(world, tmp_path)
@@ -78,6 +79,7 @@ async def test_every_verdict_is_a_row_with_what_was_spent_by_then(tmp_path: Path
     assert (trained.folder / finish["file"]).read_bytes().decode() == trained.result.best.text
 
 
+@pytest.mark.slow
 async def test_a_paired_gate_states_its_gain_and_no_probability(tmp_path: Path) -> None:
     with small(q=0.9) as world:
         trained = await train(world, tmp_path, {"train.epochs": 1}, preset="paper")
@@ -88,6 +90,7 @@ async def test_a_paired_gate_states_its_gain_and_no_probability(tmp_path: Path) 
         assert (row["gain"] > 0) == row["accepted"]
 
 
+@pytest.mark.slow
 async def test_a_killed_run_has_its_rows_and_a_resumed_one_keeps_them(tmp_path: Path) -> None:
     longer = {"train.epochs": 3}
     with small(q=0.9, p=0.1, latency=0.01) as world:
@@ -107,6 +110,7 @@ async def test_a_killed_run_has_its_rows_and_a_resumed_one_keeps_them(tmp_path: 
     assert len(after) == len(resumed.verdicts) + 2 > len(before)
 
 
+@pytest.mark.slow
 async def test_a_replay_changes_no_row_and_writes_a_deleted_file_again(tmp_path: Path) -> None:
     with small(q=0.9) as world:
         first = (await train(world, tmp_path)).rows("metrics.jsonl")
@@ -153,6 +157,7 @@ EVENTS = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(EVENTS, st.lists(st.integers(0, 8), max_size=3))
 def test_however_often_it_is_killed_and_replayed_each_event_is_one_row(given: list[Any], kills: list[int]) -> None:
@@ -208,6 +213,7 @@ RECORDS = """
 """
 
 
+@pytest.mark.slow
 async def test_an_installed_sink_hears_every_row_in_every_life(tmp_path: Path, plug_in: Any) -> None:
     seen = plug_in(RECORDS)
     with small(q=0.9) as world:
@@ -356,6 +362,7 @@ def train_apart(world: Any, folder: Path, environment: dict[str, str], **given: 
     assert done.stdout == ""
 
 
+@pytest.mark.slow
 @needs_wandb
 async def test_wandb_offline_goes_on_in_the_same_run_and_logs_no_row_twice(tmp_path: Path) -> None:
     chosen = {"log.sinks": ["wandb"], "log.project": "desk"}
@@ -393,6 +400,7 @@ async def test_wandb_offline_goes_on_in_the_same_run_and_logs_no_row_twice(tmp_p
     assert events(folder, "warning") == []
 
 
+@pytest.mark.slow
 @needs_wandb
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_wandbs_own_process_gets_no_key_but_its_own(tmp_path: Path) -> None:
@@ -451,6 +459,7 @@ def same_in_mlflow(uri: str, folder: Path, project: str) -> Any:
     return client, run
 
 
+@pytest.mark.slow
 @needs_mlflow
 async def test_mlflow_goes_on_in_the_same_run_and_logs_no_row_twice(
     tmp_path: Path, mlflow_env: pytest.MonkeyPatch
@@ -479,6 +488,7 @@ async def test_mlflow_goes_on_in_the_same_run_and_logs_no_row_twice(
     assert Path(saved).read_bytes().decode() == trained.result.best.text
 
 
+@pytest.mark.slow
 @needs_mlflow
 async def test_mlflow_takes_the_store_that_its_own_variable_names(
     tmp_path: Path, mlflow_env: pytest.MonkeyPatch
@@ -491,6 +501,7 @@ async def test_mlflow_takes_the_store_that_its_own_variable_names(
     assert not (trained.folder / "mlflow.db").exists()
 
 
+@pytest.mark.slow
 @needs_mlflow
 async def test_a_server_that_is_gone_costs_its_figures_and_nothing_else(
     tmp_path: Path, mlflow_env: pytest.MonkeyPatch
@@ -517,6 +528,7 @@ async def test_a_session_that_breaks_off_closes_its_sinks(tmp_path: Path, plug_i
     assert seen.closed == [1]
 
 
+@pytest.mark.slow
 def test_the_known_sinks_are_found_without_importing_their_clients() -> None:
     code = "import sys; from skilltune.sinks import find_sink; find_sink('wandb'); find_sink('mlflow')"
     if any(mark.args[0] for mark in (needs_wandb.mark, needs_mlflow.mark)):

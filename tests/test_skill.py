@@ -55,6 +55,7 @@ def test_frontmatter_and_body_always_make_the_text(text: str) -> None:
         assert skill.with_text(document) == skill
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(st.text(st.characters(codec="utf-8")), st.dictionaries(st.sampled_from(["a/b.txt", "c.bin"]), st.binary()))
 def test_saved_and_loaded_again_every_byte_is_the_same(text: str, files: dict[str, bytes]) -> None:

@@ -155,6 +155,7 @@ def test_the_paired_interval_covers_the_truth_as_often_as_it_says():
 # -- differences that are not 0 and 1
 
 
+@pytest.mark.slow
 def test_the_bootstrap_interval_has_the_ends_of_all_resamples():
     """Of the differences and of two that stand at the ends."""
     differences = [0.9, 0.4, 0.15, -0.2, 0.0]
@@ -181,6 +182,7 @@ def drawn(draw: random.Random, kind: str, groups: int, size: int) -> list[list[f
     return [[draw.choices([1.0, -1.0, 0.0], [0.3, 0.3, 0.4])[0]] * size for _ in range(groups)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "groups", "size", "truth"),
     [
@@ -327,6 +329,19 @@ def test_the_crossed_model_does_not_depend_on_the_order_of_observations(shuffler
     shuffler.shuffle(shuffled)
     shuffled = [Observation(o.sample, dict(reversed(list(o.columns.items()))), o.score) for o in shuffled]
     assert fit(shuffled, PRIOR) == fit(observations, dict(reversed(list(PRIOR.items()))))
+
+
+def test_equal_columns_have_equal_effects_whatever_else_is_in_the_model():
+    """Decisions go by such effects, and are made again from the journal with other columns beside them."""
+    twins = [f"twin {i}" for i in range(5)]
+    observations = [Observation(f"s{j}", {"level": 1.0}, 0.1 * (j % 3)) for j in range(7)]
+    observations += [Observation(f"s{j}", {"level": 1.0, twin: 1.0}, 0.9) for twin in twins for j in range(7)]
+    prior = {"level": (0.5, 1.0), **dict.fromkeys(twins, (0.0, 0.3))}
+    alone = fit(observations, prior)
+    assert len({alone.contrast({twin: 1.0}) for twin in twins}) == 1
+    for names in (["a"], ["m", "zz"], [f"{i}" for i in range(20)]):
+        crowded = fit(observations, prior | dict.fromkeys(names, (0.0, 0.2)))
+        assert [crowded.contrast({name: 1.0}) for name in twins] == [alone.contrast({name: 1.0}) for name in twins]
 
 
 def test_easy_samples_do_not_pass_for_a_better_version():
@@ -477,6 +492,7 @@ def test_most_changes_do_little_but_a_large_effect_is_believed():
     assert updated(prior, 0.0, 0.05**2).above(0) == pytest.approx(0.5)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.tuples(st.floats(0.05, 1), st.floats(-1, 1), st.floats(0.02, 1)), min_size=1, max_size=4),
@@ -530,6 +546,7 @@ def test_a_mixture_has_the_moments_of_its_draws():
 # -- how often a race looks
 
 
+@pytest.mark.slow
 @given(st.integers(0, 300), st.integers(1, 40))
 def test_a_race_looks_after_twice_as_much_as_before_and_sees_every_sample_once(n, first):
     samples = [Sample(id=f"s{i:03}", input="q") for i in range(n)]

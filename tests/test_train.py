@@ -94,6 +94,7 @@ async def test_the_files_of_the_run_agree_with_its_result(tmp_path: Path, preset
     assert again.train.batch_size == 16
 
 
+@pytest.mark.slow
 async def test_a_locked_region_and_the_frontmatter_stay_byte_for_byte(tmp_path: Path) -> None:
     lock = "<!-- skilltune:lock -->\nSign  with\tthe desk's name.\n<!-- /skilltune:lock -->"
     front = "---\nname:   desk   # two   blanks\ndescription: 'Codes'\nmetadata: {b: 1, a: 2}\n---\n"
@@ -105,6 +106,7 @@ async def test_a_locked_region_and_the_frontmatter_stay_byte_for_byte(tmp_path: 
     assert trained.result.best.text.count(lock) == 2
 
 
+@pytest.mark.slow
 async def test_a_skill_folder_ships_whole(tmp_path: Path) -> None:
     folder = tmp_path / "desk"
     (folder / "scripts").mkdir(parents=True)
@@ -149,6 +151,7 @@ async def test_pitfall_10_no_select_or_test_sample_reaches_the_optimizer(tmp_pat
             assert ticket.id not in trained.result.best.text
 
 
+@pytest.mark.slow
 async def test_pitfall_10_the_target_never_sees_an_expected_answer(tmp_path: Path) -> None:
     with small(q=0.9) as world:
         await train(world, tmp_path)
@@ -160,6 +163,7 @@ async def test_pitfall_10_the_target_never_sees_an_expected_answer(tmp_path: Pat
 # -- determinism
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", PRESETS)
 async def test_workers_latencies_and_looking_ahead_change_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, preset: str
@@ -187,6 +191,7 @@ async def test_workers_latencies_and_looking_ahead_change_nothing(
     assert [begun_ahead[number] > 0 for number in range(len(cases))] == [ahead for *_, ahead in cases]
 
 
+@pytest.mark.slow
 async def test_another_seed_is_another_run(tmp_path: Path) -> None:
     with small(p=0.1, q=0.6) as world:
         runs = [
@@ -212,10 +217,14 @@ async def test_pitfall_1_without_noise_nothing_useless_is_accepted(tmp_path: Pat
     assert "unchanged" in trained.read("card.md")
 
 
-async def test_pitfall_1_with_noise_the_default_gate_seldom_accepts_anything_useless(tmp_path: Path) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", [3, pytest.param(40, marks=pytest.mark.soak)])
+async def test_pitfall_1_with_noise_the_default_gate_seldom_accepts_anything_useless(
+    tmp_path: Path, seeds: int
+) -> None:
     """One answer in ten is odd, as in the worlds in which the strict rule accepts edits that do nothing."""
     fooled = []
-    for mode, seed in product(("useless", "harmful"), range(40, 45)):
+    for mode, seed in product(("useless", "harmful"), range(40, 40 + seeds)):
         with small(optimizer_mode=mode, p=0.1, seed=seed) as world:
             trained = await train(world, tmp_path, seed=seed, run=f"{mode} {seed}")
         assert trained.verdicts
@@ -224,9 +233,10 @@ async def test_pitfall_1_with_noise_the_default_gate_seldom_accepts_anything_use
         else:
             assert trained.result.exit_code == 1
             assert trained.read("best_skill.md") == START
-    assert len(fooled) <= 1, fooled
+    assert len(fooled) <= 2 * seeds / 10, fooled
 
 
+@pytest.mark.slow
 async def test_pitfall_1_the_strict_gate_accepts_noise_and_the_certificate_does_not(tmp_path: Path) -> None:
     accepted = 0
     for seed in range(4):
@@ -248,6 +258,7 @@ async def test_pitfall_1_the_strict_gate_accepts_noise_and_the_certificate_does_
     assert accepted > 0  # the published rule does accept edits that do nothing
 
 
+@pytest.mark.slow
 async def test_pitfall_8_no_pair_of_text_and_sample_is_paid_twice(tmp_path: Path) -> None:
     with small(p=0.1, q=0.5) as world:
         await train(world, tmp_path, {"gate.passes": 1, "train.confirm": False}, preset="default")
@@ -255,6 +266,7 @@ async def test_pitfall_8_no_pair_of_text_and_sample_is_paid_twice(tmp_path: Path
     assert len(asked) == len(set(asked))
 
 
+@pytest.mark.slow
 async def test_a_skill_that_is_not_better_on_test_is_not_shipped(tmp_path: Path) -> None:
     """`select` and `train` reward a rule that `test` punishes: an accept that does not carry over."""
     with small(q=1.0) as world:
@@ -301,6 +313,7 @@ def one_rule_a_step(world: World) -> None:
 SLOW = {"train.epochs": 3, "train.batch_size": 32, "train.lr": 1, "train.lr_min": 1, "slow.samples": 12}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", PRESETS)
 async def test_pitfall_5_harmful_guidance_is_rejected_by_the_same_gate(tmp_path: Path, preset: str) -> None:
     with small(q=1.0, classes=6) as world:
@@ -315,6 +328,7 @@ async def test_pitfall_5_harmful_guidance_is_rejected_by_the_same_gate(tmp_path:
         assert bool(verdict["differences"]) or not verdict["accepted"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("preset", "newline"), [("default", "\n"), ("paper", "\n"), ("paper", "\r\n")])
 async def test_pitfall_5_the_slow_section_is_replaced_and_bears_no_marker(
     tmp_path: Path, preset: str, newline: str
@@ -340,6 +354,7 @@ async def test_pitfall_5_the_slow_section_is_replaced_and_bears_no_marker(
     assert "<!--" not in best
 
 
+@pytest.mark.slow
 async def test_pitfall_5_two_equal_skills_teach_nothing(tmp_path: Path) -> None:
     with small(optimizer_mode="useless") as world:
         trained = await train(world, tmp_path, {"train.epochs": 3, "train.batch_size": 32, "gate.screen": 0})
@@ -352,6 +367,7 @@ async def test_pitfall_5_two_equal_skills_teach_nothing(tmp_path: Path) -> None:
 # -- pitfall 9: the learning rate is what is applied, not what is asked for
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", PRESETS)
 async def test_pitfall_9_no_step_applies_more_edits_than_its_rate(tmp_path: Path, preset: str) -> None:
     with small(classes=8) as world:
@@ -385,6 +401,7 @@ async def test_pitfall_9_no_step_applies_more_edits_than_its_rate(tmp_path: Path
 # -- pitfalls 6 and 18: documents as they are
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("preset", "text"),
     [
@@ -413,6 +430,7 @@ async def test_pitfalls_6_and_18_any_document_trains_and_keeps_its_bytes(
 # -- stopping early
 
 
+@pytest.mark.slow
 async def test_a_stop_file_ends_the_training_and_its_removal_goes_on(tmp_path: Path) -> None:
     with small(q=1.0) as world:
         (tmp_path / "run").mkdir()
@@ -428,6 +446,7 @@ async def test_a_stop_file_ends_the_training_and_its_removal_goes_on(tmp_path: P
     assert resumed.result.exit_code == 0
 
 
+@pytest.mark.slow
 async def test_patience_counts_steps_without_an_accept(tmp_path: Path) -> None:
     with small(optimizer_mode="useless") as world:
         trained = await train(world, tmp_path, {"train.patience": 2, "train.epochs": 4, "gate.screen": 80})
@@ -440,6 +459,7 @@ async def test_patience_counts_steps_without_an_accept(tmp_path: Path) -> None:
     assert trained.result.exit_code == 1
 
 
+@pytest.mark.slow
 async def test_training_ends_when_too_few_tasks_fail_to_learn_from(tmp_path: Path) -> None:
     settings = {"train.epochs": 6, "train.batch_size": 32}
     with small(q=1.0) as world:
@@ -455,6 +475,7 @@ async def test_training_ends_when_too_few_tasks_fail_to_learn_from(tmp_path: Pat
     assert len(patient.verdicts) > after
 
 
+@pytest.mark.slow
 async def test_a_task_that_is_solved_again_and_again_counts_once(tmp_path: Path) -> None:
     """Twelve tasks, three attempts each: too few tasks to say that one in ten does not fail."""
     with small(q=1.0, train=12) as world:
@@ -463,6 +484,7 @@ async def test_a_task_that_is_solved_again_and_again_counts_once(tmp_path: Path)
     assert "left to learn from" not in stopping["reason"]
 
 
+@pytest.mark.slow
 async def test_a_reached_target_score_ends_the_training(tmp_path: Path) -> None:
     with small(q=1.0) as world:
         trained = await train(
@@ -526,6 +548,7 @@ async def test_the_python_call_takes_a_model_by_name_or_as_a_whole_table(tmp_pat
 # -- target.attempts
 
 
+@pytest.mark.slow
 async def test_several_attempts_a_sample_are_distinct_draws(tmp_path: Path) -> None:
     with small(p=0.3, q=0.8) as world:
         trained = await train(world, tmp_path, {"target.attempts": 2, "train.epochs": 1})

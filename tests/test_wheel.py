@@ -27,8 +27,8 @@ from world import World
 
 ROOT = Path(__file__).parents[1]
 VERSIONS = ("3.11", "3.12", "3.13")
-MOST_PACKAGES = 30  # what `pip install skilltune` brings along
-MOST_MB = 80  # installed, byte code included; the aim is 60
+MOST_PACKAGES = 32  # what `pip install skilltune` brings along
+MOST_MB = 125  # installed, byte code included; numpy is 75 of them
 SLOWEST_HELP_S = 3.0  # the aim is 0.5; the bound only catches an SDK that is imported at start
 
 
@@ -52,6 +52,7 @@ def held(dist: Dist) -> set[str]:
     return {str(name.relative_to("skilltune")) for name in names if name.parts[0] == "skilltune"}
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_the_whole_package_prompts_and_templates_and_the_type_marker(dist: Dist) -> None:
     source = ROOT / "src" / "skilltune"
     files = {str(path.relative_to(source)) for path in source.rglob("*") if path.is_file()}
@@ -69,6 +70,7 @@ def test_the_wheel_names_its_command_its_licence_and_the_python_that_it_needs(di
     assert "LICENSE" in info
 
 
+@pytest.mark.slow
 def test_the_source_archive_gives_the_same_wheel(dist: Dist, tmp_path: Path) -> None:
     with tarfile.open(dist.sdist) as archive:
         archive.extractall(tmp_path, filter="data")

@@ -127,6 +127,7 @@ def test_target_solves_exactly_what_the_true_score_says(world: World) -> None:
         assert all(answer.startswith("wrong-") for _, answer, score in rollouts if not score)
 
 
+@pytest.mark.slow
 def test_noise_flips_at_rate_p_in_both_directions_and_is_fixed_by_the_key() -> None:
     with World(classes=4, p=0.2) as world:
         skill = "\n".join(world.rule(k) for k in range(4))

@@ -37,13 +37,12 @@ from types import ModuleType
 from typing import Any
 from unittest.mock import patch
 
-import chain
 from policies import Forgetful, Means
 from simulated import BATCH, NEVER_RIGHT, PRIORS, START, TEST, TRAIN, Rolls, World, rules
 
 from skilltune.config import CertifyConfig, GateConfig
 from skilltune.errors import Stopped
-from skilltune.gate import Arena, Gate, crossed, effects, race, screen, tried
+from skilltune.gate import Arena, Gate, crossed, effects, race, screen
 from skilltune.gate.certify import certify
 from skilltune.gate.race import Race
 from skilltune.gate.stats import wilson
@@ -63,7 +62,6 @@ POLICIES: dict[str, tuple[type, dict[str, Any], bool]] = {  # gate, its settings
     "forgetful": (Forgetful, {}, True),
     "unjournaled": (Race, {}, False),
 }
-patch.object(tried, "draw_effects", chain.draw_effects).start()
 # No two of these edits conflict, and to find that out costs a tenth of the time.
 patch.object(screen, "conflict", lambda *_: "").start()
 CONSTANTS: tuple[ModuleType, ...] = (race, screen, effects, crossed)
@@ -293,8 +291,6 @@ def main() -> None:
         "--keep", type=Path, help="a file to keep outcomes in (JSON lines), and to take known ones from"
     )
     options = parser.parse_args()
-    if not chain.same():
-        parser.exit(1, "chain.c does not give the draws of skilltune.gate.effects: one of them was changed alone\n")
     seeds = range(options.seeds == "odd", 2 * options.runs, 2)
     tasks = [
         Task(policy, prior, int(select), float(interactions), seed)

@@ -16,7 +16,7 @@ from random import Random
 from statistics import fmean, pstdev
 
 from skilltune.edits import Applied, apply, conflict
-from skilltune.gate.effects import REACH, SOLVED, Draw
+from skilltune.gate.effects import Draw, solved
 from skilltune.gate.tried import lines
 from skilltune.optimizer import Proposal
 from skilltune.skill import Skill
@@ -281,5 +281,5 @@ class _Rises(dict[int, float]):
         self.effect = effect
 
     def __missing__(self, base: int) -> float:
-        self[base] = SOLVED[REACH + base + self.effect] - SOLVED[REACH + base]
+        self[base] = solved(base + self.effect) - solved(base)
         return self[base]

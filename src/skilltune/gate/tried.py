@@ -16,7 +16,7 @@ from random import Random
 from statistics import fmean
 
 from skilltune.edits import Edit, Report, inverse
-from skilltune.gate.effects import DRAWS, EVERYWHERE, Draw, Odds, Trial, draw_effects
+from skilltune.gate.effects import CHAINS, DRAWS, EVERYWHERE, Draw, Odds, Trial, draw_effects
 from skilltune.optimizer import Proposal
 from skilltune.skill import Skill
 
@@ -46,8 +46,8 @@ class Evidence:
     helps: dict[str, float] = field(default_factory=dict)  # P(an edit helps), of those in the last posterior
     claims: float = 1.0  # share of edits with an effect on these; until something was tried, of all
     solved: float = 1.0  # mean score of the incumbent, or of the last one that was seen
-    # Where the chain stood at last: the samples, and the two effects of each edit.
-    last: tuple[Mapping[str, int], Mapping[str, tuple[int, int]]] | None = None
+    # The last state of each chain of the sampler: the samples, and the two effects of each edit.
+    last: Sequence[tuple[Mapping[str, int], Mapping[str, tuple[int, int]]]] = ()
 
     @property
     def everywhere(self) -> bool:
@@ -163,14 +163,16 @@ class Evidence:
             )
             for sample, keys, score in rows
         ]
-        start = None
-        if self.last is not None:
-            effects = [self.last[1].get(key, (0, 0)) for key in number]
-            start = Draw(self.last[0], tuple([general for general, _ in effects]), tuple([c for _, c in effects]))
+        start = [
+            Draw(bases, *(tuple([effects.get(key, (0, 0))[kind] for key in number]) for kind in (0, 1)))
+            for bases, effects in self.last
+        ]
         odds = EVERYWHERE if self.everywhere else Odds()
         drawn = draw_effects(trials, len(number), odds, random, draws=draws, active=len(active), start=start)
-        ends = zip(number, drawn[-1].general, drawn[-1].claimed, strict=True)
-        self.last = drawn[-1].bases, {key: (general, claimed) for key, general, claimed in ends}
+        self.last = [
+            (draw.bases, dict(zip(number, zip(draw.general, draw.claimed, strict=True), strict=True)))
+            for draw in drawn[-CHAINS:]
+        ]
         self.claims = sum([sum(map(bool, draw.claimed)) for draw in drawn]) / (len(number) * len(drawn))
         self.helps = {
             key: fmean([_does_good(draw.general[i], draw.claimed[i] if claims[key] else 0) for draw in drawn])
