@@ -19,7 +19,7 @@ from skilltune.gate.eprocess import EProcess
 from skilltune.gate.finish import reselect
 from skilltune.gate.race import Race
 from skilltune.gate.screen import Pool, balanced
-from skilltune.gate.stats import standard_error
+from skilltune.stats import standard_error
 from skilltune.gate.strict import Strict
 from skilltune.optimizer import Proposal
 from skilltune.report.terminal import explained

@@ -19,7 +19,7 @@ from skilltune.gate import crossed, stats
 from skilltune.gate.certify import certify
 from skilltune.gate.crossed import Observation, fit
 from skilltune.gate.race import doubling
-from skilltune.gate.stats import (
+from skilltune.stats import (
     Mixture,
     bootstrap_interval,
     mcnemar,

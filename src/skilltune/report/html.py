@@ -92,9 +92,13 @@ def _verdict(record: Record) -> Html:
                 f"{_percent(c.before)} → {_percent(c.after)}",
                 f"on {c.samples}, {looks(c)}",
             ),
-            ("gain", f"{100 * c.gain:+.1f} points", f"95 % interval {100 * c.low:+.1f} to {100 * c.high:+.1f}"),
+            ("gain", f"{100 * c.gain:+.1f} points", f"{c.confidence} interval {c.interval}"),
             ("chance", f"p = {c.p:.2g}", f"of such a gain without an effect; {c.method}"),
-            ("fixed and broken", f"{c.fixed} fixed, {c.broken} broken", f"of {c.n} test samples"),
+            (
+                "fixed and broken",
+                f"{c.fixed} fixed, {c.broken} broken",
+                f"of {c.n} test samples" + (f"; {c.unscored}" if c.unscored else ""),
+            ),
             (
                 "cost of a task",
                 f"{c.tokens:+.0f} tokens",
