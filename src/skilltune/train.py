@@ -268,7 +268,7 @@ async def slow(s: Session, state: State, step: Step, epoch_start: Skill, optimiz
 
 
 def choose(s: Session, state: State) -> Skill:
-    """The skill that goes to the certificate. A candidate that the race rejected becomes a version when it is chosen."""
+    """The skill that goes to the certificate. If it is a candidate that the race rejected, it becomes a version."""
     if (chosen := reselect(s.arena, state.versions[0], state.verdicts)) is None:
         return state.skill
     if chosen.best.version is None:

@@ -80,12 +80,12 @@ class Certificate:
         """A sentence on the test samples that could not be scored, "" if there are none."""
         parts = []
         if self.failed_after:
-            parts.append(f"{self.failed_after} with the trained skill only (counted as 0 there)")
+            parts.append(f"{self.failed_after} only with the trained skill (counted as 0 there)")
         if self.failed_before:
-            parts.append(f"{self.failed_before} with the input only (counted as 1 there)")
+            parts.append(f"{self.failed_before} only with the input (counted as 1 there)")
         if self.left_out:
             parts.append(f"{self.left_out} with neither (left out)")
-        return f"not scored: {', '.join(parts)}" if parts else ""
+        return f"without a score: {', '.join(parts)}" if parts else ""
 
     def __str__(self) -> str:
         return (

@@ -107,7 +107,8 @@ def _verdict(record: Record) -> Html:
         ]
     if start is not None and best is not None:
         grown = f"{start.tokens} → {best.tokens} tokens" if start.tokens is not None else "unknown"
-        facts.append(("size of the skill", grown, f"versions accepted: {len(record.versions) - 1}"))
+        accepted = sum(not version.revived for version in record.versions) - 1
+        facts.append(("size of the skill", grown, f"versions accepted: {accepted}"))
     sizes = " / ".join(str(len(record.splits[name])) for name in ("train", "select", "test"))
     facts.append(("samples", sizes, "train / select / test"))
     config = record.config
