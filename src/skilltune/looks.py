@@ -42,7 +42,9 @@ def earlier_looks(run: Run, best: str, contents: Sequence[str]) -> int:
         origin = run.recall(ORIGIN)
         folders = [run.folder, *([Path(origin[0]["folder"])] if origin else [])]
         others = _inherited(run) | _of_relatives(run, folders)
-        return sorted(name for name, samples in others.items() if not set(samples).isdisjoint(contents))
+        ours = f"{run.began!r} "  # relatives took over looks of this run too, which are counted apart
+        read = {name for name, samples in others.items() if not set(samples).isdisjoint(contents)}
+        return sorted(name for name in read if not name.startswith(ours))
 
     elsewhere: list[str] = run.fix(f"looks elsewhere before {best}", count)
     own = [data["best"] for _, _, data in run.events("certify")]
