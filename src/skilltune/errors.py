@@ -29,7 +29,7 @@ class CallError(SkilltuneError, RuntimeError):
 
     `systemic` is a short text that is equal for all failures of one kind ("" if a failure says nothing of the next
     call): if it comes again and again, the endpoint or its settings are to blame, and the text says what to change.
-    `attempts` is the number of attempts after which another one cannot help (None: as many as the policy allows).
+    `attempts` is the number of equal failures in a row after which another attempt cannot help (None: the policy's).
     `usage` is what the failed attempt cost, as far as the server said so.
     """
 

@@ -1,43 +1,61 @@
-"""One tiny call that shows whether a model answers: for `check --probe`, for `doctor`, and before a run spends."""
+"""One call with a one-word answer, to see that a model answers: for `check --probe`, `doctor`, and before a run."""
 
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from dataclasses import dataclass, replace
 
 from skilltune.calls import Client
 from skilltune.errors import BudgetExceeded, CallConfigError, CallError, InfraError, InfraStopped
-from skilltune.models import Request, Usage, user
+from skilltune.models import Message, Request, Usage, user
 from skilltune.run import PROBE, Paid, digest
 from skilltune.session import Session
+from skilltune.targets.chat import ChatTarget
 
 PATIENCE_S = 30.0  # of `probe_roles`, retries included
-TOKENS = 16  # the least that every provider accepts
-REQUEST = Request((user("Reply with the word: ready"),), max_tokens=TOKENS)
-# A reasoning model may think for longer than that, which some providers report as an error: it is there.
-_THOUGHT = re.compile(r"output limit (was|is) reached")
+ASKED = "Reply with the word: ready"
+REQUEST = Request((user(ASKED),))
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """One tiny call to one role; `seconds` until the answer, `error` if none came."""
+    """One call to one role; `seconds` until the answer, `error` if none came. `learned`: what the endpoint turned out
+    not to know."""
 
     role: str
     model: str
     seconds: float
     error: str = ""
+    learned: tuple[str, ...] = ()
 
 
-async def probe(client: Client) -> Usage:
-    """What one tiny call cost. Raises what any call may."""
-    try:
-        return (await client(REQUEST)).usage
-    except CallConfigError as error:
-        if not _THOUGHT.search(str(error).lower()):
-            raise
-        return replace(client.bound(REQUEST), calls=1)
+async def probe(client: Client, request: Request = REQUEST) -> Usage:
+    """The cost of one call. Raises all that a call may raise."""
+    return (await client(request)).usage
+
+
+def probe_of(session: Session, client: Client) -> Request:
+    """A question that is answered in one word, under the settings of the role.
+
+    The target's is as long as a real one, the skill and the longest sample, because a server may cut a long prompt or
+    refuse a system message.
+    """
+    if session.judge is not None and client is session.judge.client:
+        return replace(REQUEST, temperature=session.judge.temperature, max_tokens=session.judge.max_tokens)
+    if client is session.optimizer_client:
+        cfg = session.cfg.optimizer
+        return replace(REQUEST, temperature=cfg.temperature, max_tokens=cfg.max_tokens)
+    if not isinstance(session.roll.target, ChatTarget):
+        return REQUEST
+    samples = [*session.splits.train, *session.splits.select, *session.splits.test]
+    longest = max(samples, key=lambda sample: len(sample.text))
+    real = session.roll.target.request(session.skill, longest, session.env, 0)
+    return replace(real, messages=(*real.messages[:-1], _asking(real.messages[-1])))
+
+
+def _asking(message: Message) -> Message:
+    return replace(message, text=f"{message.text}\n\n(This is a test of the connection. {ASKED})")
 
 
 async def probe_roles(session: Session) -> list[Probe]:
@@ -47,12 +65,13 @@ async def probe_roles(session: Session) -> list[Probe]:
         started, error = time.monotonic(), ""
         try:
             async with asyncio.timeout(PATIENCE_S):
-                await probe(client)
+                await probe(client, probe_of(session, client))
         except TimeoutError:
             error = f"`{client.model.name}`: no answer within {PATIENCE_S:g} s"
         except (CallError, BudgetExceeded) as failure:
             error = str(failure)
-        probes.append(Probe(role, client.model.name, time.monotonic() - started, error))
+        learned = tuple(getattr(client.model, "learned", {}).values())
+        probes.append(Probe(role, client.model.name, time.monotonic() - started, error, learned))
     return probes
 
 
@@ -80,7 +99,7 @@ async def try_models(session: Session) -> None:
             continue
 
         async def pay(client: Client = client) -> Paid:
-            return Paid(None, await probe(client))
+            return Paid(None, await probe(client, probe_of(session, client)))
 
         try:
             await session.run.once(digest(PROBE, client.model.fingerprint), PROBE, pay)
