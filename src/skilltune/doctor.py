@@ -96,7 +96,7 @@ def _answered(probe: Probe) -> Iterator[Finding]:
     else:
         yield Finding("ok", probe.role, f"{probe.model} answered in {probe.seconds:.2f} s")
     for what in probe.learned:
-        yield Finding("warn", f"{probe.role}'s endpoint", what, "nothing to do, unless you rely on it")
+        yield Finding("warn", probe.role, what, "nothing to mend: it is done so in every call, and the card says it")
 
 
 async def _verdict(judge: Reader) -> Probe:

@@ -1,4 +1,4 @@
-"""One call with a one-word answer, to see that a model answers: for `check --probe`, `doctor`, and before a run."""
+"""One call to each model, to see that it answers: for `check --probe`, for `doctor`, and before a run spends."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from dataclasses import dataclass, replace
 
 from skilltune.calls import Client
 from skilltune.errors import BudgetExceeded, CallConfigError, CallError, InfraError, InfraStopped
-from skilltune.models import Message, Request, Usage, user
+from skilltune.models import Request, Usage, user
 from skilltune.run import PROBE, Paid, digest
 from skilltune.session import Session
 from skilltune.targets.chat import ChatTarget
 
 PATIENCE_S = 30.0  # of `probe_roles`, retries included
-ASKED = "Reply with the word: ready"
-REQUEST = Request((user(ASKED),))
+REQUEST = Request((user("Reply with the word: ready"),))
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +35,11 @@ async def probe(client: Client, request: Request = REQUEST) -> Usage:
 
 
 def probe_of(session: Session, client: Client) -> Request:
-    """A question that is answered in one word, under the settings of the role.
+    """The question that shows best if a role will do.
 
-    The target's is as long as a real one, the skill and the longest sample, because a server may cut a long prompt or
-    refuse a system message.
+    The target's is a real one, with the skill and the longest sample: a server may cut a long prompt, refuse a system
+    message, or put the whole answer where nobody looks for it. The others are asked for one word, under the settings of
+    their role.
     """
     if session.judge is not None and client is session.judge.client:
         return replace(REQUEST, temperature=session.judge.temperature, max_tokens=session.judge.max_tokens)
@@ -50,12 +50,7 @@ def probe_of(session: Session, client: Client) -> Request:
         return REQUEST
     samples = [*session.splits.train, *session.splits.select, *session.splits.test]
     longest = max(samples, key=lambda sample: len(sample.text))
-    real = session.roll.target.request(session.skill, longest, session.env, 0)
-    return replace(real, messages=(*real.messages[:-1], _asking(real.messages[-1])))
-
-
-def _asking(message: Message) -> Message:
-    return replace(message, text=f"{message.text}\n\n(This is a test of the connection. {ASKED})")
+    return session.roll.target.request(session.skill, longest, session.env, 0)
 
 
 async def probe_roles(session: Session) -> list[Probe]:

@@ -91,7 +91,7 @@ class AnthropicModel:
     def _note(self, name: str) -> None:
         if name not in self.learned:
             self.learned[name] = LEARNED[name]
-            logger.warning("`%s`: %s", self.name, LEARNED[name])
+            logger.info("`%s`: %s", self.name, LEARNED[name])
 
     def _payload(self, request: Request) -> Json:
         schema = request.schema

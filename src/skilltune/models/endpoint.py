@@ -153,8 +153,8 @@ class Endpoint:
                 self._leave(ahead)
             attempt += 1
             if dead or attempt >= self.policy.attempts or (failure.attempts is not None and alike >= failure.attempts):
-                tries = f"{attempt} attempt{'s' * (attempt > 1)}"
-                raise failure.reworded(f"{failure} (gave up after {tries})") from failure
+                tries = f" (gave up after {attempt} attempt{'s' * (attempt > 1)})" if failure.attempts != 1 else ""
+                raise failure.reworded(f"{failure}{tries}") from failure
             await self._sleep(delay)
 
     async def _ask(self, model: Model, request: Request, role: str) -> Reply:

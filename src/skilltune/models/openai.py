@@ -131,7 +131,7 @@ class OpenAIModel:
     def _note(self, name: str) -> None:
         if name not in self.learned:
             self.learned[name] = LEARNED[name]
-            logger.warning("`%s`: %s", self.name, LEARNED[name])
+            logger.info("`%s`: %s", self.name, LEARNED[name])
 
     def _schema_apart(self, request: Request) -> tuple[tuple[Message, ...], Json | None]:
         """The messages, and the schema as a parameter; or the messages with the schema inside, and None."""

@@ -26,10 +26,8 @@ RAISE_LIMIT = "raise max_tokens"  # `Client` puts the section of the config in f
 CUT = f"answers are cut before any text: {RAISE_LIMIT}"
 TOOL_CALL = "answers are calls of tools that were not offered: switch tool calling off at the server"
 EMPTY = "answers hold no text at all"
-SHORT_CONTEXT = (
-    "the endpoint reads only a part of the prompt: raise its context (Ollama: num_ctx; vLLM: --max-model-len; "
-    "llama.cpp: -c)"
-)
+RAISE_CONTEXT = "raise its context (Ollama: num_ctx; vLLM: --max-model-len; llama.cpp: -c)"
+SHORT_CONTEXT = f"the endpoint reads only a part of the prompt: {RAISE_CONTEXT}"
 
 Finish = Literal["stop", "length", "refusal", "other"]
 FINISHES: dict[str, Finish | Literal["broken"]] = {
@@ -223,7 +221,7 @@ class Context:
         fewest = READ_SHARE * sum(_fewest_tokens(message.text) for message in request.messages)
         if count < fewest and known < fewest:
             problem = f"the endpoint read {usage.input_tokens:,} of about {-(-characters // 4):,} prompt tokens"
-            raise InfraError(say(f"{problem}: {SHORT_CONTEXT}"), systemic=SHORT_CONTEXT, attempts=1, usage=usage)
+            raise InfraError(say(f"{problem}; {RAISE_CONTEXT}"), systemic=SHORT_CONTEXT, attempts=1, usage=usage)
 
 
 @functools.lru_cache(maxsize=256)
@@ -243,8 +241,8 @@ def sane(value: object) -> int:
 
 
 def capped(usage: Usage) -> Usage:
-    """The usage with parts that are no larger than their wholes. More cached tokens than input tokens come from a server
-    that counts them apart, so they are added."""
+    """The usage with parts that are no larger than their wholes. A server that reports more cached tokens than input
+    tokens counts them apart, so they are added."""
     apart = usage.cached_tokens if usage.cached_tokens > usage.input_tokens else 0
     return replace(
         usage,

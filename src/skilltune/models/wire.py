@@ -135,7 +135,7 @@ class Wire:
                     )
                 else:
                     if not raw.error:
-                        reply = finished(raw, request, lambda problem: self._text(f"{problem}; from {self._url}"))
+                        reply = finished(raw, request, self._text)
                         self._context.check(request, reply.usage, self._text)
                         return replace(reply, text=cut(reply.text, raw.stop))
                     failure = self._reported(raw.error, text)
