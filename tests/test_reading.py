@@ -168,6 +168,8 @@ async def test_an_error_inside_an_answer_is_typed_as_the_status_that_it_hides() 
     assert isinstance(await outcome(limited), RateLimited)
     broke = Answer({"error": {"code": 402, "message": "Your credit balance is too low"}})
     assert isinstance(await outcome(broke), CallConfigError)
+    answered = chat("moderation is a virtue", "error", choice={"error": {"code": 502, "message": "closed"}})
+    assert type(await outcome(answered)) is InfraError  # the answer's own words say nothing of the error
     flagged = Answer({"error": {"code": 403, "message": "Your input was flagged"}})
     assert isinstance(await outcome(flagged), SampleError)
 
@@ -542,6 +544,7 @@ def test_any_body_is_an_object_or_has_a_reason_or_is_broken(text: str) -> None:
         "messages[0].role does not support 'system' with this model.",
         "Developer instruction is not enabled for models/gemma",
         "Conversation roles must alternate user/assistant/user/assistant/...",
+        "messages.0.role: Input should be 'user' or 'assistant'",
     ],
 )
 @pytest.mark.parametrize("status", [400, 500])
@@ -558,6 +561,15 @@ async def test_a_model_without_a_system_role_gets_the_skill_in_the_users_message
     assert len(server.calls) == 3
     assert server.calls[-1].body["messages"] == [{"role": "user", "content": "Be brief.\n\n2 + 2?"}]
     assert "no system role" in model.learned["system"]
+
+
+async def test_a_servers_own_trouble_is_no_refusal_of_the_system_role() -> None:
+    async with Server(refused("internal system error: unexpected message", 500), chat()) as server:
+        model = OpenAIModel(f"openai@{server.url}/v1/m", timeout_s=5)
+        with pytest.raises(InfraError):
+            await model.complete(ASK)
+        await model.aclose()
+    assert not model.learned
 
 
 @pytest.mark.parametrize(

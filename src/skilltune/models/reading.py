@@ -224,7 +224,7 @@ class Context:
             raise InfraError(say(f"{problem}; {RAISE_CONTEXT}"), systemic=SHORT_CONTEXT, attempts=1, usage=usage)
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=16)
 def _fewest_tokens(text: str) -> float:
     """A lower bound of a text's tokens: one a word, and one for four signs of scripts without spaces."""
     if text.isascii():

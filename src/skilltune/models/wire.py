@@ -42,7 +42,7 @@ Json = dict[str, Any]
 
 CONNECT_S = 5.0  # name, TCP and TLS: a host that drops packets is found dead long before `timeout_s`
 NO_KEY = "no-key"  # local servers want some key, any key
-BODY_BYTES = 8_000_000  # of one answer, unpacked; no honest answer has as many
+BODY_BYTES = 8_000_000  # of one unpacked answer; a larger one is not read to its end
 
 _TRANSIENT = {408, 409, 425, 429}
 _NO_MONEY = re.compile(r"insufficient_quota|billing_hard_limit|credit balance is too low")
@@ -59,10 +59,8 @@ _TRANSIENT_400 = re.compile(
     r"failed[ _]to[ _]generate|overloaded|capacity|temporar|try again|too many requests|rate[ _]limit"
 )
 _THINKS_TOO_LONG = re.compile(r"output limit (was|is) reached")
-_NO_SYSTEM = re.compile(
-    r"\bsystem\b.{0,30}\b(role|message|prompt|instruction)|\brole.{0,30}\bsystem\b|developer instruction"
-)
-_ALTERNATE = re.compile(r"conversation roles must alternate user/assistant")
+_NO_SYSTEM = re.compile(r"\bsystem[ _](role|message|prompt|instruction)|\brole.{0,40}\bsystem\b|developer instruction")
+_USER_AND_ASSISTANT = re.compile(r"conversation roles must alternate user/assistant|should be 'user' or 'assistant'")
 _REFUSES = re.compile(
     r"unsupported|not support|unknown|unrecognized|unexpected|deprecated|removed|only the default|may only be|"
     r"(not|n't) (allowed|permitted|accepted|available|enabled)|extra[ _](inputs|fields)|unavailable"
@@ -128,7 +126,6 @@ class Wire:
             else:
                 try:
                     raw = read(request, body)
-                    text = json.dumps(body, ensure_ascii=False)[:BODY_BYTES] if raw.error else ""
                 except (LookupError, TypeError, ValueError, AttributeError, RecursionError):  # no shape that it expects
                     failure = self._malformed(
                         _dumped(body), "the endpoint's answers have no known shape: check the URL"
@@ -138,7 +135,7 @@ class Wire:
                         reply = finished(raw, request, self._text)
                         self._context.check(request, reply.usage, self._text)
                         return replace(reply, text=cut(reply.text, raw.stop))
-                    failure = self._reported(raw.error, text)
+                    failure = self._reported(raw.error)
             raise failure  # outside the handlers, so that it carries no context
 
     async def _post(self, path: str, payload: Json, draw: int) -> Json:
@@ -170,8 +167,8 @@ class Wire:
                 body, cause = parsed(raw.decode("utf-8", "replace"), response.headers.get("Content-Type", ""))
                 if body is not None and not body.get("error"):
                     return body
-                text = raw.decode("utf-8", "replace")
-                failure = self._malformed(text, cause) if body is None else self._reported(body["error"], text)
+                malformed = body is None
+                failure = self._malformed(raw.decode("utf-8", "replace"), cause) if malformed else self._reported(body)
         raise failure  # outside the handlers, so that it carries no context
 
     def _open(self) -> aiohttp.ClientSession:
@@ -207,13 +204,14 @@ class Wire:
         problem = f"malformed answer from {self._url}: {f'{cause}: ' if cause else ''}{said}"
         return InfraError(self._text(problem), systemic=cause, attempts=3 if cause else None)
 
-    def _reported(self, error: object, body: str) -> CallError:
+    def _reported(self, error: Any) -> CallError:
         """For a 200 that holds an error in place of an answer or beside it: typed as the status that it hides."""
-        said = body.lower()
-        problem = (
-            f"malformed answer from {self._url}: an error in an answer of status 200: {_clip(self._redacted(body))}"
-        )
-        code = error.get("code") or error.get("status") if isinstance(error, dict) else None
+        shown = _dumped(error)
+        said = shown.lower()
+        inside = error.get("error") if isinstance(error, dict) and isinstance(error.get("error"), dict) else error
+        code = inside.get("code") or inside.get("status") if isinstance(inside, dict) else None
+        place = "an error in an answer of status 200"
+        problem = f"malformed answer from {self._url}: {place}: {_clip(self._redacted(shown))}"
         if _NO_MONEY.search(said):
             return CallConfigError(self._text(f"{problem}. The account has no credit left; add some or change the key"))
         if _FILTERED.search(said):
@@ -351,7 +349,7 @@ def refuses_temperature(said: str) -> bool:
 
 def refuses_system(said: str) -> bool:
     """Does a complaint say that there is no system role?"""
-    return bool((_NO_SYSTEM.search(said) and _REFUSES.search(said)) or _ALTERNATE.search(said))
+    return bool((_NO_SYSTEM.search(said) and _REFUSES.search(said)) or _USER_AND_ASSISTANT.search(said))
 
 
 def wants(said: str, parameter: str) -> bool:
@@ -448,7 +446,7 @@ def _number(digits: str) -> float:
     return int(digits) if len(digits) < 20 else float(digits)
 
 
-def _dumped(body: Json) -> str:
+def _dumped(body: Any) -> str:
     try:
         return json.dumps(body, ensure_ascii=False)
     except RecursionError:

@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeVar
 from skilltune.calls import Client
 from skilltune.config import OptimizerConfig
 from skilltune.edits import EDIT_SCHEMA
-from skilltune.errors import CallConfigError, CallError, InfraError, InfraStopped
+from skilltune.errors import CallConfigError, CallError, InfraError, InfraStopped, SampleError
 from skilltune.models import Reply, Request, Schema, Usage, system, user
 from skilltune.models.reading import NoText
 from skilltune.models.structured import ask
@@ -146,10 +146,10 @@ class ByModel:
 
     async def _call(self, request: Request) -> Reply:
         async def pay() -> Paid:
-            """An answer without text is kept as such, so that a replay decides the same without it."""
+            """A request that gets no text is kept as such, so that a replay decides the same without it."""
             try:
                 reply = await self._patiently(request)
-            except NoText as none:  # its attempts are counted already
+            except (NoText, SampleError) as none:  # its attempts are counted already
                 return Paid({"no_text": str(none)}, Usage())
             return Paid({"text": reply.text, "finish": reply.finish}, reply.usage)
 
