@@ -147,9 +147,9 @@ async def test_an_outage_that_passes_is_waited_for(tmp_path: Path, preset: str) 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("fault", ["refuse", "filter"])
-async def test_a_refusal_is_the_models_own_answer_scored_and_named(tmp_path: Path, fault: str, preset: str) -> None:
-    with quick_retries(), small(faults={"target": replace(Faults(), **{fault: 0.3})}) as world:
+async def test_a_refusal_is_the_models_own_answer_scored_and_named(tmp_path: Path, preset: str) -> None:
+    fault = "refuse"
+    with quick_retries(), small(faults={"target": Faults(refuse=0.3)}) as world:
         trained = await train(world, tmp_path, SHORT, preset=preset)
         nothing_unpaid_was_scored(trained, world)
         refused = [rollout for rollout in journaled(trained.folder) if rollout.trajectory.error]
@@ -160,19 +160,17 @@ async def test_a_refusal_is_the_models_own_answer_scored_and_named(tmp_path: Pat
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-async def test_a_sample_longer_than_the_context_stops_the_run_and_is_named(tmp_path: Path, preset: str) -> None:
-    """Retrying cannot help, and to leave such samples out silently would be to choose what is measured."""
+async def test_a_sample_longer_than_the_context_costs_that_sample_and_not_the_run(tmp_path: Path, preset: str) -> None:
+    """Retrying cannot help. The failure is no score: neither a 0 nor a reason to stop."""
 
     def long(call: Call, sample: str | None) -> str | None:
         return "overflow" if call.model == "target" and sample == marked else None
 
-    with Fated(long) as world:
+    with Fated(long, q=1.0) as world:
         marked = next(t.id for t in world.tickets.values() if t.split == "select")
-        with pytest.raises(CallConfigError, match=f"sample {marked}.*context.*shorten the samples") as stopped:
-            await train(world, tmp_path, SHORT, preset=preset)
-        assert stopped.value.exit_code == 3
-        assert sum(request.fault == "overflow" for request in world.requests) == 1
-        assert marked not in {rollout.sample for rollout in only_answers_count(tmp_path / "run", world)}
+        trained = await train(world, tmp_path, SHORT, preset=preset)
+        assert world.true_score(trained.result.best.text) > 0.4
+        assert marked not in {rollout.sample for rollout in only_answers_count(trained.folder, world)}
 
 
 def command(folder: Path, world: World, *overrides: str) -> Ended:

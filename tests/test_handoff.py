@@ -600,3 +600,11 @@ def test_a_folder_that_cannot_be_used_is_the_users_to_mend(tmp_path: Path) -> No
 def test_a_missing_question_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot read"):
         Question(tmp_path, "0001-rank-0a1b2c3d").text()
+
+
+@pytest.mark.parametrize("piece", ["x```\n{", "```\n{", "```\n", "```json\n{}\n"])
+def test_an_odd_answer_is_read_in_linear_time(piece: str) -> None:
+    began = time.perf_counter()
+    with pytest.raises(ValueError, match=r"JSON|schema|closed|nested"):
+        read_answer(piece * 40_000, "merge")
+    assert time.perf_counter() - began < 3

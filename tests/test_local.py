@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from skilltune.errors import CallConfigError, UsageError
+from skilltune.errors import CallConfigError, SampleError, UsageError
 from skilltune.models import Image, Message, Model, Reply, Request, Schema, local, system, user
 from skilltune.models.local import BUNDLED, LocalModel
 
@@ -139,7 +139,7 @@ async def test_limits_stop_strings_and_schema_are_honoured():
 async def test_prompt_longer_than_the_context_is_an_error_that_says_so():
     model = LocalModel(NAME, instances=1)
     for messages in ((user("word " * 5000),), (system("word " * 5000), user("x"))):
-        with pytest.raises(CallConfigError, match="context"):
+        with pytest.raises(SampleError, match="context"):
             await model.complete(Request(messages))
     good = await model.complete(REQUESTS[0])  # the failure left nothing behind
     await model.aclose()

@@ -144,6 +144,7 @@ async def test_chat_request_and_reply() -> None:
         "temperature": 0.5,
         "max_tokens": 16,
         "stop": ["\n"],
+        "stream": False,
     }
 
 
@@ -187,6 +188,7 @@ async def test_anthropic_request_and_reply() -> None:
         "max_tokens": 4096,
         "temperature": 0.5,
         "stop_sequences": ["\n"],
+        "stream": False,
     }
 
 
@@ -248,11 +250,11 @@ async def test_a_retry_has_the_same_idempotency_key_and_another_draw_has_not(bui
     ("answer", "text", "finish"),
     [
         (chat("cut", "length"), "cut", "length"),
-        (chat(None, "length"), "", "length"),
-        (chat(None), "", "refusal"),
         (chat(None, refusal="I will not."), "I will not.", "refusal"),
-        (chat("", "content_filter"), "", "refusal"),
-        (chat("", "tool_calls"), "", "other"),
+        (chat("so far", "content_filter"), "so far", "refusal"),
+        (chat("Let me see.", "tool_calls", tool_calls=[{"function": {}}]), "Let me see.", "other"),
+        (chat("4", "STOP"), "4", "stop"),
+        (chat("cut", "MAX_TOKENS"), "cut", "length"),
         (chat([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]), "ab", "stop"),
     ],
 )
@@ -268,7 +270,7 @@ async def test_how_a_chat_answer_ended(answer: Answer, text: str, finish: str) -
     ("answer", "text", "finish"),
     [
         (response("cut", status="incomplete", incomplete_details={"reason": "max_output_tokens"}), "cut", "length"),
-        (response("", status="incomplete", incomplete_details={"reason": "content_filter"}), "", "refusal"),
+        (response("so", status="incomplete", incomplete_details={"reason": "content_filter"}), "so", "refusal"),
         (
             response(output=[{"type": "message", "content": [{"type": "refusal", "refusal": "No."}]}]),
             "No.",
@@ -370,6 +372,7 @@ async def test_refused_parameters_are_left_out_or_renamed_one_by_one_and_remembe
         "model": "m",
         "messages": server.calls[0].body["messages"],
         "max_completion_tokens": 16,
+        "stream": False,
     }
 
 
@@ -411,8 +414,6 @@ async def test_a_wrong_value_is_an_error_and_not_left_out(complaint: str) -> Non
         (refused("Your region is not served", status=403), ["403", "Your region", "_API_KEY"]),
         (refused("no such model", status=404), ["404", "`m`", "URL"]),
         (Answer({"detail": "bad things"}, status=400), ["400", "bad things"]),
-        (refused("This model's maximum context length is 10 tokens"), ["longer than the model's context window"]),
-        (refused("prompt is too long: 9 tokens > 8 maximum"), ["longer than the model's context window"]),
         (refused("You exceeded your quota", status=429, code="insufficient_quota"), ["no credit left"]),
         (refused("Your credit balance is too low"), ["no credit left"]),
     ],
@@ -504,24 +505,6 @@ async def test_pitfall_4_an_answer_of_no_text_and_no_tokens_is_none(build: Build
     assert isinstance(error, InfraError)
     assert error.reached
     assert "empty answer" in str(error)
-
-
-@pytest.mark.parametrize(
-    ("build", "silence"),
-    [
-        (openai_chat, chat("")),
-        (openai_responses, response("")),
-        (anthropic, messages()),
-        (openai_chat, chat("", "length", usage={})),
-        (openai_chat, chat("", "content_filter", usage={})),
-        (openai_chat, chat(None, usage={}, tool_calls=[{"id": "t", "function": {"name": "f", "arguments": "{}"}}])),
-    ],
-)
-async def test_a_model_that_chose_to_say_nothing_has_answered(build: Build, silence: Answer) -> None:
-    async with Server(silence) as server:
-        model = build(server)
-        assert (await model.complete(ASK)).text == ""
-        await model.aclose()
 
 
 async def test_a_text_that_a_stop_sequence_ends_at_once_is_no_empty_answer() -> None:

@@ -68,7 +68,7 @@ TICKET = re.compile(r"\bt-\d{4,}\b")
 CLASS = re.compile(r"\b[a-z]+-\d\d\b")
 ATTRIBUTE = re.compile(r'(\w+)="([^"]*)"')
 PATHS = ("/v1/messages", "/v1/chat/completions")
-OWN = (None, "refuse", "filter")  # faults of an answer that is the model's own all the same
+OWN = (None, "refuse")  # faults of an answer that is the model's own all the same
 REFUSAL = "I cannot help with that."
 EVIDENCE = ("skill", "edit_budget", "notes", "unfixed", "rejected", "trajectory", "patch", "edit", "pair")  # tags
 

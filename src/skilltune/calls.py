@@ -11,10 +11,12 @@ from skilltune.errors import InfraError
 from skilltune.models import Model, Reply, Request, Usage
 from skilltune.models.endpoint import Ahead, Endpoint
 from skilltune.models.prices import price
+from skilltune.models.reading import RAISE_LIMIT
 from skilltune.run import Run
 
 DEFAULT_ANSWER_TOKENS = 1024  # bound of an answer whose length the request leaves open, for the first estimates
 IMAGE_TOKENS = 1000
+LEARNED = "learned"  # type of the event that says what an endpoint does not know
 
 
 looking_ahead: ContextVar[Ahead | None] = ContextVar("looking_ahead", default=None)
@@ -35,6 +37,7 @@ class Client:
     journal: Run
     role: str
     rate: tuple[float, float] | None = None  # dollars per million input and output tokens, over the price list
+    noted: int = 0  # of what the model learned of its endpoint, so much is written down
     answered: bool = False  # has this client ever had an answer? A provider that never answered is not waited for
 
     async def __call__(self, request: Request) -> Reply:
@@ -60,7 +63,8 @@ class Client:
             except InfraError as failure:
                 for _ in spent:
                     self._failed(failure)
-                raise
+                raise self._named(failure) from failure
+            self._note_learned()
             self.answered = True
             for call in spent:
                 call.append(reply.usage)
@@ -80,8 +84,26 @@ class Client:
         """A failed attempt may have been billed: it counts as a call, in this life of the run and in the next."""
         if not failure.reached:
             return
-        self.budget.spend(Usage(calls=1))
-        self.journal.fail(self.role, str(failure))
+        self.budget.spend(failure.usage or Usage(calls=1))
+        self.journal.fail(self.role, str(failure), failure.usage)
+
+    def _named(self, failure: InfraError) -> InfraError:
+        """The failure with the section of the config in front of the key that it says to change."""
+        key = f"raise {self.role}.max_tokens"
+        named = failure.reworded(str(failure).replace(RAISE_LIMIT, key))
+        named.systemic = failure.systemic.replace(RAISE_LIMIT, key)
+        return named
+
+    def _note_learned(self) -> None:
+        """Write down, once per run, what the model's endpoint turned out not to know."""
+        learned = getattr(self.model, "learned", {})
+        if len(learned) > self.noted:
+            self.noted = len(learned)
+            known = [data for _, _, data in self.journal.events(LEARNED)]
+            for what in learned.values():
+                event = {"model": self.model.name, "what": what}
+                if event not in known:
+                    self.journal.emit(LEARNED, **event)
 
     def bound(self, request: Request) -> Usage:
         """What the call costs at most, judged from the request: 4 characters a token, the answer at its bound."""

@@ -91,7 +91,7 @@ async def check(
     labels: Path | None = None,
     announce: Callable[[str], None] = lambda text: None,
 ) -> Check:
-    """Look at everything that a run with this config needs. `probe` makes one tiny call to each model; with `labels`,
+    """Look at everything that a run with this config needs. `probe` makes one call to each model; with `labels`,
     answers with known verdicts, the judge reads them, at a price that is announced first.
 
     A scorer written by the user is run on the expected answers, and may itself call what it likes.
@@ -224,6 +224,7 @@ async def _try_stated_answers(env: Env, found: Check) -> None:
 async def _probe(session: Session, found: Check) -> None:
     found.probes += await probe_roles(session)
     found.problems += [f"the {probe.role} does not answer: {probe.error}" for probe in found.probes if probe.error]
+    found.notes += [f"{probe.role}: {what}" for probe in found.probes for what in probe.learned]
 
 
 async def _measure_judge(session: Session, path: Path, announce: Callable[[str], None], found: Check) -> None:

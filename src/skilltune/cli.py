@@ -349,7 +349,7 @@ def _paired(session: Session, before: Any, after: Any) -> dict[str, Any] | None:
 def check(
     config: Here = None,
     overrides: Overrides = None,
-    probe: Annotated[bool, typer.Option("--probe", help="Also make one tiny call to each model.")] = False,
+    probe: Annotated[bool, typer.Option("--probe", help="Also ask each model once.")] = False,
     judge: Annotated[
         Path | None, typer.Option("--judge", metavar="LABELS", help="Also let the judge read answers you have graded.")
     ] = None,
@@ -419,7 +419,7 @@ def doctor(
 ) -> None:
     """Look at the machine and let each model answer once.
 
-    With a config, each model answers one tiny call (a model in two roles, one), and a judge gives a verdict. Then:
+    With a config, each model answers one call (a model in two roles, one), and a judge gives a verdict. Then:
     versions, keys (set or not, never their values), how your own code is confined, disk, clock, terminal. Each line is
     ok, warn or fail, and says how to mend what is wrong. Exit code 0: nothing fails, 2: something does.
 

@@ -72,7 +72,7 @@ async def examine(source: Path | None = None, overrides: Sequence[str] = ()) -> 
 
 
 async def _roles(cfg: Config, root: Path) -> list[Finding]:
-    """One tiny call to each model, and one verdict of a judge that answers. What keeps a session from being built keeps
+    """One call to each model, and one verdict of a judge that answers. What keeps a session from being built keeps
     a run from starting."""
     try:
         with scratch_run(None) as run:
@@ -85,12 +85,18 @@ async def _roles(cfg: Config, root: Path) -> list[Finding]:
                 await session.aclose()
     except UsageError as error:
         return [Finding("fail", "config", str(error), "`skilltune check` names every problem of the input")]
-    return [
-        Finding("fail", probe.role, probe.error, f"nothing was scored; mend {_section(probe.role)}, then look again")
-        if probe.error
-        else Finding("ok", probe.role, f"{probe.model} answered in {probe.seconds:.2f} s")
-        for probe in probes
-    ]
+    return [finding for probe in probes for finding in _answered(probe)]
+
+
+def _answered(probe: Probe) -> Iterator[Finding]:
+    """The result of a probe, and a warning for each thing that the endpoint does not know."""
+    if probe.error:
+        fix = f"nothing was scored; mend {_section(probe.role)}, then look again"
+        yield Finding("fail", probe.role, probe.error, fix)
+    else:
+        yield Finding("ok", probe.role, f"{probe.model} answered in {probe.seconds:.2f} s")
+    for what in probe.learned:
+        yield Finding("warn", probe.role, what, "nothing to mend: it is done so in every call, and the card says it")
 
 
 async def _verdict(judge: Reader) -> Probe:

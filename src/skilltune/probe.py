@@ -1,9 +1,8 @@
-"""One tiny call that shows whether a model answers: for `check --probe`, for `doctor`, and before a run spends."""
+"""One call to each model, to see that it answers: for `check --probe`, for `doctor`, and before a run spends."""
 
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from dataclasses import dataclass, replace
 
@@ -12,32 +11,46 @@ from skilltune.errors import BudgetExceeded, CallConfigError, CallError, InfraEr
 from skilltune.models import Request, Usage, user
 from skilltune.run import PROBE, Paid, digest
 from skilltune.session import Session
+from skilltune.targets.chat import ChatTarget
 
 PATIENCE_S = 30.0  # of `probe_roles`, retries included
-TOKENS = 16  # the least that every provider accepts
-REQUEST = Request((user("Reply with the word: ready"),), max_tokens=TOKENS)
-# A reasoning model may think for longer than that, which some providers report as an error: it is there.
-_THOUGHT = re.compile(r"output limit (was|is) reached")
+REQUEST = Request((user("Reply with the word: ready"),))
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """One tiny call to one role; `seconds` until the answer, `error` if none came."""
+    """One call to one role; `seconds` until the answer, `error` if none came. `learned`: what the endpoint turned out
+    not to know."""
 
     role: str
     model: str
     seconds: float
     error: str = ""
+    learned: tuple[str, ...] = ()
 
 
-async def probe(client: Client) -> Usage:
-    """What one tiny call cost. Raises what any call may."""
-    try:
-        return (await client(REQUEST)).usage
-    except CallConfigError as error:
-        if not _THOUGHT.search(str(error).lower()):
-            raise
-        return replace(client.bound(REQUEST), calls=1)
+async def probe(client: Client, request: Request = REQUEST) -> Usage:
+    """The cost of one call. Raises all that a call may raise."""
+    return (await client(request)).usage
+
+
+def probe_of(session: Session, client: Client) -> Request:
+    """The question that shows best if a role will do.
+
+    The target's is a real one, with the skill and the longest sample: a server may cut a long prompt, refuse a system
+    message, or put the whole answer where nobody looks for it. The others are asked for one word, under the settings of
+    their role.
+    """
+    if session.judge is not None and client is session.judge.client:
+        return replace(REQUEST, temperature=session.judge.temperature, max_tokens=session.judge.max_tokens)
+    if client is session.optimizer_client:
+        cfg = session.cfg.optimizer
+        return replace(REQUEST, temperature=cfg.temperature, max_tokens=cfg.max_tokens)
+    if not isinstance(session.roll.target, ChatTarget):
+        return REQUEST
+    samples = [*session.splits.train, *session.splits.select, *session.splits.test]
+    longest = max(samples, key=lambda sample: len(sample.text))
+    return session.roll.target.request(session.skill, longest, session.env, 0)
 
 
 async def probe_roles(session: Session) -> list[Probe]:
@@ -47,12 +60,13 @@ async def probe_roles(session: Session) -> list[Probe]:
         started, error = time.monotonic(), ""
         try:
             async with asyncio.timeout(PATIENCE_S):
-                await probe(client)
+                await probe(client, probe_of(session, client))
         except TimeoutError:
             error = f"`{client.model.name}`: no answer within {PATIENCE_S:g} s"
         except (CallError, BudgetExceeded) as failure:
             error = str(failure)
-        probes.append(Probe(role, client.model.name, time.monotonic() - started, error))
+        learned = tuple(getattr(client.model, "learned", {}).values())
+        probes.append(Probe(role, client.model.name, time.monotonic() - started, error, learned))
     return probes
 
 
@@ -80,7 +94,7 @@ async def try_models(session: Session) -> None:
             continue
 
         async def pay(client: Client = client) -> Paid:
-            return Paid(None, await probe(client))
+            return Paid(None, await probe(client, probe_of(session, client)))
 
         try:
             await session.run.once(digest(PROBE, client.model.fingerprint), PROBE, pay)

@@ -38,9 +38,12 @@ class Score:
         return self.value if self.soft is None else self.soft
 
 
+THINKING = "thinking"  # the role of a turn that holds what a model thought before it answered; nobody scores it
+
+
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One entry of a trajectory: who spoke ("user", "assistant", "tool", …) and what."""
+    """One entry of a trajectory: who spoke ("user", "assistant", "tool", "thinking", …) and what."""
 
     role: str
     text: str

@@ -101,11 +101,13 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What came back. `finish` is "stop", "length" (cut by max_tokens), "refusal" or "other"."""
+    """What came back. `finish` is "stop", "length" (cut by max_tokens), "refusal" or "other". `thinking` is what the
+    model thought before it answered, as far as the server shows it; it is no part of the answer."""
 
     text: str
     usage: Usage
     finish: Literal["stop", "length", "refusal", "other"] = "stop"
+    thinking: str = ""
 
 
 @runtime_checkable
@@ -114,7 +116,10 @@ class Model(Protocol):
 
     `name` is the name in skilltune's grammar ("openai/gpt-…"). `fingerprint` is everything about the model and its
     endpoint that can change an answer, and no secret; it becomes part of the journal's keys.
-    `complete` raises `InfraError` (worth a retry) or `CallConfigError` (not), never a provider's own exception.
+    `complete` raises `InfraError` (worth a retry), `SampleError` (this request will never be answered) or
+    `CallConfigError` (no request will be), never a provider's own exception.
+
+    A model may have a mapping `learned` of what its endpoint does not know (parameter → one sentence for the user).
     """
 
     name: str

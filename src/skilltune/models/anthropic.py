@@ -9,13 +9,23 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import replace
-from typing import Literal
 
 from skilltune.errors import UsageError
 from skilltune.models import Message, Reply, Request, Usage
 from skilltune.models.prices import price as price_of
+from skilltune.models.reading import Raw, capped, texts_in
 from skilltune.models.structured import inline_schema
-from skilltune.models.wire import Json, Wire, count, cut, estimate_tokens, refuses
+from skilltune.models.wire import (
+    Json,
+    Wire,
+    count,
+    estimate_tokens,
+    fold_system,
+    refuses,
+    refuses_system,
+    refuses_temperature,
+    wants_stream,
+)
 from skilltune.names import Name, parse_name
 
 logger = logging.getLogger(__name__)
@@ -23,6 +33,14 @@ logger = logging.getLogger(__name__)
 OFFICIAL = "https://api.anthropic.com"
 VERSION = "2023-06-01"  # later versions refuse `temperature` for every model, and compatible servers know this one
 MAX_TOKENS = 4096  # the API wants a limit; used where the request has none
+LEARNED = {
+    "system": "the endpoint has no system text: the skill is sent at the start of the user's message",
+    "tools": "the endpoint takes no tools: the answer schema is written into the prompt",
+    "temperature": "the endpoint takes no temperature: its own default is used",
+    "stop_sequences": "the endpoint takes no stop sequences: answers are cut here",
+    "stream": "the endpoint streams every answer: the stream is read to its end",
+    "no_stream": "the endpoint does not know the parameter stream: it is left out",
+}
 
 
 class AnthropicModel:
@@ -38,7 +56,7 @@ class AnthropicModel:
         self.name = self._name.text
         self._price = price
         self._wire = Wire(self._name, self._name.url or OFFICIAL, "ANTHROPIC_API_KEY", self._headers, timeout_s)
-        self._unknown: set[str] = set()  # parameters that this endpoint refused
+        self.learned: dict[str, str] = {}  # what this endpoint does not know
 
     @property
     def fingerprint(self) -> str:
@@ -58,17 +76,27 @@ class AnthropicModel:
     def _learn(self, sent: Json, said: str) -> None:
         """Take note of what the endpoint says it does not know."""
         if "tools" in sent and ("tool" in said or "schema" in said):
-            self._unknown.add("tools")
-        elif "temperature" in sent and refuses(said, "temperature"):
-            self._unknown.add("temperature")
-            logger.warning("`%s` accepts no temperature: its own default is used", self.name)
+            self._note("tools")
+        elif "temperature" in sent and refuses_temperature(said):
+            self._note("temperature")
         elif "stop_sequences" in sent and refuses(said, "stop_sequences"):
-            self._unknown.add("stop_sequences")
+            self._note("stop_sequences")
+        elif "system" in sent and (refuses_system(said) or refuses(said, "system")):
+            self._note("system")
+        elif sent.get("stream") is False and wants_stream(said):
+            self._note("stream")
+        elif "stream" in sent and refuses(said, "stream"):
+            self._note("no_stream")
+
+    def _note(self, name: str) -> None:
+        if name not in self.learned:
+            self.learned[name] = LEARNED[name]
+            logger.info("`%s`: %s", self.name, LEARNED[name])
 
     def _payload(self, request: Request) -> Json:
         schema = request.schema
-        messages = request.messages
-        if schema is not None and "tools" in self._unknown:
+        messages = fold_system(request.messages) if "system" in self.learned else request.messages
+        if schema is not None and "tools" in self.learned:
             messages, schema = inline_schema(messages, schema), None
         payload: Json = {
             "model": self._name.model,
@@ -77,25 +105,28 @@ class AnthropicModel:
         }
         if instructions := [message.text for message in messages if message.role == "system"]:
             payload["system"] = "\n\n".join(instructions)
-        if request.temperature is not None and "temperature" not in self._unknown:
+        if request.temperature is not None and "temperature" not in self.learned:
             payload["temperature"] = request.temperature
-        if request.stop and "stop_sequences" not in self._unknown:
+        if request.stop and "stop_sequences" not in self.learned:
             payload["stop_sequences"] = list(request.stop)
         if schema is not None:
             payload["tools"] = [{"name": schema.name, "input_schema": dict(schema.schema)}]
             payload["tool_choice"] = {"type": "tool", "name": schema.name}
+        if "no_stream" not in self.learned:
+            payload["stream"] = "stream" in self.learned
         return payload
 
-    def _read(self, request: Request, body: Json) -> Reply:
+    def _read(self, request: Request, body: Json) -> Raw:
         blocks, schema = body["content"], request.schema
         text = "".join(block["text"] for block in blocks if block["type"] == "text")
-        used = [b for b in blocks if schema is not None and b["type"] == "tool_use" and b["name"] == schema.name]
-        if used:
+        thinking = "\n\n".join(filter(None, (texts_in(block) for block in blocks if block["type"] == "thinking")))
+        calls = [block for block in blocks if block["type"] == "tool_use"]
+        if used := [call for call in calls if schema is not None and call["name"] == schema.name]:
             text = json.dumps(used[-1]["input"], ensure_ascii=False)
-        usage = self._usage(request, body, text)
-        if "stop_sequences" in self._unknown and not used:
-            text = cut(text, request.stop)
-        return Reply(text, usage, _FINISH.get(body.get("stop_reason"), "other"))
+        usage = self._usage(request, body, thinking + text)
+        stop = request.stop if "stop_sequences" in self.learned and not used else ()
+        ended, called = body.get("stop_reason"), bool(calls)
+        return Raw(text, ended, usage, thinking, "its thinking blocks", called=called, stop=stop)
 
     def _usage(self, request: Request, body: Json, text: str) -> Usage:
         cached = count(body, "usage", "cache_read_input_tokens")  # not part of input_tokens here
@@ -105,22 +136,12 @@ class AnthropicModel:
             tokens = estimate_tokens(request, text)
         usage = Usage(
             calls=1,
-            input_tokens=tokens[0],
-            output_tokens=tokens[1],
+            input_tokens=tokens[0] or estimate_tokens(request, "")[0],
+            output_tokens=tokens[1] or estimate_tokens(request, text)[1],
             cached_tokens=cached,
             reasoning_tokens=count(body, "usage", "output_tokens_details", "thinking_tokens"),
         )
-        return replace(usage, usd=price_of(self._name, usage, override=self._price))
-
-
-_FINISH: dict[str | None, Literal["stop", "length", "refusal", "other"]] = {
-    "end_turn": "stop",
-    "stop_sequence": "stop",
-    "tool_use": "stop",
-    "max_tokens": "length",
-    "model_context_window_exceeded": "length",
-    "refusal": "refusal",
-}
+        return replace(capped(usage), usd=price_of(self._name, capped(usage), override=self._price))
 
 
 def _message(message: Message) -> Json:

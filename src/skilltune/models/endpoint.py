@@ -126,7 +126,7 @@ class Endpoint:
         `DEAD_S` if it took as long as the one before, and with it all that wait are given up; likewise after
         `HOPELESS` attempts of anybody without a single good answer.
         """
-        attempt, failure = 0, None
+        attempt, alike, failure = 0, 0, None
         while True:
             await self._enter(role, ahead)
             began = self._clock()
@@ -139,6 +139,7 @@ class Endpoint:
                     return await self._ask(model, request, role)
                 return await self._ask_again(model, request, role, patience, on_hedge)
             except InfraError as error:
+                alike = alike + 1 if failure is not None and failure.systemic == error.systemic else 1
                 failure, now = error, self._clock()
                 delay = self.policy.delay(attempt, self._draw(), error)
                 if isinstance(error, RateLimited) and self._all_refused:
@@ -151,9 +152,9 @@ class Endpoint:
             finally:
                 self._leave(ahead)
             attempt += 1
-            if dead or attempt == self.policy.attempts:
-                tries = f"{attempt} attempt{'s' * (attempt > 1)}"
-                raise type(failure)(f"{failure} (gave up after {tries})", retry_after=failure.retry_after) from failure
+            if dead or attempt >= self.policy.attempts or (failure.attempts is not None and alike >= failure.attempts):
+                tries = f" (gave up after {attempt} attempt{'s' * (attempt > 1)})" if failure.attempts != 1 else ""
+                raise failure.reworded(f"{failure}{tries}") from failure
             await self._sleep(delay)
 
     async def _ask(self, model: Model, request: Request, role: str) -> Reply:

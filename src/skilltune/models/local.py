@@ -26,7 +26,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from skilltune.errors import CallConfigError, InfraError, UsageError
+from skilltune.errors import CallConfigError, InfraError, SampleError, UsageError
 from skilltune.models import Reply, Request, Usage
 
 CONTEXT = 4096  # tokens: skill, input and answer together
@@ -184,9 +184,10 @@ class _Engine:
             return body
         self._state = ""
         if error.get("type") == "exceed_context_size_error":
-            raise CallConfigError(
+            raise SampleError(
                 f"the prompt has {error.get('n_prompt_tokens', 'too many')} tokens, the embedded model's context "
-                f"holds {CONTEXT}: shorten the skill or the input"
+                f"holds {CONTEXT}: shorten the skill or the input",
+                systemic="the prompts are longer than the embedded model's context: shorten the skill",
             )
         kind = CallConfigError if error.get("code", 500) < 500 else InfraError
         raise kind(f"the embedded model refused the call: {error.get('message', error)}")

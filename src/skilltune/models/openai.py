@@ -2,7 +2,7 @@
 
 "OpenAI-compatible" is a family of dialects. Instead of a table of servers, the model starts with the standard
 request and leaves out or renames what an endpoint says it does not know (structured output, `temperature`,
-`max_tokens`, `stop`), and remembers that for as long as it lives.
+`max_tokens`, `stop`, the system role, answers in one piece), and remembers that for as long as it lives.
 """
 
 from __future__ import annotations
@@ -11,18 +11,43 @@ import logging
 import os
 import re
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 from skilltune.errors import UsageError
 from skilltune.models import Message, Reply, Request, Usage
 from skilltune.models.prices import price as price_of
+from skilltune.models.reading import Raw, capped, texts_in
 from skilltune.models.structured import inline_schema
-from skilltune.models.wire import Json, Wire, count, cut, estimate_tokens, refuses
+from skilltune.models.wire import (
+    Json,
+    Wire,
+    count,
+    estimate_tokens,
+    fold_system,
+    refuses,
+    refuses_system,
+    refuses_temperature,
+    slipped,
+    wants,
+    wants_stream,
+)
 from skilltune.names import Name, parse_name
 
 logger = logging.getLogger(__name__)
 
 OFFICIAL = "https://api.openai.com/v1"
+MAX_TOKENS = 4096  # of an answer, for endpoints that want a limit, if the request has none
+SLIPS = 3  # failures to make JSON in a row, after which the schema goes into the prompt
+LEARNED = {
+    "system": "the endpoint has no system role: the skill is sent at the start of the user's message",
+    "schema": "the endpoint takes no answer schema: it is written into the prompt",
+    "temperature": "the endpoint takes no temperature: its own default is used",
+    "stop": "the endpoint takes no stop sequences: answers are cut here",
+    "limit": f"the endpoint wants a limit of every answer: {MAX_TOKENS} tokens where none is set",
+    "stream": "the endpoint streams every answer: the stream is read to its end",
+    "stream_options": "the endpoint counts no tokens of a stream: they are estimated",
+    "no_stream": "the endpoint does not know the parameter stream: it is left out",
+}
 
 
 class OpenAIModel:
@@ -47,7 +72,8 @@ class OpenAIModel:
         self.name = self._name.text
         self._api, self._price = api, price
         self._wire = Wire(self._name, self._name.url or OFFICIAL, "OPENAI_API_KEY", self._headers, timeout_s)
-        self._unknown: set[str] = set()  # parameters that this endpoint refused
+        self.learned: dict[str, str] = {}  # what this endpoint does not know
+        self._slips = 0
         self._limit = "max_tokens" if self._name.url else "max_completion_tokens"
 
     @property
@@ -74,82 +100,116 @@ class OpenAIModel:
 
     def _learn(self, sent: Json, said: str) -> None:
         """Take note of what the endpoint says it does not know."""
-        if ("response_format" in sent or "text" in sent) and re.search(r"response_format|text\.format|schema", said):
-            self._unknown.add("schema")
-            logger.warning("`%s` accepts no answer schema: it is written into the prompt", self.name)
+        schema = "response_format" in sent or "text" in sent
+        if slipped(said):
+            self._slips += 1
+            if schema and self._slips >= SLIPS:
+                self._note("schema")
+        elif schema and re.search(r"response_format|text\.format|schema|structured[ _]output|json mode", said):
+            self._note("schema")
         elif "max_tokens" in sent and ("max_completion_tokens" in said or refuses(said, "max_tokens")):
             self._limit = "max_completion_tokens"
-        elif "temperature" in sent and refuses(said, "temperature"):
-            self._unknown.add("temperature")
-            logger.warning("`%s` accepts no temperature: its own default is used", self.name)
+        elif self._limit in sent and self._limit != "max_tokens" and refuses(said, self._limit):
+            self._limit = "max_tokens"
+        elif not {"max_tokens", "max_completion_tokens", "max_output_tokens"} & sent.keys() and (
+            wants(said, "max_tokens") or wants(said, "max_completion_tokens") or wants(said, "max_output_tokens")
+        ):
+            self._note("limit")
+        elif _has_system(sent) and refuses_system(said):
+            self._note("system")
+        elif "temperature" in sent and refuses_temperature(said):
+            self._note("temperature")
         elif "stop" in sent and refuses(said, "stop"):
-            self._unknown.add("stop")
+            self._note("stop")
+        elif "stream_options" in sent and refuses(said, "stream_options"):
+            self._note("stream_options")
+        elif sent.get("stream") is False and wants_stream(said):
+            self._note("stream")
+        elif "stream" in sent and refuses(said, "stream"):
+            self._note("no_stream")
+
+    def _note(self, name: str) -> None:
+        if name not in self.learned:
+            self.learned[name] = LEARNED[name]
+            logger.info("`%s`: %s", self.name, LEARNED[name])
 
     def _schema_apart(self, request: Request) -> tuple[tuple[Message, ...], Json | None]:
         """The messages, and the schema as a parameter; or the messages with the schema inside, and None."""
+        messages = fold_system(request.messages) if "system" in self.learned else request.messages
         if request.schema is None:
-            return request.messages, None
-        if "schema" in self._unknown:
-            return inline_schema(request.messages, request.schema), None
-        return request.messages, {"name": request.schema.name, "schema": dict(request.schema.schema), "strict": True}
+            return messages, None
+        if "schema" in self.learned:
+            return inline_schema(messages, request.schema), None
+        return messages, {"name": request.schema.name, "schema": dict(request.schema.schema), "strict": True}
 
     def _chat_payload(self, request: Request) -> Json:
         messages, schema = self._schema_apart(request)
         payload: Json = {"model": self._name.model, "messages": [_chat_message(m) for m in messages]}
-        if request.temperature is not None and "temperature" not in self._unknown:
+        if request.temperature is not None and "temperature" not in self.learned:
             payload["temperature"] = request.temperature
-        if request.max_tokens is not None:
-            payload[self._limit] = request.max_tokens
-        if request.stop and "stop" not in self._unknown:
+        if (limit := self._most(request)) is not None:
+            payload[self._limit] = limit
+        if request.stop and "stop" not in self.learned:
             payload["stop"] = list(request.stop)
         if schema is not None:
             payload["response_format"] = {"type": "json_schema", "json_schema": schema}
-        return payload
+        if "stream" in self.learned and "stream_options" not in self.learned:
+            payload["stream_options"] = {"include_usage": True}
+        return payload | self._stream()
 
     def _responses_payload(self, request: Request) -> Json:
         messages, schema = self._schema_apart(request)
         items = [_responses_message(message) for message in messages]
         payload: Json = {"model": self._name.model, "input": items, "store": False}
-        if request.temperature is not None and "temperature" not in self._unknown:
+        if request.temperature is not None and "temperature" not in self.learned:
             payload["temperature"] = request.temperature
-        if request.max_tokens is not None:
-            payload["max_output_tokens"] = request.max_tokens
+        if (limit := self._most(request)) is not None:
+            payload["max_output_tokens"] = limit
         if schema is not None:
             payload["text"] = {"format": {"type": "json_schema", **schema}}
-        return payload
+        return payload | self._stream()
 
-    def _read_chat(self, request: Request, body: Json) -> Reply:
+    def _most(self, request: Request) -> int | None:
+        """The limit of the answer, in tokens."""
+        return MAX_TOKENS if request.max_tokens is None and "limit" in self.learned else request.max_tokens
+
+    def _stream(self) -> Json:
+        """Said outright, because some gateways stream to whoever does not say that he wants no stream."""
+        return {} if "no_stream" in self.learned else {"stream": "stream" in self.learned}
+
+    def _read_chat(self, request: Request, body: Json) -> Raw:
         choice = body["choices"][0]
-        message = choice["message"]
-        content, refusal = message.get("content"), message.get("refusal")
-        if isinstance(content, list):  # some servers answer in parts
-            content = "".join(part.get("text") or "" for part in content)
-        text = content or refusal or ""
-        if not isinstance(text, str):
-            raise TypeError("the content of a choice is no text")
-        usage = self._usage(request, body, text, "prompt_tokens", "completion_tokens")
-        finish = _CHAT_FINISH.get(choice.get("finish_reason"), "other")
-        if finish == "stop" and not text and message.get("tool_calls"):
-            finish = "other"
-        elif refusal or (content is None and finish == "stop" and usage.output_tokens):
-            finish = "refusal"
-        if "stop" in self._unknown:
-            text = cut(text, request.stop)
-        return Reply(text, usage, finish)
+        message = choice.get("message") or {}
+        if not message and not choice.get("error"):
+            raise TypeError("a choice without a message")
+        text, thought = _parts_of(message.get("content"))
+        field = next((key for key in THINKING if texts_in(message.get(key))), "")
+        thinking = texts_in(message[field]) if field else thought
+        refusal = message.get("refusal") or ""
+        if not isinstance(refusal, str):
+            raise TypeError("the refusal of a choice is no text")
+        calls = message.get("tool_calls") or ([message["function_call"]] if message.get("function_call") else [])
+        if not text and request.schema is not None:
+            text = _arguments(calls, request.schema.name)
+        usage = self._usage(request, body, thinking + text + refusal, "prompt_tokens", "completion_tokens")
+        self._slips = 0
+        stop = request.stop if "stop" in self.learned else ()
+        ended, error = choice.get("finish_reason"), choice.get("error")
+        return Raw(text, ended, usage, thinking, field or "content", refusal, bool(calls), error, stop)
 
-    def _read_responses(self, request: Request, body: Json) -> Reply:
-        parts = [part for item in body["output"] if item["type"] == "message" for part in item["content"]]
-        refusals = [part["refusal"] for part in parts if part["type"] == "refusal"]
+    def _read_responses(self, request: Request, body: Json) -> Raw:
+        items = body["output"]
+        parts = [part for item in items if item["type"] == "message" for part in item["content"]]
+        refusal = "".join(part["refusal"] for part in parts if part["type"] == "refusal")
         text = "".join(part["text"] for part in parts if part["type"] == "output_text")
-        usage = self._usage(request, body, text or "".join(refusals), "input_tokens", "output_tokens")
-        why = (body.get("incomplete_details") or {}).get("reason")
-        if refusals or why == "content_filter":
-            finish = "refusal"
-        elif why == "max_output_tokens":
-            finish = "length"
-        else:
-            finish = "stop" if body["status"] == "completed" and (parts or not body["output"]) else "other"
-        return Reply(cut(text, request.stop) or "".join(refusals), usage, finish)  # this API has no stop sequences
+        thinking = "\n\n".join(filter(None, (texts_in(item) for item in items if item["type"] == "reasoning")))
+        usage = self._usage(request, body, thinking + text + refusal, "input_tokens", "output_tokens")
+        ended = body.get("status") or "completed"
+        if ended == "incomplete":
+            ended = (body.get("incomplete_details") or {}).get("reason") or ended
+        called = any(item["type"].endswith("_call") for item in items)
+        stop = request.stop  # this API takes none
+        return Raw(text, ended, usage, thinking, "its reasoning items", refusal, called, stop=stop)
 
     def _usage(self, request: Request, body: Json, text: str, sent: str, received: str) -> Usage:
         tokens = count(body, "usage", sent), count(body, "usage", received)
@@ -157,20 +217,37 @@ class OpenAIModel:
             tokens = estimate_tokens(request, text)
         usage = Usage(
             calls=1,
-            input_tokens=tokens[0],
-            output_tokens=tokens[1],
+            input_tokens=tokens[0] or estimate_tokens(request, "")[0],
+            output_tokens=tokens[1] or estimate_tokens(request, text)[1],
             cached_tokens=count(body, "usage", f"{sent}_details", "cached_tokens"),
             reasoning_tokens=count(body, "usage", f"{received}_details", "reasoning_tokens"),
         )
-        return replace(usage, usd=price_of(self._name, usage, override=self._price))
+        return replace(capped(usage), usd=price_of(self._name, capped(usage), override=self._price))
 
 
-_CHAT_FINISH: dict[str | None, Literal["stop", "length", "refusal", "other"]] = {
-    "stop": "stop",
-    None: "stop",
-    "length": "length",
-    "content_filter": "refusal",
-}
+THINKING = ("reasoning_content", "reasoning", "reasoning_details", "thinking", "thinking_blocks")
+
+
+def _parts_of(content: Any) -> tuple[str, str]:
+    """(text, thinking) of a message's content: a string, nothing, or a list of parts, as some servers answer."""
+    if content is None or isinstance(content, str):
+        return content or "", ""
+    if not isinstance(content, list):
+        raise TypeError("the content of a choice is no text")
+    parts = [{"type": "text", "text": part} if isinstance(part, str) else part for part in content]
+    thought = [part for part in parts if part.get("type") in ("thinking", "reasoning")]
+    text = "".join(part.get("text") or "" for part in parts if part not in thought)
+    return text, "".join(map(texts_in, thought))
+
+
+def _arguments(calls: Any, name: str) -> str:
+    """The arguments of the call of the function `name`: a few servers answer a schema in this way."""
+    found = [call["function"]["arguments"] for call in calls if call.get("function", {}).get("name") == name]
+    return found[-1] if found and isinstance(found[-1], str) else ""
+
+
+def _has_system(sent: Json) -> bool:
+    return any(item.get("role") == "system" for item in sent.get("messages") or sent.get("input") or ())
 
 
 def _chat_message(message: Message) -> Json:

@@ -26,7 +26,7 @@ def price(model_name: Name | str, usage: Usage, *, override: tuple[float, float]
     if override is not None:
         return (usage.input_tokens * override[0] + usage.output_tokens * override[1]) / 1e6
     name = parse_name(model_name) if isinstance(model_name, str) else model_name
-    if name.scheme in ("local", "examples") or (name.url is not None and _loopback(name.url)):
+    if name.scheme in ("local", "examples") or (name.url is not None and is_loopback(name.url)):
         return 0.0
     if name.scheme not in PROVIDERS:
         return None
@@ -48,9 +48,10 @@ def price(model_name: Name | str, usage: Usage, *, override: tuple[float, float]
 
 
 @functools.cache
-def _loopback(url: str) -> bool:
+def is_loopback(url: str) -> bool:
+    """Is the host this machine itself: 127.0.0.0/8, ::1, localhost or a name under it?"""
     host = urlsplit(url).hostname or ""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
-        return host == "localhost"
+        return host == "localhost" or host.endswith(".localhost")

@@ -10,15 +10,24 @@ from __future__ import annotations
 import functools
 import json
 import re
+import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from importlib import resources
+from types import FrameType
 from typing import Any, TypeVar
 
 from skilltune.errors import InfraError
 from skilltune.models import Message, Reply, Request, Schema, user
+from skilltune.models.reading import split_thinking
 
 T = TypeVar("T")
+
+JSON_CHARS = 200_000  # of an answer; a longer one is not read
+JSON_DEPTH = 64  # of brackets; our schemas need six
+REPAIR_STEPS = 1_000_000  # calls of functions, about a second: the repair takes cubic time for some texts
+SHOWN_AGAIN = 20_000  # characters of a bad answer that are sent back with the question to mend it
+_BRACKETS = re.compile(r"[\[\]{}]")
 
 
 async def ask(
@@ -37,10 +46,12 @@ async def ask(
         reply = await call(request)
         try:
             return validate(parse(reply))
+        except RecursionError:
+            reason = "the answer is nested too deeply"
         except ValueError as error:
             reason = str(error)
         again = user(f"{prompt('reask')}\n{reason}")
-        said = Message("assistant", reply.text or "{}")  # providers refuse an empty turn
+        said = Message("assistant", reply.text[:SHOWN_AGAIN] or "{}")  # providers refuse an empty turn
         request = replace(request, messages=(*request.messages, said, again))
     raise InfraError(f"the model did not answer in the schema of {stage} twice: {reason}")
 
@@ -49,20 +60,64 @@ def parse(reply: Reply) -> dict[str, Any]:
     """The JSON object in a reply, repaired if need be; ValueError says why there is none."""
     if reply.finish == "refusal":
         raise ValueError(f"the model refused to answer: {reply.text[:200]}")
-    text = re.sub(r"^\s*<think>.*?</think>", "", reply.text, flags=re.DOTALL).strip()
-    if fenced := re.fullmatch(r"```\w*\s*\n(.*?)\n?\s*```", text, flags=re.DOTALL):
-        text = fenced[1]
+    text = _unfenced(split_thinking(reply.text).answer.strip())
+    if len(text) > JSON_CHARS:
+        raise ValueError(f"the answer has {len(text):,} characters; be briefer")
+    if _depth(text) > JSON_DEPTH:
+        raise ValueError("the answer is nested too deeply")
     try:
         value = json.loads(text)
     except ValueError:
         if reply.finish == "length":
             raise ValueError("the answer was cut off by the token limit before it was complete; be briefer") from None
-        import json_repair
-
-        value = json_repair.loads(text)
+        value = _repaired(text)
     if not isinstance(value, dict):
         raise ValueError("the answer holds no JSON object")
     return value
+
+
+def _unfenced(text: str) -> str:
+    """The text without the code fence around all of it."""
+    first, newline, rest = text.partition("\n")
+    if not newline or not rest.endswith("```") or not re.fullmatch(r"```\w*\s*", first):
+        return text
+    return rest[:-3].strip()
+
+
+def _depth(text: str) -> int:
+    """The deepest nesting of brackets, those in strings included."""
+    depth = deepest = 0
+    for bracket in _BRACKETS.finditer(text):
+        depth = depth + 1 if bracket[0] in "[{" else max(0, depth - 1)
+        deepest = max(deepest, depth)
+    return deepest
+
+
+class _TooManySteps(BaseException):  # not an Exception, which the repair could catch
+    pass
+
+
+def _repaired(text: str) -> Any:
+    """The value that a text nearly is. ValueError if the repair takes too many steps; these are counted rather than
+    timed, so that a replay decides the same."""
+    import json_repair
+
+    steps = 0
+
+    def step(frame: FrameType, event: str, argument: object) -> None:
+        nonlocal steps
+        steps += 1
+        if steps > REPAIR_STEPS:
+            raise _TooManySteps
+
+    before = sys.getprofile()
+    sys.setprofile(step)
+    try:
+        return json_repair.loads(text)
+    except (_TooManySteps, RecursionError):
+        raise ValueError("the answer is no JSON, and too far from it to be repaired") from None
+    finally:
+        sys.setprofile(before)
 
 
 def inline_schema(messages: tuple[Message, ...], schema: Schema) -> tuple[Message, ...]:

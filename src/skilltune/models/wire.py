@@ -24,10 +24,13 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from skilltune import __version__
-from skilltune.errors import CallConfigError, InfraError, UnreachableError, UsageError
-from skilltune.models import Reply, Request
+from skilltune.errors import CallConfigError, CallError, InfraError, SampleError, UnreachableError, UsageError
+from skilltune.models import Message, Reply, Request
+from skilltune.models.prices import is_loopback
+from skilltune.models.reading import CUT, Context, NoText, Raw, finished, sane
 from skilltune.models.redact import redacted
 from skilltune.models.retry import RateLimited, TimedOut
+from skilltune.models.stream import assembled, is_stream
 from skilltune.names import Name
 
 if TYPE_CHECKING:
@@ -39,20 +42,42 @@ Json = dict[str, Any]
 
 CONNECT_S = 5.0  # name, TCP and TLS: a host that drops packets is found dead long before `timeout_s`
 NO_KEY = "no-key"  # local servers want some key, any key
+BODY_BYTES = 8_000_000  # of one unpacked answer; a larger one is not read to its end
 
 _TRANSIENT = {408, 409, 425, 429}
 _NO_MONEY = re.compile(r"insufficient_quota|billing_hard_limit|credit balance is too low")
-_TOO_LONG = re.compile(r"context[ _](length|window|size)|prompt is too long|request_too_large")
+_TOO_LONG = re.compile(
+    r"context[ _](length|window|size)|(prompt|input|request)( is)? too (long|large)|request_too_large|"
+    r"range of input length|input (token count|length)[^.]{0,40} exceed|reduce the length|too many (input )?tokens"
+)
+_FILTERED = re.compile(
+    r"content[ _](management[ _])?(policy|filter)|responsibleaipolicy|moderation|flagged|usage polic(y|ies)|"
+    r"data_inspection_failed|inappropriate content|prohibited[ _]content|content exists risk|"
+    r"sensitive (content|information)|safety (system|settings|filter|reasons|policy|policies)"
+)
+_TRANSIENT_400 = re.compile(
+    r"failed[ _]to[ _]generate|overloaded|capacity|temporar|try again|too many requests|rate[ _]limit"
+)
+_THINKS_TOO_LONG = re.compile(r"output limit (was|is) reached")
+_NO_SYSTEM = re.compile(r"\bsystem[ _](role|message|prompt|instruction)|\brole.{0,40}\bsystem\b|developer instruction")
+_USER_AND_ASSISTANT = re.compile(r"conversation roles must alternate user/assistant|should be 'user' or 'assistant'")
 _REFUSES = re.compile(
     r"unsupported|not support|unknown|unrecognized|unexpected|deprecated|removed|only the default|may only be|"
-    r"(not|n't) (allowed|permitted|accepted|available)|extra[ _](inputs|fields)"
+    r"(not|n't) (allowed|permitted|accepted|available|enabled)|extra[ _](inputs|fields)|unavailable"
 )
+_RANGE = re.compile(
+    r"between|at (most|least)|(less|greater|larger|smaller|higher|lower) than|range|maximum|minimum|[<>]=?|too "
+)
+_ECHOES = {"input", "failed_generation"}  # fields of an error body that repeat what was sent or answered
+_SLIP = re.compile(r"json_validate_failed|failed_generation|failed to generate json")
 
 
 class Rejected(CallConfigError):
-    """400 or 422: the endpoint refuses the request as it is. `said` is the response body in lower case."""
+    """400 or 422: the endpoint refuses the request as it is. `said` is the complaint in lower case. `passing` is the
+    failure to raise instead if there is nothing to learn from it, for a refusal that may be another one's fault."""
 
     said = ""
+    passing: InfraError | None = None
 
 
 class Wire:
@@ -69,6 +94,7 @@ class Wire:
         self._headers, self._timeout_s = headers, timeout_s
         self._proxy = proxy_of(url)
         self._session: aiohttp.ClientSession | None = None
+        self._context = Context()
         key = self._key()
         if not key and name.url is None:
             raise UsageError(f"`{name}` needs a key: set the environment variable {key_variable}")
@@ -83,28 +109,34 @@ class Wire:
         request: Request,
         build: Callable[[Request], Json],
         learn: Callable[[Json, str], None],
-        read: Callable[[Request, Json], Reply],
+        read: Callable[[Request, Json], Raw],
     ) -> Reply:
-        """Send what `build` makes of the request and `read` the answer. Where the endpoint rejects it, `learn` is told
-        the payload and the complaint, and it goes again if `build` now makes something else."""
+        """Send what `build` makes of the request, `read` the parts of the answer and return it as a finished reply.
+        If the endpoint rejects it, `learn` is told the payload and the complaint, and it goes again if `build` now
+        makes something else."""
         while True:
             payload = build(request)
             try:
                 body = await self._post(path, payload, request.draw)
             except Rejected as rejection:
                 learn(payload, rejection.said)
-                if build(request) == payload:
-                    raise
-                continue
-            try:
-                reply = read(request, body)
-            except (LookupError, TypeError, AttributeError):  # not the shape that `read` expects
-                failure = self._malformed(json.dumps(body, ensure_ascii=False))
+                if build(request) != payload:
+                    continue
+                failure = rejection.passing or rejection
             else:
-                if reply.text or reply.finish != "stop" or reply.usage.output_tokens:
-                    return _sendable(reply)
-                failure = InfraError(self._text(f"empty answer from {self._url}: no text, and no token was counted"))
-            raise failure
+                try:
+                    raw = read(request, body)
+                except (LookupError, TypeError, ValueError, AttributeError, RecursionError):  # no shape that it expects
+                    failure = self._malformed(
+                        _dumped(body), "the endpoint's answers have no known shape: check the URL"
+                    )
+                else:
+                    if not raw.error:
+                        reply = finished(raw, request, self._text)
+                        self._context.check(request, reply.usage, self._text)
+                        return replace(reply, text=cut(reply.text, raw.stop))
+                    failure = self._reported(raw.error)
+            raise failure  # outside the handlers, so that it carries no context
 
     async def _post(self, path: str, payload: Json, draw: int) -> Json:
         import aiohttp
@@ -120,22 +152,23 @@ class Wire:
             async with session.post(
                 self._url + path, data=content, headers=headers, allow_redirects=False, upload_tracker=sending
             ) as response:
-                raw = await response.read()
+                raw = await _bounded(response)
         except (aiohttp.ClientError, OSError) as error:  # OSError: a time-out too
             failure = self._lost(error, reached=sending.bytes_written > 0)
         except ValueError:
             failure = CallConfigError(self._text(f"{self._url} is no address that can be called; correct the name"))
         else:
-            if response.status >= 300:
+            if raw is None:
+                cause = f"the endpoint's answers are longer than {BODY_BYTES // 10**6} MB"
+                failure = InfraError(self._text(f"malformed answer: {cause}"), systemic=cause, attempts=2)
+            elif response.status >= 300:
                 failure = self._refusal(response.status, response.headers, raw)
             else:
-                try:
-                    body = json.loads(raw)
-                except ValueError:
-                    body = None
-                if isinstance(body, dict) and not body.get("error"):
+                body, cause = parsed(raw.decode("utf-8", "replace"), response.headers.get("Content-Type", ""))
+                if body is not None and not body.get("error"):
                     return body
-                failure = self._malformed(raw.decode("utf-8", "replace"))
+                malformed = body is None
+                failure = self._malformed(raw.decode("utf-8", "replace"), cause) if malformed else self._reported(body)
         raise failure  # outside the handlers, so that it carries no context
 
     def _open(self) -> aiohttp.ClientSession:
@@ -165,10 +198,40 @@ class Wire:
         """Before anything is cut off, or half a key would be no key to look for."""
         return redacted(text, self._key(), unquote(urlsplit(proxy_of(self._url) or "").password or ""))
 
-    def _malformed(self, body: str) -> InfraError:
-        """For a 200 that is no answer: broken JSON, no choices, an error in disguise."""
+    def _malformed(self, body: str, cause: str = "") -> InfraError:
+        """For a 200 that is no answer. `cause`: why, if that says something of all answers of the endpoint."""
         said = _clip(self._redacted(body)) or "(empty)"
-        return InfraError(self._text(f"malformed answer from {self._url}: {said}"))
+        problem = f"malformed answer from {self._url}: {f'{cause}: ' if cause else ''}{said}"
+        return InfraError(self._text(problem), systemic=cause, attempts=3 if cause else None)
+
+    def _reported(self, error: Any) -> CallError:
+        """For a 200 that holds an error in place of an answer or beside it: typed as the status that it hides."""
+        shown = _dumped(error)
+        said = shown.lower()
+        inside = error.get("error") if isinstance(error, dict) and isinstance(error.get("error"), dict) else error
+        code = inside.get("code") or inside.get("status") if isinstance(inside, dict) else None
+        place = "an error in an answer of status 200"
+        problem = f"malformed answer from {self._url}: {place}: {_clip(self._redacted(shown))}"
+        if _NO_MONEY.search(said):
+            return CallConfigError(self._text(f"{problem}. The account has no credit left; add some or change the key"))
+        if _FILTERED.search(said):
+            return self._filtered(problem)
+        if _TOO_LONG.search(said):
+            return self._too_long(problem)
+        limited = str(code) in ("429", "503", "529") or "rate limit" in said
+        return (RateLimited if limited else InfraError)(self._text(problem))
+
+    def _filtered(self, problem: str) -> SampleError:
+        fix = "A content filter refused this request: reword or leave out the sample"
+        return SampleError(self._text(f"{problem}. {fix}"), systemic="a content filter refuses the requests")
+
+    def _too_long(self, problem: str) -> SampleError:
+        fix = (
+            "The request is longer than the model's context window: shorten or leave out the sample, shorten the "
+            "skill, or lower max_tokens"
+        )
+        systemic = "the requests are longer than the model's context window: shorten the skill or lower max_tokens"
+        return SampleError(self._text(f"{problem}. {fix}"), systemic=systemic)
 
     def _lost(self, error: Exception, *, reached: bool) -> InfraError:
         """For a call without an answer. Not `reached`: nothing of the request was sent, so nothing can be billed."""
@@ -178,28 +241,40 @@ class Wire:
         elif "CERTIFICATE_VERIFY_FAILED" in detail:
             detail += "; where the network has a certificate of its own, set SSL_CERT_FILE to a file that holds it"
         if not reached:
-            return UnreachableError(self._text(f"cannot connect to {self._url}; is the server running? ({detail})"))
+            problem = f"cannot connect to {self._url}; is the server running? ({detail})"
+            if self._proxy:
+                host = urlsplit(self._url).hostname
+                problem = (
+                    f"cannot connect to {self._url} through the proxy {_bare(self._proxy)} that the environment names "
+                    f"({detail}). If {host} needs no proxy, list it in NO_PROXY"
+                )
+            return UnreachableError(self._text(problem))
         if isinstance(error, TimeoutError):
             return TimedOut(self._text(f"no answer from {self._url} within {self._timeout_s:g} s"))
         return InfraError(self._text(f"the connection to {self._url} was dropped: {detail}"))
 
-    def _refusal(self, status: int, headers: Mapping[str, str], raw: bytes) -> InfraError | CallConfigError:
+    def _refusal(self, status: int, headers: Mapping[str, str], raw: bytes) -> CallError:
         """For an answer that is no 2xx."""
         body = raw.decode("utf-8", "replace")
-        said = body.lower()
+        said = _complaint(body)
         problem = f"{self._url} answered {status}: {_words(self._redacted(body)) or '(empty)'}"
         if _NO_MONEY.search(said):
             return CallConfigError(self._text(f"{problem}. The account has no credit left; add some or change the key"))
+        if status in (400, 403, 422, 451) and _FILTERED.search(said):
+            return self._filtered(problem)
+        if status in (400, 422) and _THINKS_TOO_LONG.search(said):
+            return NoText(self._text(f"{problem} ({CUT})"), systemic=CUT, attempts=2)
+        if status == 413 or (status in (400, 422) and _TOO_LONG.search(said) and not _SLIP.search(said)):
+            return self._too_long(problem)
+        if status in (400, 422) or (status == 500 and refuses_system(said)):
+            rejected = Rejected(self._text(problem))
+            rejected.said = said
+            if status == 500 or _SLIP.search(said) or _TRANSIENT_400.search(said):
+                rejected.passing = InfraError(self._text(problem), retry_after=retry_after(headers))
+            return rejected
         if status in _TRANSIENT or status >= 500:
             kind = RateLimited if status in (429, 503, 529) else InfraError
             return kind(self._text(problem), retry_after=retry_after(headers))
-        if status in (400, 413, 422) and _TOO_LONG.search(said):
-            fix = "The request is longer than the model's context window: shorten the samples or lower max_tokens"
-            return CallConfigError(self._text(f"{problem}. {fix}"))
-        if status in (400, 422):
-            rejected = Rejected(self._text(problem))
-            rejected.said = said
-            return rejected
         fix = ""
         if status < 400:  # not followed: the key would go to an address that nobody named
             fix = f". It redirects to {_bare(headers.get('Location', ''))}: put the address that answers into the name"
@@ -227,6 +302,8 @@ def proxy_of(url: str) -> str | None:
     """The proxy that the environment names for `url`, if any. `UsageError`: one that does not speak HTTP."""
     from urllib.request import getproxies, proxy_bypass
 
+    if is_loopback(url):
+        return None  # nobody's proxy can reach this machine's own servers
     parts, proxies = urlsplit(url), getproxies()
     proxy = proxies.get(parts.scheme) or proxies.get("all")
     if not proxy or proxy_bypass(parts.netloc):
@@ -260,16 +337,61 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 def refuses(said: str, parameter: str) -> bool:
-    """Whether a complaint says that `parameter` is not known; that its *value* is wrong is the user's to fix."""
+    """Does a complaint say that `parameter` is not known? That its *value* is wrong is the user's to fix."""
     return bool(re.search(rf"\b{parameter}\b", said) and _REFUSES.search(said))
 
 
+def refuses_temperature(said: str) -> bool:
+    """Does a complaint refuse every temperature but one? That a value is out of range is the user's to fix."""
+    named = re.search(r"\btemperature\b", said)
+    return bool(named and (_REFUSES.search(said) or not _RANGE.search(said)))
+
+
+def refuses_system(said: str) -> bool:
+    """Does a complaint say that there is no system role?"""
+    return bool((_NO_SYSTEM.search(said) and _REFUSES.search(said)) or _USER_AND_ASSISTANT.search(said))
+
+
+def wants(said: str, parameter: str) -> bool:
+    """Does a complaint say that `parameter` is missing?"""
+    return bool(
+        re.search(rf"\b{parameter}\b", said)
+        and re.search(r"required|missing|must be (set|given|specified|provided)", said)
+    )
+
+
+def wants_stream(said: str) -> bool:
+    """Does a complaint say that the endpoint answers with streams only?"""
+    return bool(
+        re.search(r"non[- _]stream", said)
+        or (re.search(r"\bstream", said) and re.search(r"\bonly\b|\bmust\b|required|please enable", said))
+    )
+
+
+def slipped(said: str) -> bool:
+    """Does a complaint say that the model failed to make JSON this time?"""
+    return bool(_SLIP.search(said))
+
+
+def fold_system(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    """The messages with the system text at the start of the first user message, for models without a system role."""
+    instructions = "\n\n".join(message.text for message in messages if message.role == "system")
+    rest = [message for message in messages if message.role != "system"]
+    first = next((index for index, message in enumerate(rest) if message.role == "user"), None)
+    if not instructions:
+        return messages
+    if first is None:
+        return (Message("user", instructions), *rest)
+    rest[first] = Message("user", f"{instructions}\n\n{rest[first].text}", rest[first].images)
+    return tuple(rest)
+
+
 def count(body: Mapping[str, Any], *path: str) -> int:
-    """The number at `path`, 0 where a server leaves it out or has null."""
+    """The number of tokens at `path`, 0 if a server leaves it out, has null or states an absurd one."""
     value: Any = body
     for key in path:
         value = value.get(key) if isinstance(value, Mapping) else None
-    return int(value) if isinstance(value, (int, float)) else 0
+    return sane(value)
 
 
 def estimate_tokens(request: Request, answer: str) -> tuple[int, int]:
@@ -284,11 +406,68 @@ def cut(text: str, stop: tuple[str, ...]) -> str:
     return text[: min((at for s in stop if s and (at := text.find(s)) >= 0), default=len(text))]
 
 
-def _sendable(reply: Reply) -> Reply:
-    """The reply without halves of surrogate pairs, which no request can carry back."""
-    if reply.text.isascii():
-        return reply
-    return replace(reply, text=reply.text.encode("utf-8", "replace").decode())
+async def _bounded(response: aiohttp.ClientResponse) -> bytes | None:
+    """The body, unpacked; None if it has more than `BODY_BYTES`."""
+    if (response.content_length or 0) > BODY_BYTES:
+        return None
+    parts, size = list[bytes](), 0
+    async for part in response.content.iter_any():
+        size += len(part)
+        if size > BODY_BYTES:
+            return None
+        parts.append(part)
+    return b"".join(parts)
+
+
+def parsed(text: str, content_type: str = "") -> tuple[Json | None, str]:
+    """The object in a body, also if it arrives as a stream; or None and why all bodies of an endpoint may be like that
+    ("" if this one alone may be broken)."""
+    try:
+        value = json.loads(text, parse_int=_number)
+        return (value, "") if isinstance(value, dict) else (None, "the endpoint's answers are no JSON objects")
+    except RecursionError:
+        return None, "the endpoint's answers are nested too deeply"
+    except ValueError as error:
+        broken = error
+    if is_stream(content_type, text):
+        try:
+            return assembled(text), ""
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            return None, "the endpoint answers with a stream that cannot be read, although none was asked for"
+    if text.lstrip().startswith("<"):
+        return None, "the endpoint answers with a web page: check the URL"
+    if isinstance(broken, json.JSONDecodeError) and broken.msg == "Extra data":
+        return None, "the endpoint answers with several JSON values in one body"
+    return None, ""
+
+
+def _number(digits: str) -> float:
+    """A whole number of JSON; one with hundreds of digits becomes infinite."""
+    return int(digits) if len(digits) < 20 else float(digits)
+
+
+def _dumped(body: Any) -> str:
+    try:
+        return json.dumps(body, ensure_ascii=False)
+    except RecursionError:
+        return "(nested too deeply)"
+
+
+def _complaint(body: str) -> str:
+    """An error body in lower case, without what it repeats of the request."""
+    try:
+        found = json.loads(body)
+        return json.dumps(_without_echo(found), ensure_ascii=False).lower()
+    except (ValueError, RecursionError):
+        return body.lower()
+
+
+def _without_echo(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_echo(item) for item in value]
+    if isinstance(value, dict):
+        return {key: "" if key in _ECHOES else _without_echo(item) for key, item in value.items()}
+    return value
 
 
 def _bare(url: str) -> str:
@@ -301,7 +480,7 @@ def _words(body: str) -> str:
     """The human part of an error body, in any of the usual shapes."""
     try:
         found = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return _clip(body)
     for key in ("error", "message", "detail"):
         if isinstance(found, dict):

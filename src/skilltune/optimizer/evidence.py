@@ -17,7 +17,7 @@ from typing import Any
 
 from skilltune.edits import Edit
 from skilltune.envs import Env
-from skilltune.rollout import Rollout
+from skilltune.rollout import THINKING, Rollout
 from skilltune.samples import Sample
 from skilltune.scorers.judge import hidden
 from skilltune.words import LETTER, SIGN, tokens
@@ -51,7 +51,8 @@ def render_rollout(
     """What the agent did, its final answer, the scorer's reason; elided in the middle to `chars`, never at the end.
     The text of a judge's checks is hidden, but for `show_rubric`: a skill must not be written to please the judge."""
     assert rollout.score is not None
-    turns = "\n\n".join(f"[{turn.role}]\n{turn.text}" for turn in rollout.trajectory.turns)
+    shown = [turn for turn in rollout.trajectory.turns if turn.role != THINKING]  # long, and no part of the answer
+    turns = "\n\n".join(f"[{turn.role}]\n{turn.text}" for turn in shown)
     expected, why = env.expected(sample), rollout.score.why
     ending = [f"Final answer: {rollout.answer}"]
     if rollout.trajectory.error:

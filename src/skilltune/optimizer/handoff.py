@@ -37,6 +37,7 @@ STRAY = "it answers no open question: give it the name of one, or delete it (que
 _NAME = re.compile(r"(\d{4,})-([a-z_]+)-([0-9a-f]{8})")
 _ANSWER = re.compile(r"(.+)\.answer\.(?:json|md)")
 _FENCE = re.compile(r"```\w*[ \t]*\n\s*(\{.*?)\n[ \t]*```", re.DOTALL)
+_FENCE_CLOSE = re.compile(r"\n[ \t]*```")
 _FENCE_OPEN = re.compile(r"```\w*[ \t]*\n\s*\{")
 
 
@@ -166,7 +167,9 @@ def read_object(text: str) -> dict[str, Any]:
     """The JSON object in an answer: the last fenced block, or what stands between the outer braces. Raises ValueError,
     in words for whoever answers, where there is none or it is not whole."""
     text = text.strip()
-    if not text.startswith("{") and (fenced := list(_FENCE.finditer(text))):
+    closings = [found.end() for found in _FENCE_CLOSE.finditer(text)]
+    fenced = list(_FENCE.finditer(text, 0, closings[-1])) if closings else []  # beyond it, each try would be in vain
+    if not text.startswith("{") and fenced:
         if _FENCE_OPEN.search(text, fenced[-1].end()):
             raise ValueError("the last fenced block of the answer is not closed")
         text = fenced[-1][1]

@@ -17,8 +17,9 @@ from typing import Any, Protocol, TypeVar
 from skilltune.calls import Client
 from skilltune.config import OptimizerConfig
 from skilltune.edits import EDIT_SCHEMA
-from skilltune.errors import CallConfigError, CallError, InfraError, InfraStopped
+from skilltune.errors import CallConfigError, CallError, InfraError, InfraStopped, SampleError
 from skilltune.models import Reply, Request, Schema, Usage, system, user
+from skilltune.models.reading import NoText
 from skilltune.models.structured import ask
 from skilltune.optimizer import Memory, Step
 from skilltune.optimizer.evidence import tag
@@ -145,12 +146,18 @@ class ByModel:
 
     async def _call(self, request: Request) -> Reply:
         async def pay() -> Paid:
-            reply = await self._patiently(request)
+            """A request that gets no text is kept as such, so that a replay decides the same without it."""
+            try:
+                reply = await self._patiently(request)
+            except (NoText, SampleError) as none:  # its attempts are counted already
+                return Paid({"no_text": str(none)}, Usage())
             return Paid({"text": reply.text, "finish": reply.finish}, reply.usage)
 
         key = digest("optimizer", self.client.model.fingerprint, asdict(request))
         reply = await self.run.once(key, "optimizer", pay)
         self.run.tell("optimizer", stage=request.schema.name if request.schema else "")
+        if "no_text" in reply:
+            raise NoText(reply["no_text"])
         return Reply(reply["text"], Usage(), reply["finish"])
 
     async def _patiently(self, request: Request) -> Reply:
@@ -159,6 +166,8 @@ class ByModel:
         for pause in (*WAITS_S, None):
             try:
                 return await self.client(request)
+            except NoText:
+                raise
             except InfraError as error:
                 if pause is None or not self.client.answered:
                     raise InfraStopped(f"the optimizer cannot be reached: {error}") from error

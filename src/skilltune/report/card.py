@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from skilltune import __version__
+from skilltune.calls import LEARNED
 from skilltune.config import to_toml
 from skilltune.controls import TRAINED, Controls
 from skilltune.gate.certify import Certificate
@@ -131,7 +132,8 @@ def _cost(session: Session, result: Result) -> list[str]:
         rows.append(
             ("training and certificate, per point gained", inline(per_point(result.training, result.certificate)))
         )
-    return ["## Cost", "", *_table(("", ""), rows), ""]
+    learned = [f"{inline(event['model'])}: {inline(event['what'])}" for _, _, event in session.run.events(LEARNED)]
+    return ["## Cost", "", *_table(("", ""), rows), "", *(line for text in learned for line in (text, ""))]
 
 
 def _again(session: Session, result: Result) -> list[str]:

@@ -176,6 +176,8 @@ def line(
         case "fallback":
             instead = INSTEAD.get(data["stage"], "")
             return _text(f"step {data['step']} · {data['stage']}: {_short(data['reason'])}{instead}", "yellow")
+        case "learned":
+            return _text(f"{data['model']}: {data['what']}", "yellow")
         case "waiting":
             return _text(f"waiting {data['seconds']:g} s for the {data['purpose']}: {_short(data['why'])}", "yellow")
         case "handoff" if data["refused"]:

@@ -17,7 +17,7 @@ class Target(Protocol):
 
     `fingerprint`: everything that can change what it does with a given skill and sample, and no secret.
     `run` does one sample with the skill; `attempt` numbers repeated draws of the same. It returns a `Trajectory`
-    whose outcome is "ok" or "agent_limit", and raises `InfraError` or `CallConfigError` otherwise.
+    whose outcome is "ok" or "agent_limit", and raises `InfraError`, `SampleError` or `CallConfigError` otherwise.
     `guess` is what one run may cost, for budgets and estimates before any was seen.
     """
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from skilltune.calls import Client
 from skilltune.envs import Env
 from skilltune.models import Message, Request, Usage, system
-from skilltune.rollout import Trajectory, Turn
+from skilltune.models.reading import ANSWER_CHARS
+from skilltune.rollout import THINKING, Trajectory, Turn
 from skilltune.run import digest
 from skilltune.samples import Sample
 from skilltune.skill import Skill
@@ -22,7 +23,7 @@ class ChatTarget:
     """One turn: system message (the skill's body, none where it is blank), then the sample's messages.
 
     An answer that was cut at `max_tokens` is `agent_limit`, a refusal is the model's own answer; both are scored as
-    they stand, and `error` says what happened.
+    they stand, and `error` says what happened. What the model thought first is a turn of its own.
     """
 
     client: Client
@@ -50,11 +51,13 @@ class ChatTarget:
         started = time.monotonic()
         reply = await self.client(request)
         asked = [Turn(message.role, message.text) for message in request.messages if message.role != "system"]
+        thought = [Turn(THINKING, reply.thinking)] if reply.thinking else []
+        too_long = reply.finish == "length" and len(reply.text) >= ANSWER_CHARS
         return Trajectory(
             answer=reply.text,
-            turns=(*asked, Turn("assistant", reply.text)),
+            turns=(*asked, *thought, Turn("assistant", reply.text)),
             outcome="agent_limit" if reply.finish == "length" else "ok",
-            error=_NOTES.get(reply.finish, ""),
+            error=f"the answer was cut at {ANSWER_CHARS:,} characters" if too_long else _NOTES.get(reply.finish, ""),
             usage=reply.usage,
             seconds=round(time.monotonic() - started, 4),
         )
