@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from skilltune import __version__
-from skilltune.budget import Budget
+from skilltune.budget import FEW, Budget
 from skilltune.calls import Client
 from skilltune.config import CallConfig, Config, JudgeConfig, ModelConfig, TargetConfig, to_toml
 from skilltune.envs import Env, load_env
@@ -28,6 +28,7 @@ from skilltune.gate.stats import standard_error, wilson
 from skilltune.models import Model, Request, Usage
 from skilltune.models.build import build_model
 from skilltune.models.endpoint import STRAGGLER, Endpoint
+from skilltune.models.retry import RetryPolicy
 from skilltune.names import Name, parse_name
 from skilltune.optimizer import Optimizer, Step
 from skilltune.optimizer.examples import ExamplesOptimizer, require_answers
@@ -286,28 +287,39 @@ def build_session(cfg: Config, run: Run, root: Path, *, env: Env | None = None, 
     env = build_env(cfg, root, env)
     start = load_skill(cfg, root) if skill is None else skill
     spent = sum(run.usage.values(), Usage())
-    budget = Budget(cfg.budget.limits, spent, lambda: run.elapsed_s)
-    endpoints: dict[str, Endpoint] = {}
+    known = {"target": run.paid("rollout"), "optimizer": run.paid("optimizer"), "judge": run.paid("judge")}
+    budget = Budget(cfg.budget.limits, spent, lambda: run.elapsed_s, known=known)
+    endpoints: dict[tuple[str, str | None], Endpoint] = {}  # a rate limit belongs to a host and a key
     models: dict[tuple[object, ...], Model] = {}  # the same model in two roles is loaded once
 
     optimizer_name = cfg.optimizer.model or cfg.target.model
-    sections: tuple[ModelConfig, ...] = (cfg.target, cfg.optimizer.model_copy(update={"model": optimizer_name}))
+    proposing = cfg.optimizer.model_copy(update={"model": optimizer_name})
+    if not cfg.optimizer.model:
+        proposing = proposing.model_copy(update={"same_as": proposing.same_as or cfg.target.same_as})
+    sections: tuple[ModelConfig, ...] = (cfg.target, proposing)
     judging = judge_section(cfg, env, optimizer_name)
     if judging is not None:
         sections = (*sections, judging)
 
     def client(section: ModelConfig, role: str) -> Client:
         name = parse_name(section.model)
-        sharing = [s for s in (*sections, section) if s.model and parse_name(s.model).endpoint == name.endpoint]
-        workers = max(s.workers for s in sharing)
+        key = endpoint_key(section, sections)
+        sharing = [s for s in (*sections, section) if _same_place(s, section) and endpoint_key(s, sections) == key]
+        workers, patience = max(s.workers for s in sharing), max(s.max_wait_s for s in sharing)
         hedge = STRAGGLER if cfg.target.hedge and role == "target" else None
-        endpoint = endpoints.setdefault(name.endpoint, Endpoint(workers, hedge=hedge))
-        which = (section.model, section.api, section.timeout_s, section.price)
+        made_new = Endpoint(workers, RetryPolicy(max_wait_s=patience), hedge=hedge)
+        endpoint = endpoints.setdefault((name.endpoint, key), made_new)
+        which = (section.model, section.api, section.timeout_s, section.price, key, section.same_as)
         if which not in models and isinstance(section, TargetConfig) and name.plugin:
             models[which] = load_target(section)
         elif which not in models:
             models[which] = build_model(
-                section.model, api=section.api, timeout_s=section.timeout_s, price=section.price
+                section.model,
+                api=section.api,
+                timeout_s=section.timeout_s,
+                price=section.price,
+                key_env=key,
+                same_as=section.same_as,
             )
         kind = AgentClient if name.plugin else Client
         made = kind(models[which], endpoint, budget, run, role, section.price)
@@ -323,7 +335,7 @@ def build_session(cfg: Config, run: Run, root: Path, *, env: Env | None = None, 
     judge = None
     if judging is not None:
         judge = Reader(client(judging, "judge"), run, judging.temperature, judging.max_tokens)
-        env = env.bound(judge, judge.fingerprint)
+        env = env.bound(judge, judge.fingerprint, judging.same_as)
     splits = fixed_split(cfg, run, env)
     train_by_id = {sample.id: sample for sample in splits.train}
     target_client = client(cfg.target, "target")
@@ -359,6 +371,7 @@ def build_session(cfg: Config, run: Run, root: Path, *, env: Env | None = None, 
             "optimizer.wait is for handoff:DIR: a model is always waited for; leave it out, or where the config has it "
             "add optimizer.wait=true to the command"
         )
+    budget.times = lambda: _times_ahead(estimate_calls(cfg, splits)[1], budget.units("target"))
     comment = f"# {unsaid}\n\n" if (unsaid := made_in_python(cfg, env)) else ""
     run.write("config.toml", comment + to_toml(cfg))
     return Session(
@@ -377,6 +390,19 @@ def build_session(cfg: Config, run: Run, root: Path, *, env: Env | None = None, 
         judge,
         handoff,
     )
+
+
+def endpoint_key(section: ModelConfig, sections: Sequence[ModelConfig]) -> str | None:
+    """The variable that `section` names for its key. A section that names none takes the one that the other sections
+    name for the same endpoint, if they agree."""
+    if section.key_env is not None:
+        return section.key_env
+    named = {other.key_env for other in sections if other.key_env and _same_place(other, section)}
+    return named.pop() if len(named) == 1 else None
+
+
+def _same_place(one: ModelConfig, other: ModelConfig) -> bool:
+    return bool(one.model and other.model) and parse_name(one.model).endpoint == parse_name(other.model).endpoint
 
 
 def judge_section(cfg: Config, env: Env, optimizer: str) -> ModelConfig | None:
@@ -479,6 +505,12 @@ def estimate_calls(cfg: Config, splits: Splits) -> tuple[int, int]:
     most += twice + rules * (cfg.train.minibatch_size + 2 * select)
     arms = most + CONTROL_ARMS * test // 2 if cfg.certify.controls else 0
     return fewest, most + test + arms
+
+
+def _times_ahead(most: int, done: int) -> float | None:
+    """How many times of what is spent a run takes that needs at most so many rollouts and has paid for `done`; None
+    while too few are done to tell."""
+    return max(1.0, most / done) if done >= FEW else None
 
 
 def _refuse_planned(role: str, text: str) -> None:

@@ -117,7 +117,8 @@ class Progress:
 
     def hear(self, type: str, data: Mapping[str, Any]) -> None:
         if type == "waiting":
-            self.waiting = f"waiting {data['seconds']:g} s: {_short(data['why'])}"
+            until = f", until {data['until']}" if "until" in data else ""
+            self.waiting = f"waiting {data['seconds']:g} s{until}: {_short(data['why'])}"
         elif type == "handoff":
             self.waiting = f"waiting for an answer to {data['name']} in {data['folder']}"
         elif type in ("rollout", "optimizer"):
@@ -177,15 +178,17 @@ def line(
             instead = INSTEAD.get(data["stage"], "")
             return _text(f"step {data['step']} · {data['stage']}: {_short(data['reason'])}{instead}", "yellow")
         case "waiting":
-            return _text(f"waiting {data['seconds']:g} s for the {data['purpose']}: {_short(data['why'])}", "yellow")
+            until = f", until {data['until']}," if "until" in data else ""
+            why = _short(data["why"])
+            return _text(f"waiting {data['seconds']:g} s{until} for the {data['purpose']}: {why}", "yellow")
         case "handoff" if data["refused"]:
             return _text(f"the answer to {data['name']} cannot be used: {_short(data['refused'])}", "yellow")
         case "handoff":
             return _text(f"waiting for an answer to {data['name']}: skilltune answer {data['folder']}", "yellow")
         case "forked":
             return _text(
-                f"forked from {data['source']} to {data['folder']}; {data['answers']:,} answers can be reused. --fork "
-                "again would begin another fork; to resume this one:"
+                f"forked from {data['source']} to {data['folder']}; {_reusable(data)}. --fork again would begin "
+                "another fork; to resume this one:"
             )
         case "stopping":
             return _text(f"stopping: {data['reason']}")
@@ -198,6 +201,17 @@ def line(
         case "slow":
             return _text(f"epoch {data['epoch']} · no slow update: {data['skipped']}", "dim")
     return None
+
+
+def _reusable(data: Mapping[str, Any]) -> str:
+    """How much of what the old run paid for holds in its fork, and what the rest was lost to."""
+    lost = data["rollouts"] - data["answers"]
+    text = f"{data['answers']:,} of {data['rollouts']:,} rollouts can be reused"
+    if lost and data["changed"]:
+        text += f", the others rest on what has changed: {'; '.join(data['changed'])}"
+    if data["others"]:
+        text += f"; {data['others']:,} other answers are reused where the same is asked again"
+    return text
 
 
 def _verdict(data: Mapping[str, Any], steps: int, gate: GateConfig | None, slow: bool) -> Text:
