@@ -97,8 +97,9 @@ class Budget:
         self._reserved = Usage()
         self._kinds = {kind: _Kind(*before) for kind, before in (known or {}).items()}
         self._first: dict[str, asyncio.Event] = {}  # by kind, set when the first unit has ended
-        self.times: Callable[[], float | None] = lambda: None
-        """Tells how many times of what is spent a whole run takes at most, certificate included; None: unknown."""
+        self.rest: Callable[[], tuple[str, int, Usage]] = lambda: ("", 0, Usage())
+        """Tells what a typical run still takes, certificate included: a kind, how many units of it, and a guess at
+        one. What other kinds cost is told from what they have cost so far for each unit of this one."""
 
     def estimate(self, kind: str, bound: Usage) -> Usage:
         """What the next unit of a kind will cost, as far as it is known now; `bound` is the caller's upper estimate."""
@@ -182,15 +183,18 @@ class Budget:
 
     def _raise_it(self, name: str, limit: float, spent: float) -> str:
         """How to go on, with a limit that lasts for the whole run, as far as that can be told."""
-        times = self.times()
-        enough = 0.0 if times is None else spent * times * SPARE
-        if enough <= limit:
+        kind, units, guess = self.rest()
+        done = self.units(kind)
+        one = getattr(self.estimate(kind, guess), name, None) or 0.0
+        each = max(one, spent / done) if done >= FEW else one
+        enough = SPARE * (spent + units * each)
+        if not units or enough <= limit:
             return (
                 f"raise it with budget.{name}={2 * limit or 1:.12g} (twice as much) and run the same command to go on"
             )
         return (
             f"raise it with budget.{name}={_rounded_up(enough)} and run the same command to go on: {spent:.4g} are "
-            "spent, and a run that uses all its steps, with its certificate, takes no more than that"
+            f"spent, and the rest of a typical run takes {units:,} more {kind} calls, its certificate included"
         )
 
     def spend(self, usage: Usage) -> None:

@@ -7,6 +7,7 @@ small is found while building, not in the middle of a paid run.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from skilltune import __version__
-from skilltune.budget import FEW, Budget
+from skilltune.budget import Budget
 from skilltune.calls import Client
 from skilltune.config import CallConfig, Config, JudgeConfig, ModelConfig, TargetConfig, to_toml
 from skilltune.envs import Env, load_env
@@ -52,6 +53,7 @@ from skilltune.targets.plugin import AgentClient, AgentTarget, load_target
 LEFT, SURE = 0.1, 0.9  # training ends when the interval of the share of tasks that fail ends below
 TRIED = 5  # samples on which an empty answer is scored before anything is paid
 MODEL_SCHEMES = ("openai", "anthropic", "local")
+TYPICAL = 0.4  # of the way from the least to the most calls of a training
 CONTROL_ARMS = 4  # that are rolled on the test split beside the two skills of the certificate
 PLANNED_SCHEMES = ("claude-code", "codex", "command", "fake")
 
@@ -173,6 +175,14 @@ class Session:
             sample = max(read, key=lambda sample: len(sample.text))
             guess = self.judge.client.bound(self.judge.request(sample, "", self.env.lines(sample)))
             self.budget.hold("judge", draws * len(read), guess)
+
+    def rest(self) -> tuple[str, int, Usage]:
+        """What a typical run still takes: target calls, how many, and a guess at one."""
+        fewest, most = estimate_calls(self.cfg, self.splits)
+        done = self.budget.units("target")
+        after = (2 + CONTROL_ARMS * self.cfg.certify.controls) * self.cfg.certify.attempts * len(self.splits.test)
+        training = max(0, fewest - done) + TYPICAL * max(0, most - after - max(done, fewest))
+        return "target", math.ceil(training + after), self.typical_call()
 
     def typical_call(self) -> Usage:
         """A guess at one target call on a test sample: what the certificate reserves until calls have been seen. A
@@ -371,10 +381,9 @@ def build_session(cfg: Config, run: Run, root: Path, *, env: Env | None = None, 
             "optimizer.wait is for handoff:DIR: a model is always waited for; leave it out, or where the config has it "
             "add optimizer.wait=true to the command"
         )
-    budget.times = lambda: _times_ahead(estimate_calls(cfg, splits)[1], budget.units("target"))
     comment = f"# {unsaid}\n\n" if (unsaid := made_in_python(cfg, env)) else ""
     run.write("config.toml", comment + to_toml(cfg))
-    return Session(
+    session = Session(
         cfg,
         run,
         start,
@@ -390,6 +399,8 @@ def build_session(cfg: Config, run: Run, root: Path, *, env: Env | None = None, 
         judge,
         handoff,
     )
+    budget.rest = session.rest
+    return session
 
 
 def endpoint_key(section: ModelConfig, sections: Sequence[ModelConfig]) -> str | None:
@@ -505,12 +516,6 @@ def estimate_calls(cfg: Config, splits: Splits) -> tuple[int, int]:
     most += twice + rules * (cfg.train.minibatch_size + 2 * select)
     arms = most + CONTROL_ARMS * test // 2 if cfg.certify.controls else 0
     return fewest, most + test + arms
-
-
-def _times_ahead(most: int, done: int) -> float | None:
-    """How many times of what is spent a run takes that needs at most so many rollouts and has paid for `done`; None
-    while too few are done to tell."""
-    return max(1.0, most / done) if done >= FEW else None
 
 
 def _refuse_planned(role: str, text: str) -> None:

@@ -53,6 +53,7 @@ EXIT_CODES = {
     3: "stopped by a provider or the network (resumable)",
     4: "stopped by the budget or an interrupt (resumable)",
     5: "finished undecided: accepted, but not certified",
+    70: "an error of skilltune itself: the traceback is in the run folder (resumable)",
 }
 
 INSTEAD = {  # what an optimizer's stage goes on with where no answer could be read
@@ -265,6 +266,12 @@ def affordable(command: str, stopped: str) -> str:
     return shlex.join(raised if larger in raised else [*raised, larger])
 
 
+def unknown_costs(run: Run) -> str:
+    """What to say beside the spend on failed attempts of those whose cost nobody told; "" if there are none."""
+    count = sum(bool(value.get("estimated")) for _, value in run.answers(FAILED))
+    return f"; of {count:,} the cost is unknown: they got no answer, and are counted at an estimate" if count else ""
+
+
 def _command(folder: Path) -> str:
     """What resumes the run in a folder, where nobody knows the command that began it."""
     return f"skilltune train CONFIG --run {folder}"
@@ -345,7 +352,7 @@ class Lines:
             console.print(f"stopped early: {result.stopped}")
         console.print()
         for kind, usage in sorted(session.run.usage.items()):
-            console.print(f"{kind:<15}{describe_usage(usage)}")
+            console.print(f"{kind:<15}{describe_usage(usage)}{unknown_costs(session.run) if kind == FAILED else ''}")
         if self.paid:
             new = f"{self.progress.calls:,} calls were new"
             console.print(f"{'journal':<15}{self.paid:,} answers came from the journal; {new}")
@@ -359,7 +366,7 @@ class Lines:
     def failed(self, message: str, exit_code: int) -> None:
         """The run ended with an error, or was stopped; the message goes to stderr."""
         print(f"{'stopped' if exit_code == 4 else 'error'}: {clean(message)}", file=sys.stderr)
-        if self.progress is not None and exit_code in (3, 4):
+        if self.progress is not None and exit_code in (3, 4, 70):
             folder = self.progress.session.run.folder
             print(f"so far: {self.progress}; kept in {folder}", file=sys.stderr)
             print(f"resume with: {affordable(self.command(folder), message)}", file=sys.stderr)
