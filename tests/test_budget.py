@@ -14,7 +14,7 @@ from skilltune.calls import Client
 from skilltune.errors import BudgetExceeded, InfraError, UsageError
 from skilltune.models import Reply, Request, Usage
 from skilltune.models.endpoint import Endpoint
-from skilltune.models.retry import Refused, RetryPolicy, TimedOut
+from skilltune.models.retry import Refused, RetryPolicy
 from skilltune.run import Run
 
 CALL = Usage(1, 100, 50, usd=0.10)

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from skilltune.budget import Limits, parse_budget
 from skilltune.errors import RunError, UsageError
 from skilltune.models.keys import declared
+from skilltune.models.retry import MAX_WAIT_S
 from skilltune.names import parse_name
 
 ROLES = ("target", "optimizer", "judge")
@@ -68,7 +69,9 @@ class CallConfig(_Section):
         "ANTHROPIC_API_KEY at the provider's own host, no key elsewhere",
     )
     max_wait_s: float = Field(
-        default=600.0, gt=0, description="longest wait for a quota or a busy server; beyond it the run stops (exit 3)"
+        default=MAX_WAIT_S,
+        gt=0,
+        description="longest wait for a quota or a busy server; beyond it the run stops (exit 3)",
     )
     same_as: str | None = Field(
         default=None, description="the model's earlier name, if only its address has changed: its answers are reused"

@@ -130,6 +130,8 @@ class Run:
             if usage != Usage():
                 self._usage[kind] = usage
             self._last_t = max(self._last_t, t)
+        counted = "SELECT count(*) FROM memo WHERE kind = ? AND json_extract(value, '$.estimated')"
+        self.estimated: int = self._rows(counted, FAILED)[0][0]  # failed attempts whose cost nobody told
         before = self.recall(ELAPSED)
         self._elapsed_before: float = before[0] if before else 0.0
         self._began = self._refreshed = time.monotonic()
@@ -258,6 +260,7 @@ class Run:
         its cost."""
         key = digest("failed attempt", role, time.time_ns(), random.random())
         value = {"role": role, "why": why, **({"estimated": True} if estimated else {})}
+        self.estimated += estimated
         self.put(key, FAILED, Paid(value, usage or Usage(calls=1)))
 
     def _next_t(self) -> float:

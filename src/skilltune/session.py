@@ -29,7 +29,6 @@ from skilltune.gate.stats import standard_error, wilson
 from skilltune.models import Model, Request, Usage
 from skilltune.models.build import build_model
 from skilltune.models.endpoint import STRAGGLER, Endpoint
-from skilltune.models.retry import RetryPolicy
 from skilltune.names import Name, parse_name
 from skilltune.optimizer import Optimizer, Step
 from skilltune.optimizer.examples import ExamplesOptimizer, require_answers
@@ -317,8 +316,7 @@ def build_session(cfg: Config, run: Run, root: Path, *, env: Env | None = None, 
         sharing = [s for s in (*sections, section) if _same_place(s, section) and endpoint_key(s, sections) == key]
         workers, patience = max(s.workers for s in sharing), max(s.max_wait_s for s in sharing)
         hedge = STRAGGLER if cfg.target.hedge and role == "target" else None
-        made_new = Endpoint(workers, RetryPolicy(max_wait_s=patience), hedge=hedge)
-        endpoint = endpoints.setdefault((name.endpoint, key), made_new)
+        endpoint = endpoints.setdefault((name.endpoint, key), Endpoint(workers, hedge=hedge, max_wait_s=patience))
         which = (section.model, section.api, section.timeout_s, section.price, key, section.same_as)
         if which not in models and isinstance(section, TargetConfig) and name.plugin:
             models[which] = load_target(section)

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from skilltune.aio import background
 from skilltune.errors import InfraError, InfraStopped, UnreachableError
 from skilltune.models import Model, Reply, Request
-from skilltune.models.retry import RateLimited, RetryPolicy, TimedOut, clock_time, span
+from skilltune.models.retry import MAX_WAIT_S, RateLimited, RetryPolicy, TimedOut, clock_time, span
 
 DEAD_S = 8.0  # an endpoint from which nothing ever came is given up rather than asked beyond this
 HOPELESS = 100  # attempts in vain, of all callers, after which an endpoint that never gave an answer is given up
@@ -72,7 +72,7 @@ class Endpoint:
     answers. A call that was under way when the window was halved does not halve it again: it tells nothing new. Nor is
     it halved where half of it was refused as often, unless most calls are refused.
 
-    Waits end: none is begun that ends more than the policy's `max_wait_s` after the first refusal since the last good
+    Waits end: none is begun that ends more than `max_wait_s` seconds after the first refusal since the last good
     answer, nor one for a quota of the day. Then the endpoint is closed: this call and all others raise `InfraStopped`,
     which says when to run again.
 
@@ -88,6 +88,7 @@ class Endpoint:
         policy: RetryPolicy | None = None,
         *,
         hedge: float | None = None,
+        max_wait_s: float = MAX_WAIT_S,
         draw: Callable[[], float] = random.random,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         clock: Callable[[], float] = time.monotonic,
@@ -97,7 +98,7 @@ class Endpoint:
         if hedge is not None and not hedge >= 1:
             raise ValueError(f"hedge must be None or at least 1, got {hedge}")
         self.policy = policy or RetryPolicy()
-        self._workers, self._hedge = workers, hedge
+        self._workers, self._hedge, self._max_wait_s = workers, hedge, max_wait_s
         self._draw, self._sleep, self._clock = draw, sleep, clock
         self._window, self._halvings, self._taken = float(workers), 0, 0
         self._before = self._window  # the last halving
@@ -214,7 +215,7 @@ class Endpoint:
         if not isinstance(error, RateLimited) and error.retry_after is None:
             return None
         self._dry_since = now if self._dry_since is None else self._dry_since
-        stated, limit = error.retry_after, self.policy.max_wait_s
+        stated, limit = error.retry_after, self._max_wait_s
         setting = f"{role}.max_wait_s = {limit:g}"
         kept = "What was paid is kept"
         if isinstance(error, RateLimited) and error.daily and (stated is None or again):

@@ -49,7 +49,6 @@ class TimedOut(InfraError):
 class RetryPolicy:
     """`attempts` in all; before the k-th retry (k = 0, 1, …) a wait drawn from [0, min(cap_s, base_s · 2^k)] ("full
     jitter"), where the endpoint asked to slow down and did not say how long from a range `THROTTLED` times as wide.
-    No wait ends more than `max_wait_s` after the endpoint's last good answer: see `Endpoint`.
 
     What has failed for no reason of ours is asked again soon, because a batch waits for its last call, and often,
     because a sample that is given up changes what is decided: at 30 % of failures eight attempts lose one in 15,000.
@@ -58,7 +57,6 @@ class RetryPolicy:
     attempts: int = 8
     base_s: float = 0.1
     cap_s: float = 30.0
-    max_wait_s: float = MAX_WAIT_S
 
     def __post_init__(self) -> None:
         if self.attempts < 1:

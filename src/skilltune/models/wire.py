@@ -24,7 +24,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 from skilltune import __version__
 from skilltune.errors import CallConfigError, InfraError, UnreachableError, UsageError
 from skilltune.models import Reply, Request
-from skilltune.models.keys import OWN, all_keys, key_of, key_variable
+from skilltune.models.keys import OWN, all_keys, key_of, key_variable, loopback
 from skilltune.models.redact import redacted
 from skilltune.models.retry import RateLimited, Refused, TimedOut, is_daily, retry_after, stated_wait
 from skilltune.names import Name
@@ -72,6 +72,11 @@ class Wire:
         key = self._key()
         if not key and self._variable and (name.url is None or key_env):
             raise UsageError(f"`{name}` needs a key: set the environment variable {self._variable}")
+        if self._variable and url.startswith("http:") and self._proxy and not loopback(self._proxy):
+            raise UsageError(
+                f"`{name}`: the key in {self._variable} would go to the proxy {_bare(self._proxy)} over plain http; "
+                f"list {urlsplit(url).hostname} in NO_PROXY"
+            )
         if not (key.isascii() and key.isprintable()) or " " in key:
             raise UsageError(
                 f"{self._variable} holds characters that no key has (white space, a line break, a non-ASCII sign)"

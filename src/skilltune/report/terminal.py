@@ -36,7 +36,16 @@ from skilltune.gate.race import GIVEN_UP
 from skilltune.models import Usage
 from skilltune.optimizer.handoff import Question, in_use
 from skilltune.optimizer.schedule import steps_per_epoch
-from skilltune.report.card import ARM_COST, ARM_HEADERS, arm_row, describe_usage, headline, looks, per_point
+from skilltune.report.card import (
+    ARM_COST,
+    ARM_HEADERS,
+    arm_row,
+    describe_usage,
+    headline,
+    looks,
+    per_point,
+    unknown_costs,
+)
 from skilltune.run import FAILED, Run
 from skilltune.samples import describe_power
 from skilltune.session import Session
@@ -211,7 +220,7 @@ def _reusable(data: Mapping[str, Any]) -> str:
     if lost and data["changed"]:
         text += f", the others rest on what has changed: {'; '.join(data['changed'])}"
     if data["others"]:
-        text += f"; {data['others']:,} other answers are reused where the same is asked again"
+        text += f"; of {data['others']:,} other answers those are reused whose question is asked again"
     return text
 
 
@@ -264,12 +273,6 @@ def affordable(command: str, stopped: str) -> str:
     larger, words = f"{found[1]}={found[2]}", shlex.split(command)
     raised = [larger if word.startswith(f"{found[1]}=") else word for word in words]
     return shlex.join(raised if larger in raised else [*raised, larger])
-
-
-def unknown_costs(run: Run) -> str:
-    """What to say beside the spend on failed attempts of those whose cost nobody told; "" if there are none."""
-    count = sum(bool(value.get("estimated")) for _, value in run.answers(FAILED))
-    return f"; of {count:,} the cost is unknown: they got no answer, and are counted at an estimate" if count else ""
 
 
 def _command(folder: Path) -> str:
@@ -352,7 +355,7 @@ class Lines:
             console.print(f"stopped early: {result.stopped}")
         console.print()
         for kind, usage in sorted(session.run.usage.items()):
-            console.print(f"{kind:<15}{describe_usage(usage)}{unknown_costs(session.run) if kind == FAILED else ''}")
+            console.print(f"{kind:<15}{describe_usage(usage)}{unknown_costs(kind, session.run.estimated)}")
         if self.paid:
             new = f"{self.progress.calls:,} calls were new"
             console.print(f"{'journal':<15}{self.paid:,} answers came from the journal; {new}")
@@ -470,6 +473,7 @@ class History:
     stopped: str = ""
     writer: int | None = None
     command: Mapping[str, str] | None = None
+    estimated: int = 0  # failed attempts whose cost nobody told
 
     @classmethod
     def of(cls, run: Run) -> History:
@@ -500,8 +504,8 @@ class History:
         gate = None
         with suppress(RunError):  # what another version made is shown with the reasons that were recorded
             gate = stored_config(run.config, run.folder).gate if run.config else None
-        usage = dict(run.usage)
-        return cls(run.folder, tuple(rows), versions, finish, usage, controls, gate, stopped, run.writer, command)
+        usage, pid, unknown = dict(run.usage), run.writer, run.estimated
+        return cls(run.folder, tuple(rows), versions, finish, usage, controls, gate, stopped, pid, command, unknown)
 
     @property
     def state(self) -> str:
@@ -607,7 +611,7 @@ def show_run(history: History, console: Console) -> None:
         print_controls(history.controls, console)
         console.print()
     for kind, usage in sorted(history.usage.items()):
-        console.print(f"{kind:<15}{describe_usage(usage)}")
+        console.print(f"{kind:<15}{describe_usage(usage)}{unknown_costs(kind, history.estimated)}")
     for path in history.files:
         console.print(f"{'file':<15}{path}")
 
