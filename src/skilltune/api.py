@@ -20,7 +20,7 @@ from skilltune.looks import note_fork
 from skilltune.models import Usage
 from skilltune.probe import try_models
 from skilltune.report.files import write_results
-from skilltune.run import Listener, Run
+from skilltune.run import Listener, Run, differences
 from skilltune.samples import SplitName
 from skilltune.session import Session, build_session
 from skilltune.sinks import recording
@@ -59,13 +59,16 @@ async def run_training(
     run = Run.open(_free(folder) if old else folder, cfg.to_json(), may_differ=MAY_DIFFER)
     with run:
         run.listeners.extend(listeners)
+        forked = None
         if old is not None:
-            run.tell("forked", source=str(folder), folder=str(run.folder), answers=run.adopt(old))
+            forked = _Fork(folder, old.config or {}, run.adopt(old))
             note_fork(run, old)
             old.close()
         async with recording(cfg, run):
             session = build_session(cfg, run, root, env=env)
             try:
+                if forked is not None:
+                    _tell_of(forked, session)
                 refuse_unread(session.env.samples, cfg.env.samples)
                 session.pin_inputs()
                 await session.try_scorer()
@@ -81,6 +84,31 @@ async def run_training(
                 await session.aclose()
             write_results(session, result)
     return result
+
+
+@dataclass(frozen=True, slots=True)
+class _Fork:
+    """The run that another one was forked from: its folder, its configuration, how many paid answers it held."""
+
+    source: Path
+    config: Mapping[str, Any]
+    answers: int
+
+
+def _tell_of(fork: _Fork, session: Session) -> None:
+    """Say how many rollouts of the old run hold for the new one, which changed settings the others rest on, and how
+    many other answers (verdicts, edits) were taken along, to be used if the same is asked again."""
+    held, rollouts = session.roll.held_in(session.run)
+    why = differences(fork.config, session.cfg.to_json(), MAY_DIFFER)
+    session.run.tell(
+        "forked",
+        source=str(fork.source),
+        folder=str(session.run.folder),
+        answers=held,
+        rollouts=rollouts,
+        others=fork.answers - rollouts,
+        changed=[change for change in why if change.startswith(("target.", "env."))],
+    )
 
 
 def _tables(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, replace
 
 from skilltune.calls import Client
-from skilltune.errors import BudgetExceeded, CallConfigError, CallError, InfraError, InfraStopped
+from skilltune.errors import BudgetExceeded, CallConfigError, CallError, InfraError, InfraStopped, Stopped
 from skilltune.models import Request, Usage, user
 from skilltune.run import PROBE, Paid, digest
 from skilltune.session import Session
@@ -30,8 +30,12 @@ class Probe:
 
 
 async def probe(client: Client, request: Request = REQUEST) -> Usage:
-    """The cost of one call. Raises all that a call may raise."""
-    return (await client(request)).usage
+    """The cost of one call. Raises all that a call may raise.
+
+    The call has a role of its own, because its cost tells nothing about the cost of a real one."""
+    usage = (await replace(client, role=PROBE)(request)).usage
+    client.answered = True
+    return usage
 
 
 def probe_of(session: Session, client: Client) -> Request:
@@ -63,7 +67,7 @@ async def probe_roles(session: Session) -> list[Probe]:
                 await probe(client, probe_of(session, client))
         except TimeoutError:
             error = f"`{client.model.name}`: no answer within {PATIENCE_S:g} s"
-        except (CallError, BudgetExceeded) as failure:
+        except (CallError, Stopped) as failure:
             error = str(failure)
         learned = tuple(getattr(client.model, "learned", {}).values())
         probes.append(Probe(role, client.model.name, time.monotonic() - started, error, learned))
