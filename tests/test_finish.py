@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from skilltune.cli import app
 from skilltune.gate import Verdict
 from skilltune.gate.certify import FEWEST
 from skilltune.gate.credit import Rule
-from skilltune.gate.finish import Reselection, compact, reselect
+from skilltune.gate.finish import Contender, Reselection, compact, reselect
 from skilltune.gate.replay import recompute
+from skilltune.report.html import report
+from skilltune.report.record import Record
 from skilltune.rollout import Rollout, Score, Trajectory
 from skilltune.run import Run
 from skilltune.samples import Sample
@@ -165,6 +168,45 @@ async def test_the_choice_is_recorded_and_certified(tmp_path: Path) -> None:
     assert choice["best"] == done.result.best.hash
     assert {c["skill"] for c in choice["contenders"]} >= set(by_hash)
     assert choice["best"] in {data["best"] for data in events(done.folder, "certify")}
+
+
+@pytest.mark.parametrize("helps", [True, False])
+async def test_a_rejected_candidate_that_is_chosen_is_reported_as_what_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, helps: bool
+) -> None:
+    """A candidate that helps ships; the input ships if it does not, as always."""
+
+    def revive(arena: Any, start: Skill, verdicts: Any) -> Reselection:
+        """All rules of the world, as if a race had rejected them by bad luck."""
+        candidate = Contender(start.with_text(start.text + rules), None, 0.4, 0.1, 16)
+        return Reselection(candidate, (candidate,), "rejected once: +40.0 ± 10.0 points over the input")
+
+    with small(optimizer_mode="useless") as world:
+        rules = "".join(f"{world.rule(k)}\n" for k in range(4)) if helps else "- Be careful.\n"
+        monkeypatch.setattr(sys.modules["skilltune.train"], "reselect", revive)
+        done = await train(world, tmp_path, {"train.epochs": 1})
+        with Run.read(done.folder) as run:
+            again = await recompute(run)
+            record = Record.of(run)
+            page = report(run)
+            number = len(done.result.versions) - 1
+            chosen = record.versions[-1]
+    assert again.exit_code == 0
+    assert (chosen.number, chosen.revived, chosen.hash) == (number, True, done.result.versions[-1].hash)
+    assert rules in (done.folder / f"versions/{number:04d}/SKILL.md").read_text(encoding="utf-8")
+    assert (done.folder / f"versions/{number:04d}/diff.md").exists()
+    shown = CliRunner().invoke(app, ["show", str(done.folder)]).stdout
+    assert "chosen at the end: rejected once" in " ".join(shown.split())
+    if helps:
+        assert done.result.exit_code == 0
+        assert "Its race had rejected it; it was chosen at the end by all evidence." in done.read("card.md")
+        assert f"**{number}** (shipped)" in done.read("card.md")
+        assert "The skill was not changed" not in page
+        assert record.claim == done.read("card.md").splitlines()[2]
+        assert record.best == chosen
+    else:
+        assert done.result.best == done.result.start
+        assert not done.result.revived
 
 
 @pytest.mark.parametrize("test", [FEWEST - 1, FEWEST])

@@ -19,7 +19,6 @@ from skilltune.gate.eprocess import EProcess
 from skilltune.gate.finish import reselect
 from skilltune.gate.race import Race
 from skilltune.gate.screen import Pool, balanced
-from skilltune.gate.stats import standard_error
 from skilltune.gate.strict import Strict
 from skilltune.optimizer import Proposal
 from skilltune.report.terminal import explained
@@ -27,6 +26,7 @@ from skilltune.rollout import Rollout, Score, Trajectory
 from skilltune.samples import Sample, Splits
 from skilltune.session import estimate_calls, verdict_to_json
 from skilltune.skill import Skill
+from skilltune.stats import standard_error
 
 pytestmark = pytest.mark.anyio
 START = Skill("# Desk\n\nAnswer.\n")

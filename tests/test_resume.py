@@ -160,7 +160,10 @@ async def test_a_fork_reuses_what_was_paid(tmp_path: Path) -> None:
         longer = await train(world, tmp_path, {"train.epochs": 2}, preset="paper", fork=True, run="run-2")
         assert sum(world.calls.values()) < 2 * calls
     assert (fork.folder.name, longer.folder.name) == ("run-2", "run-2-2")
-    assert fork.outcome == first.outcome
+    assert (fork.versions, fork.result.best.text) == (first.versions, first.result.best.text)
+    cards = [run.result.certificate for run in (first, fork, longer)]
+    assert [card.look for card in cards if card] == [1, 2, 3]  # the same test samples, three times
+    assert [card.p for card in cards[:2] if card] == [first.result.certificate.p] * 2
     assert {path: path.read_bytes() for path in before} == before
 
 

@@ -6,6 +6,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate, pairwise, product
 from statistics import fmean, pstdev
 from typing import Any
@@ -15,27 +16,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skilltune.config import CertifyConfig
-from skilltune.gate import crossed, stats
+from skilltune.gate import crossed
 from skilltune.gate.certify import certify
 from skilltune.gate.crossed import Observation, fit
 from skilltune.gate.race import doubling
-from skilltune.gate.stats import (
-    Mixture,
-    bootstrap_interval,
-    mcnemar,
-    mean_interval,
-    normal_cdf,
-    normal_quantile,
-    paired,
-    paired_difference_interval,
-    sign_flip_test,
-    updated,
-    wilson,
-)
 from skilltune.models import Usage
 from skilltune.rollout import Rollout, Score, Trajectory
 from skilltune.samples import Sample
 from skilltune.skill import Skill
+from skilltune.stats import Mixture, mcnemar, normal_cdf, normal_quantile, updated, wilson
 
 Matrix = list[list[float]]
 
@@ -89,9 +78,7 @@ def test_wilson_ends_are_the_proportions_that_a_score_test_just_does_not_reject(
 
 def test_no_samples_say_nothing():
     assert wilson(0, 0) == (0, 1)
-    assert paired_difference_interval(0, 0, 0, 0) == (-1, 1)
     assert mcnemar(0, 0) == 1
-    assert sign_flip_test([]) == sign_flip_test([0.0, 0.0]) == 1
 
 
 def test_mcnemar_is_the_share_of_coin_tosses_with_so_many_heads():
@@ -106,143 +93,6 @@ def test_mcnemar_of_a_thousand_samples_does_not_overflow():
     z = (600 - 0.5 - 550) / math.sqrt(1_100 / 4)
     assert mcnemar(600, 500) == pytest.approx(1 - normal_cdf(z), rel=0.01)
     assert 0 <= mcnemar(1_100, 0) < 1e-300
-
-
-@pytest.mark.parametrize(
-    ("table", "low", "high"),  # (both, only after, only before, neither)
-    [
-        ((36, 12, 2, 0), 0.0569, 0.3404),  # Newcombe 1998 (Statistics in Medicine 17, 2635), method 10
-        ((59, 6, 16, 80), -0.1186, -0.0046),  # Cavo et al. 2012, in Fagerland, Lydersen & Laake 2017, chapter 8
-    ],
-)
-def test_paired_differences_get_the_published_intervals(table, low, high):
-    assert paired_difference_interval(*table) == pytest.approx((low, high), abs=5e-5)
-
-
-@given(st.tuples(*[st.integers(0, 40)] * 4).filter(any), st.sampled_from([0.8, 0.95]))
-def test_the_paired_interval_is_odd_and_holds_the_estimate(table, level):
-    both, fixed, broken, neither = table
-    low, high = paired_difference_interval(both, fixed, broken, neither, level)
-    assert -1 - 1e-12 <= low <= (fixed - broken) / sum(table) <= high <= 1 + 1e-12
-    assert paired_difference_interval(both, broken, fixed, neither, level) == pytest.approx((-high, -low), abs=1e-12)
-
-
-def test_the_paired_interval_covers_the_truth_as_often_as_it_says():
-    """Exact coverage at n = 20: every possible table, weighted by its probability."""
-    n = 20
-    tables = [(a, b, c, n - a - b - c) for a in range(n + 1) for b in range(n + 1 - a) for c in range(n + 1 - a - b)]
-    intervals = {table: paired_difference_interval(*table) for table in tables}
-    ways = {t: math.factorial(n) // math.prod(map(math.factorial, t)) for t in tables}
-    truths = [
-        (0.5, 0.2, 0.1, 0.2),
-        (0.4, 0.1, 0.1, 0.4),
-        (0.6, 0.3, 0.05, 0.05),
-        (0.2, 0.5, 0.1, 0.2),
-        (0.7, 0.1, 0.1, 0.1),
-    ]
-    coverages = [
-        math.fsum(
-            ways[t] * math.prod(p**k for p, k in zip(truth, t, strict=True))
-            for t, (low, high) in intervals.items()
-            if low <= truth[1] - truth[2] <= high
-        )
-        for truth in truths
-    ]
-    assert min(coverages) >= 0.93
-    assert fmean(coverages) == pytest.approx(0.96, abs=0.02)
-
-
-# -- differences that are not 0 and 1
-
-
-def test_the_bootstrap_interval_has_the_ends_of_all_resamples():
-    """Of the differences and of two that stand at the ends."""
-    differences = [0.9, 0.4, 0.15, -0.2, 0.0]
-    means = sorted(fmean(draw) for draw in product([*differences, -0.9, 0.9], repeat=7))
-    units = [[d] for d in differences]
-    low, high = bootstrap_interval(units, (-0.9, 0.9), seed=3)
-
-    def quantile(share: float) -> float:
-        return means[min(int(share * len(means)), len(means) - 1)]
-
-    assert quantile(0.018) <= low <= quantile(0.032)
-    assert quantile(0.968) <= high <= quantile(0.982)
-    narrow = bootstrap_interval(units, (-0.9, 0.9), level=0.5, seed=3)
-    assert low < narrow[0] < narrow[1] < high
-    assert bootstrap_interval(units, (-0.9, 0.9), seed=3) == (low, high)
-
-
-def drawn(draw: random.Random, kind: str, groups: int, size: int) -> list[list[float]]:
-    """Differences of groups: of independent samples with many zeros and a few gains, or of groups that move as one."""
-    if kind == "skewed":
-        return [[draw.uniform(0.2, 1.0) if draw.random() < 0.15 else 0.0] for _ in range(groups)]
-    if kind == "fractional":
-        return [[draw.choice([0.0, 0.05, 0.1, 0.3, 0.9])] for _ in range(groups)]
-    return [[draw.choices([1.0, -1.0, 0.0], [0.3, 0.3, 0.4])[0]] * size for _ in range(groups)]
-
-
-@pytest.mark.parametrize(
-    ("kind", "groups", "size", "truth"),
-    [
-        ("skewed", 10, 1, 0.09),
-        ("skewed", 30, 1, 0.09),
-        ("fractional", 10, 1, 0.27),
-        ("as one", 8, 5, 0.0),
-        ("as one", 12, 5, 0.0),
-        ("as one", 20, 3, 0.0),
-    ],
-)
-def test_intervals_of_few_skewed_or_grouped_samples_cover_as_stated(
-    kind: str, groups: int, size: int, truth: float, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(stats, "RESAMPLES", 1000)
-    draw, covered, claimed = random.Random(f"{kind} {groups}"), 0, 0
-    for _ in range(120):
-        moved = drawn(draw, kind, groups, size)
-        before = [[0.0 if d >= 0 else -d for d in unit] for unit in moved]
-        after = [[a + d for a, d in zip(old, unit, strict=True)] for old, unit in zip(before, moved, strict=True)]
-        said = paired(before, after)
-        covered += said.low <= truth <= said.high
-        claimed += said.p < 0.05
-    assert covered >= 0.95 * 120 - 3 * math.sqrt(0.95 * 0.05 * 120)
-    if kind == "as one":
-        assert claimed <= 0.05 * 120 + 3 * math.sqrt(0.95 * 0.05 * 120)
-
-
-def test_intervals_of_nothing_that_moved_are_not_empty():
-    said = paired([[0.5, 0.25]] * 10, [[0.5, 0.25]] * 10)
-    assert said.low < -0.1 < 0.1 < said.high
-    assert said.p == 1
-    low, high = mean_interval([[1.0] * 5] * 6)
-    assert low < 0.95
-    assert high == 1
-
-
-@pytest.mark.parametrize(
-    "differences",
-    [
-        [0.5, 0.3, 0.2, -0.1, 0.4],
-        [0.1] * 8,
-        [0.5, -0.5],
-        [-0.3, -0.2, 0.1],
-        [1.0, 0.5, 0.5, -0.25, 0.0, 0.75, -0.5, 0.1],
-    ],
-)
-def test_the_sign_flip_test_is_the_share_of_all_flips_that_reach_the_sum(differences):
-    flips = list(product((1, -1), repeat=len(differences)))
-    reached = sum(
-        math.fsum(s * d for s, d in zip(signs, differences, strict=True)) >= math.fsum(differences) - 1e-12
-        for signs in flips
-    )
-    exact = reached / len(flips)
-    for seed in range(3):
-        error = 4 * math.sqrt(exact * (1 - exact) / 10_000) + 2e-4
-        assert sign_flip_test(differences, seed) == pytest.approx(exact, abs=error)
-
-
-def test_a_random_test_never_claims_certainty():
-    assert 0 < sign_flip_test([1.0] * 60) <= 2e-4
-    assert sign_flip_test([-1.0] * 60) == pytest.approx(1, abs=1e-3)
 
 
 # -- the crossed model
@@ -400,24 +250,27 @@ async def certified(
 
 
 @pytest.mark.anyio
-async def test_a_binary_certificate_is_mcnemar_and_newcombe():
+async def test_a_binary_certificate_is_mcnemars():
     card = await certified([0, 0, 0, 0, 0, 0, 1, 1, 1, 0], [1, 1, 1, 1, 1, 1, 1, 1, 0, 0])
     assert (card.before, card.after, card.n, card.fixed, card.broken) == (0.3, 0.8, 10, 6, 1)
     assert card.p == pytest.approx(8 / 128)
     assert not card.certified
-    assert (card.low, card.high) == paired_difference_interval(2, 6, 1, 1)
+    assert card.low <= 0 < card.gain < card.high
     assert (card.tokens, card.usd) == (20, pytest.approx(0))
-    assert (await certified([0] * 5 + [1] * 5, [1] * 10)).certified  # p = 1/32
+    sure = await certified([0] * 5 + [1] * 5, [1] * 10)  # p = 1/32
+    assert sure.certified
+    assert sure.low > 0
 
 
 @pytest.mark.anyio
 async def test_samples_of_one_group_are_one_witness():
-    """Ten samples in two groups: whatever they say, two coins fall alike one time in two, and to one side in four."""
+    """Ten samples in two groups: two witnesses can never exclude luck, whatever they say."""
     alone, pair = await certified([0] * 10, [1] * 10), await certified([0] * 10, [1] * 10, size=5)
     assert (alone.p, alone.groups, alone.certified) == (2**-10, 10, True)
-    assert (pair.p, pair.groups, pair.certified) == (0.25, 2, False)
-    assert "10 unseen samples in 2 groups (95" in str(pair)
-    assert pair.method == "sign-flip test, bootstrap interval of whole groups"
+    assert (pair.groups, pair.certified) == (2, False)
+    assert pair.p >= 0.25
+    assert "10 unseen samples in 2 groups (95 % CI" in str(pair)
+    assert pair.method == "betting test for bounded means of whole groups"
     assert pair.high - pair.low > 2 * (alone.high - alone.low)
 
 
@@ -430,31 +283,75 @@ async def test_pitfall_12_the_k_th_look_at_the_same_samples_has_a_k_th_of_the_er
 
 
 @pytest.mark.anyio
+async def test_the_interval_has_the_level_of_the_look():
+    """A certificate at the second look rests on p < 0.025, so its interval has 97.5 % and agrees with it."""
+    first, second = [await certified([0] * 5 + [1] * 5, [1] * 10, look=look) for look in (1, 2)]
+    assert (first.level, second.level) == (0.95, 0.975)
+    assert first.low > 0 >= second.low
+    assert "(97.5 % CI" in str(second)
+
+
+@pytest.mark.anyio
+async def test_a_low_end_just_above_zero_is_not_printed_as_zero():
+    card = await certified([0] * 41 + [1] * 26 + [1] * 233, [1] * 41 + [0] * 26 + [1] * 233)  # p = 0.0432
+    assert card.certified
+    for low, shown in ((card.low, "+0."), (5e-324, "+0.001…"), (0.0003, "+0.030…"), (-0.0003, "-0.0…")):
+        printed = replace(card, low=low).interval
+        assert printed.startswith(shown)
+        assert not printed.startswith("+0.0…")
+
+
+@pytest.mark.anyio
 async def test_pitfall_4_nothing_is_certified_on_less_than_nine_tenths_of_the_samples():
     for lost, certain in ((0, True), (2, True), (3, False)):
         card = await certified([None] * lost + [0.0] * (20 - lost), [1.0] * 20)
-        assert card.n == 20 - lost
+        assert (card.n, card.failed_before) == (20, lost)
         assert card.p < 0.001
         assert card.certified == certain
 
 
 @pytest.mark.anyio
-async def test_fractional_scores_and_several_draws_get_sign_flips_and_a_bootstrap():
-    old, new = [0.1, 0.5, 0.3, 0.0, 0.2, 0.4], [0.6, 0.7, 0.9, 0.5, 0.8, 0.5]
+async def test_fractional_scores_and_several_attempts_get_the_betting_test():
+    old, new = [0.1, 0.5, 0.3, 0.0, 0.2, 0.4] * 3, [0.6, 0.7, 0.9, 0.5, 0.8, 0.5] * 3
     card = await certified(old, new)
     assert card.gain == pytest.approx(fmean(new) - fmean(old))
-    assert card.p == pytest.approx(1 / 64, abs=0.005)
-    assert card.low < card.gain < card.high
-    twice = await certified([0, 0, 0, 1, 1, 1], [1, 1, 1, 1, 0, 1], attempts=2)  # three samples, two draws each
+    assert card.certified
+    assert 0 < card.low < card.gain < card.high
+    twice = await certified([0, 0, 0, 1, 1, 1], [1, 1, 1, 1, 0, 1], attempts=2)  # three samples, two attempts each
     assert (twice.before, twice.after, twice.attempts) == (0.5, pytest.approx(5 / 6), 2)
-    assert "sign-flip" in twice.method
+    assert "betting" in twice.method
 
 
 @pytest.mark.anyio
-async def test_pitfall_4_only_samples_scored_on_both_sides_are_compared():
-    card = await certified([None, 1, 0, 0], [1, None, 1, 0])
-    assert (card.before, card.after, card.n) == (0, 0.5, 2)
-    assert await certified([None], [1]) is None
+async def test_what_has_a_score_on_one_side_only_counts_against_the_trained_skill():
+    card = await certified([None, 1, 0, 0, None], [1, None, 1, 0, None])
+    assert (card.before, card.after, card.n) == (0.5, 0.5, 4)  # 1 for the first before, 0 for the second after
+    assert (card.failed_before, card.failed_after, card.left_out) == (1, 1, 1)
+    assert card.unscored == (
+        "without a score: 1 only with the trained skill (counted as 0 there), 1 only with the input (counted as 1 "
+        "there), 1 with neither (left out)"
+    )
+    assert await certified([None], [None]) is None
+    assert (await certified([0, 1], [1, 1])).unscored == ""
+
+
+@pytest.mark.anyio
+async def test_failures_of_the_trained_skill_cannot_make_it_better():
+    """Leaving out what only the trained skill cannot finish would turn a loss into a gain."""
+    old, new = [1] * 12 + [0] * 18, [None, None, None] + [1] * 9 + [1] * 6 + [0] * 12
+    card = await certified(old, new)
+    assert (card.fixed, card.broken, card.failed_after) == (6, 3, 3)
+    assert card.gain == pytest.approx(0.1)
+
+
+@pytest.mark.anyio
+async def test_a_lost_attempt_counts_against_the_trained_skill_too():
+    """Three samples, two attempts each; the second attempt at the first sample failed with the trained skill only, that
+    at the second with the input only, that at the third with both."""
+    card = await certified([1, 1, 0, 1, None, None], [1, 1, 1, None, 1, None], attempts=2)
+    assert card.before == pytest.approx(fmean([1, 1, 0]))
+    assert card.after == pytest.approx(fmean([0.5, 1, 1]))
+    assert (card.failed_after, card.failed_before, card.left_out) == (1, 1, 0)
 
 
 @pytest.mark.anyio

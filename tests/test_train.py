@@ -19,10 +19,11 @@ from skilltune.gate.certify import Certificate
 from skilltune.optimizer.model import SLOW_HEADING
 from skilltune.report.card import READ
 from skilltune.roll import Roller
+from skilltune.run import Run
 from skilltune.skill import Skill
 from skilltune.train import Result
-from training import FRONT, START, events, prepare, small, train
-from world import Dice, Prompt, World, lognormal
+from training import FRONT, START, Fated, events, prepare, small, train
+from world import Call, Dice, Prompt, World, lognormal
 
 pytestmark = pytest.mark.anyio
 PRESETS = ("default", "paper")
@@ -425,6 +426,51 @@ async def test_a_stop_file_ends_the_training_and_its_removal_goes_on(tmp_path: P
         resumed = await train(world, tmp_path)
     assert len(resumed.versions) > 1
     assert resumed.result.exit_code == 0
+
+
+@pytest.mark.parametrize("when", [1, 3])
+async def test_a_pause_never_reads_the_test_split(tmp_path: Path, when: int) -> None:
+    """The file appears while the optimizer works, in the middle of the training or in its last step. The certificate of
+    the run that goes on is then its first look."""
+    stop = tmp_path / "run" / "stop"
+    asked = 0
+
+    def fate(call: Call, sample: str | None) -> None:
+        nonlocal asked
+        asked += call.stage == "reflect"
+        if asked == when:
+            stop.touch()
+
+    settings = {"train.epochs": 1, "train.patience": 0, "train.minibatch_size": 8, "optimizer.workers": 1}
+    with Fated(fate, q=1.0) as world:
+        paused = await train(world, tmp_path, settings)
+        assert paused.result.exit_code == 4
+        assert paused.result.certificate is None
+        assert paused.result.uncertified in (
+            "the run was stopped before it",
+            "the best skill is the input, so the test split was not read",
+        )
+        assert not events(paused.folder, "certify")
+        assert not events(paused.folder, "reselection")
+        with Run.read(paused.folder) as run:
+            test = set((run.recall("split") or ({},))[0]["test"])
+            assert test
+            assert not test & {value["sample"] for _, value, _ in run.memos("rollout")}
+        stop.unlink()
+        asked = when + 1
+        resumed = await train(world, tmp_path, settings)
+    assert resumed.result.certificate is not None
+    assert resumed.result.certificate.look == 1
+
+
+async def test_a_budget_that_runs_out_is_still_certified(tmp_path: Path) -> None:
+    with small(q=1.0) as world:
+        whole = await train(world, tmp_path)
+        calls = whole.result.training.calls
+        stopped = await train(world, tmp_path, budget={"calls": calls - 20}, run="less")
+    assert stopped.result.exit_code == 4
+    assert len(stopped.versions) > 1
+    assert stopped.result.certificate is not None
 
 
 async def test_patience_counts_steps_without_an_accept(tmp_path: Path) -> None:

@@ -15,13 +15,13 @@ from typing import Any
 from skilltune.budget import minus
 from skilltune.envs import Env
 from skilltune.errors import InfraStopped, JudgeError, UsageError
-from skilltune.gate.stats import wilson
 from skilltune.models import Usage
 from skilltune.report.card import describe_usage
 from skilltune.roll import gather
 from skilltune.samples import Sample
 from skilltune.scorers.judge import Reader, Verdict, prose
 from skilltune.scorers.reading import nearest, quote
+from skilltune.stats import wilson
 
 KEYS = ("id", "input", "answer", "checks", "passed")
 SHOWN = 20  # disagreements that are listed

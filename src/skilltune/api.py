@@ -16,7 +16,7 @@ from skilltune.envs import Env
 from skilltune.envs.review import refuse_unread
 from skilltune.errors import RunError, UsageError
 from skilltune.gate.certify import by_group
-from skilltune.gate.stats import mean_interval
+from skilltune.looks import note_fork
 from skilltune.models import Usage
 from skilltune.probe import try_models
 from skilltune.report.files import write_results
@@ -25,6 +25,7 @@ from skilltune.samples import SplitName
 from skilltune.session import Session, build_session
 from skilltune.sinks import recording
 from skilltune.skill import Skill
+from skilltune.stats import score_interval
 from skilltune.train import Result
 from skilltune.train import train as fit_and_certify
 
@@ -60,6 +61,7 @@ async def run_training(
         run.listeners.extend(listeners)
         if old is not None:
             run.tell("forked", source=str(folder), folder=str(run.folder), answers=run.adopt(old))
+            note_fork(run, old)
             old.close()
         async with recording(cfg, run):
             session = build_session(cfg, run, root, env=env)
@@ -212,7 +214,7 @@ async def run_evaluation(
     if not scores:
         return Evaluation(None, 0.0, 1.0, 0, len(samples), usage, scores)
     values = list(scores.values())
-    low, high = mean_interval(by_group(samples, scores), session.cfg.seed)
+    low, high = score_interval(by_group(samples, scores))
     return Evaluation(sum(values) / len(values), low, high, len(values), len(samples), usage, scores)
 
 

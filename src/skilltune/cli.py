@@ -331,7 +331,7 @@ def _print_evaluation(
 def _paired(session: Session, before: Any, after: Any) -> dict[str, Any] | None:
     """The difference over the samples scored on both sides, with its 95 % interval."""
     from skilltune.gate.certify import by_group
-    from skilltune.gate.stats import paired
+    from skilltune.stats import difference_interval
 
     pairs = [(before[sample], after[sample]) for sample in before if sample in after]
     if not pairs:
@@ -340,9 +340,9 @@ def _paired(session: Session, before: Any, after: Any) -> dict[str, Any] | None:
     fixed, broken = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
     samples = (*session.splits.train, *session.splits.select, *session.splits.test)
     old, new = (by_group(samples, {id: of[id] for id in before if id in after}) for of in (before, after))
-    said = paired(old, new, session.cfg.seed)
+    low, high = difference_interval(old, new)
     gain = sum(differences) / len(differences)
-    return {"gain": gain, "low": said.low, "high": said.high, "n": len(pairs), "fixed": fixed, "broken": broken}
+    return {"gain": gain, "low": low, "high": high, "n": len(pairs), "fixed": fixed, "broken": broken}
 
 
 @app.command()

@@ -16,7 +16,6 @@ from skilltune.budget import minus
 from skilltune.edits import Edit, apply
 from skilltune.errors import CallError, InfraError, Stopped
 from skilltune.gate.certify import by_group
-from skilltune.gate.stats import mean_interval, paired
 from skilltune.models import Usage
 from skilltune.optimizer import Memory, Step
 from skilltune.optimizer.evidence import copied, render_rollout, trajectory_tag
@@ -27,6 +26,7 @@ from skilltune.rollout import Rollout
 from skilltune.run import rng
 from skilltune.session import Session
 from skilltune.skill import Skill
+from skilltune.stats import difference_interval, score_interval
 
 TRAINED = "trained skill"
 
@@ -93,11 +93,11 @@ async def controls(s: Session, start: Skill, trained: Skill) -> Controls:
             missing[name] = "no test sample was scored on both sides"
             continue
         before, after = (by_group(s.splits.test, {sample: of[sample] for sample in both}) for of in (ours, scores))
-        low, high = mean_interval(after, s.cfg.seed)
-        against = paired(before, after, s.cfg.seed)
+        low, high = score_interval(after)
+        worse, better = difference_interval(before, after)
         score = fmean(scores[sample] for sample in both)
         gain = score - fmean(ours[sample] for sample in both)
-        arms.append(Arm(name, score, low, high, len(both), gain, against.low, against.high, cost))
+        arms.append(Arm(name, score, low, high, len(both), gain, worse, better, cost))
     return Controls(tuple(arms), missing)
 
 

@@ -70,6 +70,10 @@ class BudgetExceeded(Stopped):
     """The next call would pass a limit of the budget; it was not made."""
 
 
+class Paused(Stopped):
+    """The user asked for a pause: nothing is chosen or certified, and the test split is not read."""
+
+
 class InfraStopped(Stopped):
     """Too large a share of a batch could not be scored; what was paid is kept, the same command resumes."""
 

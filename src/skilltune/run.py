@@ -375,6 +375,12 @@ class Run:
         return adopted
 
     @property
+    def began(self) -> float | None:
+        """The time at which the run took its configuration, which no other run has; None without one."""
+        rows = self._rows("SELECT t FROM memo WHERE key = 'config'")
+        return rows[0][0] if rows else None
+
+    @property
     def config(self) -> dict[str, Any] | None:
         """The resolved configuration that the run was started with."""
         known = self.recall("config")

@@ -22,9 +22,10 @@ from skilltune.config import CallConfig, Config, JudgeConfig, ModelConfig, Targe
 from skilltune.envs import Env, load_env
 from skilltune.envs.formats import HF, located
 from skilltune.envs.formats.huggingface import without_split
-from skilltune.errors import JudgeError, RunError, Stopped, UsageError
+from skilltune.errors import JudgeError, Paused, RunError, UsageError
 from skilltune.gate import Arena, Gate, Verdict, build_gate
-from skilltune.gate.stats import standard_error, wilson
+from skilltune.gate.finish import Reselection
+from skilltune.looks import earlier_looks
 from skilltune.models import Model, Request, Usage
 from skilltune.models.build import build_model
 from skilltune.models.endpoint import STRAGGLER, Endpoint
@@ -44,6 +45,7 @@ from skilltune.run import PROBE, Run, digest
 from skilltune.samples import Sample, Splits, split
 from skilltune.scorers.judge import Reader
 from skilltune.skill import Skill
+from skilltune.stats import standard_error, wilson
 from skilltune.targets import Target
 from skilltune.targets.chat import ChatTarget
 from skilltune.targets.plugin import AgentClient, AgentTarget, load_target
@@ -83,11 +85,9 @@ class Session:
             await client.aclose()
 
     def should_stop(self, steps_without_accept: int, score: float | None) -> bool:
-        """Patience or the target score; the reason goes into the events. Raises `Stopped` for a file named `stop` in
-        the run folder: that is the user's wish for a pause."""
+        """Patience or the target score; the reason goes into the events. Raises `Paused` like `pause_if_wanted`."""
+        self.pause_if_wanted()
         cfg = self.cfg.train
-        if (self.run.folder / "stop").exists():
-            raise Stopped(f"{self.run.folder / 'stop'} exists; delete it and run the same command to go on")
         reason = ""
         if cfg.patience and steps_without_accept >= cfg.patience:
             counted = Counter(list(self.outcomes.values())[-steps_without_accept:])
@@ -96,6 +96,11 @@ class Session:
         elif cfg.target_score is not None and score is not None and score >= cfg.target_score:
             reason = f"the score on select reached {cfg.target_score:g}"
         return self._stopping(reason)
+
+    def pause_if_wanted(self) -> None:
+        """Raise `Paused` if the run folder holds a file named `stop`: that is the user's wish for a pause."""
+        if (self.run.folder / "stop").exists():
+            raise Paused(f"{self.run.folder / 'stop'} exists; delete it and run the same command to go on")
 
     def nothing_left(self, failed: Mapping[str, bool]) -> bool:
         """Do so few tasks fail that there is nothing left to learn from, the epoch's slow update included? `failed`: of
@@ -154,13 +159,15 @@ class Session:
         return False
 
     def look_at_test(self, best: Skill) -> int:
-        """The number of this look at the test split: 1, unless a run that was stopped and went on certified another
-        version before. Each later look is held to a stricter bar, as two tries are two chances to be lucky."""
-        if best.text != self.skill.text and self.splits.test:
-            pin_test(self.run, self.roll, self.splits.test)
-            self.run.emit("certify", best=best.hash)
-        seen = [data["best"] for _, _, data in self.run.events("certify")]
-        return seen.index(best.hash) + 1 if best.hash in seen else 1
+        """The number of this look at the test split. It is 1 unless this run certified another version before, or runs
+        that it shares its answers with read some of these samples (`skilltune.looks`). Each later look is held to a
+        stricter bar, because two tries are two chances to be lucky."""
+        if best.text == self.skill.text or not self.splits.test:
+            return 1
+        pin_test(self.run, self.roll, self.splits.test)
+        contents = [self.roll.content(sample) for sample in self.splits.test]
+        self.run.emit("certify", best=best.hash)
+        return 1 + earlier_looks(self.run, best.hash, contents)
 
     def hold_back(self) -> None:
         """Keep the cost of what follows the training: the certificate, its judge included, and, where they are wanted,
@@ -199,6 +206,14 @@ class Session:
         if verdict.accepted:
             self._version(version, verdict.skill, data)
         self.run.emit("verdict", **data)
+
+    def record_choice(self, chosen: Reselection, *, version: int) -> None:
+        """The choice at the end: an event and, if it fell on a candidate that was rejected, that version's files."""
+        data = chosen.to_json()
+        if chosen.best.version is None:
+            data["version"] = version
+            self._version(version, chosen.best.skill, data)
+        self.run.emit("reselection", **data)
 
     def _version(self, number: int, skill: Skill, verdict: Mapping[str, Any]) -> None:
         folder = f"versions/{number:04d}"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from skilltune.controls import Controls, controls
-from skilltune.errors import InfraStopped, Stopped, Unanswered
+from skilltune.errors import InfraStopped, Paused, Stopped, Unanswered
 from skilltune.export import export
 from skilltune.gate import Gate, Verdict
 from skilltune.gate.calibrate import calibrate
@@ -49,6 +49,7 @@ class State:
     since_accept: int = 0  # steps
     failed: dict[str, bool] = field(default_factory=dict)  # by the incumbent, of the tasks of its batches
     steady: bool = False  # the target gave equal answers to equal questions
+    revived: str = ""  # the hash of a candidate that was rejected, and chosen at the end
     stopped: Stopped | None = None
 
     @property
@@ -70,6 +71,7 @@ class Result:
     controls: Controls | None = None
     spent: Usage = field(default_factory=Usage)  # over all lives of the run
     training: Usage = field(default_factory=Usage)  # of that, for training and certificate: without control arms
+    revived: bool = False  # `best` was rejected by its race, and chosen at the end
 
     def __repr__(self) -> str:
         """What may be claimed, on what evidence, at what price, and where it is: a line each."""
@@ -108,18 +110,23 @@ class Result:
 async def train(s: Session) -> Result:
     """Train, then certify. Every await that costs money is journaled: killed anywhere and called again with the same
     session settings, it gives the same versions and pays nothing twice. A budget that runs out ends the training, not
-    the run: the certificate's share was kept back. Raises `InfraStopped` and `CallConfigError` (resumable)."""
+    the run: the certificate's share was kept back. A pause ends both, and the test split is not read. Raises
+    `InfraStopped` and `CallConfigError` (resumable)."""
     state = State([s.skill])
     s.hold_back()
     with stopping(state):
         await fit(s, state)
+        s.pause_if_wanted()
     start, best = state.versions[0], state.skill
-    if (chosen := reselect(s.arena, start, state.verdicts)) is not None:
-        s.run.emit("reselection", **chosen.to_json())
-        best = chosen.best.skill
+    if isinstance(state.stopped, Paused):
+        return _result(s, state, start, best)
+    best = choose(s, state)
     if s.cfg.train.compact and state.stopped is None:
         with stopping(state):
             best = await shorten(s, state, best)
+            s.pause_if_wanted()
+        if isinstance(state.stopped, Paused):
+            return _result(s, state, start, best)
     s.budget.release()
 
     certificate = None
@@ -137,8 +144,14 @@ async def train(s: Session) -> Result:
         s.run.emit("controls", **arms.to_json())
     if certificate is not None and certificate.gain <= 0:
         best = start  # what is not better on unseen samples is not shipped
-    versions, test = tuple(state.versions), len(s.splits.test)
-    return Result(start, best, certificate, versions, test, s.run.folder, state.stopped, arms, s.budget.spent, training)
+    return replace(_result(s, state, start, best), certificate=certificate, controls=arms, training=training)
+
+
+def _result(s: Session, state: State, start: Skill, best: Skill) -> Result:
+    """The result without what follows the training."""
+    versions, test, spent = tuple(state.versions), len(s.splits.test), s.budget.spent
+    revived, folder = state.revived == best.hash, s.run.folder
+    return Result(start, best, None, versions, test, folder, state.stopped, None, spent, spent, revived)
 
 
 async def fit(s: Session, state: State) -> None:
@@ -252,6 +265,17 @@ async def slow(s: Session, state: State, step: Step, epoch_start: Skill, optimiz
         if taken:
             state.memory = replace(state.memory, slow=taken[0].inserted.strip())  # as it stands there, line ends too
         take(s, state, step, verdict, 1)
+
+
+def choose(s: Session, state: State) -> Skill:
+    """The skill that goes to the certificate. If it is a candidate that the race rejected, it becomes a version."""
+    if (chosen := reselect(s.arena, state.versions[0], state.verdicts)) is None:
+        return state.skill
+    if chosen.best.version is None:
+        state.versions.append(chosen.best.skill)
+        state.revived = chosen.best.skill.hash
+    s.record_choice(chosen, version=len(state.versions) - 1)
+    return chosen.best.skill
 
 
 async def shorten(s: Session, state: State, best: Skill) -> Skill:

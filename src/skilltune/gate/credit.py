@@ -19,11 +19,11 @@ from typing import Any
 from skilltune.edits import Op
 from skilltune.gate.crossed import Observation, Posterior, fit
 from skilltune.gate.race import DEVIATION, LEVEL, SHRINK, WIDE
-from skilltune.gate.stats import normal_cdf, normal_quantile
 from skilltune.optimizer.recorded import edit_of
 from skilltune.rollout import Rollout, Score
 from skilltune.run import Run
 from skilltune.skill import Skill
+from skilltune.stats import normal_cdf, normal_quantile
 
 MOVED = 0.5  # a sample is fixed or broken where its mean score moves by so much
 MISSES = 4  # rules that missed what a screen foretold by `DEVIATION`, as if seen before: what is believed at first

@@ -26,11 +26,11 @@ from statistics import fmean
 from skilltune.gate import Verdict
 from skilltune.gate.race import ACCEPTED, FAILED, GIVEN_UP, Race, doubling
 from skilltune.gate.screen import Pool, Screened
-from skilltune.gate.stats import standard_error
 from skilltune.roll import MAX_UNSCORED, gather, mean
 from skilltune.run import rng
 from skilltune.samples import Sample
 from skilltune.skill import Skill
+from skilltune.stats import standard_error
 
 STAKES = tuple((j + 0.5) / 16 for j in range(16))  # shares of the wealth that the gamblers bet, in equal numbers
 PATHS = 200  # continuations that are drawn to see whether going on can still pay

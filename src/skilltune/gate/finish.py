@@ -19,10 +19,10 @@ from skilltune.gate import Arena, Verdict
 from skilltune.gate.credit import COMPACT, Rule
 from skilltune.gate.crossed import Observation, Posterior, fit
 from skilltune.gate.race import LEVEL, UNSCREENED, WIDE, doubling
-from skilltune.gate.stats import Mixture, normal_cdf, updated
 from skilltune.roll import gather, mean
 from skilltune.run import rng
 from skilltune.skill import Skill
+from skilltune.stats import Mixture, normal_cdf, updated
 
 IDLE = 0.2  # share of the changes that were screened and raced that do nothing on `select`
 NOTHING = (0.5, 0.0, 0.002)  # prior weight, mean and sd of a rule that carries nothing

@@ -20,7 +20,6 @@ from skilltune.gate import Arena, Verdict
 from skilltune.gate.crossed import Observation, Posterior, fit
 from skilltune.gate.effects import Draw
 from skilltune.gate.screen import Pool, Screened, assign, balanced
-from skilltune.gate.stats import Mixture, standard_error, updated
 from skilltune.gate.tried import Evidence, Scores
 from skilltune.optimizer import Proposal, join
 from skilltune.optimizer.memory import Rejected
@@ -28,6 +27,7 @@ from skilltune.roll import MAX_UNSCORED, gather, mean
 from skilltune.run import rng
 from skilltune.samples import Sample
 from skilltune.skill import Skill
+from skilltune.stats import Mixture, standard_error, updated
 
 LEVEL = (0.5, 1.0)  # prior mean and sd of the incumbent's level on `select`, in scores
 OTHER_VERSION = (0.0, 0.30)  # of the distance of any other version from the incumbent

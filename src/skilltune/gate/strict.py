@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 from skilltune.edits import Applied, apply
 from skilltune.gate import Arena, Verdict
-from skilltune.gate.stats import standard_error
 from skilltune.optimizer import Proposal
 from skilltune.optimizer.memory import Rejected
 from skilltune.roll import MAX_UNSCORED, mean
 from skilltune.skill import Skill
+from skilltune.stats import standard_error
 
 
 @dataclass(slots=True)

@@ -30,7 +30,7 @@ _MARKUP = re.compile(r"([\\`*_{}\[\]<>#|~&$])")
 def headline(result: Result) -> str:
     """One sentence that says what may be claimed, and no more."""
     changed = result.best.text != result.start.text
-    return claim(changed, result.certificate, result.stopped is not None, result.uncertified)
+    return claim(changed, result.certificate, result.stopped is not None, result.uncertified, revived=result.revived)
 
 
 def card(session: Session, result: Result) -> str:
@@ -43,6 +43,7 @@ def card(session: Session, result: Result) -> str:
             "",
             f"Fixed {c.fixed}, broke {c.broken} of {c.n} test samples; {c.method}; {looks(c)}.",
             "",
+            *([f"Test samples {c.unscored}.", ""] if c.unscored else []),
         ]
     if result.stopped is not None:
         text += [f"Stopped early: {inline(str(result.stopped))}.", ""]
@@ -172,10 +173,13 @@ def inline(text: str) -> str:
 
 
 def looks(certificate: Certificate) -> str:
-    """How often this run has read the test split, and what that does to the bar."""
+    """How often this run and its forks have read the test split, and what that does to the bar."""
     if certificate.look == 1:
         return "read once"
-    return f"look {certificate.look} at these samples, so p must be {certificate.look} times smaller"
+    return (
+        f"look {certificate.look} at these samples, those of forks included, so p must be {certificate.look} times "
+        "smaller"
+    )
 
 
 def per_point(spent: Usage, certificate: Certificate) -> str:

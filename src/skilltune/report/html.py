@@ -92,9 +92,13 @@ def _verdict(record: Record) -> Html:
                 f"{_percent(c.before)} → {_percent(c.after)}",
                 f"on {c.samples}, {looks(c)}",
             ),
-            ("gain", f"{100 * c.gain:+.1f} points", f"95 % interval {100 * c.low:+.1f} to {100 * c.high:+.1f}"),
+            ("gain", f"{100 * c.gain:+.1f} points", f"{c.confidence} interval {c.interval}"),
             ("chance", f"p = {c.p:.2g}", f"of such a gain without an effect; {c.method}"),
-            ("fixed and broken", f"{c.fixed} fixed, {c.broken} broken", f"of {c.n} test samples"),
+            (
+                "fixed and broken",
+                f"{c.fixed} fixed, {c.broken} broken",
+                f"of {c.n} test samples" + (f"; {c.unscored}" if c.unscored else ""),
+            ),
             (
                 "cost of a task",
                 f"{c.tokens:+.0f} tokens",
@@ -103,7 +107,8 @@ def _verdict(record: Record) -> Html:
         ]
     if start is not None and best is not None:
         grown = f"{start.tokens} → {best.tokens} tokens" if start.tokens is not None else "unknown"
-        facts.append(("size of the skill", grown, f"versions accepted: {len(record.versions) - 1}"))
+        accepted = sum(not version.revived for version in record.versions) - 1
+        facts.append(("size of the skill", grown, f"versions accepted: {accepted}"))
     sizes = " / ".join(str(len(record.splits[name])) for name in ("train", "select", "test"))
     facts.append(("samples", sizes, "train / select / test"))
     config = record.config

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
-from skilltune.gate import stats
+from skilltune import stats
 from skilltune.gate.certify import Certificate
+from skilltune.gate.credit import COMPACT
 from skilltune.models import Usage
 from skilltune.rollout import Rollout, Score, rollout_from_json
 from skilltune.run import FAILED, Run
@@ -32,6 +33,7 @@ class Version:
     reason: str
     step: int | None = None
     edits: int = 0
+    revived: bool = False  # its race rejected it, and it was chosen at the end by all evidence
 
     @property
     def tokens(self) -> int | None:
@@ -138,7 +140,8 @@ class Record:
             stopped = self.finish["stopped"]
             why = "the run was stopped before it" if stopped else "no test sample was scored on both sides"
         changed = self.finish["best"] != self.finish["start"]
-        return claim(changed, self.certificate, bool(self.finish["stopped"]), why)
+        revived = self.best is not None and self.best.revived
+        return claim(changed, self.certificate, bool(self.finish["stopped"]), why, revived=revived)
 
     def rollouts(self, skill: str, sample: str) -> list[Rollout]:
         """The transcripts of a sample under a version, in the order of the draws."""
@@ -156,11 +159,7 @@ class Record:
         if not found:
             return None
         middle = fmean(found)
-        if all(score in (0.0, 1.0) for score in found):
-            low, high = stats.wilson(sum(found), len(found))
-        else:
-            half = Z95 * (stats.standard_error(found) or 0.0)
-            low, high = max(0.0, middle - half), min(1.0, middle + half)
+        low, high = stats.score_interval(found)
         return Measured(middle, low, high, len(found))
 
     def change(self, sample: str) -> float | None:
@@ -172,15 +171,33 @@ class Record:
 
 
 def accepted_versions(run: Run) -> tuple[Version, ...]:
-    """The input and every accepted skill, in order."""
-    starts = [_version(run, 0, event, "the input") for _, _, event in run.events("start")[:1]]
-    verdicts = [event for _, _, event in run.events("verdict") if event["accepted"]]
-    return (*starts, *(_version(run, event["version"], event, event["reason"]) for event in verdicts))
+    """The input and every accepted skill, in order, and a rejected one that was chosen at the end of the training."""
+    versions: dict[int, Version] = {}
+    revived: int | None = None
+    for _, type, event in run.events():
+        if type == "start":
+            versions.setdefault(0, _version(run, 0, event, "the input"))
+        elif type == "verdict":
+            if revived is not None and event["numbers"].get("rule") != COMPACT:  # the run went on: the choice is void
+                del versions[revived]
+                revived = None
+            if event["accepted"]:
+                versions[event["version"]] = _version(run, event["version"], event, event["reason"])
+        elif type == "reselection" and (number := event.get("version")) is not None:
+            revived = number
+            unknown = {"skill": event["best"], "score": None, "score_sd": None}
+            versions[number] = replace(
+                _version(run, number, unknown, f"chosen at the end: {event['reason']}"), revived=True
+            )
+    return tuple(version for _, version in sorted(versions.items()))
 
 
-def claim(changed: bool, certificate: Certificate | None, stopped: bool, uncertified: str) -> str:
-    """One sentence that says what may be claimed, and no more. `changed`: what ships is not the input; `uncertified`:
-    why there is no certificate."""
+def claim(
+    changed: bool, certificate: Certificate | None, stopped: bool, uncertified: str, *, revived: bool = False
+) -> str:
+    """What may be claimed, and no more. `changed`: what ships is not the input; `uncertified`: why there is no
+    certificate; `revived`: the race rejected what ships, and it was chosen at the end by all evidence."""
+    taken = "Rejected by its race, then chosen by all evidence" if revived else "Accepted"
     if not changed and certificate is not None:
         return "Not better on the untouched test split; the input is shipped unchanged."
     if not changed and stopped:
@@ -188,10 +205,11 @@ def claim(changed: bool, certificate: Certificate | None, stopped: bool, uncerti
     if not changed:
         return "Nothing better was found; the input is shipped unchanged."
     if certificate is None:
-        return f"Accepted on the select split, but not certified: {uncertified}."
+        return f"{taken} on the select split, but not certified: {uncertified}."
     if certificate.certified:
-        return "Certified better on the untouched test split."
-    return f"Accepted, but not certified: {certificate.reason}."
+        history = " (Its race had rejected it; it was chosen at the end by all evidence.)" if revived else ""
+        return f"Certified better on the untouched test split.{history}"
+    return f"{taken}, but not certified: {certificate.reason}."
 
 
 def _version(run: Run, number: int, event: Mapping[str, Any], reason: str) -> Version:

@@ -319,6 +319,8 @@ class Lines:
             c = result.certificate
             console.print(str(c))
             console.print(f"fixed {c.fixed}, broke {c.broken} of {c.n} test samples; {c.method}; {looks(c)}")
+            if c.unscored:
+                console.print(f"test samples {c.unscored}")
             if c.gain > 0:
                 console.print(f"a point gained took {per_point(result.training, c)} of training and certificate")
         else:
@@ -454,7 +456,7 @@ class History:
     def of(cls, run: Run) -> History:
         rows: list[dict[str, Any]] = []
         versions: dict[int, str] = {}
-        finish = controls = command = None
+        finish = controls = command = revived = None
         stopped = ""
         for _, type, data in run.events():
             if type == "start":
@@ -464,10 +466,17 @@ class History:
                 edits = sum(edit["status"] == "applied" for edit in data["edits"])
                 row = {key: data[key] for key in ("step", "epoch", "version", "accepted", "score", "reason")}
                 row |= {"kind": _kind(data, rows[-1]), "edits": edits, **figures(data)}
+                if revived is not None and data["numbers"].get("rule") != COMPACT:  # it went on: the choice is void
+                    del versions[revived]
+                    rows = [row for row in rows if row.get("version") != revived or "step" in row]
+                    revived = None
                 rows.append(row | {"data": data})
                 if data["accepted"]:
                     versions[data["version"]] = data["skill"]
                 finish, stopped = None, ""
+            elif type == "reselection" and (number := data.get("version")) is not None:
+                revived, versions[number] = number, data["best"]
+                rows.append({"version": number, "score": None, "reason": f"chosen at the end: {data['reason']}"})
             elif type == "controls":
                 controls = data
             elif type == "command":
@@ -560,7 +569,7 @@ def show_run(history: History, console: Console) -> None:
             else "",
             str(row.get("epoch", "")),
             percent(row["score"]),
-            {True: f"version {row['version']}", False: "no"}[row["accepted"]] if "accepted" in row else "version 0",
+            f"version {row['version']}" if row.get("accepted", True) else "no",
             str(row.get("edits", "")),
             explained(row["data"], history.gate) if "data" in row else row["reason"],
         )
@@ -578,8 +587,10 @@ def show_run(history: History, console: Console) -> None:
     finish = history.finish
     if finish is not None:
         console.print(f"{'ended':<15}{finish['exit_code']}: {EXIT_CODES[finish['exit_code']]}")
-        proof = Certificate(**finish["certificate"]) if finish["certificate"] else "none"
-        console.print(f"{'certified' if finish['exit_code'] == 0 else 'test':<15}{proof}")
+        proof = Certificate(**finish["certificate"]) if finish["certificate"] else None
+        console.print(f"{'certified' if finish['exit_code'] == 0 else 'test':<15}{proof or 'none'}")
+        if proof is not None and proof.unscored:
+            console.print(f"{'':<15}test samples {proof.unscored}")
         if finish["exit_code"] == 5 and finish["certificate"]:
             console.print(f"{'not certified':<15}{finish['certificate']['reason']}")
     if history.controls is not None:
