@@ -14,10 +14,10 @@ from skilltune.gate.crossed import Posterior
 from skilltune.gate.effects import DRAWS, UNIT, Draw, Odds, Trial
 from skilltune.gate.race import Race
 from skilltune.gate.screen import Pool
-from skilltune.gate.stats import standard_error
 from skilltune.gate.tried import Evidence
 from skilltune.optimizer import Proposal
 from skilltune.skill import Skill
+from skilltune.stats import standard_error
 
 SLOPE = 0.25 * UNIT  # of a score per unit of effect, for a sample that is solved half of the time
 

@@ -46,11 +46,11 @@ from skilltune.errors import Stopped
 from skilltune.gate import Arena, Gate, crossed, effects, race, screen, tried
 from skilltune.gate.certify import certify
 from skilltune.gate.race import Race
-from skilltune.gate.stats import wilson
 from skilltune.gate.strict import Strict
 from skilltune.run import rng
 from skilltune.samples import Sample
 from skilltune.skill import Skill
+from skilltune.stats import wilson
 
 STEPS, MOST_STEPS = 16, 200  # for which the reference's rollouts suffice; at which a run ends in any case
 LIMIT = 4  # edits applied at one step
