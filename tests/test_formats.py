@@ -159,9 +159,19 @@ def test_pitfall_26_all_broken_lines_are_told_at_once_ten_at_most(tmp_path):
         load_samples(lines(tmp_path, {"input": "fine"}, *broken, {"input": "fine too"}))
     assert [line.split(":")[1] for line in str(refused.value).splitlines()] == ["2", "3", "4"]
     with pytest.raises(UsageError) as refused:
-        load_samples(lines(tmp_path, *[{"input": 5}] * 23))
+        load_samples(lines(tmp_path, *[{"input": number} for number in range(5, 28)]))
     shown = str(refused.value).splitlines()
     assert (len(shown), shown[-1]) == (11, "… and 13 more like these")
+
+
+def test_equal_problems_are_one_line_with_their_number(tmp_path):
+    with pytest.raises(UsageError) as refused:
+        load_samples(lines(tmp_path, *[{"input": "q", "split": "tset"}] * 23, {"input": 5}))
+    first, second = str(refused.value).splitlines()
+    assert ':1: unknown split "tset"' in first
+    assert "(so do 23 samples; also " in first
+    assert "data.jsonl:4, …)" in first
+    assert ":24: input must be text" in second
 
 
 def test_pitfall_26_a_sample_that_cannot_be_scored_is_named_with_its_line(tmp_path):
@@ -195,7 +205,7 @@ def test_pitfall_26_a_field_that_nobody_has_is_refused(tmp_path):
         ("data.json", b"", "holds no samples"),
         ("data.csv", b"input,target\n", "holds no samples"),
         ("data.json", b'{"input": "q"}\n{"input": "r"}', "name the file .jsonl"),
-        ("data.json", b'{"items": []}', "expected a list of samples, or an object with one of"),
+        ("data.json", b'{"things": []}', "expected a list of samples, or an object with one of"),
         ("data.json", b'"text"', "expected a list of samples"),
         ("data.csv", b"input,target\nq,a,b\n", r"data.csv:2: 3 cells for 2 columns"),
         ("data.csv", b'input,target\n"q\nr",a\nq\n', r"data.csv:4: 1 cells for 2 columns"),

@@ -5,6 +5,8 @@ Problems are collected rather than raised, so that one look names them all. Noth
 
 from __future__ import annotations
 
+import json
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -25,6 +27,7 @@ from skilltune.errors import CallConfigError, JudgeError, Stopped, UsageError
 from skilltune.models import Usage
 from skilltune.models.prices import price
 from skilltune.optimizer.model import SHOWN_SUCCESSES
+from skilltune.preview import preview
 from skilltune.probe import Probe, probe_roles
 from skilltune.samples import Sample, Splits, split
 from skilltune.scaffold import DESCRIPTION
@@ -77,6 +80,7 @@ class Check:
     estimate: Estimate | None = None
     probes: list[Probe] = field(default_factory=list)
     agreement: Agreement | None = None
+    preview: list[tuple[str, str]] = field(default_factory=list)  # one sample as the target gets it and as it is scored
 
 
 async def check(
@@ -101,11 +105,13 @@ async def check(
     env = None
     with _collecting(found):
         env = build_env(cfg, root)
+        found.notes += [*env.notes(), *_contradictions(env)]
         await _look_at_samples(cfg, env, found)
     if found.skill is None or env is None or found.splits is None:
         return found
     with _collecting(found), scratch_run(None) as run:
         session = build_session(cfg, run, root, env=env, skill=found.skill)
+        found.preview = preview(session.env, session.skill, session.splits.train[0])
         try:
             found.estimate = estimate(session)
             found.notes += remarks(session, found.estimate)
@@ -166,6 +172,26 @@ async def _look_at_samples(cfg: Config, env: Env, found: Check) -> None:
         tricks = await audit(env, found.splits)
         found.problems += tricks.problems
         found.notes += tricks.notes
+
+
+def _contradictions(env: Env) -> list[str]:
+    """Samples that ask the same and expect different answers: one of them is wrong, or something is not shown."""
+    asked: defaultdict[str, set[str]] = defaultdict(set)
+    ids: defaultdict[str, list[str]] = defaultdict(list)
+    for sample in env.samples:
+        if sample.files or not isinstance(sample.input, str):
+            continue
+        text = env.messages(sample)[0].text
+        asked[text].add(json.dumps([sample.target, sample.checks], sort_keys=True, default=str))
+        ids[text].append(sample.id)
+    unlike = [ids[text] for text, wanted in asked.items() if len(wanted) > 1]
+    if not unlike:
+        return []
+    n = sum(map(len, unlike))
+    return [
+        f"{n} samples ask the same as another one and expect something else (such as {', '.join(unlike[0][:3])}): does "
+        "the prompt show all that the answer depends on?"
+    ]
 
 
 async def _try_stated_answers(env: Env, found: Check) -> None:
