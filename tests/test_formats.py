@@ -541,4 +541,4 @@ async def test_every_example_of_the_documentation_is_sound(tmp_path, title):
 
 
 def test_the_documentation_shows_every_format():
-    assert len([title for title, files in EXAMPLES.items() if files]) == 7
+    assert len([title for title, files in EXAMPLES.items() if files]) == 8

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, ParamSpec
 
 from skilltune.envs.formats import Reading, assemble, load_samples, placed_samples, refuse, root_of
+from skilltune.envs.formats.reading import no_judge, unread_criteria
 from skilltune.envs.prompt import Template, attach, with_choices
 from skilltune.errors import JudgeError, UsageError
 from skilltune.models import Image, Message
@@ -145,13 +146,19 @@ class Env:
     def notes(self) -> list[str]:
         """What was decided without being asked, and columns that are used nowhere, one line each."""
         used = {name.partition(".")[0] for name in self._template.columns} | {*_READ_ANYWAY, *self._ignored}
-        idle = [] if self._own_code else [key for key in self.reading.columns if key not in used]
+        idle = (
+            []
+            if self._own_code
+            else [key for key in self.reading.columns if key not in used and not key.startswith("__")]
+        )
         found = [*self.reading.tell(), *self._template.notes(self.samples)]
         if idle:
-            named = ", ".join(f"{key} ({self.reading.columns[key]:,} samples)" for key in idle[:10])
+            named = ", ".join(f"{key} (in {self.reading.columns[key]:,})" for key in idle[:10])
             more = ", …" if len(idle) > 10 else ""
             how = f'env.prompt = "{{{idle[0]}}}\\n\\n{{input}}" would show one'
-            found.append(f"columns that neither the target nor the scorer sees: {named}{more}; {how}")
+            found.append(
+                f"columns that neither the target nor the scorer sees, with their samples: {named}{more}; {how}"
+            )
         return found
 
     def judged(self, sample: Sample) -> list[str]:
@@ -219,7 +226,7 @@ class Env:
 
     def _check_all(self, places: Sequence[str]) -> None:
         """Raises UsageError for samples that could never be scored, with their places ("" where there is none)."""
-        problems = self._unread_criteria()
+        problems = [] if self._own_code else unread_criteria(self.reading, self._template.columns, len(self.samples))
         unread: list[str] = []  # what lacks a judge, told once
         for place, sample in zip(places, self.samples, strict=True):
             try:
@@ -229,47 +236,8 @@ class Env:
                 prosaic = by_checks and any(check.get("type") == "judge" for check in sample.checks)
                 (unread if prosaic else problems).append(f"{place}: {error}" if place else str(error))
         if unread:
-            problems.insert(0, self._without_judge(unread))
+            problems.insert(0, no_judge(self.reading, unread, len(self.samples)))
         refuse(problems)
-
-    def _without_judge(self, unread: Sequence[str]) -> str:
-        """What to say of samples with checks in prose, where no judge is named."""
-        described, all_of = self.reading.described, len(self.samples)
-        said = (
-            f"the expected_output of {described} of {all_of} samples describes an answer, and comparing it letter by "
-            "letter would score 0: name a judge, a model that reads the answers, env.score.judge=MODEL; or, if it is "
-            'the answer itself, say so, env.score={type = "exact"}'
-        )
-        if described == len(unread):
-            return f"{unread[0].partition(': sample ')[0]}: {said}" if ": sample " in unread[0] else said
-        how = f"{len(unread)} of {all_of} samples have such checks"
-        first = f"{unread[0]}; {how}; in a command it is 'env.score={{judge = \"MODEL\"}}'"
-        return f"{first}. Among them, {said}" if described else first
-
-    def _unread_criteria(self) -> list[str]:
-        """Keys that look like criteria and that nothing would read."""
-        suspects = {key: s for key, s in self.reading.suspects.items() if key not in self._template.columns}
-        if self._own_code or not suspects:
-            return []
-        if "should_trigger" in suspects:
-            return [
-                f"{suspects['should_trigger'].places[0]}: should_trigger asks when a skill is chosen, which no answer "
-                "shows: skilltune trains what a skill says, not its description; leave these evals out"
-            ]
-        by_role: dict[str, list[str]] = {}
-        patterns = any(suspect.role.endswith("regex") for suspect in suspects.values())
-        for key, suspect in suspects.items():
-            role = suspect.role.replace("contains", "regex") if patterns else suspect.role
-            by_role.setdefault(role, []).append(key)
-        how = ", ".join(f'{role} = "{", ".join(keys)}"' for role, keys in by_role.items())
-        where = next(iter(suspects.values())).places[0]
-        most = max(len(suspect.places) for suspect in suspects.values())
-        return [
-            f"{where}: {' and '.join(suspects)} in {most} of {len(self.samples)} samples: that looks like checks, and "
-            f"nothing reads it. Say what its texts are, e.g. env.fields = {{{how}}}: contains (words), regex (patterns) "
-            "or judge (prose), with not_ before it for what must not be. If it does nothing: env.fields = "
-            f'{{ignore = "{", ".join(suspects)}"}}'
-        ]
 
     def _check(self, sample: Sample) -> None:
         if not sample.text.strip() and not sample.files and isinstance(sample.input, str):

@@ -11,9 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
-
-from skilltune.envs.formats.yaml12 import loaded
+from skilltune.envs.formats.yaml12 import parse
 from skilltune.errors import UsageError
 from skilltune.scorers.reading import as_text, nearest, quote
 
@@ -184,10 +182,7 @@ def _several(kind: str, value: Any, where: str) -> list[str]:
 def _schema(value: Any, where: str) -> dict[str, Any]:
     """A JSON schema, written as a mapping or as text that holds one; none allows any JSON."""
     if isinstance(value, str) and value.strip():
-        try:
-            value = loaded(value)
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise UsageError(f"{where}: the JSON schema is not valid YAML: {error}") from None
+        value = parse(value, f"{where}: the JSON schema")
     if value in (None, ""):
         return {}
     if not isinstance(value, Mapping):

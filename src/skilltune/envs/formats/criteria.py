@@ -158,7 +158,9 @@ def looks_like_one(key: str, value: Any) -> bool:
 
 
 def role_of(key: str, value: Any) -> str:
-    """What the texts of a key probably are: a guess for a message, never for a score."""
+    """What the texts of a key probably are: a guess for a message, never for a score. "" for what is no text."""
+    if not isinstance(value, str) and not (isinstance(value, list) and all(isinstance(text, str) for text in value)):
+        return ""
     name, text = snake(key), json.dumps(value, default=str)
     averse = re.search(r"not_|forbid|prohibit|disallow|banned|unexpect", name) is not None
     pattern = re.search(r"regex|pattern|match", name) or re.search(r"\\\\[a-zA-Z(.\[]|\.\*|\(\?", text)
@@ -266,7 +268,11 @@ def _items(where: str, key: str, value: Any) -> list[Any]:
             raise UsageError(f"{where}: {key} is a scale of scores, no list of criteria: {_shown(value)}")
         if all(isinstance(text, str) and text.strip() for text in value.values()):
             return [f"{str(name).replace('_', ' ')}: {text}" for name, text in value.items()]
-        raise UsageError(f"{where}: {key} must be a list of texts or objects, not an object: {_shown(value)}")
+        part = next((str(name) for name, texts in value.items() if isinstance(texts, list)), next(iter(value)))
+        raise UsageError(
+            f"{where}: {key} must be a list of texts or objects, not an object: {_shown(value)}; say what its parts "
+            f'are, e.g. env.fields = {{judge = "{key}.{part}"}}, with target in place of judge for the expected answer'
+        )
     if isinstance(value, str | Mapping):
         return [value]
     raise UsageError(f"{where}: {key} must be a list, not {quote(str(value))}")

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from skilltune.envs.formats import criteria, gbrain
-from skilltune.envs.formats.rows import Reading, Row
+from skilltune.envs.formats.reading import Reading
+from skilltune.envs.formats.rows import Row
 from skilltune.envs.formats.text import read_text
 from skilltune.errors import UsageError
 from skilltune.scorers.reading import quote

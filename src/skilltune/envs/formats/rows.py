@@ -13,15 +13,14 @@ import hashlib
 import json
 import math
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
 from pydantic import ValidationError
 
 from skilltune.envs.formats import assertions, chat, criteria
+from skilltune.envs.formats.reading import Reading, Suspect
 from skilltune.errors import UsageError
 from skilltune.samples import Sample
 from skilltune.scorers.reading import nearest, quote
@@ -59,30 +58,6 @@ MOST_SHOWN = 10  # problems of one source
 DEEPEST = 100  # levels of nesting in a row
 _LEAVES = {"input": ("text", "content", "messages", "task"), "target": ("text", "content", "response", "reference")}
 _SURROGATE = re.compile("[\ud800-\udfff]")
-
-
-@dataclass(slots=True)
-class Suspect:
-    """A key that looks like criteria and is read as nothing: where it stands, and as what it might be read."""
-
-    role: str
-    places: list[str] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class Reading:
-    """What reading a source decided by itself. Counts are samples."""
-
-    notes: Counter[str] = field(default_factory=Counter)
-    columns: Counter[str] = field(default_factory=Counter)  # keys of rows that became metadata
-    suspects: dict[str, Suspect] = field(default_factory=dict)
-    mapped: set[str] = field(default_factory=set)  # keys that `fields` names and a row had
-    evals: bool = False  # the rows are a skill's evals, whose `expected_output` describes an answer
-    described: int = 0  # samples whose check is that description
-
-    def tell(self) -> list[str]:
-        """The notes, each with the number of samples that it holds for."""
-        return [f"{note} ({count:,} sample{'s' * (count > 1)})" for note, count in self.notes.items()]
 
 
 def assemble(
@@ -216,8 +191,8 @@ def plain(where: str, value: Any, depth: int = 0) -> Any:
     if isinstance(value, str):
         if found := _SURROGATE.search(value):
             raise UsageError(
-                f"{where}: {quote(value).encode('ascii', 'backslashreplace').decode()} holds half a surrogate pair "
-                f"(\\u{ord(found[0]):x}), which is no character: write the whole character"
+                f"{where}: a text holds half a surrogate pair (\\u{ord(found[0]):x}), which is no character: write the "
+                "whole character"
             )
         return value
     if isinstance(value, float) and not math.isfinite(value):
