@@ -52,7 +52,7 @@ def test_half_a_surrogate_pair_is_refused_at_its_line(tmp_path, key):
     (tmp_path / "a.jsonl").write_text(json.dumps({"input": "q", "target": "t", key: "x \ud83d"}) + "\n")
     with pytest.raises(UsageError, match=r"a\.jsonl:1: .* holds half a surrogate pair \(\\ud83d\)"):
         convert(tmp_path / "a.jsonl")
-    with pytest.raises(UsageError, match="sample 1.* half a surrogate pair"):
+    with pytest.raises(UsageError, match=r"sample 1.* half a surrogate pair"):
         Env([Sample(id="a", input="\ud83d", target="x")])
 
 

@@ -31,9 +31,10 @@ def load_samples(source: str | Path, fields: Mapping[str, str] | None = None) ->
     Accepts .jsonl and .json (plain, OpenAI evals, gbrain, skill-creator's evals.json), .csv and .tsv with a header,
     .yaml (promptfoo), .parquet and .arrow, "hf:PATH_OR_NAME[/CONFIG][@SPLIT]", a folder with evals/evals.json or
     promptfooconfig.yaml, and a folder with train, val and test in it (each with items.json or items.jsonl). Unknown
-    keys go to `metadata`; `fields` may also lead into objects ("inputs.question"), say what the texts of a key are
-    ({"contains": "must_have"}) or that a key does nothing ({"ignore": "tags"}). Checks that only a reader can decide are kept in `checks` with the type "judge", where a
-    scorer without a judge refuses them. Raises UsageError naming file and line of all that is wrong, ten at most.
+    keys go to `metadata`. `fields` may also lead into objects ("inputs.question"), say what the texts of a key are
+    ({"contains": "must_have"}) or that a key does nothing ({"ignore": "tags"}). Checks that only a reader can decide
+    are kept in `checks` with the type "judge", where a scorer without a judge refuses them. Raises UsageError naming
+    file and line of all that is wrong, ten at most.
     """
     return [sample for _, sample in placed_samples(source, fields)]
 
