@@ -191,3 +191,17 @@ def test_convert_warns_of_what_it_cannot_read(tmp_path):
     assert '"must_have": ["c"]' in convert(path, warn=said.append)
     assert "must_have" in said[0]
     assert "--field contains=must_have" in said[0]
+
+
+def test_a_list_of_descriptions_is_a_description_too(tmp_path):
+    made = Env(evals(tmp_path, {"prompt": "a", "expected_output": ["A warm line.", "It names Ada."]}), JUDGE)
+    assert made.lines(made.samples[0]) == ["The answer is what this describes: A warm line.; It names Ada."]
+
+
+def test_a_score_that_passes_over_the_checks_of_samples_is_noted(tmp_path):
+    path = evals(tmp_path, {"prompt": "a", "target": "b", "assertions": ["Is kind"]}, {"prompt": "c", "target": "d"})
+    (note,) = Env(path, "f1").notes()
+    assert note.startswith("1 of 2 samples have checks of their own, which the score f1 does not look at")
+    assert Env(evals(tmp_path, {"prompt": "a", "assertions": ["Is kind"]}), JUDGE).notes() == []
+    described = evals(tmp_path, {"prompt": "a", "expected_output": "A warm line."})
+    assert Env(described, "f1").notes() == []

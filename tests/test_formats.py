@@ -169,7 +169,7 @@ def test_equal_problems_are_one_line_with_their_number(tmp_path):
         load_samples(lines(tmp_path, *[{"input": "q", "split": "tset"}] * 23, {"input": 5}))
     first, second = str(refused.value).splitlines()
     assert ':1: unknown split "tset"' in first
-    assert "(so do 23 samples; also " in first
+    assert "(23 of them; also " in first
     assert "data.jsonl:4, …)" in first
     assert ":24: input must be text" in second
 
@@ -565,7 +565,8 @@ def bomb(link):
         (bomb("{{k: [{}]}}"), "its aliases stand for"),
         ("prompts: &a [*a]", "an alias that holds itself"),
         ("a: &a " + "x" * 200_000 + "\nb: [" + "*a, " * 2000 + "]", "its aliases stand for"),
-        ("prompts: " + "[" * 5000 + "]" * 5000, "nested too deeply"),
+        ("prompts: " + "[" * 1500 + "]" * 1500, "nested too deeply"),
+        ("prompts: " + "[" * 150 + "]" * 150, "nested more than 100 levels deep"),
         (
             "prompts: ['{{a}}']\ntests: [{vars: {" + ", ".join(f"{k}: [{'1, ' * 99} 1]" for k in "abcde") + "}}]",
             "come to 10,000,000,000 samples",

@@ -89,6 +89,8 @@ def test_options_of_a_choice_are_shown(row):
     slot = next(iter(row))
     assert asked(row, "choice", prompt=f"{{{slot}}}\n{{input}}") == "A) red\nB) blue\nHow many?"
     assert asked(row) == "How many?"
+    (note,) = Env([{"input": "How many?", "target": "A", **row}]).notes()
+    assert f"scorer sees, with their samples: {slot} (in 1)" in note
 
 
 def with_files(tmp_path, *names):

@@ -38,9 +38,10 @@ def convert(
     for note in reading.tell():
         warn(note)
     for key, found in reading.suspects.items():
+        have, role = f"{len(found.places):,} of {len(placed):,} samples", found.role or "judge"
         warn(
-            f'{found.places[0]}: "{key}" looks like a check. It stays in the metadata of {len(found.places)} samples, '
-            f"where no scorer of skilltune reads it; say what it is, e.g. --field {found.role}={key}"
+            f'{found.places[0]}: "{key}" of {have} looks like a check. It stays in the metadata, where no scorer of '
+            f"skilltune reads it; say what it is, e.g. --field {role}={key}"
         )
     samples = [sample for _, sample in placed]
     if bare := [place for place, sample in placed if sample.target is None and not sample.checks]:

@@ -20,7 +20,7 @@ from typing import Any, ParamSpec
 
 from skilltune.envs.formats import Reading, assemble, load_samples, placed_samples, refuse, root_of
 from skilltune.envs.formats.reading import no_judge, unread_criteria
-from skilltune.envs.prompt import Template, attach, with_choices
+from skilltune.envs.prompt import CHOICES, Template, attach, with_choices
 from skilltune.errors import JudgeError, UsageError
 from skilltune.models import Image, Message
 from skilltune.rollout import Rollout, Score, Trajectory
@@ -35,7 +35,7 @@ P = ParamSpec("P")
 _INPUT = "{input}"
 _LITERAL = ("exact", "contains", "f1", "em", "anls")  # scorers that compare the target's text
 _ASSERTION = re.compile(r"(?:not-)?(?:i?contains(?:-all|-any)?|equals|regex|llm-rubric|is-json|contains-json|similar):")
-_READ_ANYWAY = ("choices", "options", "example", "template", "reviewed")  # metadata that skilltune itself looks at
+_READ_ANYWAY = ("example", "template", "reviewed")  # metadata that skilltune itself looks at
 
 
 class Env:
@@ -119,22 +119,24 @@ class Env:
         input unless they stand there, its files under all. Images and files are read from `root`."""
         turns = (ChatTurn(content=sample.input),) if isinstance(sample.input, str) else sample.input
         last = max(i for i, turn in enumerate(turns) if turn.role == "user")
-        attached = attach((name, self._inside(sample, path)) for name, path in sample.files.items())
+        attached = attach(self.files(sample).items())
         made = []
         for i, turn in enumerate(turns):
             text, images = turn.content, tuple(Image.load(self._inside(sample, path)) for path in turn.images)
             if i == last:
-                asked = with_choices(sample, text, self._template) if self._chooses(sample) else text
+                asked = with_choices(sample, text, self._template) if self.chooses(sample) else text
                 parts = (self._template.fill(sample, asked), attached.text)
                 text, images = "\n\n".join(filter(None, parts)), (*images, *attached.images)
             made.append(Message(turn.role, text, images))
         return tuple(made)
 
+    def files(self, sample: Sample) -> dict[str, Path]:
+        """The files of a sample on disk, by their names in the workspace."""
+        return {name: self._inside(sample, path) for name, path in sample.files.items()}
+
     def require_shown(self) -> None:
         """Raises UsageError for samples with files that no chat target can be shown."""
-        unseen = {
-            s.id: attach((n, self._inside(s, p)) for n, p in s.files.items()).unseen for s in self.samples if s.files
-        }
+        unseen = {s.id: attach(self.files(s).items()).unseen for s in self.samples if s.files}
         if lacking := {name: why for name, why in unseen.items() if why}:
             first = next(iter(lacking))
             raise UsageError(
@@ -146,11 +148,9 @@ class Env:
     def notes(self) -> list[str]:
         """What was decided without being asked, and columns that are used nowhere, one line each."""
         used = {name.partition(".")[0] for name in self._template.columns} | {*_READ_ANYWAY, *self._ignored}
-        idle = (
-            []
-            if self._own_code
-            else [key for key in self.reading.columns if key not in used and not key.startswith("__")]
-        )
+        used |= {*CHOICES} if any(map(self.chooses, self.samples)) else set()
+        columns = {} if self._own_code else self.reading.columns
+        idle = [key for key in columns if key not in used and not key.startswith("__")]
         found = [*self.reading.tell(), *self._template.notes(self.samples)]
         if idle:
             named = ", ".join(f"{key} (in {self.reading.columns[key]:,})" for key in idle[:10])
@@ -158,6 +158,12 @@ class Env:
             how = f'env.prompt = "{{{idle[0]}}}\\n\\n{{input}}" would show one'
             found.append(
                 f"columns that neither the target nor the scorer sees, with their samples: {named}{more}; {how}"
+            )
+        unasked = sum(map(bool, (sample.checks for sample in self.samples))) - self.reading.described
+        if unasked > 0 and self.scorer != "checks" and self._own_checks is self._scorer and not self._own_code:
+            found.append(
+                f"{unasked} of {len(self.samples)} samples have checks of their own, which the score {self.scorer} "
+                "does not look at: leave env.score out, or name a judge, and they decide"
             )
         return found
 
@@ -217,8 +223,8 @@ class Env:
         """True for a user's function or a plug-in as the scorer: it may read any metadata."""
         return self._scorer.custom
 
-    def _chooses(self, sample: Sample) -> bool:
-        """Is the sample a choice among options?"""
+    def chooses(self, sample: Sample) -> bool:
+        """Is the sample a choice among options, which its message then lists?"""
         return self._for(sample).name == "choice" or any(check.get("type") == "choice" for check in sample.checks)
 
     def _for(self, sample: Sample) -> Scorer:

@@ -120,7 +120,7 @@ def _folded(same: Sequence[str]) -> list[str]:
         return list(same)
     others = [place[0].rstrip(": ") for problem in same[1:4] if (place := _PLACE.match(problem))]
     also = f"; also {', '.join(others)}{', …' if len(same) > 4 else ''}" if others else ""
-    return [f"{same[0]} (so do {len(same):,} samples{also})"]
+    return [f"{same[0]} ({len(same):,} of them{also})"]
 
 
 def parse(where: str, row: Mapping[str, Any] | UsageError, fields: Mapping[str, str], reading: Reading) -> Sample:
@@ -154,7 +154,8 @@ def parse(where: str, row: Mapping[str, Any] | UsageError, fields: Mapping[str, 
         key for key, value in rest.items() if key not in (*read, *ignored) and criteria.looks_like_one(key, value)
     ]
     if reading.evals and alias == "expected_output" and not (checks or suspects) and _describes(values["target"]):
-        checks.append({"type": "judge", "text": f"{criteria.DESCRIBED}{values['target'].strip()}"})
+        texts = [values["target"]] if isinstance(values["target"], str) else values["target"]
+        checks.append({"type": "judge", "text": criteria.DESCRIBED + "; ".join(text.strip() for text in texts)})
         reading.described += 1
     if rest.get("assert") is not None:
         raise UsageError(f"{where}: `assert` is promptfoo's: name the YAML file that holds prompts and tests")
@@ -375,7 +376,12 @@ def _named(ours: str, theirs: str) -> str:
 
 def _describes(expected: Any) -> bool:
     """Does an eval's `expected_output` describe an answer, as skill-creator means it? One word is an answer itself."""
-    return isinstance(expected, str) and len(expected.split()) > 1
+    texts = [expected] if isinstance(expected, str) else expected
+    return (
+        isinstance(texts, list)
+        and all(isinstance(text, str) and len(text.split()) > 1 for text in texts)
+        and bool(texts)
+    )
 
 
 def _id(where: str, values: Mapping[str, Any]) -> str:

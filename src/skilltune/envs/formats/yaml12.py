@@ -15,6 +15,7 @@ import yaml
 from skilltune.envs.formats.text import read_text
 from skilltune.errors import UsageError
 
+DEEPEST = 100  # levels of nesting
 MOST_VALUES = 2_000_000  # of one document, each alias counted as what it stands for
 
 
@@ -53,7 +54,7 @@ def loaded(text: str) -> Any:
         node = loader.get_single_node()
         if node is None:
             return None
-        if (count := _expanded(node, {})) > MOST_VALUES:
+        if (count := _expanded(node, {}, 0)) > MOST_VALUES:
             problem = f"its aliases stand for {count:.3g} values, more than {MOST_VALUES:,}"
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
         return loader.construct_document(node)
@@ -81,20 +82,22 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _expanded(node: yaml.Node, known: dict[int, int]) -> int:
+def _expanded(node: yaml.Node, known: dict[int, int], depth: int) -> int:
     """How many values a node stands for. `known` has the nodes that are counted, with 0 for those still open."""
     if id(node) in known:
         if known[id(node)] == 0:
             raise yaml.constructor.ConstructorError(None, None, "an alias that holds itself", node.start_mark)
         return known[id(node)]
+    if depth > DEEPEST:
+        raise yaml.constructor.ConstructorError(None, None, f"nested more than {DEEPEST} levels deep", node.start_mark)
     known[id(node)] = 0
     count = 1
     if isinstance(node, yaml.ScalarNode):
         count += len(node.value) // 100  # a long text that is repeated is a bomb too
     elif isinstance(node, yaml.MappingNode):
-        count += sum(_expanded(key, known) + _expanded(value, known) for key, value in node.value)
+        count += sum(_expanded(key, known, depth + 1) + _expanded(value, known, depth + 1) for key, value in node.value)
     elif isinstance(node, yaml.SequenceNode):
-        count += sum(_expanded(item, known) for item in node.value)
+        count += sum(_expanded(item, known, depth + 1) for item in node.value)
     known[id(node)] = count
     return count
 
