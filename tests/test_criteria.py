@@ -3,6 +3,8 @@
 import json
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from skilltune.convert import convert
 from skilltune.envs import Env
@@ -205,3 +207,46 @@ def test_a_score_that_passes_over_the_checks_of_samples_is_noted(tmp_path):
     assert Env(evals(tmp_path, {"prompt": "a", "assertions": ["Is kind"]}), JUDGE).notes() == []
     described = evals(tmp_path, {"prompt": "a", "expected_output": "A warm line."})
     assert Env(described, "f1").notes() == []
+
+
+WORDS = st.sampled_from(["a", "", "Is kind", "contains: x", "regex:(", "llm-rubric:", "file://x", "A", "1", "{input}"])
+LEAVES = st.none() | st.booleans() | st.integers(-3, 3) | st.floats() | WORDS
+KEYS = st.sampled_from(
+    ["type", "text", "value", "check", "name", "weight", "points", "role", "content", "pattern", "target", "answer"]
+)
+VALUES = st.recursive(
+    LEAVES, lambda inner: st.lists(inner, max_size=2) | st.dictionaries(KEYS, inner, max_size=3), max_leaves=6
+)
+ROW_KEYS = st.sampled_from(
+    [
+        *("input", "question", "prompt", "instruction", "target", "answer", "expected_output", "id", "split", "group"),
+        *("files", "checks", "metadata", "choices", "options", "assert", "judge", "assertions", "rubric", "fail"),
+        *("must_have", "expected_tools", "should_trigger", "__expected", "__expected2", "__prefix", "inputs"),
+    ]
+)
+KINDS = st.sampled_from(["judge", "contains", "regex", "semantic", "not-contains", "not_equals", "is-json", "checks"])
+ITEMS = st.fixed_dictionaries({"type": KINDS}, optional={"text": VALUES, "value": VALUES, "weight": VALUES})
+CHATS = st.lists(st.fixed_dictionaries({"role": WORDS, "content": VALUES}), max_size=2)
+
+
+@settings(deadline=None)
+@given(
+    rows=st.lists(st.dictionaries(ROW_KEYS, VALUES | st.lists(ITEMS, max_size=2) | CHATS, max_size=5), max_size=2),
+    score=st.sampled_from(["exact", "choice", "number", "json", "checks", JUDGE]),
+    fields=st.dictionaries(
+        st.sampled_from(["input", "target", "contains", "not_regex", "judge", "ignore"]),
+        st.sampled_from(["must_have", "inputs.text", "input", "__expected", "assertions, fail"]),
+        max_size=2,
+    ),
+)
+@example([{"input": [{"role": [], "content": "a"}]}], "exact", {})
+@example([{"input": [{"role": "user", "name": {}, "content": "a"}]}], "exact", {})
+def test_whatever_stands_in_a_row_is_read_or_refused(rows, score, fields):
+    try:
+        made = Env(rows, score, fields=fields)
+    except UsageError:
+        return
+    for sample in made.samples:
+        assert made.judged(sample)
+        assert made.messages(sample)
+    made.notes()

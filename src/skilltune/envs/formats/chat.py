@@ -41,9 +41,9 @@ def turn(where: str, number: int, raw: Any) -> Any:
             f"{place} {what}: a chat target is sent text and images only; leave the tool turns out, or write what "
             "they found into the user's message"
         )
-    if made.get("name") in _EXAMPLES:
+    if made.get("name") in list(_EXAMPLES):
         made["role"] = _EXAMPLES[made.pop("name")]
-    elif role in _ROLES:
+    elif role in list(_ROLES):
         made["role"] = _ROLES[role]
     if made.get("content", "") is None:
         raise UsageError(f"{place} has no text: its content is null")
