@@ -194,12 +194,14 @@ async def test_files_that_a_chat_target_never_sees_are_a_problem(tmp_path: Path,
     assert problem.startswith("12 of 12 samples have files that a chat target never sees (first: sample")
 
 
-async def test_samples_that_contradict_each_other_are_noted(tmp_path: Path, world: World) -> None:
+async def test_samples_that_contradict_each_other_are_told(tmp_path: Path, world: World) -> None:
     data = [{"id": f"s{i}", "input": f"task {i // 2}", "target": f"answer {i}", "facts": f"f{i}"} for i in range(12)]
-    notes = (await check(config(tmp_path, world, rows=data), tmp_path)).notes
-    assert any(note.startswith("12 samples ask the same as another one and expect something else") for note in notes)
-    shown = await check(config(tmp_path, world, 'env.prompt="{facts} {input}"', rows=data), tmp_path)
-    assert not any("ask the same" in note for note in shown.notes)
+    (problem,) = (await check(config(tmp_path, world, rows=data), tmp_path)).problems
+    assert problem.startswith("12 of 12 samples ask the same as another one and expect something else (such as s0, s1)")
+    assert (await check(config(tmp_path, world, 'env.prompt="{facts} {input}"', rows=data), tmp_path)).problems == []
+    noisy = await check(config(tmp_path, world, rows=[*rows(18), {**rows(1)[0], "id": "x", "target": "y"}]), tmp_path)
+    assert noisy.problems == []
+    assert any(note.startswith("2 of 19 samples ask the same") for note in noisy.notes)
 
 
 def test_the_command_prints_the_sample_below_the_notes(tmp_path: Path, world: World) -> None:

@@ -427,6 +427,7 @@ def test_promptfoo_assertions_that_are_not_supported_are_named_with_their_line(t
         ("prompts: []", "no prompts"),
         ("prompts: ['x", "not valid YAML"),
         ("prompts: ['{{q}}']\nprompts: []", r":1: not valid YAML: the key 'prompts' comes twice"),
+        ("prompts: ['{{q}}']\ndefaultTest: {metadata: 5}", "metadata must be a mapping"),
         ("prompts: ['{{q}}']\ndefaultTest: {threshold: 1}", ':2: "threshold" of defaultTest is not supported'),
     ],
 )
@@ -511,6 +512,14 @@ def test_promptfoo_tests_in_files(tmp_path, written):
         {"type": "not", "check": {"type": "regex", "pattern": "x+"}},
     )
     assert sample.metadata == {"vars": {"q": "Say it", "name": ""}, "description": "first", "level": "3"}
+
+
+def test_promptfoo_tests_that_name_themselves_are_refused(tmp_path):
+    (tmp_path / "t.yaml").write_text("[file://u.yaml]")
+    (tmp_path / "u.yaml").write_text("[file://t.yaml]")
+    (tmp_path / "promptfooconfig.yaml").write_text("prompts: ['{{q}}']\ntests: t.yaml\n")
+    with pytest.raises(UsageError, match=r"u\.yaml:1: the tests of t\.yaml name t\.yaml itself"):
+        load_samples(tmp_path)
 
 
 @pytest.mark.parametrize(

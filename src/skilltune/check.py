@@ -38,6 +38,7 @@ from skilltune.skill import Skill
 
 MEASURED = 50  # samples whose prompts are built for the estimate; images are read for it
 TYPICAL = 0.4  # of the way from the least to the most calls
+CONTRADICTING = 0.2  # share of samples that ask the same and expect something else, from which on it is a problem
 PROMPT_TOKENS = (100, 1500)  # least and most of an optimizer's instructions, notes and rejected edits
 VERDICT_TOKENS = 20  # of a verdict with a short quote
 
@@ -105,7 +106,8 @@ async def check(
     env = None
     with _collecting(found):
         env = build_env(cfg, root)
-        found.notes += [*env.notes(), *_contradictions(env)]
+        found.notes += env.notes()
+        _look_for_contradictions(env, found)
         await _look_at_samples(cfg, env, found)
     if found.skill is None or env is None or found.splits is None:
         return found
@@ -174,8 +176,9 @@ async def _look_at_samples(cfg: Config, env: Env, found: Check) -> None:
         found.notes += tricks.notes
 
 
-def _contradictions(env: Env) -> list[str]:
-    """Samples that ask the same and expect different answers: one of them is wrong, or something is not shown."""
+def _look_for_contradictions(env: Env, found: Check) -> None:
+    """Samples that ask the same and expect different answers. A few are noise in the data. If they are many, something
+    that the answer depends on is not shown: a problem."""
     asked: defaultdict[str, set[str]] = defaultdict(set)
     ids: defaultdict[str, list[str]] = defaultdict(list)
     for sample in env.samples:
@@ -185,13 +188,11 @@ def _contradictions(env: Env) -> list[str]:
         asked[text].add(json.dumps([sample.target, sample.checks], sort_keys=True, default=str))
         ids[text].append(sample.id)
     unlike = [ids[text] for text, wanted in asked.items() if len(wanted) > 1]
-    if not unlike:
-        return []
-    n = sum(map(len, unlike))
-    return [
-        f"{n} samples ask the same as another one and expect something else (such as {', '.join(unlike[0][:3])}): does "
-        "the prompt show all that the answer depends on?"
-    ]
+    if n := sum(map(len, unlike)):
+        (found.problems if n >= CONTRADICTING * len(env.samples) else found.notes).append(
+            f"{n} of {len(env.samples)} samples ask the same as another one and expect something else (such as "
+            f"{', '.join(unlike[0][:3])}): does the prompt show all that the answer depends on?"
+        )
 
 
 async def _try_stated_answers(env: Env, found: Check) -> None:

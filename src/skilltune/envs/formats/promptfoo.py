@@ -72,7 +72,7 @@ def rows(path: Path) -> Iterator[Row]:
             )
         for values in product(*lists.values()):
             chosen = dict(zip(lists, values, strict=True))
-            metadata = {**(default.get("metadata") or {}), **(test.get("metadata") or {}), "vars": chosen}
+            metadata = {**_metadata(default, path), **_metadata(test, test.path), "vars": chosen}
             if test.get("description"):
                 metadata["description"] = test["description"]
             checks = [
@@ -87,6 +87,13 @@ def _mapping(value: Any, where: str) -> Lined:
     if not isinstance(value, Lined):
         raise UsageError(f"{where}: expected a mapping of names to values, not {quote(str(value))}")
     return value
+
+
+def _metadata(test: Lined, path: Path) -> dict[str, Any]:
+    given = test.get("metadata") or {}
+    if not isinstance(given, dict):
+        raise UsageError(f"{path}:{test.line}: metadata must be a mapping, not {quote(str(given))}")
+    return given
 
 
 def _only(mapping: Lined, known: tuple[str, ...], path: Path, what: str) -> None:
@@ -170,14 +177,17 @@ def _chat(text: str) -> Any:
     return text
 
 
-def _tests(value: Any, path: Path, line: int) -> Iterator[Lined]:
+def _tests(value: Any, path: Path, line: int, within: tuple[Path, ...] = ()) -> Iterator[Lined]:
+    """The tests of a list, those in files that it names included. `within` are the files that led here."""
     for item in value if isinstance(value, list) else [value]:
         if isinstance(item, Lined):
             item.path = path
             yield item
         elif isinstance(item, str) and (files := _files(item, path, line, "`tests`", _TEST_FILES)):
             for file in files:
-                yield from _read_tests(file, path, line)
+                if file.resolve() in within:
+                    raise UsageError(f"{path}:{line}: the tests of {file.name} name {file.name} itself")
+                yield from _read_tests(file, path, line, (*within, file.resolve()))
         else:
             shown = "no tests" if item is None else f"tests from {quote(str(item))} are not supported"
             raise UsageError(
@@ -185,7 +195,7 @@ def _tests(value: Any, path: Path, line: int) -> Iterator[Lined]:
             )
 
 
-def _read_tests(file: Path, path: Path, line: int) -> Iterator[Lined]:
+def _read_tests(file: Path, path: Path, line: int, within: tuple[Path, ...]) -> Iterator[Lined]:
     match file.suffix.lower():
         case ".csv":
             for where, record in records(file, keep_empty=True):
@@ -200,7 +210,7 @@ def _read_tests(file: Path, path: Path, line: int) -> Iterator[Lined]:
                     yield test
         case ".yaml" | ".yml" | ".json":
             loaded = yaml12.load(file)
-            yield from _tests(loaded if isinstance(loaded, list) else [loaded], file, 1)
+            yield from _tests(loaded if isinstance(loaded, list) else [loaded], file, 1, within)
         case _:
             supported = ", ".join(_TEST_FILES)
             raise UsageError(
