@@ -1,4 +1,4 @@
-"""What the target reads of a sample: slots, options, files; and targets that no scorer of text could mean."""
+"""The target reads slots, options and files of a sample; targets that no scorer of text could mean are refused."""
 
 import base64
 import json

@@ -146,7 +146,7 @@ class Env:
             )
 
     def notes(self) -> list[str]:
-        """What was decided without being asked, and columns that are used nowhere, one line each."""
+        """Choices that were made without being asked, and columns that are used nowhere, one line each."""
         used = {name.partition(".")[0] for name in self._template.columns} | {*_READ_ANYWAY, *self._ignored}
         used |= {*CHOICES} if any(map(self.chooses, self.samples)) else set()
         columns = {} if self._own_code else self.reading.columns
@@ -168,7 +168,7 @@ class Env:
         return found
 
     def judged(self, sample: Sample) -> list[str]:
-        """How the sample is scored, one line for each check: its scorer and what that compares with."""
+        """The scoring of a sample, one line for each check: its scorer and what that compares with."""
         return self._for(sample).describe(sample)
 
     async def score(self, sample: Sample, rollout: Rollout) -> Score:

@@ -42,8 +42,8 @@ def load_samples(source: str | Path, fields: Mapping[str, str] | None = None) ->
 def placed_samples(
     source: str | Path, fields: Mapping[str, str] | None = None, reading: Reading | None = None
 ) -> list[Placed]:
-    """What `load_samples` reads, each with the place where it stands ("data.jsonl:12"). `reading` takes what was
-    decided without being asked."""
+    """The samples that `load_samples` reads, each with its place ("data.jsonl:12"). `reading` takes the choices that
+    were made without being asked."""
     reading = Reading() if reading is None else reading
     samples = assemble(_rows(source, reading), fields, reading)
     if not samples:

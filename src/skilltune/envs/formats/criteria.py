@@ -158,7 +158,7 @@ def looks_like_one(key: str, value: Any) -> bool:
 
 
 def role_of(key: str, value: Any) -> str:
-    """What the texts of a key probably are: a guess for a message, never for a score. "" for what is no text."""
+    """The probable role of a key's texts: a guess for a message, never for a score. "" for anything but texts."""
     if not isinstance(value, str) and not (isinstance(value, list) and all(isinstance(text, str) for text in value)):
         return ""
     name, text = snake(key), json.dumps(value, default=str)

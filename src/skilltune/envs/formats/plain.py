@@ -98,7 +98,7 @@ def _kind(value: Any) -> str:
 
 
 def _look_beside(data: dict[str, Any], key: str, path: Path, reading: Reading) -> None:
-    """What stands beside the samples and could concern them: criteria for all are refused, other lists are noted."""
+    """Refuse criteria that stand beside the samples and are meant for all of them; note other lists."""
     for name, value in data.items():
         if name == key:
             continue
@@ -131,8 +131,8 @@ def _refuse_constant(name: str) -> Any:
 
 
 def _item_starts(text: str, key: str | None) -> Iterator[int]:
-    """Where the samples begin. They are the (valid) document itself or what `key` of it holds: the items of a list, or
-    the values of an object."""
+    """The places at which the samples begin: the items of a list, or the values of an object. It is the (valid) document
+    itself or stands under its `key`."""
     decoder = json.JSONDecoder()
 
     def skip(place: int, mark: str = "") -> int:

@@ -1,4 +1,4 @@
-"""What reading a source decided without being asked, and what it found that nothing would read."""
+"""The silent choices of reading a source, and the keys in it that nothing would read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Suspect:
 
 @dataclass(slots=True)
 class Reading:
-    """What reading a source decided by itself. Counts are samples."""
+    """Choices that reading a source made by itself. Counts are samples."""
 
     notes: Counter[str] = field(default_factory=Counter)
     columns: Counter[str] = field(default_factory=Counter)  # keys of rows that became metadata

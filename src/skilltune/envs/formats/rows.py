@@ -228,7 +228,7 @@ def _keys(ours: str, theirs: str) -> list[str]:
 def _mapped(
     where: str, rest: dict[str, Any], fields: Mapping[str, str], reading: Reading
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """What `fields` names, taken out of the row: values of a sample, and checks."""
+    """The values of a sample and the checks that `fields` names, taken out of the row."""
     values: dict[str, Any] = {}
     checks: list[dict[str, Any]] = []
     for ours, theirs in fields.items():
@@ -247,7 +247,8 @@ def _mapped(
 
 
 def _path(row: Mapping[str, Any], name: str) -> list[str] | None:
-    """Where a name stands in a row: a key, or keys with dots between them, numbers being places in lists."""
+    """The path to a name in a row, None if there is none. The name is a key, or keys with dots between them; a number is
+    a place in a list."""
     if name in row:
         return [name]
     inner: Any = row
