@@ -131,8 +131,8 @@ def _refuse_constant(name: str) -> Any:
 
 
 def _item_starts(text: str, key: str | None) -> Iterator[int]:
-    """The places at which the samples begin: the items of a list, or the values of an object. It is the (valid) document
-    itself or stands under its `key`."""
+    """The places at which the samples begin: the items of a list, or the values of an object. That is
+    the (valid) document itself or stands under its `key`."""
     decoder = json.JSONDecoder()
 
     def skip(place: int, mark: str = "") -> int:

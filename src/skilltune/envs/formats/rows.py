@@ -247,8 +247,8 @@ def _mapped(
 
 
 def _path(row: Mapping[str, Any], name: str) -> list[str] | None:
-    """The path to a name in a row, None if there is none. The name is a key, or keys with dots between them; a number is
-    a place in a list."""
+    """The path to a name in a row, None if there is none. The name is a key, or keys with dots between them; a number
+    is a place in a list."""
     if name in row:
         return [name]
     inner: Any = row

@@ -83,7 +83,7 @@ _Loader.add_implicit_resolver(
 
 
 def _expanded(node: yaml.Node, known: dict[int, int], depth: int) -> int:
-    """The number of values that a node stands for. `known` has the nodes that are counted, with 0 for those still open."""
+    """The number of values that a node stands for. `known` has those that are counted, and 0 for the open ones."""
     if id(node) in known:
         if known[id(node)] == 0:
             raise yaml.constructor.ConstructorError(None, None, "an alias that holds itself", node.start_mark)
