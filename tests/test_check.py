@@ -182,6 +182,73 @@ async def test_stated_answers_are_tried_with_the_checks(tmp_path: Path) -> None:
     assert notes[0].startswith("1 of 12 samples cannot be tried")
 
 
+async def test_one_sample_is_shown_as_the_target_gets_it_and_as_it_is_scored(tmp_path: Path, world: World) -> None:
+    data = [{"id": f"s{i}", "input": f"task {i}", "target": [f"a{i}", "b"], "hint": f"h{i}"} for i in range(12)]
+    found = await check(config(tmp_path, world, 'env.prompt="{hint}: {input}"', rows=data), tmp_path)
+    (title, name), *shown = found.preview
+    number = re.findall(r"\d+", name)[0]
+    assert title == "sample"
+    assert {label.strip(): text for label, text in shown} == {
+        "system": "Answer.",
+        "user": f"h{number}: task {number}",
+        "score": f'exact: expects "a{number}" or "b"',
+    }
+    assert sum(world.calls.values()) == 0
+
+
+async def test_checks_are_shown_each_with_its_scorer(tmp_path: Path, world: World) -> None:
+    checks = [
+        {"type": "judge", "text": "Is kind"},
+        {"type": "not", "check": {"type": "regex", "pattern": "so+rry"}},
+        {"type": "checks", "mode": "any", "checks": [{"type": "length", "max_chars": 9}, {"type": "contains"}]},
+    ]
+    judge = f'env.score={{judge = "openai@{world.url}/judge"}}'
+    found = await check(config(tmp_path, world, judge, rows=rows(12, checks=checks)), tmp_path)
+    (score,) = (text for label, text in found.preview if label.strip() == "score")
+    first, *others = score.splitlines()
+    assert first == "3 checks, all must pass:"
+    assert others[0] == f'- judge, read by openai@{world.url}/judge: "Is kind"'
+    assert others[1] == "- not regex, pattern = so+rry"
+    assert others[2:4] == ["- 2 checks, one is enough:", "  - length, max_chars = 9"]
+    assert others[4].startswith('  - contains: expects "answer ')
+    assert others[5].startswith("the judge also sees the target as a reference: answer ")
+
+
+async def test_long_texts_are_cut_and_say_how_much_is_left_out(tmp_path: Path, world: World) -> None:
+    cfg = config(tmp_path, world, rows=[{**row, "input": f"{row['id']} " + "x" * 9000} for row in rows(12)])
+    (tmp_path / "SKILL.md").write_text("Rule. " * 100)
+    shown = {label.strip(): text for label, text in (await check(cfg, tmp_path)).preview}
+    assert shown["system"].endswith("… (399 more characters)")
+    assert re.search(r"x… \(5,00[34] more characters\)$", shown["user"])
+
+
+async def test_files_that_a_chat_target_never_sees_are_a_problem(tmp_path: Path, world: World) -> None:
+    (tmp_path / "scan.pdf").write_bytes(b"%PDF\xff")
+    found = await check(config(tmp_path, world, rows=rows(12, files=["scan.pdf"])), tmp_path)
+    (problem,) = found.problems
+    assert problem.startswith("12 of 12 samples have files that a chat target never sees (first: sample")
+
+
+async def test_samples_that_contradict_each_other_are_told(tmp_path: Path, world: World) -> None:
+    data = [{"id": f"s{i}", "input": f"task {i // 2}", "target": f"answer {i}", "facts": f"f{i}"} for i in range(12)]
+    (problem,) = (await check(config(tmp_path, world, rows=data), tmp_path)).problems
+    assert problem.startswith("12 of 12 samples ask the same as another one and expect something else (such as s0, s1)")
+    assert (await check(config(tmp_path, world, 'env.prompt="{facts} {input}"', rows=data), tmp_path)).problems == []
+    noisy = await check(config(tmp_path, world, rows=[*rows(18), {**rows(1)[0], "id": "x", "target": "y"}]), tmp_path)
+    assert noisy.problems == []
+    assert any(note.startswith("2 of 19 samples ask the same") for note in noisy.notes)
+
+
+def test_the_command_prints_the_sample_below_the_notes(tmp_path: Path, world: World) -> None:
+    config(tmp_path, world, rows=rows(12))
+    settings = f'[env]\nsamples = "data.jsonl"\n[target]\nmodel = "openai@{world.url}/target"\n'
+    (tmp_path / "skilltune.toml").write_text(settings)
+    done = CliRunner().invoke(app, ["check", str(tmp_path / "skilltune.toml"), 'env.prompt="One:\\n{input}"'])
+    assert done.exit_code == 0
+    assert re.search(r"\nsample    \"s\d+\", as the target gets it", done.stdout)
+    assert re.search(r"\n  user    One:\n          task \d+\n  score   exact: expects \"answer \d+\"\n", done.stdout)
+
+
 async def test_examples_need_an_answer_before_a_call_is_paid(tmp_path: Path, world: World) -> None:
     data = [{**row, "checks": [{"type": "contains", "target": row["target"]}]} for row in rows(20)]
     cfg = config(tmp_path, world, "optimizer.model=examples", rows=data)

@@ -302,3 +302,11 @@ def test_pitfall_18_odd_texts_survive_the_file(tmp_path: Path):
     again, _ = load_config(file)
     assert again.env.prompt == odd
     assert again.env.score == {"type": "json", odd: {"list": [odd]}}  # TOML has no null
+
+
+def test_a_config_that_is_nested_too_deeply_is_refused_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "deep.toml").write_text("x = " + "[" * 3000 + "]" * 3000)
+    with pytest.raises(UsageError, match=r"deep\.toml is nested too deeply"):
+        load_config(tmp_path / "deep.toml")
+    many = "[" * 3000
+    assert make_config({}, [f"env.samples={many}"]).env.samples == many

@@ -48,10 +48,13 @@ def test_what_is_written_loads_to_equal_samples(tmp_path_factory, samples):
     assert load_samples(path) == samples
 
 
-def test_half_a_surrogate_pair_survives(tmp_path):
-    sample = Sample(id="a", input="\ud83d", target="x")
-    (tmp_path / "a.jsonl").write_bytes(to_jsonl([sample]).encode())
-    assert load_samples(tmp_path / "a.jsonl") == [sample]
+@pytest.mark.parametrize("key", ["id", "input", "target", "note"])
+def test_half_a_surrogate_pair_is_refused_at_its_line(tmp_path, key):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"input": "q", "target": "t", key: "x \ud83d"}) + "\n")
+    with pytest.raises(UsageError, match=r"a\.jsonl:1: .* holds half a surrogate pair \(\\ud83d\)"):
+        convert(tmp_path / "a.jsonl")
+    with pytest.raises(UsageError, match=r"sample 1.* half a surrogate pair"):
+        Env([Sample(id="a", input="\ud83d", target="x")])
 
 
 def test_the_command_writes_a_file_once_and_maps_fields(tmp_path):

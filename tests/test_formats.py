@@ -159,9 +159,19 @@ def test_pitfall_26_all_broken_lines_are_told_at_once_ten_at_most(tmp_path):
         load_samples(lines(tmp_path, {"input": "fine"}, *broken, {"input": "fine too"}))
     assert [line.split(":")[1] for line in str(refused.value).splitlines()] == ["2", "3", "4"]
     with pytest.raises(UsageError) as refused:
-        load_samples(lines(tmp_path, *[{"input": 5}] * 23))
+        load_samples(lines(tmp_path, *[{"input": number} for number in range(5, 28)]))
     shown = str(refused.value).splitlines()
     assert (len(shown), shown[-1]) == (11, "… and 13 more like these")
+
+
+def test_equal_problems_are_one_line_with_their_number(tmp_path):
+    with pytest.raises(UsageError) as refused:
+        load_samples(lines(tmp_path, *[{"input": "q", "split": "tset"}] * 23, {"input": 5}))
+    first, second = str(refused.value).splitlines()
+    assert ':1: unknown split "tset"' in first
+    assert "(23 of them; also " in first
+    assert "data.jsonl:4, …)" in first
+    assert ":24: input must be text" in second
 
 
 def test_pitfall_26_a_sample_that_cannot_be_scored_is_named_with_its_line(tmp_path):
@@ -195,7 +205,7 @@ def test_pitfall_26_a_field_that_nobody_has_is_refused(tmp_path):
         ("data.json", b"", "holds no samples"),
         ("data.csv", b"input,target\n", "holds no samples"),
         ("data.json", b'{"input": "q"}\n{"input": "r"}', "name the file .jsonl"),
-        ("data.json", b'{"items": []}', "expected a list of samples, or an object with one of"),
+        ("data.json", b'{"things": []}', "expected a list of samples, or an object with one of"),
         ("data.json", b'"text"', "expected a list of samples"),
         ("data.csv", b"input,target\nq,a,b\n", r"data.csv:2: 3 cells for 2 columns"),
         ("data.csv", b'input,target\n"q\nr",a\nq\n', r"data.csv:4: 1 cells for 2 columns"),
@@ -418,6 +428,7 @@ def test_promptfoo_assertions_that_are_not_supported_are_named_with_their_line(t
         ("prompts: []", "no prompts"),
         ("prompts: ['x", "not valid YAML"),
         ("prompts: ['{{q}}']\nprompts: []", r":1: not valid YAML: the key 'prompts' comes twice"),
+        ("prompts: ['{{q}}']\ndefaultTest: {metadata: 5}", "metadata must be a mapping"),
         ("prompts: ['{{q}}']\ndefaultTest: {threshold: 1}", ':2: "threshold" of defaultTest is not supported'),
     ],
 )
@@ -438,6 +449,191 @@ def test_promptfoo_prompts_times_tests(tmp_path):
     assert samples[0].checks == ({"type": "judge", "text": "about yes"},)
     assert len({sample.group for sample in samples}) == 1
     assert samples[0].metadata == {"k": 1, "vars": {"q": "yes"}, "description": "d"}
+
+
+@pytest.mark.parametrize("written", ["one.txt", "file://one.txt", "o*.txt", "file://o*.txt"])
+def test_promptfoo_reads_the_file_that_a_prompt_names(tmp_path, written):
+    (tmp_path / "one.txt").write_text("Say {{q}}\n---\nTell {{q}}\n")
+    assert [sample.input for sample in promptfoo(tmp_path, text=f"prompts: ['{written}']")] == [
+        "Say Say it",
+        "Tell Say it",
+    ]
+
+
+def test_promptfoo_prompts_of_other_files(tmp_path):
+    (tmp_path / "a.j2").write_text("A {{q}}")
+    (tmp_path / "b.yaml").write_text("- {role: system, content: s}\n- {role: user, content: 'B {{q}}'}\n")
+    (tmp_path / "c.jsonl").write_text('[{"role": "user", "content": "C {{q}}"}]\n')
+    samples = promptfoo(tmp_path, text="prompts: [a.j2, b.yaml, c.jsonl, '2 * 2 = ?']")
+    assert [sample.text for sample in samples] == ["A Say it", "s\n\nB Say it", "C Say it", "2 * 2 = ?"]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ("gone.txt", 'there is no file "gone.txt"'),
+        ("file://gone", 'there is no file "gone"'),
+        ("p/*.md", "no file fits the pattern"),
+        ("make.py:prompt", "it is a program"),
+    ],
+)
+def test_promptfoo_prompts_that_can_only_be_files_must_be_there(tmp_path, prompt, message):
+    with pytest.raises(UsageError, match=rf"promptfooconfig.yaml:1: .*{re.escape(message)}"):
+        promptfoo(tmp_path, text=f"prompts: ['{prompt}']")
+
+
+TESTS = {
+    "t.csv": "q,name,__expected,__expected2,__description,__metadata:level,__metric\n"
+    'Say it,,"contains-any: Ada, Bo",not-regex:x+,first,3,m\n',
+    "t.json": json.dumps(
+        [
+            {
+                "vars": {"q": "Say it", "name": ""},
+                "description": "first",
+                "metadata": {"level": "3"},
+                "assert": [{"type": "contains-any", "value": ["Ada", "Bo"]}, {"type": "not-regex", "value": "x+"}],
+            }
+        ]
+    ),
+}
+TESTS["t.jsonl"] = json.dumps(json.loads(TESTS["t.json"])[0]) + "\n"
+TESTS["t.yaml"] = TESTS["t.json"]
+
+
+@pytest.mark.parametrize("written", [*TESTS, "file://t.csv", "t*.csv"])
+def test_promptfoo_tests_in_files(tmp_path, written):
+    for name, text in TESTS.items():
+        (tmp_path / name).write_text(text)
+    config = tmp_path / "promptfooconfig.yaml"
+    config.write_text(f"prompts: ['{{{{q}}}}{{{{name}}}}']\ntests: '{written}'\n")
+    (sample,) = load_samples(config)
+    assert sample.input == "Say it"
+    assert sample.checks == (
+        {"type": "contains", "target": ["Ada", "Bo"]},
+        {"type": "not", "check": {"type": "regex", "pattern": "x+"}},
+    )
+    assert sample.metadata == {"vars": {"q": "Say it", "name": ""}, "description": "first", "level": "3"}
+
+
+def test_promptfoo_tests_that_name_themselves_are_refused(tmp_path):
+    (tmp_path / "t.yaml").write_text("[file://u.yaml]")
+    (tmp_path / "u.yaml").write_text("[file://t.yaml]")
+    (tmp_path / "promptfooconfig.yaml").write_text("prompts: ['{{q}}']\ntests: t.yaml\n")
+    with pytest.raises(UsageError, match=r"u\.yaml:1: the tests of t\.yaml name t\.yaml itself"):
+        load_samples(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("cell", "check"),
+    [
+        ("Paris", {"type": "exact", "target": "Paris"}),
+        ("Answer: 4", {"type": "exact", "target": "Answer: 4"}),
+        ("icontains: paris", {"type": "contains", "target": "paris", "ignore_case": True}),
+        ("not-contains:Rome", {"type": "not", "check": {"type": "contains", "target": "Rome"}}),
+        ("regex: ^P", {"type": "regex", "pattern": "^P"}),
+        ("is-json", {"type": "json", "read": "whole", "schema": {}}),
+        ("llm-rubric: names a town", {"type": "judge", "text": "names a town"}),
+        ("grade: names a town", {"type": "judge", "text": "names a town"}),
+    ],
+)
+@pytest.mark.parametrize("header", ["__expected", "__expected1"])
+def test_a_table_may_hold_promptfoo_assertions(tmp_path, cell, check, header):
+    path = write(tmp_path / "t.csv", f"question,{header}", f'Where?,"{cell}"')
+    (sample,) = load_samples(path)
+    assert (sample.target, sample.checks) == (None, (check,))
+    (sample,) = load_samples(path, {"target": header})
+    plain = check["type"] == "exact"
+    assert (sample.target, sample.checks) == ((cell, ()) if plain else (None, (check,)))
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        ("javascript: output.length < 9", 'assertion "javascript" is not supported'),
+        ("similar(0.8): Paris", 'assertion "similar" is not supported'),
+        ("contains-all(0.5): a", "a threshold is not supported"),
+        ("file://check.py", "is a script"),
+    ],
+)
+def test_a_table_with_an_assertion_that_is_not_supported_is_refused(tmp_path, cell, message):
+    with pytest.raises(UsageError, match=rf"t\.csv:2: .*{message}"):
+        load_samples(write(tmp_path / "t.csv", "question,__expected", f'Where?,"{cell}"'))
+    with pytest.raises(UsageError, match=r't\.csv:2: the column "__suffix" is not supported'):
+        load_samples(write(tmp_path / "t.csv", "question,__expected,__suffix", "Where?,x,y"))
+
+
+def bomb(link):
+    steps = [f"{chr(98 + i)}: &{chr(98 + i)} {link.format(', '.join([f'*{chr(97 + i)}'] * 9))}" for i in range(12)]
+    return "\n".join(["a: &a {x: 1}", *steps])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (bomb("[{}]"), "its aliases stand for .* values, more than 2,000,000"),
+        (bomb("{{<<: [{}]}}"), "its aliases stand for"),
+        (bomb("{{k: [{}]}}"), "its aliases stand for"),
+        ("prompts: &a [*a]", "an alias that holds itself"),
+        ("a: &a " + "x" * 200_000 + "\nb: [" + "*a, " * 2000 + "]", "its aliases stand for"),
+        ("prompts: " + "[" * 1500 + "]" * 1500, "nested too deeply"),
+        ("prompts: " + "[" * 150 + "]" * 150, "nested more than 100 levels deep"),
+        (
+            "prompts: ['{{a}}']\ntests: [{vars: {" + ", ".join(f"{k}: [{'1, ' * 99} 1]" for k in "abcde") + "}}]",
+            "come to 10,000,000,000 samples",
+        ),
+    ],
+)
+def test_a_yaml_that_would_explode_is_refused_before_it_does(tmp_path, text, message):
+    (tmp_path / "promptfooconfig.yaml").write_text(text)
+    with pytest.raises(UsageError, match=rf"promptfooconfig\.yaml.*{message}"):
+        load_samples(tmp_path)
+
+
+@pytest.mark.parametrize("depth", [101, 900, 50_000])
+@pytest.mark.parametrize("name", ["d.jsonl", "d.json"])
+def test_deep_nesting_is_a_problem_with_its_place(tmp_path, name, depth):
+    (tmp_path / name).write_text(
+        '[{"input": "q", "x": '[name == "d.jsonl" :] + "[" * depth + "]" * depth + "}]"[: 1 + (name == "d.json")]
+    )
+    with pytest.raises(UsageError, match=rf"{re.escape(name)}.*nested"):
+        load_samples(tmp_path / name)
+
+
+# -- chats
+
+
+@pytest.mark.parametrize(
+    ("turn", "read"),
+    [
+        ({"role": "developer", "content": "Be brief."}, ChatTurn(role="system", content="Be brief.")),
+        ({"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "input_text", "text": "b"}]}, "a\nb"),
+        ({"role": "user", "content": ["a", "b"]}, "a\nb"),
+        ({"from": "human", "value": "a"}, "a"),
+        ({"role": "assistant", "content": "a", "tool_calls": [], "refusal": None, "name": None}, "a"),
+    ],
+)
+def test_turns_as_logs_have_them(tmp_path, turn, read):
+    (sample,) = load_samples(lines(tmp_path, {"input": [turn, {"role": "user", "content": "u"}], "ideal": "x"}))
+    assert sample.input[0] == (
+        read if isinstance(read, ChatTurn) else ChatTurn(role=sample.input[0].role, content=read)
+    )
+
+
+@pytest.mark.parametrize(
+    ("turn", "message"),
+    [
+        ({"role": "tool", "content": "4", "tool_call_id": "1"}, 'has the role "tool"'),
+        ({"role": "function", "name": "f", "content": "4"}, 'has the role "function"'),
+        ({"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}, r"calls tools \(tool_calls\)"),
+        ({"role": "assistant", "content": "", "function_call": {"name": "f"}}, r"calls tools \(function_call\)"),
+        ({"role": "user", "content": None}, "has no text"),
+        ({"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}, "save it as a file"),
+        ({"role": "user", "content": [{"type": "audio"}]}, "has a part that is no text"),
+    ],
+)
+def test_turns_that_no_chat_target_could_be_sent_are_refused(tmp_path, turn, message):
+    with pytest.raises(UsageError, match=rf"data.jsonl:1: message 2 of the chat {message}|2 of the chat .*{message}"):
+        load_samples(lines(tmp_path, {"input": [{"role": "user", "content": "u"}, turn], "ideal": "x"}))
 
 
 # -- Hugging Face
@@ -532,4 +728,4 @@ async def test_every_example_of_the_documentation_is_sound(tmp_path, title):
 
 
 def test_the_documentation_shows_every_format():
-    assert len([title for title, files in EXAMPLES.items() if files]) == 7
+    assert len([title for title, files in EXAMPLES.items() if files]) == 8

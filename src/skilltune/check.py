@@ -5,7 +5,8 @@ Problems are collected rather than raised, so that one look names them all. Noth
 
 from __future__ import annotations
 
-from collections import Counter
+import json
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -29,6 +30,7 @@ from skilltune.models import Usage
 from skilltune.models.prices import price
 from skilltune.optimizer.model import SHOWN_SUCCESSES
 from skilltune.optimizer.schedule import steps_per_epoch
+from skilltune.preview import preview
 from skilltune.probe import Probe, probe_roles
 from skilltune.samples import Sample, Splits, split
 from skilltune.scaffold import DESCRIPTION
@@ -38,6 +40,7 @@ from skilltune.sinks import find_sink
 from skilltune.skill import Skill
 
 MEASURED = 50  # samples whose prompts are built for the estimate; images are read for it
+CONTRADICTING = 0.2  # share of samples that ask the same and expect something else, from which on it is a problem
 PROMPT_TOKENS = (100, 1500)  # least and most of an optimizer's instructions, notes and rejected edits
 VERDICT_TOKENS = 20  # of a verdict with a short quote
 
@@ -80,6 +83,7 @@ class Check:
     estimate: Estimate | None = None
     probes: list[Probe] = field(default_factory=list)
     agreement: Agreement | None = None
+    preview: list[tuple[str, str]] = field(default_factory=list)  # one sample as the target gets it and as it is scored
 
 
 async def check(
@@ -104,6 +108,8 @@ async def check(
     env = None
     with _collecting(found):
         env = build_env(cfg, root)
+        found.notes += env.notes()
+        _look_for_contradictions(env, found)
         await _look_at_samples(cfg, env, found)
     if found.skill is None or env is None or found.splits is None:
         return found
@@ -111,6 +117,7 @@ async def check(
         _look_at_bets(cfg, found.splits, found)
     with _collecting(found), scratch_run(None) as run:
         session = build_session(cfg, run, root, env=env, skill=found.skill)
+        found.preview = preview(session.env, session.skill, session.splits.train[0])
         try:
             found.estimate = estimate(session)
             found.notes += remarks(session, found.estimate)
@@ -191,6 +198,25 @@ def _look_at_bets(cfg: Config, splits: Splits, found: Check) -> None:
         found.notes.append(
             f"gate.policy=eprocess with {of}: if the first {last} candidates fail, no later one can be accepted, and "
             f"the run has {steps} steps: more select samples allow more candidates"
+        )
+
+
+def _look_for_contradictions(env: Env, found: Check) -> None:
+    """Samples that ask the same and expect different answers. A few are noise in the data. If they are many, something
+    that the answer depends on is not shown: a problem."""
+    asked: defaultdict[str, set[str]] = defaultdict(set)
+    ids: defaultdict[str, list[str]] = defaultdict(list)
+    for sample in env.samples:
+        if sample.files or not isinstance(sample.input, str):
+            continue
+        text = env.messages(sample)[0].text
+        asked[text].add(json.dumps([sample.target, sample.checks], sort_keys=True, default=str))
+        ids[text].append(sample.id)
+    unlike = [ids[text] for text, wanted in asked.items() if len(wanted) > 1]
+    if n := sum(map(len, unlike)):
+        (found.problems if n >= CONTRADICTING * len(env.samples) else found.notes).append(
+            f"{n} of {len(env.samples)} samples ask the same as another one and expect something else (such as "
+            f"{', '.join(unlike[0][:3])}): does the prompt show all that the answer depends on?"
         )
 
 

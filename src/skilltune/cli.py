@@ -440,8 +440,8 @@ def check(
         if found.agreement is not None:
             rows += found.agreement.rows()
         rows += [("note", note) for note in found.notes]
-        for name, value in rows:
-            console.print(f"{name:<10}{clean(value)}")
+        for name, value in (*rows, *found.preview):
+            console.print(f"{name:<10}{clean(value)}".replace("\n", f"\n{'':<10}"), soft_wrap=True)
         shown = found.problems[:20]
         for problem in shown:
             typer.echo(f"problem: {clean(problem)}", err=True)

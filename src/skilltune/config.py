@@ -49,9 +49,13 @@ class EnvConfig(_Section):
     score: str | dict[str, Any] = Field(
         default="exact", description='exact, number, f1, …, python:file.py:fn, {judge = "MODEL"}'
     )
-    prompt: str | None = Field(default=None, description="the user message; {input} is replaced by the sample's input")
+    prompt: str | None = Field(
+        default=None, description="the user message; {input} is the sample's input, {column} its column of that name"
+    )
     split: tuple[float, float, float] = Field(default=(4, 3, 3), description="train : select : test")
-    fields: dict[str, str] = Field(default={}, description="our field name → the name in your file")
+    fields: dict[str, str] = Field(
+        default={}, description="our field name → the name in your file; inputs.question leads into an object"
+    )
 
 
 class CallConfig(_Section):
@@ -327,6 +331,8 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> tuple[Config, Path
         if path.suffix == ".md":
             raise UsageError(f"{path} is a skill, not a config: give its folder, {path.parent}") from error
         raise UsageError(f"{path} is not valid TOML: {error}") from error
+    except RecursionError:
+        raise UsageError(f"{path} is nested too deeply to be a config") from None
     return make_config(_merge(known, tree), overrides, source=str(path)), root
 
 
@@ -373,7 +379,7 @@ def _read_budget(tree: dict[str, Any]) -> None:
 def _toml_value(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         return text
 
 

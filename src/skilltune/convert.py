@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from skilltune.envs.formats import placed_samples, root_of
+from skilltune.envs.formats import Reading, placed_samples, root_of
 from skilltune.errors import UsageError
 from skilltune.run import write_atomic
 from skilltune.samples import Sample
@@ -33,7 +33,16 @@ def convert(
     Paths of files and images are relative to the sample file, so they are rewritten for the folder of `out`. Raises
     UsageError where `out` exists (unless `force`), or where such a path would lead out of its folder.
     """
-    placed = placed_samples(source, fields)
+    reading = Reading()
+    placed = placed_samples(source, fields, reading)
+    for note in reading.tell():
+        warn(note)
+    for key, found in reading.suspects.items():
+        have, role = f"{len(found.places):,} of {len(placed):,} samples", found.role or "judge"
+        warn(
+            f'{found.places[0]}: "{key}" of {have} looks like a check. It stays in the metadata, where no scorer of '
+            f"skilltune reads it; say what it is, e.g. --field {role}={key}"
+        )
     samples = [sample for _, sample in placed]
     if bare := [place for place, sample in placed if sample.target is None and not sample.checks]:
         places = ", ".join(bare[:5]) + (", …" if len(bare) > 5 else "")

@@ -181,7 +181,7 @@ class Roller:
 
     def answer_key(self, skill: str, sample: Sample, attempt: int) -> str:
         """The journal key of what the target did where no score came of it: a mended scorer finds it there."""
-        asked = self.content(sample), self.env.prompt
+        asked = [self.content(sample), self.env.prompt, *(["options"] if self.env.chooses(sample) else [])]
         return digest("unscored", self.target.fingerprint, skill, *asked, attempt)
 
     def _raises(self, rollouts: Sequence[Rollout]) -> bool:
@@ -202,11 +202,12 @@ class Roller:
                 )
 
     def content(self, sample: Sample) -> str:
-        """Hash of what a sample asks and expects, its images included."""
+        """Hash of what a sample asks and expects, its images and files included."""
         if sample.id not in self.contents:
             images = [
                 sha256(image.data).hexdigest() for message in self.env.messages(sample) for image in message.images
             ]
+            images += [sha256(path.read_bytes()).hexdigest() for path in self.env.files(sample).values()]
             self.contents[sample.id] = digest(sample.model_dump(mode="json", exclude={"split", "group"}), images)
         return self.contents[sample.id]
 

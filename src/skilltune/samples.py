@@ -15,7 +15,7 @@ from itertools import islice
 from statistics import NormalDist
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 
 from skilltune.errors import UsageError
 
@@ -51,6 +51,12 @@ class Sample(BaseModel):
     metadata: dict[str, Any] = {}
     checks: tuple[dict[str, Any], ...] = ()
     split: SplitName | None = None
+
+    @field_validator("target")
+    @classmethod
+    def _no_nan(cls, value: Any) -> Any:
+        """NaN is pandas' mark of an empty cell: no value."""
+        return None if isinstance(value, float) and math.isnan(value) else value
 
     @property
     def text(self) -> str:

@@ -365,6 +365,8 @@ def build_session(cfg: Config, run: Run, root: Path, *, env: Env | None = None, 
     target: Target = ChatTarget(target_client, cfg.target.temperature, cfg.target.max_tokens)
     if isinstance(target_client, AgentClient):
         target = AgentTarget(target_client)
+    else:
+        env.require_shown()
     under_way = max(UNDER_WAY, 2 * cfg.target.workers)
     lookahead = may_look_ahead(cfg, target_client, judge and judge.client)
     roll = Roller(target, env, run, lookahead=lookahead, under_way=under_way)

@@ -12,16 +12,19 @@ import functools
 import hashlib
 import inspect
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ParamSpec
 
-from skilltune.envs.formats import assemble, load_samples, placed_samples, refuse, root_of
+from skilltune.envs.formats import Reading, assemble, load_samples, placed_samples, refuse, root_of
+from skilltune.envs.formats.reading import no_judge, unread_criteria
+from skilltune.envs.prompt import CHOICES, Template, attach, with_choices
 from skilltune.errors import JudgeError, UsageError
 from skilltune.models import Image, Message
 from skilltune.rollout import Rollout, Score, Trajectory
-from skilltune.samples import Sample
+from skilltune.samples import ChatTurn, Sample
 from skilltune.scorers import ScoreFn, Scorer, build, evaluate
 from skilltune.scorers.judge import Ask, Judge, prose
 from skilltune.scorers.python import importing_from, load_module
@@ -30,6 +33,9 @@ from skilltune.scorers.scorer import first_target
 
 P = ParamSpec("P")
 _INPUT = "{input}"
+_LITERAL = ("exact", "contains", "f1", "em", "anls")  # scorers that compare the target's text
+_ASSERTION = re.compile(r"(?:not-)?(?:i?contains(?:-all|-any)?|equals|regex|llm-rubric|is-json|contains-json|similar):")
+_READ_ANYWAY = ("example", "template", "reviewed")  # metadata that skilltune itself looks at
 
 
 class Env:
@@ -38,8 +44,9 @@ class Env:
     samples: a file, folder or hf: name (see `load_samples`), or samples or rows from Python.
     score:   a scorer's spec (see `scorers.build`). Under the default, a sample that has `checks` of its own is scored
              by those; any other score, {"type": "exact"} too, holds for all samples.
-    prompt:  the user message, with `{input}` where the sample's text goes; in a chat, around its last user turn.
-    fields:  our names to the file's: {"input": "question"}.
+    prompt:  the user message, with `{input}` where the sample's text goes and `{column}` where its metadata goes; in a
+             chat, around its last user turn.
+    fields:  our names to the file's: {"input": "question"}; dots lead into objects: {"input": "item.question"}.
     root:    folder of images, files and python scorers; by default the sample file's, else the current one.
     """
 
@@ -55,19 +62,20 @@ class Env:
         fields: Mapping[str, str] | None = None,
         root: Path | None = None,
     ) -> None:
+        self.reading = Reading()
         if isinstance(samples, str | Path):
-            placed = placed_samples(samples, fields)
+            placed = placed_samples(samples, fields, self.reading)
             root = root_of(samples) if root is None else root
         else:
             rows = [s if isinstance(s, Sample) else (f"sample {i}", s) for i, s in enumerate(samples, 1)]
-            placed = assemble(rows, fields)
+            placed = assemble(rows, fields, self.reading)
         self.samples = tuple(sample for _, sample in placed)
         if not self.samples:
             raise UsageError("an Env needs at least one sample")
         self.root = (Path() if root is None else Path(root)).resolve()
         self.prompt = _INPUT if prompt is None else prompt
-        if _INPUT not in self.prompt:
-            raise UsageError(f"the prompt {quote(self.prompt)} has no {_INPUT}: the samples would never be seen")
+        self._template = Template.of(self.prompt, self.samples)
+        self._ignored = tuple(key.strip() for key in (fields or {}).get("ignore", "").split(","))
         self._score = score
         self._scorer = build(score, self.root)
         self._own_checks = build("checks", self.root) if score == "exact" else self._scorer
@@ -108,16 +116,61 @@ class Env:
         return self.judge.lines(sample) if self.judge else []
 
     def messages(self, sample: Sample) -> tuple[Message, ...]:
-        """The sample as chat messages, without the skill; images are read from `root`."""
-        if isinstance(sample.input, str):
-            return (Message("user", self.prompt.replace(_INPUT, sample.input)),)
-        turns = sample.input
+        """The sample as chat messages, without the skill: its input in the prompt, the options of a choice under the
+        input unless they stand there, its files under all. Images and files are read from `root`."""
+        turns = (ChatTurn(content=sample.input),) if isinstance(sample.input, str) else sample.input
         last = max(i for i, turn in enumerate(turns) if turn.role == "user")
-        texts = [self.prompt.replace(_INPUT, t.content) if i == last else t.content for i, t in enumerate(turns)]
-        return tuple(
-            Message(turn.role, text, tuple(Image.load(self._inside(sample, path)) for path in turn.images))
-            for turn, text in zip(turns, texts, strict=True)
-        )
+        attached = attach(self.files(sample).items())
+        made = []
+        for i, turn in enumerate(turns):
+            text, images = turn.content, tuple(Image.load(self._inside(sample, path)) for path in turn.images)
+            if i == last:
+                asked = with_choices(sample, text, self._template) if self.chooses(sample) else text
+                parts = (self._template.fill(sample, asked), attached.text)
+                text, images = "\n\n".join(filter(None, parts)), (*images, *attached.images)
+            made.append(Message(turn.role, text, images))
+        return tuple(made)
+
+    def files(self, sample: Sample) -> dict[str, Path]:
+        """The files of a sample on disk, by their names in the workspace."""
+        return {name: self._inside(sample, path) for name, path in sample.files.items()}
+
+    def require_shown(self) -> None:
+        """Raises UsageError for samples with files that no chat target can be shown."""
+        unseen = {s.id: attach(self.files(s).items()).unseen for s in self.samples if s.files}
+        if lacking := {name: why for name, why in unseen.items() if why}:
+            first = next(iter(lacking))
+            raise UsageError(
+                f"{len(lacking)} of {len(self.samples)} samples have files that a chat target never sees (first: "
+                f'sample "{first}": {lacking[first][0]}): write what they hold into the input or into text files, or '
+                "leave them out of `files`"
+            )
+
+    def notes(self) -> list[str]:
+        """Choices that were made without being asked, and columns that are used nowhere, one line each."""
+        used = {name.partition(".")[0] for name in self._template.columns} | {*_READ_ANYWAY, *self._ignored}
+        used |= {*CHOICES} if any(map(self.chooses, self.samples)) else set()
+        columns = {} if self._own_code else self.reading.columns
+        idle = [key for key in columns if key not in used and not key.startswith("__")]
+        found = [*self.reading.tell(), *self._template.notes(self.samples)]
+        if idle:
+            named = ", ".join(f"{key} (in {self.reading.columns[key]:,})" for key in idle[:10])
+            more = ", …" if len(idle) > 10 else ""
+            how = f'env.prompt = "{{{idle[0]}}}\\n\\n{{input}}" would show one'
+            found.append(
+                f"columns that neither the target nor the scorer sees, with their samples: {named}{more}; {how}"
+            )
+        unasked = sum(map(bool, (sample.checks for sample in self.samples))) - self.reading.described
+        if unasked > 0 and self.scorer != "checks" and self._own_checks is self._scorer and not self._own_code:
+            found.append(
+                f"{unasked} of {len(self.samples)} samples have checks of their own, which the score {self.scorer} "
+                "does not look at: leave env.score out, or name a judge, and they decide"
+            )
+        return found
+
+    def judged(self, sample: Sample) -> list[str]:
+        """The scoring of a sample, one line for each check: its scorer and what that compares with."""
+        return self._for(sample).describe(sample)
 
     async def score(self, sample: Sample, rollout: Rollout) -> Score:
         """The score of a finished rollout. A scorer that fails raises JudgeError: never a 0."""
@@ -166,12 +219,21 @@ class Env:
         rollout = Rollout(sample.id, "", 0, Trajectory(answer), None)
         return await evaluate(scorer, sample, rollout) if answer else None
 
+    @property
+    def _own_code(self) -> bool:
+        """True for a user's function or a plug-in as the scorer: it may read any metadata."""
+        return self._scorer.custom
+
+    def chooses(self, sample: Sample) -> bool:
+        """Is the sample a choice among options, which its message then lists?"""
+        return self._for(sample).name == "choice" or any(check.get("type") == "choice" for check in sample.checks)
+
     def _for(self, sample: Sample) -> Scorer:
         return self._own_checks if sample.checks else self._scorer
 
     def _check_all(self, places: Sequence[str]) -> None:
         """Raises UsageError for samples that could never be scored, with their places ("" where there is none)."""
-        problems: list[str] = []
+        problems = [] if self._own_code else unread_criteria(self.reading, self._template.columns, len(self.samples))
         unread: list[str] = []  # what lacks a judge, told once
         for place, sample in zip(places, self.samples, strict=True):
             try:
@@ -181,12 +243,19 @@ class Env:
                 prosaic = by_checks and any(check.get("type") == "judge" for check in sample.checks)
                 (unread if prosaic else problems).append(f"{place}: {error}" if place else str(error))
         if unread:
-            how = f"{len(unread)} of {len(self.samples)} samples have such checks"
-            problems.insert(0, f"{unread[0]}; {how}; in a command it is 'env.score={{judge = \"MODEL\"}}'")
+            problems.insert(0, no_judge(self.reading, unread, len(self.samples)))
         refuse(problems)
 
     def _check(self, sample: Sample) -> None:
-        self._for(sample).check(sample)
+        if not sample.text.strip() and not sample.files and isinstance(sample.input, str):
+            raise UsageError(f'sample "{sample.id}": its input is empty, so the target would be asked nothing')
+        scorer = self._for(sample)
+        if scorer.name in _LITERAL and isinstance(sample.target, str) and (named := _ASSERTION.match(sample.target)):
+            raise UsageError(
+                f'sample "{sample.id}": its target begins with "{named[0]}", the name of a promptfoo assertion, and '
+                f"{scorer.name} would compare it letter by letter: call the column __expected, and it is read as one"
+            )
+        scorer.check(sample)
         paths = list(sample.files.values())
         if not isinstance(sample.input, str):
             if not any(turn.role == "user" for turn in sample.input):

@@ -34,7 +34,7 @@ from skilltune.scorers.length import length
 from skilltune.scorers.ndcg import expected_ranking, ndcg
 from skilltune.scorers.number import number
 from skilltune.scorers.python import function_fingerprint, function_name, load_object
-from skilltune.scorers.reading import nearest, quote
+from skilltune.scorers.reading import alternatives, as_text, nearest, quote
 from skilltune.scorers.regex import example, regex
 from skilltune.scorers.scorer import ScoreFn, Scorer, evaluate, first_target, one_line_or_tagged
 
@@ -60,6 +60,8 @@ _EXPECTED: dict[str, Callable[[Sample], str]] = {
     **dict.fromkeys(("choice", "f1", "em", "anls"), one_line_or_tagged),  # these read the last line only
 }
 _TARGETLESS = ("length", "not", "judge")
+SHOWN_CHARS = 400  # of one check, where it is described
+SHOWN_TARGETS = 5
 
 
 def build(
@@ -125,8 +127,13 @@ def _builtin(kind: Any, options: dict[str, Any]) -> Scorer:
     def check(sample: Sample) -> None:
         compare(adapt(sample), expected(sample) or "x", **options)
 
+    def describe(sample: Sample) -> list[str]:
+        set_options = "".join(f", {name} = {as_text(value)}" for name, value in options.items())
+        looks = kind not in _TARGETLESS and not options.keys() & {"pattern", "schema"}
+        return [f"{kind}{set_options}{_accepted(kind, adapt(sample)) if looks else ''}"]
+
     spec = {"type": kind, **options, **({} if own is None else {"target": own[0]})}
-    return Scorer(kind, _digest(spec), score, expected, check)
+    return Scorer(kind, _digest(spec), score, expected, check, describe=describe)
 
 
 def _checklist(options: dict[str, Any], root: Path, judge: Judge | None) -> Scorer:
@@ -156,7 +163,10 @@ def _line(options: dict[str, Any], judge: Judge) -> Scorer:
     def score(sample: Sample, rollout: Rollout) -> Any:
         return _judge.read_line(sample, rollout, judge, line)
 
-    return Scorer("judge", _digest({"type": "judge", "text": line}), score, lambda sample: "")
+    def describe(sample: Sample) -> list[str]:
+        return [f"judge, read by {judge.model}: {quote(line, SHOWN_CHARS)}"]
+
+    return Scorer("judge", _digest({"type": "judge", "text": line}), score, lambda sample: "", describe=describe)
 
 
 def _fingerprints(specs: Sequence[Mapping[str, Any]], root: Path, judge: Judge | None) -> list[str]:
@@ -192,7 +202,19 @@ def _combined(
         for part in parts(sample)[0]:
             part.check(sample)
 
-    return Scorer(name, _digest(spec), score, expected, check)
+    def describe(sample: Sample) -> list[str]:
+        scorers, weights = parts(sample)
+        how = {"all": "all must pass", "any": "one is enough", "weighted": "the weighted mean counts"}[mode]
+        said = [f"{len(scorers)} check{'s' * (len(scorers) > 1)}{f', {how}' if len(scorers) > 1 else ''}:"]
+        for scorer, weight in zip(scorers, weights, strict=True):
+            first, *more = scorer.describe(sample) or [scorer.name]
+            said += [
+                f"- {first}{f' (weight {weight:g})' if mode == 'weighted' else ''}",
+                *(f"  {line}" for line in more),
+            ]
+        return said
+
+    return Scorer(name, _digest(spec), score, expected, check, describe=describe)
 
 
 def _negation(options: dict[str, Any], root: Path, judge: Judge | None) -> Scorer:
@@ -205,7 +227,12 @@ def _negation(options: dict[str, Any], root: Path, judge: Judge | None) -> Score
     def score(sample: Sample, rollout: Rollout) -> Any:
         return _checks.negated(sample, rollout, inner)
 
-    return Scorer("not", _digest({"type": "not", "inner": inner.fingerprint}), score, lambda sample: "", inner.check)
+    def describe(sample: Sample) -> list[str]:
+        first, *more = inner.describe(sample) or [inner.name]
+        return [f"not {first}", *more]
+
+    digest = _digest({"type": "not", "inner": inner.fingerprint})
+    return Scorer("not", digest, score, lambda sample: "", inner.check, describe=describe)
 
 
 def _installed(plugin: plugins.Plugin, options: dict[str, Any]) -> Scorer:
@@ -234,7 +261,15 @@ def _python(fn: Any, name: str) -> Scorer:
         pass
     asynchronous = inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None))  # noqa: B004
     fingerprint = f"python:{function_name(fn)}:{function_fingerprint(fn)}"
-    return Scorer(name, fingerprint, fn, blocking=not asynchronous)
+    return Scorer(name, fingerprint, fn, blocking=not asynchronous, custom=True, describe=lambda sample: [name])
+
+
+def _accepted(kind: str, sample: Sample) -> str:
+    """The target as a scorer reads it: the first of several is shown, and how many more there are."""
+    if kind in ("json", "ndcg"):
+        return f": expects {quote(as_text(sample.target), SHOWN_CHARS)}"
+    first, *more = alternatives(sample)
+    return f": expects {quote(first, SHOWN_CHARS)}" + "".join(f" or {quote(text)}" for text in more[:SHOWN_TARGETS])
 
 
 def _plugin(kind: Any) -> plugins.Plugin | None:

@@ -22,8 +22,9 @@ def choice(sample: Sample, answer: str) -> Score:
 
     What counts is the last `<answer>` tag, else the last non-empty line: a label ("b", "(B)", "B."), else the full text
     of an option, else a label and a text ("B) Paris"), else the only label in brackets of that line ("… is (B).").
-    Options come from `metadata.choices`: a list of texts (labelled A, B, …), a list of {"label", "text"}, or a mapping
-    of labels to texts. Without them, only labels match. The target is a label or the full text of an option.
+    Options come from `metadata.choices`, else `metadata.options`: a list of texts (labelled A, B, …), a list of
+    {"label", "text"}, a mapping of labels to texts, or {"label": […], "text": […]}. Without them, only labels match.
+    The target is a label or the full text of an option.
     """
     options = options_of(sample)
     right = {_pick(target, options) or _refuse(sample, target, options) for target in alternatives(sample)}
@@ -58,9 +59,13 @@ def _fold(text: str) -> str:
 def options_of(sample: Sample) -> dict[str, str]:
     """The options by label, as `metadata.choices` states them; empty without."""
     raw: Any = sample.metadata.get("choices")
+    if raw is None and isinstance(sample.metadata.get("options"), list | tuple | Mapping):
+        raw = sample.metadata["options"]
     if raw is None:
         return {}
-    if isinstance(raw, Mapping):
+    if isinstance(raw, Mapping) and {"label", "text"} == raw.keys() and not isinstance(raw["text"], str):
+        pairs = list(zip(raw["label"], raw["text"], strict=True))
+    elif isinstance(raw, Mapping):
         pairs = list(raw.items())
     elif isinstance(raw, list | tuple) and all(
         isinstance(item, Mapping) and {"label", "text"} <= item.keys() for item in raw

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
@@ -19,6 +19,7 @@ from skilltune.samples import Sample
 
 _OPEN = re.compile("<answer>", re.IGNORECASE)
 _CLOSE = re.compile("</answer>", re.IGNORECASE)
+_SPANS = {"text", "answer_start", "answer_end", "answer_id", "is_impossible"}
 
 
 def final_answer(text: str, *, last_line: bool = False) -> str:
@@ -33,7 +34,14 @@ def final_answer(text: str, *, last_line: bool = False) -> str:
 
 def alternatives(sample: Sample) -> list[str]:
     """The accepted answers as text: a list target means any of them. Raises UsageError if there is none."""
-    values = sample.target if isinstance(sample.target, list | tuple) else [sample.target]
+    values = accepted(sample.target)
+    if odd := next((value for value in values if isinstance(value, Mapping | list | tuple)), None):
+        what = f"an object with the keys {', '.join(map(str, odd))}" if isinstance(odd, Mapping) else "a list in a list"
+        part = next(iter(odd), "text") if isinstance(odd, Mapping) else "0"
+        raise UsageError(
+            f'sample "{sample.id}": its target is {what}, which no answer in text equals: name the part that is the '
+            f'answer, e.g. env.fields = {{target = "KEY.{part}"}}, or compare JSON with score = "json"'
+        )
     texts = [as_text(value) for value in values if value is not None]
     if not texts:
         hint = nearest("target", sample.metadata)
@@ -41,6 +49,16 @@ def alternatives(sample: Sample) -> list[str]:
     if not all(text.strip() for text in texts):
         raise UsageError(f'sample "{sample.id}" has an empty target: no answer could be told from no answer')
     return texts
+
+
+def accepted(target: Any) -> list[Any]:
+    """The values that a target accepts: each of a list. SQuAD's `{"text": […], "answer_start": […]}` is its texts."""
+    values = list(target) if isinstance(target, list | tuple) else [target]
+    found: list[Any] = []
+    for value in values:
+        texts = value.get("text") if isinstance(value, Mapping) and value.keys() <= _SPANS else None
+        found += list(texts) if isinstance(texts, list | tuple) else [texts if isinstance(texts, str) else value]
+    return found
 
 
 def as_text(value: Any) -> str:

@@ -18,7 +18,7 @@ from skilltune.errors import CallConfigError, JudgeError, Stopped
 from skilltune.rollout import Rollout, Score
 from skilltune.samples import Sample
 from skilltune.scorers.python import raised_in, source_file
-from skilltune.scorers.reading import as_text, quote
+from skilltune.scorers.reading import accepted, as_text, quote
 
 if TYPE_CHECKING:
     from skilltune.scorers.judge import Judge
@@ -30,9 +30,7 @@ ScoreFn = Callable[[Sample, Rollout], Score | float | bool | Awaitable[Score | f
 
 def first_target(sample: Sample) -> str:
     """The expected answer as text: the target, or the first of several; "" if there is none."""
-    value = sample.target
-    if isinstance(value, list | tuple):
-        value = value[0] if value else None
+    value = next((value for value in accepted(sample.target) if value is not None), None)
     return "" if value is None else as_text(value)
 
 
@@ -44,6 +42,11 @@ def one_line_or_tagged(sample: Sample) -> str:
 
 def accept_any(sample: Sample) -> None:
     """A scorer that says nothing about the samples it can score."""
+
+
+def by_itself(sample: Sample) -> list[str]:
+    """A user's function, which decides by itself what it looks at."""
+    return []
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,8 @@ class Scorer:
     check: Callable[[Sample], None] = accept_any
     blocking: bool = False
     judge: Judge | None = None
+    describe: Callable[[Sample], list[str]] = by_itself
+    custom: bool = False
 
     def __call__(self, sample: Sample, rollout: Rollout) -> Score | float | bool | Awaitable[Score | float | bool]:
         return self.score(sample, rollout)

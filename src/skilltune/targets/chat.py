@@ -36,7 +36,7 @@ class ChatTarget:
 
     def request(self, skill: Skill, sample: Sample, env: Env, attempt: int) -> Request:
         return Request(
-            messages=_join(skill.body, env.messages(sample)),
+            messages=with_skill(skill.body, env.messages(sample)),
             temperature=self.temperature,
             max_tokens=self.max_tokens,
             draw=attempt,
@@ -63,7 +63,7 @@ class ChatTarget:
         )
 
 
-def _join(body: str, messages: tuple[Message, ...]) -> tuple[Message, ...]:
+def with_skill(body: str, messages: tuple[Message, ...]) -> tuple[Message, ...]:
     """The skill's body before a sample's own system message, if it has one: providers take one system message."""
     if not body.strip():
         return messages

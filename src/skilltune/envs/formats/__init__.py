@@ -12,8 +12,9 @@ from pathlib import Path
 
 from skilltune.envs.formats import huggingface, promptfoo
 from skilltune.envs.formats.plain import json_rows, line_rows
+from skilltune.envs.formats.reading import Reading
 from skilltune.envs.formats.rows import SPLIT_NAMES, Placed, Row, assemble, refuse
-from skilltune.envs.formats.tables import table_rows
+from skilltune.envs.formats.tables import records
 from skilltune.errors import UsageError
 from skilltune.samples import Sample
 from skilltune.scorers.reading import nearest
@@ -30,15 +31,21 @@ def load_samples(source: str | Path, fields: Mapping[str, str] | None = None) ->
     Accepts .jsonl and .json (plain, OpenAI evals, gbrain, skill-creator's evals.json), .csv and .tsv with a header,
     .yaml (promptfoo), .parquet and .arrow, "hf:PATH_OR_NAME[/CONFIG][@SPLIT]", a folder with evals/evals.json or
     promptfooconfig.yaml, and a folder with train, val and test in it (each with items.json or items.jsonl). Unknown
-    keys go to `metadata`. Checks that only a reader can decide are kept in `checks` with the type "judge", where a
-    scorer without a judge refuses them. Raises UsageError naming file and line of all that is wrong, ten at most.
+    keys go to `metadata`. `fields` may also lead into objects ("inputs.question"), say what the texts of a key are
+    ({"contains": "must_have"}) or that a key does nothing ({"ignore": "tags"}). Checks that only a reader can decide
+    are kept in `checks` with the type "judge", where a scorer without a judge refuses them. Raises UsageError naming
+    file and line of all that is wrong, ten at most.
     """
     return [sample for _, sample in placed_samples(source, fields)]
 
 
-def placed_samples(source: str | Path, fields: Mapping[str, str] | None = None) -> list[Placed]:
-    """What `load_samples` reads, each with the place where it stands ("data.jsonl:12")."""
-    samples = assemble(_rows(source), fields)
+def placed_samples(
+    source: str | Path, fields: Mapping[str, str] | None = None, reading: Reading | None = None
+) -> list[Placed]:
+    """The samples that `load_samples` reads, each with its place ("data.jsonl:12"). `reading` takes the choices that
+    were made without being asked."""
+    reading = Reading() if reading is None else reading
+    samples = assemble(_rows(source, reading), fields, reading)
     if not samples:
         raise UsageError(f"{source} holds no samples: expected one object per sample, with at least `input`")
     return samples
@@ -66,15 +73,15 @@ def located(root: Path, spec: str) -> str | Path:
     return f"{HF}{root / name}" if (root / huggingface.without_split(name)).exists() else spec
 
 
-def _rows(source: str | Path) -> Iterator[Row]:
+def _rows(source: str | Path, reading: Reading) -> Iterator[Row]:
     if isinstance(source, str) and is_huggingface(source):
         return huggingface.rows(source.removeprefix(HF))
     path = Path(source)
     if path.is_dir():
         if (path / _EVALS).is_file():
-            return json_rows(path / _EVALS)
+            return json_rows(path / _EVALS, reading)
         config = next((path / name for name in _CONFIGS if (path / name).is_file()), None)
-        return promptfoo.rows(config) if config else _split_rows(path)
+        return promptfoo.rows(config) if config else _split_rows(path, reading)
     if not path.is_file():
         siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         raise UsageError(f"no such file: {path}{nearest(path.name, siblings)}; looked in {path.parent.resolve()}")
@@ -82,9 +89,9 @@ def _rows(source: str | Path) -> Iterator[Row]:
         case ".jsonl" | ".ndjson":
             return line_rows(path)
         case ".json":
-            return json_rows(path)
+            return json_rows(path, reading)
         case ".csv" | ".tsv":
-            return table_rows(path)
+            return records(path)
         case ".yaml" | ".yml":
             return promptfoo.rows(path)
         case ".parquet" | ".arrow":
@@ -92,7 +99,7 @@ def _rows(source: str | Path) -> Iterator[Row]:
     raise UsageError(f"{path}: cannot read samples from a {path.suffix or 'nameless'} file; use {', '.join(_SUFFIXES)}")
 
 
-def _split_rows(folder: Path) -> Iterator[Row]:
+def _split_rows(folder: Path, reading: Reading) -> Iterator[Row]:
     files = [
         (folder / name / items, split)
         for name, split in SPLIT_NAMES.items()
@@ -105,10 +112,10 @@ def _split_rows(folder: Path) -> Iterator[Row]:
             f"or promptfooconfig.yaml; a folder of parquet files is named {HF}{folder}"
         )
     for path, split in files:
-        for where, row in _rows(path):
+        for where, row in _rows(path, reading):
             if isinstance(row, Mapping) and SPLIT_NAMES.get(str(row.get("split", split)).lower()) != split:
                 raise UsageError(f'{where}: its split "{row["split"]}" is not that of its folder, {path.parent.name}')
             yield where, {**row, "split": split} if isinstance(row, Mapping) else row
 
 
-__all__ = ["assemble", "is_huggingface", "load_samples", "located", "placed_samples", "refuse", "root_of"]
+__all__ = ["Reading", "assemble", "is_huggingface", "load_samples", "located", "placed_samples", "refuse", "root_of"]

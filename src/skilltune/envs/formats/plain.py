@@ -8,12 +8,26 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from skilltune.envs.formats import gbrain
+from skilltune.envs.formats import criteria, gbrain
+from skilltune.envs.formats.reading import Reading
 from skilltune.envs.formats.rows import Row
+from skilltune.envs.formats.text import read_text
 from skilltune.errors import UsageError
 from skilltune.scorers.reading import quote
 
-_LISTS = ("examples", "samples", "data", "evals")  # `evals` is skill-creator's
+_LISTS = (  # `evals` is skill-creator's
+    "examples",
+    "samples",
+    "data",
+    "evals",
+    "cases",
+    "test_cases",
+    "testcases",
+    "tests",
+    "items",
+    "tasks",
+    "questions",
+)
 _SPACE = re.compile(r"[ \t\n\r]*")
 
 
@@ -30,42 +44,71 @@ def line_rows(path: Path) -> Iterator[Row]:
                 yield where, error
 
 
-def json_rows(path: Path) -> Iterator[Row]:
-    """JSON: a list of samples, or an object that holds one list of them."""
+def json_rows(path: Path, reading: Reading | None = None) -> Iterator[Row]:
+    """JSON: a list of samples, or an object that holds one list of them, or one object of them by name."""
+    reading = Reading() if reading is None else reading
     text = read_text(path)
     data = _json(text, path) if text.strip() else []
     key = None
     if isinstance(data, dict):
-        lists = [name for name in _LISTS if isinstance(data.get(name), list)]
-        if len(lists) != 1:
-            raise UsageError(
-                f"{path}: expected a list of samples, or an object with one of {', '.join(_LISTS)} as a list; "
-                f"its keys are {', '.join(map(str, data)) or 'none'}"
-            )
-        (key,) = lists
+        key = _container(data, path)
+        _look_beside(data, key, path, reading)
         data = data[key]
-    if not isinstance(data, list):
+    if not isinstance(data, list | dict):
         raise UsageError(f"{path}: expected a list of samples, found {quote(str(data))}")
+    reading.evals = key == "evals" or (path.name == "evals.json" and path.parent.name == "evals")
+    names = list(data) if isinstance(data, dict) else None
+    items = list(data.values()) if isinstance(data, dict) else data
     line, counted = 1, 0
-    for row, start in zip(data, _item_starts(text, key), strict=False):  # without items there is no list to look into
+    for place, (row, start) in enumerate(zip(items, _item_starts(text, key), strict=False)):  # without items: no list
         line, counted = line + text.count("\n", counted, start), start
         where = f"{path}:{line}"
+        if names is not None:
+            row = {"id": names[place], **row}
         try:
             yield where, gbrain.translated(where, row)
         except UsageError as error:
             yield where, error
 
 
-def read_text(path: Path) -> str:
-    """A file's UTF-8 text without its byte order mark; UsageError names the line that is something else."""
-    try:
-        data = path.read_bytes()
-        return data.decode("utf-8-sig")
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror or error}") from None
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise UsageError(f"{path}:{line}: not UTF-8 text ({error.reason}): save the file as UTF-8") from None
+def _container(data: dict[str, Any], path: Path) -> str:
+    """The key that holds the samples."""
+    held = [name for name in _LISTS if isinstance(data.get(name), list) or _by_name(data.get(name))]
+    held = [name for name in held if data[name]] or held
+    if len(held) == 1:
+        return held[0]
+    if held:
+        raise UsageError(f"{path}: {' and '.join(held)} could both be the samples: keep one of them in this file")
+    if isinstance(data.get("prompts"), list | str) and "tests" in data:
+        raise UsageError(f"{path}: this is a promptfoo configuration: name the file .yaml, which JSON is too")
+    odd = next((name for name in _LISTS if name in data), None)
+    found = f"; `{odd}` is {_kind(data[odd])}" if odd else ""
+    raise UsageError(
+        f"{path}: expected a list of samples, or an object with one of {', '.join(_LISTS)} as a list; "
+        f"its keys are {', '.join(map(str, data)) or 'none'}{found}"
+    )
+
+
+def _by_name(value: Any) -> bool:
+    return isinstance(value, dict) and bool(value) and all(isinstance(row, dict) for row in value.values())
+
+
+def _kind(value: Any) -> str:
+    return "a mapping of names to something else than samples" if isinstance(value, dict) else quote(str(value))
+
+
+def _look_beside(data: dict[str, Any], key: str, path: Path, reading: Reading) -> None:
+    """Refuse criteria that stand beside the samples and are meant for all of them; note other lists."""
+    for name, value in data.items():
+        if name == key:
+            continue
+        if criteria.looks_like_one(name, value) and name not in _LISTS:
+            raise UsageError(
+                f'{path}: "{name}" beside `{key}` is not read: put it into each of them, or, for all, into the score: '
+                'score = {judge = "MODEL", rubric = ["…"]}'
+            )
+        if isinstance(value, list | dict) and value and name != "metadata":
+            reading.notes[f"`{name}` beside `{key}` in {path.name} is not read"] += 1
 
 
 def _json(text: str, path: Path, line: int = 0) -> Any:
@@ -88,7 +131,8 @@ def _refuse_constant(name: str) -> Any:
 
 
 def _item_starts(text: str, key: str | None) -> Iterator[int]:
-    """Where the items of the list begin, the list being the whole (valid) document or what `key` of it holds."""
+    """The places at which the samples begin: the items of a list, or the values of an object. That is
+    the (valid) document itself or stands under its `key`."""
     decoder = json.JSONDecoder()
 
     def skip(place: int, mark: str = "") -> int:
@@ -96,21 +140,27 @@ def _item_starts(text: str, key: str | None) -> Iterator[int]:
         start = _end_of_space(text, place)
         return _end_of_space(text, start + 1) if mark and text[start] == mark else start
 
-    place = skip(0)
-    if key is not None:
-        place, found = skip(place, "{"), -1
-        while text[place] != "}":
-            name, place = decoder.raw_decode(text, place)
-            place = skip(place, ":")
-            found = place if name == key else found  # of a key that comes twice, the last one counts
+    def values(place: int) -> Iterator[tuple[str, int]]:
+        """The name and the start of each value of the list or object at a place."""
+        named = text[place] == "{"
+        place = skip(place, text[place])
+        while text[place] not in "]}":
+            name = ""
+            if named:
+                name, place = decoder.raw_decode(text, place)
+                place = skip(place, ":")
+            yield name, place
             _, place = decoder.raw_decode(text, place)
             place = skip(place, ",")
-        place = found
-    place = skip(place, "[")
-    while text[place] != "]":
-        yield place
-        _, place = decoder.raw_decode(text, place)
-        place = skip(place, ",")
+
+    place = skip(0)
+    if key is not None:
+        place = dict(values(place))[key]  # of a key that comes twice, the last one counts
+    starts = list(values(place))
+    last = {name: index for index, (name, _) in enumerate(starts)} if text[place] == "{" else {}
+    for index, (name, start) in enumerate(starts):
+        if not last or last[name] == index:
+            yield start
 
 
 def _end_of_space(text: str, place: int) -> int:

@@ -7,18 +7,19 @@ evaluation, the grader's model) is not read: target and judge are named in skill
 
 from __future__ import annotations
 
-import csv
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from skilltune.envs.formats.plain import read_text
+from skilltune.envs.formats import assertions, yaml12
 from skilltune.envs.formats.rows import Row
+from skilltune.envs.formats.tables import records
+from skilltune.envs.formats.text import read_text
+from skilltune.envs.formats.yaml12 import Lined
 from skilltune.errors import UsageError
 from skilltune.scorers.reading import as_text, nearest, quote
 
@@ -37,20 +38,10 @@ _HOW_IT_RUNS = (
 )
 _TOP = ("prompts", "tests", "defaultTest")
 _TEST = ("assert", "description", "metadata", "provider", "providers", "vars")
-_ASSERTION = ("metric", "provider", "type", "value", "weight")
-_ASSERTIONS = (
-    "contains",
-    "contains-all",
-    "contains-any",
-    "contains-json",
-    "equals",
-    "icontains",
-    "icontains-all",
-    "icontains-any",
-    "is-json",
-    "llm-rubric",
-    "regex",
-)
+_PROMPT_FILES = (".txt", ".md", ".markdown", ".j2", ".json", ".jsonl", ".yaml", ".yml")
+_PROGRAMS = (".cjs", ".js", ".mjs", ".py", ".ts", ".sh", ".rb", ".go")  # promptfoo runs them
+_TEST_FILES = (".csv", ".json", ".jsonl", ".yaml", ".yml")
+MOST_ROWS = 20_000  # of one configuration: prompts × tests × combinations of list variables
 _SLOT = re.compile(r"{{-?\s*([\w.]+)\s*-?}}")
 _LOGIC = re.compile(r"{[{%#]")
 
@@ -58,99 +49,54 @@ _LOGIC = re.compile(r"{[{%#]")
 def rows(path: Path) -> Iterator[Row]:
     """A row for each pair of a prompt and a test; a test's list variables give one for each combination.
 
-    With several prompts, the rows of one test form a group, so that they stay in one split.
+    With several prompts, the rows of one test form a group, so that they stay in one split. Combinations are counted
+    before they are made.
     """
-    config = _mapping(_load(path), str(path))
+    config = _mapping(yaml12.load(path), str(path))
     _only(config, (*_TOP, *_HOW_IT_RUNS), path, "the configuration")
     prompts = _prompts(config.get("prompts"), path, config.line)
-    default = _mapping(config.get("defaultTest") or _Mapping(config.line), f"{path}:{config.line}: defaultTest")
+    default = _mapping(config.get("defaultTest") or Lined(config.line), f"{path}:{config.line}: defaultTest")
     _only(default, _TEST, path, "defaultTest")
+    made = 0
     for test in _tests(config.get("tests"), path, config.line):
         where = f"{test.path}:{test.line}"
         _only(test, _TEST, test.path, "a test")
         set_vars = {**_vars(default, path), **_vars(test, test.path)}
         asserts = [*_asserts(default, path), *_asserts(test, test.path)]
         lists = {name: value if isinstance(value, list) else [value] for name, value in set_vars.items()}
+        made += len(prompts) * math.prod(map(len, lists.values()))
+        if made > MOST_ROWS:
+            raise UsageError(
+                f"{where}: its prompts and list variables come to {made:,} samples with those before it, more than "
+                f"{MOST_ROWS:,}: use fewer values"
+            )
         for values in product(*lists.values()):
             chosen = dict(zip(lists, values, strict=True))
-            metadata = {**(default.get("metadata") or {}), **(test.get("metadata") or {}), "vars": chosen}
+            metadata = {**_metadata(default, path), **_metadata(test, test.path), "vars": chosen}
             if test.get("description"):
                 metadata["description"] = test["description"]
-            checks = [check for place, item in asserts for check in _checks(item, place, chosen)]
+            checks = [
+                check for place, item in asserts for check in assertions.checks(_rendered(item, chosen, place), place)
+            ]
             group = {"group": where} if len(prompts) > 1 else {}
             for prompt in prompts:
                 yield where, {"input": _filled(prompt, chosen, where), "checks": checks, "metadata": metadata, **group}
 
 
-# -- YAML, as promptfoo reads it
-
-
-class _Mapping(dict):
-    """A mapping that knows its line, and its file where that matters."""
-
-    def __init__(self, line: int) -> None:
-        super().__init__()
-        self.line = line
-        self.path = Path()
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2's core types, as js-yaml has them: `yes`, `1:30` and `2024-01-01` are texts, a key comes only once."""
-
-
-_Loader.yaml_implicit_resolvers = {}
-_Loader.add_implicit_resolver("tag:yaml.org,2002:merge", re.compile(r"<<$"), ["<"])
-_Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""])
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:int", re.compile(r"(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)$"), list("-+0123456789")
-)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$"),
-    list("-+.0123456789"),
-)
-
-
-def _construct_int(loader: yaml.SafeLoader, node: Any) -> int:
-    text = node.value
-    return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
-
-
-def _construct_mapping(loader: yaml.SafeLoader, node: Any) -> Iterator[_Mapping]:
-    made = _Mapping(node.start_mark.line + 1)
-    yield made
-    names = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
-    for name in names:
-        if names.count(name) > 1:
-            raise yaml.constructor.ConstructorError(None, None, f"the key {name!r} comes twice", node.start_mark)
-    made.update(loader.construct_mapping(node, deep=True))
-
-
-_Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
-_Loader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
-
-
-def _load(path: Path) -> Any:
-    try:
-        return yaml.load(read_text(path), _Loader)  # a SafeLoader
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = f":{mark.line + 1}" if mark else ""
-        raise UsageError(f"{path}{line}: not valid YAML: {error.problem or error.context}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UsageError(f"{path}: not valid YAML: {error}") from None
-
-
-def _mapping(value: Any, where: str) -> _Mapping:
-    if not isinstance(value, _Mapping):
+def _mapping(value: Any, where: str) -> Lined:
+    if not isinstance(value, Lined):
         raise UsageError(f"{where}: expected a mapping of names to values, not {quote(str(value))}")
     return value
 
 
-def _only(mapping: _Mapping, known: tuple[str, ...], path: Path, what: str) -> None:
+def _metadata(test: Lined, path: Path) -> dict[str, Any]:
+    given = test.get("metadata") or {}
+    if not isinstance(given, dict):
+        raise UsageError(f"{path}:{test.line}: metadata must be a mapping, not {quote(str(given))}")
+    return given
+
+
+def _only(mapping: Lined, known: tuple[str, ...], path: Path, what: str) -> None:
     for key in mapping:
         if key not in known:
             raise UsageError(f'{path}:{mapping.line}: "{key}" of {what} is not supported{nearest(str(key), known)}')
@@ -169,22 +115,56 @@ def _prompts(value: Any, path: Path, line: int) -> list[Any]:
 
 
 def _prompt(item: Any, path: Path, line: int) -> list[Any]:
-    if isinstance(item, _Mapping):
+    if isinstance(item, Lined):
         line = item.line
         _only(item, ("id", "label", "raw"), path, "a prompt")
         item = item.get("raw", item.get("id"))
     if not isinstance(item, str):
         raise UsageError(f"{path}:{line}: a prompt must be a text or a file, not {quote(str(item))}")
-    if not item.startswith("file://"):
-        return [_chat(item)]
-    file = path.parent / item.removeprefix("file://")
+    files = _files(item, path, line, "a prompt", (*_PROMPT_FILES, ".csv"))
+    return [_chat(item)] if files is None else [prompt for file in files for prompt in _read_prompts(file, path, line)]
+
+
+def _read_prompts(file: Path, path: Path, line: int) -> list[Any]:
+    """The prompts of one file: several of a .txt are divided by `---`, a .jsonl holds one a line."""
     match file.suffix.lower():
         case ".txt":
             texts = re.split(r"^---[ \t]*$", read_text(file), flags=re.MULTILINE)
             return [_chat(text.strip()) for text in texts if text.strip()]
-        case ".md" | ".json":
+        case ".jsonl":
+            return [_chat(text) for text in read_text(file).split("\n") if text.strip()]
+        case ".yaml" | ".yml":
+            loaded = yaml12.load(file)
+            return [loaded if isinstance(loaded, list) else read_text(file)]
+        case suffix if suffix in _PROMPT_FILES:
             return [_chat(read_text(file))]
-    raise UsageError(f"{path}:{line}: a prompt from {quote(item)} is not supported: only .txt, .md and .json files are")
+    supported = ", ".join(_PROMPT_FILES)
+    raise UsageError(f"{path}:{line}: a prompt from {quote(file.name)} is not supported: only {supported} files are")
+
+
+def _files(item: str, path: Path, line: int, what: str, suffixes: tuple[str, ...]) -> list[Path] | None:
+    """The files that a text names, by a path or a pattern, as promptfoo finds them: beside the configuration. None for
+    a text that names none. A text that can only be meant as a file must be one."""
+    explicit = item.startswith("file://")
+    name = item.removeprefix("file://").strip()
+    if not explicit and ("\n" in name or "{{" in name or len(name) > 500):
+        return None
+    try:
+        if (path.parent / name).is_file():
+            return [path.parent / name]
+        pattern = any(mark in name for mark in "*?[")
+        found = sorted(file for file in path.parent.glob(name) if file.is_file()) if pattern else []
+    except (OSError, ValueError, NotImplementedError):  # no text that a file could be named by
+        pattern, found = False, []
+    if found:
+        return found
+    suffix = Path(name.split(":")[0]).suffix.lower()  # of "prompt.py:function"
+    if suffix in _PROGRAMS and (explicit or " " not in name):
+        raise UsageError(f"{path}:{line}: {what} from {quote(item)} is not supported: it is a program")
+    if explicit or (suffix in suffixes and " " not in name):
+        problem = "no file fits the pattern" if pattern else "there is no file"
+        raise UsageError(f"{path}:{line}: {what} is {quote(item)}, but {problem} {quote(name)} in {path.parent}")
+    return None
 
 
 def _chat(text: str) -> Any:
@@ -192,26 +172,76 @@ def _chat(text: str) -> Any:
     if text.lstrip().startswith("["):
         try:
             return json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             return text
     return text
 
 
-def _tests(value: Any, path: Path, line: int) -> Iterator[_Mapping]:
+def _tests(value: Any, path: Path, line: int, within: tuple[Path, ...] = ()) -> Iterator[Lined]:
+    """The tests of a list, those in files that it names included. `within` are the files that led here."""
     for item in value if isinstance(value, list) else [value]:
-        if isinstance(item, str) and item.startswith("file://") and item.lower().endswith((".yaml", ".yml")):
-            file = path.parent / item.removeprefix("file://")
-            loaded = _load(file)
-            yield from _tests(loaded if isinstance(loaded, list) else [loaded], file, 1)
-        elif isinstance(item, _Mapping):
+        if isinstance(item, Lined):
             item.path = path
             yield item
+        elif isinstance(item, str) and (files := _files(item, path, line, "`tests`", _TEST_FILES)):
+            for file in files:
+                if file.resolve() in within:
+                    raise UsageError(f"{path}:{line}: the tests of {file.name} name {file.name} itself")
+                yield from _read_tests(file, path, line, (*within, file.resolve()))
         else:
             shown = "no tests" if item is None else f"tests from {quote(str(item))} are not supported"
-            raise UsageError(f"{path}:{line}: {shown}: write them as a list, here or in a file://….yaml")
+            raise UsageError(
+                f"{path}:{line}: {shown}: write them as a list, here or in a file: {', '.join(_TEST_FILES)}"
+            )
 
 
-def _vars(test: _Mapping, path: Path) -> dict[str, Any]:
+def _read_tests(file: Path, path: Path, line: int, within: tuple[Path, ...]) -> Iterator[Lined]:
+    match file.suffix.lower():
+        case ".csv":
+            for where, record in records(file, keep_empty=True):
+                if isinstance(record, UsageError):
+                    raise record
+                yield _tabled(record, where, file)
+        case ".jsonl":
+            for number, text in enumerate(read_text(file).split("\n"), 1):
+                if text.strip():
+                    test = _mapping(yaml12.parse(text, f"{file}:{number}"), f"{file}:{number}")
+                    test.line, test.path = number, file
+                    yield test
+        case ".yaml" | ".yml" | ".json":
+            loaded = yaml12.load(file)
+            yield from _tests(loaded if isinstance(loaded, list) else [loaded], file, 1, within)
+        case _:
+            supported = ", ".join(_TEST_FILES)
+            raise UsageError(
+                f"{path}:{line}: tests from {quote(file.name)} are not supported: only {supported} files are"
+            )
+
+
+def _tabled(record: Mapping[str, str], where: str, file: Path) -> Lined:
+    """A test from a line of a table: columns are variables, `__expected…` hold assertions."""
+    test = Lined(int(where.rpartition(":")[2]))
+    test.path = file
+    test["vars"] = Lined(test.line)
+    test["vars"].update({name: value for name, value in record.items() if not name.startswith("__")})
+    test["assert"] = []
+    metadata = {}
+    for name, value in record.items():
+        if not value:
+            continue
+        if name.startswith("__expected"):
+            test["assert"].append(value)
+        elif name == "__description":
+            test["description"] = value
+        elif name.startswith("__metadata:"):
+            metadata[name.removeprefix("__metadata:").removesuffix("[]")] = value
+        elif name.startswith("__") and name != "__metric":  # a name for promptfoo's own reports
+            raise UsageError(f'{where}: the column "{name}" is not supported: nothing here does what it asks for')
+    test["metadata"] = metadata
+    return test
+
+
+def _vars(test: Lined, path: Path) -> dict[str, Any]:
     given = test.get("vars")
     if given is None:
         return {}
@@ -249,91 +279,23 @@ def _filled(template: Any, values: Mapping[str, Any], where: str) -> Any:
 # -- assertions
 
 
-def _asserts(test: _Mapping, path: Path) -> list[tuple[str, _Mapping]]:
+def _asserts(test: Lined, path: Path) -> list[tuple[str, Mapping[str, Any]]]:
     """The assertions of a test, each with its place."""
     listed = test.get("assert") or []
     if not isinstance(listed, list):
         raise UsageError(f"{path}:{test.line}: assert must be a list, not {quote(str(listed))}")
-    found = [_mapping(item, f"{path}:{test.line}: assert") for item in listed]
-    return [(f"{path}:{item.line}", item) for item in found]
+    found: list[tuple[str, Mapping[str, Any]]] = []
+    for item in listed:
+        where = f"{path}:{test.line}"
+        if isinstance(item, str):  # of a table
+            found.append((where, assertions.parsed(item, where) or {"type": "equals", "value": item}))
+        else:
+            mapping = _mapping(item, f"{where}: assert")
+            found.append((f"{path}:{mapping.line}", mapping))
+    return found
 
 
-def _checks(assertion: _Mapping, where: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One assertion as our checks; a list because `contains-all` is several."""
-    kind = assertion.get("type")
-    base = str(kind).removeprefix("not-")
-    if base not in _ASSERTIONS or kind == "not-llm-rubric":
-        hint = "; say the rubric the other way round" if kind == "not-llm-rubric" else nearest(base, _ASSERTIONS)
-        raise UsageError(
-            f'{where}: the assertion "{kind}" is not supported{hint}; supported: {", ".join(_ASSERTIONS)}, '
-            "and all but llm-rubric with not- before it"
-        )
-    for key in assertion:
-        if key not in _ASSERTION:
-            raise UsageError(
-                f'{where}: "{key}" of the assertion "{kind}" is not supported{nearest(str(key), _ASSERTION)}'
-            )
-    value = _filled(assertion.get("value"), values, where)
-    if isinstance(value, str) and value.startswith("file://"):
-        raise UsageError(f'{where}: the assertion "{kind}" takes its value from a file, which is not supported')
-    found = _positive(base, value, where)
-    if kind != base:
-        found = [{"type": "not", "check": found[0] if len(found) == 1 else {"type": "checks", "checks": found}}]
-    weight = assertion.get("weight", 1)
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not weight > 0:
-        raise UsageError(
-            f"{where}: weight must be a number above 0, not {quote(str(weight))}: delete the assertion instead"
-        )
-    return found if weight == 1 else [{**check, "weight": weight / len(found)} for check in found]
-
-
-def _positive(kind: str, value: Any, where: str) -> list[dict[str, Any]]:
-    ignore = {"ignore_case": True} if kind.startswith("i") and kind != "is-json" else {}
-    match kind:
-        case "equals":
-            exact = isinstance(value, dict | list)
-            return [
-                {"type": "json", "read": "whole", "target": value}
-                if exact
-                else {"type": "exact", "target": _text(kind, value, where)}
-            ]
-        case "contains" | "icontains":
-            return [{"type": "contains", "target": _text(kind, value, where), **ignore}]
-        case "contains-any" | "icontains-any":
-            return [{"type": "contains", "target": _several(kind, value, where), **ignore}]
-        case "contains-all" | "icontains-all":
-            return [{"type": "contains", "target": text, **ignore} for text in _several(kind, value, where)]
-        case "regex":
-            return [{"type": "regex", "pattern": _text(kind, value, where)}]
-        case "is-json" | "contains-json":
-            return [
-                {"type": "json", "read": "whole" if kind == "is-json" else "anywhere", "schema": _schema(value, where)}
-            ]
-        case _:
-            return [{"type": "judge", "text": _text(kind, value, where)}]
-
-
-def _text(kind: str, value: Any, where: str) -> str:
-    if not isinstance(value, str | int | float) or not str(value).strip():
-        raise UsageError(f'{where}: the assertion "{kind}" needs a text as its value, not {quote(str(value))}')
-    return as_text(value)
-
-
-def _several(kind: str, value: Any, where: str) -> list[str]:
-    """A list of texts; a text is one that commas separate."""
-    if isinstance(value, str):
-        value = [part.strip() for part in next(csv.reader([value], skipinitialspace=True), [])]
-    if not isinstance(value, list) or not value:
-        raise UsageError(f'{where}: the assertion "{kind}" needs a list of texts as its value')
-    return [_text(kind, item, where) for item in value]
-
-
-def _schema(value: Any, where: str) -> dict[str, Any]:
-    """A JSON schema, written as a mapping or as text that holds one; none allows any JSON."""
-    if isinstance(value, str) and value.strip():
-        value = yaml.load(value, _Loader)  # a SafeLoader
-    if value in (None, ""):
-        return {}
-    if not isinstance(value, Mapping):
-        raise UsageError(f"{where}: a JSON schema must be a mapping, not {quote(str(value))}")
-    return dict(value)
+def _rendered(assertion: Mapping[str, Any], values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The assertion with the variables of its value filled in."""
+    known = assertions.is_one(assertion.get("type"))  # else it is refused whatever its value says
+    return {**assertion, "value": _filled(assertion.get("value"), values, where)} if known else dict(assertion)

@@ -7,14 +7,14 @@ import io
 from collections.abc import Iterator
 from pathlib import Path
 
-from skilltune.envs.formats.plain import read_text
-from skilltune.envs.formats.rows import Row
+from skilltune.envs.formats.text import read_text
 from skilltune.errors import UsageError
 
 
-def table_rows(path: Path) -> Iterator[Row]:
-    """One row a record, an empty cell meaning no value. A .csv whose header has semicolons and no comma is split at
-    those, as spreadsheets write it in half of Europe; a column without a name is called "column N"."""
+def records(path: Path, *, keep_empty: bool = False) -> Iterator[tuple[str, dict[str, str] | UsageError]]:
+    """The records with their places. An empty cell is no value, unless `keep_empty`. A .csv whose header has semicolons
+    and no comma is split at those, as spreadsheets write it in half of Europe; a column without a name is called
+    "column N"."""
     text, start = read_text(path), 1
     limit = csv.field_size_limit(2**31 - 1)  # the default refuses cells beyond 128 kB
     try:
@@ -28,7 +28,8 @@ def table_rows(path: Path) -> Iterator[Row]:
                 problem = f"{len(cells)} cells for {len(header)} columns: is a comma unquoted?"
                 yield f"{path}:{start}", UsageError(f"{path}:{start}: {problem}")
             elif any(cells):
-                yield f"{path}:{start}", {name: cell for name, cell in zip(header, cells, strict=True) if cell != ""}
+                pairs = zip(header, cells, strict=True)
+                yield f"{path}:{start}", {name: cell for name, cell in pairs if cell != "" or keep_empty}
             start = reader.line_num + 1
     except csv.Error as error:
         raise UsageError(

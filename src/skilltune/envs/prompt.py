@@ -1,0 +1,161 @@
+"""From a sample to the text that the target reads: the slots of `env.prompt`, the options of a choice, files.
+
+All slots are filled in one pass, so that text that comes in is never searched for slots itself. Braces that name no
+column stay: prompts are full of JSON and LaTeX.
+"""
+
+from __future__ import annotations
+
+import mimetypes
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from skilltune.errors import UsageError
+from skilltune.models import Image
+from skilltune.samples import Sample
+from skilltune.scorers.choice import options_of
+from skilltune.scorers.reading import as_text, nearest, quote
+
+INPUT = "input"
+INLINED = 100_000  # characters of all files of one sample that a prompt takes in
+CHOICES = ("choices", "options")
+_IMAGES = ("image/png", "image/jpeg", "image/gif", "image/webp")
+_SLOT = re.compile(r"\{\{-?\s*(?P<double>[^{}|%\n]{1,80}?)\s*-?\}\}|\{(?P<single>[^{}\n]{1,80})\}")
+_LOGIC = re.compile(r"\{\{[^{}\n]*\|[^{}\n]*\}\}|\{%.*?%\}|\{#.*?#\}")
+_NAME = re.compile(r"[A-Za-z_][\w.]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """`env.prompt` and the columns that it shows."""
+
+    text: str
+    columns: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, text: str, samples: Sequence[Sample]) -> Template:
+        """Raises UsageError for a prompt without the input, with logic, or with a slot that no sample can fill."""
+        if logic := _LOGIC.search(text):
+            raise UsageError(
+                f"env.prompt: {quote(logic[0])} is not supported: only {{input}} and {{column}} are filled, without "
+                "filters and without logic"
+            )
+        slots = [(slot, slot["double"] or slot["single"].strip()) for slot in _SLOT.finditer(text)]
+        if INPUT not in (name for _, name in slots):
+            raise UsageError(f"the prompt {quote(text)} has no {{input}}: the samples would never be seen")
+        known = dict.fromkeys(key for sample in samples for key in sample.metadata)
+        columns = [name for _, name in slots if any(_value(sample, name) is not None for sample in samples)]
+        for slot, name in slots:
+            meant = nearest(name, known) if _NAME.fullmatch(name) and name not in (*columns, INPUT) else ""
+            if meant or (slot["double"] and name not in (*columns, INPUT)):
+                has = ", ".join(known) or "none"
+                raise UsageError(
+                    f"env.prompt: no sample has a column for {slot[0]}{meant}; besides {{input}} there are: {has}"
+                )
+        return cls(text, tuple(dict.fromkeys(columns)))
+
+    def notes(self, samples: Sequence[Sample]) -> list[str]:
+        """Slots that stay as they are, and columns that some samples do not have."""
+        names = [slot["single"].strip() for slot in _SLOT.finditer(self.text) if slot["single"]]
+        kept = [name for name in names if _NAME.fullmatch(name) and name not in (*self.columns, INPUT)]
+        found = [
+            f"{{{name}}} in env.prompt stays as it is: no sample has such a column" for name in dict.fromkeys(kept)
+        ]
+        for name in self.columns:
+            lacking = sum(_value(sample, name) is None for sample in samples)
+            if lacking:
+                found.append(f"{{{name}}} in env.prompt is empty for {lacking} of {len(samples)} samples")
+        return found
+
+    def fill(self, sample: Sample, text: str) -> str:
+        def filled(slot: re.Match[str]) -> str:
+            name = slot["double"] or slot["single"].strip()
+            if name == INPUT:
+                return text
+            return shown(sample, name) if name in self.columns else slot[0]
+
+        return _SLOT.sub(filled, self.text)
+
+
+def shown(sample: Sample, name: str) -> str:
+    """A column as text: a list of texts one under the other, the options of a choice with their labels."""
+    value = _value(sample, name)
+    if name in CHOICES and (options := _options(sample)):
+        return list_options(options)
+    if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
+        return "\n\n".join(value)
+    return "" if value is None else as_text(value)
+
+
+def with_choices(sample: Sample, text: str, template: Template) -> str:
+    """The input with the sample's options under it, unless all of them stand in what is shown anyway."""
+    options = _options(sample)
+    seen = template.fill(sample, text).casefold()
+    if not options or all(option.casefold().strip() in seen for option in options.values()):
+        return text
+    return f"{text.rstrip()}\n\n{list_options(options)}"
+
+
+def list_options(options: Mapping[str, str]) -> str:
+    return "\n".join(f"{label}) {text}" for label, text in options.items())
+
+
+def _options(sample: Sample) -> dict[str, str]:
+    try:
+        return options_of(sample)
+    except UsageError:
+        return {}
+
+
+def _value(sample: Sample, name: str) -> Any:
+    """A column of a sample by its name, or by names with dots between them."""
+    if name in sample.metadata:
+        return sample.metadata[name]
+    value: Any = sample.metadata
+    for part in name.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+# -- files
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """The files of a sample as a message can hold them, and why the others cannot be shown."""
+
+    text: str = ""
+    images: tuple[Image, ...] = ()
+    unseen: tuple[str, ...] = ()
+
+
+def attach(files: Iterable[tuple[str, Path]]) -> Attached:
+    """Text files as text, `INLINED` characters of one sample at most, and images as images."""
+    texts, images, unseen, room = [], [], [], INLINED
+    for name, path in files:
+        if mimetypes.guess_type(path.name)[0] in _IMAGES:
+            images.append(Image.load(path))
+            continue
+        try:
+            if path.stat().st_size > 4 * INLINED:
+                raise _TooLong
+            text = path.read_text(encoding="utf-8-sig")
+            if "\0" in text:
+                raise ValueError
+            if len(text) > room:
+                raise _TooLong
+        except _TooLong:
+            unseen.append(f"{name} is too long: at most {INLINED:,} characters of all files of a sample are shown")
+        except ValueError:  # UnicodeDecodeError is one
+            unseen.append(f"{name} is neither text nor an image ({', '.join(t.partition('/')[2] for t in _IMAGES)})")
+        else:
+            room -= len(text)
+            texts.append(f'<file path="{name}">\n{text}{"" if text.endswith(chr(10)) or not text else chr(10)}</file>')
+    return Attached("\n\n".join(texts), tuple(images), tuple(unseen))
+
+
+class _TooLong(Exception):
+    pass
