@@ -404,6 +404,26 @@ def test_check_names_every_problem_with_exit_2(desk: Desk) -> None:
     assert result.stderr.count("problem: ") == 2
 
 
+def test_a_limit_below_the_input_is_refused_alike_by_check_and_train_with_one_that_would_do(desk: Desk) -> None:
+    (desk.root / "SKILL.md").write_text(SKILL + "Be kind to the writer of the ticket.\n" * 300)  # about 2,800 tokens
+    assert skilltune("check", desk.config).exit_code == 0
+    checked = skilltune("check", desk.config, "train.max_skill_tokens=2000")
+    trained = skilltune("train", desk.config, "train.max_skill_tokens=2000")
+    assert (checked.exit_code, trained.exit_code, desk.calls) == (2, 2, 0)
+    room = re.search(r"set train\.max_skill_tokens=(\d+)", trained.stderr)
+    assert room is not None
+    assert room[0] in checked.stderr
+    assert skilltune("check", desk.config, room[0].removeprefix("set ")).exit_code == 0
+    assert skilltune("check", desk.config, "train.max_skill_tokens=2000", "train.epochs=0").exit_code == 0
+
+
+def test_a_skill_beyond_the_usual_limit_has_room_to_learn(desk: Desk) -> None:
+    (desk.root / "SKILL.md").write_text(SKILL + "Be kind to the writer of the ticket.\n" * 300)
+    assert skilltune("train", desk.config).exit_code == 0
+    with Run.read(Path(desk.run)) as run:
+        assert any(data["accepted"] for _, _, data in run.events("verdict"))
+
+
 def test_show_lists_verdicts_certificate_cost_and_files(finished: Desk) -> None:
     text = skilltune("show", finished.run).stdout
     assert "version 1" in text

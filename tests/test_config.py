@@ -302,3 +302,11 @@ def test_pitfall_18_odd_texts_survive_the_file(tmp_path: Path):
     again, _ = load_config(file)
     assert again.env.prompt == odd
     assert again.env.score == {"type": "json", odd: {"list": [odd]}}  # TOML has no null
+
+
+@pytest.mark.parametrize(
+    ("tokens", "limit"), [(0, 2000), (1666, 2000), (1667, 2001), (2000, 2400), (2400, 2880), (3129, 3755)]
+)
+def test_a_skill_may_grow_by_a_fifth_and_in_any_case_to_two_thousand_tokens(tokens: int, limit: int) -> None:
+    assert make_config({}).train.skill_limit(tokens) == limit
+    assert make_config({"train": {"max_skill_tokens": 500}}).train.skill_limit(tokens) == 500

@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from skilltune.errors import UsageError
+from skilltune.frontmatter import BadFrontmatter, read_block
 from skilltune.run import Run, write_atomic
 from skilltune.skill import MAIN, Skill
 
@@ -152,12 +153,10 @@ def _scalar(text: str) -> str:
 
 
 def _metadata(skill: Skill) -> Mapping[str, Any]:
-    block = skill.frontmatter.removeprefix("\ufeff").strip()[3:-3]
     try:
-        data = yaml.safe_load(block)
-    except (yaml.YAMLError, ValueError) as error:
-        raise UsageError(f"the skill's frontmatter is not valid YAML: {' '.join(str(error).split())}") from error
-    return data if isinstance(data, Mapping) else {}
+        return read_block(skill.frontmatter)
+    except BadFrontmatter as error:
+        raise UsageError(f"{error} Nothing was written.") from error
 
 
 def _safe(name: str) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 from skilltune import __version__
 from skilltune.budget import Budget
 from skilltune.calls import Client
-from skilltune.config import CallConfig, Config, JudgeConfig, ModelConfig, TargetConfig, to_toml
+from skilltune.config import CallConfig, Config, JudgeConfig, ModelConfig, TargetConfig, room_for, to_toml
 from skilltune.envs import Env, load_env
 from skilltune.envs.formats import HF, located
 from skilltune.envs.formats.huggingface import without_split
@@ -125,6 +125,8 @@ class Session:
     async def try_scorer(self) -> None:
         """Score one expected answer, so that a scorer that cannot work is found before anything is paid; an empty one
         where a judge would have to be paid for it. Refuses samples from which the optimizer could propose nothing."""
+        if too_long := describe_overlong(self.cfg, self.skill):
+            raise UsageError(f"{too_long}. Nothing was spent.")
         self.require_evidence()
         sample = self.splits.select[0]
         answer = "" if self.env.lines(sample) else self.env.expected(sample)
@@ -278,6 +280,18 @@ def load_skill(cfg: Config, root: Path, path: Path | None = None) -> Skill:
     return Skill.load(path or root / cfg.skill, [root / name for name in named if name])
 
 
+def describe_overlong(cfg: Config, skill: Skill) -> str:
+    """The problem that the input has more tokens than train.max_skill_tokens allows, so that every edit that adds
+    something would be refused; "" if it has not."""
+    most = cfg.train.max_skill_tokens
+    if most is None or skill.tokens <= most or not cfg.train.epochs:
+        return ""
+    return (
+        f"the skill {cfg.skill} has about {skill.tokens:,} tokens, more than train.max_skill_tokens={most} allows, so "
+        f"no edit could add anything: leave that key out, or set train.max_skill_tokens={room_for(skill.tokens)}"
+    )
+
+
 def build_session(cfg: Config, run: Run, root: Path, *, env: Env | None = None, skill: Skill | None = None) -> Session:
     """Everything that a run needs, from its config; relative paths are relative to `root`.
 
@@ -333,7 +347,10 @@ def build_session(cfg: Config, run: Run, root: Path, *, env: Env | None = None, 
     under_way = max(UNDER_WAY, 2 * cfg.target.workers)
     lookahead = may_look_ahead(cfg, target_client, judge and judge.client)
     roll = Roller(target, env, run, lookahead=lookahead, under_way=under_way)
-    arena = Arena(roll, splits.train, splits.select, cfg.gate, cfg.seed, cfg.train.max_skill_tokens)
+    limit = cfg.train.skill_limit(start.tokens)
+    arena = Arena(roll, splits.train, splits.select, cfg.gate, cfg.seed, limit)
+    loop = cfg.train.model_copy(update={"max_skill_tokens": limit})
+    resolved = cfg.model_copy(update={"train": loop})
 
     _refuse_planned("optimizer", optimizer_name)
     optimizer_client = handoff = None
@@ -343,16 +360,16 @@ def build_session(cfg: Config, run: Run, root: Path, *, env: Env | None = None, 
     elif name.plugin:
         if name.inner is not None:
             optimizer_client = client(cfg.optimizer.model_copy(update={"model": name.model}), "optimizer")
-        material = Material(cfg, train_only(env, train_by_id), train_by_id, run, optimizer_client, root)
+        material = Material(resolved, train_only(env, train_by_id), train_by_id, run, optimizer_client, root)
         optimizer, package = load_optimizer(name, material)
         _unchanged(run, "optimizer", f"the package of the optimizer plug-in {name}", package)
     elif name.scheme == "handoff":
         handoff = Handoff(handoff_folder(cfg, root, name, start), run, budget, cfg.optimizer.wait)
-        optimizer = ModelOptimizer(handoff, run, env, cfg.optimizer, cfg.train, train_by_id)
+        optimizer = ModelOptimizer(handoff, run, env, cfg.optimizer, loop, train_by_id)
     else:
         optimizer_client = client(sections[1], "optimizer")
         answers = ByModel(optimizer_client, run)
-        optimizer = ModelOptimizer(answers, run, env, cfg.optimizer, cfg.train, train_by_id)
+        optimizer = ModelOptimizer(answers, run, env, cfg.optimizer, loop, train_by_id)
     optimizer = Recording(optimizer, run)
     if not cfg.optimizer.wait and handoff is None:
         raise UsageError(
