@@ -267,6 +267,17 @@ def test_the_command_lists_prints_and_files(folder: Path) -> None:
     assert "no run uses it" in cli("answer", folder).stdout
 
 
+def test_a_question_and_what_is_said_of_it_cannot_drive_the_terminal(folder: Path) -> None:
+    file = folder / "0001-rank-0a1b2c3d.md"
+    file.write_text(file.read_text() + "\nAn answer: \x1b]0;gone\x07\x9b2J\u202e\n")
+    (folder / "0001-rank-0a1b2c3d.refused-1.txt").write_text("not \x1b[31musable\n")
+    for args in ([], ["--next"], ["1", "--file", folder / "no\x1b[2J.json"]):
+        done = cli("answer", folder, *args)
+        said = done.stdout + done.stderr
+        assert not set(said) & {*map(chr, range(32)), "\x9b", "\u202e"} - {"\n"}
+        assert "\\x1b" in said
+
+
 @pytest.mark.parametrize(
     ("args", "stdin", "message"),
     [
