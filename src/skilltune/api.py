@@ -65,6 +65,7 @@ async def run_training(
             session = build_session(cfg, run, root, env=env)
             try:
                 refuse_unread(session.env.samples, cfg.env.samples)
+                session.write_config()
                 session.pin_inputs()
                 await session.try_scorer()
                 if session.handoff is not None:

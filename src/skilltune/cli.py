@@ -26,6 +26,7 @@ from skilltune.text import visible, visible_json
 if TYPE_CHECKING:
     from skilltune.api import Evaluation
     from skilltune.models import Usage
+    from skilltune.run import Run
     from skilltune.session import Session
 
 INTERRUPTED = 4
@@ -230,7 +231,7 @@ def train(
     def ready(session: Session) -> None:
         opened.append(session)
         view.ready(session)
-        session.run.emit("command", line=again(session.run.folder), folder=os.getcwd())
+        session.run.note("command", line=again(session.run.folder), folder=os.getcwd())
 
     message = RESUME_FORK if fork else RESUME
     gone = message.replace("interrupted", "the reader of the output has gone")
@@ -292,7 +293,8 @@ def evaluate(
         may_differ = (*MAY_DIFFER, "optimizer.")  # which is asked nothing: a run keeps the one that it was started with
         with Run.open(run, cfg.to_json(), may_differ=may_differ) if run else scratch_run(None) as journal:
             kept = journal.recall("config")
-            own = OptimizerConfig(**kept[0]["optimizer"]) if kept else cfg.optimizer
+            with journal.reading():
+                own = OptimizerConfig(**kept[0]["optimizer"]) if kept else cfg.optimizer
             before = judged(journal)
             session = build_session(cfg.model_copy(update={"optimizer": own}), journal, root)
             opened.append(session)
@@ -492,7 +494,6 @@ def show(
       skilltune show runs/invoice-totals --recompute
     """
     from skilltune.report.terminal import History, show_run, stdout
-    from skilltune.run import Run
 
     out = _json_stream(as_json)
     if again:
@@ -500,9 +501,8 @@ def show(
     if edits:
         _show_edits(run, out)
         return
-    with _boundary():
-        with Run.read(run) as journal:
-            history = History.of(journal)
+    with _boundary(), _reading(run) as journal:
+        history = History.of(journal)
         if out:
             _write_json(history.to_json(), out)
         else:
@@ -513,10 +513,9 @@ def _show_edits(folder: Path, out: TextIO | None) -> None:
     """The ledger of the best skill."""
     from skilltune.report.ledger import ABOUT, HEADERS, read_ledger, row, to_json
     from skilltune.report.terminal import History, columns, stdout
-    from skilltune.run import Run
 
     with _boundary():
-        with Run.read(folder) as journal:
+        with _reading(folder) as journal:
             best = History.of(journal).best
             rules = read_ledger(journal, best)
         if out:
@@ -534,10 +533,9 @@ def _recompute(folder: Path, out: TextIO | None) -> NoReturn:
 
     from skilltune.gate.replay import recompute
     from skilltune.report.terminal import stdout
-    from skilltune.run import Run
 
     with _boundary():
-        with Run.read(folder) as journal:
+        with _reading(folder) as journal:
             found = interrupts.run(recompute(journal))
         if out:
             _write_json({"run": str(folder), "exit_code": found.exit_code, **asdict(found)}, out)
@@ -567,17 +565,15 @@ def diff(
       skilltune diff runs/invoice-totals 2 3
     """
     from skilltune.report.terminal import History, difference, stdout
-    from skilltune.run import Run
 
     with _boundary():
-        journal = Run.read(run)
-        history = History.of(journal)
-        before, after = (journal.kept(history.hash_of(version)) for version in (old, new))
-        journal.close()
-        if before is None or after is None:
-            raise UsageError(f"{run} no longer holds the text of that version")
-        names = (f"version {old}" if old != "best" else old, f"version {new}" if new != "best" else new)
-        text = difference(before.decode("utf-8", "replace"), after.decode("utf-8", "replace"), names)
+        with _reading(run) as journal:
+            history = History.of(journal)
+            before, after = (journal.kept(history.hash_of(version)) for version in (old, new))
+            if before is None or after is None:
+                raise UsageError(f"{run} no longer holds the text of that version")
+            names = (f"version {old}" if old != "best" else old, f"version {new}" if new != "best" else new)
+            text = difference(before.decode("utf-8", "replace"), after.decode("utf-8", "replace"), names)
         stdout().print(text if text.plain else f"{names[0]} and {names[1]} are the same")
 
 
@@ -598,13 +594,12 @@ def report(
       skilltune report runs/invoice-totals
       skilltune report runs/invoice-totals -o invoice-totals.html
     """
+    from skilltune.files import write_atomic
     from skilltune.report.html import report as page
-    from skilltune.run import Run, write_atomic
 
     with _boundary():
-        journal = Run.read(run)
-        text = page(journal)
-        journal.close()
+        with _reading(run) as journal:
+            text = page(journal)
         path = out or run / "report.html"
         try:
             write_atomic(path, text)
@@ -645,19 +640,15 @@ def export(
     """
     from skilltune.export import best_of
     from skilltune.export import export as write
-    from skilltune.run import Run
 
     with _boundary():
-        journal = Run.read(run)
-        if to is Kind.skill_creator:
-            from skilltune.report.skill_creator import export_workspace
+        with _reading(run) as journal:
+            if to is Kind.skill_creator:
+                from skilltune.report.skill_creator import export_workspace
 
-            path = export_workspace(journal, out or Path())
-            journal.close()
-            _say(f"wrote {path}")
-            return
-        skill = best_of(journal)
-        journal.close()
+                _say(f"wrote {export_workspace(journal, out or Path())}")
+                return
+            skill = best_of(journal)
         path = write(skill, to.value, out, name=name, description=description, force=force)
         _say(f"wrote {path}")
 
@@ -840,6 +831,15 @@ def answer(
                 _say(describe_questions(folder, found))
             for path in strays(folder):
                 _say(f"note: {path.name}: {STRAY}", err=True)
+
+
+@contextmanager
+def _reading(folder: Path) -> Iterator[Run]:
+    """A run to look at. All that shows it belongs into the block: a journal of another shape is "damaged" there."""
+    from skilltune.run import Run
+
+    with Run.read(folder) as journal, journal.reading():
+        yield journal
 
 
 def _fail(message: str, exit_code: int) -> None:

@@ -111,6 +111,11 @@ class Session:
             self.run.emit("stopping", reason=reason)
         return bool(reason)
 
+    def write_config(self) -> None:
+        """The settings of the run as a file of its folder."""
+        unsaid = made_in_python(self.cfg, self.env)
+        self.run.write("config.toml", (f"# {unsaid}\n\n" if unsaid else "") + to_toml(self.cfg))
+
     def pin_inputs(self) -> None:
         """Refuse to resume with another start skill or skilltune than the run's decisions were made with."""
         _unchanged(self.run, "version", "skilltune's own version", __version__)
@@ -161,7 +166,7 @@ class Session:
         if best.text != self.skill.text and self.splits.test:
             pin_test(self.run, self.roll, self.splits.test)
             self.run.emit("certify", best=best.hash)
-        seen = [data["best"] for _, _, data in self.run.events("certify")]
+        seen = list(dict.fromkeys(data["best"] for _, _, data in self.run.events("certify")))
         return seen.index(best.hash) + 1 if best.hash in seen else 1
 
     def hold_back(self) -> None:
@@ -293,7 +298,7 @@ def describe_overlong(cfg: Config, skill: Skill) -> str:
 
 
 def build_session(cfg: Config, run: Run, root: Path, *, env: Env | None = None, skill: Skill | None = None) -> Session:
-    """Everything that a run needs, from its config; relative paths are relative to `root`.
+    """Everything that a run needs, from its config; relative paths are relative to `root`. No file is written.
 
     The split is made once per run and kept. Raises `UsageError` for what the user can fix; nothing is spent.
     """
@@ -376,8 +381,6 @@ def build_session(cfg: Config, run: Run, root: Path, *, env: Env | None = None, 
             "optimizer.wait is for handoff:DIR: a model is always waited for; leave it out, or where the config has it "
             "add optimizer.wait=true to the command"
         )
-    comment = f"# {unsaid}\n\n" if (unsaid := made_in_python(cfg, env)) else ""
-    run.write("config.toml", comment + to_toml(cfg))
     return Session(
         cfg,
         run,
@@ -436,9 +439,11 @@ def handoff_folder(cfg: Config, root: Path, name: Name, skill: Skill) -> Path:
 def fixed_split(cfg: Config, run: Run, env: Env) -> Splits:
     """The split of the samples, decided once per run; samples that came later are left out, lost ones refused."""
     made = split(env.samples, cfg.env.split, cfg.seed)
-    names = run.fix("split", lambda: {name: [s.id for s in part] for name, part in _parts(made).items()})
+    fixed = run.fix("split", lambda: {name: [s.id for s in part] for name, part in _parts(made).items()})
     by_id = {sample.id: sample for sample in env.samples}
-    lost = [sample for part in names.values() for sample in part if sample not in by_id]
+    with run.reading():
+        names = {name: list[str](fixed[name]) for name in _parts(made)}
+        lost = [sample for part in names.values() for sample in part if sample not in by_id]
     if lost:
         raise UsageError(
             f"{len(lost)} samples of this run are no longer in the sample file (first: {lost[0]!r}); "

@@ -8,9 +8,8 @@ offsets and never parsed and dumped again, so that whatever training does not to
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-import secrets
+import stat
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
@@ -18,6 +17,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from skilltune.errors import UsageError
+from skilltune.files import write_atomic
 from skilltune.frontmatter import find_notes, find_problems
 
 MAIN = "SKILL.md"
@@ -247,20 +247,12 @@ def _inside(root: Path, name: str) -> Path:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Write under a temporary name in the same folder, then rename: a reader sees the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        if path.exists():
-            temporary.chmod(path.stat().st_mode)
-        elif data.startswith(b"#!"):
-            mode = temporary.stat().st_mode
-            temporary.chmod(mode | (mode & 0o444) >> 2)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    """Write a file atomically. One that is overwritten keeps its mode; a new one that begins with `#!` is made
+    executable."""
+    if path.exists():
+        write_atomic(path, data, mode=stat.S_IMODE(path.stat().st_mode))
+        return
+    write_atomic(path, data, mode=None)
+    if data.startswith(b"#!"):
+        mode = path.stat().st_mode
+        path.chmod(mode | (mode & 0o444) >> 2)

@@ -217,7 +217,7 @@ def _draws(
     found: dict[tuple[str, str], list[Draw]] = defaultdict(list)
     spend = dict.fromkeys(PHASES.values(), Usage())
     others = 0
-    for key, value, usage in run.memos("rollout"):
+    for key, value, usage in run.each_memo("rollout"):
         phase = PHASES.get(split_of.get(value["sample"], ""), "other samples")
         spend[phase] = spend.get(phase, Usage()) + usage
         if value["skill"] in versions:
@@ -251,6 +251,6 @@ def _other_spend(run: Run) -> list[Spend]:
         if kind not in ("rollout", FAILED)
     ]
     failed: dict[str, Usage] = {}
-    for _, value, usage in run.memos(FAILED):
+    for _, value, usage in run.each_memo(FAILED):
         failed[value["role"]] = failed.get(value["role"], Usage()) + usage
     return rows + [Spend(role, "failed attempts", usage) for role, usage in sorted(failed.items())]
