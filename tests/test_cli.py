@@ -7,11 +7,14 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -475,6 +478,39 @@ def test_export_from_a_run(finished: Desk, tmp_path: Path) -> None:
     )
     assert done.exit_code == 0
     assert (out / ".claude/skills/desk/SKILL.md").read_text().startswith("---\nname: desk\n")
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        """UPDATE event SET json = '{"accepted":true}' WHERE type = 'verdict'""",
+        """UPDATE event SET json = '[]' WHERE type = 'start'""",
+        """UPDATE event SET json = json_set(json, '$.edits', 7) WHERE type = 'verdict'""",
+        """UPDATE event SET json = json_set(json, '$.best', json('{}'), '$.name', 5) WHERE type = 'finish'""",
+        """UPDATE event SET json = json_set(json, '$.certificate', json('{"n":"many"}')) WHERE type = 'finish'""",
+        "UPDATE event SET json = '" + "[" * 20_000 + "' WHERE type = 'finish'",
+        "UPDATE blob SET data = 'text and no bytes'",
+        "UPDATE memo SET value = '5' WHERE kind = 'rollout'",
+        "UPDATE memo SET value = '\"s\"' WHERE key IN ('config', 'split', 'pins')",
+        "DROP TABLE blob",
+        "DELETE FROM blob",
+    ],
+)
+def test_a_journal_of_another_shape_is_damaged_for_whoever_reads_it(finished: Desk, tmp_path: Path, odd: str) -> None:
+    shutil.copytree(finished.run, tmp_path / "run")
+    with closing(sqlite3.connect(tmp_path / "run" / "run.db", isolation_level=None)) as db:
+        db.execute(odd)
+    refused = []
+    for command in ("show", "show --json", "show --edits", "show --recompute", "diff", "report"):
+        name, *flags = command.split()
+        refused.append(skilltune(name, tmp_path / "run", *flags))
+    for kind in ("file", "skill-creator"):
+        refused.append(skilltune("export", tmp_path / "run", "--to", kind, "--out", tmp_path / kind))
+    refused.append(skilltune("train", finished.config, "--run", tmp_path / "run"))  # a traceback would be raised
+    said = [done.stderr for done in refused if done.exit_code == 2]
+    assert said
+    ways_out = "damaged|no longer holds|lacking|another configuration|only that one can use it"
+    assert [text for text in said if not re.search(ways_out, text)] == []
 
 
 def test_export_refuses_the_home_folder_unless_named(finished: Desk, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,7 +98,10 @@ def best_of(run: Run) -> Skill:
     finished = run.events("finish")
     if not finished:
         raise UsageError(f"the run in {run.folder} has not finished: run the same `skilltune train` command to go on")
-    text = run.kept(finished[-1][2]["best"])
+    finish = finished[-1][2]
+    text = run.kept(finish["best"])
+    if not isinstance(finish["name"], str):
+        raise TypeError("the skill's name is no text")
     if text is None:
         raise UsageError(f"the run in {run.folder} no longer holds the text of its best skill")
     config = run.config or {}
@@ -108,7 +111,7 @@ def best_of(run: Run) -> Skill:
         return Skill.load(folders[0]).with_text(text.decode("utf-8", "surrogatepass"))
     if not source.suffix:
         raise UsageError(f"{run.folder / 'best'} is gone: run the same `skilltune train` command to write it again")
-    return Skill(text.decode("utf-8", "surrogatepass"), finished[-1][2]["name"])
+    return Skill(text.decode("utf-8", "surrogatepass"), finish["name"])
 
 
 def _for_agent(skill: Skill, name: str | None, description: str | None) -> Skill:

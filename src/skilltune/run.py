@@ -387,6 +387,8 @@ class Run:
 
     def kept(self, hash: str) -> bytes | None:
         rows = self._rows("SELECT data FROM blob WHERE hash = ?", hash)
+        if rows and not isinstance(rows[0][0], bytes):
+            raise _damaged(self.folder / "run.db", TypeError(f"the blob {hash} holds no bytes"))
         return rows[0][0] if rows else None
 
     def write(self, name: str, data: str | bytes | Iterable[str]) -> Path:
@@ -459,7 +461,8 @@ class Run:
 
     def _each(self, sql: str, *values: Any) -> Iterator[tuple[Any, ...]]:
         try:
-            yield from self._db.execute(sql, values)
+            for row in self._db.execute(sql, values):  # noqa: UP028  `yield from` would close the cursor of a closed run
+                yield row
         except sqlite3.Error as error:
             raise _refusal("read", self.folder / "run.db", error) from error
 
