@@ -521,6 +521,17 @@ def test_any_text_is_an_answer_or_refused_in_words(text: str, stage: str) -> Non
         assert str(error)
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["```\n{" * 20_000, "```json\n{\n" * 20_000 + "```", "x ```" + "\n" * 100_000, "`" * 100_000, '{"a":' * 50_000],
+)
+def test_an_answer_made_to_hold_us_up_is_refused_at_once(text: str) -> None:
+    began = time.monotonic()
+    with pytest.raises(ValueError, match="answer"):
+        read_answer(text, "rank")
+    assert time.monotonic() - began < 2
+
+
 async def test_a_question_holds_all_that_its_answer_needs_and_nothing_of_select_and_test(tmp_path: Path) -> None:
     with small() as world:
         with pytest.raises(Unanswered):
