@@ -812,6 +812,8 @@ DAMAGES = [
     _odd("t", "'yesterday'"),
     _odd("t", "9e999"),
     lambda path: _change(path, "DROP TABLE event"),
+    lambda path: _change(path, "INSERT INTO event VALUES (1, 'noon', 'start', '{}')"),
+    lambda path: _change(path, "INSERT INTO event VALUES (1, 9e999, 'start', '{}')"),
     lambda path: _change(path, "UPDATE memo SET value = '\"soon\"' WHERE key = 'elapsed'"),
 ]
 WAYS_OUT = "Move the folder away|use another run folder|restore write access"

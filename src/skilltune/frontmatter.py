@@ -70,7 +70,7 @@ def find_problems(frontmatter: str, body: str, folder: str | None) -> list[str]:
 
 
 def find_notes(frontmatter: str) -> list[str]:
-    """What is allowed and worth knowing: keys that only some agents read, and a byte order mark."""
+    """Remarks on what is allowed: keys that only some agents read, and a byte order mark."""
     found = []
     try:
         keys = [key for key in read_block(frontmatter) if key in READERS]
@@ -104,7 +104,7 @@ def _unknown_keys(data: Mapping[Any, Any]) -> Iterator[str]:
 
 
 def _unmet(data: Mapping[Any, Any], folder: str | None) -> Iterator[str]:
-    """What the standard asks of the values."""
+    """The values that break a rule of the standard."""
     for key, longest in LONGEST.items():
         value = data.get(key)
         if key not in data and key == "compatibility":

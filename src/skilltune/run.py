@@ -131,12 +131,14 @@ class Run:
         self._db, self._lock = db, lock
         self._flights: dict[str, _Flight] = {}
         self._usage: dict[str, Usage] = {}
-        self._past: dict[str, deque[int]] | None = (
-            None  # recorded events that this life has not repeated yet, by content
-        )
+        # The recorded events that this life has not repeated yet, by content; read when the first one is emitted.
+        self._past: dict[str, deque[int]] | None = None
         self._floor = 0  # the last milestone of this life: what stands before it is over
         self._refuse_odd()
-        (self._last_t,) = self._rows("SELECT coalesce(max(t), 0.0) FROM event")[0]
+        with self.reading():
+            self._last_t = float(self._rows("SELECT coalesce(max(t), 0.0) FROM event")[0][0])
+            if not self._last_t < _SANE:
+                raise ValueError(f"an event happened at {self._last_t}")
         for kind, t, unpriced, usd, *counts in self._rows(_TOTALS):
             usage = Usage(**dict(zip(_COUNTS, counts, strict=True)), usd=None if unpriced else usd)
             if usage != Usage():
@@ -477,8 +479,8 @@ class Run:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """What JSON of another shape makes of the code in this block is a damaged journal (`RunError`), with the place
-        where the code met it."""
+        """Around code that reads the journal's JSON: an error that another shape of it causes is a damaged journal
+        (`RunError`), with the place where the code met it."""
         try:
             yield
         except SkilltuneError:

@@ -161,7 +161,7 @@ class Skill:
         _write(_inside(root, MAIN), text)
 
     def check(self) -> list[str]:
-        """What must be mended, one sentence each: frontmatter and locks."""
+        """The problems of frontmatter and locks, one sentence each."""
         problems = find_problems(self.frontmatter, self.body, self.name if self.folder else None)
         if self.locked and not _LOCK_CLOSE.search(self.text, self.locked[-1][0]):
             line = self.text.count("\n", 0, self.locked[-1][0]) + 1
@@ -169,7 +169,7 @@ class Skill:
         return problems
 
     def notes(self) -> list[str]:
-        """What need not be mended but should be known of the frontmatter, one clause each."""
+        """Remarks on the frontmatter that need no mending, one clause each."""
         return find_notes(self.frontmatter)
 
 

@@ -180,7 +180,7 @@ def read_object(text: str) -> dict[str, Any]:
 
 
 def _last_fenced(text: str) -> str:
-    """What stands in the last fenced block that holds an object; the text itself if none is closed. One pass: a text
+    """The content of the last fenced block that holds an object; the text itself if none is closed. One pass: a text
     may be long, and a run reads it again and again while it waits."""
     found, end = text, 0
     while opening := _FENCE_OPEN.search(text, end):
