@@ -248,6 +248,19 @@ async def test_inside_an_event_loop_the_async_functions_do_the_same(here: Path) 
         assert after.score > before.score
 
 
+def test_an_evaluation_in_the_folder_of_a_training_leaves_its_settings_alone(here: Path) -> None:
+    with World(classes=2, train=12, select=10, test=10, q=1.0, sloppy=0.0) as world:
+        world.write(here / "data.jsonl")
+        target = f"openai@{world.url}/target"
+        st.train("S.md", "data.jsonl", target, "examples", run="run", train={"epochs": 1})
+        before = {path: path.read_bytes() for path in (here / "run").rglob("*.toml")}
+        st.evaluate("", "data.jsonl", target, run="run", split="test")
+        assert before
+        assert {path: path.read_bytes() for path in (here / "run").rglob("*.toml")} == before
+        st.evaluate("", "data.jsonl", target, run="other")
+        assert not list((here / "other").rglob("*.toml"))
+
+
 def test_a_mistake_is_an_error_before_anything_is_spent(here: Path) -> None:
     with pytest.raises(st.UsageError, match=r"train\(\): unknown key train\.epoch; did you mean"):
         st.train("SKILL.md", "data.jsonl", "local/x", train={"epoch": 1})

@@ -8,11 +8,14 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,8 +30,9 @@ from skilltune.cli import app
 from skilltune.config import load_config
 from skilltune.models import Usage
 from skilltune.report.card import describe_usage
-from skilltune.report.terminal import Lines, Live, Progress, clean, columns, difference, stdout
+from skilltune.report.terminal import Lines, Live, Progress, columns, difference, stdout
 from skilltune.run import Run
+from skilltune.text import visible
 from world import Faults, World
 
 pytestmark = pytest.mark.anyio
@@ -442,6 +446,26 @@ def test_check_names_every_problem_with_exit_2(desk: Desk) -> None:
     assert result.stderr.count("problem: ") == 2
 
 
+def test_a_limit_below_the_input_is_refused_alike_by_check_and_train_with_one_that_would_do(desk: Desk) -> None:
+    (desk.root / "SKILL.md").write_text(SKILL + "Be kind to the writer of the ticket.\n" * 300)  # about 2,800 tokens
+    assert skilltune("check", desk.config).exit_code == 0
+    checked = skilltune("check", desk.config, "train.max_skill_tokens=2000")
+    trained = skilltune("train", desk.config, "train.max_skill_tokens=2000")
+    assert (checked.exit_code, trained.exit_code, desk.calls) == (2, 2, 0)
+    room = re.search(r"set train\.max_skill_tokens=(\d+)", trained.stderr)
+    assert room is not None
+    assert room[0] in checked.stderr
+    assert skilltune("check", desk.config, room[0].removeprefix("set ")).exit_code == 0
+    assert skilltune("check", desk.config, "train.max_skill_tokens=2000", "train.epochs=0").exit_code == 0
+
+
+def test_a_skill_beyond_the_usual_limit_has_room_to_learn(desk: Desk) -> None:
+    (desk.root / "SKILL.md").write_text(SKILL + "Be kind to the writer of the ticket.\n" * 300)
+    assert skilltune("train", desk.config).exit_code == 0
+    with Run.read(Path(desk.run)) as run:
+        assert any(data["accepted"] for _, _, data in run.events("verdict"))
+
+
 def test_show_lists_verdicts_certificate_cost_and_files(finished: Desk) -> None:
     text = skilltune("show", finished.run).stdout
     assert "version 1" in text
@@ -494,6 +518,39 @@ def test_export_from_a_run(finished: Desk, tmp_path: Path) -> None:
     )
     assert done.exit_code == 0
     assert (out / ".claude/skills/desk/SKILL.md").read_text().startswith("---\nname: desk\n")
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        """UPDATE event SET json = '{"accepted":true}' WHERE type = 'verdict'""",
+        """UPDATE event SET json = '[]' WHERE type = 'start'""",
+        """UPDATE event SET json = json_set(json, '$.edits', 7) WHERE type = 'verdict'""",
+        """UPDATE event SET json = json_set(json, '$.best', json('{}'), '$.name', 5) WHERE type = 'finish'""",
+        """UPDATE event SET json = json_set(json, '$.certificate', json('{"n":"many"}')) WHERE type = 'finish'""",
+        "UPDATE event SET json = '" + "[" * 20_000 + "' WHERE type = 'finish'",
+        "UPDATE blob SET data = 'text and no bytes'",
+        "UPDATE memo SET value = '5' WHERE kind = 'rollout'",
+        "UPDATE memo SET value = '\"s\"' WHERE key IN ('config', 'split', 'pins')",
+        "DROP TABLE blob",
+        "DELETE FROM blob",
+    ],
+)
+def test_a_journal_of_another_shape_is_damaged_for_whoever_reads_it(finished: Desk, tmp_path: Path, odd: str) -> None:
+    shutil.copytree(finished.run, tmp_path / "run")
+    with closing(sqlite3.connect(tmp_path / "run" / "run.db", isolation_level=None)) as db:
+        db.execute(odd)
+    refused = []
+    for command in ("show", "show --json", "show --edits", "show --recompute", "diff", "report"):
+        name, *flags = command.split()
+        refused.append(skilltune(name, tmp_path / "run", *flags))
+    for kind in ("file", "skill-creator"):
+        refused.append(skilltune("export", tmp_path / "run", "--to", kind, "--out", tmp_path / kind))
+    refused.append(skilltune("train", finished.config, "--run", tmp_path / "run"))  # a traceback would be raised
+    said = [done.stderr for done in refused if done.exit_code == 2]
+    assert said
+    ways_out = "damaged|no longer holds|lacking|another configuration|only that one can use it"
+    assert [text for text in said if not re.search(ways_out, text)] == []
 
 
 def test_export_refuses_the_home_folder_unless_named(finished: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -655,7 +712,7 @@ def test_time_left_is_unknown_before_a_paid_step_and_then_follows_the_pace() -> 
 
 
 def test_a_skill_cannot_drive_the_terminal() -> None:
-    assert clean("a\x1b[2Jb\r\nc\rd\te") == "a\\x1b[2Jb\nc\\x0dd\te"
+    assert visible("a\x1b[2Jb\r\nc\rd\te") == "a\\x1b[2Jb\nc\\x0dd\te"
     assert "\x1b" not in difference("a", "a\n\x1b]0;gone\x07", ("old", "new")).plain
 
 

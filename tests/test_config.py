@@ -310,3 +310,11 @@ def test_a_config_that_is_nested_too_deeply_is_refused_by_its_name(tmp_path: Pat
         load_config(tmp_path / "deep.toml")
     many = "[" * 3000
     assert make_config({}, [f"env.samples={many}"]).env.samples == many
+
+
+@pytest.mark.parametrize(
+    ("tokens", "limit"), [(0, 2000), (1666, 2000), (1667, 2001), (2000, 2400), (2400, 2880), (3129, 3755)]
+)
+def test_a_skill_may_grow_by_a_fifth_and_in_any_case_to_two_thousand_tokens(tokens: int, limit: int) -> None:
+    assert make_config({}).train.skill_limit(tokens) == limit
+    assert make_config({"train": {"max_skill_tokens": 500}}).train.skill_limit(tokens) == 500

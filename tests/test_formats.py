@@ -614,6 +614,7 @@ def test_deep_nesting_is_a_problem_with_its_place(tmp_path, name, depth):
 )
 def test_turns_as_logs_have_them(tmp_path, turn, read):
     (sample,) = load_samples(lines(tmp_path, {"input": [turn, {"role": "user", "content": "u"}], "ideal": "x"}))
+    assert not isinstance(sample.input, str)
     assert sample.input[0] == (
         read if isinstance(read, ChatTurn) else ChatTurn(role=sample.input[0].role, content=read)
     )

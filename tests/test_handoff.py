@@ -272,6 +272,17 @@ def test_the_command_lists_prints_and_files(folder: Path) -> None:
     assert "no run uses it" in cli("answer", folder).stdout
 
 
+def test_a_question_and_what_is_said_of_it_cannot_drive_the_terminal(folder: Path) -> None:
+    file = folder / "0001-rank-0a1b2c3d.md"
+    file.write_text(file.read_text() + "\nAn answer: \x1b]0;gone\x07\x9b2J\u202e\n")
+    (folder / "0001-rank-0a1b2c3d.refused-1.txt").write_text("not \x1b[31musable\n")
+    for args in ([], ["--next"], ["1", "--file", folder / "no\x1b[2J.json"]):
+        done = cli("answer", folder, *args)
+        said = done.stdout + done.stderr
+        assert not set(said) & {*map(chr, range(32)), "\x9b", "\u202e"} - {"\n"}
+        assert "\\x1b" in said
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("args", "stdin", "message"),
@@ -522,6 +533,17 @@ def test_any_text_is_an_answer_or_refused_in_words(text: str, stage: str) -> Non
         read_answer(text, stage)
     except ValueError as error:
         assert str(error)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["```\n{" * 20_000, "```json\n{\n" * 20_000 + "```", "x ```" + "\n" * 100_000, "`" * 100_000, '{"a":' * 50_000],
+)
+def test_an_answer_made_to_hold_us_up_is_refused_at_once(text: str) -> None:
+    began = time.monotonic()
+    with pytest.raises(ValueError, match="answer"):
+        read_answer(text, "rank")
+    assert time.monotonic() - began < 2
 
 
 async def test_a_question_holds_all_that_its_answer_needs_and_nothing_of_select_and_test(tmp_path: Path) -> None:

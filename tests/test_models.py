@@ -29,9 +29,9 @@ from skilltune.models.build import build_model
 from skilltune.models.endpoint import IN_A_ROW, Endpoint
 from skilltune.models.openai import OpenAIModel
 from skilltune.models.prices import price
-from skilltune.models.retry import RateLimited, RetryPolicy
+from skilltune.models.retry import RateLimited, RetryPolicy, retry_after
 from skilltune.models.structured import ask, inline_schema, parse
-from skilltune.models.wire import cut, idempotency_key, retry_after
+from skilltune.models.wire import cut, idempotency_key
 
 pytestmark = pytest.mark.anyio
 

@@ -20,12 +20,13 @@ from skilltune.cli import app
 from skilltune.models import Usage
 from skilltune.report.card import inline
 from skilltune.report.html import MOST_BYTES, report
-from skilltune.report.markup import Html, asset, data, el, fill, visible
+from skilltune.report.markup import Html, asset, data, el, fill
 from skilltune.report.record import Record
 from skilltune.report.words import changes, diff_html
 from skilltune.rollout import Rollout, Score, Trajectory, Turn, rollout_to_json
 from skilltune.run import Paid, Run, digest
 from skilltune.skill import Skill
+from skilltune.text import visible
 from training import Trained, small, train
 
 HOSTILE = (

@@ -495,16 +495,85 @@ async def test_a_target_that_cannot_be_called_names_the_sample(tmp_path: Path):
 # -- events, blobs, files
 
 
-def test_events_are_kept_once_in_order_and_told_every_time(run: Run):
+def test_events_are_kept_in_order_and_told_every_time(run: Run):
     heard: list[tuple[str, Any]] = []
     run.listeners.append(lambda type, data: heard.append((type, dict(data))))
     for step in (1, 2, 1):
         run.emit("step", step=step)
     run.emit("other", step=1)
     run.tell("progress", n=1)
-    assert [(kind, data["step"]) for _, kind, data in run.events()] == [("step", 1), ("step", 2), ("other", 1)]
-    assert [data for *_, data in run.events("step")] == [{"step": 1}, {"step": 2}]
+    assert [(kind, data["step"]) for _, kind, data in run.events()] == [
+        ("step", 1),
+        ("step", 2),
+        ("step", 1),
+        ("other", 1),
+    ]
+    assert [data for *_, data in run.events("step")] == [{"step": 1}, {"step": 2}, {"step": 1}]
     assert [type for type, _ in heard] == ["step", "step", "step", "other", "progress"]
+
+
+def lives(folder: Path, *lives: str) -> str:
+    """The events that a journal holds after lives that emitted these: a letter is an event, S and V are milestones."""
+    for events in lives:
+        with Run.open(folder) as run:
+            for name in events:
+                run.emit({"S": "start", "V": "verdict", "W": "verdict"}.get(name, "other"), name=name)
+    with Run.read(folder) as run:
+        return "".join(data["name"] for _, _, data in run.events())
+
+
+@pytest.mark.parametrize(
+    ("emitted", "kept"),
+    [
+        (["ABA"], "ABA"),
+        (["AAB", "AAB", "AABA"], "AABA"),
+        (["SVF", "SVF"], "SVF"),
+        (["SVF", "SVWF"], "SVFWF"),  # stopped, and gone on to another end that says the same
+        (["SVF", "SVWF", "SVWF", "SVWF"], "SVFWF"),
+        (["SabV", "SbaVcd", "SabVdc"], "SabVcd"),  # calls under way at once end in any order
+        (["SaV", "SV", "SaVb"], "SaVb"),  # what only one life met
+        (["S", "SV", "SVV", "SVV"], "SVV"),
+        (["", "A", ""], "A"),
+    ],
+)
+def test_what_happens_again_is_an_event_and_what_a_replay_repeats_is_not(tmp_path: Path, emitted: list[str], kept: str):
+    assert lives(tmp_path, *emitted) == kept
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.text("SVWab", max_size=12), st.lists(st.integers(0, 12), max_size=4))
+def test_a_run_killed_anywhere_holds_each_event_as_often_as_it_happened(events: str, kills: list[int]):
+    with tempfile.TemporaryDirectory() as folder:
+        assert lives(Path(folder), *(events[:kill] for kill in kills), events) == events
+
+
+def test_an_event_of_a_life_is_recorded_where_it_differs_from_the_last_one(tmp_path: Path):
+    for line in ("one", "one", "two", "one"):
+        with Run.open(tmp_path) as run:
+            run.note("command", line=line)
+            run.emit("start")
+    with Run.read(tmp_path) as run:
+        assert [data.get("line", type) for _, type, data in run.events()] == ["one", "start", "two", "one"]
+
+
+def test_a_journal_of_the_first_schema_is_read_and_goes_on(tmp_path: Path):
+    with closing(sqlite3.connect(tmp_path / "run.db", isolation_level=None)) as db:
+        db.executescript("""
+            CREATE TABLE memo (key TEXT PRIMARY KEY, kind TEXT NOT NULL, value TEXT NOT NULL, usage TEXT NOT NULL,
+                               t REAL NOT NULL) WITHOUT ROWID;
+            CREATE TABLE event (id INTEGER PRIMARY KEY, t REAL NOT NULL, type TEXT NOT NULL, json TEXT NOT NULL,
+                                UNIQUE (type, json));
+            CREATE TABLE blob (hash TEXT PRIMARY KEY, data BLOB NOT NULL) WITHOUT ROWID;
+            INSERT INTO memo VALUES ('k', 'rollout', '1', '{"calls":1}', 5.0);
+            INSERT INTO event VALUES (1, 6.0, 'other', '{"name":"A"}'), (2, 7.0, 'other', '{"name":"B"}');
+            PRAGMA user_version = 1;
+            """)
+    with Run.read(tmp_path) as run:
+        assert [data["name"] for _, _, data in run.events()] == ["A", "B"]
+    assert lives(tmp_path, "ABA", "ABA") == "ABA"
+    with Run.open(tmp_path) as run:
+        assert run.recall("k") == (1,)
+        assert run.usage == {"rollout": Usage(calls=1)}
 
 
 def test_blobs_are_kept_under_their_hash(run: Run):
@@ -718,6 +787,10 @@ def _no_costs(path: Path) -> None:
     _change(path, "UPDATE memo SET usage = '{' WHERE key = 'key 77'")
 
 
+def _odd(column: str, value: str) -> Callable[[Path], None]:
+    return lambda path: _change(path, f"UPDATE memo SET {column} = {value} WHERE key = 'key 77'")
+
+
 DAMAGES = [
     _garbage,
     _truncated,
@@ -728,6 +801,21 @@ DAMAGES = [
     _half_an_answer,
     _no_text,
     _no_costs,
+    _odd("usage", "5"),
+    _odd("usage", "'[1]'"),
+    _odd("usage", """'{"calls":9223372036854775807}'"""),
+    _odd("usage", """'{"input_tokens":-1}'"""),
+    _odd("usage", """'{"usd":"much"}'"""),
+    _odd("usage", """'{"usd":1e308}'"""),
+    _odd("usage", """'{"calls":1.5}'"""),
+    _odd("value", "x'00ff'"),
+    _odd("value", f"'{'[' * 50_000}'"),
+    _odd("t", "'yesterday'"),
+    _odd("t", "9e999"),
+    lambda path: _change(path, "DROP TABLE event"),
+    lambda path: _change(path, "INSERT INTO event VALUES (1, 'noon', 'start', '{}')"),
+    lambda path: _change(path, "INSERT INTO event VALUES (1, 9e999, 'start', '{}')"),
+    lambda path: _change(path, "UPDATE memo SET value = '\"soon\"' WHERE key = 'elapsed'"),
 ]
 WAYS_OUT = "Move the folder away|use another run folder|restore write access"
 
@@ -782,6 +870,20 @@ def test_a_write_that_meets_damage_does_not_blame_the_disk(run: Run):
     run._db.execute("DROP TABLE event")
     with pytest.raises(RunError, match="is damaged"):
         run.emit("event")
+
+
+@pytest.mark.parametrize("left", ["best_skill.md", "card.md", "versions/0000/verdict.json", "metrics.jsonl"])
+@pytest.mark.parametrize("empty", [True, False])
+def test_files_of_a_run_whose_journal_is_lost_are_not_written_over(tmp_path: Path, left: str, empty: bool):
+    (tmp_path / left).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / left).write_text("what was paid for")
+    if empty:
+        (tmp_path / "run.db").touch()
+    for open_it in (Run.open, Run.read) if empty else (Run.open,):
+        with pytest.raises(RunError, match="its journal is lost") as caught:
+            open_it(tmp_path)
+        assert left in str(caught.value)
+    assert (tmp_path / left).read_text() == "what was paid for"
 
 
 def test_an_empty_journal_is_a_run_that_has_not_begun(tmp_path: Path):
@@ -1072,6 +1174,7 @@ def test_pitfall_22_no_secret_reaches_the_run_folder(tmp_path: Path, monkeypatch
     )
     with Run.open(tmp_path / "run", cfg.to_json(), may_differ=MAY_DIFFER) as run:
         session = build_session(cfg, run, tmp_path, env=Env(samples))
+        session.write_config()
         run.emit("start", config=to_toml(cfg), target=session.roll.target.fingerprint)
         asyncio.run(session.aclose())
         files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]

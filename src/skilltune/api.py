@@ -70,6 +70,7 @@ async def run_training(
                 if forked is not None:
                     _tell_of(forked, session)
                 refuse_unread(session.env.samples, cfg.env.samples)
+                session.write_config()
                 session.pin_inputs()
                 await session.try_scorer()
                 if session.handoff is not None:

@@ -14,8 +14,6 @@ from itertools import count
 from math import ceil, floor, log10
 from pathlib import Path
 
-import yaml
-
 from skilltune.agreement import Agreement, describe_cost, measure, read_labels
 from skilltune.api import scratch_run
 from skilltune.audit import audit
@@ -25,6 +23,7 @@ from skilltune.config import Config
 from skilltune.envs import Env
 from skilltune.envs.review import unread
 from skilltune.errors import CallConfigError, JudgeError, Stopped, UsageError
+from skilltune.frontmatter import BadFrontmatter, read_block
 from skilltune.gate.eprocess import reachable
 from skilltune.models import Usage
 from skilltune.models.prices import price
@@ -35,7 +34,16 @@ from skilltune.probe import Probe, probe_roles
 from skilltune.samples import Sample, Splits, split
 from skilltune.scaffold import DESCRIPTION
 from skilltune.scorers.judge import Reader
-from skilltune.session import CONTROL_ARMS, TYPICAL, Session, build_env, build_session, estimate_calls, load_skill
+from skilltune.session import (
+    CONTROL_ARMS,
+    TYPICAL,
+    Session,
+    build_env,
+    build_session,
+    describe_overlong,
+    estimate_calls,
+    load_skill,
+)
 from skilltune.sinks import find_sink
 from skilltune.skill import Skill
 
@@ -142,9 +150,8 @@ def _collecting(found: Check) -> Iterator[None]:
 
 def stated_name(skill: Skill) -> str:
     """The name in a skill's frontmatter; "" where it states none."""
-    with suppress(yaml.YAMLError, ValueError):
-        data = yaml.safe_load(skill.frontmatter.removeprefix("\ufeff").strip().strip("-"))
-        return str(data.get("name") or "") if isinstance(data, dict) else ""
+    with suppress(BadFrontmatter):
+        return str(read_block(skill.frontmatter).get("name") or "")
     return ""
 
 
@@ -153,7 +160,10 @@ def _look_at_skill(cfg: Config, root: Path, found: Check) -> Skill:
     if not (root / cfg.skill).exists():
         found.notes.append(f"the skill {cfg.skill} does not exist yet: training starts from an empty one")
     else:
-        found.problems += [f"skill {cfg.skill}: {problem}" for problem in skill.check(cfg.train.max_skill_tokens)]
+        found.problems += [f"skill {cfg.skill}: {problem}" for problem in skill.check()]
+        found.notes += [f"skill {cfg.skill}: {note}" for note in skill.notes()]
+    if too_long := describe_overlong(cfg, skill):
+        found.problems.append(too_long)
     if DESCRIPTION in skill.frontmatter:
         found.notes.append(
             f"the description in {cfg.skill} is still the template's: say what the skill does and when to use it, for "
@@ -271,7 +281,8 @@ def estimate(session: Session) -> Estimate:
     read = ceil(sum(asked) / len(samples))
     written = ceil(sum(len(session.env.expected(s)) for s in samples) / 4 / len(samples)) or 1
     longest = cfg.target.max_tokens or DEFAULT_ANSWER_TOKENS
-    growth = max(0, cfg.train.max_skill_tokens - session.skill.tokens)
+    largest = cfg.train.skill_limit(session.skill.tokens)
+    growth = max(0, largest - session.skill.tokens)
 
     least, most = estimate_calls(cfg, session.splits)
     ends = [(target, Usage(least, least * read, least * written))]
@@ -291,7 +302,7 @@ def estimate(session: Session) -> Estimate:
             (cfg.train.minibatch_size + SHOWN_SUCCESSES) * min(read + longest, cfg.optimizer.trajectory_chars // 4),
             cfg.train.merge_batch_size * answer if cfg.train.merge == "rank" else 0,
         )
-        asking = many * (PROMPT_TOKENS[1] + cfg.train.max_skill_tokens + evidence)
+        asking = many * (PROMPT_TOKENS[1] + largest + evidence)
         ends.append((optimizer, Usage(few, reading, few)))
         ends.append((optimizer, Usage(many, asking, many * answer)))
     judging = (0, 0)

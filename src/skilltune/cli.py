@@ -15,17 +15,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 
 import typer
 
-from skilltune import __version__
+from skilltune import __version__, streams
 from skilltune.errors import CallConfigError, RunError, SkilltuneError, UsageError
 from skilltune.interrupts import Interrupts
+from skilltune.text import visible, visible_json
 
 if TYPE_CHECKING:
     from skilltune.api import Evaluation
     from skilltune.models import Usage
+    from skilltune.run import Run
     from skilltune.session import Session
 
 INTERRUPTED = 4
@@ -71,6 +73,25 @@ def _declared(variable: str) -> str:
         raise UsageError(f"--key-env: {error}") from None
 
 
+def _say(text: str, *, nl: bool = True, err: bool = False) -> None:
+    """Print text that may come from anywhere."""
+    typer.echo(visible(text), nl=nl, err=err)
+
+
+def _indented(text: str, by: int) -> str:
+    """Text for one entry of a list: none of its lines can pass for an entry of ours."""
+    return text.replace("\n", "\n" + " " * by)
+
+
+def _json_stream(wanted: bool) -> TextIO | None:
+    """Stdout for JSON alone, if that is wanted; from then on nothing else can be written there."""
+    return streams.claim_stdout() if wanted else None
+
+
+def _write_json(value: Any, stream: TextIO) -> None:
+    print(json.dumps(value), file=stream, flush=True)
+
+
 def _here(config: str | None, overrides: list[str] | None) -> tuple[Path, list[str]]:
     """The config of a command, the current folder's where none is named, and the overrides."""
     given = list(overrides or ())
@@ -114,9 +135,7 @@ def _kind(text: str) -> Kind:
 
 def main() -> None:
     """The entry point of the script `skilltune`."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # an ASCII terminal is no reason to crash
+    streams.protect()
     interrupts.install()
     try:
         try:
@@ -158,9 +177,10 @@ def _delivered() -> bool:
     """Has all output reached its readers? Where one has gone, what is left is dropped, or the interpreter's own last
     flush would complain of it."""
     arrived = True
-    for stream in (sys.stdout, sys.stderr):
+    for stream in (sys.stdout, sys.stderr, *streams.claimed):
         try:
-            stream.flush()
+            if not stream.closed:
+                stream.flush()
         except OSError:  # the reader has gone, or the disk is full
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
             arrived = False
@@ -169,7 +189,7 @@ def _delivered() -> bool:
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"skilltune {__version__}")
+        _say(f"skilltune {__version__}")
         raise typer.Exit
 
 
@@ -245,13 +265,14 @@ def train(
         place = ["--run", str(folder)] if fork or run else []
         return shlex.join(["skilltune", "train", str(source), *given, *place, *["--controls"] * controls])
 
-    view = Events(sys.stdout, again) if as_json else (Live if sys.stdout.isatty() else Lines)(stdout(), again)
+    out = _json_stream(as_json)
+    view = Events(out, again) if out else (Live if sys.stdout.isatty() else Lines)(stdout(), again)
     opened: list[Session] = []
 
     def ready(session: Session) -> None:
         opened.append(session)
         view.ready(session)
-        session.run.emit("command", line=again(session.run.folder), folder=os.getcwd())
+        session.run.note("command", line=again(session.run.folder), folder=os.getcwd())
 
     message = RESUME_FORK if fork else RESUME
     gone = message.replace("interrupted", "the reader of the output has gone")
@@ -302,6 +323,7 @@ def evaluate(
     from skilltune.skill import Skill
 
     opened: list[Session] = []
+    out = _json_stream(as_json)
 
     def judged(journal: Run) -> Usage:
         """What the run has paid for verdicts."""
@@ -312,7 +334,8 @@ def evaluate(
         may_differ = (*MAY_DIFFER, "optimizer.")  # which is asked nothing: a run keeps the one that it was started with
         with Run.open(run, cfg.to_json(), may_differ=may_differ) if run else scratch_run(None) as journal:
             kept = journal.recall("config")
-            own = OptimizerConfig(**kept[0]["optimizer"]) if kept else cfg.optimizer
+            with journal.reading():
+                own = OptimizerConfig(**kept[0]["optimizer"]) if kept else cfg.optimizer
             before = judged(journal)
             session = build_session(cfg.model_copy(update={"optimizer": own}), journal, root)
             opened.append(session)
@@ -341,11 +364,11 @@ def evaluate(
             raise UsageError(f"there is no skill at {skill}")
         cfg, root = load_config(config, overrides or ())
         sides, verdicts = interrupts.run(score())
-        _print_evaluation(sides, opened[0], verdicts, split.value, as_json)
+        _print_evaluation(sides, opened[0], verdicts, split.value, out)
 
 
 def _print_evaluation(
-    sides: dict[str, Evaluation], session: Session, verdicts: Usage | None, split: str, as_json: bool
+    sides: dict[str, Evaluation], session: Session, verdicts: Usage | None, split: str, out: TextIO | None
 ) -> None:
     """`verdicts` is what the judge took now, None where there is none."""
     from dataclasses import asdict
@@ -354,10 +377,10 @@ def _print_evaluation(
     from skilltune.report.terminal import columns, per_task, stdout
 
     paired = _paired(session, sides["without"].scores, sides["with"].scores) if len(sides) == 2 else None
-    if as_json:
+    if out:
         data = {name: asdict(side) | {"scores": dict(side.scores)} for name, side in sides.items()}
         judge = {} if verdicts is None else {"judge": asdict(verdicts)}
-        typer.echo(json.dumps({"split": split, **data, **judge, "difference": paired}))
+        _write_json({"split": split, **data, **judge, "difference": paired}, out)
         return
     rows = [(f"{name} the skill", str(side), per_task(side.usage)) for name, side in sides.items()]
     widest = max(len(row[1]) for row in rows)
@@ -416,15 +439,13 @@ def check(
     from skilltune.check import check as look
     from skilltune.check import stated_name
     from skilltune.config import load_config
-    from skilltune.report.terminal import clean, describe_skill, estimate_rows, stdout
+    from skilltune.report.terminal import describe_skill, estimate_rows, stdout
     from skilltune.samples import describe_power, too_small
 
     console = stdout()
     with _boundary():
         cfg, root = load_config(*_here(config, overrides))
-        found = interrupts.run(
-            look(cfg, root, probe=probe, labels=judge, announce=lambda text: console.print(clean(text)))
-        )
+        found = interrupts.run(look(cfg, root, probe=probe, labels=judge, announce=lambda text: console.print(text)))
         rows: list[tuple[str, str]] = []
         if found.skill is not None:
             name = stated_name(found.skill)
@@ -441,12 +462,12 @@ def check(
             rows += found.agreement.rows()
         rows += [("note", note) for note in found.notes]
         for name, value in (*rows, *found.preview):
-            console.print(f"{name:<10}{clean(value)}".replace("\n", f"\n{'':<10}"), soft_wrap=True)
+            console.print(f"{name:<10}{_indented(value, 10)}", soft_wrap=True)
         shown = found.problems[:20]
         for problem in shown:
-            typer.echo(f"problem: {clean(problem)}", err=True)
+            _say(f"problem: {_indented(problem, 9)}", err=True)
         if len(found.problems) > len(shown):
-            typer.echo(f"… and {len(found.problems) - len(shown)} more problems", err=True)
+            _say(f"… and {len(found.problems) - len(shown)} more problems", err=True)
         if found.problems:
             raise typer.Exit(2)
         small = too_small(found.splits) if found.splits else ""
@@ -477,19 +498,20 @@ def doctor(
     from dataclasses import asdict
 
     from skilltune.doctor import examine
-    from skilltune.report.terminal import clean, stdout
+    from skilltune.report.terminal import stdout
 
+    out = _json_stream(as_json)
     with _boundary():
         findings = interrupts.run(examine(config, overrides or ()))
         failed = sum(finding.level == "fail" for finding in findings)
-        if as_json:
-            typer.echo(json.dumps({"ok": not failed, "findings": [asdict(finding) for finding in findings]}))
+        if out:
+            _write_json({"ok": not failed, "findings": [asdict(finding) for finding in findings]}, out)
         else:
             console = stdout()
             for finding in findings:
-                console.print(f"{finding.level:<6}{finding.topic:<22}{clean(finding.text)}")
+                console.print(f"{finding.level:<6}{finding.topic:<22}{_indented(finding.text, 28)}")
                 if finding.fix:
-                    console.print(f"{'':<28}→ {clean(finding.fix)}")
+                    console.print(f"{'':<28}→ {_indented(finding.fix, 30)}")
             console.print(f"{failed} of {len(findings)} fail" if failed else "fine: nothing fails")
     if failed:
         raise typer.Exit(2)
@@ -517,34 +539,32 @@ def show(
       skilltune show runs/invoice-totals --recompute
     """
     from skilltune.report.terminal import History, show_run, stdout
-    from skilltune.run import Run
 
+    out = _json_stream(as_json)
     if again:
-        _recompute(run, as_json)
+        _recompute(run, out)
     if edits:
-        _show_edits(run, as_json)
+        _show_edits(run, out)
         return
-    with _boundary():
-        with Run.read(run) as journal:
-            history = History.of(journal)
-        if as_json:
-            typer.echo(json.dumps(history.to_json()))
+    with _boundary(), _reading(run) as journal:
+        history = History.of(journal)
+        if out:
+            _write_json(history.to_json(), out)
         else:
             show_run(history, stdout())
 
 
-def _show_edits(folder: Path, as_json: bool) -> None:
+def _show_edits(folder: Path, out: TextIO | None) -> None:
     """The ledger of the best skill."""
     from skilltune.report.ledger import ABOUT, HEADERS, read_ledger, row, to_json
     from skilltune.report.terminal import History, columns, stdout
-    from skilltune.run import Run
 
     with _boundary():
-        with Run.read(folder) as journal:
+        with _reading(folder) as journal:
             best = History.of(journal).best
             rules = read_ledger(journal, best)
-        if as_json:
-            typer.echo(json.dumps({"run": str(folder), "best": best, "edits": [to_json(rule) for rule in rules]}))
+        if out:
+            _write_json({"run": str(folder), "best": best, "edits": [to_json(rule) for rule in rules]}, out)
         elif rules:
             stdout().print(f"{ABOUT}\n")
             stdout().print(columns(HEADERS, [row(rule) for rule in rules]))
@@ -552,28 +572,27 @@ def _show_edits(folder: Path, as_json: bool) -> None:
             stdout().print("no edit stands in the best skill: it is the input")
 
 
-def _recompute(folder: Path, as_json: bool) -> NoReturn:
+def _recompute(folder: Path, out: TextIO | None) -> NoReturn:
     """One line per decision, with what differs below it; exits."""
     from dataclasses import asdict
 
     from skilltune.gate.replay import recompute
-    from skilltune.report.terminal import clean, stdout
-    from skilltune.run import Run
+    from skilltune.report.terminal import stdout
 
     with _boundary():
-        with Run.read(folder) as journal:
+        with _reading(folder) as journal:
             found = interrupts.run(recompute(journal))
-        if as_json:
-            typer.echo(json.dumps({"run": str(folder), "exit_code": found.exit_code, **asdict(found)}))
+        if out:
+            _write_json({"run": str(folder), "exit_code": found.exit_code, **asdict(found)}, out)
         else:
             console = stdout()
             for decision in found.decisions:
                 verdict = "differs" if decision.differences else "equal"
-                console.print(f"{verdict:<9}{decision.name:<13}{clean(decision.said)}")
+                console.print(f"{verdict:<9}{decision.name:<13}{_indented(decision.said, 22)}")
                 for difference in decision.differences:
-                    console.print(f"{'':<9}{clean(difference)}")
+                    console.print(f"{'':<9}{_indented(difference, 9)}")
         if found.lacking:
-            typer.echo(f"lacking: {clean(found.lacking)}", err=True)
+            _say(f"lacking: {found.lacking}", err=True)
     raise typer.Exit(found.exit_code)
 
 
@@ -591,17 +610,15 @@ def diff(
       skilltune diff runs/invoice-totals 2 3
     """
     from skilltune.report.terminal import History, difference, stdout
-    from skilltune.run import Run
 
     with _boundary():
-        journal = Run.read(run)
-        history = History.of(journal)
-        before, after = (journal.kept(history.hash_of(version)) for version in (old, new))
-        journal.close()
-        if before is None or after is None:
-            raise UsageError(f"{run} no longer holds the text of that version")
-        names = (f"version {old}" if old != "best" else old, f"version {new}" if new != "best" else new)
-        text = difference(before.decode("utf-8", "replace"), after.decode("utf-8", "replace"), names)
+        with _reading(run) as journal:
+            history = History.of(journal)
+            before, after = (journal.kept(history.hash_of(version)) for version in (old, new))
+            if before is None or after is None:
+                raise UsageError(f"{run} no longer holds the text of that version")
+            names = (f"version {old}" if old != "best" else old, f"version {new}" if new != "best" else new)
+            text = difference(before.decode("utf-8", "replace"), after.decode("utf-8", "replace"), names)
         stdout().print(text if text.plain else f"{names[0]} and {names[1]} are the same")
 
 
@@ -622,19 +639,18 @@ def report(
       skilltune report runs/invoice-totals
       skilltune report runs/invoice-totals -o invoice-totals.html
     """
+    from skilltune.files import write_atomic
     from skilltune.report.html import report as page
-    from skilltune.run import Run, write_atomic
 
     with _boundary():
-        journal = Run.read(run)
-        text = page(journal)
-        journal.close()
+        with _reading(run) as journal:
+            text = page(journal)
         path = out or run / "report.html"
         try:
             write_atomic(path, text)
         except OSError as error:
             raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
-        typer.echo(f"wrote {path}")
+        _say(f"wrote {path}")
 
 
 @app.command()
@@ -669,21 +685,17 @@ def export(
     """
     from skilltune.export import best_of
     from skilltune.export import export as write
-    from skilltune.run import Run
 
     with _boundary():
-        journal = Run.read(run)
-        if to is Kind.skill_creator:
-            from skilltune.report.skill_creator import export_workspace
+        with _reading(run) as journal:
+            if to is Kind.skill_creator:
+                from skilltune.report.skill_creator import export_workspace
 
-            path = export_workspace(journal, out or Path())
-            journal.close()
-            typer.echo(f"wrote {path}")
-            return
-        skill = best_of(journal)
-        journal.close()
+                _say(f"wrote {export_workspace(journal, out or Path())}")
+                return
+            skill = best_of(journal)
         path = write(skill, to.value, out, name=name, description=description, force=force)
-        typer.echo(f"wrote {path}")
+        _say(f"wrote {path}")
 
 
 @app.command()
@@ -714,11 +726,11 @@ def convert(
         if wrong := [ours for ours, equals, theirs in pairs if not (ours and equals and theirs)]:
             raise UsageError(f'--field "{wrong[0]}" must look like input=question')
         named = {ours: theirs for ours, _, theirs in pairs}
-        text = read(source, out, fields=named, force=force, warn=lambda text: typer.echo(f"warning: {text}", err=True))
+        text = read(source, out, fields=named, force=force, warn=lambda text: _say(f"warning: {text}", err=True))
         if out is None:
-            typer.echo(text, nl=False)
+            typer.echo(visible_json(text), nl=False)
         else:
-            typer.echo(f"wrote {text.count(chr(10)):,} samples to {out}")
+            _say(f"wrote {text.count(chr(10)):,} samples to {out}")
 
 
 @app.command()
@@ -779,16 +791,16 @@ def init(
         evals = describe_evals(folder / EVALS) if document is None and (folder / EVALS).is_file() else ""
         drafts = interrupts.run(draft_with(chosen, document)) if document is not None else []
         for path in scaffold(folder, chosen, drafts=drafts, force=force):
-            typer.echo(f"wrote {path}")
+            _say(f"wrote {path}")
         if "name" not in questions:
-            typer.echo(f"kept {folder / 'SKILL.md'}")
+            _say(f"kept {folder / 'SKILL.md'}")
         todo = f"write your own tasks into {folder / chosen.samples(folder)}, then "
         if drafts:
             todo = f'read the {len(drafts)} drafts in {folder / "samples.jsonl"}, set "reviewed" to true in each, then '
         elif evals:
-            typer.echo(f"kept {folder / EVALS}: {evals}")
+            _say(f"kept {folder / EVALS}: {evals}")
             todo = ""
-        typer.echo(f"next: {todo}skilltune check {folder}")
+        _say(f"next: {todo}skilltune check {folder}")
 
 
 @app.command()
@@ -835,16 +847,14 @@ def answer(
     """
     from skilltune.answer import answer_by, hand_in, named, open_questions
     from skilltune.optimizer.handoff import STRAY, strays
-    from skilltune.report.terminal import clean, describe_questions
+    from skilltune.report.terminal import describe_questions
 
     with _boundary():
         if (file is not None and name is None) or sum((name is not None, next_, loop is not None)) > 1:
             raise UsageError("give one of NAME (with --file or stdin), --next and --loop")
         if loop is not None:
-            count = interrupts.run(
-                answer_by(folder, loop, idle=idle, say=lambda text: typer.echo(clean(text), err=True))
-            )
-            typer.echo(f"{count} answered; no run waits in {folder}")
+            count = interrupts.run(answer_by(folder, loop, idle=idle, say=lambda text: _say(text, err=True)))
+            _say(f"{count} answered; no run waits in {folder}")
         elif name is not None:
             question = named(folder, name)
             try:
@@ -853,28 +863,35 @@ def answer(
                 raise UsageError(f"cannot read the answer: {error}") from error
             again = "" if question.is_open else ", in place of an answer that no run had used"
             doubts = hand_in(question, text)
-            typer.echo(f"answered {question.name}{again}")
+            _say(f"answered {question.name}{again}")
             for doubt in doubts:
-                typer.echo(f"note: {clean(doubt)}", err=True)
+                _say(f"note: {doubt}", err=True)
             if doubts:
-                typer.echo(REFUSED, err=True)
+                _say(REFUSED, err=True)
         else:
             found = open_questions(folder)
             if next_ and found:
-                typer.echo(found[0].text(), nl=False)
+                _say(found[0].text(), nl=False)
             elif next_:
-                typer.echo(f"nothing is open in {folder}", err=True)
+                _say(f"nothing is open in {folder}", err=True)
                 raise typer.Exit(1)
             else:
-                typer.echo(describe_questions(folder, found))
+                _say(describe_questions(folder, found))
             for path in strays(folder):
-                typer.echo(f"note: {path.name}: {STRAY}", err=True)
+                _say(f"note: {path.name}: {STRAY}", err=True)
+
+
+@contextmanager
+def _reading(folder: Path) -> Iterator[Run]:
+    """A run to look at. All that shows it belongs into the block: a journal of another shape is "damaged" there."""
+    from skilltune.run import Run
+
+    with Run.read(folder) as journal, journal.reading():
+        yield journal
 
 
 def _fail(message: str, exit_code: int) -> None:
-    from skilltune.report.terminal import clean
-
-    typer.echo(f"error: {clean(message)}", err=True)
+    _say(f"error: {message}", err=True)
 
 
 def _folder_of(opened: list[Session]) -> Path | None:

@@ -34,6 +34,7 @@ MAY_DIFFER = (
 )
 FILE_NAME = "skilltune.toml"
 EVALS = "evals/evals.json"
+SKILL_TOKENS = 2000
 
 
 class _Section(BaseModel):
@@ -182,7 +183,12 @@ class TrainConfig(_Section):
     target_score: float | None = Field(
         default=None, ge=0, le=1, description="stop when the estimated score on select reaches this"
     )
-    max_skill_tokens: int = Field(default=2000, ge=1, description="an edit that grows the skill past this is refused")
+    max_skill_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description="an edit that grows the skill past this is refused. "
+        "None: 2,000, or a fifth more than the input where that is larger",
+    )
     compact: bool = Field(default=False, description="at the end, drop each rule that carries less than a point")
 
     @model_validator(mode="after")
@@ -190,6 +196,15 @@ class TrainConfig(_Section):
         if self.lr_min > self.lr:
             raise ValueError(f"train.lr_min ({self.lr_min}) is larger than train.lr ({self.lr})")
         return self
+
+    def skill_limit(self, tokens: int) -> int:
+        """Tokens that the skill may grow to, given those of the input."""
+        return self.max_skill_tokens or room_for(tokens)
+
+
+def room_for(tokens: int) -> int:
+    """The limit of a skill whose input has that many tokens: a fifth more, and never less than SKILL_TOKENS."""
+    return max(SKILL_TOKENS, -(-tokens * 6 // 5))
 
 
 class GateConfig(_Section):

@@ -183,7 +183,7 @@ async def _rewrite(s: Session, start: Skill, rollouts: Sequence[Rollout], step: 
         copy = copied(edit, start.body, list(samples.values()), s.env)
         if copy and cfg.checks == "enforce":
             raise ValueError(f"{copy}; write general guidance instead")
-        applied = apply(start, [edit], max_tokens=s.cfg.train.max_skill_tokens)
+        applied = apply(start, [edit], max_tokens=s.cfg.train.skill_limit(start.tokens))
         if applied.reports[0].status == "rejected":
             raise ValueError(applied.reports[0].reason)
         return applied.skill

@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from skilltune.errors import UsageError
+from skilltune.frontmatter import BadFrontmatter, read_block
 from skilltune.run import Run, write_atomic
 from skilltune.skill import MAIN, Skill
 
@@ -97,7 +98,10 @@ def best_of(run: Run) -> Skill:
     finished = run.events("finish")
     if not finished:
         raise UsageError(f"the run in {run.folder} has not finished: run the same `skilltune train` command to go on")
-    text = run.kept(finished[-1][2]["best"])
+    finish = finished[-1][2]
+    text = run.kept(finish["best"])
+    if not isinstance(finish["name"], str):
+        raise TypeError("the skill's name is no text")
     if text is None:
         raise UsageError(f"the run in {run.folder} no longer holds the text of its best skill")
     config = run.config or {}
@@ -107,7 +111,7 @@ def best_of(run: Run) -> Skill:
         return Skill.load(folders[0]).with_text(text.decode("utf-8", "surrogatepass"))
     if not source.suffix:
         raise UsageError(f"{run.folder / 'best'} is gone: run the same `skilltune train` command to write it again")
-    return Skill(text.decode("utf-8", "surrogatepass"), finished[-1][2]["name"])
+    return Skill(text.decode("utf-8", "surrogatepass"), finish["name"])
 
 
 def _for_agent(skill: Skill, name: str | None, description: str | None) -> Skill:
@@ -152,12 +156,10 @@ def _scalar(text: str) -> str:
 
 
 def _metadata(skill: Skill) -> Mapping[str, Any]:
-    block = skill.frontmatter.removeprefix("\ufeff").strip()[3:-3]
     try:
-        data = yaml.safe_load(block)
-    except (yaml.YAMLError, ValueError) as error:
-        raise UsageError(f"the skill's frontmatter is not valid YAML: {' '.join(str(error).split())}") from error
-    return data if isinstance(data, Mapping) else {}
+        return read_block(skill.frontmatter)
+    except BadFrontmatter as error:
+        raise UsageError(f"{error} Nothing was written.") from error
 
 
 def _safe(name: str) -> str:

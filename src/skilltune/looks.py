@@ -47,7 +47,7 @@ def earlier_looks(run: Run, best: str, contents: Sequence[str]) -> int:
         return sorted(name for name in read if not name.startswith(ours))
 
     elsewhere: list[str] = run.fix(f"looks elsewhere before {best}", count)
-    own = [data["best"] for _, _, data in run.events("certify")]
+    own = list(dict.fromkeys(data["best"] for _, _, data in run.events("certify")))
     return len(elsewhere) + (own.index(best) if best in own else 0)
 
 

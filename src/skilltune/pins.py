@@ -70,19 +70,19 @@ class Pins:
                 f"the journal in {run.folder} does not say what the run was made of: it has not begun, or an older "
                 "skilltune wrote it. The same `skilltune train` command completes it."
             )
-        parts = known[0]
-        start = parts["skill"]
-        files = {name: _kept(run, hash) for name, hash in start["files"].items()}
-        text = _kept(run, start["hash"]).decode("utf-8", "surrogatepass")
-        skill = Skill(text, start["name"], files, start["folder"])
-        contents = parts["contents"] | (test[0] if test else {})
-        tied = run.recall(f"{TEST} groups")
-        groups = parts["groups"] | (tied[0] if tied else {})
-        return cls(skill, parts["target"], parts["env"], parts["looks_back"], contents, groups)
+        parts, tied = known[0], run.recall(f"{TEST} groups")
+        with run.reading():
+            start = parts["skill"]
+            files = {name: _kept(run, hash) for name, hash in start["files"].items()}
+            text = _kept(run, start["hash"]).decode("utf-8", "surrogatepass")
+            skill = Skill(text, start["name"], files, start["folder"])
+            contents = parts["contents"] | (test[0] if test else {})
+            groups = parts["groups"] | (tied[0] if tied else {})
+            return cls(skill, parts["target"], parts["env"], parts["looks_back"], contents, groups)
 
     def rollouts(self, run: Run) -> Iterator[Rollout]:
         """Every rollout of this run in its journal; not what a fork brought along from another target or scorer."""
-        for key, value, _ in run.memos("rollout"):
+        for key, value, _ in run.each_memo("rollout"):
             content = self.contents.get(value["sample"])
             if content and key == rollout_key(self.target, value["skill"], content, self.env, value["attempt"]):
                 yield rollout_from_json(value)

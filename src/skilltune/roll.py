@@ -267,7 +267,9 @@ class Roller:
 
         if key in self._ahead and looking_ahead.get() is None:
             self._ahead[key][1].want()
-        rollout = rollout_from_json(await self.run.once(key, "rollout", pay))
+        stored = await self.run.once(key, "rollout", pay)
+        with self.run.reading():
+            rollout = rollout_from_json(stored)
         if looking_ahead.get() is None:
             self.run.tell("rollout", sample=sample.id, score=rollout.score.value if rollout.score else None)
         return rollout

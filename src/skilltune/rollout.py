@@ -108,7 +108,11 @@ def rollout_to_json(rollout: Rollout) -> dict[str, Any]:
 
 
 def rollout_from_json(data: Mapping[str, Any]) -> Rollout:
-    """The inverse of `rollout_to_json`."""
+    """The inverse of `rollout_to_json`. Raises `KeyError`, `TypeError` or `ValueError` for JSON of another shape."""
+    texts = [data["sample"], data["skill"], data["answer"], data["outcome"], data["error"]]
+    texts += [part for turn in data["turns"] for part in turn]
+    if not all(isinstance(text, str) for text in texts) or not isinstance(data["attempt"], int):
+        raise TypeError("a rollout holds something else than text")
     trajectory = Trajectory(
         answer=data["answer"],
         turns=tuple(Turn(role, text) for role, text in data["turns"]),

@@ -15,24 +15,33 @@ import os
 import random
 import sqlite3
 import time
+import traceback
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 from skilltune.aio import background
-from skilltune.errors import RunError
+from skilltune.errors import RunError, SkilltuneError
+from skilltune.files import write_atomic as write_atomic
 from skilltune.models import Usage
 
 T = TypeVar("T")
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _TABLES = """
 CREATE TABLE memo (key TEXT PRIMARY KEY, kind TEXT NOT NULL, value TEXT NOT NULL, usage TEXT NOT NULL, t REAL NOT NULL) WITHOUT ROWID;
-CREATE TABLE event (id INTEGER PRIMARY KEY, t REAL NOT NULL, type TEXT NOT NULL, json TEXT NOT NULL, UNIQUE (type, json));
+CREATE TABLE event (id INTEGER PRIMARY KEY, t REAL NOT NULL, type TEXT NOT NULL, json TEXT NOT NULL);
 CREATE TABLE blob (hash TEXT PRIMARY KEY, data BLOB NOT NULL) WITHOUT ROWID;
 """  # noqa: E501
+_FROM_1 = """
+ALTER TABLE event RENAME TO event_1;
+CREATE TABLE event (id INTEGER PRIMARY KEY, t REAL NOT NULL, type TEXT NOT NULL, json TEXT NOT NULL);
+INSERT INTO event SELECT id, t, type, json FROM event_1;
+DROP TABLE event_1;
+"""  # schema 1 kept equal events once, so that of A, B, A the last was lost
 PAGE_BYTES = 8192  # a rollout of the usual 1.5 kB then lies within its page; with SQLite's 4096 it spills over
 # Kinds of memos that belong to one run's history; all others are paid answers, which another run may reuse.
 DECISIONS = "fix"
@@ -41,6 +50,8 @@ PROBE = "probe"  # shows that a model answers; a run that paid no more than this
 ELAPSED = "elapsed"  # kind and key of a memo that is rewritten: the seconds of all lives of the run
 WRITER = "pid"  # kind and key of the other: the process that opened the run for writing last
 REFRESH_S = 2.0  # a killed process forgets at most this much of its time, and what passed since its last answer
+MILESTONES = frozenset({"start", "verdict"})  # events that every life of a run repeats in the same order
+RESULTS = ("best_skill.md", "card.md", "versions/0000/verdict.json", "metrics.jsonl")  # files that only a run makes
 _OWN = f"kind IN ('{DECISIONS}', '{FAILED}', '{ELAPSED}', '{WRITER}')"  # not an answer that somebody paid for
 
 _COST = tuple(field.name for field in fields(Usage))
@@ -49,6 +60,24 @@ _TOTALS = (
     "SELECT kind, max(t), max(json_type(usage, '$.usd') = 'null'), coalesce(sum(json_extract(usage, '$.usd')), 0.0), "
     + ", ".join(f"coalesce(sum(json_extract(usage, '$.{name}')), 0)" for name in _COUNTS)
     + " FROM memo GROUP BY kind"
+)
+
+_SANE = 10**15  # calls, tokens or seconds that a journal may state; sums of more would overflow
+
+
+def _stated(name: str, types: str, nothing: str) -> str:
+    """SQL: is a number of a memo's usage missing, or sane?"""
+    kind, value = f"json_type(usage, '$.{name}')", f"json_extract(usage, '$.{name}')"
+    return f"(coalesce({kind}, 'none') IN ({nothing}) OR {kind} IN ({types}) AND {value} BETWEEN 0 AND {_SANE})"
+
+
+_NUMBERS = " AND ".join(
+    [*(_stated(name, "'integer'", "'none'") for name in _COUNTS), _stated("usd", "'integer', 'real'", "'none', 'null'")]
+)
+_ODD = (
+    "SELECT key FROM memo WHERE NOT (typeof(key) = 'text' AND typeof(kind) = 'text' AND typeof(value) = 'text' AND "
+    f"typeof(t) IN ('real', 'integer') AND abs(t) < {_SANE} AND typeof(usage) = 'text' AND (usage = '{{}}' OR "
+    f"CASE WHEN json_valid(usage) THEN json_type(usage) = 'object' AND {_NUMBERS} ELSE 0 END)) LIMIT 1"
 )
 
 Listener = Callable[[str, Mapping[str, Any]], None]
@@ -81,27 +110,6 @@ def rng(seed: int, *purpose: object) -> random.Random:
     return random.Random(digest("rng", seed, *purpose))
 
 
-def write_atomic(path: Path, data: str | bytes) -> None:
-    """Write under a temporary name in the same folder, then rename: a reader sees the old file or the new one.
-
-    Only its owner can read the file. The temporary name is always the same, so that what a killed process left behind
-    is gone with the next write; two processes must not write to one path at the same time.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    raw = data.encode("utf-8", "backslashreplace") if isinstance(data, str) else data  # half a surrogate pair: \\ud800
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.unlink(missing_ok=True)
-        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(raw)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
 def make_private(folder: Path) -> None:
     """Make a folder that its owner alone can read and that no repository picks up; one that is there stays as it is."""
     if not folder.is_dir():
@@ -115,7 +123,7 @@ class Run:
     """One run folder, opened by one process.
 
     `listeners` are called with every event (type, data) as it happens, also for events that a replay repeats;
-    the journal keeps each distinct event once.
+    the journal keeps those once.
     """
 
     def __init__(self, folder: Path, db: sqlite3.Connection, lock: sqlite3.Connection | None) -> None:
@@ -124,7 +132,14 @@ class Run:
         self._db, self._lock = db, lock
         self._flights: dict[str, _Flight] = {}
         self._usage: dict[str, Usage] = {}
-        (self._last_t,) = self._rows("SELECT coalesce(max(t), 0.0) FROM event")[0]
+        # The recorded events that this life has not repeated yet, by content; read when the first one is emitted.
+        self._past: dict[str, deque[int]] | None = None
+        self._floor = 0  # the last milestone of this life: what stands before it is over
+        self._refuse_odd()
+        with self.reading():
+            self._last_t = float(self._rows("SELECT coalesce(max(t), 0.0) FROM event")[0][0])
+            if not self._last_t < _SANE:
+                raise ValueError(f"an event happened at {self._last_t}")
         for kind, t, unpriced, usd, *counts in self._rows(_TOTALS):
             usage = Usage(**dict(zip(_COUNTS, counts, strict=True)), usd=None if unpriced else usd)
             if usage != Usage():
@@ -132,8 +147,9 @@ class Run:
             self._last_t = max(self._last_t, t)
         counted = "SELECT count(*) FROM memo WHERE kind = ? AND json_extract(value, '$.estimated')"
         self.estimated: int = self._rows(counted, FAILED)[0][0]  # failed attempts whose cost nobody told
-        before = self.recall(ELAPSED)
-        self._elapsed_before: float = before[0] if before else 0.0
+        with self.reading():
+            before = self.recall(ELAPSED)
+            self._elapsed_before = float(before[0]) if before else 0.0
         self._began = self._refreshed = time.monotonic()
 
     # -- opening and closing
@@ -194,7 +210,8 @@ class Run:
         if kind is not None and self._lock is not None:
             why = str(error) if isinstance(error, Exception) else "interrupted"
             with suppress(RunError):
-                self._record("stopped", {"reason": why or kind.__name__, "seconds": round(self.elapsed_s, 3)})
+                data = {"reason": why or kind.__name__, "seconds": round(self.elapsed_s, 3)}
+                self._record("stopped", _json(data))
         self.close()
 
     # -- the two primitives of replay
@@ -222,6 +239,8 @@ class Run:
                 await asyncio.wait([flight.task])
 
     def _land(self, key: str, flight: _Flight) -> None:
+        if flight.task.done() and not flight.task.cancelled():
+            flight.task.exception()  # seen, also where every waiter was cancelled before it could look
         if self._flights.get(key) is flight:
             del self._flights[key]
 
@@ -300,22 +319,54 @@ class Run:
     def writer(self) -> int | None:
         """The process that has the run open for writing, by its number; None where there is none."""
         known = self.recall(WRITER) if _is_locked(self.folder) else None
-        return known[0] if known else None
+        return known[0] if known and isinstance(known[0], int) else None
 
     def payments(self) -> list[tuple[float, Usage]]:
         """(time, usage) of all that was paid, in order of time."""
         rows = self._each("SELECT t, usage FROM memo WHERE usage != '{}' ORDER BY t")
-        return [(t, Usage(**self._load(usage))) for t, usage in rows]
+        return [(t, self._load_usage(usage)) for t, usage in rows]
 
     # -- events, texts, files
 
     def emit(self, type: str, **data: Any) -> None:
-        """Record an event (JSON data, no secrets) and tell the listeners. The journal keeps equal events once."""
-        self._record(type, data)
+        """Record an event (JSON data, no secrets) and tell the listeners. What a replay repeats is recorded once."""
+        text = _json(data)
+        if not self._is_repeated(type, text):
+            self._record(type, text)
         self.tell(type, **data)
 
-    def _record(self, type: str, data: Mapping[str, Any]) -> None:
-        self._write("INSERT OR IGNORE INTO event (t, type, json) VALUES (?, ?, ?)", (self._next_t(), type, _json(data)))
+    def note(self, type: str, **data: Any) -> None:
+        """Record an event that belongs to this life of the run and to no place in it, unless it says what the last one
+        of its type said."""
+        text = _json(data)
+        if self._rows("SELECT json FROM event WHERE type = ? ORDER BY id DESC LIMIT 1", type) != [(text,)]:
+            self._record(type, text)
+        self.tell(type, **data)
+
+    def _record(self, type: str, text: str) -> None:
+        self._write("INSERT INTO event (t, type, json) VALUES (?, ?, ?)", (self._next_t(), type, text))
+        if type in MILESTONES:
+            (self._floor,) = self._rows("SELECT max(id) FROM event")[0]
+
+    def _is_repeated(self, type: str, text: str) -> bool:
+        """Does this life repeat a recorded event? Each recorded one can be repeated once in a life, and only after the
+        milestone that this life has reached: what an earlier life said at its end may be said again at a later one.
+
+        Between two milestones any order will do, because calls that are under way at once end in any order.
+        """
+        if self._past is None:
+            self._past = {}
+            for id, *event in self._each("SELECT id, type, json FROM event ORDER BY id"):
+                self._past.setdefault(digest(*event), deque()).append(id)
+        left = self._past.get(digest(type, text), deque())
+        while left and left[0] <= self._floor:
+            left.popleft()
+        if not left:
+            return False
+        id = left.popleft()
+        if type in MILESTONES:
+            self._floor = id
+        return True
 
     def tell(self, type: str, **data: Any) -> None:
         """Tell the listeners only: for progress that is not worth keeping."""
@@ -326,17 +377,22 @@ class Run:
         """(time, type, data) of the recorded events in order, all or of one type."""
         where, values = ("WHERE type = ?", (type,)) if type else ("", ())
         rows = self._each(f"SELECT t, type, json FROM event {where} ORDER BY id", *values)
-        return [(t, kind, self._load(data)) for t, kind, data in rows]
+        return [(t, kind, self._load_event(data)) for t, kind, data in rows]
 
     def events_after(self, id: int) -> list[tuple[int, float, str, dict[str, Any]]]:
         """(id, time, type, data) of the events that were recorded after that one (0: all), in order."""
         rows = self._each("SELECT id, t, type, json FROM event WHERE id > ? ORDER BY id", id)
-        return [(number, t, type, self._load(data)) for number, t, type, data in rows]
+        return [(number, t, type, self._load_event(data)) for number, t, type, data in rows]
 
     def memos(self, kind: str) -> list[tuple[str, Any, Usage]]:
         """(key, value, usage) of every stored answer of one kind, in the order in which they were stored."""
-        rows = self._each("SELECT key, value, usage FROM memo WHERE kind = ? ORDER BY t, key", kind)
-        return [(key, self._load(value), Usage(**self._load(usage))) for key, value, usage in rows]
+        return list(self.each_memo(kind))
+
+    def each_memo(self, kind: str) -> Iterator[tuple[str, Any, Usage]]:
+        """The same one by one: answers may take more room than there is memory."""
+        for (key,) in self._rows("SELECT key FROM memo WHERE kind = ? ORDER BY t, key", kind):
+            for value, usage in self._rows("SELECT value, usage FROM memo WHERE key = ?", key):
+                yield key, self._load(value), self._load_usage(usage)
 
     def answers(self, kind: str) -> Iterator[tuple[str, Any]]:
         """(key, value) of the stored answers of one kind, one at a time."""
@@ -349,10 +405,12 @@ class Run:
 
     def kept(self, hash: str) -> bytes | None:
         rows = self._rows("SELECT data FROM blob WHERE hash = ?", hash)
+        if rows and not isinstance(rows[0][0], bytes):
+            raise _damaged(self.folder / "run.db", TypeError(f"the blob {hash} holds no bytes"))
         return rows[0][0] if rows else None
 
-    def write(self, name: str, data: str | bytes) -> Path:
-        """Write a derived file of the run folder atomically."""
+    def write(self, name: str, data: str | bytes | Iterable[str]) -> Path:
+        """Write a derived file of the run folder atomically; `data` may come in parts."""
         path = self.folder / name
         try:
             write_atomic(path, data)
@@ -406,7 +464,9 @@ class Run:
         if not self._has_answers():
             self._write("DELETE FROM memo WHERE kind = ?", (DECISIONS,))  # a start that failed binds nobody
             self._write("DELETE FROM event")
-        differing = differences(self.fix("config", lambda: dict(config)), config, may_differ)
+        stored = self.fix("config", lambda: dict(config))
+        with self.reading():
+            differing = differences(stored, config, may_differ)
         if differing:
             raise RunError(
                 f"the run in {self.folder} was started with another configuration:\n"
@@ -420,7 +480,8 @@ class Run:
 
     def _each(self, sql: str, *values: Any) -> Iterator[tuple[Any, ...]]:
         try:
-            yield from self._db.execute(sql, values)
+            for row in self._db.execute(sql, values):  # noqa: UP028  `yield from` would close the cursor of a closed run
+                yield row
         except sqlite3.Error as error:
             raise _refusal("read", self.folder / "run.db", error) from error
 
@@ -433,11 +494,36 @@ class Run:
         except sqlite3.Error as error:
             raise _refusal("write to", self.folder / "run.db", error) from error
 
-    def _load(self, text: str) -> Any:
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Around code that reads the journal's JSON: an error that another shape of it causes is a damaged journal
+        (`RunError`), with the place where the code met it."""
         try:
-            return json.loads(text)
-        except ValueError as error:
+            yield
+        except SkilltuneError:
+            raise
+        except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RecursionError) as error:
             raise _damaged(self.folder / "run.db", error) from error
+
+    def _refuse_odd(self) -> None:
+        """Raises `RunError` for an answer whose columns hold something else than what was written there."""
+        if odd := self._rows(_ODD):
+            key = str(odd[0][0])
+            remedy = f"DELETE FROM memo WHERE key = '{key[:80]}' has it paid for again"
+            raise _damaged(self.folder / "run.db", ValueError(f"the answer {key[:80]!r} has odd columns; {remedy}"))
+
+    def _load(self, text: str) -> Any:
+        with self.reading():
+            return json.loads(text)
+
+    def _load_usage(self, text: str) -> Usage:
+        with self.reading():
+            return Usage(**json.loads(text))
+
+    def _load_event(self, text: str) -> dict[str, Any]:
+        if not isinstance(data := self._load(text), dict):
+            raise _damaged(self.folder / "run.db", TypeError("an event is no object"))
+        return data
 
 
 MODELS = {"target": "target.model", "optimizer": "optimizer.model", "judge": "env.score.judge"}
@@ -507,8 +593,12 @@ def _refusal(verb: str, path: Path, error: sqlite3.Error) -> RunError:
 
 
 def _damaged(path: Path, error: Exception) -> RunError:
+    said = str(error)[:300]
+    if not isinstance(error, sqlite3.Error | json.JSONDecodeError) and error.__traceback__ is not None:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        said = f"{type(error).__name__}: {said}, met in {Path(last.filename).name}:{last.lineno}"
     return RunError(
-        f"{path} is damaged, or not the journal of a run ({error}). Move the folder away to start afresh, or recover "
+        f"{path} is damaged, or not the journal of a run ({said}). Move the folder away to start afresh, or recover "
         f"the answers in it: `sqlite3 run.db .recover | sqlite3 new.db`, and put new.db in its place."
     )
 
@@ -561,11 +651,14 @@ def _connect(path: Path) -> sqlite3.Connection:
             db = undo.enter_context(closing(sqlite3.connect(path, isolation_level=None, timeout=10)))
             version = _version(db, path)
             if version == 0:
+                _refuse_lost(path.parent)
                 db.execute(f"PRAGMA page_size = {PAGE_BYTES}")
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = NORMAL")  # survives a killed process; a power cut may lose the last ones
             if version == 0:
                 db.executescript(f"BEGIN; {_TABLES} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+            if version == 1:
+                db.executescript(f"BEGIN IMMEDIATE; {_FROM_1} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
         except sqlite3.Error as error:
             raise _refusal("write to", path, error) from error
         undo.pop_all()
@@ -585,9 +678,20 @@ def _connect_reader(path: Path) -> sqlite3.Connection:
         except sqlite3.Error as error:
             raise _refusal("read", path, error) from error
         if version == 0:
+            _refuse_lost(path.parent)
             raise RunError(f"the run in {path.parent} has not begun yet: its run.db is empty.")
         undo.pop_all()
     return db
+
+
+def _refuse_lost(folder: Path) -> None:
+    """Raises `RunError` for the files of a run whose journal is gone: a new run would write over them."""
+    if left := [name for name in RESULTS if (folder / name).exists()]:
+        raise RunError(
+            f"{folder / 'run.db'} holds nothing, but beside it stand files of a run that had begun "
+            f"({', '.join(left)}): its journal is lost. Put run.db back from a copy, move the other files away to "
+            "start afresh, or choose another folder with `--run DIR`."
+        )
 
 
 def _version(db: sqlite3.Connection, path: Path) -> int:

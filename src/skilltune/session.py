@@ -19,7 +19,7 @@ from typing import Any
 from skilltune import __version__
 from skilltune.budget import Budget
 from skilltune.calls import Client
-from skilltune.config import CallConfig, Config, JudgeConfig, ModelConfig, TargetConfig, to_toml
+from skilltune.config import CallConfig, Config, JudgeConfig, ModelConfig, TargetConfig, room_for, to_toml
 from skilltune.envs import Env, load_env
 from skilltune.envs.formats import HF, located
 from skilltune.envs.formats.huggingface import without_split
@@ -118,6 +118,11 @@ class Session:
             self.run.emit("stopping", reason=reason)
         return bool(reason)
 
+    def write_config(self) -> None:
+        """The settings of the run as a file of its folder."""
+        unsaid = made_in_python(self.cfg, self.env)
+        self.run.write("config.toml", (f"# {unsaid}\n\n" if unsaid else "") + to_toml(self.cfg))
+
     def pin_inputs(self) -> None:
         """Refuse to resume with another start skill or skilltune than the run's decisions were made with."""
         _unchanged(self.run, "version", "skilltune's own version", __version__)
@@ -132,6 +137,8 @@ class Session:
     async def try_scorer(self) -> None:
         """Score one expected answer, so that a scorer that cannot work is found before anything is paid; an empty one
         where a judge would have to be paid for it. Refuses samples from which the optimizer could propose nothing."""
+        if too_long := describe_overlong(self.cfg, self.skill):
+            raise UsageError(f"{too_long}. Nothing was spent.")
         self.require_evidence()
         sample = self.splits.select[0]
         answer = "" if self.env.lines(sample) else self.env.expected(sample)
@@ -303,8 +310,20 @@ def load_skill(cfg: Config, root: Path, path: Path | None = None) -> Skill:
     return Skill.load(path or root / cfg.skill, [root / name for name in named if name])
 
 
+def describe_overlong(cfg: Config, skill: Skill) -> str:
+    """The problem that the input has more tokens than train.max_skill_tokens allows, so that every edit that adds
+    something would be refused; "" if it has not."""
+    most = cfg.train.max_skill_tokens
+    if most is None or skill.tokens <= most or not cfg.train.epochs:
+        return ""
+    return (
+        f"the skill {cfg.skill} has about {skill.tokens:,} tokens, more than train.max_skill_tokens={most} allows, so "
+        f"no edit could add anything: leave that key out, or set train.max_skill_tokens={room_for(skill.tokens)}"
+    )
+
+
 def build_session(cfg: Config, run: Run, root: Path, *, env: Env | None = None, skill: Skill | None = None) -> Session:
-    """Everything that a run needs, from its config; relative paths are relative to `root`.
+    """Everything that a run needs, from its config; relative paths are relative to `root`. No file is written.
 
     The split is made once per run and kept. Raises `UsageError` for what the user can fix; nothing is spent.
     """
@@ -370,7 +389,10 @@ def build_session(cfg: Config, run: Run, root: Path, *, env: Env | None = None, 
     under_way = max(UNDER_WAY, 2 * cfg.target.workers)
     lookahead = may_look_ahead(cfg, target_client, judge and judge.client)
     roll = Roller(target, env, run, lookahead=lookahead, under_way=under_way)
-    arena = Arena(roll, splits.train, splits.select, cfg.gate, cfg.seed, cfg.train.max_skill_tokens)
+    limit = cfg.train.skill_limit(start.tokens)
+    arena = Arena(roll, splits.train, splits.select, cfg.gate, cfg.seed, limit)
+    loop = cfg.train.model_copy(update={"max_skill_tokens": limit})
+    resolved = cfg.model_copy(update={"train": loop})
 
     _refuse_planned("optimizer", optimizer_name)
     optimizer_client = handoff = None
@@ -380,24 +402,22 @@ def build_session(cfg: Config, run: Run, root: Path, *, env: Env | None = None, 
     elif name.plugin:
         if name.inner is not None:
             optimizer_client = client(cfg.optimizer.model_copy(update={"model": name.model}), "optimizer")
-        material = Material(cfg, train_only(env, train_by_id), train_by_id, run, optimizer_client, root)
+        material = Material(resolved, train_only(env, train_by_id), train_by_id, run, optimizer_client, root)
         optimizer, package = load_optimizer(name, material)
         _unchanged(run, "optimizer", f"the package of the optimizer plug-in {name}", package)
     elif name.scheme == "handoff":
         handoff = Handoff(handoff_folder(cfg, root, name, start), run, budget, cfg.optimizer.wait)
-        optimizer = ModelOptimizer(handoff, run, env, cfg.optimizer, cfg.train, train_by_id)
+        optimizer = ModelOptimizer(handoff, run, env, cfg.optimizer, loop, train_by_id)
     else:
         optimizer_client = client(sections[1], "optimizer")
         answers = ByModel(optimizer_client, run)
-        optimizer = ModelOptimizer(answers, run, env, cfg.optimizer, cfg.train, train_by_id)
+        optimizer = ModelOptimizer(answers, run, env, cfg.optimizer, loop, train_by_id)
     optimizer = Recording(optimizer, run)
     if not cfg.optimizer.wait and handoff is None:
         raise UsageError(
             "optimizer.wait is for handoff:DIR: a model is always waited for; leave it out, or where the config has it "
             "add optimizer.wait=true to the command"
         )
-    comment = f"# {unsaid}\n\n" if (unsaid := made_in_python(cfg, env)) else ""
-    run.write("config.toml", comment + to_toml(cfg))
     session = Session(
         cfg,
         run,
@@ -471,9 +491,11 @@ def handoff_folder(cfg: Config, root: Path, name: Name, skill: Skill) -> Path:
 def fixed_split(cfg: Config, run: Run, env: Env) -> Splits:
     """The split of the samples, decided once per run; samples that came later are left out, lost ones refused."""
     made = split(env.samples, cfg.env.split, cfg.seed)
-    names = run.fix("split", lambda: {name: [s.id for s in part] for name, part in _parts(made).items()})
+    fixed = run.fix("split", lambda: {name: [s.id for s in part] for name, part in _parts(made).items()})
     by_id = {sample.id: sample for sample in env.samples}
-    lost = [sample for part in names.values() for sample in part if sample not in by_id]
+    with run.reading():
+        names = {name: list[str](fixed[name]) for name in _parts(made)}
+        lost = [sample for part in names.values() for sample in part if sample not in by_id]
     if lost:
         raise UsageError(
             f"{len(lost)} samples of this run are no longer in the sample file (first: {lost[0]!r}); "

@@ -8,18 +8,17 @@ offsets and never parsed and dumped again, so that whatever training does not to
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-import secrets
+import stat
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
-import yaml
-
 from skilltune.errors import UsageError
+from skilltune.files import write_atomic
+from skilltune.frontmatter import find_notes, find_problems
 
 MAIN = "SKILL.md"
 MAX_FOLDER_BYTES = 64 * 2**20  # a skill is read into memory; a whole project with a SKILL.md in it is a mistake
@@ -40,11 +39,6 @@ _FENCE_CLOSE = re.compile(r"^---[ \t]*(?:\r?\n|\Z)", re.MULTILINE)
 _LOCK_OPEN = re.compile(r"<!--\s*skilltune:lock\s*-->")
 _LOCK_CLOSE = re.compile(r"<!--\s*/skilltune:lock\s*-->")
 LOCK_MARKER = re.compile(r"<!--\s*/?skilltune:lock\s*-->")
-
-# The fields and limits on which the validators of the Agent Skills standard agree (agentskills.io/specification).
-_FIELDS = {"name", "description", "license", "allowed-tools", "metadata", "compatibility"}
-_NAME = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
-_LONGEST = {"name": 64, "description": 1024, "compatibility": 500}
 
 
 @dataclass(frozen=True)
@@ -166,48 +160,17 @@ class Skill:
             _write(target, self.files[name])
         _write(_inside(root, MAIN), text)
 
-    def check(self, max_tokens: int | None = None) -> list[str]:
-        """What is wrong with the skill, one sentence each: size, locks and, for a folder, the standard's metadata."""
-        problems = _metadata_problems(self) if self.folder else []
+    def check(self) -> list[str]:
+        """The problems of frontmatter and locks, one sentence each."""
+        problems = find_problems(self.frontmatter, self.body, self.name if self.folder else None)
         if self.locked and not _LOCK_CLOSE.search(self.text, self.locked[-1][0]):
             line = self.text.count("\n", 0, self.locked[-1][0]) + 1
             problems.append(f"The lock in line {line} is never closed, so everything after it is locked.")
-        if max_tokens is not None and self.tokens > max_tokens:
-            problems.append(f"The body has about {self.tokens} tokens, more than the {max_tokens} allowed.")
         return problems
 
-
-def _metadata_problems(skill: Skill) -> list[str]:
-    if not skill.frontmatter:
-        return [f"{MAIN} has no frontmatter: begin it with a '---' line, name, description and another '---' line."]
-    block = skill.frontmatter.removeprefix("\ufeff").strip()[3:-3]
-    try:
-        data = yaml.safe_load(block)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that does not exist
-        return [f"The frontmatter is not valid YAML: {' '.join(str(error).split())}"]
-    if not isinstance(data, dict):
-        return ["The frontmatter must be a list of 'key: value' lines."]
-    problems = [
-        f"The frontmatter has the unknown key {key!r}; the standard allows {', '.join(sorted(_FIELDS))}."
-        for key in data
-        if key not in _FIELDS
-    ]
-    for key, longest in _LONGEST.items():
-        value = data.get(key)
-        if key not in data and key == "compatibility":
-            continue
-        if not isinstance(value, str) or not value.strip():
-            problems.append(f"The frontmatter needs a {key} that is a non-empty text.")
-        elif len(value.strip()) > longest:
-            problems.append(f"The {key} has {len(value.strip())} characters, more than the {longest} allowed.")
-    if "metadata" in data and not isinstance(data["metadata"], dict):
-        problems.append("The metadata must be a mapping.")
-    if isinstance(name := data.get("name"), str) and name.strip():
-        if not _NAME.fullmatch(name.strip()):
-            problems.append(f"The name {name!r} may hold only lowercase letters and digits, joined by single hyphens.")
-        if name.strip() != skill.name:
-            problems.append(f"The name {name!r} must be the folder's name, {skill.name!r}.")
-    return problems
+    def notes(self) -> list[str]:
+        """Remarks on the frontmatter that need no mending, one clause each."""
+        return find_notes(self.frontmatter)
 
 
 def _means_folder(path: Path, apart: Collection[Path]) -> bool:
@@ -284,20 +247,12 @@ def _inside(root: Path, name: str) -> Path:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Write under a temporary name in the same folder, then rename: a reader sees the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        if path.exists():
-            temporary.chmod(path.stat().st_mode)
-        elif data.startswith(b"#!"):
-            mode = temporary.stat().st_mode
-            temporary.chmod(mode | (mode & 0o444) >> 2)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    """Write a file atomically. One that is overwritten keeps its mode; a new one that begins with `#!` is made
+    executable."""
+    if path.exists():
+        write_atomic(path, data, mode=stat.S_IMODE(path.stat().st_mode))
+        return
+    write_atomic(path, data, mode=None)
+    if data.startswith(b"#!"):
+        mode = path.stat().st_mode
+        path.chmod(mode | (mode & 0o444) >> 2)

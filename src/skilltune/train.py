@@ -136,7 +136,8 @@ async def train(s: Session) -> Result:
     arms, training = None, s.budget.spent
     if certificate is not None:
         paid: dict[str, Any] = s.run.fix(f"paid by certificate {best.hash} {len(state.verdicts)}", training.to_json)
-        training = Usage(**paid)
+        with s.run.reading():
+            training = Usage(**paid)
     if certificate is not None and s.cfg.certify.controls:
         arms = await controls(s, start, best)
         s.run.emit("controls", **arms.to_json())

@@ -196,7 +196,7 @@ def _session(run: Run, pins: Pins) -> Session:
     splits = Splits(**{name: tuple(by_id[sample] for sample in ids) for name, ids in split[0].items()})
     env = _Absent(pins.env)
     roll = Roller(_Silent(pins.target), env, run, contents=dict(pins.contents))
-    arena = Arena(roll, splits.train, splits.select, cfg.gate, cfg.seed, cfg.train.max_skill_tokens)
+    arena = Arena(roll, splits.train, splits.select, cfg.gate, cfg.seed, cfg.train.skill_limit(pins.skill.tokens))
     optimizer = Recorded(run, pins.looks_back)
     budget = Budget(Limits(), Usage())
     nobody = cast(Client, None)  # a loop that can replay asks no client itself

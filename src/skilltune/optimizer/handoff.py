@@ -36,9 +36,8 @@ REQUEST = "\n## The request\n"
 STRAY = "it answers no open question: give it the name of one, or delete it (questions that are done lie in done/)"
 _NAME = re.compile(r"(\d{4,})-([a-z_]+)-([0-9a-f]{8})")
 _ANSWER = re.compile(r"(.+)\.answer\.(?:json|md)")
-_FENCE = re.compile(r"```\w*[ \t]*\n\s*(\{.*?)\n[ \t]*```", re.DOTALL)
-_FENCE_CLOSE = re.compile(r"\n[ \t]*```")
 _FENCE_OPEN = re.compile(r"```\w*[ \t]*\n\s*\{")
+_FENCE_CLOSE = re.compile(r"\n[ \t]*```")
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,12 +166,8 @@ def read_object(text: str) -> dict[str, Any]:
     """The JSON object in an answer: the last fenced block, or what stands between the outer braces. Raises ValueError,
     in words for whoever answers, where there is none or it is not whole."""
     text = text.strip()
-    closings = [found.end() for found in _FENCE_CLOSE.finditer(text)]
-    fenced = list(_FENCE.finditer(text, 0, closings[-1])) if closings else []  # beyond it, each try would be in vain
-    if not text.startswith("{") and fenced:
-        if _FENCE_OPEN.search(text, fenced[-1].end()):
-            raise ValueError("the last fenced block of the answer is not closed")
-        text = fenced[-1][1]
+    if not text.startswith("{"):
+        text = _last_fenced(text)
     begin, end = text.find("{"), text.rfind("}") + 1
     if begin < 0:
         raise ValueError("the answer holds no JSON object")
@@ -182,6 +177,20 @@ def read_object(text: str) -> dict[str, Any]:
         raise ValueError("the answer is nested too deeply") from None
     except ValueError as error:
         raise ValueError(f"the answer is not a whole JSON object: {error}") from None
+
+
+def _last_fenced(text: str) -> str:
+    """The content of the last fenced block that holds an object; the text itself if none is closed. One pass: a text
+    may be long, and a run reads it again and again while it waits."""
+    found, end = text, 0
+    while opening := _FENCE_OPEN.search(text, end):
+        closing = _FENCE_CLOSE.search(text, opening.end())
+        if closing is None and end:
+            raise ValueError("the last fenced block of the answer is not closed")
+        if closing is None:
+            break
+        found, end = text[opening.end() - 1 : closing.start()], closing.end()
+    return found
 
 
 def read_answer(text: str, stage: str) -> dict[str, Any]:

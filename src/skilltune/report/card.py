@@ -13,10 +13,11 @@ from skilltune.config import to_toml
 from skilltune.controls import TRAINED, Controls
 from skilltune.gate.certify import Certificate
 from skilltune.models import Usage
-from skilltune.report.markup import cut, visible
+from skilltune.report.markup import cut
 from skilltune.report.record import accepted_versions, claim
 from skilltune.run import FAILED
 from skilltune.session import Session, made_in_python
+from skilltune.text import visible
 from skilltune.train import Result
 
 LONGEST_DIFF = 20_000  # characters; a pull request's description holds 65,536

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+from typing import Any
 
 from skilltune.report.card import card
 from skilltune.report.html import report
@@ -20,7 +21,7 @@ def write_results(session: Session, result: Result) -> None:
     save_best(run, result.best)
     for number, (before, after) in enumerate(zip(result.versions, result.versions[1:], strict=False), start=1):
         run.write(f"versions/{number:04d}/diff.md", f"```diff\n{text_diff(before.text, after.text)}```\n")
-    run.write("rollouts.jsonl", lines(value for _, value, _ in run.memos("rollout")))
+    run.write("rollouts.jsonl", (_line(value) for _, value, _ in run.each_memo("rollout")))
     run.write("card.md", card(session, result))
     certificate = result.certificate.to_json() if result.certificate else None
     run.emit(
@@ -49,5 +50,5 @@ def text_diff(before: str, after: str, names: tuple[str, str] = ("before", "afte
     return "".join(f"{row}\n" for row in rows)
 
 
-def lines(values) -> str:
-    return "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values)
+def _line(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False) + "\n"

@@ -15,9 +15,8 @@ from collections.abc import Iterable
 from importlib.resources import files
 from typing import Any
 
-_HIDDEN = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\uffff\ud800-\udfff]"
-)
+from skilltune.text import visible
+
 _SLOT = re.compile(r"\{\{(\w+)\}\}")
 
 
@@ -43,11 +42,6 @@ def el(tag: str, *children: str | None, **attributes: str | int | float | bool |
 def many(parts: Iterable[str]) -> Html:
     """The parts one after another."""
     return Html("".join(part if isinstance(part, Html) else _escape(part) for part in parts))
-
-
-def visible(text: str) -> str:
-    """The text with what cannot be seen spelled out (`\\x00`, `\\u202e`); tab and newline stay, CRLF becomes LF."""
-    return _HIDDEN.sub(_spell, text.replace("\r\n", "\n"))
 
 
 def cut(text: str, most: int, where: str) -> str:
@@ -90,8 +84,3 @@ def fill(template: str, **slots: str) -> str:
 
 def _escape(text: str) -> str:
     return html.escape(visible(text))
-
-
-def _spell(found: re.Match[str]) -> str:
-    code = ord(found[0])
-    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"

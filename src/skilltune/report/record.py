@@ -235,7 +235,7 @@ def _draws(
     found: dict[tuple[str, str], list[Draw]] = defaultdict(list)
     spend = dict.fromkeys(PHASES.values(), Usage())
     others = 0
-    for key, value, usage in run.memos("rollout"):
+    for key, value, usage in run.each_memo("rollout"):
         phase = PHASES.get(split_of.get(value["sample"], ""), "other samples")
         spend[phase] = spend.get(phase, Usage()) + usage
         if value["skill"] in versions:
@@ -269,7 +269,7 @@ def _other_spend(run: Run) -> list[Spend]:
         if kind not in ("rollout", FAILED)
     ]
     failed: dict[tuple[str, bool], Usage] = {}
-    for _, value, usage in run.memos(FAILED):
+    for _, value, usage in run.each_memo(FAILED):
         which = value["role"], bool(value.get("estimated"))
         failed[which] = failed.get(which, Usage()) + usage
     names = {False: "failed attempts", True: "attempts without an answer: cost unknown, estimated"}

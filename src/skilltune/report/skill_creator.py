@@ -63,7 +63,7 @@ def _graded(run: Run, start: str, best: str, split: str) -> tuple[dict[str, list
     new, old = ("new_skill", "old_skill") if Skill(text).body.strip() else ("with_skill", "without_skill")
     names = {start: old, best: new}  # one and the same skill is the trained one
     found: defaultdict[str, list[Graded]] = defaultdict(list)
-    for _, value, _ in run.memos("rollout"):
+    for _, value, _ in run.each_memo("rollout"):
         rollout = rollout_from_json(value)
         if rollout.skill in names and rollout.score is not None:
             found[rollout.sample].append((names[rollout.skill], rollout))

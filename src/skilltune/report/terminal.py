@@ -50,6 +50,8 @@ from skilltune.run import FAILED, Run
 from skilltune.samples import describe_power
 from skilltune.session import Session
 from skilltune.skill import Skill
+from skilltune.text import one_line
+from skilltune.text import visible as clean
 from skilltune.train import Result
 
 SHORT = 60  # lines; a skill up to this length is shown whole in its diff
@@ -74,23 +76,29 @@ INSTEAD = {  # what an optimizer's stage goes on with where no answer could be r
     "rewrite": "; it goes on without that rewrite",
 }
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _DIFF_STYLES = {"+": "green", "-": "red", "@": "cyan"}
 
 
 class _Console(Console):
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Whatever is printed is shown: the only control characters are those of our own styles."""
+        super().print(*map(_shown, objects), **options)
+
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError  # rich would exit with 1, which means something else here
+
+
+def _shown(value: Any) -> Any:
+    if isinstance(value, str):
+        return clean(value)
+    if isinstance(value, Text) and (text := clean(value.plain)) != value.plain:
+        return Text(text, value.style)
+    return value
 
 
 def stdout() -> Console:
     """The console for results: no wrapping in a pipe, no markup, no guessing of colours for numbers."""
     return _Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
-
-
-def clean(text: str) -> str:
-    """Text with control characters made visible (tab and newline stay), so that no skill can drive the terminal."""
-    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text.replace("\r\n", "\n"))
 
 
 # -- what the events add up to
@@ -375,8 +383,8 @@ class Lines:
         print(f"{'stopped' if exit_code == 4 else 'error'}: {clean(message)}", file=sys.stderr)
         if self.progress is not None and exit_code in (3, 4, 70):
             folder = self.progress.session.run.folder
-            print(f"so far: {self.progress}; kept in {folder}", file=sys.stderr)
-            print(f"resume with: {affordable(self.command(folder), message)}", file=sys.stderr)
+            print(clean(f"so far: {self.progress}; kept in {folder}"), file=sys.stderr)
+            print(clean(f"resume with: {affordable(self.command(folder), message)}"), file=sys.stderr)
 
 
 @dataclass(slots=True)
@@ -724,7 +732,7 @@ def difference(before: str, after: str, names: tuple[str, str]) -> Text:
 
 def columns(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Aligned columns as plain text, two blanks apart; the last one runs on."""
-    cells = [list(headers), *([clean(cell) for cell in row] for row in rows)]
+    cells = [list(headers), *([one_line(cell) for cell in row] for row in rows)]
     widths = [max(cell_len(row[i]) for row in cells) for i in range(len(headers) - 1)]
     padded = (
         [cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=False)] for row in cells

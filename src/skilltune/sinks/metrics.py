@@ -1,6 +1,6 @@
 """metrics.jsonl: the figures of a run as rows, written as the run goes, so that a killed run has them too.
 
-Rows are read from the journal, which keeps an event once however often a replay repeats it: a row keeps its number, its
+Rows are read from the journal, in which a replay repeats no event: a row keeps its number, its
 time and what had been spent by then through every life of the run.
 """
 
@@ -82,7 +82,9 @@ class Rows:
             if type in _FIGURES:
                 spent = paid_by(t)
                 paid = {"calls": spent.calls, "tokens": spent.tokens, "usd": spent.usd}
-                rows.append(Row(self._count, t, type, {**_FIGURES[type](data, self._run.folder), **paid}))
+                with self._run.reading():
+                    figures = _FIGURES[type](data, self._run.folder)
+                rows.append(Row(self._count, t, type, {**figures, **paid}))
                 self._count += 1
         return rows
 

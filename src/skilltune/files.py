@@ -1,0 +1,64 @@
+"""Files that are whole or not there at all."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+LONGEST_NAME = 100  # characters of a file's name that its temporary name repeats; a name may have 255 bytes
+
+
+def write_atomic(path: Path, data: str | bytes | Iterable[str], *, mode: int | None = 0o600) -> None:
+    """Write under a temporary name in the same folder, then rename: a reader sees the old file or the new one.
+
+    `data` may come in parts, which are never held together. `mode` None is that of any new file. The temporary name is
+    random, so that two processes can write to one path (the later one stays); it names its process, so that what a
+    killed one left behind is removed with the next write to the same path.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(path)
+    temporary = path.with_name(f"{_prefix(path)}{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        kind = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        with os.fdopen(os.open(temporary, kind, 0o666 if mode is None else 0o600), "wb") as file:
+            if mode is not None:
+                os.fchmod(file.fileno(), mode)
+            for part in [data] if isinstance(data, str | bytes) else data:
+                # half a surrogate pair, as some models answer, becomes \ud800
+                file.write(part.encode("utf-8", "backslashreplace") if isinstance(part, str) else part)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _prefix(path: Path) -> str:
+    return f".{path.name[:LONGEST_NAME]}."
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Temporary files of the same path whose process is no more, and those that name none, as older versions did."""
+    named = re.compile(re.escape(_prefix(path)) + r"(?:(\d{1,9})-[0-9a-f]{8}\.)?tmp")
+    with os.scandir(path.parent) as entries:
+        left = [entry.path for entry in entries if (found := named.fullmatch(entry.name)) and not _lives(found[1])]
+    for file in left:
+        with suppress(OSError):
+            os.unlink(file)
+
+
+def _lives(process: str | None) -> bool:
+    if process is None:
+        return False
+    try:
+        os.kill(int(process), 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
