@@ -47,8 +47,8 @@ def test_train_as_in_the_documents(here: Path, capsys: pytest.CaptureFixture[str
         result = st.train(
             skill="skills/invoice-totals",
             env=st.Env("invoices.jsonl", score="exact"),
-            target=f"openai@{world.url}/target",
-            optimizer=f"anthropic@{world.root}/optimizer",
+            target={"model": f"openai@{world.url}/target", "key_env": "OPENAI_API_KEY"},
+            optimizer={"model": f"anthropic@{world.root}/optimizer", "key_env": "ANTHROPIC_API_KEY"},
             budget="2000 calls",
             **QUICK,
         )

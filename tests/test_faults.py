@@ -185,7 +185,7 @@ def command(folder: Path, world: World, *overrides: str) -> Ended:
     [
         ("openai@http://127.0.0.1:{port}/v1/{role}", 3, "is the server running?"),
         ("openai@{url}/no-such-model", 2, "Check that the model `no-such-model` exists there"),
-        ("openai@{guarded}/{role}", 2, "The key is read from OPENAI_API_KEY, which is set, but not accepted here"),
+        ("openai@{guarded}/{role}", 2, "No key was sent: OPENAI_API_KEY is for the provider's own host alone"),
         ("openai@{root}/nowhere/v1/{role}", 2, "that the URL is right"),
     ],
 )
@@ -373,9 +373,10 @@ async def test_pitfall_4_a_wrong_key_stops_at_once(tmp_path: Path, role: str, mo
     monkeypatch.setenv("OPENAI_API_KEY", "sk-not-this-one")
     with small() as world, World(1, 1, 1, 1, key="right") as guarded:
         with pytest.raises(CallConfigError) as stopped:
-            await train(world, tmp_path, {f"{role}.model": f"openai@{guarded.url}/{role}"})
+            keyed = {f"{role}.model": f"openai@{guarded.url}/{role}", f"{role}.key_env": "OPENAI_API_KEY"}
+            await train(world, tmp_path, keyed)
         assert stopped.value.exit_code == 3
-        assert "OPENAI_API_KEY" in str(stopped.value)
+        assert "The key is read from OPENAI_API_KEY, which is set, but not accepted here" in str(stopped.value)
         assert "sk-not-this-one" not in str(stopped.value)
         assert len(guarded.requests) <= (16 if role == "target" else 1)  # the calls in flight, none again
         assert not world.calls["target"]
@@ -397,12 +398,13 @@ async def test_pitfall_4_an_unknown_model_stops_at_once(tmp_path: Path, role: st
 
 
 async def test_a_key_that_is_mended_resumes_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keyed = {**SHORT, "target.key_env": "OPENAI_API_KEY"}  # the optimizer at the same endpoint takes it over
     with small(q=1.0, key="right") as world:
         monkeypatch.setenv("OPENAI_API_KEY", "wrong")
         with pytest.raises(CallConfigError):
-            await train(world, tmp_path, SHORT)
+            await train(world, tmp_path, keyed)
         monkeypatch.setenv("OPENAI_API_KEY", "right")
-        trained = await train(world, tmp_path, SHORT)
+        trained = await train(world, tmp_path, keyed)
     assert trained.result.exit_code == 0
 
 
@@ -512,6 +514,7 @@ async def test_the_anthropic_dialect_trains_as_well(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("ANTHROPIC_API_KEY", "right")
     with small(q=1.0, key="right") as world:
         models = {f"{role}.model": f"anthropic@{world.root}/{role}" for role in ("target", "optimizer")}
-        trained = await train(world, tmp_path, {**SHORT, **models})
+        keyed = {"target.key_env": "ANTHROPIC_API_KEY"}
+        trained = await train(world, tmp_path, {**SHORT, **models, **keyed})
         assert world.true_score(trained.result.best.text) > 0.4
         assert {seen.api for seen in world.requests} == {"anthropic"}

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skilltune.errors import UsageError
-from skilltune.names import FORMS, Name, parse_name
+from skilltune.names import FORMS, GENERAL, Name, parse_name
 
 
 @pytest.mark.parametrize(
@@ -22,6 +22,24 @@ from skilltune.names import FORMS, Name, parse_name
         ("openai@http://[::1]:8000/v1/m", "openai", "m", "http://[::1]:8000/v1"),
         ("anthropic@http://127.0.0.1:8000/model", "anthropic", "model", "http://127.0.0.1:8000"),
         ("anthropic@https://host/proxy/v1/model", "anthropic", "model", "https://host/proxy"),
+        (
+            "openai@https://api.z.example/api/paas/v4#glm-5",
+            "openai",
+            "glm-5",
+            "https://api.z.example/api/paas/v4",
+        ),
+        ("openai@https://h/v1beta/openai/#google/gemini-3", "openai", "google/gemini-3", "https://h/v1beta/openai"),
+        ("openai@http://h/v1#qwen3", "openai", "qwen3", "http://h/v1"),
+        ("openai@http://h:4000#gpt-4o", "openai", "gpt-4o", "http://h:4000"),
+        ("openai@http://[::1]:8000///#m#2/x", "openai", "m#2/x", "http://[::1]:8000"),
+        (
+            "openai@https://me.azure.example/openai/deployments/d?api-version=2024-10-21#gpt-4o",
+            "openai",
+            "gpt-4o",
+            "https://me.azure.example/openai/deployments/d?api-version=2024-10-21",
+        ),
+        ("anthropic@https://h/api/anthropic#glm-5", "anthropic", "glm-5", "https://h/api/anthropic"),
+        ("anthropic@https://h/v1/#a/b", "anthropic", "a/b", "https://h"),
         ("local/smollm2-135m", "local", "smollm2-135m", None),
         ("local//models/my model.gguf", "local", "/models/my model.gguf", None),
         ("claude-code/sonnet", "claude-code", "sonnet", None),
@@ -61,8 +79,19 @@ def test_every_form_of_the_grammar(text: str, scheme: str, model: str, url: str 
         ("openai/ ", FORMS["openai/"]),
         ("openai/gpt 5", FORMS["openai/"]),
         ("openai@127.0.0.1:8000/v1/qwen3", "http://"),
-        ("openai@http://127.0.0.1:8000/qwen3", "/v1/"),
-        ("openai@http://127.0.0.1:8000/v1/", FORMS["openai@"]),
+        ("openai@http://127.0.0.1:8000/qwen3", "openai@http://127.0.0.1:8000#qwen3"),
+        ("openai@https://h.example/api/paas/v4/glm-5", "openai@https://h.example/api/paas/v4#glm-5"),
+        ("openai@https://[::1]/ep-1/", "openai@https://[::1]#ep-1"),
+        ("openai@https://h.example", "openai@https://h.example#MODEL"),
+        ("openai@https://h.example/", "openai@https://h.example#MODEL"),
+        ("openai@http://127.0.0.1:8000/v1/", "openai@http://127.0.0.1:8000/v1/MODEL"),
+        ("openai@http://127.0.0.1:8000/v1", "openai@http://127.0.0.1:8000/v1#MODEL"),
+        ("openai@https://h/api#", GENERAL["openai@"]),
+        ("openai@#m", FORMS["openai@"]),
+        ("openai@https://h/api/chat/completions#m", "openai@https://h/api#m"),
+        ("openai@https://h/d/chat/completions?api-version=1#m", "openai@https://h/d?api-version=1#m"),
+        ("anthropic@https://h/v1/messages#m", "anthropic@https://h#m"),
+        ("openai@https://h/d?api-version=1", "before the `#`"),
         ("openai@http://127.0.0.1:80x/v1/m", FORMS["openai@"]),
         ("openai@http:///v1/m", FORMS["openai@"]),
         ("openai@http://[::1/v1/m", FORMS["openai@"]),
@@ -87,6 +116,11 @@ def test_pitfall_22_a_password_in_a_url_is_refused_and_not_repeated() -> None:
         "openai@http://me:hunter22@host/v1/m",
         "anthropic@https://hunter22@host/m",
         "openai@http://h/v1/m?key=hunter22",
+        "openai@http://h/api?key=hunter22#m",
+        "openai@http://h/api?api-version=1&key=hunter22#m",
+        "openai@http://me:hunter22@h/api#m",
+        "openai@http://me:hunter22#@h/api#m",
+        "anthropic@https://h?hunter22#m",
     ):
         with pytest.raises(UsageError) as caught:
             parse_name(text)
@@ -101,6 +135,22 @@ def test_models_behind_one_url_share_an_endpoint() -> None:
     a, b, c, d, e = (parse_name(name).endpoint for name in names)
     assert a == b != c
     assert d == e != a
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("openai@http://h/v1#a/b", "openai@http://h/v1/a/b"),
+        ("openai@http://h/v1/#m", "openai@http://h/v1/m"),
+        ("anthropic@http://h#m", "anthropic@http://h/m"),
+        ("openai@http://h/api/#m", "openai@http://h/api#m"),
+    ],
+)
+def test_two_ways_to_write_an_endpoint_are_the_same_model(one: str, other: str) -> None:
+    a, b = parse_name(one), parse_name(other)
+    assert (a.known, a.endpoint) == (b.known, b.endpoint)
+    assert parse_name(a.known).known == a.known
+    assert a.known != parse_name(f"{other}2").known
 
 
 def test_a_plug_in_has_a_name_and_perhaps_a_model_of_its_own() -> None:

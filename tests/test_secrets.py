@@ -75,7 +75,12 @@ def skilltune(folder: Path, *args: object, **more: str) -> subprocess.CompletedP
 def desk(folder: Path, url: str, dialect: str = "openai", **overrides: str) -> Path:
     path = folder / "desk.toml"
     models = {role: f"{dialect}@{url}/{role}" for role in ("target", "optimizer")} | overrides
-    tables = "".join(f'[{role}]\nmodel = "{model}"\n' for role, model in models.items())
+    keys = {"openai": "OPENAI_API_KEY", "anthropic": "ANTHROPIC_API_KEY"}
+    named = {role: keys.get(model.partition("@")[0]) for role, model in models.items() if "//127." in model}
+    tables = "".join(
+        f'[{role}]\nmodel = "{model}"\n' + (f'key_env = "{named[role]}"\n' if named.get(role) else "")
+        for role, model in models.items()
+    )
     small_steps = "[train]\nepochs = 1\nbatch_size = 16\nminibatch_size = 4\n[gate]\nscreen = 12\ntexts = 4\n"
     path.write_text(f'[env]\nsamples = "samples.jsonl"\n{tables}{small_steps}')
     return path

@@ -117,10 +117,11 @@ def test_the_suggested_command_goes_on(tmp_path: Path) -> None:
         assert stopped.exit_code == 4
         (resume,) = [row for row in stopped.stdout.splitlines() if row.startswith("resume with")]
         words = shlex.split(resume.removeprefix("resume with"))
-        assert words == ["skilltune", "train", str(config), "--run", str(tmp_path / "run"), "budget.calls=180"]
+        assert words[:-1] == ["skilltune", "train", str(config), "--run", str(tmp_path / "run")]
+        assert words[-1].startswith("budget.calls=")
         assert " ".join(words) in show(tmp_path / "run")
         spent = world.calls["target"]
-        assert CliRunner().invoke(app, words[1:]).exit_code in (0, 1, 4, 5)
+        assert CliRunner().invoke(app, words[1:]).exit_code in (0, 1, 5)  # the budget that was named is enough
         assert world.calls["target"] > spent
 
 

@@ -20,7 +20,7 @@ from skilltune.gate.stats import mean_interval
 from skilltune.models import Usage
 from skilltune.probe import try_models
 from skilltune.report.files import write_results
-from skilltune.run import Listener, Run
+from skilltune.run import Listener, Run, differences
 from skilltune.samples import SplitName
 from skilltune.session import Session, build_session
 from skilltune.sinks import recording
@@ -58,12 +58,13 @@ async def run_training(
     run = Run.open(_free(folder) if old else folder, cfg.to_json(), may_differ=MAY_DIFFER)
     with run:
         run.listeners.extend(listeners)
-        if old is not None:
-            run.tell("forked", source=str(folder), folder=str(run.folder), answers=run.adopt(old))
-            old.close()
+        paid = run.adopt(old) if old is not None else 0
         async with recording(cfg, run):
             session = build_session(cfg, run, root, env=env)
             try:
+                if old is not None:
+                    _tell_of_fork(session, old, paid)
+                    old.close()
                 refuse_unread(session.env.samples, cfg.env.samples)
                 session.pin_inputs()
                 await session.try_scorer()
@@ -79,6 +80,22 @@ async def run_training(
                 await session.aclose()
             write_results(session, result)
     return result
+
+
+def _tell_of_fork(session: Session, old: Run, paid: int) -> None:
+    """Say how many of the old run's rollouts hold for the new one, which changed settings they rest on, and how many
+    other answers (verdicts, edits) were taken along, to be used if the same is asked again."""
+    held, rollouts = session.roll.held_in(old)
+    why = differences(old.config or {}, session.cfg.to_json(), MAY_DIFFER)
+    session.run.tell(
+        "forked",
+        source=str(old.folder),
+        folder=str(session.run.folder),
+        answers=held,
+        rollouts=rollouts,
+        others=paid - rollouts,
+        changed=[change for change in why if change.startswith(("target.", "env."))],
+    )
 
 
 def _tables(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -11,6 +11,7 @@ from skilltune.errors import InfraError
 from skilltune.models import Model, Reply, Request, Usage
 from skilltune.models.endpoint import Ahead, Endpoint
 from skilltune.models.prices import price
+from skilltune.models.retry import clock_time
 from skilltune.run import Run
 
 DEFAULT_ANSWER_TOKENS = 1024  # bound of an answer whose length the request leaves open, for the first estimates
@@ -25,8 +26,8 @@ looking_ahead: ContextVar[Ahead | None] = ContextVar("looking_ahead", default=No
 class Client:
     """Callable with a `Request`, returns the model's priced `Reply`. `role` ("target", …) names it in budgets.
 
-    Raises `BudgetExceeded` before a call that may pass a limit, `InfraError` after the last retry, `CallConfigError`
-    at once.
+    Raises `BudgetExceeded` before a call that may pass a limit, `InfraError` after the last retry, `InfraStopped` for a
+    wait that is too long, `CallConfigError` at once.
     """
 
     model: Model
@@ -41,47 +42,58 @@ class Client:
         """Calls that are made ahead of their need yield to all others at the endpoint. A straggler that was sent twice
         is paid twice, as far as anybody can tell: the reply tells the cost of one, budget and journal count both."""
         bound = self.bound(request)
-        with ExitStack() as reserved:
-            spent: list[list[Usage]] = []
+        under_way: list[tuple[ExitStack, list[Usage]]] = []  # the reservation of each attempt that was sent
 
-            def reserve() -> None:
-                spent.append(reserved.enter_context(self.budget.reserve(self.role, bound)))
+        def reserve() -> None:
+            stack = ExitStack()
+            under_way.append((stack, stack.enter_context(self.budget.reserve(self.role, bound))))
 
+        def lost(failure: InfraError) -> None:
+            """The attempts under way have failed."""
+            while under_way:
+                under_way.pop()[0].close()
+                self._failed(failure, bound)
+
+        def attempt(number: int, failure: InfraError | None) -> None:
+            """Reserve an attempt in the moment that it has its slot; raises `BudgetExceeded` if it may not be made."""
+            if (ahead := looking_ahead.get()) is not None:
+                ahead.begun = True
             reserve()
-            try:
+
+        try:
+            async with self.budget.in_turn(self.role):
                 reply = await self.endpoint.call(
                     self.model,
                     request,
                     role=self.role,
                     ahead=looking_ahead.get(),
-                    on_attempt=self._attempt,
+                    on_attempt=attempt,
                     on_hedge=reserve,
+                    on_failure=lost,
+                    on_wait=self._waits,
                 )
-            except InfraError as failure:
-                for _ in spent:
-                    self._failed(failure)
-                raise
-            self.answered = True
-            for call in spent:
-                call.append(reply.usage)
-            if len(spent) > 1:
-                self.journal.fail(self.role, "sent twice: the slower one", reply.usage)
+            for _, spent in under_way:
+                spent.append(reply.usage)
+        finally:
+            for stack, _ in under_way:
+                stack.close()
+        self.answered = True
+        if len(under_way) > 1:
+            self.journal.fail(self.role, "sent twice: the slower one", reply.usage)
         return reply
 
-    def _attempt(self, number: int, failure: InfraError | None) -> None:
-        """Told before every attempt how the one before it failed; raises `BudgetExceeded` if it may not be made."""
-        if (ahead := looking_ahead.get()) is not None:
-            ahead.begun = True
-        if failure is not None:
-            self._failed(failure)
-            self.budget.check(Usage())  # the next attempt is what the reservation stands for
-
-    def _failed(self, failure: InfraError) -> None:
-        """A failed attempt may have been billed: it counts as a call, in this life of the run and in the next."""
+    def _failed(self, failure: InfraError, bound: Usage) -> None:
+        """Count a failed attempt as a call, in this life of the run and in the next. What may have been billed at a
+        cost that nobody told is counted at the mean of its kind, or at its bound."""
         if not failure.reached:
             return
-        self.budget.spend(Usage(calls=1))
-        self.journal.fail(self.role, str(failure))
+        usage = self.budget.estimate(self.role, bound) if failure.billed else Usage(calls=1)
+        self.budget.spend(usage)
+        self.journal.fail(self.role, str(failure), usage, estimated=failure.billed)
+
+    def _waits(self, seconds: float, failure: InfraError) -> None:
+        until = clock_time(seconds)
+        self.journal.tell("waiting", purpose=self.role, seconds=round(seconds), why=str(failure), until=until)
 
     def bound(self, request: Request) -> Usage:
         """What the call costs at most, judged from the request: 4 characters a token, the answer at its bound."""

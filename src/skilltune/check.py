@@ -29,12 +29,11 @@ from skilltune.probe import Probe, probe_roles
 from skilltune.samples import Sample, Splits, split
 from skilltune.scaffold import DESCRIPTION
 from skilltune.scorers.judge import Reader
-from skilltune.session import CONTROL_ARMS, Session, build_env, build_session, estimate_calls, load_skill
+from skilltune.session import CONTROL_ARMS, TYPICAL, Session, build_env, build_session, estimate_calls, load_skill
 from skilltune.sinks import find_sink
 from skilltune.skill import Skill
 
 MEASURED = 50  # samples whose prompts are built for the estimate; images are read for it
-TYPICAL = 0.4  # of the way from the least to the most calls
 PROMPT_TOKENS = (100, 1500)  # least and most of an optimizer's instructions, notes and rejected edits
 VERDICT_TOKENS = 20  # of a verdict with a short quote
 

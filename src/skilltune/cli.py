@@ -6,6 +6,7 @@ Only typer and the errors are imported at the top, so that `skilltune --help` st
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import shlex
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from skilltune.session import Session
 
 INTERRUPTED = 4
+FULL = {errno.ENOSPC, errno.EDQUOT}  # no fault of ours
+OUR_FAULT = 70  # as EX_SOFTWARE of sysexits.h: no end of a run, but an error of skilltune itself
 interrupts = Interrupts(INTERRUPTED)
 PIPE_CLOSED = 141  # as of a program that SIGPIPE ends: the reader had enough, and nothing is wrong
 RESUME = "interrupted; run the same command to go on"
@@ -106,12 +109,39 @@ def main() -> None:
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # an ASCII terminal is no reason to crash
     interrupts.install()
     try:
-        app()
+        try:
+            app()
+        except Exception as error:  # beyond the boundary of a command
+            _fail(_our_fault(error, None), OUR_FAULT)
+            raise SystemExit(OUR_FAULT) from None
     except SystemExit as end:
         interrupts.end(end.code)
         if not _delivered() and not end.code:
             raise SystemExit(PIPE_CLOSED) from None
         raise
+
+
+def _our_fault(error: Exception, folder: Path | None) -> str:
+    """What to say of an error that nobody foresaw. Its traceback is written to the run folder, or where there is none
+    to a temporary file; both without keys."""
+    import tempfile
+    import traceback
+
+    from skilltune.models.keys import all_keys
+    from skilltune.models.redact import redacted
+
+    trace = redacted("".join(traceback.format_exception(error)), *all_keys())
+    what = redacted(f"{type(error).__name__}: {error}"[:300].rstrip(": "), *all_keys())
+    where = "the traceback follows:\n" + trace
+    for place in filter(None, (folder, Path(tempfile.gettempdir()))):
+        with suppress(OSError):
+            number, path = tempfile.mkstemp(".txt", "crash-" if place == folder else "skilltune-crash-", place)
+            with os.fdopen(number, "w", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(f"skilltune {__version__}, Python {sys.version}\n{trace}")
+            where = f"the traceback is in {path}"
+            break
+    kept = " What was paid is kept, and the same command goes on." if folder else ""
+    return f"an error of skilltune itself, not of yours ({what}); please report it: {where}{kept}"
 
 
 def _delivered() -> bool:
@@ -121,7 +151,7 @@ def _delivered() -> bool:
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except BrokenPipeError:
+        except OSError:  # the reader has gone, or the disk is full
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
             arrived = False
     return arrived
@@ -192,6 +222,7 @@ def train(
       3  stopped by a provider or the network (resumable)
       4  stopped by the budget or an interrupt (resumable)
       5  finished undecided: accepted, but not certified
+      70 an error of skilltune itself; the traceback is in the run folder, and the same command goes on
     """
     from skilltune.api import run_training
     from skilltune.config import load_config
@@ -214,7 +245,7 @@ def train(
 
     message = RESUME_FORK if fork else RESUME
     gone = message.replace("interrupted", "the reader of the output has gone")
-    with _boundary(lambda: bool(opened and opened[0].spent), view.failed, message, gone):
+    with _boundary(lambda: bool(opened and opened[0].spent), view.failed, message, gone, lambda: _folder_of(opened)):
         cfg, root = load_config(source, [*given, *(["certify.controls=true"] if controls else [])])
         with view:
             result = interrupts.run(run_training(cfg, root, run, fork=fork, listeners=[view], ready=ready))
@@ -291,7 +322,11 @@ def evaluate(
             finally:
                 await session.aclose()
 
-    with _boundary(lambda: bool(opened and opened[0].spent), message=RESUME if run else "interrupted"):
+    with _boundary(
+        lambda: bool(opened and opened[0].spent),
+        message=RESUME if run else "interrupted",
+        folder=lambda: _folder_of(opened) if run else None,
+    ):
         if skill is not None and not skill.exists():
             raise UsageError(f"there is no skill at {skill}")
         cfg, root = load_config(config, overrides or ())
@@ -829,14 +864,20 @@ def _fail(message: str, exit_code: int) -> None:
     typer.echo(f"error: {clean(message)}", err=True)
 
 
+def _folder_of(opened: list[Session]) -> Path | None:
+    return opened[0].run.folder if opened else None
+
+
 @contextmanager
 def _boundary(
     spent: Callable[[], bool] = lambda: False,
     fail: Callable[[str, int], None] = _fail,
     message: str = "interrupted",
     gone: str = "",
+    folder: Callable[[], Path | None] = lambda: None,
 ) -> Iterator[None]:
-    """What was raised on purpose becomes a message and an exit code; anything else keeps its traceback.
+    """What was raised on purpose becomes a message and an exit code. Anything else is an error of skilltune itself:
+    `OUR_FAULT`, with its traceback in the run's `folder`.
 
     What only a call could reveal (a wrong key, a full disk) is 2 while nothing was `spent`, 3 after. Output that nobody
     reads any more ends a command quietly, and one that it cuts short with the message `gone`, as an interrupt.
@@ -862,6 +903,16 @@ def _boundary(
         leave(str(error), 3 if spent() else 2)
     except SkilltuneError as error:
         leave(str(error), error.exit_code)
+    except OSError as error:
+        if error.errno not in FULL:
+            leave(_our_fault(error, folder()), OUR_FAULT)
+        place = f" ({error.filename})" if error.filename else ""
+        fix = "free some space on the disk, then run the same command again"
+        leave(f"{error.strerror}{place}: {fix}", 3 if spent() else 2)
+    except (typer.Exit, typer.Abort, typer.BadParameter):
+        raise
+    except Exception as error:
+        leave(_our_fault(error, folder()), OUR_FAULT)
 
 
 if __name__ == "__main__":

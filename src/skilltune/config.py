@@ -17,12 +17,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from skilltune.budget import Limits, parse_budget
 from skilltune.errors import RunError, UsageError
+from skilltune.models.keys import declared
+from skilltune.models.retry import MAX_WAIT_S
 from skilltune.names import parse_name
 
+ROLES = ("target", "optimizer", "judge")
+PLAYED = ("workers", "timeout_s", "price", "key_env", "max_wait_s")
 MAY_DIFFER = (
     "budget.",
     "log.",
-    *(f"{role}.{key}" for role in ("target", "optimizer", "judge") for key in ("workers", "timeout_s", "price")),
+    *(f"{role}.{key}" for role in ROLES for key in PLAYED),
     "target.hedge",
     "target.lookahead",
     "certify.controls",
@@ -59,6 +63,31 @@ class CallConfig(_Section):
     max_tokens: int | None = Field(default=None, ge=1, description="bound of one answer")
     api: Literal["chat", "responses"] = Field(default="chat", description="which of OpenAI's two APIs is asked")
     price: tuple[float, float] | None = Field(default=None, description="dollars per million input and output tokens")
+    key_env: str | None = Field(
+        default=None,
+        description="the environment variable that holds the endpoint's key; None: OPENAI_API_KEY or "
+        "ANTHROPIC_API_KEY at the provider's own host, no key elsewhere",
+    )
+    max_wait_s: float = Field(
+        default=MAX_WAIT_S,
+        gt=0,
+        description="longest wait for a quota or a busy server; beyond it the run stops (exit 3)",
+    )
+    same_as: str | None = Field(
+        default=None, description="the model's earlier name, if only its address has changed: its answers are reused"
+    )
+
+    @field_validator("key_env")
+    @classmethod
+    def _no_key(cls, value: str | None) -> str | None:
+        return value if value is None else declared(value)
+
+    @field_validator("same_as")
+    @classmethod
+    def _known_model(cls, value: str | None) -> str | None:
+        if value:
+            parse_name(value)
+        return value
 
 
 class ModelConfig(CallConfig):

@@ -27,7 +27,7 @@ from typing import Literal
 from skilltune import __version__
 from skilltune.api import default_folder, scratch_run
 from skilltune.config import Config, load_config
-from skilltune.errors import BudgetExceeded, CallError, UsageError
+from skilltune.errors import CallError, Stopped, UsageError
 from skilltune.names import Name, parse_name
 from skilltune.probe import PATIENCE_S, Probe, probe_roles
 from skilltune.samples import Sample
@@ -101,7 +101,7 @@ async def _verdict(judge: Reader) -> Probe:
             await judge(Sample(id="doctor", input="Greet me."), "Hello there!", ['Says "hello"'])
     except TimeoutError:
         error = f"`{judge.client.model.name}`: no verdict within {PATIENCE_S:g} s"
-    except (CallError, BudgetExceeded) as failure:
+    except (CallError, Stopped) as failure:
         error = str(failure)
     return Probe(VERDICT, judge.client.model.name, time.monotonic() - started, error)
 

@@ -36,16 +36,21 @@ class CallError(SkilltuneError, RuntimeError):
 
 
 class InfraError(CallError):
-    """429, 5xx, dropped connection, malformed body, crashed CLI: retried, then excluded; never scored."""
+    """429, 5xx, dropped connection, malformed body, crashed CLI: retried, then excluded; never scored.
+
+    `reached`: the attempt counts as a call. `billed`: the work may have been done and billed at a cost that nobody
+    told, so it is counted at an estimate.
+    """
 
     outcome: Outcome = "infra_error"
-    reached = True  # may the attempt have been billed?
+    reached = True
+    billed = True
 
 
 class UnreachableError(InfraError):
     """No connection was made: nothing can have been billed."""
 
-    reached = False
+    reached = billed = False
 
 
 class JudgeError(CallError):

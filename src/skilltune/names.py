@@ -1,8 +1,9 @@
 """The one grammar for whatever can play a role: models, agents, the example proposer, a person.
 
 Everything that needs a model or an agent takes a `Name`; nothing else in the code base looks inside such a string.
-Two endpoints have two rules, because model ids contain slashes: on an OpenAI-compatible URL everything after the
-*last* `/v1/` is the model, on an Anthropic-compatible one it is the last path segment.
+The general form of an endpoint is `openai@URL#MODEL`: no URL of an API holds a `#`, while a model id may hold slashes.
+Without `#` the model is told from the URL: on an OpenAI-compatible one it is everything after the *last* `/v1/`, on an
+Anthropic-compatible one it is the last path segment.
 """
 
 from __future__ import annotations
@@ -33,6 +34,11 @@ FORMS = {
     "plugin:": "plugin:my-agent/fast",
 }
 """How a name begins, with an example of each; shown in error messages. `fake:` is for tests and not advertised."""
+GENERAL = {"openai@": "openai@https://host/api/v3#MODEL", "anthropic@": "anthropic@https://host/api#MODEL"}
+"""The general forms, by how they begin."""
+
+_AZURE = re.compile(r"api-version=[\w.-]+")
+_CALLED = ("/chat/completions", "/responses", "/v1/messages")  # what is added to a base URL
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +46,7 @@ class Name:
     """A parsed name.
 
     `model` is what follows the scheme: a model id, a path, a command line, a folder; empty for `examples`. `url` is
-    the base URL of a custom endpoint (for OpenAI's it ends in `/v1`), None elsewhere. `text` is the name as written.
+    the base URL of a custom endpoint, without a slash at its end, None elsewhere. `text` is the name as written.
     `plugin` is the entry point of `plugin:NAME/REST`, whose `model` is REST (may be empty); "" elsewhere.
     """
 
@@ -54,6 +60,14 @@ class Name:
     def endpoint(self) -> str:
         """What shares one rate limit: equal for all models behind one URL or one provider."""
         return self.url or (f"plugin:{self.plugin}" if self.plugin else self.scheme)
+
+    @property
+    def known(self) -> str:
+        """The name under which the model's answers are kept: the same for both ways to write an endpoint."""
+        if self.url is None or "#" not in self.text:
+            return self.text
+        plain = self.url.endswith("/v1") if self.scheme == "openai" else "/" not in self.model
+        return f"{self.scheme}@{self.url}{'/' if plain else '#'}{self.model}"
 
     @property
     def inner(self) -> Name | None:
@@ -87,7 +101,9 @@ def parse_name(text: str) -> Name:
             raise _bad(text, "a plug-in's name is made of letters, digits, `_`, `-` and `.`", form)
         return Name("plugin", model, None, text, entry)
     url = None
-    if form == "openai@":
+    if mark == "@" and "#" in rest:
+        url, model = _any_url(text, rest, form)
+    elif form == "openai@":
         url, model = _openai_url(text, rest)
     elif form == "anthropic@":
         url, model = _anthropic_url(text, rest)
@@ -106,12 +122,43 @@ def _split(text: str) -> tuple[str, str, str]:
     return text[:end], text[end : end + 1], text[end + 1 :].strip()
 
 
+def _any_url(text: str, rest: str, form: str) -> tuple[str, str]:
+    """The general form: the base URL as it is, and the model after the first `#`."""
+    url, _, model = (part.strip() for part in rest.partition("#"))
+    _check_url(text, url, form, query=True)
+    if not model:
+        raise UsageError(f"{_shown(text)}: the model must follow the `#`; write it like `{GENERAL[form]}`")
+    base, question, query = url.partition("?")
+    base = base.rstrip("/")
+    for call in _CALLED:
+        if base.endswith(call):
+            given = f"{form}{base.removesuffix(call)}{question}{query}#{model}"
+            raise UsageError(f"{_shown(text)}: the URL must not end in `{call}`, which is added to it; write `{given}`")
+    if form == "anthropic@":
+        base = base.removesuffix("/v1")  # AnthropicModel adds /v1/messages itself
+    return f"{base}{question}{query}", model
+
+
 def _openai_url(text: str, rest: str) -> tuple[str, str]:
     _check_url(text, rest, "openai@")
     base, found, model = rest.rpartition("/v1/")
-    if not found or not model.strip("/"):
-        raise _bad(text, "the URL must end in `/v1/` and the model", "openai@")
-    return f"{base}/v1", model
+    if found and model.strip("/"):
+        return f"{base}/v1", model
+    if found or rest.rstrip("/").endswith("/v1"):
+        raise UsageError(
+            f"{_shown(text)} names no model: it must follow the URL, e.g. `{text.rstrip('/')}/MODEL`, or "
+            f"`{text.rstrip('/')}#MODEL`"
+        )
+    raise UsageError(
+        f"{_shown(text)}: without `/v1/` in the URL the model cannot be told from it. Write the base URL, `#` and the "
+        f"model, e.g. `openai@{_guessed(rest)}`"
+    )
+
+
+def _guessed(rest: str) -> str:
+    """A URL and a model in the general form, as they were probably meant."""
+    base, _, model = rest.rstrip("/").rpartition("/")
+    return f"{base}#{model}" if urlsplit(base).hostname else f"{rest.rstrip('/')}#MODEL"
 
 
 def _anthropic_url(text: str, rest: str) -> tuple[str, str]:
@@ -122,17 +169,22 @@ def _anthropic_url(text: str, rest: str) -> tuple[str, str]:
     return base.removesuffix("/v1"), model  # AnthropicModel adds /v1/messages itself
 
 
-def _check_url(text: str, url: str, form: str) -> None:
+def _check_url(text: str, url: str, form: str, *, query: bool = False) -> None:
+    """Names are written to config files and logs, so a URL may hold nothing that could be a secret. `query`: Azure's
+    `?api-version=…` is allowed."""
     try:
         parts = urlsplit(url)
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        usable = usable and not re.search(r"\s", url)
     except ValueError:  # a port that is no number, a broken IPv6 address
         usable = False
         parts = urlsplit("")
-    if "@" in parts.netloc or "?" in url:  # names are written to config files and logs
+    asked = url.partition("?")[2]
+    if "@" in parts.netloc or ("?" in url and not (query and _AZURE.fullmatch(asked))):
         raise UsageError(
-            f"a URL in a name must not carry a user, a password or a query: keys come only from the environment, "
-            f"and the name is then written like `{FORMS[form]}`"
+            f"a URL in a name must not carry a user, a password or a query (but for Azure's `?api-version=…` before "
+            f"the `#`): keys come only from the environment, and the name is then written like `{FORMS[form]}` or "
+            f"`{GENERAL[form]}`"
         )
     if not usable:
         raise _bad(text, "what follows `@` must be a URL that starts with http:// or https://", form)

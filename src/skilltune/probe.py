@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, replace
 
 from skilltune.calls import Client
-from skilltune.errors import BudgetExceeded, CallConfigError, CallError, InfraError, InfraStopped
+from skilltune.errors import BudgetExceeded, CallConfigError, CallError, InfraError, InfraStopped, Stopped
 from skilltune.models import Request, Usage, user
 from skilltune.run import PROBE, Paid, digest
 from skilltune.session import Session
@@ -31,9 +31,12 @@ class Probe:
 
 
 async def probe(client: Client) -> Usage:
-    """What one tiny call cost. Raises what any call may."""
+    """What one tiny call cost. Raises what any call may. It has a role of its own: its cost tells nothing of a real
+    call's."""
     try:
-        return (await client(REQUEST)).usage
+        usage = (await replace(client, role=PROBE)(REQUEST)).usage
+        client.answered = True
+        return usage
     except CallConfigError as error:
         if not _THOUGHT.search(str(error).lower()):
             raise
@@ -50,7 +53,7 @@ async def probe_roles(session: Session) -> list[Probe]:
                 await probe(client)
         except TimeoutError:
             error = f"`{client.model.name}`: no answer within {PATIENCE_S:g} s"
-        except (CallError, BudgetExceeded) as failure:
+        except (CallError, Stopped) as failure:
             error = str(failure)
         probes.append(Probe(role, client.model.name, time.monotonic() - started, error))
     return probes

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from statistics import fmean
 
+from skilltune.aio import background
 from skilltune.calls import looking_ahead
 from skilltune.envs import Env
 from skilltune.errors import CallConfigError, CallError, InfraError, InfraStopped, Stopped
@@ -117,7 +118,7 @@ class Roller:
 
             await self(skill, samples, attempt=attempt, purpose=purpose, landed=landed)
 
-        draws = asyncio.ensure_future(gather([draw(attempt) for attempt in range(attempts)]))
+        draws = background(gather([draw(attempt) for attempt in range(attempts)]))
         try:
             for final in finals:
                 await asyncio.wait((final, draws), return_when=asyncio.FIRST_COMPLETED)
@@ -139,8 +140,7 @@ class Roller:
             if key not in self._ahead:
                 context, call = copy_context(), Ahead()
                 context.run(looking_ahead.set, call)
-                loop = asyncio.get_running_loop()
-                task = loop.create_task(self._quietly(skill, sample, attempt), name=skill.hash, context=context)
+                task = background(self._quietly(skill, sample, attempt), name=skill.hash, context=context)
                 self._ahead[key] = task, call
                 task.add_done_callback(lambda _, key=key: self._ahead.pop(key, None))
 
@@ -166,6 +166,18 @@ class Roller:
     def key(self, skill: Skill, sample: Sample, attempt: int) -> str:
         """The journal key of a rollout: everything that can change its result."""
         return rollout_key(self.target.fingerprint, skill.hash, self.content(sample), self.env.fingerprint, attempt)
+
+    def held_in(self, journal: Run) -> tuple[int, int]:
+        """(rollouts that hold here, all rollouts) of a journal: its keys are made again with this target, scorer and
+        samples."""
+        samples = {sample.id: sample for sample in self.env.samples}
+        held = total = 0
+        for key, value in journal.answers("rollout"):
+            total += 1
+            if (sample := samples.get(value["sample"])) is not None:
+                parts = self.target.fingerprint, value["skill"], self.content(sample), self.env.fingerprint
+                held += key == rollout_key(*parts, value["attempt"])
+        return held, total
 
     def answer_key(self, skill: str, sample: Sample, attempt: int) -> str:
         """The journal key of what the target did where no score came of it: a mended scorer finds it there."""

@@ -21,6 +21,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from skilltune.aio import background
 from skilltune.errors import RunError
 from skilltune.models import Usage
 
@@ -129,6 +130,8 @@ class Run:
             if usage != Usage():
                 self._usage[kind] = usage
             self._last_t = max(self._last_t, t)
+        counted = "SELECT count(*) FROM memo WHERE kind = ? AND json_extract(value, '$.estimated')"
+        self.estimated: int = self._rows(counted, FAILED)[0][0]  # failed attempts whose cost nobody told
         before = self.recall(ELAPSED)
         self._elapsed_before: float = before[0] if before else 0.0
         self._began = self._refreshed = time.monotonic()
@@ -206,7 +209,7 @@ class Run:
             return known[0]
         flight = self._flights.get(key)
         if flight is None:
-            flight = self._flights[key] = _Flight(asyncio.ensure_future(self._pay(key, kind, fn)))
+            flight = self._flights[key] = _Flight(background(self._pay(key, kind, fn)))
             flight.task.add_done_callback(lambda _: self._land(key, flight))
         flight.waiters += 1
         try:
@@ -252,10 +255,13 @@ class Run:
         if time.monotonic() - self._refreshed >= REFRESH_S:
             self._refresh_elapsed()
 
-    def fail(self, role: str, why: str, usage: Usage | None = None) -> None:
-        """Record a failed attempt at a call: it has no value, but it may have been billed."""
+    def fail(self, role: str, why: str, usage: Usage | None = None, *, estimated: bool = False) -> None:
+        """Record a failed attempt at a call: it has no value, but it may have been billed. `estimated`: nobody told
+        its cost."""
         key = digest("failed attempt", role, time.time_ns(), random.random())
-        self.put(key, FAILED, Paid({"role": role, "why": why}, usage or Usage(calls=1)))
+        value = {"role": role, "why": why, **({"estimated": True} if estimated else {})}
+        self.estimated += estimated
+        self.put(key, FAILED, Paid(value, usage or Usage(calls=1)))
 
     def _next_t(self) -> float:
         """The time of day for a new memo or event, but later than that of all before it, whatever the clock did."""
@@ -268,6 +274,11 @@ class Run:
     def usage(self) -> Mapping[str, Usage]:
         """What this run has paid so far, by kind of call, over all its lives."""
         return self._usage
+
+    def paid(self, kind: str) -> tuple[int, Usage]:
+        """How many answers of a kind this run has paid for, and what they cost together."""
+        count = self._rows("SELECT count(*) FROM memo WHERE kind = ? AND usage != '{}'", kind)[0][0]
+        return count, self._usage.get(kind, Usage())
 
     @property
     def elapsed_s(self) -> float:
@@ -327,6 +338,11 @@ class Run:
         rows = self._each("SELECT key, value, usage FROM memo WHERE kind = ? ORDER BY t, key", kind)
         return [(key, self._load(value), Usage(**self._load(usage))) for key, value, usage in rows]
 
+    def answers(self, kind: str) -> Iterator[tuple[str, Any]]:
+        """(key, value) of the stored answers of one kind, one at a time."""
+        for key, value in self._each("SELECT key, value FROM memo WHERE kind = ?", kind):
+            yield key, self._load(value)
+
     def keep(self, hash: str, data: bytes) -> None:
         """Keep a text or a file under its hash."""
         self._write("INSERT OR IGNORE INTO blob VALUES (?, ?)", (hash, data))
@@ -384,17 +400,11 @@ class Run:
         if not self._has_answers():
             self._write("DELETE FROM memo WHERE kind = ?", (DECISIONS,))  # a start that failed binds nobody
             self._write("DELETE FROM event")
-        stored = self.fix("config", lambda: dict(config))
-        old, new = flatten(stored), flatten(json.loads(_json(config)))
-        differing = [
-            f"  {key}: {_json(old.get(key))} → {_json(new.get(key))}"
-            for key in sorted(old.keys() | new.keys())
-            if old.get(key) != new.get(key) and not key.startswith(may_differ)
-        ]
+        differing = differences(self.fix("config", lambda: dict(config)), config, may_differ)
         if differing:
             raise RunError(
                 f"the run in {self.folder} was started with another configuration:\n"
-                + "\n".join(differing)
+                + "\n".join(f"  {difference}" for difference in differing)
                 + "\nUse the same settings to go on with it, `train --fork` to start a new run that reuses every "
                 "rollout that still applies, or `--run DIR` for a fresh one."
             )
@@ -422,6 +432,28 @@ class Run:
             return json.loads(text)
         except ValueError as error:
             raise _damaged(self.folder / "run.db", error) from error
+
+
+MODELS = {"target": "target.model", "optimizer": "optimizer.model", "judge": "env.score.judge"}
+"""By role, the key of the configuration that names its model."""
+
+
+def differences(stored: Mapping[str, Any], config: Mapping[str, Any], may_differ: tuple[str, ...]) -> list[str]:
+    """Each setting that differs, as "key: old → new", but for keys that begin like one of `may_differ`. A model that
+    has moved (`same_as`) counts as the one that it was."""
+    old, new = flatten(stored), flatten(json.loads(_json(config)))
+    for tree in (old, new):
+        for role, key in MODELS.items():
+            if known := tree.pop(f"{role}.same_as", None):
+                tree[key] = known
+    found = []
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) == new.get(key) or key.startswith(may_differ):
+            continue
+        role = next((role for role, model in MODELS.items() if model == key and old.get(key) and new.get(key)), "")
+        moved = f" (the same model at another address? then add {role}.same_as={old[key]})" if role else ""
+        found.append(f"{key}: {_json(old.get(key))} → {_json(new.get(key))}{moved}")
+    return found
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

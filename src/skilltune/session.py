@@ -7,9 +7,10 @@ small is found while building, not in the middle of a paid run.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,6 +52,7 @@ from skilltune.targets.plugin import AgentClient, AgentTarget, load_target
 LEFT, SURE = 0.1, 0.9  # training ends when the interval of the share of tasks that fail ends below
 TRIED = 5  # samples on which an empty answer is scored before anything is paid
 MODEL_SCHEMES = ("openai", "anthropic", "local")
+TYPICAL = 0.4  # of the way from the least to the most calls of a training
 CONTROL_ARMS = 4  # that are rolled on the test split beside the two skills of the certificate
 PLANNED_SCHEMES = ("claude-code", "codex", "command", "fake")
 
@@ -173,6 +175,14 @@ class Session:
             guess = self.judge.client.bound(self.judge.request(sample, "", self.env.lines(sample)))
             self.budget.hold("judge", draws * len(read), guess)
 
+    def rest(self) -> tuple[str, int, Usage]:
+        """What a typical run still takes: target calls, how many, and a guess at one."""
+        fewest, most = estimate_calls(self.cfg, self.splits)
+        done = self.budget.units("target")
+        after = (2 + CONTROL_ARMS * self.cfg.certify.controls) * self.cfg.certify.attempts * len(self.splits.test)
+        training = max(0, fewest - done) + TYPICAL * max(0, most - after - max(done, fewest))
+        return "target", math.ceil(training + after), self.typical_call()
+
     def typical_call(self) -> Usage:
         """A guess at one target call on a test sample: what the certificate reserves until calls have been seen. A
         guess that is too small costs little, one that is too large would stop the run before its first call."""
@@ -286,28 +296,38 @@ def build_session(cfg: Config, run: Run, root: Path, *, env: Env | None = None, 
     env = build_env(cfg, root, env)
     start = load_skill(cfg, root) if skill is None else skill
     spent = sum(run.usage.values(), Usage())
-    budget = Budget(cfg.budget.limits, spent, lambda: run.elapsed_s)
-    endpoints: dict[str, Endpoint] = {}
+    known = {"target": run.paid("rollout"), "optimizer": run.paid("optimizer"), "judge": run.paid("judge")}
+    budget = Budget(cfg.budget.limits, spent, lambda: run.elapsed_s, known=known)
+    endpoints: dict[tuple[str, str | None], Endpoint] = {}  # a rate limit belongs to a host and a key
     models: dict[tuple[object, ...], Model] = {}  # the same model in two roles is loaded once
 
     optimizer_name = cfg.optimizer.model or cfg.target.model
-    sections: tuple[ModelConfig, ...] = (cfg.target, cfg.optimizer.model_copy(update={"model": optimizer_name}))
+    proposing = cfg.optimizer.model_copy(update={"model": optimizer_name})
+    if not cfg.optimizer.model:
+        proposing = proposing.model_copy(update={"same_as": proposing.same_as or cfg.target.same_as})
+    sections: tuple[ModelConfig, ...] = (cfg.target, proposing)
     judging = judge_section(cfg, env, optimizer_name)
     if judging is not None:
         sections = (*sections, judging)
 
     def client(section: ModelConfig, role: str) -> Client:
         name = parse_name(section.model)
-        sharing = [s for s in (*sections, section) if s.model and parse_name(s.model).endpoint == name.endpoint]
-        workers = max(s.workers for s in sharing)
+        key = endpoint_key(section, sections)
+        sharing = [s for s in (*sections, section) if _same_place(s, section) and endpoint_key(s, sections) == key]
+        workers, patience = max(s.workers for s in sharing), max(s.max_wait_s for s in sharing)
         hedge = STRAGGLER if cfg.target.hedge and role == "target" else None
-        endpoint = endpoints.setdefault(name.endpoint, Endpoint(workers, hedge=hedge))
-        which = (section.model, section.api, section.timeout_s, section.price)
+        endpoint = endpoints.setdefault((name.endpoint, key), Endpoint(workers, hedge=hedge, max_wait_s=patience))
+        which = (section.model, section.api, section.timeout_s, section.price, key, section.same_as)
         if which not in models and isinstance(section, TargetConfig) and name.plugin:
             models[which] = load_target(section)
         elif which not in models:
             models[which] = build_model(
-                section.model, api=section.api, timeout_s=section.timeout_s, price=section.price
+                section.model,
+                api=section.api,
+                timeout_s=section.timeout_s,
+                price=section.price,
+                key_env=key,
+                same_as=section.same_as,
             )
         kind = AgentClient if name.plugin else Client
         made = kind(models[which], endpoint, budget, run, role, section.price)
@@ -323,7 +343,7 @@ def build_session(cfg: Config, run: Run, root: Path, *, env: Env | None = None, 
     judge = None
     if judging is not None:
         judge = Reader(client(judging, "judge"), run, judging.temperature, judging.max_tokens)
-        env = env.bound(judge, judge.fingerprint)
+        env = env.bound(judge, judge.fingerprint, judging.same_as)
     splits = fixed_split(cfg, run, env)
     train_by_id = {sample.id: sample for sample in splits.train}
     target_client = client(cfg.target, "target")
@@ -361,7 +381,7 @@ def build_session(cfg: Config, run: Run, root: Path, *, env: Env | None = None, 
         )
     comment = f"# {unsaid}\n\n" if (unsaid := made_in_python(cfg, env)) else ""
     run.write("config.toml", comment + to_toml(cfg))
-    return Session(
+    session = Session(
         cfg,
         run,
         start,
@@ -377,6 +397,21 @@ def build_session(cfg: Config, run: Run, root: Path, *, env: Env | None = None, 
         judge,
         handoff,
     )
+    budget.rest = session.rest
+    return session
+
+
+def endpoint_key(section: ModelConfig, sections: Sequence[ModelConfig]) -> str | None:
+    """The variable that `section` names for its key. A section that names none takes the one that the other sections
+    name for the same endpoint, if they agree."""
+    if section.key_env is not None:
+        return section.key_env
+    named = {other.key_env for other in sections if other.key_env and _same_place(other, section)}
+    return named.pop() if len(named) == 1 else None
+
+
+def _same_place(one: ModelConfig, other: ModelConfig) -> bool:
+    return bool(one.model and other.model) and parse_name(one.model).endpoint == parse_name(other.model).endpoint
 
 
 def judge_section(cfg: Config, env: Env, optimizer: str) -> ModelConfig | None:

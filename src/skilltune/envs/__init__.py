@@ -94,11 +94,12 @@ class Env:
         """The model that reads the answers, if the score names one. It can be asked once a run has bound it."""
         return self._scorer.judge
 
-    def bound(self, ask: Ask, fingerprint: str) -> Env:
-        """The same Env with its judge asked by `ask`; `fingerprint` is what decides a verdict there."""
+    def bound(self, ask: Ask, fingerprint: str, known: str | None = None) -> Env:
+        """The same Env with its judge asked by `ask`; `fingerprint` is what decides a verdict there. `known` is the
+        earlier name of a judge that has moved: its verdicts stay valid."""
         assert self.judge is not None
         made = copy.copy(self)
-        judge = replace(self.judge, ask=ask, fingerprint=fingerprint)
+        judge = replace(self.judge, ask=ask, fingerprint=fingerprint, model=known or self.judge.model)
         made._scorer = made._own_checks = build(self._score, self.root, judge)
         return made
 

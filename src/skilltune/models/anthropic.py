@@ -28,21 +28,31 @@ MAX_TOKENS = 4096  # the API wants a limit; used where the request has none
 class AnthropicModel:
     """A model behind an Anthropic-style endpoint; see `Model` for the contract.
 
-    `price`: (dollars per million input tokens, per million output tokens), in place of the price list.
+    `price`: (dollars per million input tokens, per million output tokens), in place of the price list. `key_env`: the
+    variable that holds the key. `same_as`: the name under which the answers of this model are kept.
     """
 
-    def __init__(self, name: Name | str, *, timeout_s: float = 120.0, price: tuple[float, float] | None = None) -> None:
+    def __init__(
+        self,
+        name: Name | str,
+        *,
+        timeout_s: float = 120.0,
+        price: tuple[float, float] | None = None,
+        key_env: str | None = None,
+        same_as: str | None = None,
+    ) -> None:
         self._name = parse_name(name) if isinstance(name, str) else name
         if self._name.scheme != "anthropic":
-            raise UsageError(f"`{self._name}` is no Anthropic-style name; write anthropic/MODEL or anthropic@URL/MODEL")
+            raise UsageError(f"`{self._name}` is no Anthropic-style name; write anthropic/MODEL or anthropic@URL#MODEL")
         self.name = self._name.text
         self._price = price
-        self._wire = Wire(self._name, self._name.url or OFFICIAL, "ANTHROPIC_API_KEY", self._headers, timeout_s)
+        self._known = parse_name(same_as).known if same_as else self._name.known
+        self._wire = Wire(self._name, self._name.url or OFFICIAL, self._headers, timeout_s, key_env)
         self._unknown: set[str] = set()  # parameters that this endpoint refused
 
     @property
     def fingerprint(self) -> str:
-        return self.name
+        return self._known
 
     async def complete(self, request: Request) -> Reply:
         return await self._wire.exchange("/v1/messages", request, self._payload, self._learn, self._read)

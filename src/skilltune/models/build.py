@@ -15,10 +15,13 @@ def build_model(
     api: Literal["chat", "responses"] = "chat",
     timeout_s: float = 120.0,
     price: tuple[float, float] | None = None,
+    key_env: str | None = None,
+    same_as: str | None = None,
 ) -> Model:
     """The model called `text`. `api` chooses between OpenAI's two APIs and is refused elsewhere. `timeout_s` bounds
     one attempt at an endpoint; `price` is (dollars per million input tokens, per million output tokens) and overrides
-    the price list.
+    the price list. `key_env` is the environment variable that holds the endpoint's key (see `models.keys`). `same_as`
+    is the name under which a model that has moved is known: its answers are kept and found under that name.
 
     Raises `UsageError` for a name that is no chat model, or where the key that the endpoint needs is not set. No
     connection is made, and nothing for it imported, before the first call.
@@ -28,15 +31,19 @@ def build_model(
         raise UsageError(f"`{name}` has no {api} API; leave `api` out, or name an openai/… or openai@… model")
     if price is not None and name.scheme == "local":
         raise UsageError(f"`{name}` runs on your own hardware and has no price per token; leave `price` out")
+    if name.scheme == "local" and (key_env or same_as):
+        raise UsageError(f"`{name}` runs on this machine: leave {'key_env' if key_env else 'same_as'} out")
+    if same_as and parse_name(same_as).scheme != name.scheme:
+        raise UsageError(f"`{name}` and `{same_as}` speak different APIs, so same_as cannot make them one model")
     match name.scheme:
         case "openai":
             from skilltune.models.openai import OpenAIModel
 
-            return OpenAIModel(name, api=api, timeout_s=timeout_s, price=price)
+            return OpenAIModel(name, api=api, timeout_s=timeout_s, price=price, key_env=key_env, same_as=same_as)
         case "anthropic":
             from skilltune.models.anthropic import AnthropicModel
 
-            return AnthropicModel(name, timeout_s=timeout_s, price=price)
+            return AnthropicModel(name, timeout_s=timeout_s, price=price, key_env=key_env, same_as=same_as)
         case "local":
             from skilltune.models.local import LocalModel
 
@@ -44,5 +51,6 @@ def build_model(
         case _:
             raise UsageError(
                 f"`{name}` is no chat model; where one is needed, name it like openai/gpt-5.5, "
-                f"openai@http://127.0.0.1:8000/v1/qwen3, anthropic/claude-opus-5 or local/smollm2-135m"
+                f"openai@http://127.0.0.1:8000/v1/qwen3, openai@URL#MODEL, anthropic/claude-opus-5 or "
+                "local/smollm2-135m"
             )

@@ -18,9 +18,10 @@ from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
-from skilltune.errors import InfraError, UnreachableError
+from skilltune.aio import background
+from skilltune.errors import InfraError, InfraStopped, UnreachableError
 from skilltune.models import Model, Reply, Request
-from skilltune.models.retry import RateLimited, RetryPolicy, TimedOut
+from skilltune.models.retry import MAX_WAIT_S, RateLimited, RetryPolicy, TimedOut, clock_time, span
 
 DEAD_S = 8.0  # an endpoint from which nothing ever came is given up rather than asked beyond this
 HOPELESS = 100  # attempts in vain, of all callers, after which an endpoint that never gave an answer is given up
@@ -30,9 +31,16 @@ CALM_S = 0.02  # since the last slot was left by a call that was needed, before 
 IN_A_ROW = 6  # refusals, or a window of them if that is more, are no chance
 ENOUGH = 16.0  # answers from which the share of refusals at a size of the window can be told
 MEMORY = 64  # answers, about, that such a share rests on
+SAID_S = 5.0  # a shorter wait is not worth a line, and is not ended early
 
 OnAttempt = Callable[[int, InfraError | None], None]
 """Told before every attempt its number (0, 1, …) and how the one before it failed; to raise is to end the call."""
+
+OnFailure = Callable[[InfraError], None]
+"""Told as soon as an attempt has failed."""
+
+OnWait = Callable[[float, InfraError], None]
+"""Told of a wait that is worth a line: its seconds and the refusal."""
 
 OnHedge = Callable[[], None]
 """Told before a call is sent once more while it is under way; to raise is not to send it."""
@@ -64,6 +72,10 @@ class Endpoint:
     answers. A call that was under way when the window was halved does not halve it again: it tells nothing new. Nor is
     it halved where half of it was refused as often, unless most calls are refused.
 
+    Waits end: none is begun that ends more than `max_wait_s` seconds after the first refusal since the last good
+    answer, nor one for a quota of the day. Then the endpoint is closed: this call and all others raise `InfraStopped`,
+    which says when to run again.
+
     With `hedge`, a call that has been under way for longer than `hedge` times the median of its role's last answers is
     sent once more as soon as a slot is idle, and the first good answer counts. Off (None) it costs nothing.
 
@@ -76,6 +88,7 @@ class Endpoint:
         policy: RetryPolicy | None = None,
         *,
         hedge: float | None = None,
+        max_wait_s: float = MAX_WAIT_S,
         draw: Callable[[], float] = random.random,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         clock: Callable[[], float] = time.monotonic,
@@ -85,7 +98,7 @@ class Endpoint:
         if hedge is not None and not hedge >= 1:
             raise ValueError(f"hedge must be None or at least 1, got {hedge}")
         self.policy = policy or RetryPolicy()
-        self._workers, self._hedge = workers, hedge
+        self._workers, self._hedge, self._max_wait_s = workers, hedge, max_wait_s
         self._draw, self._sleep, self._clock = draw, sleep, clock
         self._window, self._halvings, self._taken = float(workers), 0, 0
         self._before = self._window  # the last halving
@@ -101,6 +114,10 @@ class Endpoint:
         self._heard = False  # did anything ever come back, an error included?
         self._in_vain = 0  # attempts until the first good answer; none is counted after it
         self._took: dict[str, deque[float]] = {}  # seconds of the last answers, by role
+        self._dry_since: float | None = None  # the first refusal since the last good answer
+        self._told_until = float("-inf")  # the end of the last wait that was told of
+        self._closed = ""  # why no call is made any more
+        self._closing = asyncio.Event()
 
     @property
     def window(self) -> int:
@@ -116,9 +133,12 @@ class Endpoint:
         ahead: Ahead | None = None,
         on_attempt: OnAttempt | None = None,
         on_hedge: OnHedge | None = None,
+        on_failure: OnFailure | None = None,
+        on_wait: OnWait | None = None,
     ) -> Reply:
-        """The first good reply. Raises the last `InfraError`, naming the number of attempts, or at once any other
-        error of the model. Cancelling ends a wait or a running attempt immediately.
+        """The first good reply. Raises the last `InfraError`, naming the number of attempts, `InfraStopped` for a wait
+        that is too long, or at once any other error of the model. Cancelling ends a wait or a running attempt
+        immediately.
 
         Roles that wait are served in turn, each its oldest call first; a call `ahead` of its need, until it is wanted,
         only when no other waits.
@@ -128,6 +148,8 @@ class Endpoint:
         """
         attempt, failure = 0, None
         while True:
+            if self._closed:
+                raise InfraStopped(self._closed)
             await self._enter(role, ahead)
             began = self._clock()
             self._asked_at = began if self._asked_at is None else self._asked_at
@@ -139,22 +161,31 @@ class Endpoint:
                     return await self._ask(model, request, role)
                 return await self._ask_again(model, request, role, patience, on_hedge)
             except InfraError as error:
+                again = isinstance(failure, RateLimited) and failure.daily
                 failure, now = error, self._clock()
+                if on_failure is not None:
+                    on_failure(error)
                 delay = self.policy.delay(attempt, self._draw(), error)
+                if (why := self._too_long(role, error, delay, now, again)) is not None:
+                    self._close(why)
+                    raise InfraStopped(why) from error
                 if isinstance(error, RateLimited) and self._all_refused:
                     self._pause(delay)
                 dead = not self._heard and now + delay + (now - began) > self._asked_at + DEAD_S
                 self._in_vain += self._in_vain >= 0
                 dead = dead or self._in_vain >= HOPELESS
                 if dead:
-                    self._turn_away(error)
+                    self._turn_away(type(error), f"{error} (not tried: no good answer ever came from there)")
             finally:
                 self._leave(ahead)
             attempt += 1
             if dead or attempt == self.policy.attempts:
                 tries = f"{attempt} attempt{'s' * (attempt > 1)}"
                 raise type(failure)(f"{failure} (gave up after {tries})", retry_after=failure.retry_after) from failure
-            await self._sleep(delay)
+            if delay >= SAID_S and on_wait is not None and now >= self._told_until:
+                self._told_until = now + delay
+                on_wait(delay, failure)
+            await self._rest(delay)
 
     async def _ask(self, model: Model, request: Request, role: str) -> Reply:
         """One attempt, in a slot that the caller holds; what comes of it moves the window."""
@@ -169,12 +200,67 @@ class Endpoint:
                 if halvings == self._halvings:
                     self._give_way(size)
             raise
-        self._heard, self._in_vain, self._in_a_row = True, -HOPELESS, 0
+        self._heard, self._in_vain, self._in_a_row, self._dry_since = True, -HOPELESS, 0, None
         self._count(size, refused=False)
         self._window = min(self._workers, self._window + 1 / self._window)
         if self._hedge is not None:
             self._took.setdefault(role, deque(maxlen=SEEN[0])).append(self._clock() - began)
         return reply
+
+    # -- waits end
+
+    def _too_long(self, role: str, error: InfraError, delay: float, now: float, again: bool) -> str | None:
+        """Why the wait after this refusal is not begun, in words for the user; None if it may be. `again`: this call
+        has waited for a quota of the day before."""
+        if not isinstance(error, RateLimited) and error.retry_after is None:
+            return None
+        self._dry_since = now if self._dry_since is None else self._dry_since
+        stated, limit = error.retry_after, self._max_wait_s
+        setting = f"{role}.max_wait_s = {limit:g}"
+        kept = "What was paid is kept"
+        if isinstance(error, RateLimited) and error.daily and (stated is None or again):
+            return (
+                f"{error}\nA quota of the day is used up, and the answer does not say when it opens again. {kept}: run "
+                "the same command again tomorrow, or name another model or key"
+            )
+        if stated is not None and stated > limit:
+            return (
+                f"{error}\nIt asks for a wait of {span(stated)}, longer than is waited for ({setting}). {kept}: run "
+                f"the same command again after {clock_time(stated)} (local time)"
+            )
+        if now + (delay if stated is None else stated) > self._dry_since + limit:
+            return (
+                f"{error}\nNo good answer has come for {span(now - self._dry_since)}, and the next try would be beyond "
+                f"what is waited for ({setting}). {kept}: run the same command again after {clock_time(delay)} (local "
+                "time)"
+            )
+        return None
+
+    def _close(self, why: str) -> None:
+        """Make no call any more: whoever waits for a slot or for another try is told why."""
+        self._closed = why
+        self._closing.set()
+        self._turn_away(InfraStopped, why)
+
+    async def _rest(self, seconds: float) -> None:
+        """Sleep, but not beyond the closing of the endpoint."""
+        if seconds < SAID_S:
+            await self._sleep(seconds)
+            return
+
+        async def rested() -> None:
+            await self._sleep(seconds)
+
+        async def closed() -> None:
+            await self._closing.wait()
+
+        ends = [background(rested()), background(closed())]
+        try:
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for end in ends:
+                end.cancel()
+            await asyncio.gather(*ends, return_exceptions=True)
 
     # -- is it the load?
 
@@ -235,11 +321,11 @@ class Endpoint:
             finally:
                 self._leave()
 
-        asked = [first := asyncio.create_task(self._ask(model, request, role))]
+        asked = [first := background(self._ask(model, request, role))]
         try:
             await asyncio.wait(asked, timeout=patience)
             if not first.done():
-                asked.append(asyncio.create_task(duplicate()))
+                asked.append(background(duplicate()))
             waiting = set(asked)
             while first in waiting or (sent and waiting):  # a failure does not wait for a duplicate without a slot
                 done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
@@ -294,14 +380,14 @@ class Endpoint:
     def _hand_out(self) -> None:
         """Give free slots to those who wait, or see to it that it is done when the pause is over."""
         if self._opening is None and self._opens_at > self._clock() and (self._lines or self._speculative):
-            self._opening = asyncio.create_task(self._open())
+            self._opening = background(self._open())
         while self._opening is None and (place := self._next()) is not None:
             self._taken += 1
             place.set_result(None)
         if self._spare and self._clock() - self._needed_until >= CALM_S:
             self._give_away()
         elif self._spare and self._filling is None:
-            self._filling = asyncio.create_task(self._fill())
+            self._filling = background(self._fill())
 
     @property
     def _spare(self) -> bool:
@@ -339,12 +425,12 @@ class Endpoint:
                 return place
         return None
 
-    def _turn_away(self, failure: InfraError) -> None:
-        """Nothing ever came from this endpoint: who waits for it shares the failure."""
+    def _turn_away(self, kind: type[Exception], why: str) -> None:
+        """Whoever waits for a slot gets an error instead."""
         for line in (*self._lines.values(), self._speculative):
             for place in line:
                 if not place.done():
-                    place.set_exception(type(failure)(f"{failure} (not tried: no good answer ever came from there)"))
+                    place.set_exception(kind(why))
             line.clear()
         self._lines.clear()
         self._stop_waiting()

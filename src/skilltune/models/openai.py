@@ -28,7 +28,8 @@ OFFICIAL = "https://api.openai.com/v1"
 class OpenAIModel:
     """A model behind an OpenAI-style endpoint; see `Model` for the contract.
 
-    `price`: (dollars per million input tokens, per million output tokens), in place of the price list.
+    `price`: (dollars per million input tokens, per million output tokens), in place of the price list. `key_env`: the
+    variable that holds the key. `same_as`: the name under which the answers of this model are kept.
     """
 
     def __init__(
@@ -38,21 +39,24 @@ class OpenAIModel:
         api: Literal["chat", "responses"] = "chat",
         timeout_s: float = 120.0,
         price: tuple[float, float] | None = None,
+        key_env: str | None = None,
+        same_as: str | None = None,
     ) -> None:
         self._name = parse_name(name) if isinstance(name, str) else name
         if self._name.scheme != "openai":
-            raise UsageError(f"`{self._name}` is no OpenAI-style name; write openai/MODEL or openai@URL/v1/MODEL")
+            raise UsageError(f"`{self._name}` is no OpenAI-style name; write openai/MODEL or openai@URL#MODEL")
         if api not in ("chat", "responses"):
             raise UsageError(f"api must be 'chat' or 'responses', got {api!r}")
         self.name = self._name.text
         self._api, self._price = api, price
-        self._wire = Wire(self._name, self._name.url or OFFICIAL, "OPENAI_API_KEY", self._headers, timeout_s)
+        self._known = parse_name(same_as).known if same_as else self._name.known
+        self._wire = Wire(self._name, self._name.url or OFFICIAL, self._headers, timeout_s, key_env)
         self._unknown: set[str] = set()  # parameters that this endpoint refused
         self._limit = "max_tokens" if self._name.url else "max_completion_tokens"
 
     @property
     def fingerprint(self) -> str:
-        return f"{self.name} ({self._api})"
+        return f"{self._known} ({self._api})"
 
     async def complete(self, request: Request) -> Reply:
         if self._api == "chat":
@@ -65,7 +69,10 @@ class OpenAIModel:
         await self._wire.aclose()
 
     def _headers(self, key: str) -> Json:
-        """The key; at OpenAI's own endpoint also who pays, where OPENAI_ORG_ID or OPENAI_PROJECT_ID says so."""
+        """The key; at OpenAI's own endpoint also who pays, where OPENAI_ORG_ID or OPENAI_PROJECT_ID says so. Azure's
+        older API (`?api-version=…`) reads the key from a header of its own."""
+        if "?" in (self._name.url or ""):
+            return {"api-key": key}
         headers = {"Authorization": f"Bearer {key}"}
         if self._name.url is None:
             payer = {"OpenAI-Organization": "OPENAI_ORG_ID", "OpenAI-Project": "OPENAI_PROJECT_ID"}

@@ -7,11 +7,8 @@ its price explicitly.
 
 from __future__ import annotations
 
-import functools
-import ipaddress
-from urllib.parse import urlsplit
-
 from skilltune.models import Usage
+from skilltune.models.keys import loopback
 from skilltune.names import Name, parse_name
 
 PROVIDERS = {"openai": "openai", "anthropic": "anthropic", "codex": "openai", "claude-code": "anthropic"}
@@ -26,7 +23,7 @@ def price(model_name: Name | str, usage: Usage, *, override: tuple[float, float]
     if override is not None:
         return (usage.input_tokens * override[0] + usage.output_tokens * override[1]) / 1e6
     name = parse_name(model_name) if isinstance(model_name, str) else model_name
-    if name.scheme in ("local", "examples") or (name.url is not None and _loopback(name.url)):
+    if name.scheme in ("local", "examples") or (name.url is not None and loopback(name.url)):
         return 0.0
     if name.scheme not in PROVIDERS:
         return None
@@ -45,12 +42,3 @@ def price(model_name: Name | str, usage: Usage, *, override: tuple[float, float]
     except (LookupError, ValueError):
         return None
     return float(cost.total_price)
-
-
-@functools.cache
-def _loopback(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

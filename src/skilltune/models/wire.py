@@ -11,13 +11,11 @@ From the environment: the key; HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY; 
 from __future__ import annotations
 
 import asyncio
-import email.utils
 import functools
 import hashlib
 import json
 import os
 import re
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -26,8 +24,9 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 from skilltune import __version__
 from skilltune.errors import CallConfigError, InfraError, UnreachableError, UsageError
 from skilltune.models import Reply, Request
+from skilltune.models.keys import OWN, all_keys, key_of, key_variable, loopback
 from skilltune.models.redact import redacted
-from skilltune.models.retry import RateLimited, TimedOut
+from skilltune.models.retry import RateLimited, Refused, TimedOut, is_daily, retry_after, stated_wait
 from skilltune.names import Name
 
 if TYPE_CHECKING:
@@ -58,23 +57,29 @@ class Rejected(CallConfigError):
 class Wire:
     """One endpoint. Connections are kept alive and shared by all calls; the first call opens the session.
 
-    `headers(key)` are the headers that prove who asks. The key is read from the environment variable `key_variable`;
-    only the provider's own endpoint insists on it. `timeout_s` bounds one request in all, its answer's body included.
+    `headers(key)` are the headers that prove who asks. The key is read from the environment variable `key_env`, or
+    from the provider's own at the provider's own host; see `models.keys`. A variable that is named, or that the
+    provider's endpoint needs, must be set. `timeout_s` bounds one request in all, its answer's body included.
     """
 
     def __init__(
-        self, name: Name, url: str, key_variable: str, headers: Callable[[str], Json], timeout_s: float
+        self, name: Name, url: str, headers: Callable[[str], Json], timeout_s: float, key_env: str | None = None
     ) -> None:
-        self._name, self._url, self._variable = name, url, key_variable
+        self._name, self._url, self._variable = name, url, key_variable(name, key_env)
         self._headers, self._timeout_s = headers, timeout_s
         self._proxy = proxy_of(url)
         self._session: aiohttp.ClientSession | None = None
         key = self._key()
-        if not key and name.url is None:
-            raise UsageError(f"`{name}` needs a key: set the environment variable {key_variable}")
+        if not key and self._variable and (name.url is None or key_env):
+            raise UsageError(f"`{name}` needs a key: set the environment variable {self._variable}")
+        if self._variable and url.startswith("http:") and self._proxy and not loopback(self._proxy):
+            raise UsageError(
+                f"`{name}`: the key in {self._variable} would go to the proxy {_bare(self._proxy)} over plain http; "
+                f"list {urlsplit(url).hostname} in NO_PROXY"
+            )
         if not (key.isascii() and key.isprintable()) or " " in key:
             raise UsageError(
-                f"{key_variable} holds characters that no key has (white space, a line break, a non-ASCII sign)"
+                f"{self._variable} holds characters that no key has (white space, a line break, a non-ASCII sign)"
             )
 
     async def exchange(
@@ -118,7 +123,7 @@ class Wire:
         sending = aiohttp.UploadTracker()
         try:
             async with session.post(
-                self._url + path, data=content, headers=headers, allow_redirects=False, upload_tracker=sending
+                self._at(path), data=content, headers=headers, allow_redirects=False, upload_tracker=sending
             ) as response:
                 raw = await response.read()
         except (aiohttp.ClientError, OSError) as error:  # OSError: a time-out too
@@ -154,8 +159,13 @@ class Wire:
             session, self._session = self._session, None
             await session.close()
 
+    def _at(self, path: str) -> str:
+        """The address of a call: the path stands before the query that Azure wants."""
+        base, question, query = self._url.partition("?")
+        return f"{base}{path}{question}{query}"
+
     def _key(self) -> str:
-        return os.environ.get(self._variable, "").strip()
+        return key_of(self._variable)
 
     def _text(self, problem: str) -> str:
         """The message of an error: the model's name first, and no key even where a server quotes it."""
@@ -163,7 +173,16 @@ class Wire:
 
     def _redacted(self, text: str) -> str:
         """Before anything is cut off, or half a key would be no key to look for."""
-        return redacted(text, self._key(), unquote(urlsplit(proxy_of(self._url) or "").password or ""))
+        return redacted(text, *all_keys(), unquote(urlsplit(proxy_of(self._url) or "").password or ""))
+
+    def _about_key(self) -> str:
+        """Where the key of a refused call came from, and how to name another."""
+        another = 'key_env = "VARIABLE" beside the model ([target], [optimizer] or [judge]) names'
+        if self._variable is None:
+            own = OWN[self._name.scheme][0]
+            return f"No key was sent: {own} is for the provider's own host alone. {another} the variable to read"
+        state = "is set, but not accepted here" if self._key() else "is not set"
+        return f"The key is read from {self._variable}, which {state}; {another} another variable"
 
     def _malformed(self, body: str) -> InfraError:
         """For a 200 that is no answer: broken JSON, no choices, an error in disguise."""
@@ -191,8 +210,11 @@ class Wire:
         if _NO_MONEY.search(said):
             return CallConfigError(self._text(f"{problem}. The account has no credit left; add some or change the key"))
         if status in _TRANSIENT or status >= 500:
-            kind = RateLimited if status in (429, 503, 529) else InfraError
-            return kind(self._text(problem), retry_after=retry_after(headers))
+            if status not in (429, 503, 529):
+                return Refused(self._text(problem), retry_after=retry_after(headers))
+            limited = RateLimited(self._text(problem), retry_after=stated_wait(headers, body))
+            limited.daily = status == 429 and is_daily(headers, body)
+            return limited
         if status in (400, 413, 422) and _TOO_LONG.search(said):
             fix = "The request is longer than the model's context window: shorten the samples or lower max_tokens"
             return CallConfigError(self._text(f"{problem}. {fix}"))
@@ -204,8 +226,7 @@ class Wire:
         if status < 400:  # not followed: the key would go to an address that nobody named
             fix = f". It redirects to {_bare(headers.get('Location', ''))}: put the address that answers into the name"
         elif status in (401, 403):
-            set_or_not = "is not set" if not self._key() else "is set, but not accepted here"
-            fix = f". The key is read from {self._variable}, which {set_or_not}"
+            fix = f". {self._about_key()}"
         elif status == 404:
             fix = f". Check that the model `{self._name.model}` exists there and that the URL is right"
         return CallConfigError(self._text(problem + fix))
@@ -244,19 +265,6 @@ def idempotency_key(payload: Json, draw: int) -> str:
     """32 hex digits of the SHA-256 of what is sent and the number of the draw: equal for retries, and only for them."""
     canonical = json.dumps([payload, draw], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:32]
-
-
-def retry_after(headers: Mapping[str, str]) -> float | None:
-    """The wait that a server asks for, in seconds from now: `retry-after-ms`, or `Retry-After` as seconds or date."""
-    for header, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
-        text = headers.get(header, "").strip()
-        if re.fullmatch(r"\d+(\.\d+)?", text):
-            return float(text) / unit
-    try:
-        date = email.utils.parsedate_to_datetime(headers.get("retry-after", ""))
-    except ValueError:
-        return None
-    return max(0.0, date.timestamp() - time.time())
 
 
 def refuses(said: str, parameter: str) -> bool:

@@ -14,6 +14,7 @@ from skilltune.gate.certify import Certificate
 from skilltune.models import Usage
 from skilltune.report.markup import cut, visible
 from skilltune.report.record import accepted_versions, claim
+from skilltune.run import FAILED
 from skilltune.session import Session, made_in_python
 from skilltune.train import Result
 
@@ -124,7 +125,10 @@ def _cost(session: Session, result: Result) -> list[str]:
         ("optimizer", inline(cfg.optimizer.model or cfg.target.model)),
         ("train / select / test samples", f"{len(splits.train)} / {len(splits.select)} / {len(splits.test)}"),
         ("skill size", f"about {result.start.tokens} → {result.best.tokens} tokens"),
-        *((f"{name} calls", inline(describe_usage(usage))) for name, usage in sorted(session.run.usage.items())),
+        *(
+            (f"{name} calls", inline(describe_usage(usage) + unknown_costs(name, session.run.estimated)))
+            for name, usage in sorted(session.run.usage.items())
+        ),
     ]
     if result.certificate is not None and result.certificate.gain > 0:
         rows.append(
@@ -187,6 +191,13 @@ def per_point(spent: Usage, certificate: Certificate) -> str:
 
 def counted(calls: int) -> str:
     return f"{calls:,} call{'s' * (calls != 1)}"
+
+
+def unknown_costs(kind: str, estimated: int) -> str:
+    """What to say beside the spend on failed attempts, of those whose cost nobody told; "" if there are none."""
+    if kind != FAILED or not estimated:
+        return ""
+    return f"; of {estimated:,} the cost is unknown: they got no answer, and are counted at an estimate"
 
 
 def describe_usage(usage: Usage) -> str:

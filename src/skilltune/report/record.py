@@ -250,7 +250,9 @@ def _other_spend(run: Run) -> list[Spend]:
         for kind, usage in sorted(run.usage.items())
         if kind not in ("rollout", FAILED)
     ]
-    failed: dict[str, Usage] = {}
+    failed: dict[tuple[str, bool], Usage] = {}
     for _, value, usage in run.memos(FAILED):
-        failed[value["role"]] = failed.get(value["role"], Usage()) + usage
-    return rows + [Spend(role, "failed attempts", usage) for role, usage in sorted(failed.items())]
+        which = value["role"], bool(value.get("estimated"))
+        failed[which] = failed.get(which, Usage()) + usage
+    names = {False: "failed attempts", True: "attempts without an answer: cost unknown, estimated"}
+    return rows + [Spend(role, names[estimated], usage) for (role, estimated), usage in sorted(failed.items())]

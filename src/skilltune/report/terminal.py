@@ -36,7 +36,16 @@ from skilltune.gate.race import GIVEN_UP
 from skilltune.models import Usage
 from skilltune.optimizer.handoff import Question, in_use
 from skilltune.optimizer.schedule import steps_per_epoch
-from skilltune.report.card import ARM_COST, ARM_HEADERS, arm_row, describe_usage, headline, looks, per_point
+from skilltune.report.card import (
+    ARM_COST,
+    ARM_HEADERS,
+    arm_row,
+    describe_usage,
+    headline,
+    looks,
+    per_point,
+    unknown_costs,
+)
 from skilltune.run import FAILED, Run
 from skilltune.samples import describe_power
 from skilltune.session import Session
@@ -53,6 +62,7 @@ EXIT_CODES = {
     3: "stopped by a provider or the network (resumable)",
     4: "stopped by the budget or an interrupt (resumable)",
     5: "finished undecided: accepted, but not certified",
+    70: "an error of skilltune itself: the traceback is in the run folder (resumable)",
 }
 
 INSTEAD = {  # what an optimizer's stage goes on with where no answer could be read
@@ -117,7 +127,8 @@ class Progress:
 
     def hear(self, type: str, data: Mapping[str, Any]) -> None:
         if type == "waiting":
-            self.waiting = f"waiting {data['seconds']:g} s: {_short(data['why'])}"
+            until = f", until {data['until']}" if "until" in data else ""
+            self.waiting = f"waiting {data['seconds']:g} s{until}: {_short(data['why'])}"
         elif type == "handoff":
             self.waiting = f"waiting for an answer to {data['name']} in {data['folder']}"
         elif type in ("rollout", "optimizer"):
@@ -177,15 +188,17 @@ def line(
             instead = INSTEAD.get(data["stage"], "")
             return _text(f"step {data['step']} · {data['stage']}: {_short(data['reason'])}{instead}", "yellow")
         case "waiting":
-            return _text(f"waiting {data['seconds']:g} s for the {data['purpose']}: {_short(data['why'])}", "yellow")
+            until = f", until {data['until']}," if "until" in data else ""
+            why = _short(data["why"])
+            return _text(f"waiting {data['seconds']:g} s{until} for the {data['purpose']}: {why}", "yellow")
         case "handoff" if data["refused"]:
             return _text(f"the answer to {data['name']} cannot be used: {_short(data['refused'])}", "yellow")
         case "handoff":
             return _text(f"waiting for an answer to {data['name']}: skilltune answer {data['folder']}", "yellow")
         case "forked":
             return _text(
-                f"forked from {data['source']} to {data['folder']}; {data['answers']:,} answers can be reused. --fork "
-                "again would begin another fork; to resume this one:"
+                f"forked from {data['source']} to {data['folder']}; {_reusable(data)}. --fork again would begin "
+                "another fork; to resume this one:"
             )
         case "stopping":
             return _text(f"stopping: {data['reason']}")
@@ -198,6 +211,17 @@ def line(
         case "slow":
             return _text(f"epoch {data['epoch']} · no slow update: {data['skipped']}", "dim")
     return None
+
+
+def _reusable(data: Mapping[str, Any]) -> str:
+    """How much of what the old run paid for holds in its fork, and what the rest was lost to."""
+    lost = data["rollouts"] - data["answers"]
+    text = f"{data['answers']:,} of {data['rollouts']:,} rollouts can be reused"
+    if lost and data["changed"]:
+        text += f", the others rest on what has changed: {'; '.join(data['changed'])}"
+    if data["others"]:
+        text += f"; of {data['others']:,} other answers those are reused whose question is asked again"
+    return text
 
 
 def _verdict(data: Mapping[str, Any], steps: int, gate: GateConfig | None, slow: bool) -> Text:
@@ -331,7 +355,7 @@ class Lines:
             console.print(f"stopped early: {result.stopped}")
         console.print()
         for kind, usage in sorted(session.run.usage.items()):
-            console.print(f"{kind:<15}{describe_usage(usage)}")
+            console.print(f"{kind:<15}{describe_usage(usage)}{unknown_costs(kind, session.run.estimated)}")
         if self.paid:
             new = f"{self.progress.calls:,} calls were new"
             console.print(f"{'journal':<15}{self.paid:,} answers came from the journal; {new}")
@@ -345,7 +369,7 @@ class Lines:
     def failed(self, message: str, exit_code: int) -> None:
         """The run ended with an error, or was stopped; the message goes to stderr."""
         print(f"{'stopped' if exit_code == 4 else 'error'}: {clean(message)}", file=sys.stderr)
-        if self.progress is not None and exit_code in (3, 4):
+        if self.progress is not None and exit_code in (3, 4, 70):
             folder = self.progress.session.run.folder
             print(f"so far: {self.progress}; kept in {folder}", file=sys.stderr)
             print(f"resume with: {affordable(self.command(folder), message)}", file=sys.stderr)
@@ -449,6 +473,7 @@ class History:
     stopped: str = ""
     writer: int | None = None
     command: Mapping[str, str] | None = None
+    estimated: int = 0  # failed attempts whose cost nobody told
 
     @classmethod
     def of(cls, run: Run) -> History:
@@ -479,8 +504,8 @@ class History:
         gate = None
         with suppress(RunError):  # what another version made is shown with the reasons that were recorded
             gate = stored_config(run.config, run.folder).gate if run.config else None
-        usage = dict(run.usage)
-        return cls(run.folder, tuple(rows), versions, finish, usage, controls, gate, stopped, run.writer, command)
+        usage, pid, unknown = dict(run.usage), run.writer, run.estimated
+        return cls(run.folder, tuple(rows), versions, finish, usage, controls, gate, stopped, pid, command, unknown)
 
     @property
     def state(self) -> str:
@@ -586,7 +611,7 @@ def show_run(history: History, console: Console) -> None:
         print_controls(history.controls, console)
         console.print()
     for kind, usage in sorted(history.usage.items()):
-        console.print(f"{kind:<15}{describe_usage(usage)}")
+        console.print(f"{kind:<15}{describe_usage(usage)}{unknown_costs(kind, history.estimated)}")
     for path in history.files:
         console.print(f"{'file':<15}{path}")
 

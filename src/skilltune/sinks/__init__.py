@@ -27,6 +27,7 @@ from typing import Any, Protocol, runtime_checkable
 from skilltune import plugins
 from skilltune.config import Config
 from skilltune.errors import UsageError
+from skilltune.models.keys import is_key_variable
 from skilltune.run import Run
 from skilltune.sinks.metrics import Metrics, Row, Rows
 
@@ -187,8 +188,9 @@ _SECRET = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)S?$", re.I
 @contextmanager
 def only_secrets_of(prefix: str) -> Iterator[None]:
     """While a client library starts a process of its own: the environment without secrets that are not the library's,
-    told by their names. It is this process's environment, so other threads miss them as well meanwhile."""
-    hidden = {name: v for name, v in os.environ.items() if _SECRET.search(name) and not name.startswith(prefix)}
+    told by their names or by `key_env`. It is this process's environment, so other threads miss them meanwhile."""
+    secret = {name: v for name, v in os.environ.items() if _SECRET.search(name) or is_key_variable(name)}
+    hidden = {name: v for name, v in secret.items() if not name.startswith(prefix)}
     for name in hidden:
         del os.environ[name]
     try:
