@@ -462,3 +462,60 @@ async def test_what_was_said_is_not_held_in_memory(run: Run) -> None:
     assert answers(rollouts) == [f"s{i} 0" for i in range(6)]
     assert [held.score for held in roll.seen.values()] == [rollout.score for rollout in rollouts]
     assert not any(held.answer or held.trajectory.turns for held in roll.seen.values())
+
+
+# -- nothing is said of tasks that were left behind
+
+
+@contextmanager
+def nothing_unseen() -> Iterator[None]:
+    """No task fails without anybody having asked how it ended: asyncio would write a traceback to stderr."""
+    unseen: list[str] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: unseen.append(context["message"]))
+    try:
+        yield
+        gc.collect()
+    finally:
+        loop.set_exception_handler(None)
+    assert not unseen
+
+
+@pytest.mark.parametrize("error", [CallConfigError, BudgetExceeded, InfraStopped])
+async def test_a_batch_that_fails_while_its_reader_turns_away_leaves_no_traceback(
+    run: Run, error: type[Exception]
+) -> None:
+    """As when a key expires: the first rollout has come, its reader turns away, and the refusal of another arrives in
+    the moment in which that is cancelled."""
+
+    class Refused(Gated):
+        async def run(self, skill: Skill, sample: Sample, env: Env, attempt: int) -> Trajectory:
+            try:
+                return await super().run(skill, sample, env, attempt)
+            except asyncio.CancelledError:
+                raise error("401") from None
+
+    async def read_one() -> None:
+        async with aclosing(Roller(Refused("s1"), ENV, run).stream(SKILL, ENV.samples)) as rollouts:
+            async for _ in rollouts:
+                break
+
+    with nothing_unseen():
+        await read_one()
+
+
+async def test_a_payment_whose_last_waiter_is_cancelled_while_it_fails_leaves_no_traceback(run: Run) -> None:
+    async def pay() -> Any:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            raise CallConfigError("failed while it was cancelled") from None
+
+    async def cancelled() -> None:
+        waiter = asyncio.ensure_future(run.once("key", "rollout", pay))
+        await asyncio.sleep(0.01)
+        waiter.cancel()
+        await asyncio.wait([waiter])
+
+    with nothing_unseen():
+        await cancelled()
