@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import ExitStack, suppress
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -14,7 +18,7 @@ from skilltune.calls import Client
 from skilltune.errors import BudgetExceeded, InfraError, UsageError
 from skilltune.models import Reply, Request, Usage
 from skilltune.models.endpoint import Endpoint
-from skilltune.models.retry import Refused, RetryPolicy
+from skilltune.models.retry import Refused, RetryPolicy, TimedOut
 from skilltune.run import Run
 
 CALL = Usage(1, 100, 50, usd=0.10)
@@ -252,6 +256,127 @@ async def test_the_last_call_of_a_budget_may_be_a_retry_and_none_is_made_beyond(
                 with pytest.raises(BudgetExceeded):
                     await flaky(Request(()))
         assert model.asked == flaky.budget.spent.calls == limit
+
+
+# -- many at once
+
+
+class Dear:
+    """A model whose answers cost far more than a request lets one guess; it counts who is under way."""
+
+    def __init__(self, answer_tokens: Callable[[], int] = lambda: 29_800) -> None:
+        self.name, self.fingerprint = "openai@http://127.0.0.1:9/v1/m", "dear"
+        self.answer_tokens = answer_tokens
+        self.under_way = self.most = self.asked = self.at_first = 0
+
+    async def complete(self, request: Request) -> Reply:
+        self.asked, self.under_way = self.asked + 1, self.under_way + 1
+        self.most = max(self.most, self.under_way)
+        await asyncio.sleep(0.002)
+        self.under_way -= 1
+        self.at_first = self.at_first or self.most
+        return Reply("yes", Usage(1, 200, self.answer_tokens(), usd=0.30))
+
+    async def aclose(self) -> None:
+        """There is nothing to close."""
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("limits", "spent"),
+    [(Limits(usd=6.0), "usd"), (Limits(tokens=600_000), "tokens"), (Limits(calls=20), "calls")],
+    ids=["usd", "tokens", "calls"],
+)
+async def test_pitfall_37_sixteen_workers_do_not_pass_a_budget_however_dear_the_calls_are(
+    tmp_path: Path, limits: Limits, spent: str
+) -> None:
+    """300 calls wait for 16 slots; each costs 27 times its first estimate. 20 of them fit."""
+    model = Dear()
+    with Run.open(tmp_path) as run:
+        budget = Budget(limits, Usage())
+        call = Client(model, Endpoint(16), budget, run, "target", rate=(1.0, 10.0))
+        ends = await asyncio.gather(*(call(Request(())) for _ in range(300)), return_exceptions=True)
+        assert model.asked == sum(isinstance(end, Reply) for end in ends) == 20
+        assert getattr(budget.spent, spent) <= getattr(limits, spent) + 1e-9
+        assert model.most == 16
+        assert model.at_first == (16 if spent == "calls" else 1)  # the price of the first was not known
+        with pytest.raises(BudgetExceeded):
+            await call(Request(()))
+    assert model.asked == 20
+
+
+@pytest.mark.anyio
+async def test_what_fails_first_does_not_hold_up_the_others_one_by_one(tmp_path: Path) -> None:
+    model = Dear()
+    failing = iter([True])
+
+    async def complete(request: Request, answer: Callable[[Request], Awaitable[Reply]] = model.complete) -> Reply:
+        if next(failing, False):
+            raise TimedOut("no answer")
+        return await answer(request)
+
+    model.complete = complete  # type: ignore[method-assign]
+    with Run.open(tmp_path) as run:
+        policy = RetryPolicy(attempts=1)
+        call = Client(model, Endpoint(8, policy), Budget(Limits(usd=99), Usage()), run, "target", rate=(1.0, 10.0))
+        ends = await asyncio.gather(*(call(Request(())) for _ in range(20)), return_exceptions=True)
+    assert sum(isinstance(end, TimedOut) for end in ends) == 1
+    assert model.most == 8
+
+
+def test_an_estimate_survives_the_end_of_a_process() -> None:
+    known = {"target": (10, Usage(10, 100, 29_900, usd=3.0))}
+    budget = Budget(Limits(tokens=40_000), Usage(10, 100, 29_900, usd=3.0), known=known)
+    with ExitStack() as under_way:
+        for _ in range(3):
+            under_way.enter_context(budget.reserve("target", CALL))
+        with pytest.raises(BudgetExceeded):
+            under_way.enter_context(budget.reserve("target", CALL))
+
+
+def test_a_unit_of_work_may_make_any_number_of_calls() -> None:
+    """An agent's rollout is reserved once, with the calls that its rollouts made so far."""
+    budget, rollout = Budget(Limits(calls=100), Usage()), Usage(12, 1_000, 500, usd=0.5)
+    made = 0
+    with pytest.raises(BudgetExceeded):
+        for _ in range(99):
+            with budget.reserve("target", CALL) as spent:
+                made += 1
+                spent.append(rollout)
+    assert (made, budget.spent.calls) == (8, 96)
+    assert budget.estimate("target", CALL).calls == 12
+    budget.hold("target", 2, CALL)
+    assert budget.held.calls == 24
+
+
+@pytest.mark.anyio
+async def test_the_certificates_share_is_there_after_a_training_of_uneven_calls(tmp_path: Path) -> None:
+    costs = random.Random(1)
+    model = Dear(lambda: costs.choice([500, 2_000, 20_000, 40_000]))
+    with Run.open(tmp_path) as run:
+        budget = Budget(Limits(tokens=2_000_000), Usage())
+        budget.hold("target", 40, Usage(1, 100, 100))
+        call = Client(model, Endpoint(16), budget, run, "target", rate=(1.0, 10.0))
+        training = await asyncio.gather(*(call(Request(())) for _ in range(600)), return_exceptions=True)
+        assert 40 < sum(isinstance(end, Reply) for end in training) < 100
+        budget.release()
+        model.answer_tokens = lambda: 15_625  # the mean
+        assert len([await call(Request(())) for _ in range(40)]) == 40
+
+
+def test_the_hint_names_a_budget_for_the_rest_of_the_run() -> None:
+    for limits, enough in (
+        (Limits(calls=8), "budget.calls=220"),
+        (Limits(tokens=1_200), "budget.tokens=33000"),
+        (Limits(usd=0.8), "budget.usd=22"),
+    ):
+        budget = Budget(limits, Usage())
+        budget.rest = lambda: ("target", 192, CALL)
+        spend(budget, *[CALL] * 8)
+        with pytest.raises(BudgetExceeded) as stopped:
+            spend(budget, CALL)
+        assert f"raise it with {enough} and run the same command to go on" in str(stopped.value)
+        assert "192 more target calls, its certificate included" in str(stopped.value)
 
 
 # -- prices that nobody knows

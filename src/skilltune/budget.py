@@ -33,7 +33,7 @@ class Limits:
 
 PACED = 20  # calls until the pace of a run can be told
 FEW = 5  # units of a kind, below which the mean of their costs is not trusted to be high enough
-SPARE = 1.1  # times the expected tokens and dollars are kept back: an estimate may be too low
+SPARE = 1.1  # at least so many times the expected tokens and dollars are kept back: an estimate may be too low
 _UNITS = {"usd": "usd", "$": "usd", "token": "tokens", "call": "calls", "minute": "minutes", "min": "minutes"}
 _SCALE = {"": 1, "k": 1_000, "m": 1_000_000}
 
@@ -64,6 +64,13 @@ class _Kind:
 
     units: int = 0
     total: Usage = field(default_factory=Usage)
+    squares: tuple[float, float] = (0.0, 0.0)  # of the tokens and the dollars of each unit of this process
+    counted: int = 0  # units in `squares`
+
+    def add(self, usage: Usage) -> None:
+        tokens, usd = self.squares
+        self.squares = tokens + float(usage.tokens) ** 2, usd + (usage.usd or 0.0) ** 2
+        self.units, self.counted, self.total = self.units + 1, self.counted + 1, self.total + usage
 
     def estimate(self, bound: Usage) -> Usage:
         """The mean cost of a unit; of the first few the larger one of it and the bound."""
@@ -73,6 +80,30 @@ class _Kind:
         usd = None if total.usd is None else total.usd / n
         mean = Usage(-(-total.calls // n), total.input_tokens // n, total.output_tokens // n, usd=usd)
         return mean if n >= FEW else _larger(mean, bound)
+
+    def expect(self, units: int, guess: Usage) -> Usage:
+        """What so many units will cost together, with a margin. For the first few units of a kind that were not seen
+        yet the guess stands in: one dear unit must not stop a run."""
+        unseen = max(0, FEW - self.units)
+        n = self.units + unseen
+        read, written, calls = (
+            (getattr(self.total, name) + unseen * getattr(guess, name)) / n
+            for name in ("input_tokens", "output_tokens", "calls")
+        )
+        usd = None if self.total.usd is None or guess.usd is None else (self.total.usd + unseen * guess.usd) / n
+        tokens = units * (read + written)
+        more = max((SPARE - 1) * tokens, self._spread(0, units)) / tokens if tokens else 0.0
+        if usd is not None:
+            usd = units * usd + max((SPARE - 1) * units * usd, self._spread(1, units))
+        read, written = (round(units * figure * (1 + more)) for figure in (read, written))
+        return Usage(math.ceil(units * calls), read, written, usd=usd)
+
+    def _spread(self, which: int, units: int) -> float:
+        """Two standard deviations of the sum of so many units, from those of this process."""
+        if self.counted < FEW or self.counted != self.units:
+            return 0.0
+        mean = (self.total.tokens, self.total.usd or 0.0)[which] / self.units
+        return 2 * math.sqrt(units * max(0.0, self.squares[which] / self.counted - mean**2))
 
 
 class Budget:
@@ -144,8 +175,7 @@ class Budget:
             self._reserved = minus(self._reserved, cost)
             for usage in actual:
                 self.spent = self.spent + usage
-                self._kinds[kind].total = self._kinds[kind].total + usage
-                self._kinds[kind].units += 1
+                self._kinds[kind].add(usage)
 
     def require_price(self, kind: str, bound: Usage) -> None:
         """Raise `UsageError` where dollars are limited and calls of this kind have no known price."""
@@ -220,9 +250,7 @@ class Budget:
         """What is kept back, by the present estimate."""
         held = Usage()
         for kind, (units, guess) in self._held.items():
-            one = self.estimate(kind, guess)
-            read, written = (math.ceil(SPARE * units * n) for n in (one.input_tokens, one.output_tokens))
-            held += Usage(one.calls * units, read, written, usd=None if one.usd is None else SPARE * units * one.usd)
+            held += self._kinds.setdefault(kind, _Kind()).expect(units, guess)
         return held + self.spent + self._reserved if self._again else held
 
 
