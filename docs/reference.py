@@ -87,7 +87,7 @@ def _many(kind: Any) -> bool:
 
 
 def _exit_codes(text: str) -> str:
-    codes = re.findall(r"^ +(\d)  (.+)$", text.partition("Exit codes:")[2], re.MULTILINE)
+    codes = re.findall(r"^ +(\d+) +(.+)$", text.partition("Exit codes:")[2], re.MULTILINE)
     return _table(("code", "meaning"), codes)
 
 

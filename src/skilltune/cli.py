@@ -222,7 +222,7 @@ def train(
       3  stopped by a provider or the network (resumable)
       4  stopped by the budget or an interrupt (resumable)
       5  finished undecided: accepted, but not certified
-      70 an error of skilltune itself; the traceback is in the run folder, and the same command goes on
+      70  an error of skilltune itself: its traceback is in the run folder (resumable)
     """
     from skilltune.api import run_training
     from skilltune.config import load_config
