@@ -121,11 +121,13 @@ def test_keys_are_named_as_set_or_not_and_never_shown(
     missing = doctor(config(tmp_path, world, **models))
     assert missing.exit_code == 2
     assert "OPENAI_API_KEY is not set; the target needs it" in missing.stdout
-    assert "ANTHROPIC_API_KEY is not set; the optimizer's own server may want none" in missing.stdout
-    monkeypatch.setenv("ANTHROPIC_API_KEY", SECRET)
-    result = doctor(config(tmp_path, world, target=f"anthropic@{world.root}/target"))
-    assert "ANTHROPIC_API_KEY is set (for the target)" in result.stdout
+    assert "the optimizer's server is sent none; if it wants one, optimizer.key_env names" in missing.stdout
+    monkeypatch.setenv("DESK_KEY", SECRET)
+    result = doctor(config(tmp_path, world, target=f"anthropic@{world.root}/target"), "target.key_env=DESK_KEY")
+    assert "DESK_KEY is set (for the target)" in result.stdout
     assert SECRET not in result.output
+    plain = doctor(config(tmp_path, world, target="openai@http://gpu-box/v1/m"), "target.key_env=DESK_KEY")
+    assert "over plain http" in plain.stdout
 
 
 def test_a_scorer_of_ones_own_is_a_warning_and_the_truth(tmp_path: Path, world: World) -> None:

@@ -26,18 +26,18 @@ from typing import Literal
 
 from skilltune import __version__
 from skilltune.api import default_folder, scratch_run
-from skilltune.config import Config, load_config
+from skilltune.config import Config, ModelConfig, load_config
 from skilltune.errors import CallError, Stopped, UsageError
-from skilltune.names import Name, parse_name
+from skilltune.models.keys import OWN, key_of, key_variable
+from skilltune.names import parse_name
 from skilltune.probe import PATIENCE_S, Probe, probe_roles
 from skilltune.samples import Sample
 from skilltune.scorers.judge import Reader
-from skilltune.session import build_session
+from skilltune.session import build_session, endpoint_key
 
 Level = Literal["ok", "warn", "fail"]
 
 PYTHONS = ((3, 11), (3, 13))  # the oldest and the newest that skilltune is tested with
-KEYS = {"openai": "OPENAI_API_KEY", "anthropic": "ANTHROPIC_API_KEY"}
 PROGRAMS = ("git", "claude", "codex")
 NEEDED_MB, SPARE_MB = 100, 1000  # free space without which a run cannot be kept, and with which nobody need worry
 VERDICT = "judge's verdict"  # the role of the probe that asks for one
@@ -64,7 +64,7 @@ async def examine(source: Path | None = None, overrides: Sequence[str] = ()) -> 
             cfg, root = load_config(source, overrides)
         except UsageError as error:
             broken = [Finding("fail", "config", str(error), "mend the config and look again")]
-    findings = [*_versions(), *broken, *_keys(_names(cfg))]
+    findings = [*_versions(), *broken, *_keys(cfg)]
     if cfg is not None:
         findings += await _roles(cfg, root)
     folder = default_folder(cfg, root) if cfg is not None else Path.cwd() / "runs"
@@ -170,34 +170,48 @@ def _program(name: str) -> Finding:
     return Finding("ok", name, f"{said} at {path}")
 
 
-def _names(cfg: Config | None) -> dict[str, Name]:
+def _models(cfg: Config) -> dict[str, ModelConfig]:
     """The models by role, as far as their names can be read; `_roles` tells of the others."""
-    names: dict[str, Name] = {}
-    if cfg is not None:
-        for role, model in (("target", cfg.target.model), ("optimizer", cfg.optimizer.model or cfg.target.model)):
-            try:
-                names[role] = parse_name(model)
-            except UsageError:
-                continue
-    return names
+    judge = cfg.env.score.get("judge") if isinstance(cfg.env.score, dict) else None
+    options = cfg.judge.model_dump(exclude={"same_as_optimizer"})
+    given = {
+        "target": cfg.target,
+        "optimizer": cfg.optimizer.model_copy(update={"model": cfg.optimizer.model or cfg.target.model}),
+        "judge": ModelConfig(**options).model_copy(update={"model": judge or ""}),
+    }
+    found: dict[str, ModelConfig] = {}
+    for role, section in given.items():
+        try:
+            parse_name(section.model)
+        except (UsageError, AttributeError):
+            continue
+        found[role] = section
+    return found
 
 
-def _keys(names: Mapping[str, Name]) -> Iterator[Finding]:
+def _keys(cfg: Config | None) -> Iterator[Finding]:
     """Is each key that a role needs set? The value is never shown, nor anything made from it."""
-    if not names:
-        for scheme, variable in KEYS.items():
-            state = "set" if os.environ.get(variable, "").strip() else f"not set (needed for {scheme}/… models)"
+    models = {} if cfg is None else _models(cfg)
+    if not models:
+        for scheme, (variable, _) in OWN.items():
+            state = "set" if key_of(variable) else f"not set (needed for {scheme}/… models)"
             yield Finding("ok", "key", f"{variable} is {state}")
-    for role, name in names.items():
-        variable = KEYS.get(name.scheme)
-        if variable is None:
+    for role, section in models.items():
+        name, named = parse_name(section.model), endpoint_key(section, tuple(models.values()))
+        try:
+            variable = key_variable(name, named)
+        except UsageError as error:
+            yield Finding("fail", "key", str(error), f"mend {role}.model or {role}.key_env")
+            continue
+        if name.scheme not in OWN:
             yield Finding("ok", "key", f"the {role} needs none")
-        elif os.environ.get(variable, "").strip():
+        elif variable is None:
+            text = f"the {role}'s server is sent none; if it wants one, {role}.key_env names the variable that holds it"
+            yield Finding("ok", "key", text)
+        elif key_of(variable):
             yield Finding("ok", "key", f"{variable} is set (for the {role})")
-        elif name.url is None:
-            yield Finding("fail", "key", f"{variable} is not set; the {role} needs it", f"export {variable}=…")
         else:
-            yield Finding("ok", "key", f"{variable} is not set; the {role}'s own server may want none")
+            yield Finding("fail", "key", f"{variable} is not set; the {role} needs it", f"export {variable}=…")
 
 
 def _sandbox(cfg: Config | None) -> Iterator[Finding]:
