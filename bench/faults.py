@@ -84,6 +84,7 @@ def train(folder: Path, url: str, preset: str, seed: int, **models: str) -> tupl
     """One life of the run: its exit code and what it said on stderr."""
     tables = "".join(
         f'[{role}]\nmodel = "{models.get(role, f"openai@{url}/{role}")}"\ntimeout_s = {TIMEOUT_S}\nworkers = 16\n'
+        'key_env = "OPENAI_API_KEY"\n'
         for role in ("target", "optimizer")
     )
     head = f'preset = "{preset}"\nseed = {seed}\n[env]\nsamples = "data.jsonl"\n'

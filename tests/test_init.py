@@ -190,6 +190,20 @@ def completion(*tasks):
     return Answer({"choices": [{"index": 0, "message": message, "finish_reason": "stop"}], "usage": usage})
 
 
+async def test_the_drafting_model_has_the_key_that_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("DESK_KEY", "sk-of-the-desk")
+    (tmp_path / "docs.md").write_text("A dog has four legs.\n")
+    async with Server(completion(("How many?", "4"))) as server:
+        plan = Plan("legs", "Counts legs.", "Count.", "number", MODEL, f"openai@{server.url}/api#m", "DESK_KEY")
+        await draft_with(plan, tmp_path / "docs.md")
+        assert server.calls[0].headers["authorization"] == "Bearer sk-of-the-desk"
+    scaffold(tmp_path / "s", plan)
+    assert load_config(tmp_path / "s")[0].optimizer.key_env == "DESK_KEY"
+    refused = init(tmp_path / "t", "--yes", "--key-env", "sk-of-the-desk")
+    assert refused.exit_code == 2
+    assert "sk-of-the-desk" not in refused.output
+
+
 async def test_drafts_come_from_the_document_and_await_review(tmp_path):
     (tmp_path / "docs.md").write_text("# Legs\n\nA dog has four legs.\n")
     unusable, good = completion(("How many?", "many")), completion(("How many?", "4"), ("how many? ", "5"))

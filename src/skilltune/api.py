@@ -58,13 +58,15 @@ async def run_training(
     run = Run.open(_free(folder) if old else folder, cfg.to_json(), may_differ=MAY_DIFFER)
     with run:
         run.listeners.extend(listeners)
-        paid = run.adopt(old) if old is not None else 0
+        forked = None
+        if old is not None:
+            forked = _Fork(folder, old.config or {}, run.adopt(old))
+            old.close()
         async with recording(cfg, run):
             session = build_session(cfg, run, root, env=env)
             try:
-                if old is not None:
-                    _tell_of_fork(session, old, paid)
-                    old.close()
+                if forked is not None:
+                    _tell_of(forked, session)
                 refuse_unread(session.env.samples, cfg.env.samples)
                 session.pin_inputs()
                 await session.try_scorer()
@@ -82,18 +84,27 @@ async def run_training(
     return result
 
 
-def _tell_of_fork(session: Session, old: Run, paid: int) -> None:
-    """Say how many of the old run's rollouts hold for the new one, which changed settings they rest on, and how many
-    other answers (verdicts, edits) were taken along, to be used if the same is asked again."""
-    held, rollouts = session.roll.held_in(old)
-    why = differences(old.config or {}, session.cfg.to_json(), MAY_DIFFER)
+@dataclass(frozen=True, slots=True)
+class _Fork:
+    """The run that another one was forked from: its folder, its configuration, how many paid answers it held."""
+
+    source: Path
+    config: Mapping[str, Any]
+    answers: int
+
+
+def _tell_of(fork: _Fork, session: Session) -> None:
+    """Say how many rollouts of the old run hold for the new one, which changed settings the others rest on, and how
+    many other answers (verdicts, edits) were taken along, to be used if the same is asked again."""
+    held, rollouts = session.roll.held_in(session.run)
+    why = differences(fork.config, session.cfg.to_json(), MAY_DIFFER)
     session.run.tell(
         "forked",
-        source=str(old.folder),
+        source=str(fork.source),
         folder=str(session.run.folder),
         answers=held,
         rollouts=rollouts,
-        others=paid - rollouts,
+        others=fork.answers - rollouts,
         changed=[change for change in why if change.startswith(("target.", "env."))],
     )
 

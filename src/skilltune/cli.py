@@ -61,6 +61,16 @@ RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="the folder of a 
 AsJson = Annotated[bool, typer.Option("--json", help="Write JSON to stdout and nothing else.")]
 
 
+def _declared(variable: str) -> str:
+    """The name of a variable that holds a key, "" for none. Raises UsageError for what may be the key itself."""
+    from skilltune.models.keys import declared
+
+    try:
+        return declared(variable) if variable else ""
+    except ValueError as error:
+        raise UsageError(f"--key-env: {error}") from None
+
+
 def _here(config: str | None, overrides: list[str] | None) -> tuple[Path, list[str]]:
     """The config of a command, the current folder's where none is named, and the overrides."""
     given = list(overrides or ())
@@ -722,6 +732,9 @@ def init(
     score: Annotated[str | None, typer.Option("--score", help="How answers are scored, e.g. exact, number.")] = None,
     target: Annotated[str | None, typer.Option("--target", help="The model that does the tasks.")] = None,
     optimizer: Annotated[str | None, typer.Option("--optimizer", help="The model that proposes edits.")] = None,
+    key_env: Annotated[
+        str, typer.Option("--key-env", metavar="VARIABLE", help="What holds the key of the optimizer's endpoint.")
+    ] = "",
     document: Annotated[
         Path | None, typer.Option("--from", metavar="FILE", help="Draft samples from it with the optimizer's model.")
     ] = None,
@@ -762,7 +775,7 @@ def init(
                 value = typer.prompt(question, default=default)
             plan[key] = default if value is None else value
         kept = {"name": folder.resolve().name, "description": "", "task": ANSWER_ONLY}  # of a SKILL.md that is there
-        chosen = Plan(**(kept | plan))
+        chosen = Plan(**(kept | plan), key_env=_declared(key_env))
         evals = describe_evals(folder / EVALS) if document is None and (folder / EVALS).is_file() else ""
         drafts = interrupts.run(draft_with(chosen, document)) if document is not None else []
         for path in scaffold(folder, chosen, drafts=drafts, force=force):

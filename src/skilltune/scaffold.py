@@ -72,6 +72,7 @@ class Plan:
     score: str
     target: str
     optimizer: str
+    key_env: str = ""  # the variable that holds the key of the optimizer's endpoint
 
     def samples(self, folder: Path, *, drafted: bool = False) -> str:
         """The file of the tasks: the evals that are there already, unless others were drafted."""
@@ -109,8 +110,9 @@ def scaffold(folder: Path, plan: Plan, *, drafts: Iterable[Sample] = (), force: 
     drafted = list(drafts)
     samples = plan.samples(folder, drafted=bool(drafted))
     values = {key: _quoted(getattr(plan, key)) for key in ("score", "target", "optimizer")}
-    files[FILE_NAME] = _filled("skilltune.toml", samples=_quoted(samples), **values)
-    models = {"target": {"model": plan.target}, "optimizer": {"model": plan.optimizer}}
+    key = f"key_env = {_quoted(plan.key_env)}" if plan.key_env else '# key_env = "OPENROUTER_API_KEY"'
+    files[FILE_NAME] = _filled("skilltune.toml", samples=_quoted(samples), key_env=key, **values)
+    models = {"target": {"model": plan.target}, "optimizer": {"model": plan.optimizer, "key_env": plan.key_env or None}}
     make_config({**models, "env": {"score": plan.score}}, source="init")
     if drafted:
         files[samples] = to_jsonl(drafted)
@@ -170,7 +172,7 @@ async def draft_with(plan: Plan, document: Path) -> list[Sample]:
             f"--from needs a model that drafts, and {plan.optimizer} cannot: name one with --optimizer, e.g. "
             f"anthropic/claude-opus-5; then set optimizer.model to {plan.optimizer} in {FILE_NAME}"
         )
-    model = build_model(plan.optimizer)
+    model = build_model(plan.optimizer, key_env=plan.key_env or None)
     try:
         with scratch_run(None) as run:
             client = Client(model, Endpoint(WORKERS), Budget(Limits(), Usage()), run, "optimizer")
