@@ -450,7 +450,8 @@ def differences(stored: Mapping[str, Any], config: Mapping[str, Any], may_differ
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) == new.get(key) or key.startswith(may_differ):
             continue
-        role = next((role for role, model in MODELS.items() if model == key and old.get(key) and new.get(key)), "")
+        elsewhere = all("@" in str(tree.get(key)) for tree in (old, new))
+        role = next((role for role, model in MODELS.items() if model == key and elsewhere), "")
         moved = f" (the same model at another address? then add {role}.same_as={old[key]})" if role else ""
         found.append(f"{key}: {_json(old.get(key))} → {_json(new.get(key))}{moved}")
     return found
