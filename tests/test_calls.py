@@ -83,6 +83,7 @@ async def test_what_an_endpoint_does_not_know_is_written_down_once_for_all_lives
             return Answer({"error": {"message": "invalid temperature: only 1 is allowed"}}, status=400)
         return chat("4")
 
+    found: list[dict[str, Any]] = []
     async with Server(picky) as server:
         for _ in range(2):
             with Run.open(tmp_path) as run:
