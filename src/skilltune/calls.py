@@ -80,8 +80,8 @@ class Client:
         """A failed attempt may have been billed: it counts as a call, in this life of the run and in the next."""
         if not failure.reached:
             return
-        self.budget.spend(Usage(calls=1))
-        self.journal.fail(self.role, str(failure))
+        self.budget.spend(failure.usage or Usage(calls=1))
+        self.journal.fail(self.role, str(failure), failure.usage)
 
     def bound(self, request: Request) -> Usage:
         """What the call costs at most, judged from the request: 4 characters a token, the answer at its bound."""

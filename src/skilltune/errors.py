@@ -6,9 +6,12 @@ is what one call to a model or an agent suffered and is turned into a typed outc
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, Self
 
-Outcome = Literal["ok", "agent_limit", "infra_error", "judge_error", "config_error"]
+if TYPE_CHECKING:
+    from skilltune.models import Usage
+
+Outcome = Literal["ok", "agent_limit", "infra_error", "judge_error", "sample_error", "not_graded", "config_error"]
 
 
 class SkilltuneError(Exception):
@@ -22,17 +25,41 @@ class UsageError(SkilltuneError, ValueError):
 
 
 class CallError(SkilltuneError, RuntimeError):
-    """One call failed. `outcome` types the failure; `retry_after` is the server's wish in seconds, if it stated one."""
+    """One call failed. `outcome` types the failure; `retry_after` is the wait in seconds that the server asked for.
+
+    `systemic` is a short text that is equal for all failures of one kind ("" if a failure says nothing of the next
+    call): if it comes again and again, the endpoint or its settings are to blame, and the text says what to change.
+    `attempts` is the number of attempts after which another one cannot help (None: as many as the policy allows).
+    `usage` is what the failed attempt cost, as far as the server said so.
+    """
 
     outcome: Outcome = "infra_error"
     exit_code = 3
 
-    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry_after: float | None = None,
+        systemic: str = "",
+        attempts: int | None = None,
+        usage: Usage | None = None,
+    ) -> None:
         super().__init__(message)
-        self.retry_after = retry_after
+        self.retry_after, self.systemic, self.attempts, self.usage = retry_after, systemic, attempts, usage
+
+    def reworded(self, message: str) -> Self:
+        """The same failure with another message."""
+        return type(self)(
+            message,
+            retry_after=self.retry_after,
+            systemic=self.systemic,
+            attempts=self.attempts,
+            usage=self.usage,
+        )
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (_rebuild, (type(self), str(self), self.retry_after))
+        return (_rebuild, (type(self), str(self), self.__dict__))
 
 
 class InfraError(CallError):
@@ -52,6 +79,12 @@ class JudgeError(CallError):
     """The scorer's own model or process failed: the rollout stands, its score does not exist."""
 
     outcome: Outcome = "judge_error"
+
+
+class SampleError(CallError):
+    """This sample only: a filter refused it, or it is too long for the context. Not retried, never scored."""
+
+    outcome: Outcome = "sample_error"
 
 
 class CallConfigError(CallError):
@@ -84,5 +117,7 @@ class RunError(UsageError):
     """The run folder cannot be used: locked by another process, newer schema, damaged, other config."""
 
 
-def _rebuild(cls: type[CallError], message: str, retry_after: float | None) -> CallError:
-    return cls(message, retry_after=retry_after)
+def _rebuild(cls: type[CallError], message: str, state: dict[str, object]) -> CallError:
+    error = cls(message)
+    error.__dict__.update(state)
+    return error

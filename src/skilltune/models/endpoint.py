@@ -151,9 +151,9 @@ class Endpoint:
             finally:
                 self._leave(ahead)
             attempt += 1
-            if dead or attempt == self.policy.attempts:
+            if dead or attempt >= min(self.policy.attempts, failure.attempts or self.policy.attempts):
                 tries = f"{attempt} attempt{'s' * (attempt > 1)}"
-                raise type(failure)(f"{failure} (gave up after {tries})", retry_after=failure.retry_after) from failure
+                raise failure.reworded(f"{failure} (gave up after {tries})") from failure
             await self._sleep(delay)
 
     async def _ask(self, model: Model, request: Request, role: str) -> Reply:
