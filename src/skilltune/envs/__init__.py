@@ -118,6 +118,13 @@ class Env:
             for turn, text in zip(turns, texts, strict=True)
         )
 
+    def file_hashes(self, sample: Sample) -> dict[str, str]:
+        """The SHA-256 of each file of a sample by its path in the workspace."""
+        return {
+            name: hashlib.sha256(self._inside(sample, path).read_bytes()).hexdigest()
+            for name, path in sample.files.items()
+        }
+
     async def score(self, sample: Sample, rollout: Rollout) -> Score:
         """The score of a finished rollout. A scorer that fails raises JudgeError: never a 0."""
         return await evaluate(self._for(sample), sample, rollout)
