@@ -23,6 +23,7 @@ MAY_DIFFER = (
     "budget.",
     "log.",
     *(f"{role}.{key}" for role in ("target", "optimizer", "judge") for key in ("workers", "timeout_s", "price")),
+    "env.score_timeout_s",
     "target.hedge",
     "target.lookahead",
     "certify.controls",
@@ -48,6 +49,11 @@ class EnvConfig(_Section):
     prompt: str | None = Field(default=None, description="the user message; {input} is replaced by the sample's input")
     split: tuple[float, float, float] = Field(default=(4, 3, 3), description="train : select : test")
     fields: dict[str, str] = Field(default={}, description="our field name → the name in your file")
+    score_timeout_s: float = Field(
+        default=60.0,
+        gt=0,
+        description="seconds that one call of your own scorer may take; then the sample has no score",
+    )
 
 
 class CallConfig(_Section):

@@ -238,6 +238,13 @@ def verdict_to_json(verdict: Verdict) -> dict[str, Any]:
 
 def build_env(cfg: Config, root: Path, env: Env | None = None) -> Env:
     """The environment of a config: the one given, `file.py:factory`, or a sample file. Raises `UsageError`."""
+    made = _made_env(cfg, root, env)
+    if "score_timeout_s" in cfg.env.model_fields_set:
+        made.score_timeout_s = cfg.env.score_timeout_s
+    return made
+
+
+def _made_env(cfg: Config, root: Path, env: Env | None) -> Env:
     if env is not None:
         return env
     spec = cfg.env.samples

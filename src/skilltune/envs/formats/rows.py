@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from skilltune import plugins
 from skilltune.errors import UsageError
 from skilltune.samples import Sample
 from skilltune.scorers import KINDS
@@ -207,7 +208,7 @@ def _known(where: str, check: Any) -> Any:
     if not isinstance(check, Mapping):
         return check  # Sample says what is wrong with it
     kind = check.get("type")
-    if kind not in KINDS and not str(kind).startswith("python:"):
+    if kind not in KINDS and not str(kind).startswith("python:") and plugins.find("scorer", str(kind)) is None:
         raise UsageError(
             f'{where}: the check type "{kind}" is not supported{nearest(str(kind), KINDS)}; '
             f"there are {', '.join(KINDS)} and python:file.py:fn"
