@@ -116,8 +116,8 @@ class Roller:
             many = _too_many(failures, len(rollouts))
             if closed or not self.answered or not (late or many) or all(f.final for f in failures.values()):
                 break
-            if self._raises(failures) and failures == before:
-                break  # a function that raised the same twice does so a third time
+            if _of_scorer(failures) and _causes(failures) == _causes(before):
+                break  # a scorer that failed in the same way twice does so a third time
             before = failures
             why = next(failure.why for failure in failures.values() if not failure.final)
             self.run.tell("waiting", purpose=purpose, seconds=pause, why=why)
@@ -210,7 +210,7 @@ class Roller:
 
     def _raises(self, failures: Failures) -> bool:
         """True if every failure was raised by a user's scorer function."""
-        return self.env.judge is None and {failure.outcome for failure in failures.values()} == {"judge_error"}
+        return self.env.judge is None and _of_scorer(failures)
 
     def _all_refused(self, skill: Skill, failures: Failures, size: int) -> bool:
         """True if the endpoint refuses most of a batch. Not if it refuses a candidate alone: that is the candidate's
@@ -221,14 +221,9 @@ class Roller:
 
     def _stop(self, purpose: str, rollouts: Sequence[Rollout], failures: Failures) -> InfraStopped:
         """The stop of a batch that failed: how much of it, why, and how to go on."""
-        what = "calls"
-        then = ["Run the same command to go on."]
         if self._raises(failures):
             self._keep_answers(rollouts)
-            what = "scores"
-            then = ["The answers are kept: mend the scorer and run the same command; none is asked for again."]
-        elif all(failure.final for failure in failures.values()):
-            then = ["Mend the cause and run the same command, with --fork if a setting of the run has to change."]
+        what, then = ("scores" if self._raises(failures) else "calls"), [self._way_on(failures)]
         if len(failures) <= NAMED < len(rollouts):
             drop = " ".join(f"--drop {shlex.quote(sample)}" for sample in failures)
             then.append(f"To go on without {_few(list(failures))} for good, add {drop}.")
@@ -289,7 +284,7 @@ class Roller:
                 except CallError as error:
                     failure = Failure.of(sample.id, error)
                     if self._in_a_row(failure):
-                        stop.append(self._systemic(failure))
+                        stop.append(self._systemic(failure, list(rollouts.values())))
             if failure.outcome in REFUSED and sample.id not in self.dropped:
                 self._refused[self.key(skill, sample, attempt)] = failure
             failures[sample.id] = failure
@@ -330,13 +325,23 @@ class Roller:
         self._alike = [*self._alike, failure.cause][-ALIKE:]
         return len(self._alike) == ALIKE and len(set(self._alike)) == 1
 
-    def _systemic(self, failure: Failure) -> InfraStopped:
+    def _systemic(self, failure: Failure, rollouts: Sequence[Rollout]) -> InfraStopped:
         """The stop at the start of a run whose calls all fail in one way."""
+        if self._raises({"": failure}):
+            self._keep_answers(rollouts)
         why = failure.why if not failure.final or failure.cause in failure.why else f"{failure.cause}. {failure.why}"
-        then = "Mend the cause and run the same command, with --fork if a setting of the run has to change."
-        if failure.outcome == "judge_error":
-            then = f"The answers are kept. {then}"
-        return InfraStopped(f"{ALIKE} of {ALIKE} samples failed in the same way, so no more are sent: {why}\n{then}")
+        return InfraStopped(
+            f"{ALIKE} of {ALIKE} samples failed in the same way, so no more are sent: {why}\n"
+            f"Nothing was counted as a wrong answer. {self._way_on({'': failure})}"
+        )
+
+    def _way_on(self, failures: Failures) -> str:
+        """The last sentence of a stop: how to go on."""
+        if self._raises(failures):
+            return "The answers are kept: mend the scorer and run the same command; none is asked for again."
+        if all(failure.final for failure in failures.values()):
+            return "Mend the cause and run the same command, with --fork if a setting of the run has to change."
+        return "Run the same command to go on."
 
     async def _one(self, skill: Skill, sample: Sample, attempt: int) -> Rollout:
         key = self.key(skill, sample, attempt)
@@ -438,6 +443,14 @@ def describe_failures(failures: Failures) -> str:
         samples = [sample for sample, failure in failures.items() if failure.cause == cause]
         parts.append(f"{times} × {failures[samples[0]].why} ({_few(samples)})")
     return "; ".join(parts)
+
+
+def _of_scorer(failures: Failures) -> bool:
+    return {failure.outcome for failure in failures.values()} == {"judge_error"}
+
+
+def _causes(failures: Failures) -> dict[str, str]:
+    return {sample: failure.cause for sample, failure in failures.items()}
 
 
 def _few(samples: Sequence[str]) -> str:
