@@ -43,13 +43,15 @@ async def run_training(
     *,
     env: Env | None = None,
     fork: bool = False,
+    drop: Sequence[str] = (),
     listeners: Sequence[Listener] = (),
     ready: Callable[[Session], None] | None = None,
 ) -> Result:
     """Train as configured in the run folder (created, or resumed if it exists) and write its derived files.
 
     `fork` leaves an existing run alone and starts a new one beside it that reuses every paid answer that still
-    applies. `ready` is called with the session when all is built and nothing is spent.
+    applies. `drop` takes samples out of the run for good, by id. `ready` is called with the session when all is built
+    and nothing is spent.
     """
     folder = default_folder(cfg, root) if folder is None else folder
     if _inside_skill(folder, root / cfg.skill):
@@ -62,7 +64,7 @@ async def run_training(
             run.tell("forked", source=str(folder), folder=str(run.folder), answers=run.adopt(old))
             old.close()
         async with recording(cfg, run):
-            session = build_session(cfg, run, root, env=env)
+            session = build_session(cfg, run, root, env=env, drop=drop)
             try:
                 refuse_unread(session.env.samples, cfg.env.samples)
                 session.pin_inputs()
@@ -135,6 +137,7 @@ async def atrain(
     seed: int = 42,
     fork: bool = False,
     controls: bool = False,
+    drop: Sequence[str] = (),
     **sections: Mapping[str, Any],
 ) -> Result:
     """Train a skill and return the result; the same call again resumes, or replays for free.
@@ -149,6 +152,7 @@ async def atrain(
     run:       the run folder; by default runs/NAME in the current folder.
     fork:      start a new run beside an existing one, with every paid answer of it that still applies.
     controls:  at the end, measure cheaper ways to a skill on the same samples; doubles the cost.
+    drop:      ids of samples that leave the run for good, such as one that the endpoint's filter refuses.
     sections:  the config's other tables by name, e.g. train={"epochs": 2}, gate={"policy": "strict"}.
 
     Raises `UsageError` before anything is spent, `InfraStopped` or `CallConfigError` when a provider fails for good.
@@ -163,7 +167,7 @@ async def atrain(
         tree["budget"] = budget if isinstance(budget, str) else dict(budget)
     cfg = make_config(tree, source="train()")
     folder = Path(run) if run is not None else None
-    return await run_training(cfg, Path(), folder, env=made, fork=fork)
+    return await run_training(cfg, Path(), folder, env=made, fork=fork, drop=drop)
 
 
 train = _run_to_end(atrain)

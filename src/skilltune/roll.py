@@ -77,8 +77,8 @@ class Roller:
     target: Target
     env: Env
     run: Run
-    seen: dict[tuple[str, str, int], Rollout] = field(default_factory=dict)
     contents: dict[str, str] = field(default_factory=dict)  # by sample id, see `content`
+    seen: dict[tuple[str, str, int], Rollout] = field(default_factory=dict)
     answered: bool = False  # has the target answered in this process? One that never did is not waited for
     under_way: int = UNDER_WAY
     lookahead: bool = False  # may idle workers roll what will probably be asked for next?
