@@ -17,10 +17,11 @@ from typing import NamedTuple
 import pytest
 
 from skilltune.errors import JudgeError
+from skilltune.output import USERS_THREAD
 from skilltune.rollout import Rollout, Score, Trajectory
 from skilltune.samples import Sample
 from skilltune.scorers import build, evaluate
-from skilltune.scorers.apart import THREAD, limit_s
+from skilltune.scorers.apart import limit_s
 from skilltune.scorers.scorer import LONGEST_ERROR, LONGEST_WHY
 
 pytestmark = pytest.mark.anyio
@@ -91,7 +92,7 @@ async def test_users_scorers_run_apart_and_our_own_on_the_event_loop() -> None:
     await evaluate(build(Callable().__call__), SAMPLE, rollout())
     await evaluate(build(lambda sample, rollout: Callable()(sample, rollout)), SAMPLE, rollout())
     assert len(set(seen)) == 1  # one event loop for all
-    assert {thread.name for thread in seen} == {THREAD}
+    assert {thread.name for thread in seen} == {USERS_THREAD}
     assert build(Callable()).apart
     assert not build("exact").apart
 

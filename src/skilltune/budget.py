@@ -124,11 +124,11 @@ class Budget:
             if limit is not None and value is not None and value > limit + 1e-9:
                 kept = " (part of it is kept for the certificate)" if self.held.calls else ""
                 raise BudgetExceeded(
-                    f"the next call could pass the budget of {limit:.12g} {name}{kept}; {_raise_it(name, limit)}"
+                    f"the next call could pass the budget of {limit:.12g} {name}{kept}; {raise_it(name, limit)}"
                 )
         if self.limits.minutes is not None and self._elapsed() + self._held_s() > self.limits.minutes * 60:
             raise BudgetExceeded(
-                f"the budget of {self.limits.minutes:g} minutes is used up; {_raise_it('minutes', self.limits.minutes)}"
+                f"the budget of {self.limits.minutes:g} minutes is used up; {raise_it('minutes', self.limits.minutes)}"
             )
 
     def spend(self, usage: Usage) -> None:
@@ -160,7 +160,8 @@ class Budget:
         return held + self.spent + self._reserved if self._again else held
 
 
-def _raise_it(name: str, limit: float) -> str:
+def raise_it(name: str, limit: float) -> str:
+    """The way on after a limit of the budget."""
     return f"raise it with budget.{name}={2 * limit or 1:.12g} (twice as much) and run the same command to go on"
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from skilltune import __version__
+from skilltune import __version__, output
 from skilltune.errors import CallConfigError, RunError, SkilltuneError, UsageError
 from skilltune.interrupts import Interrupts
 
@@ -104,6 +104,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # an ASCII terminal is no reason to crash
+    output.take_over()
     interrupts.install()
     try:
         app()
@@ -218,7 +219,8 @@ def train(
 
     message = RESUME_FORK if fork else RESUME
     gone = message.replace("interrupted", "the reader of the output has gone")
-    with _boundary(lambda: bool(opened and opened[0].spent), view.failed, message, gone):
+    spent = lambda: bool(opened and opened[0].spent)  # noqa: E731
+    with output.alone(as_json), _boundary(spent, view.failed, message, gone):
         cfg, root = load_config(source, [*given, *(["certify.controls=true"] if controls else [])])
         with view:
             result = interrupts.run(
@@ -297,7 +299,8 @@ def evaluate(
             finally:
                 await session.aclose()
 
-    with _boundary(lambda: bool(opened and opened[0].spent), message=RESUME if run else "interrupted"):
+    spent = lambda: bool(opened and opened[0].spent)  # noqa: E731
+    with output.alone(as_json), _boundary(spent, message=RESUME if run else "interrupted"):
         if skill is not None and not skill.exists():
             raise UsageError(f"there is no skill at {skill}")
         cfg, root = load_config(config, overrides or ())
@@ -440,7 +443,7 @@ def doctor(
     from skilltune.doctor import examine
     from skilltune.report.terminal import clean, stdout
 
-    with _boundary():
+    with output.alone(as_json), _boundary():
         findings = interrupts.run(examine(config, overrides or ()))
         failed = sum(finding.level == "fail" for finding in findings)
         if as_json:

@@ -43,6 +43,7 @@ WAITS_S = (2.0, 10.0, 30.0)  # pauses before what failed in a batch is tried aga
 MOMENT_S = 0.005  # that what may be needed waits, for what is asked for at the same time to go first
 REFUSED: tuple[Outcome, ...] = ("sample_error", "not_graded")  # asking again cannot help, and no other sample is meant
 NAMED = 3  # samples that a message names
+LEFT_OUT = "left out"  # event: a batch was closed without some of its samples
 DROPPED = "taken out of the run by --drop"
 
 
@@ -129,7 +130,7 @@ class Roller:
             self.given_up.update(sample for sample, failure in failures.items() if failure.outcome not in REFUSED)
             told = {sample: asdict(failure) for sample, failure in failures.items()}
             self.run.fix(closed_key, lambda: told)
-            self.run.emit("left out", purpose=purpose, skill=skill.hash, attempt=attempt, samples=told)
+            self.run.emit(LEFT_OUT, purpose=purpose, skill=skill.hash, attempt=attempt, samples=told)
         for index, rollout in enumerate(rollouts):
             if rollout.scored:
                 cost = Trajectory("", outcome=rollout.outcome, usage=rollout.trajectory.usage)

@@ -101,13 +101,16 @@ class Session:
         return self._stopping(reason)
 
     def nothing_left(self, failed: Mapping[str, bool]) -> bool:
-        """Do so few tasks fail that there is nothing left to learn from, the epoch's slow update included? `failed`: of
-        each train task that the incumbent did, whether it failed; what a second try solved did not. The reason goes
-        into the events."""
+        """True if so few tasks fail that there is nothing left to learn from, the epoch's slow update included.
+        `failed`: for each train task that the incumbent did, whether it failed; what a second try solved did not. The
+        reason goes into the events."""
+        counts = f"{sum(failed.values())} of {len(failed)} train tasks are left to learn from, too few"
+        return self._stopping(f"{counts} (train.patience = 0 goes on)" if self.too_few(failed) else "")
+
+    def too_few(self, failed: Mapping[str, bool]) -> bool:
+        """The rule of `nothing_left`."""
         left = sum(failed.values())
-        few = self.cfg.train.patience and failed and wilson(left, len(failed), SURE)[1] <= LEFT
-        counts = f"{left} of {len(failed)} train tasks are left to learn from, too few"
-        return self._stopping(f"{counts} (train.patience = 0 goes on)" if few else "")
+        return bool(self.cfg.train.patience and failed) and wilson(left, len(failed), SURE)[1] <= LEFT
 
     def _stopping(self, reason: str) -> bool:
         if reason:

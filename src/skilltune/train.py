@@ -177,12 +177,15 @@ async def fit(s: Session, state: State) -> None:
 
 async def forward(s: Session, state: State, step: Step) -> AsyncGenerator[Rollout, None]:
     """The step's batch under the incumbent, as it comes. Once much is solved, a failure may be bad luck: then it is
-    rolled again, and the batch comes when all of it is known."""
+    rolled again, and the batch comes when all of it is known. So it does if it may be the last one, because whether the
+    run goes on must be known before the optimizer is asked."""
     attempts = s.arena.draws(s.cfg.target.attempts)
     batch = s.roll.stream(state.skill, step.batch, attempts=attempts, purpose=f"step {step.index}")
     repeats = attempts == 1 and s.arena.draws(2) > 1 and not state.steady
     if s.cfg.train.confirm and repeats and (state.score or 0.0) >= CONFIRM_FROM:
         return stream(await confirmed(s, state, batch, f"step {step.index}, failures again"))
+    if s.too_few({sample.id: False for sample in step.batch} | state.failed):
+        return stream([rollout async for rollout in counted(s, state, batch)])
     return counted(s, state, batch)
 
 

@@ -37,6 +37,8 @@ from skilltune.models import Usage
 from skilltune.optimizer.handoff import Question, in_use
 from skilltune.optimizer.schedule import steps_per_epoch
 from skilltune.report.card import ARM_COST, ARM_HEADERS, arm_row, describe_usage, headline, looks, per_point
+from skilltune.report.left_out import describe, left_out, summed
+from skilltune.roll import LEFT_OUT
 from skilltune.run import FAILED, Run
 from skilltune.samples import describe_power
 from skilltune.session import Session
@@ -176,6 +178,10 @@ def line(
         case "fallback":
             instead = INSTEAD.get(data["stage"], "")
             return _text(f"step {data['step']} · {data['stage']}: {_short(data['reason'])}{instead}", "yellow")
+        case "left out" if data["samples"]:
+            return _text(f"left out of '{data['purpose']}': {describe(summed(data['samples']))}", "yellow")
+        case "dropped":
+            return _text(f"the sample {data['sample']} is dropped: no new answer is asked for it")
         case "waiting":
             return _text(f"waiting {data['seconds']:g} s for the {data['purpose']}: {_short(data['why'])}", "yellow")
         case "handoff" if data["refused"]:
@@ -264,6 +270,7 @@ class Lines:
     command: Callable[[Path], str] = _command
     progress: Progress | None = None
     paid: int = 0  # calls paid in earlier lives of the run
+    _left_out: dict[str, Mapping[str, Any]] = field(default_factory=dict)  # by sample, see `report.left_out`
     _beat: float = 0.0
     _beat_calls: int = 0
 
@@ -279,6 +286,7 @@ class Lines:
         """Print the plan: what is trained, on what, what it can show, and what it may take."""
         self.progress = Progress(session)
         self._beat = self.progress.clock()
+        self._left_out |= left_out(session.run)
         self.paid = sum(usage.calls for kind, usage in session.run.usage.items() if kind != FAILED)
         for name, value in plan(session, estimate(session)):
             self.console.print(Text.assemble((f"{name:<10}", "bold"), clean(value)))
@@ -292,6 +300,10 @@ class Lines:
             steps, slow = self.progress.steps, type == "verdict" and data["step"] == self.progress.step
             gate = self.progress.session.cfg.gate
             self.progress.hear(type, data)
+        if type == LEFT_OUT:  # each sample is named once; the end says them all
+            new = {sample: failure for sample, failure in data["samples"].items() if sample not in self._left_out}
+            self._left_out |= summed(new)
+            data = {**data, "samples": new}
         if (text := line(type, data, steps, gate, slow)) is not None:
             self.console.print(text)
         if type == "forked":
@@ -329,6 +341,8 @@ class Lines:
             console.print(f"no control arms: {result.uncertified}")
         if result.stopped is not None:
             console.print(f"stopped early: {result.stopped}")
+        if text := describe(self._left_out):
+            console.print(f"left out: {clean(text)}")
         console.print()
         for kind, usage in sorted(session.run.usage.items()):
             console.print(f"{kind:<15}{describe_usage(usage)}")
@@ -449,6 +463,7 @@ class History:
     stopped: str = ""
     writer: int | None = None
     command: Mapping[str, str] | None = None
+    left_out: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by sample, see `report.left_out`
 
     @classmethod
     def of(cls, run: Run) -> History:
@@ -480,7 +495,8 @@ class History:
         with suppress(RunError):  # what another version made is shown with the reasons that were recorded
             gate = stored_config(run.config, run.folder).gate if run.config else None
         usage = dict(run.usage)
-        return cls(run.folder, tuple(rows), versions, finish, usage, controls, gate, stopped, run.writer, command)
+        parts = (run.folder, tuple(rows), versions, finish, usage, controls, gate, stopped, run.writer, command)
+        return cls(*parts, left_out(run))
 
     @property
     def state(self) -> str:
@@ -531,6 +547,7 @@ class History:
             "verdicts": [{key: value for key, value in row.items() if key != "data"} for row in self.rows],
             "certificate": self.finish["certificate"] if self.finish else None,
             "controls": self.controls,
+            "left_out": self.left_out,
             "usage": {kind: asdict(usage) for kind, usage in self.usage.items()},
             "files": [str(path) for path in self.files],
         }
@@ -582,6 +599,8 @@ def show_run(history: History, console: Console) -> None:
         console.print(f"{'certified' if finish['exit_code'] == 0 else 'test':<15}{proof}")
         if finish["exit_code"] == 5 and finish["certificate"]:
             console.print(f"{'not certified':<15}{finish['certificate']['reason']}")
+    if text := describe(history.left_out):
+        console.print(f"{'left out':<15}{clean(text)}")
     if history.controls is not None:
         print_controls(history.controls, console)
         console.print()

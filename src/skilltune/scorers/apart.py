@@ -24,7 +24,8 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any
 
-THREAD = "scorer"  # name of the threads in which users' code runs
+from skilltune.output import USERS_THREAD
+
 LIMIT_S = 60.0
 AWAITED = 10  # an awaited call may last so many limits, because waiting disturbs nobody; to block the loop it has one
 
@@ -75,7 +76,7 @@ class _Worker:
     def __init__(self) -> None:
         self.calls: SimpleQueue[_Call] = SimpleQueue()
         self.abandoned = False
-        Thread(target=self._work, name=THREAD, daemon=True).start()
+        Thread(target=self._work, name=USERS_THREAD, daemon=True).start()
 
     def _work(self) -> None:
         while not self.abandoned:
@@ -147,7 +148,7 @@ class _Loop:
         self.loop = asyncio.new_event_loop()
         self.blocker: str | None = None
         self.asked: float | None = None  # when it was asked for a sign of life that has not come yet
-        Thread(target=self._run, name=THREAD, daemon=True).start()
+        Thread(target=self._run, name=USERS_THREAD, daemon=True).start()
 
     def _run(self) -> None:
         asyncio.set_event_loop(self.loop)
@@ -169,7 +170,7 @@ _numbers = itertools.count()
 
 
 async def _awaited(given: Awaitable[Any], limit: float) -> Any:
-    number, began = f"{THREAD} {next(_numbers)}", time.monotonic()
+    number, began = f"{USERS_THREAD} {next(_numbers)}", time.monotonic()
     if not _loops:
         _loops.append(_Loop())
     place = _loops[0]
