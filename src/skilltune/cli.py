@@ -219,8 +219,7 @@ def train(
 
     message = RESUME_FORK if fork else RESUME
     gone = message.replace("interrupted", "the reader of the output has gone")
-    spent = lambda: bool(opened and opened[0].spent)  # noqa: E731
-    with output.alone(as_json), _boundary(spent, view.failed, message, gone):
+    with _boundary(lambda: bool(opened and opened[0].spent), view.failed, message, gone):
         cfg, root = load_config(source, [*given, *(["certify.controls=true"] if controls else [])])
         with view:
             result = interrupts.run(
@@ -299,8 +298,7 @@ def evaluate(
             finally:
                 await session.aclose()
 
-    spent = lambda: bool(opened and opened[0].spent)  # noqa: E731
-    with output.alone(as_json), _boundary(spent, message=RESUME if run else "interrupted"):
+    with _boundary(lambda: bool(opened and opened[0].spent), message=RESUME if run else "interrupted"):
         if skill is not None and not skill.exists():
             raise UsageError(f"there is no skill at {skill}")
         cfg, root = load_config(config, overrides or ())
@@ -443,7 +441,7 @@ def doctor(
     from skilltune.doctor import examine
     from skilltune.report.terminal import clean, stdout
 
-    with output.alone(as_json), _boundary():
+    with _boundary():
         findings = interrupts.run(examine(config, overrides or ()))
         failed = sum(finding.level == "fail" for finding in findings)
         if as_json:

@@ -1,15 +1,12 @@
-"""Standard output is ours: what a user's code prints goes to standard error.
+"""Standard output is ours: what a user's code prints goes to standard error, and it cannot close either.
 
 A scorer runs in our process, and `sys.stdout` is the same for all of it. The threads of users' code are told apart by
-their name. With --json, file descriptor 1 is moved away too, because a subprocess of a scorer would write to it.
+their name.
 """
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from threading import current_thread
 from typing import Any, TextIO
 
@@ -17,60 +14,28 @@ USERS_THREAD = "scorer"  # name of the threads in which users' code runs
 
 
 class Output:
-    """A text stream that takes the place of `sys.stdout`. Nobody can close it: a scorer that closes its standard output
-    must not silence the run."""
+    """A text stream in the place of `sys.stdout` or `sys.stderr`. `users` is where the text of users' code goes."""
 
-    def __init__(self, stream: TextIO) -> None:
-        self.stream = stream
+    def __init__(self, stream: TextIO, users: TextIO) -> None:
+        self._ours, self._users = stream, users
 
     @property
-    def _place(self) -> TextIO:
-        return sys.stderr if current_thread().name == USERS_THREAD else self.stream
+    def _stream(self) -> TextIO:
+        return self._users if current_thread().name == USERS_THREAD else self._ours
 
     def write(self, text: str) -> int:
-        return self._place.write(text)
-
-    def writelines(self, lines: list[str]) -> None:
-        self._place.writelines(lines)
-
-    def flush(self) -> None:
-        self._place.flush()
+        return self._stream.write(text)
 
     def close(self) -> None:
-        self.flush()
+        """Flushes only: a scorer that closes its output must not silence the run."""
+        self._stream.flush()
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._place, name)
+        return getattr(self._stream, name)
 
 
 def take_over() -> None:
-    """Put an `Output` in the place of `sys.stdout`, once."""
+    """Put an `Output` in the place of both streams, once."""
     if not isinstance(sys.stdout, Output):
-        sys.stdout = Output(sys.stdout)  # type: ignore[assignment]
-
-
-@contextmanager
-def alone(wanted: bool = True) -> Iterator[None]:
-    """Meanwhile nothing but what we print ourselves reaches standard output, if that is `wanted`."""
-    out: Any = sys.stdout
-    if not wanted or not isinstance(out, Output):
-        yield
-        return
-    try:
-        number = out.stream.fileno()
-        out.stream.flush()
-        ours = os.dup(number)
-        os.dup2(sys.stderr.fileno(), number)
-    except (OSError, ValueError):  # no real files, as in a test: the threads are told apart all the same
-        yield
-        return
-    before, encoding, errors = out.stream, out.stream.encoding, out.stream.errors
-    out.stream = open(ours, "w", encoding=encoding, errors=errors, closefd=False)  # noqa: SIM115
-    try:
-        yield
-    finally:
-        with suppress(OSError):  # the reader has gone, which was said where it was found
-            out.stream.flush()
-        out.stream = before
-        os.dup2(ours, number)
-        os.close(ours)
+        out, err = Output(sys.stdout, sys.stderr), Output(sys.stderr, sys.stderr)
+        sys.stdout, sys.stderr = out, err  # type: ignore[assignment]

@@ -89,7 +89,7 @@ class Session:
         """Patience or the target score; the reason goes into the events. Raises `Stopped` for a file named `stop` in
         the run folder: that is the user's wish for a pause."""
         cfg = self.cfg.train
-        if (self.run.folder / "stop").exists():
+        if (self.run.place / "stop").exists():
             raise Stopped(f"{self.run.folder / 'stop'} exists; delete it and run the same command to go on")
         reason = ""
         if cfg.patience and steps_without_accept >= cfg.patience:
