@@ -21,6 +21,7 @@ from skilltune.skill import Skill
 
 KEY, TEST = "pins", "pins of test"
 CONTENTS = "sample contents"
+KEPT = "samples", "samples of test"  # names of blobs
 DROPPED = "dropped"  # event: a sample was taken out of the run
 
 
@@ -48,16 +49,24 @@ def pin(run: Run, skill: Skill, roll: Roller, looks_back: bool, samples: Iterabl
 def pin_test(run: Run, roll: Roller, test: Iterable[Sample]) -> None:
     """The same of the samples of `test`, when they are read."""
     samples = list(test)
-    keep_samples(run, samples)
+    keep_samples(run, samples, KEPT[1])
     run.fix(TEST, lambda: {sample.id: roll.content(sample) for sample in samples})
     tied = {sample.id: sample.group for sample in samples if sample.group is not None}
     run.fix(f"{TEST} groups", lambda: tied)
 
 
-def keep_samples(run: Run, samples: Iterable[Sample]) -> None:
+def keep_samples(run: Run, samples: Iterable[Sample], name: str = KEPT[0]) -> None:
     """Keep samples as they are: what was decided on one can be replayed after it was dropped from the file."""
-    for sample in samples:
-        run.keep(content_of(sample), json.dumps(sample.model_dump(mode="json")).encode())
+    run.keep(name, json.dumps({sample.id: sample.model_dump(mode="json") for sample in samples}).encode())
+
+
+def kept_sample(run: Run, sample: str) -> Sample | None:
+    """A sample as it was kept; None for one that the run has not used."""
+    for name in KEPT:
+        known = json.loads(run.kept(name) or "{}")
+        if sample in known:
+            return Sample.model_validate(known[sample])
+    return None
 
 
 def content_of(sample: Sample) -> str:

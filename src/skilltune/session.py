@@ -38,7 +38,17 @@ from skilltune.optimizer.plugin import Material, load_optimizer, train_only
 from skilltune.optimizer.recorded import Recording
 from skilltune.optimizer.schedule import steps_per_epoch
 from skilltune.optimizer.stage import ByModel
-from skilltune.pins import CONTENTS, content_of, dropped, keep_samples, pin, pin_test, pinned_contents, split_ids
+from skilltune.pins import (
+    CONTENTS,
+    content_of,
+    dropped,
+    keep_samples,
+    kept_sample,
+    pin,
+    pin_test,
+    pinned_contents,
+    split_ids,
+)
 from skilltune.pins import drop as pin_drop
 from skilltune.roll import NAMED, UNDER_WAY, Roller
 from skilltune.rollout import Rollout, Trajectory
@@ -477,24 +487,14 @@ def fixed_split(cfg: Config, run: Run, env: Env, drop: Sequence[str] = ()) -> Sp
     names = split_ids(run) or names
     if empty := [name for name in ("train", "select") if not names[name]]:
         raise UsageError(f"--drop: no sample is left in the {empty[0]} split")
-    return Splits(
-        **{
-            name: tuple(_as_it_was(run, id, was) if id in gone else now[id] for id in ids)
-            for name, ids in names.items()
-        }
-    )
+    then = {id: kept_sample(run, id) or Sample(id=id, input="") for id in gone}
+    return Splits(**{name: tuple(then[id] if id in then else now[id] for id in ids) for name, ids in names.items()})
 
 
 def _dropping(samples: Sequence[str]) -> str:
     """The options that drop samples."""
     more = " …" if len(samples) > NAMED else ""
     return " ".join(f"--drop {shlex.quote(sample)}" for sample in samples[:NAMED]) + more
-
-
-def _as_it_was(run: Run, sample: str, contents: Mapping[str, str]) -> Sample:
-    """A dropped sample as it was when the run began; a bare one if the run never kept it, because it never used it."""
-    kept = run.kept(contents.get(sample, ""))
-    return Sample(id=sample, input="") if kept is None else Sample.model_validate_json(kept)
 
 
 def _unchanged(run: Run, name: str, what: str, fingerprint: str) -> None:
