@@ -33,19 +33,18 @@ def text_of(samples: dict[str, dict[str, str]]) -> str:
 
 
 def test_the_line_says_how_many_which_and_why_and_says_it_once() -> None:
-    filtered = {"outcome": "sample_error", "why": "`m`: 400: filtered \x1b[2J", "cause": "refused by the filter"}
+    filtered = {"outcome": "sample_error", "why": "`m`: 400: filtered \x1b[2J", "cause": "by the filter"}
     lost = {"outcome": "infra_error", "why": "503 from 10.0.0.1", "cause": "… from …"}
     said = text_of({"t112": filtered, "t9": lost, "t131": filtered})
     assert said == (
-        "left out of 'select': 3 samples (2 refused: t112, t131: refused by the filter; 1 failed: t9: 503 from "
-        "10.0.0.1)\n"
+        "left out of 'select': 3 samples (t112, t131: refused: by the filter; t9: failed: 503 from 10.0.0.1)\n"
     )
 
 
 def test_many_samples_are_counted_and_few_named() -> None:
     assert describe({}) == ""
     many = {f"s{i}": {"outcome": "judge_error", "why": "x"} for i in range(8)}
-    assert describe(many) == "8 samples (8 not scored: s0, s1, s2, s3, s4 and 3 more: x)"
+    assert describe(many) == "8 samples (s0, s1, s2, s3, s4 and 3 more: not scored: x)"
 
 
 async def test_train_show_card_and_eval_name_what_was_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,7 +58,7 @@ async def test_train_show_card_and_eval_name_what_was_left_out(tmp_path: Path, m
     with quick_retries(2), Fated(fate) as world:
         settings = {"train.epochs": 1}
         done = await train(world, tmp_path, settings)
-        said = f"1 sample (1 failed: {bad}: "
+        said = f"1 sample ({bad}: failed: "
         assert f"Left out: {said}" in done.read("card.md").replace("\\", "")
         shown = CliRunner().invoke(app, ["show", str(done.folder)])
         assert f"left out       {said}" in shown.output
@@ -68,7 +67,7 @@ async def test_train_show_card_and_eval_name_what_was_left_out(tmp_path: Path, m
         assert "had an error" in data["left_out"][bad]["why"]
         dropped = await train_at(world.url, tmp_path, settings, drop=[bad])
         assert dropped.outcome == done.outcome
-        assert f"1 dropped: {bad}: by --drop" in CliRunner().invoke(app, ["show", str(done.folder)]).output
+        assert f"({bad}: dropped: by --drop)" in CliRunner().invoke(app, ["show", str(done.folder)]).output
         cfg = make_config(
             {
                 "skill": "SKILL.md",

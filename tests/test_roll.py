@@ -15,7 +15,15 @@ import pytest
 
 from skilltune.config import make_config
 from skilltune.envs import Env
-from skilltune.errors import BudgetExceeded, CallConfigError, CallError, InfraError, InfraStopped, SampleError
+from skilltune.errors import (
+    BudgetExceeded,
+    CallConfigError,
+    CallError,
+    InfraError,
+    InfraStopped,
+    JudgeError,
+    SampleError,
+)
 from skilltune.models import Request, Usage
 from skilltune.roll import ALIKE, MOMENT_S, REFUSED, Roller, gather
 from skilltune.rollout import Rollout, Trajectory
@@ -597,9 +605,24 @@ async def test_nobody_waits_for_what_names_its_own_cause(run: Run, monkeypatch: 
     target.errors = {sample.id: cut for sample in MANY.samples[:27]}
     async with asyncio.timeout(5):
         with pytest.raises(InfraStopped, match=r"27 of 40 calls .* failed: cut at 16 tokens") as told:
-            await roll(OTHER, MANY.samples)
+            await roll(OTHER, MANY.samples[::-1])
     assert set(target.asked.values()) == {2}
     assert "--fork" in str(told.value)
+
+
+@pytest.mark.parametrize("succeeds", [False, True])
+async def test_later_too_a_batch_ends_once_it_cannot_be_mended(
+    run: Run, succeeds: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a score in it, and with more equal failures than a batch may have. One score shows that there is hope."""
+    monkeypatch.setattr("skilltune.roll.WAITS_S", (0.0,))
+    target = Gated()
+    roll = Roller(target, MANY, run, under_way=1)
+    await roll(SKILL, MANY.samples)
+    errors = {sample.id: JudgeError(f'sample "{sample.id}": no verdict') for sample in MANY.samples}
+    target.errors = {id: error for id, error in errors.items() if not (succeeds and id == "s1")}
+    with pytest.raises(InfraStopped, match="39 of 40" if succeeds else "5 of 5 scores .* no verdict"):
+        await roll(OTHER, MANY.samples)
 
 
 async def test_a_stop_names_each_cause_and_the_way_to_go_on_without_few_samples(

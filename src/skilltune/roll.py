@@ -110,7 +110,7 @@ class Roller:
         closed_key = digest("left out", skill.hash, [sample.id for sample in samples], attempt, purpose)
         closed = self.run.recall(closed_key)
         left_out = {sample: Failure(**stored) for sample, stored in closed[0].items()} if closed else {}
-        rollouts, failures = await self._all(skill, samples, attempt, left_out, landed)
+        rollouts, failures = await self._all(skill, samples, attempt, purpose, left_out, landed)
         before: Failures = {}
         for pause in WAITS_S:
             late = any(not failure.final and sample not in self.given_up for sample, failure in failures.items())
@@ -123,7 +123,7 @@ class Roller:
             why = next(failure.why for failure in failures.values() if not failure.final)
             self.run.tell("waiting", purpose=purpose, seconds=pause, why=why)
             await asyncio.sleep(pause)
-            rollouts, failures = await self._all(skill, samples, attempt, left_out, landed)
+            rollouts, failures = await self._all(skill, samples, attempt, purpose, left_out, landed)
         if not closed and (_too_many(failures, len(rollouts)) or self._all_refused(skill, failures, len(rollouts))):
             raise self._stop(purpose, rollouts, failures)
         if failures and not closed:
@@ -264,6 +264,7 @@ class Roller:
         skill: Skill,
         samples: Sequence[Sample],
         attempt: int,
+        purpose: str,
         left_out: Failures,
         landed: Callable[[int, Rollout], None],
     ) -> tuple[list[Rollout], Failures]:
@@ -290,6 +291,8 @@ class Roller:
                 self._refused[self.key(skill, sample, attempt)] = failure
             failures[sample.id] = failure
             rollouts[index] = _unscored(skill, sample, attempt, failure)
+            if not left_out and not stop and _hopeless(rollouts.values(), failures, len(samples)):
+                stop.append(self._stop(purpose, list(rollouts.values()), failures))
 
         async def work() -> None:
             for index, sample in waiting:
@@ -340,6 +343,8 @@ class Roller:
         """The last sentence of a stop: how to go on."""
         if self._raises(failures):
             return "The answers are kept: mend the scorer and run the same command; none is asked for again."
+        if _of_scorer(failures):
+            return "The answers are kept: run the same command to ask the judge again, or name another with --fork."
         if all(failure.final for failure in failures.values()):
             return "Mend the cause and run the same command, with --fork if a setting of the run has to change."
         return "Run the same command to go on."
@@ -444,6 +449,14 @@ def describe_failures(failures: Failures) -> str:
         samples = [sample for sample, failure in failures.items() if failure.cause == cause]
         parts.append(f"{times} × {failures[samples[0]].why} ({_few(samples)})")
     return "; ".join(parts)
+
+
+def _hopeless(rollouts: Iterable[Rollout], failures: Failures, size: int) -> bool:
+    """True if a batch that is under way has no score yet and too many failures of one cause that no waiting mends."""
+    failed = [failure for failure in failures.values() if failure.outcome not in REFUSED]
+    alike = len(failed) >= ALIKE and len({failure.cause for failure in failed}) == 1
+    lasting = all(failure.final or failure.outcome == "judge_error" for failure in failed)
+    return alike and lasting and _too_many(failures, size) and not any(rollout.scored for rollout in rollouts)
 
 
 def _of_scorer(failures: Failures) -> bool:

@@ -46,14 +46,14 @@ def one_line(text: str) -> str:
 
 
 def describe(found: Mapping[str, Mapping[str, Any]]) -> str:
-    """For example: 2 samples (1 refused: t112: the content filter; 1 failed: t9: 503). "" if nothing was left out."""
+    """For example: 3 samples (t112, t131: refused: the content filter; t9: failed: 503). "" if nothing was left out."""
     if not found:
         return ""
     groups: dict[tuple[str, str], list[str]] = {}
     for sample, failure in found.items():
         groups.setdefault((failure["outcome"], failure["why"]), []).append(sample)
     parts = [
-        f"{len(samples)} {WORDS.get(outcome, outcome)}: {_named(samples)}: {why}"
+        f"{_named(samples)}: {WORDS.get(outcome, outcome)}: {why}"
         for (outcome, why), samples in sorted(groups.items(), key=lambda group: (-len(group[1]), group[0]))
     ]
     return f"{len(found)} sample{'s' * (len(found) != 1)} ({'; '.join(parts)})"
