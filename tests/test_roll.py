@@ -248,7 +248,7 @@ async def test_a_stop_of_the_source_lets_what_was_begun_finish_and_an_error_does
 
 async def test_what_is_asked_for_goes_before_what_may_be_needed(run: Run) -> None:
     target = Gated()
-    roll = Roller(target, ENV, run, answered=True, lookahead=True)
+    roll = await answering(target, ENV, run, lookahead=True)
     roll.expect(SKILL, ENV.samples[:3])
     await roll(SKILL, ENV.samples[3:])
     await idle()
