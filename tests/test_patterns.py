@@ -68,6 +68,11 @@ def test_a_pattern_means_what_re_says(pattern: str, text: str) -> None:
             assert find_all(pattern, text) == expected
 
 
+def test_comments_of_a_pattern_are_no_part_of_it() -> None:
+    pattern = "(?x) a # a list [ of {e}\n [b[] \\# # and the end ["
+    assert find_all(pattern, "ab# a[#") == found(pattern, "ab# a[#") == ["ab#", "a[#"]
+
+
 @pytest.mark.parametrize("pattern", [r"\p{L}", r"\X", "(?|a|b)", "(?R)", r"\L<words>", "(?V1)a", "(a", "*"])
 def test_what_re_does_not_take_is_refused(pattern: str) -> None:
     with pytest.raises(UsageError, match="not a valid regular expression"):

@@ -537,6 +537,16 @@ async def test_a_candidate_that_is_refused_everywhere_is_no_reason_to_stop(run: 
         await roll(SKILL, MANY.samples, attempt=1)
 
 
+async def test_a_small_batch_of_refused_samples_does_not_stop_a_run(run: Run) -> None:
+    target = Gated()
+    refused = {"s1", "s2", "s3"}
+    target.errors = dict.fromkeys(refused, FILTERED)
+    roll = Roller(target, MANY, run)
+    await roll(SKILL, MANY.samples)
+    rollouts = await roll(SKILL, MANY.samples[:4], attempt=1)
+    assert set(left_out(rollouts)) == refused
+
+
 @pytest.mark.parametrize(
     "errors",
     [

@@ -32,17 +32,19 @@ from skilltune.models.endpoint import Ahead
 from skilltune.rollout import Rollout, Trajectory, rollout_from_json, rollout_to_json
 from skilltune.run import Paid, Run, digest
 from skilltune.samples import Sample
+from skilltune.scorers.reading import elided
 from skilltune.skill import Skill
 from skilltune.targets import Target
 
 MAX_UNSCORED = 0.10  # share of a batch that may fail; the coverage floor is 1 minus this
-MAX_REFUSED = 0.5  # share of a batch that may be refused for what it says (`sample_error`)
+MAX_REFUSED = 0.5  # share that must not be refused for what it says (`sample_error`), of all that is asked with a skill
 ALIKE = 3  # equal failures in a row, before the first score of a process, that stop a batch
 UNDER_WAY = 256  # samples of a batch begun at once, or twice the workers: each holds 6 KB
 WAITS_S = (2.0, 10.0, 30.0)  # pauses before what failed in a batch is tried again
 MOMENT_S = 0.005  # that what may be needed waits, for what is asked for at the same time to go first
 REFUSED: tuple[Outcome, ...] = ("sample_error", "not_graded")  # asking again cannot help, and no other sample is meant
 NAMED = 3  # samples that a message names
+LONGEST_WHY = 3000  # characters of a failure that are kept
 LEFT_OUT = "left out"  # event: a batch was closed without some of its samples
 DROPPED = "taken out of the run by --drop"
 
@@ -63,7 +65,7 @@ class Failure:
     def of(cls, sample: str, error: CallError) -> Failure:
         refused = error.outcome in REFUSED
         cause = error.systemic or _normal(str(error), sample)
-        return cls(error.outcome, str(error), cause, refused or bool(error.systemic))
+        return cls(error.outcome, elided(str(error), LONGEST_WHY), cause, refused or bool(error.systemic))
 
 
 Failures = dict[str, Failure]
@@ -125,7 +127,9 @@ class Roller:
             await asyncio.sleep(pause)
             rollouts, failures = await self._all(skill, samples, attempt, purpose, left_out, landed)
         if not closed and (_too_many(failures, len(rollouts)) or self._all_refused(skill, failures, len(rollouts))):
-            raise self._stop(purpose, rollouts, failures)
+            if self._raises(failures):
+                self._keep_answers(rollouts)
+            raise self._stop(purpose, len(rollouts), failures)
         if failures and not closed:
             self.given_up.update(sample for sample, failure in failures.items() if failure.outcome not in REFUSED)
             told = {sample: asdict(failure) for sample, failure in failures.items()}
@@ -214,21 +218,19 @@ class Roller:
         return self.env.judge is None and _of_scorer(failures)
 
     def _all_refused(self, skill: Skill, failures: Failures, size: int) -> bool:
-        """True if the endpoint refuses most of a batch. Not if it refuses a candidate alone: that is the candidate's
-        own failure, which the gate sees as a lack of scores."""
+        """True if the endpoint refuses half of what was asked with a skill. Not if it refuses a candidate alone: that
+        is the candidate's own failure, which the gate sees as a lack of scores."""
         refused = sum(failure.outcome in REFUSED for failure in failures.values())
-        rolled = {hash for hash, _, _ in self.seen}
-        return refused >= ALIKE and refused > MAX_REFUSED * size and (not rolled or skill.hash in rolled)
+        scored = sum(hash == skill.hash for hash, _, _ in self.seen)
+        return refused >= ALIKE and refused >= MAX_REFUSED * (size + scored) and bool(scored or not self.seen)
 
-    def _stop(self, purpose: str, rollouts: Sequence[Rollout], failures: Failures) -> InfraStopped:
+    def _stop(self, purpose: str, size: int, failures: Failures) -> InfraStopped:
         """The stop of a batch that failed: how much of it, why, and how to go on."""
-        if self._raises(failures):
-            self._keep_answers(rollouts)
         what, then = ("scores" if self._raises(failures) else "calls"), [self._way_on(failures)]
-        if len(failures) <= NAMED < len(rollouts):
+        if len(failures) <= NAMED < size:
             drop = " ".join(f"--drop {shlex.quote(sample)}" for sample in failures)
             then.append(f"To go on without {_few(list(failures))} for good, add {drop}.")
-        share = f"{len(failures)} of {len(rollouts)} {what} of the batch '{purpose}' failed"
+        share = f"{len(failures)} of {size} {what} of the batch '{purpose}' failed"
         return InfraStopped(
             f"{share}: {describe_failures(failures)}\nNothing was counted as a wrong answer. {' '.join(then)}"
         )
@@ -286,13 +288,13 @@ class Roller:
                 except CallError as error:
                     failure = Failure.of(sample.id, error)
                     if self._in_a_row(failure):
-                        stop.append(self._systemic(failure, list(rollouts.values())))
+                        stop.append(self._systemic(failure))
             if failure.outcome in REFUSED and sample.id not in self.dropped:
                 self._refused[self.key(skill, sample, attempt)] = failure
             failures[sample.id] = failure
             rollouts[index] = _unscored(skill, sample, attempt, failure)
             if not left_out and not stop and _hopeless(rollouts.values(), failures, len(samples)):
-                stop.append(self._stop(purpose, list(rollouts.values()), failures))
+                stop.append(self._stop(purpose, len(rollouts), failures))
 
         async def work() -> None:
             for index, sample in waiting:
@@ -300,14 +302,23 @@ class Roller:
                 if stop:
                     raise stop[0]
 
-        if not self._heard:
+        async def ahead() -> None:
+            """One sample alone, then the few that tell a bad sample from a bad endpoint."""
             async with self._first:
-                for together in (1, ALIKE - 1):  # one alone, then the few that tell a bad sample from a bad endpoint
-                    if not self._heard and not stop:
+                for together in (1, ALIKE - 1):
+                    if not self._heard:
                         await gather([one(index, sample) for index, sample in islice(waiting, together)])
-                if stop:
-                    raise stop[0]
-        await gather([work() for _ in range(min(self.under_way, len(samples)))])
+                    if stop:
+                        raise stop[0]
+
+        try:
+            if not self._heard:
+                await ahead()
+            await gather([work() for _ in range(min(self.under_way, len(samples)))])
+        except InfraStopped:
+            if stop and self._raises(failures):
+                self._keep_answers(list(rollouts.values()))
+            raise
         ordered = {sample.id: failures[sample.id] for sample in samples if sample.id in failures}
         return [rollouts[index] for index in range(len(samples))], ordered
 
@@ -329,10 +340,8 @@ class Roller:
         self._alike = [*self._alike, failure.cause][-ALIKE:]
         return len(self._alike) == ALIKE and len(set(self._alike)) == 1
 
-    def _systemic(self, failure: Failure, rollouts: Sequence[Rollout]) -> InfraStopped:
+    def _systemic(self, failure: Failure) -> InfraStopped:
         """The stop at the start of a run whose calls all fail in one way."""
-        if self._raises({"": failure}):
-            self._keep_answers(rollouts)
         why = failure.why if not failure.final or failure.cause in failure.why else f"{failure.cause}. {failure.why}"
         return InfraStopped(
             f"{ALIKE} of {ALIKE} samples failed in the same way, so no more are sent: {why}\n"

@@ -485,7 +485,7 @@ def fixed_split(cfg: Config, run: Run, env: Env, drop: Sequence[str] = ()) -> Sp
     if run.events("start"):  # until then nothing was decided by a score, and a scorer that raised can be mended
         _unchanged(run, "env", "the scorer or the prompt", env.fingerprint)
     names = split_ids(run) or names
-    if empty := [name for name in ("train", "select") if not names[name]]:
+    if empty := [name for name in ("train", "select") if not set(names[name]) - gone.keys()]:
         raise UsageError(f"--drop: no sample is left in the {empty[0]} split")
     then = {id: kept_sample(run, id) or Sample(id=id, input="") for id in gone}
     return Splits(**{name: tuple(then[id] if id in then else now[id] for id in ids) for name, ids in names.items()})

@@ -109,15 +109,22 @@ def _abandon(worker: _Worker) -> None:
 
 def _contained(run: Callable[[], Any]) -> Any:
     """The result of a call, or what it raised. The working directory is the same afterwards."""
-    place = os.getcwd()
+    place = _working_directory()
     try:
         return run()
     except BaseException as error:  # also SystemExit: it would end the thread and leave all others waiting
         return Raised(error)
     finally:
-        with suppress(OSError):
-            if os.getcwd() != place:
+        if place != _working_directory():
+            with suppress(OSError):
                 os.chdir(place)
+
+
+def _working_directory() -> str:
+    try:
+        return os.getcwd()
+    except OSError:  # it was deleted
+        return ""
 
 
 async def _called(run: Callable[[], Any], limit: float) -> Any:

@@ -35,15 +35,16 @@ def find_all(pattern: str, text: str) -> list[str]:
 
 @lru_cache(maxsize=1024)
 def _compiled(pattern: str) -> regex.Pattern[str]:
-    re.compile(pattern)
+    verbose = bool(re.compile(pattern).flags & re.VERBOSE)
     try:
-        return regex.compile(as_re(pattern), regex.VERSION0)
+        return regex.compile(as_re(pattern, verbose), regex.VERSION0)
     except regex.error as error:
         raise re.error(str(error), pattern) from None
 
 
-def as_re(pattern: str) -> str:
-    """The pattern with what only `regex` takes for syntax escaped: a brace that is no repeat, a bracket in a set."""
+def as_re(pattern: str, verbose: bool = False) -> str:
+    """The pattern with what only `regex` takes for syntax escaped: a brace that is no repeat, a bracket in a set.
+    `verbose`: it has comments."""
     found: list[str] = []
     at, start = 0, -1  # `start` of the set that is open, -1 outside of one
     while at < len(pattern):
@@ -55,6 +56,8 @@ def as_re(pattern: str) -> str:
                 start = -1
             elif sign == "[":
                 found.append("\\")
+        elif sign == "#" and verbose:
+            taken = (pattern.find("\n", at) + 1 or len(pattern)) - at
         elif sign == "[":
             start = at + 1 + (pattern[at + 1 : at + 2] == "^")
         elif sign == "{":
