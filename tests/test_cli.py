@@ -305,7 +305,7 @@ def test_a_dead_provider_is_exit_3_never_a_score(tmp_path: Path) -> None:
         desk = Desk(tmp_path, world)
         result = skilltune("train", desk.config)
         assert result.exit_code == 3
-        assert "calls of the batch 'select' failed" in result.stderr
+        assert "3 of 3 samples failed in the same way" in result.stderr
         assert "Run the same command to go on" in result.stderr
         world.faults = Faults()
         assert skilltune("train", desk.config).exit_code == 0

@@ -255,4 +255,4 @@ def test_the_decorator_binds_positional_arguments():
 async def test_a_users_score_comes_through_unchanged():
     given = Score(0.5, "half of it", soft=0.7, metrics={"tokens": 3.0})
     made = Env([{"input": "q"}], lambda sample, rollout: given)
-    assert await made.score(made.samples[0], rollout("x")) is given
+    assert await made.score(made.samples[0], rollout("x")) == given

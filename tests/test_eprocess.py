@@ -153,13 +153,16 @@ class Rolls:
     async def __call__(
         self, skill: Skill, samples: Sequence[Sample], *, attempt: int = 0, purpose: str = ""
     ) -> list[Rollout]:
+        rollouts = []
         for sample in samples:
             self.asked.append((skill.hash, sample.id, attempt))
             value = self.score(skill.text, int(sample.id[1:]), attempt)
+            trajectory = Trajectory("", outcome="ok" if value is not None else "infra_error")
+            score = None if value is None else Score(value)
+            rollouts.append(Rollout(sample.id, skill.hash, attempt, trajectory, score))
             if value is not None:
-                rollout = Rollout(sample.id, skill.hash, attempt, Trajectory(""), Score(value))
-                self.seen[skill.hash, sample.id, attempt] = rollout
-        return [self.seen[key] for sample in samples if (key := (skill.hash, sample.id, attempt)) in self.seen]
+                self.seen[skill.hash, sample.id, attempt] = rollouts[-1]
+        return rollouts
 
     def expect(self, skill: Skill, samples: Sequence[Sample], attempt: int = 0) -> None:
         assert samples

@@ -318,9 +318,9 @@ def score(sample, rollout):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("raises", ["not right", "not right and sample.id[-1] in '0123'"])
+@pytest.mark.parametrize(("raises", "calls"), [("not right", 3), ("not right and sample.id[-1] in '0123'", 16)])
 async def test_a_scorer_that_raises_is_named_with_its_line_and_mending_it_pays_for_no_answer_again(
-    tmp_path: Path, raises: str
+    tmp_path: Path, raises: str, calls: int
 ) -> None:
     """Also where it raised on some answers only, and the others had a score already."""
     file = tmp_path / "mine.py"
@@ -337,7 +337,7 @@ async def test_a_scorer_that_raises_is_named_with_its_line_and_mending_it_pays_f
         assert "mend the scorer and run the same command" in told
         assert stopped.value.exit_code == 3
         paid = [seen.sample for seen in world.requests if seen.role == "target"]
-        assert len(paid) == len(set(paid)) == 16
+        assert len(paid) == len(set(paid)) == calls
         file.write_text(RAISING.format(raises="False"))
         done = await train(world, tmp_path, settings)
         assert done.result.exit_code == 0

@@ -244,6 +244,55 @@ def test_a_verdict_names_its_line_by_number_or_text(name: str) -> None:
     assert [v.passed for v in read_verdicts(data, "ok", ["Is short", "Is kind"])] == [True, False]
 
 
+@pytest.mark.parametrize(
+    ("passed", "meant"),
+    [
+        *((word, True) for word in ("yes", " Yes. ", "PASS", "true", 1, 1.0, "met")),
+        *((word, False) for word in ("no", "False", "FAIL", 0, "0", "not met")),
+    ],
+)
+def test_an_unambiguous_verdict_is_read_in_any_spelling(passed: Any, meant: bool) -> None:
+    given = {"verdicts": [{"check": 1, "passed": passed, "evidence": "ok" if meant else None}]}
+    assert [v.passed for v in read_verdicts(given, "ok", ["Is short"])] == [meant]
+
+
+@pytest.mark.parametrize("passed", [None, "", "maybe", "yes and no", 2, -1, 0.5, float("nan"), [], {}, "n/a", "partly"])
+def test_a_doubtful_verdict_is_none(passed: Any) -> None:
+    with pytest.raises(ValueError, match="true or false"):
+        read_verdicts({"verdicts": [verdict("1", passed, "ok")]}, "ok", ["Is short"])
+
+
+@pytest.mark.parametrize("evidence", [None, "", "words that the answer does not have"])
+def test_a_pass_in_words_needs_its_evidence_too(evidence: str | None) -> None:
+    with pytest.raises(ValueError, match="evidence"):
+        read_verdicts({"verdicts": [verdict("1", "yes", evidence)]}, "ok", ["Is short"])
+
+
+async def test_pitfall_33_a_judge_that_never_keeps_the_form_stops_the_run_at_its_third_sample(tmp_path: Path) -> None:
+    def judged(call: Any) -> Answer:
+        if "reply with the word" in json.dumps(call.body).lower():
+            return completion()
+        rows = [{"check": "1", "passed": "somewhat", "evidence": call.body["messages"][1]["content"][-40:]}]
+        message = {"role": "assistant", "content": json.dumps({"verdicts": rows})}
+        return Answer({"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]})
+
+    with small() as world:
+        rows = [row | {"checks": [KIND]} for row in world.samples()]
+        async with Server(judged) as judge:
+            (tmp_path / "SKILL.md").write_text(START)
+            tree = {
+                "skill": str(tmp_path / "SKILL.md"),
+                "target": {"model": f"openai@{world.url}/target"},
+                "optimizer": {"model": "examples"},
+            }
+            env = Env(rows, {"judge": f"openai@{judge.url}/v1/judge"})
+            with pytest.raises(InfraStopped, match="3 of 3 samples failed in the same way") as stopped:
+                await run_training(make_config(tree), tmp_path, tmp_path / "run", env=env)
+            assert "somewhat" in str(stopped.value)  # its own words
+            assert world.calls["target"] == 3
+            assert len(judge.calls) <= 1 + 2 * 3  # the probe, and two tries of three samples
+
+
 def verdict(check: Any, passed: Any, evidence: Any) -> dict[str, Any]:
     return {"check": check, "passed": passed, "evidence": evidence}
 
@@ -255,7 +304,7 @@ def verdict(check: Any, passed: Any, evidence: Any) -> dict[str, Any]:
         ([], "check 1 has no verdict\ncheck 2 has no verdict"),
         ([verdict("1", False, ""), verdict("1", True, "ok")], "check 1 has two verdicts\ncheck 2 has no verdict"),
         ([verdict("3", False, "")], 'no check "3"'),
-        ([verdict("1", "yes", "")], "true or false"),
+        ([verdict("1", "perhaps", "")], "true or false"),
         ([verdict("1", True, None), verdict("2", False, None)], "check 1 passes, but its evidence"),
     ],
 )

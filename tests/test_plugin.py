@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -417,3 +418,18 @@ async def test_an_optimizer_that_does_not_read_all_of_a_batch_leaves_it_to_the_g
         assert world.calls["target"] == asked  # what was left unread is in the journal like all else
     with Run.read(result.folder) as journal:
         assert (await recompute(journal)).exit_code == 0
+
+
+async def test_a_check_of_an_installed_scorer_is_read_from_a_sample_file(register: Any, tmp_path: Path) -> None:
+    register(
+        "scorer", "shout", "def it(sample, rollout, *, loud: int = 1):\n    return rollout.answer.count('!') >= loud\n"
+    )
+    row = {"id": "s1", "input": "?", "checks": [{"type": "shout", "loud": 2}]}
+    (tmp_path / "data.jsonl").write_text(json.dumps(row) + "\n")
+    env = Env(tmp_path / "data.jsonl")
+    (sample,) = env.samples
+    scores = [await env.score(sample, Rollout("s1", "", 0, Trajectory(text), None)) for text in ("Hey!", "Hey!!")]
+    assert [score.value for score in scores] == [0.0, 1.0]
+    (tmp_path / "data.jsonl").write_text(json.dumps({**row, "checks": [{"type": "shouts"}]}) + "\n")
+    with pytest.raises(UsageError, match='the check type "shouts" is not supported'):
+        Env(tmp_path / "data.jsonl")

@@ -15,9 +15,17 @@ import pytest
 
 from skilltune.config import make_config
 from skilltune.envs import Env
-from skilltune.errors import BudgetExceeded, CallConfigError, InfraError, InfraStopped
+from skilltune.errors import (
+    BudgetExceeded,
+    CallConfigError,
+    CallError,
+    InfraError,
+    InfraStopped,
+    JudgeError,
+    SampleError,
+)
 from skilltune.models import Request, Usage
-from skilltune.roll import MOMENT_S, Roller, gather
+from skilltune.roll import ALIKE, MOMENT_S, REFUSED, Roller, gather
 from skilltune.rollout import Rollout, Trajectory
 from skilltune.run import Run
 from skilltune.samples import Sample
@@ -78,6 +86,14 @@ def no_task_left() -> Iterator[None]:
     assert asyncio.all_tasks() <= before
 
 
+async def answering(target: Gated, env: Env, run: Run, **settings: Any) -> Roller:
+    """A roller whose target has answered once, so that a batch is sent at once."""
+    roll = Roller(target, env, run, **settings)
+    await roll(Skill("The first call."), [Sample(id="first", input="?", target="yes")])
+    target.asked.clear()
+    return roll
+
+
 def answers(rollouts: list[Rollout]) -> list[str]:
     return [rollout.answer for rollout in rollouts]
 
@@ -106,7 +122,8 @@ async def test_a_rollout_is_there_as_soon_as_it_and_all_before_it_are(run: Run) 
 
 async def test_several_draws_come_one_after_the_other_and_are_made_at_once(run: Run) -> None:
     target, seen = Gated("s0"), list[Rollout]()
-    consumer = asyncio.create_task(consume(Roller(target, ENV, run).stream(SKILL, ENV.samples, attempts=3), seen))
+    roll = await answering(target, ENV, run)
+    consumer = asyncio.create_task(consume(roll.stream(SKILL, ENV.samples, attempts=3), seen))
     await idle()
     assert target.asked == dict.fromkeys((f"s{i}" for i in range(6)), 3)
     target.gates["s0"].set()
@@ -231,7 +248,7 @@ async def test_a_stop_of_the_source_lets_what_was_begun_finish_and_an_error_does
 
 async def test_what_is_asked_for_goes_before_what_may_be_needed(run: Run) -> None:
     target = Gated()
-    roll = Roller(target, ENV, run, answered=True, lookahead=True)
+    roll = await answering(target, ENV, run, lookahead=True)
     roll.expect(SKILL, ENV.samples[:3])
     await roll(SKILL, ENV.samples[3:])
     await idle()
@@ -446,7 +463,8 @@ async def test_a_batch_waits_for_its_last_sample_once(run: Run, monkeypatch: pyt
 
 async def test_no_more_samples_are_begun_at_once_than_allowed_and_all_come_in_order(run: Run) -> None:
     target = Gated("s0", "s1")
-    task = asyncio.create_task(Roller(target, ENV, run, under_way=2)(SKILL, ENV.samples))
+    roll = await answering(target, ENV, run, under_way=2)
+    task = asyncio.create_task(roll(SKILL, ENV.samples))
     await idle()
     assert target.asked.total() == 2
     target.gates["s1"].set()
@@ -519,3 +537,190 @@ async def test_a_payment_whose_last_waiter_is_cancelled_while_it_fails_leaves_no
 
     with nothing_unseen():
         await cancelled()
+
+
+# -- what no waiting can change
+
+MANY = Env([{"id": f"s{i}", "input": f"q{i}", "target": "yes"} for i in range(40)])
+FILTERED = SampleError("400: the content filter refused the prompt", systemic="refused by the content filter")
+
+
+def left_out(rollouts: list[Rollout]) -> dict[str, str]:
+    return {rollout.sample: rollout.outcome for rollout in rollouts if not rollout.scored}
+
+
+async def test_pitfall_32_a_refused_sample_is_left_out_at_once_and_asked_no_more(run: Run) -> None:
+    target = Gated()
+    refused = ["s3", "s17", "s18", "s19", "s39"]  # more than the tenth that may fail
+    target.errors = dict.fromkeys(refused, FILTERED)
+    roll = Roller(target, MANY, run)
+    rollouts = await roll(SKILL, MANY.samples)
+    assert left_out(rollouts) == dict.fromkeys(refused, "sample_error")
+    await roll(SKILL, MANY.samples, purpose="again")
+    assert set(target.asked.values()) == {1}
+    (event,) = [data for _, _, data in run.events("left out") if data["purpose"] == "train"]
+    assert {sample: told["cause"] for sample, told in event["samples"].items()} == dict.fromkeys(
+        refused, "refused by the content filter"
+    )
+
+
+async def test_what_was_refused_is_not_asked_by_a_resumed_run_either(run: Run) -> None:
+    target = Gated()
+    target.errors["s3"] = FILTERED
+    await Roller(target, MANY, run)(SKILL, MANY.samples)
+    target.errors.clear()
+    resumed = Roller(target, MANY, run)
+    assert left_out(await resumed(SKILL, MANY.samples)) == {"s3": "sample_error"}
+    assert left_out(await resumed(SKILL, MANY.samples, purpose="later")) == {"s3": "sample_error"}
+    assert target.asked["s3"] == 1
+
+
+async def test_a_filter_that_refuses_nearly_all_stops_the_batch_with_its_cause(run: Run) -> None:
+    target = Gated()
+    target.errors = {sample.id: FILTERED for sample in MANY.samples[:38]}
+    with pytest.raises(InfraStopped, match="38 of 40 calls of the batch 'train' failed: 400: the content filter"):
+        await Roller(target, MANY, run)(SKILL, MANY.samples)
+    assert set(target.asked.values()) == {1}
+
+
+async def test_a_candidate_that_is_refused_everywhere_is_no_reason_to_stop(run: Run) -> None:
+    target = Gated()
+    roll = Roller(target, MANY, run)
+    await roll(SKILL, MANY.samples)
+    target.errors = {sample.id: SampleError("413: too long for the context") for sample in MANY.samples}
+    assert not any(rollout.scored for rollout in await roll(OTHER, MANY.samples))
+    assert [rollout.scored for rollout in await roll(SKILL, MANY.samples)] == [True] * 40
+    with pytest.raises(InfraStopped, match="too long for the context"):  # the incumbent itself is refused now
+        await roll(SKILL, MANY.samples, attempt=1)
+
+
+async def test_a_small_batch_of_refused_samples_does_not_stop_a_run(run: Run) -> None:
+    target = Gated()
+    refused = {"s1", "s2", "s3"}
+    target.errors = dict.fromkeys(refused, FILTERED)
+    roll = Roller(target, MANY, run)
+    await roll(SKILL, MANY.samples)
+    rollouts = await roll(SKILL, MANY.samples[:4], attempt=1)
+    assert set(left_out(rollouts)) == refused
+
+
+@pytest.mark.parametrize(
+    "errors",
+    [
+        [InfraError("the endpoint streams")] * 2 + [InfraError("the endpoint streams")],
+        [InfraError(f"answer {i}: <html>", systemic="the endpoint answers with a web page") for i in range(3)],
+        [InfraError(f'malformed answer: "{i}{{"') for i in (1, 22, 333)],
+    ],
+)
+async def test_pitfall_33_three_equal_failures_at_the_start_stop_the_batch(
+    run: Run, errors: list[CallError], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("skilltune.roll.WAITS_S", (30.0,))
+    target = Gated()
+    target.errors = {sample.id: errors[i % 3] for i, sample in enumerate(MANY.samples)}
+    with pytest.raises(InfraStopped, match="3 of 3 samples failed in the same way") as told:
+        await Roller(target, MANY, run)(SKILL, MANY.samples)
+    assert target.asked.total() == ALIKE
+    assert str(errors[-1]) in str(told.value)
+    assert errors[-1].systemic in str(told.value)
+
+
+async def test_one_call_goes_ahead_of_the_first_batch_and_no_other(run: Run) -> None:
+    target = Gated("s0", "s7")
+    roll = Roller(target, MANY, run)
+    batches = asyncio.gather(roll(SKILL, MANY.samples), roll(OTHER, MANY.samples))
+    await idle()
+    assert target.asked == {"s0": 1}
+    target.gates["s0"].set()
+    await idle()
+    assert target.asked.total() == 80
+    target.gates["s7"].set()
+    assert [answers(rollouts) for rollouts in await batches] == [[f"s{i} 0" for i in range(40)]] * 2
+
+
+async def test_a_wrong_key_is_seen_by_the_call_that_goes_ahead(run: Run) -> None:
+    target = Gated()
+    target.errors = {sample.id: CallConfigError("401: no such key") for sample in MANY.samples}
+    with pytest.raises(CallConfigError, match=r"sample s0: 401: no such key$"):
+        await Roller(target, MANY, run)(SKILL, MANY.samples)
+    assert target.asked == {"s0": 1}
+
+
+async def test_the_first_sample_may_fail_alone(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("skilltune.roll.WAITS_S", (0.0,))
+    target = Gated()
+    target.errors = {"s0": InfraError("500: no such glyph"), "s1": FILTERED}
+    roll = Roller(target, MANY, run)
+    assert left_out(await roll(SKILL, MANY.samples)) == {"s0": "infra_error", "s1": "sample_error"}
+
+
+async def test_equal_failures_after_a_success_stop_no_batch_at_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("skilltune.roll.WAITS_S", (0.0,))
+    target = Gated()
+    roll = Roller(target, MANY, run)
+    await roll(SKILL, MANY.samples)
+    target.errors = dict.fromkeys(("s0", "s1", "s2"), InfraError("503"))
+    assert set(left_out(await roll(OTHER, MANY.samples))) == {"s0", "s1", "s2"}
+
+
+async def test_nobody_waits_for_what_names_its_own_cause(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("skilltune.roll.WAITS_S", (30.0,))
+    target = Gated()
+    roll = Roller(target, MANY, run)
+    await roll(SKILL, MANY.samples)
+    cut = InfraError("cut at 16 tokens before any text", systemic="raise target.max_tokens")
+    target.errors = {sample.id: cut for sample in MANY.samples[:27]}
+    async with asyncio.timeout(5):
+        with pytest.raises(InfraStopped, match=r"27 of 40 calls .* failed: cut at 16 tokens") as told:
+            await roll(OTHER, MANY.samples[::-1])
+    assert set(target.asked.values()) == {2}
+    assert "--fork" in str(told.value)
+
+
+@pytest.mark.parametrize("succeeds", [False, True])
+async def test_later_too_a_batch_ends_once_it_cannot_be_mended(
+    run: Run, succeeds: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a score in it, and with more equal failures than a batch may have. One score shows that there is hope."""
+    monkeypatch.setattr("skilltune.roll.WAITS_S", (0.0,))
+    target = Gated()
+    roll = Roller(target, MANY, run, under_way=1)
+    await roll(SKILL, MANY.samples)
+    errors = {sample.id: JudgeError(f'sample "{sample.id}": no verdict') for sample in MANY.samples}
+    target.errors = {id: error for id, error in errors.items() if not (succeeds and id == "s1")}
+    with pytest.raises(InfraStopped, match="39 of 40" if succeeds else "5 of 5 scores .* no verdict"):
+        await roll(OTHER, MANY.samples)
+
+
+async def test_a_stop_names_each_cause_and_the_way_to_go_on_without_few_samples(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("skilltune.roll.WAITS_S", (0.0,))
+    target = Gated()
+    target.errors = {"s2": InfraError("500: glyph"), "s4": InfraError("504: slow")}
+    with pytest.raises(InfraStopped) as told:
+        await Roller(target, ENV, run)(SKILL, ENV.samples)
+    assert "1 × 500: glyph (s2); 1 × 504: slow (s4)" in str(told.value)
+    assert "add --drop s2 --drop s4" in str(told.value)
+
+
+async def test_a_dropped_sample_is_replayed_and_not_asked(run: Run) -> None:
+    target = Gated()
+    roll = Roller(target, MANY, run)
+    first = await roll(SKILL, MANY.samples)
+    dropping = Roller(target, MANY, run, dropped=frozenset({"s5"}))
+    assert await dropping(SKILL, MANY.samples) == first
+    assert left_out(await dropping(OTHER, MANY.samples)) == {"s5": "not_graded"}
+    assert target.asked["s5"] == 1
+    assert set(REFUSED) == {"sample_error", "not_graded"}
+
+
+async def test_the_key_of_a_rollout_holds_the_content_of_its_files(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("one")
+    rows = [{"id": "s0", "input": "?", "files": {"notes.txt": "notes.txt"}}, {"id": "s1", "input": "!"}]
+    env = Env(rows, lambda sample, rollout: 1.0, root=tmp_path)
+    before = [Roller(Gated(), env, run).key(SKILL, sample, 0) for sample in env.samples]
+    (tmp_path / "notes.txt").write_text("two")
+    after = [Roller(Gated(), env, run).key(SKILL, sample, 0) for sample in env.samples]
+    assert before[0] != after[0]
+    assert before[1] == after[1]

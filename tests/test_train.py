@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import threading
+import time
 from collections import Counter
 from itertools import pairwise, product
 from pathlib import Path
@@ -23,7 +25,7 @@ from skilltune.roll import Roller
 from skilltune.run import Run
 from skilltune.skill import Skill
 from skilltune.train import Result
-from training import FRONT, START, Fated, events, prepare, small, train
+from training import FRONT, START, Fated, events, prepare, small, train, train_at
 from world import Call, Dice, Prompt, World, lognormal
 
 pytestmark = pytest.mark.anyio
@@ -521,6 +523,24 @@ async def test_training_ends_when_too_few_tasks_fail_to_learn_from(tmp_path: Pat
     assert len(patient.verdicts) > after
 
 
+@pytest.mark.parametrize("confirm", [True, False])
+async def test_the_optimizer_is_not_asked_about_a_batch_that_leaves_nothing_to_learn_from(
+    tmp_path: Path, confirm: bool
+) -> None:
+    def answered(sample: st.Sample, rollout: st.Rollout) -> float:
+        return float(bool(rollout.answer))
+
+    with small() as world:
+        prepare(world, tmp_path)
+        env = st.Env(world.samples(), answered)
+        settings = {"train.epochs": 3, "train.batch_size": 32, "train.confirm": confirm}
+        trained = await train_at(world.url, tmp_path, settings, env=env)
+        assert world.calls["optimizer"] == 1  # the probe
+    assert not trained.verdicts
+    [stopping] = events(trained.folder, "stopping")
+    assert stopping["reason"].startswith("0 of 32 train tasks are left to learn from")
+
+
 @pytest.mark.slow
 async def test_a_task_that_is_solved_again_and_again_counts_once(tmp_path: Path) -> None:
     """Twelve tasks, three attempts each: too few tasks to say that one in ten does not fail."""
@@ -528,6 +548,25 @@ async def test_a_task_that_is_solved_again_and_again_counts_once(tmp_path: Path)
         trained = await train(world, tmp_path, {"train.epochs": 4, "target.attempts": 3})
     [stopping] = events(trained.folder, "stopping") or [{"reason": ""}]
     assert "left to learn from" not in stopping["reason"]
+
+
+async def test_a_budget_of_minutes_ends_a_run_whatever_hangs(tmp_path: Path) -> None:
+    """A target that says nothing and a scorer that never comes back: both end with the run."""
+    opened = threading.Event()
+
+    def hangs(sample: st.Sample, rollout: st.Rollout) -> float:
+        if rollout.answer and rollout.answer != sample.target:
+            opened.wait(60)
+        return float(rollout.answer == sample.target)
+
+    with small() as world:
+        prepare(world, tmp_path)
+        settings = {"budget.minutes": 0.01, "target.timeout_s": 0.5}
+        began = time.monotonic()
+        with pytest.raises(BudgetExceeded, match=r"0\.01 minutes is used up, .*raise it with budget\.minutes=0\.02"):
+            await train_at(world.url, tmp_path, settings, env=st.Env(world.samples(), hangs))
+        assert time.monotonic() - began < 20
+    opened.set()
 
 
 @pytest.mark.slow

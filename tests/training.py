@@ -10,7 +10,7 @@ import asyncio
 import json
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,6 +119,7 @@ async def train_at(
     run: str = "run",
     env: Env | None = None,
     fork: bool = False,
+    drop: Sequence[str] = (),
     optimizer: str = "optimizer",
     **tables: Any,
 ) -> Trained:
@@ -134,7 +135,13 @@ async def train_at(
     tree.setdefault("optimizer", {}).setdefault("model", f"openai@{url}/{optimizer}")
     used: list[Path] = []
     result = await run_training(
-        make_config(tree), folder, folder / run, env=env, fork=fork, ready=lambda s: used.append(s.run.folder)
+        make_config(tree),
+        folder,
+        folder / run,
+        env=env,
+        fork=fork,
+        drop=drop,
+        ready=lambda s: used.append(s.run.folder),
     )
     return Trained(result, used[0])
 

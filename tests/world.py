@@ -780,6 +780,8 @@ class World(Desk):
             raise _Refused(500, "the server had an error")
         if call.fault == "limit":
             raise _Refused(429, "rate limit reached", **{"retry-after": faults.retry_after})
+        if call.fault == "reject":
+            raise _Refused(400, "this request is not accepted")
         if call.fault == "overflow":
             raise _Refused(400, "this model's context length is exceeded (context_length_exceeded)")
 

@@ -5,21 +5,23 @@ from __future__ import annotations
 import asyncio
 import functools
 import tempfile
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+from skilltune.budget import raise_it
 from skilltune.config import MAY_DIFFER, Config, make_config
 from skilltune.envs import Env
 from skilltune.envs.review import refuse_unread
-from skilltune.errors import RunError, UsageError
+from skilltune.errors import BudgetExceeded, RunError, UsageError
 from skilltune.gate.certify import by_group
 from skilltune.looks import note_fork
 from skilltune.models import Usage
 from skilltune.probe import try_models
 from skilltune.report.files import write_results
+from skilltune.report.left_out import describe, one_line
 from skilltune.run import Listener, Run, differences
 from skilltune.samples import SplitName
 from skilltune.session import Session, build_session
@@ -44,13 +46,15 @@ async def run_training(
     *,
     env: Env | None = None,
     fork: bool = False,
+    drop: Sequence[str] = (),
     listeners: Sequence[Listener] = (),
     ready: Callable[[Session], None] | None = None,
 ) -> Result:
     """Train as configured in the run folder (created, or resumed if it exists) and write its derived files.
 
     `fork` leaves an existing run alone and starts a new one beside it that reuses every paid answer that still
-    applies. `ready` is called with the session when all is built and nothing is spent.
+    applies. `drop` takes samples out of the run for good, by id. `ready` is called with the session when all is built
+    and nothing is spent.
     """
     folder = default_folder(cfg, root) if folder is None else folder
     if _inside_skill(folder, root / cfg.skill):
@@ -65,7 +69,7 @@ async def run_training(
             note_fork(run, old)
             old.close()
         async with recording(cfg, run):
-            session = build_session(cfg, run, root, env=env)
+            session = build_session(cfg, run, root, env=env, drop=drop)
             try:
                 if forked is not None:
                     _tell_of(forked, session)
@@ -77,8 +81,9 @@ async def run_training(
                     session.handoff.open()
                 if ready is not None:
                     ready(session)
-                await try_models(session)
-                result = await fit_and_certify(session)
+                async with _in_time(session):
+                    await try_models(session)
+                    result = await fit_and_certify(session)
             except asyncio.CancelledError:
                 raise asyncio.CancelledError(_how_to_go_on(run.folder, forked=old is not None)) from None
             finally:
@@ -110,6 +115,25 @@ def _tell_of(fork: _Fork, session: Session) -> None:
         others=fork.answers - rollouts,
         changed=[change for change in why if change.startswith(("target.", "env."))],
     )
+
+
+@asynccontextmanager
+async def _in_time(session: Session) -> AsyncIterator[None]:
+    """End what outlasts `budget.minutes`. The loop stops by itself before its next call, and what is under way is paid
+    for and let finish; this is for what does not come to an end, `target.timeout_s` seconds later."""
+    minutes, grace = session.cfg.budget.minutes, session.cfg.target.timeout_s
+    left = None if minutes is None else max(0.0, 60 * minutes - session.run.elapsed_s) + grace
+    limit = asyncio.timeout(left)
+    try:
+        async with limit:
+            yield
+    except TimeoutError as error:
+        if not limit.expired():
+            raise
+        raise BudgetExceeded(
+            f"the budget of {minutes:g} minutes is used up, and something under way did not end within {grace:g} s "
+            f"more (target.timeout_s); {raise_it('minutes', minutes or 0)}"
+        ) from error
 
 
 def _tables(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -166,6 +190,7 @@ async def atrain(
     seed: int = 42,
     fork: bool = False,
     controls: bool = False,
+    drop: Sequence[str] = (),
     **sections: Mapping[str, Any],
 ) -> Result:
     """Train a skill and return the result; the same call again resumes, or replays for free.
@@ -180,6 +205,7 @@ async def atrain(
     run:       the run folder; by default runs/NAME in the current folder.
     fork:      start a new run beside an existing one, with every paid answer of it that still applies.
     controls:  at the end, measure cheaper ways to a skill on the same samples; doubles the cost.
+    drop:      ids of samples that leave the run for good, such as one that the endpoint's filter refuses.
     sections:  the config's other tables by name, e.g. train={"epochs": 2}, gate={"policy": "strict"}.
 
     Raises `UsageError` before anything is spent, `InfraStopped` or `CallConfigError` when a provider fails for good.
@@ -194,7 +220,7 @@ async def atrain(
         tree["budget"] = budget if isinstance(budget, str) else dict(budget)
     cfg = make_config(tree, source="train()")
     folder = Path(run) if run is not None else None
-    return await run_training(cfg, Path(), folder, env=made, fork=fork)
+    return await run_training(cfg, Path(), folder, env=made, fork=fork, drop=drop)
 
 
 train = _run_to_end(atrain)
@@ -211,11 +237,12 @@ class Evaluation:
     total: int
     usage: Usage
     scores: Mapping[str, float]
+    left_out: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # outcome and reason by sample
 
     def __str__(self) -> str:
         if self.score is None:
-            return f"no score: none of {self.total} samples could be scored"
-        left_out = f", {self.total - self.n} could not be scored" if self.n < self.total else ""
+            return f"no score: none of {self.total} samples could be scored; left out: {describe(self.left_out)}"
+        left_out = f"; left out: {describe(self.left_out)}" if self.left_out else ""
         interval = f"{100 * self.low:.1f}…{100 * self.high:.1f}"
         return f"{100 * self.score:.1f} % (95 % CI {interval}) on {self.n} samples{left_out}"
 
@@ -239,12 +266,17 @@ async def run_evaluation(
         if rollout.score is not None:
             by_sample.setdefault(rollout.sample, []).append(session.arena.metric(rollout.score))
     scores = {sample: sum(values) / len(values) for sample, values in by_sample.items()}
+    left_out = {
+        rollout.sample: {"outcome": str(rollout.outcome), "why": one_line(rollout.trajectory.error)}
+        for rollout in rollouts
+        if rollout.sample not in scores
+    }
     usage = sum((rollout.trajectory.usage for rollout in rollouts if rollout.scored), Usage())
     if not scores:
-        return Evaluation(None, 0.0, 1.0, 0, len(samples), usage, scores)
+        return Evaluation(None, 0.0, 1.0, 0, len(samples), usage, scores, left_out)
     values = list(scores.values())
     low, high = score_interval(by_group(samples, scores))
-    return Evaluation(sum(values) / len(values), low, high, len(values), len(samples), usage, scores)
+    return Evaluation(sum(values) / len(values), low, high, len(values), len(samples), usage, scores, left_out)
 
 
 async def aevaluate(

@@ -268,6 +268,11 @@ def _rounded_up(value: float) -> str:
     return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
 
 
+def raise_it(name: str, limit: float) -> str:
+    """The way on after a limit of the budget."""
+    return f"raise it with budget.{name}={2 * limit or 1:.12g} (twice as much) and run the same command to go on"
+
+
 def minus(total: Usage, part: Usage) -> Usage:
     """What is left of a total without a part of it."""
     usd = None if total.usd is None or part.usd is None else total.usd - part.usd

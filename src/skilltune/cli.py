@@ -231,6 +231,10 @@ def train(
     controls: Annotated[
         bool, typer.Option("--controls", help="At the end, measure cheaper ways on the same samples; doubles the cost.")
     ] = False,
+    drop: Annotated[
+        list[str] | None,
+        typer.Option("--drop", metavar="ID", help="Go on without a sample, for good. Can be given several times."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Train a skill; run the same command again to resume.
@@ -279,7 +283,9 @@ def train(
     with _boundary(lambda: bool(opened and opened[0].spent), view.failed, message, gone, lambda: _folder_of(opened)):
         cfg, root = load_config(source, [*given, *(["certify.controls=true"] if controls else [])])
         with view:
-            result = interrupts.run(run_training(cfg, root, run, fork=fork, listeners=[view], ready=ready))
+            result = interrupts.run(
+                run_training(cfg, root, run, fork=fork, drop=drop or (), listeners=[view], ready=ready)
+            )
         view.finished(result)
     raise typer.Exit(result.exit_code)
 

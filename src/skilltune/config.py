@@ -27,6 +27,7 @@ MAY_DIFFER = (
     "budget.",
     "log.",
     *(f"{role}.{key}" for role in ROLES for key in PLAYED),
+    "env.score_timeout_s",
     "target.hedge",
     "target.lookahead",
     "certify.controls",
@@ -56,6 +57,11 @@ class EnvConfig(_Section):
     split: tuple[float, float, float] = Field(default=(4, 3, 3), description="train : select : test")
     fields: dict[str, str] = Field(
         default={}, description="our field name → the name in your file; inputs.question leads into an object"
+    )
+    score_timeout_s: float = Field(
+        default=60.0,
+        gt=0,
+        description="seconds that one call of your own scorer may take; then the sample has no score",
     )
 
 

@@ -6,7 +6,8 @@ rollouts of this run told from those that a fork brought along, from the journal
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import json
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -14,11 +15,14 @@ from typing import Any
 from skilltune.errors import RunError
 from skilltune.roll import Roller, rollout_key
 from skilltune.rollout import Rollout, rollout_from_json
-from skilltune.run import Run
-from skilltune.samples import Sample
+from skilltune.run import Run, digest
+from skilltune.samples import SPLITS, Sample
 from skilltune.skill import Skill
 
 KEY, TEST = "pins", "pins of test"
+CONTENTS = "sample contents"
+KEPT = "samples", "samples of test"  # names of blobs
+DROPPED = "dropped"  # event: a sample was taken out of the run
 
 
 def pin(run: Run, skill: Skill, roll: Roller, looks_back: bool, samples: Iterable[Sample]) -> None:
@@ -45,9 +49,67 @@ def pin(run: Run, skill: Skill, roll: Roller, looks_back: bool, samples: Iterabl
 def pin_test(run: Run, roll: Roller, test: Iterable[Sample]) -> None:
     """The same of the samples of `test`, when they are read."""
     samples = list(test)
+    keep_samples(run, samples, KEPT[1])
     run.fix(TEST, lambda: {sample.id: roll.content(sample) for sample in samples})
     tied = {sample.id: sample.group for sample in samples if sample.group is not None}
     run.fix(f"{TEST} groups", lambda: tied)
+
+
+def keep_samples(run: Run, samples: Iterable[Sample], name: str = KEPT[0]) -> None:
+    """Keep samples as they are: what was decided on one can be replayed after it was dropped from the file."""
+    run.keep(name, json.dumps({sample.id: sample.model_dump(mode="json") for sample in samples}).encode())
+
+
+def kept_sample(run: Run, sample: str) -> Sample | None:
+    """A sample as it was kept; None for one that the run has not used."""
+    for name in KEPT:
+        known = json.loads(run.kept(name) or "{}")
+        if sample in known:
+            return Sample.model_validate(known[sample])
+    return None
+
+
+def content_of(sample: Sample) -> str:
+    """Hash of all that the sample file says of a sample."""
+    return digest(sample.model_dump(mode="json"))
+
+
+def drop(run: Run, sample: str) -> None:
+    """Take a sample out of a run for good, without a change to what was decided.
+
+    Before the first decision it leaves all splits, later the split `test` while nobody has read it. Otherwise it stays
+    where it is: its rollouts are replayed, and no new one is made. So no drop can improve a certificate that was seen.
+    """
+    if sample in dropped(run):
+        return
+    out_of: Sequence[str] = SPLITS
+    if run.events("start"):
+        out_of = [] if run.events("certify") else ["test"]
+    run.emit(DROPPED, sample=sample, out_of=list(out_of))
+
+
+def dropped(run: Run) -> dict[str, Sequence[str]]:
+    """The samples that were dropped, each with the splits that it left."""
+    found: dict[str, Sequence[str]] = {}
+    for _, _, event in run.events(DROPPED):
+        found.setdefault(event["sample"], event["out_of"])
+    return found
+
+
+def split_ids(run: Run) -> dict[str, list[str]] | None:
+    """The ids of the samples of each split, without those that were taken out of it; None before the split."""
+    known = run.recall("split")
+    if known is None:
+        return None
+    left = dropped(run)
+    return {name: [id for id in ids if name not in left.get(id, ())] for name, ids in known[0].items()}
+
+
+def pinned_contents(run: Run, samples: Collection[str]) -> dict[str, str]:
+    """The hashes in the keys of the rollouts of some samples, as far as they were written down."""
+    known, test = run.recall(KEY), run.recall(TEST)
+    contents = (known[0]["contents"] if known else {}) | (test[0] if test else {})
+    return {sample: contents[sample] for sample in samples if sample in contents}
 
 
 @dataclass(frozen=True, slots=True)

@@ -128,6 +128,7 @@ class Run:
 
     def __init__(self, folder: Path, db: sqlite3.Connection, lock: sqlite3.Connection | None) -> None:
         self.folder = folder
+        self.place = folder.absolute()  # the same place after a scorer has changed the working directory
         self.listeners: list[Listener] = []
         self._db, self._lock = db, lock
         self._flights: dict[str, _Flight] = {}
@@ -411,7 +412,7 @@ class Run:
 
     def write(self, name: str, data: str | bytes | Iterable[str]) -> Path:
         """Write a derived file of the run folder atomically; `data` may come in parts."""
-        path = self.folder / name
+        path = self.place / name
         try:
             write_atomic(path, data)
         except OSError as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -39,12 +40,24 @@ from skilltune.optimizer.plugin import Material, load_optimizer, train_only
 from skilltune.optimizer.recorded import Recording
 from skilltune.optimizer.schedule import steps_per_epoch
 from skilltune.optimizer.stage import ByModel
-from skilltune.pins import pin, pin_test
-from skilltune.roll import UNDER_WAY, Roller
+from skilltune.pins import (
+    CONTENTS,
+    content_of,
+    dropped,
+    keep_samples,
+    kept_sample,
+    pin,
+    pin_test,
+    pinned_contents,
+    split_ids,
+)
+from skilltune.pins import drop as pin_drop
+from skilltune.roll import NAMED, UNDER_WAY, Roller
 from skilltune.rollout import Rollout, Trajectory
-from skilltune.run import PROBE, Run, digest
+from skilltune.run import PROBE, Run
 from skilltune.samples import Sample, Splits, split
 from skilltune.scorers.judge import Reader
+from skilltune.scorers.reading import nearest
 from skilltune.skill import Skill
 from skilltune.stats import standard_error, wilson
 from skilltune.targets import Target
@@ -101,17 +114,20 @@ class Session:
 
     def pause_if_wanted(self) -> None:
         """Raise `Paused` if the run folder holds a file named `stop`: that is the user's wish for a pause."""
-        if (self.run.folder / "stop").exists():
+        if (self.run.place / "stop").exists():
             raise Paused(f"{self.run.folder / 'stop'} exists; delete it and run the same command to go on")
 
     def nothing_left(self, failed: Mapping[str, bool]) -> bool:
-        """Do so few tasks fail that there is nothing left to learn from, the epoch's slow update included? `failed`: of
-        each train task that the incumbent did, whether it failed; what a second try solved did not. The reason goes
-        into the events."""
+        """True if so few tasks fail that there is nothing left to learn from, the epoch's slow update included.
+        `failed`: for each train task that the incumbent did, whether it failed; what a second try solved did not. The
+        reason goes into the events."""
+        counts = f"{sum(failed.values())} of {len(failed)} train tasks are left to learn from, too few"
+        return self._stopping(f"{counts} (train.patience = 0 goes on)" if self.too_few(failed) else "")
+
+    def too_few(self, failed: Mapping[str, bool]) -> bool:
+        """The rule of `nothing_left`."""
         left = sum(failed.values())
-        few = self.cfg.train.patience and failed and wilson(left, len(failed), SURE)[1] <= LEFT
-        counts = f"{left} of {len(failed)} train tasks are left to learn from, too few"
-        return self._stopping(f"{counts} (train.patience = 0 goes on)" if few else "")
+        return bool(self.cfg.train.patience and failed) and wilson(left, len(failed), SURE)[1] <= LEFT
 
     def _stopping(self, reason: str) -> bool:
         if reason:
@@ -140,7 +156,7 @@ class Session:
         if too_long := describe_overlong(self.cfg, self.skill):
             raise UsageError(f"{too_long}. Nothing was spent.")
         self.require_evidence()
-        sample = self.splits.select[0]
+        sample = next(s for s in (*self.splits.select, *self.splits.train) if s.id not in self.roll.dropped)
         answer = "" if self.env.lines(sample) else self.env.expected(sample)
         rollout = Rollout(sample.id, self.skill.hash, 0, Trajectory(answer), None)
         try:
@@ -160,7 +176,8 @@ class Session:
 
     async def _indifferent(self) -> bool:
         """Does an empty answer solve every sample tried where something was expected?"""
-        tried = [s for s in self.splits.select if self.env.expected(s)][:TRIED]
+        known = (s for s in self.splits.select if s.id not in self.roll.dropped)
+        tried = [s for s in known if self.env.expected(s)][:TRIED]
         rollouts = [Rollout(sample.id, self.skill.hash, 0, Trajectory(""), None) for sample in tried]
         with suppress(JudgeError):  # a scorer that fails on an empty answer is not indifferent
             scores = [await self.env.score(s, rollout) for s, rollout in zip(tried, rollouts, strict=True)]
@@ -270,6 +287,13 @@ def verdict_to_json(verdict: Verdict) -> dict[str, Any]:
 
 def build_env(cfg: Config, root: Path, env: Env | None = None) -> Env:
     """The environment of a config: the one given, `file.py:factory`, or a sample file. Raises `UsageError`."""
+    made = _made_env(cfg, root, env)
+    if "score_timeout_s" in cfg.env.model_fields_set:
+        made.score_timeout_s = cfg.env.score_timeout_s
+    return made
+
+
+def _made_env(cfg: Config, root: Path, env: Env | None) -> Env:
     if env is not None:
         return env
     spec = cfg.env.samples
@@ -322,10 +346,19 @@ def describe_overlong(cfg: Config, skill: Skill) -> str:
     )
 
 
-def build_session(cfg: Config, run: Run, root: Path, *, env: Env | None = None, skill: Skill | None = None) -> Session:
+def build_session(
+    cfg: Config,
+    run: Run,
+    root: Path,
+    *,
+    env: Env | None = None,
+    skill: Skill | None = None,
+    drop: Sequence[str] = (),
+) -> Session:
     """Everything that a run needs, from its config; relative paths are relative to `root`. No file is written.
 
-    The split is made once per run and kept. Raises `UsageError` for what the user can fix; nothing is spent.
+    The split is made once per run and kept; `drop` takes samples out of the run for good. Raises `UsageError` for what
+    the user can fix; nothing is spent.
     """
     env = build_env(cfg, root, env)
     start = load_skill(cfg, root) if skill is None else skill
@@ -378,7 +411,7 @@ def build_session(cfg: Config, run: Run, root: Path, *, env: Env | None = None, 
     if judging is not None:
         judge = Reader(client(judging, "judge"), run, judging.temperature, judging.max_tokens)
         env = env.bound(judge, judge.fingerprint, judging.same_as)
-    splits = fixed_split(cfg, run, env)
+    splits = fixed_split(cfg, run, env, drop)
     train_by_id = {sample.id: sample for sample in splits.train}
     target_client = client(cfg.target, "target")
     target: Target = ChatTarget(target_client, cfg.target.temperature, cfg.target.max_tokens)
@@ -388,7 +421,9 @@ def build_session(cfg: Config, run: Run, root: Path, *, env: Env | None = None, 
         env.require_shown()
     under_way = max(UNDER_WAY, 2 * cfg.target.workers)
     lookahead = may_look_ahead(cfg, target_client, judge and judge.client)
-    roll = Roller(target, env, run, lookahead=lookahead, under_way=under_way)
+    gone = frozenset(dropped(run))
+    contents = pinned_contents(run, gone)
+    roll = Roller(target, env, run, contents, lookahead=lookahead, under_way=under_way, dropped=gone)
     limit = cfg.train.skill_limit(start.tokens)
     arena = Arena(roll, splits.train, splits.select, cfg.gate, cfg.seed, limit)
     loop = cfg.train.model_copy(update={"max_skill_tokens": limit})
@@ -488,24 +523,52 @@ def handoff_folder(cfg: Config, root: Path, name: Name, skill: Skill) -> Path:
     return folder
 
 
-def fixed_split(cfg: Config, run: Run, env: Env) -> Splits:
-    """The split of the samples, decided once per run; samples that came later are left out, lost ones refused."""
-    made = split(env.samples, cfg.env.split, cfg.seed)
-    fixed = run.fix("split", lambda: {name: [s.id for s in part] for name, part in _parts(made).items()})
-    by_id = {sample.id: sample for sample in env.samples}
+def fixed_split(cfg: Config, run: Run, env: Env, drop: Sequence[str] = ()) -> Splits:
+    """The split of the samples, decided once per run. Samples that came later are left out. Samples that were lost or
+    changed are refused, unless they were dropped: these are as they were. Raises `UsageError`."""
+
+    def decide() -> dict[str, list[str]]:
+        made = _parts(split(env.samples, cfg.env.split, cfg.seed))
+        keep_samples(run, (*made["train"], *made["select"]))
+        return {name: [sample.id for sample in part] for name, part in made.items()}
+
+    fixed = run.fix("split", decide)
     with run.reading():
-        names = {name: list[str](fixed[name]) for name in _parts(made)}
-        lost = [sample for part in names.values() for sample in part if sample not in by_id]
+        names = {name: list[str](fixed[name]) for name in ("train", "select", "test")}
+    every = [sample for part in names.values() for sample in part]
+    if unknown := [sample for sample in drop if sample not in every]:
+        raise UsageError(f"--drop: the run has no sample {unknown[0]!r}{nearest(unknown[0], every)}")
+    for sample in drop:
+        pin_drop(run, sample)
+    gone = dropped(run)
+    now = {sample.id: sample for sample in env.samples}
+    was: dict[str, str] = run.fix(CONTENTS, lambda: {id: content_of(now[id]) for id in every if id in now})
+    lost = [id for id in every if id not in gone and id not in now]
+    changed = [id for id in every if id not in gone and id in now and was.get(id) != content_of(now[id])]
     if lost:
         raise UsageError(
-            f"{len(lost)} samples of this run are no longer in the sample file (first: {lost[0]!r}); "
-            "put them back, or start a new run with `--fork`"
+            f"{len(lost)} samples of this run are no longer in the sample file (first: {lost[0]!r}): put them back, go "
+            f"on without them by {_dropping(lost)}, or start a new run with `--fork`"
         )
-    used = [by_id[sample].model_dump(mode="json") for part in names.values() for sample in part]
-    _unchanged(run, "samples", "the samples", digest(used))
+    if changed:
+        raise RunError(
+            f"{len(changed)} samples changed since the run in {run.folder} was started (first: {changed[0]!r}): "
+            f"restore the old content to resume it, go on without them by {_dropping(changed)}, or start a new run "
+            "that reuses every rollout that still applies with `--fork`"
+        )
     if run.events("start"):  # until then nothing was decided by a score, and a scorer that raised can be mended
         _unchanged(run, "env", "the scorer or the prompt", env.fingerprint)
-    return Splits(**{name: tuple(by_id[sample] for sample in part) for name, part in names.items()})
+    names = split_ids(run) or names
+    if empty := [name for name in ("train", "select") if not set(names[name]) - gone.keys()]:
+        raise UsageError(f"--drop: no sample is left in the {empty[0]} split")
+    then = {id: kept_sample(run, id) or Sample(id=id, input="") for id in gone}
+    return Splits(**{name: tuple(then[id] if id in then else now[id] for id in ids) for name, ids in names.items()})
+
+
+def _dropping(samples: Sequence[str]) -> str:
+    """The options that drop samples."""
+    more = " …" if len(samples) > NAMED else ""
+    return " ".join(f"--drop {shlex.quote(sample)}" for sample in samples[:NAMED]) + more
 
 
 def _unchanged(run: Run, name: str, what: str, fingerprint: str) -> None:

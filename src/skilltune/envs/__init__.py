@@ -13,7 +13,9 @@ import hashlib
 import inspect
 import json
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ParamSpec
@@ -25,7 +27,7 @@ from skilltune.errors import JudgeError, UsageError
 from skilltune.models import Image, Message
 from skilltune.rollout import Rollout, Score, Trajectory
 from skilltune.samples import ChatTurn, Sample
-from skilltune.scorers import ScoreFn, Scorer, build, evaluate
+from skilltune.scorers import ScoreFn, Scorer, apart, build, evaluate
 from skilltune.scorers.judge import Ask, Judge, prose
 from skilltune.scorers.python import importing_from, load_module
 from skilltune.scorers.reading import nearest, quote
@@ -48,6 +50,7 @@ class Env:
              chat, around its last user turn.
     fields:  our names to the file's: {"input": "question"}; dots lead into objects: {"input": "item.question"}.
     root:    folder of images, files and python scorers; by default the sample file's, else the current one.
+    score_timeout_s: seconds that one call of a user's scorer may take; after it the sample has no score.
     """
 
     name = ""
@@ -61,8 +64,10 @@ class Env:
         prompt: str | None = None,
         fields: Mapping[str, str] | None = None,
         root: Path | None = None,
+        score_timeout_s: float = apart.LIMIT_S,
     ) -> None:
         self.reading = Reading()
+        self.score_timeout_s = score_timeout_s
         if isinstance(samples, str | Path):
             placed = placed_samples(samples, fields, self.reading)
             root = root_of(samples) if root is None else root
@@ -172,9 +177,20 @@ class Env:
         """The scoring of a sample, one line for each check: its scorer and what that compares with."""
         return self._for(sample).describe(sample)
 
+    def file_hashes(self, sample: Sample) -> dict[str, str]:
+        """The SHA-256 of each file of a sample by its path in the workspace."""
+        return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in self.files(sample).items()}
+
     async def score(self, sample: Sample, rollout: Rollout) -> Score:
         """The score of a finished rollout. A scorer that fails raises JudgeError: never a 0."""
-        return await evaluate(self._for(sample), sample, rollout)
+        return await self._timed(self._for(sample), sample, rollout)
+
+    async def _timed(self, scorer: Scorer, sample: Sample, rollout: Rollout) -> Score:
+        token = apart.limit_s.set(self.score_timeout_s)
+        try:
+            return await evaluate(scorer, sample, rollout)
+        finally:
+            apart.limit_s.reset(token)
 
     def expected(self, sample: Sample) -> str:
         """An answer that should score 1, as text; "" if none is known."""
@@ -217,7 +233,7 @@ class Env:
             mode = self._score.get("mode", "all") if isinstance(self._score, Mapping) else "all"
             scorer, sample = build(f"checks:{mode}", self.root), sample.model_copy(update={"checks": checks})
         rollout = Rollout(sample.id, "", 0, Trajectory(answer), None)
-        return await evaluate(scorer, sample, rollout) if answer else None
+        return await self._timed(scorer, sample, rollout) if answer else None
 
     @property
     def _own_code(self) -> bool:
@@ -326,8 +342,11 @@ def load_env(spec: str, **kw: Any) -> Env:
         inspect.signature(factory).bind(**kw)
     except TypeError as error:
         raise UsageError(f"{spec}{inspect.signature(factory)}: {error}") from None
-    with importing_from(path.resolve().parent):
-        return factory(**kw)
+    with importing_from(path.resolve().parent), redirect_stdout(sys.stderr):
+        try:
+            return factory(**kw)
+        except (SystemExit, GeneratorExit) as error:
+            raise UsageError(f"{spec} ended with {type(error).__name__}: {error}") from error
 
 
 __all__ = ["Env", "env", "load_env", "load_samples"]

@@ -26,7 +26,7 @@ from statistics import fmean
 from skilltune.gate import FAILED, Verdict
 from skilltune.gate.race import ACCEPTED, GIVEN_UP, Race, doubling
 from skilltune.gate.screen import Pool, Screened
-from skilltune.roll import MAX_UNSCORED, gather, mean
+from skilltune.roll import MAX_UNSCORED, comparable, gather, mean
 from skilltune.run import rng
 from skilltune.samples import Sample
 from skilltune.skill import Skill
@@ -90,13 +90,15 @@ class EProcess(Race):
         order = [sample for unit in units for sample in unit]
         blocks = [(draw, block) for draw in range(arena.draws(cfg.passes)) for block in doubling(order, cfg.block)]
         looks: list[Look] = []
-        accepted, end = False, 0
+        accepted, asked, end = False, 0, 0
         for number, (draw, block) in enumerate(blocks):
             for ahead, samples in blocks[number + 1 : number + 2]:
                 for skill in (candidate, incumbent):
                     arena.roll.expect(skill, samples, ahead)
             purpose = f"{name} bets {candidate.hash} {block[0].id} {draw}"
-            await gather([arena.roll(skill, block, attempt=draw, purpose=purpose) for skill in (candidate, incumbent)])
+            sides = candidate, incumbent
+            done = await gather([arena.roll(skill, block, attempt=draw, purpose=purpose) for skill in sides])
+            asked = asked * (end < len(order)) + comparable(zip(*done, strict=True))
             end = end % len(order) + len(block)
             made, room = self._bets(incumbent, candidate, units, order[:end], draw)
             path, trend = log_wealth(made), made
@@ -106,7 +108,7 @@ class EProcess(Race):
             scored, gain = self._compared(incumbent, candidate, order[:end], draw)
             n, most = len(self._select_draws(candidate.hash)), max(path, default=0.0)
             looks.append(Look(n, draw, len(path), gain, _exp(path[-1] if path else 0.0), _exp(most), hope))
-            accepted = most >= bar and scored >= (1 - MAX_UNSCORED) * end
+            accepted = most >= bar and scored >= (1 - MAX_UNSCORED) * asked
             if accepted or hope < HOPE:
                 break
         return looks, accepted, len(looks) < len(blocks)

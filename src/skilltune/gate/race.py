@@ -24,7 +24,7 @@ from skilltune.gate.screen import Pool, Screened, assign, balanced
 from skilltune.gate.tried import Evidence, Scores
 from skilltune.optimizer import Proposal, join
 from skilltune.optimizer.memory import Rejected
-from skilltune.roll import MAX_UNSCORED, gather, mean
+from skilltune.roll import MAX_UNSCORED, comparable, gather, mean
 from skilltune.run import rng
 from skilltune.samples import Sample
 from skilltune.skill import Skill
@@ -263,10 +263,10 @@ class Race:
             purpose = f"{name} race {candidate.hash} {block[0].id} {attempt}"
             sides = ((candidate, attempt), (pool.skill, attempt))  # an incumbent seen on a few lucky samples is no bar
             done = await gather([arena.roll(skill, block, attempt=draw, purpose=purpose) for skill, draw in sides])
-            asked += len(block)
+            asked += comparable(zip(*done, strict=True))
             scored += sum(a.scored and b.scored for a, b in zip(*done, strict=True))
             looks.append(self._look(pool.skill, candidate, prior, price))
-            enough = scored >= (1 - MAX_UNSCORED) * asked
+            enough = scored > 0 and scored >= (1 - MAX_UNSCORED) * asked
             decision = self._decide(looks[-1], last=len(looks) == len(blocks), enough=enough)
             if (
                 not decision

@@ -23,7 +23,7 @@ from skilltune.gate import Arena, build_gate
 from skilltune.gate.credit import COMPACT
 from skilltune.models import Message, Usage
 from skilltune.optimizer.recorded import Recorded
-from skilltune.pins import Pins
+from skilltune.pins import Pins, split_ids
 from skilltune.roll import Roller
 from skilltune.rollout import Rollout, Score, Trajectory
 from skilltune.run import Run
@@ -185,15 +185,13 @@ def _session(run: Run, pins: Pins) -> Session:
         raise RunError(f"the journal in {run.folder} holds no configuration")
     cfg = stored_config(run.config, run.folder)
     cfg = cfg.model_copy(update={"certify": cfg.certify.model_copy(update={"controls": False})})  # no decision
-    split = run.recall("split")
+    split = split_ids(run)
     if split is None:
         raise RunError(f"the journal in {run.folder} holds no split of the samples")
     by_id = {
-        sample: Sample(id=sample, input="", group=pins.groups.get(sample))
-        for ids in split[0].values()
-        for sample in ids
+        sample: Sample(id=sample, input="", group=pins.groups.get(sample)) for ids in split.values() for sample in ids
     }
-    splits = Splits(**{name: tuple(by_id[sample] for sample in ids) for name, ids in split[0].items()})
+    splits = Splits(**{name: tuple(by_id[sample] for sample in ids) for name, ids in split.items()})
     env = _Absent(pins.env)
     roll = Roller(_Silent(pins.target), env, run, contents=dict(pins.contents))
     arena = Arena(roll, splits.train, splits.select, cfg.gate, cfg.seed, cfg.train.skill_limit(pins.skill.tokens))

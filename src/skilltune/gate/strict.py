@@ -12,7 +12,8 @@ from skilltune.edits import Applied, apply
 from skilltune.gate import FAILED, Arena, Verdict
 from skilltune.optimizer import Proposal
 from skilltune.optimizer.memory import Rejected
-from skilltune.roll import MAX_UNSCORED, mean
+from skilltune.roll import MAX_UNSCORED, comparable, mean
+from skilltune.rollout import Rollout
 from skilltune.skill import Skill
 from skilltune.stats import standard_error
 
@@ -24,7 +25,7 @@ class Strict:
     arena: Arena
 
     async def baseline(self, skill: Skill) -> float | None:
-        return mean(list((await self._scores(skill)).values()))
+        return mean(list(self._scores(await self._roll(skill)).values()))
 
     async def judge(
         self,
@@ -38,18 +39,20 @@ class Strict:
     ) -> Verdict:
         edits = [proposal.edit for proposal in proposals]
         applied = apply(skill, edits, protect=protect, limit=limit, max_tokens=self.arena.max_tokens)
-        old = await self._scores(skill)  # in the journal since the skill became the incumbent
+        was = await self._roll(skill)  # in the journal since the skill became the incumbent
+        old = self._scores(was)
         score, spread = mean(list(old.values())), standard_error(list(old.values()))
         if not applied.changed:
             reason = "nothing was proposed" if not edits else "none of the edits could be applied"
             rejected = _rejected(applied, reason)
             return Verdict(skill, False, reason, score, spread, reports=applied.reports, rejected=rejected)
         self.arena.roll.expect(skill, self.arena.upcoming)  # most candidates fail
-        new = await self._scores(applied.skill)
+        now = await self._roll(applied.skill)
+        new = self._scores(now)
         differences = {sample: new[sample] - old[sample] for sample in old if sample in new}
         before = mean([old[sample] for sample in differences])
         after = mean([new[sample] for sample in differences])
-        enough = len(differences) >= (1 - MAX_UNSCORED) * len(self.arena.select)
+        enough = len(differences) >= (1 - MAX_UNSCORED) * comparable(zip(was, now, strict=True))
         accepted = enough and before is not None and after is not None and after > before
         fixed, broken = sum(d > 0 for d in differences.values()), sum(d < 0 for d in differences.values())
         reason = f"{_percent(before)} → {_percent(after)} on {len(differences)} select samples (+{fixed} −{broken})"
@@ -69,8 +72,10 @@ class Strict:
             numbers={"rule": "strict", "before": before, "after": after, "n": len(differences)},
         )
 
-    async def _scores(self, skill: Skill) -> dict[str, float]:
-        rollouts = await self.arena.roll(skill, self.arena.select, purpose="select")
+    async def _roll(self, skill: Skill) -> list[Rollout]:
+        return await self.arena.roll(skill, self.arena.select, purpose="select")
+
+    def _scores(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
         return {rollout.sample: self.arena.metric(rollout.score) for rollout in rollouts if rollout.score is not None}
 
 

@@ -13,6 +13,7 @@ from skilltune.config import to_toml
 from skilltune.controls import TRAINED, Controls
 from skilltune.gate.certify import Certificate
 from skilltune.models import Usage
+from skilltune.report.left_out import describe, left_out
 from skilltune.report.markup import cut
 from skilltune.report.record import accepted_versions, claim
 from skilltune.run import FAILED
@@ -50,6 +51,8 @@ def card(session: Session, result: Result) -> str:
         ]
     if result.stopped is not None:
         text += [f"Stopped early: {inline(str(result.stopped))}.", ""]
+    if missing := describe(left_out(session.run)):
+        text += [f"Left out: {inline(missing)}.", ""]
     text += _versions(session, result) + _changes(result)
     if result.controls is not None:
         text += _controls(result.controls)

@@ -39,7 +39,7 @@ def write_results(session: Session, result: Result) -> None:
 
 def save_best(run: Run, best: Skill) -> None:
     if best.folder:
-        best.save(run.folder / "best" / best.name)
+        best.save(run.place / "best" / best.name)
     else:
         run.write("best_skill.md", best.text.encode("utf-8", "surrogatepass"))
 

@@ -46,6 +46,8 @@ from skilltune.report.card import (
     per_point,
     unknown_costs,
 )
+from skilltune.report.left_out import describe, left_out, summed
+from skilltune.roll import LEFT_OUT
 from skilltune.run import FAILED, Run
 from skilltune.samples import describe_power
 from skilltune.session import Session
@@ -197,6 +199,10 @@ def line(
             return _text(f"step {data['step']} · {data['stage']}: {_short(data['reason'])}{instead}", "yellow")
         case "learned":
             return _text(f"{data['model']}: {data['what']}", "yellow")
+        case "left out" if data["samples"]:
+            return _text(f"left out of '{data['purpose']}': {describe(summed(data['samples']))}", "yellow")
+        case "dropped":
+            return _text(f"the sample {data['sample']} is dropped: no new answer is asked for it")
         case "waiting":
             until = f", until {data['until']}," if "until" in data else ""
             why = _short(data["why"])
@@ -298,6 +304,7 @@ class Lines:
     command: Callable[[Path], str] = _command
     progress: Progress | None = None
     paid: int = 0  # calls paid in earlier lives of the run
+    _left_out: dict[str, Mapping[str, Any]] = field(default_factory=dict)  # by sample, see `report.left_out`
     _beat: float = 0.0
     _beat_calls: int = 0
 
@@ -313,6 +320,7 @@ class Lines:
         """Print the plan: what is trained, on what, what it can show, and what it may take."""
         self.progress = Progress(session)
         self._beat = self.progress.clock()
+        self._left_out |= left_out(session.run)
         self.paid = sum(usage.calls for kind, usage in session.run.usage.items() if kind != FAILED)
         for name, value in plan(session, estimate(session)):
             self.console.print(Text.assemble((f"{name:<10}", "bold"), clean(value)))
@@ -326,6 +334,10 @@ class Lines:
             steps, slow = self.progress.steps, type == "verdict" and data["step"] == self.progress.step
             gate = self.progress.session.cfg.gate
             self.progress.hear(type, data)
+        if type == LEFT_OUT:  # each sample is named once; the end says them all
+            new = {sample: failure for sample, failure in data["samples"].items() if sample not in self._left_out}
+            self._left_out |= summed(new)
+            data = {**data, "samples": new}
         if (text := line(type, data, steps, gate, slow)) is not None:
             self.console.print(text)
         if type == "forked":
@@ -365,6 +377,8 @@ class Lines:
             console.print(f"no control arms: {result.uncertified}")
         if result.stopped is not None:
             console.print(f"stopped early: {result.stopped}")
+        if text := describe(self._left_out):
+            console.print(f"left out: {clean(text)}")
         console.print()
         for kind, usage in sorted(session.run.usage.items()):
             console.print(f"{kind:<15}{describe_usage(usage)}{unknown_costs(kind, session.run.estimated)}")
@@ -486,6 +500,7 @@ class History:
     writer: int | None = None
     command: Mapping[str, str] | None = None
     estimated: int = 0  # failed attempts whose cost nobody told
+    left_out: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by sample, see `report.left_out`
 
     @classmethod
     def of(cls, run: Run) -> History:
@@ -524,7 +539,8 @@ class History:
         with suppress(RunError):  # what another version made is shown with the reasons that were recorded
             gate = stored_config(run.config, run.folder).gate if run.config else None
         usage, pid, unknown = dict(run.usage), run.writer, run.estimated
-        return cls(run.folder, tuple(rows), versions, finish, usage, controls, gate, stopped, pid, command, unknown)
+        parts = (run.folder, tuple(rows), versions, finish, usage, controls, gate, stopped, pid, command, unknown)
+        return cls(*parts, left_out(run))
 
     @property
     def state(self) -> str:
@@ -575,6 +591,7 @@ class History:
             "verdicts": [{key: value for key, value in row.items() if key != "data"} for row in self.rows],
             "certificate": self.finish["certificate"] if self.finish else None,
             "controls": self.controls,
+            "left_out": self.left_out,
             "usage": {kind: asdict(usage) for kind, usage in self.usage.items()},
             "files": [str(path) for path in self.files],
         }
@@ -628,6 +645,8 @@ def show_run(history: History, console: Console) -> None:
             console.print(f"{'':<15}test samples {proof.unscored}")
         if finish["exit_code"] == 5 and finish["certificate"]:
             console.print(f"{'not certified':<15}{finish['certificate']['reason']}")
+    if text := describe(history.left_out):
+        console.print(f"{'left out':<15}{clean(text)}")
     if history.controls is not None:
         print_controls(history.controls, console)
         console.print()

@@ -259,9 +259,8 @@ def _python(fn: Any, name: str) -> Scorer:
         raise UsageError(f"{name} must take two arguments: (sample, rollout)") from None
     except ValueError:  # a builtin that does not tell its signature
         pass
-    asynchronous = inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None))  # noqa: B004
     fingerprint = f"python:{function_name(fn)}:{function_fingerprint(fn)}"
-    return Scorer(name, fingerprint, fn, blocking=not asynchronous, custom=True, describe=lambda sample: [name])
+    return Scorer(name, fingerprint, fn, apart=True, custom=True, describe=lambda sample: [name])
 
 
 def _accepted(kind: str, sample: Sample) -> str:

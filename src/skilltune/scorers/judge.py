@@ -50,6 +50,11 @@ SCHEMA: dict[str, Any] = {
 }
 _TAGS = re.compile(r"<(?=/?(?:task|reference|answer|check)\b)", re.IGNORECASE)
 _NUMBER = re.compile(r"\s*(?:check\s*)?#?(\d+)\s*[.:)]?\s*", re.IGNORECASE)
+_WORDS = {
+    **dict.fromkeys(("true", "yes", "y", "pass", "passed", "passes", "met", "1"), True),
+    **dict.fromkeys(("false", "no", "n", "fail", "failed", "fails", "not met", "not passed", "unmet", "0"), False),
+}
+SAID = 300  # characters of an answer that an error quotes
 _QUOTES = str.maketrans("“”„‘’‹", '"""\'\'<')
 
 
@@ -189,10 +194,13 @@ class Reader:
 
         async def pay() -> Paid:
             costs: list[Usage] = []
+            said = ""
 
             async def call(request: Request) -> Reply:
+                nonlocal said
                 reply = await self.client(request)
                 costs.append(reply.usage)
+                said = reply.text
                 return reply
 
             try:
@@ -200,6 +208,8 @@ class Reader:
             except BaseException as error:
                 if costs:  # answers that could not be used were paid all the same
                     self.run.fail("judge", str(error), sum(costs, Usage()))
+                if costs and isinstance(error, InfraError):
+                    raise error.reworded(f"{error}; it said {quote(said, SAID)}") from error
                 raise
             return Paid([asdict(verdict) for verdict in verdicts], sum(costs, Usage()))
 
@@ -209,7 +219,7 @@ class Reader:
             raise CallConfigError(f"the judge: {error}") from error
         except InfraError as error:
             why = f'the judge {self.client.model.name} gave no verdict on sample "{sample.id}": {error}'
-            raise JudgeError(why, retry_after=error.retry_after) from error
+            raise JudgeError(why, retry_after=error.retry_after, systemic=error.systemic) from error
         return [Verdict(**verdict) for verdict in found]
 
 
@@ -224,8 +234,9 @@ def read_verdicts(data: Any, answer: str, lines: Sequence[str]) -> list[Verdict]
     faults: list[str] = []
     for item in given:
         fields = item if isinstance(item, dict) else {}
-        check, passed, evidence = (fields.get(key) for key in ("check", "passed", "evidence"))
-        if not isinstance(passed, bool) or not isinstance(evidence or "", str):
+        check, evidence = fields.get("check"), fields.get("evidence")
+        passed = stated(fields.get("passed"))
+        if passed is None or not isinstance(evidence or "", str):
             raise ValueError('each verdict needs "check", "passed" (true or false) and "evidence" (a text)')
         number = _numbered(str(check), lines)
         if number is None:
@@ -243,6 +254,14 @@ def read_verdicts(data: Any, answer: str, lines: Sequence[str]) -> list[Verdict]
     if faults:
         raise ValueError("\n".join(faults))
     return [found[number] for number in range(len(lines))]
+
+
+def stated(passed: Any) -> bool | None:
+    """The verdict in a field: true or false, or what says the same beyond doubt, as "yes", "Pass" or 0; else None."""
+    if isinstance(passed, bool | int | float) and passed in (0, 1):
+        return bool(passed)
+    word = re.sub(r"[^a-z0-9]+", " ", passed.lower()).strip() if isinstance(passed, str) else ""
+    return _WORDS.get(word)
 
 
 def stands_in(evidence: str, answer: str) -> bool:

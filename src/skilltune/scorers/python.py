@@ -12,7 +12,7 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from functools import partial
 from pathlib import Path
 from types import FunctionType, MethodType, ModuleType
@@ -46,10 +46,12 @@ def load_module(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pydantic look their module up by name
     try:
-        with importing_from(path.parent):
+        with importing_from(path.parent), redirect_stdout(sys.stderr):
             spec.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[name]
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # also SystemExit: a file that calls sys.exit would end us with its code
+        sys.modules.pop(name, None)
         where = raised_in(error, str(path)) or str(path)
         raise UsageError(f"{where}: importing it failed with {type(error).__name__}: {error}") from error
     return module

@@ -86,9 +86,17 @@ def missed(expected: str, got: str) -> str:
 
 def quote(text: str, limit: int = 80) -> str:
     """The text in quotes on one line, its middle elided beyond `limit` characters (the end often holds the answer)."""
-    if len(text) > limit:
-        text = f"{text[: limit // 2]} … {text[-(limit // 2) :]}"
-    return json.dumps(text, ensure_ascii=False).replace("\u2028", " ").replace("\u2029", " ").replace("\x85", " ")
+    return (
+        json.dumps(elided(text, limit), ensure_ascii=False)
+        .replace("\u2028", " ")
+        .replace("\u2029", " ")
+        .replace("\x85", " ")
+    )
+
+
+def elided(text: str, limit: int) -> str:
+    """The text, its middle elided beyond `limit` characters."""
+    return text if len(text) <= limit else f"{text[: limit // 2]} … {text[-(limit // 2) :]}"
 
 
 def nearest(name: str, options: Iterable[str]) -> str:

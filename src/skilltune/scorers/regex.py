@@ -7,9 +7,10 @@ from typing import Annotated
 
 from pydantic import Field
 
-from skilltune.errors import UsageError
+from skilltune.errors import JudgeError, UsageError
 from skilltune.rollout import Score
 from skilltune.samples import Sample
+from skilltune.scorers.patterns import find_all
 from skilltune.scorers.reading import alternatives, quote
 
 
@@ -19,13 +20,15 @@ def regex(
     """1 if the pattern (by default the target; of several, any) is found anywhere in the whole answer, `at_least` so
     many times.
 
-    Python's `re` syntax: `(?i)` ignores case, `\\A…\\Z` ties it to the whole answer. There is no time limit: a pattern
-    with a repeat inside of a repeat, such as `(a+)+$`, can take for ever on an unlucky answer.
+    Python's `re` syntax: `(?i)` ignores case, `\\A…\\Z` ties it to the whole answer. A pattern that does not end in
+    time (see `scorers.patterns`) is a JudgeError that names it and the sample.
     """
     patterns = alternatives(sample) if pattern is None else [pattern]
     for source in patterns:
         try:
-            found = [match.group() for match in re.finditer(source, answer)]
+            found = find_all(source, answer)
+        except JudgeError as error:
+            raise error.reworded(f'sample "{sample.id}": {error}') from None
         except re.error as error:
             raise UsageError(
                 f'sample "{sample.id}": {quote(source)} is not a valid regular expression: {error}'

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextvars
-import functools
 import inspect
-from collections.abc import Awaitable, Callable
-from concurrent.futures import Future
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
-from threading import Thread
 from typing import TYPE_CHECKING, Any
 
-from skilltune.errors import CallConfigError, JudgeError, Stopped
+from skilltune.errors import CallConfigError, CallError, JudgeError, SampleError, Stopped
 from skilltune.rollout import Rollout, Score
 from skilltune.samples import Sample
+from skilltune.scorers.apart import Raised, TookTooLong, call_apart
 from skilltune.scorers.python import raised_in, source_file
-from skilltune.scorers.reading import accepted, as_text, quote
+from skilltune.scorers.reading import accepted, as_text, elided, quote
 
 if TYPE_CHECKING:
     from skilltune.scorers.judge import Judge
 
+LONGEST_ERROR = 1000  # characters of an exception's text
+LONGEST_WHY = 4000  # characters of a reason; the optimizer reads it
+_VALUE, _WHY = ("score", "value"), ("feedback", "why", "reason", "explanation")  # names of the parts of a score
 _OURS = str(Path(__file__).parents[1])
 ScoreFn = Callable[[Sample, Rollout], Score | float | bool | Awaitable[Score | float | bool]]
 """What a user's scorer is: plain or async, with a reason in a Score or without."""
@@ -55,8 +54,8 @@ class Scorer:
 
     `fingerprint` is everything that decides a score and becomes part of the journal's keys. `expected` gives an answer
     that must score 1, or "" if none is known. `check` raises UsageError for a sample that it could never score.
-    `judge` is the model that reads for it, if one does. `blocking`: the function is a user's and not async, so it may
-    take its time; it is called in a thread.
+    `judge` is the model that reads for it, if one does. `apart`: the function is a user's, so it may do anything; it is
+    called in a thread of its own, see `scorers.apart`.
     """
 
     name: str
@@ -64,7 +63,7 @@ class Scorer:
     score: Callable[[Sample, Rollout], Any]
     expected: Callable[[Sample], str] = first_target
     check: Callable[[Sample], None] = accept_any
-    blocking: bool = False
+    apart: bool = False
     judge: Judge | None = None
     describe: Callable[[Sample], list[str]] = by_itself
     custom: bool = False
@@ -77,19 +76,16 @@ async def evaluate(scorer: Scorer, sample: Sample, rollout: Rollout) -> Score:
     """Run a scorer and return a Score that has a reason.
 
     Whatever goes wrong inside is a JudgeError that names scorer, sample and cause: a broken scorer never gives a 0.
-    A wrong key or model of a scorer's own (CallConfigError) and a stopped run (Stopped) pass through unchanged.
+    A sample that cannot be graded (SampleError), a wrong key or model of a scorer's own (CallConfigError) and a stopped
+    run (Stopped) pass through unchanged.
     """
+    result = await _result(scorer, sample, rollout)
+    if isinstance(result, Raised):
+        raise _failure(scorer, sample, result.error) from result.error
     try:
-        result = await _in_thread(scorer, sample, rollout) if scorer.blocking else scorer(sample, rollout)
-        score = _as_score(await result if inspect.isawaitable(result) else result)
-    except (CallConfigError, JudgeError, Stopped):
-        raise
+        score = as_score(result) if scorer.apart or not isinstance(result, Score) else result
     except Exception as error:
-        what = f"{type(error).__name__}: {error}{_place(scorer, error)}"
-        raise JudgeError(
-            f'scorer {scorer.name} failed on sample "{sample.id}": {what}',
-            retry_after=getattr(error, "retry_after", None),
-        ) from error
+        raise _failure(scorer, sample, error) from error
     if score.why:
         return score
     expected = scorer.expected(sample)
@@ -97,50 +93,91 @@ async def evaluate(scorer: Scorer, sample: Sample, rollout: Rollout) -> Score:
     return Score(score.value, f"{why}, expected {quote(expected)}" if expected else why, score.soft, score.metrics)
 
 
-def _place(scorer: Scorer, error: Exception) -> str:
-    """Where it was raised in the user's own file."""
+async def _result(scorer: Scorer, sample: Sample, rollout: Rollout) -> Any:
+    """What the scorer gave, awaited; `Raised` if it failed."""
+    if scorer.apart:
+        return await call_apart(lambda: scorer(_copied(sample), rollout))
+    try:
+        given = scorer(sample, rollout)
+        return await given if inspect.isawaitable(given) else given
+    except Exception as error:
+        return Raised(error)
+
+
+def _copied(sample: Sample) -> Sample:
+    """A copy that a user's function may change: the next scoring must see the sample as it is."""
+    with suppress(Exception):  # metadata made in Python may hold what cannot be copied
+        return sample.model_copy(deep=True)
+    return sample
+
+
+def _failure(scorer: Scorer, sample: Sample, error: BaseException) -> CallError | Stopped:
+    """An error of a scorer as the rollout's."""
+    if isinstance(error, CallConfigError | JudgeError | SampleError | Stopped):
+        return error
+    where = f'scorer {scorer.name} failed on sample "{sample.id}": '
+    if isinstance(error, TookTooLong):
+        way = "mend the scorer, or allow more time with env.score_timeout_s"
+        return JudgeError(f"{where}{error}; {way}", systemic=f"the scorer {scorer.name} takes too long: {way}")
+    try:
+        text = elided(str(error), LONGEST_ERROR)
+    except Exception:
+        text = "its text cannot be read"
+    what = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return JudgeError(
+        f"{where}{what}{_place(scorer, error)}",
+        retry_after=getattr(error, "retry_after", None),
+        systemic=getattr(error, "systemic", ""),
+    )
+
+
+def _place(scorer: Scorer, error: BaseException) -> str:
+    """The line of the user's own file in which it was raised."""
     file = source_file(scorer.score)
     place = raised_in(error, file) if not file.startswith(_OURS) else ""
     return f" ({place})" if place else ""
 
 
-def _as_score(result: Any) -> Score:
+def as_score(result: Any) -> Score:
+    """A user's result as a Score: a number or a bool, or one with its feedback, see `_parts`. Raises TypeError or
+    ValueError for anything else."""
     if isinstance(result, Score):
-        return result
-    if isinstance(result, str) or not hasattr(result, "__float__"):  # float("1") would hide a scorer's mistake
-        raise TypeError(f"a scorer returns a Score, a float or a bool, not {type(result).__name__}")
-    return Score(float(result))
+        return _sound(result.value, result.why, result.soft, result.metrics)
+    parts = _parts(result)
+    if parts is None:
+        return _sound(result)
+    value = next((parts[name] for name in _VALUE if name in parts), None)
+    why = next((parts[name] for name in _WHY if parts.get(name)), "")
+    known = {*_VALUE, *_WHY, "soft"}
+    numbers = {name: x for name, x in parts.items() if name not in known and isinstance(x, int | float)}
+    return _sound(value, why, parts.get("soft"), numbers)
 
 
-async def _in_thread(scorer: Scorer, sample: Sample, rollout: Rollout) -> Any:
-    """Call a scorer while the event loop goes on. All such calls share one thread and come one after another, as if
-    there were no thread: a user's function need not be safe for threads. Where the wait is cancelled, a call that has
-    not begun is not made; one that has begun ends by itself, and what it gives is dropped."""
-    context = contextvars.copy_context()
-    future: Future[Any] = Future()
-    _queue().put((future, lambda: context.run(scorer, sample, rollout)))
-    return await asyncio.wrap_future(future)
+def _parts(result: Any) -> Mapping[str, Any] | None:
+    """The named parts of a score that comes with feedback: a mapping, an object with such attributes (a Prediction of
+    DSPy) or a pair (score, why); None for a bare value."""
+    if isinstance(result, Mapping):
+        return {str(name): value for name, value in result.items()}
+    found: dict[str, Any] = {}
+    for name in (*_VALUE, *_WHY):
+        with suppress(Exception):  # whatever an object's __getattr__ raises
+            found[name] = getattr(result, name)
+    if found.keys() & set(_VALUE) and found.keys() & set(_WHY):
+        return found
+    if isinstance(result, tuple | list) and len(result) == 2 and isinstance(result[1], str):
+        return {"score": result[0], "why": result[1]}
+    return None
 
 
-_Calls = SimpleQueue[tuple[Future[Any], Callable[[], Any]]]
-
-
-@functools.cache
-def _queue() -> _Calls:
-    """The queue of the one thread. It is a daemon: a scorer that hangs does not keep the process from ending."""
-    calls: _Calls = SimpleQueue()
-    Thread(target=_work, args=(calls,), name="scorer", daemon=True).start()
-    return calls
-
-
-def _work(calls: _Calls) -> None:
-    while True:
-        future, call = calls.get()
-        if not future.set_running_or_notify_cancel():
-            continue
-        try:
-            future.set_result(call())
-        except StopIteration as error:  # an event loop's future cannot carry it, and would wait for ever
-            future.set_exception(RuntimeError(f"StopIteration: {error}"))
-        except BaseException as error:  # also SystemExit: it would end the thread and leave all others waiting
-            future.set_exception(error)
+def _sound(value: Any, why: Any = "", soft: Any = None, metrics: Mapping[str, Any] | None = None) -> Score:
+    """A Score of plain numbers and a reason of bounded length."""
+    numbers = {"value": value} if soft is None else {"value": value, "soft": soft}
+    for number in numbers.values():
+        if isinstance(number, str) or not hasattr(number, "__float__"):  # float("1") would hide a scorer's mistake
+            raise TypeError(
+                f"a scorer returns a Score, a float or a bool, not {type(number).__name__}; with feedback: "
+                "return st.Score(score, why=feedback)"
+            )
+    plain = {name: float(number) for name, number in numbers.items()}
+    text = elided("" if why is None else str(why), LONGEST_WHY)
+    return Score(plain["value"], text, plain.get("soft"), {str(k): float(v) for k, v in (metrics or {}).items()})
