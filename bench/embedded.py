@@ -13,8 +13,8 @@ from pathlib import Path
 
 import skilltune as st
 from skilltune.config import load_config
-from skilltune.controls import shuffled
-from skilltune.run import Run
+from skilltune.finish.controls import shuffled
+from skilltune.journal.run import Run
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

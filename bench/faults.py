@@ -25,8 +25,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
+from skilltune.journal.run import Run
 from skilltune.rollout import rollout_from_json
-from skilltune.run import Run
 from world import Faults, World
 
 KEY = "the-right-key"
@@ -90,7 +90,7 @@ def train(folder: Path, url: str, preset: str, seed: int, **models: str) -> tupl
     head = f'preset = "{preset}"\nseed = {seed}\n[env]\nsamples = "data.jsonl"\n'
     (folder / "desk.toml").write_text(head + tables)
     (folder / "SKILL.md").write_text("# Desk\n\nAnswer the ticket.\n")
-    command = [sys.executable, "-m", "skilltune.cli", "train", "desk.toml", "--run", "run"]
+    command = [sys.executable, "-m", "skilltune.cli.main", "train", "desk.toml", "--run", "run"]
     environment = {**os.environ, "OPENAI_API_KEY": models.get("key", KEY)}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     return done.returncode, done.stderr

@@ -15,9 +15,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
+from skilltune.metering.slots import STRAGGLER, Endpoint
 from skilltune.models import Request, user
 from skilltune.models.build import build_model
-from skilltune.models.endpoint import STRAGGLER, Endpoint
 from world import World, lognormal
 
 

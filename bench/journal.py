@@ -20,9 +20,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import TypeVar
 
-from skilltune.models import Usage
+from skilltune.journal.keys import digest, rng
+from skilltune.journal.run import Paid, Run
 from skilltune.rollout import Rollout, Score, Trajectory, Turn, rollout_from_json, rollout_to_json
-from skilltune.run import Paid, Run, digest, rng
+from skilltune.usage import Usage
 
 T = TypeVar("T")
 
@@ -95,7 +96,7 @@ async def write(run: Run, n: int) -> None:
                 async def fn(answer: Paid = answer) -> Paid:
                     return answer
 
-                await run.once(key, "rollout", fn)
+                await run.memo(key, "rollout", fn)
     row("`once` with a new answer", clock.each(n))
     row("new answers per second", f"{n / clock.cpu:,.0f} ({n / clock.wall:,.0f})")
 
@@ -105,13 +106,13 @@ async def replay(run: Run, keys: list[str]) -> None:
         raise AssertionError("an answer that is stored was asked for again")
 
     for key in keys:
-        rollout_from_json(await run.once(key, "rollout", fn))
+        rollout_from_json(await run.memo(key, "rollout", fn))
 
 
 def resume(folder: Path, n: int) -> None:
     """The second process: open the run, recall every answer, replay it as rollouts."""
     import_module("skilltune.api")  # as `skilltune train` does
-    import_module("skilltune.cli")
+    import_module("skilltune.cli.main")
     row("process start, all imports", f"{time.process_time():.2f} s")
     keys = [key_of(number) for number in range(n)]
     run, opened = timed(lambda: Run.open(folder, CONFIG))
@@ -150,7 +151,7 @@ def main() -> None:
         reader, read = timed(lambda: Run.read(folder))
         reader.close()
         row("`Run.read`", read)
-        command = [sys.executable, "-m", "skilltune.cli", "show", str(folder)]
+        command = [sys.executable, "-m", "skilltune.cli.main", "show", str(folder)]
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         _, shown = timed(lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL))
         after = resource.getrusage(resource.RUSAGE_CHILDREN)

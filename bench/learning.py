@@ -19,7 +19,7 @@ from typing import Any, Literal
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import skilltune as st
-from skilltune.run import Run
+from skilltune.journal.run import Run
 from world import World
 
 Mode = Literal["normal", "useless", "harmful"]

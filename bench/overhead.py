@@ -66,12 +66,14 @@ async def bare(url: str, file: Path, workers: int) -> int:
 
 
 async def client(url: str, file: Path, workers: int) -> int:
-    from skilltune.budget import Budget, Limits
-    from skilltune.calls import Client
-    from skilltune.models import Request, Usage, system, user
+    from skilltune.journal.run import Run
+    from skilltune.limits import Limits
+    from skilltune.metering.budget import Budget
+    from skilltune.metering.client import Client
+    from skilltune.metering.slots import Endpoint
+    from skilltune.models import Request, system, user
     from skilltune.models.build import build_model
-    from skilltune.models.endpoint import Endpoint
-    from skilltune.run import Run
+    from skilltune.usage import Usage
 
     with tempfile.TemporaryDirectory() as folder, Run.open(Path(folder)) as run:
         call = Client(build_model(f"openai@{url}/target"), Endpoint(workers), Budget(Limits(), Usage()), run, "target")

@@ -49,7 +49,7 @@ def start(folder: Path, world: World, preset: str, seed: int) -> subprocess.Pope
     (folder / "desk.toml").write_text(
         f'preset = "{preset}"\nseed = {seed}\n[env]\nsamples = "samples.jsonl"\n[train]\nepochs = 1\n{tables}'
     )
-    command = [sys.executable, "-m", "skilltune.cli", "train", "desk.toml", "--run", "run"]
+    command = [sys.executable, "-m", "skilltune.cli.main", "train", "desk.toml", "--run", "run"]
     return subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 

@@ -31,7 +31,7 @@ from unittest.mock import patch
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import skilltune as st
-from skilltune.calls import Client
+from skilltune.metering.client import Client
 from skilltune.models import Reply, Request
 from skilltune.models.openai import OpenAIModel
 from world import World, lognormal

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from skilltune.run import Paid, Run
+from skilltune.journal.run import Paid, Run
 from training import events, prepare, train, train_at
 from world import World
 

@@ -273,7 +273,7 @@ from pathlib import Path
 from typing import assert_type
 
 import skilltune as st
-from skilltune.gate.certify import Certificate
+from skilltune.finish.certify import Certificate
 
 def as_bool(sample: st.Sample, rollout: st.Rollout) -> bool:
     return rollout.answer == sample.target

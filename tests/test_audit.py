@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from skilltune.audit import CONSTANTS, FILLERS, Audit, _tail, audit
-from skilltune.check import check
 from skilltune.config import make_config
 from skilltune.envs import Env
+from skilltune.preflight.audit import CONSTANTS, FILLERS, Audit, _tail, audit
+from skilltune.preflight.check import check
 from skilltune.rollout import Rollout
 from skilltune.samples import split
 from world import Desk

@@ -13,13 +13,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skilltune.budget import FEW, Budget, Limits, parse_budget
-from skilltune.calls import Client
 from skilltune.errors import BudgetExceeded, InfraError, UsageError
-from skilltune.models import Reply, Request, Usage
-from skilltune.models.endpoint import Endpoint
+from skilltune.journal.run import Run
+from skilltune.limits import Limits, parse_budget
+from skilltune.metering.budget import FEW, Budget
+from skilltune.metering.client import Client
+from skilltune.metering.slots import Endpoint
+from skilltune.models import Reply, Request
 from skilltune.models.retry import Refused, RetryPolicy, TimedOut
-from skilltune.run import Run
+from skilltune.usage import Usage
 
 CALL = Usage(1, 100, 50, usd=0.10)
 

@@ -12,13 +12,14 @@ import pytest
 
 from skilltune.config import GateConfig
 from skilltune.gate import Arena
-from skilltune.gate.calibrate import Calibration, _solving, calibrate, repeats_itself
-from skilltune.gate.crossed import NOISE_FLOOR, Observation, fit
-from skilltune.gate.replay import recompute
+from skilltune.history.replay import recompute
+from skilltune.journal.keys import rng
+from skilltune.journal.run import Run
+from skilltune.preflight.noise import Calibration, _solving, calibrate, repeats_itself
 from skilltune.rollout import Rollout, Score, Trajectory
-from skilltune.run import Run, rng
 from skilltune.samples import Sample
 from skilltune.skill import Skill
+from skilltune.stats.linear import NOISE_FLOOR, Observation, fit
 from training import Trained, events, small, train
 from world import Call, World
 

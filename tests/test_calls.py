@@ -8,22 +8,24 @@ import pytest
 
 from http_server import Answer, Call, Server
 from skilltune import Env
-from skilltune.budget import Budget, Limits
-from skilltune.calls import LEARNED, Client
-from skilltune.check import check
 from skilltune.config import load_config
-from skilltune.doctor import Finding, examine
-from skilltune.models import Request, Schema, Usage, user
-from skilltune.models.endpoint import Endpoint
+from skilltune.journal.run import Run
+from skilltune.limits import Limits
+from skilltune.metering.budget import Budget
+from skilltune.metering.client import LEARNED, Client
+from skilltune.metering.slots import Endpoint
+from skilltune.models import Request, Schema, user
 from skilltune.models.openai import OpenAIModel
 from skilltune.models.reading import NoText
 from skilltune.models.retry import RetryPolicy
-from skilltune.optimizer.evidence import render_rollout
+from skilltune.optimizer.render import render_rollout
 from skilltune.optimizer.stage import ByModel
+from skilltune.preflight.check import check
+from skilltune.preflight.doctor import Finding, examine
 from skilltune.rollout import Rollout, Turn, rollout_from_json, rollout_to_json
-from skilltune.run import Run
 from skilltune.skill import Skill
 from skilltune.targets.chat import ChatTarget
+from skilltune.usage import Usage
 from training import small, train
 
 pytestmark = pytest.mark.anyio
@@ -113,7 +115,7 @@ async def test_the_card_says_what_an_endpoint_does_not_know(tmp_path: Path) -> N
         settings = {"train.epochs": 1, "train.batch_size": 8}
         trained = await train(world, tmp_path, settings)
         with Run.open(trained.folder) as run:
-            run.emit(LEARNED, model="openai/m", what="the endpoint has no system role")
+            run.record(LEARNED, model="openai/m", what="the endpoint has no system role")
         await train(world, tmp_path, settings)
     assert "openai/m: the endpoint has no system role" in (trained.folder / "card.md").read_text()
 

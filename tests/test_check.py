@@ -12,15 +12,15 @@ import pytest
 from typer.testing import CliRunner
 
 from skilltune.api import run_training
-from skilltune.check import Check, check
-from skilltune.cli import app
+from skilltune.build import build_session
+from skilltune.cli.main import app
 from skilltune.config import Config, make_config
 from skilltune.errors import UsageError
-from skilltune.models import Usage
-from skilltune.run import Run
-from skilltune.session import build_session
+from skilltune.journal.run import Run
+from skilltune.preflight.check import Check, check
 from skilltune.targets import Target
 from skilltune.targets.chat import GUESSED_ANSWER
+from skilltune.usage import Usage
 from world import Faults, World
 
 pytestmark = pytest.mark.anyio

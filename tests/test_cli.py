@@ -26,13 +26,12 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from skilltune.api import run_training
-from skilltune.cli import app
+from skilltune.cli.main import app
 from skilltune.config import load_config
-from skilltune.models import Usage
-from skilltune.report.card import describe_usage
+from skilltune.journal.run import Run
 from skilltune.report.terminal import Lines, Live, Progress, columns, difference, stdout
-from skilltune.run import Run
 from skilltune.text import visible
+from skilltune.usage import Usage, describe_usage
 from world import Faults, World
 
 pytestmark = pytest.mark.anyio
@@ -110,7 +109,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
 
 def test_help_imports_nothing_heavy_so_that_it_is_fast() -> None:
     code = (
-        "import sys; from typer.testing import CliRunner; from skilltune.cli import app\n"
+        "import sys; from typer.testing import CliRunner; from skilltune.cli.main import app\n"
         "for args in ([], ['train'], ['eval'], ['check'], ['show'], ['diff'], ['export']):\n"
         "    assert CliRunner().invoke(app, [*args, '--help']).exit_code == 0\n"
         "print(*sorted({'aiohttp', 'certifi', 'rich', 'sqlite3', 'skilltune.api'} & set(sys.modules)))"
@@ -163,7 +162,7 @@ def test_an_error_of_our_own_is_exit_70_and_the_run_goes_on(
 ) -> None:
     monkeypatch.setenv("DESK_KEY", "sk-secret-0123")
     with monkeypatch.context() as patched:
-        patched.setattr("skilltune.session.Session.record", lambda *_, **__: broken_now(error))
+        patched.setattr("skilltune.parts.Session.record", lambda *_, **__: broken_now(error))
         ended = skilltune("train", desk.config, "target.key_env=DESK_KEY")
     assert ended.exit_code == 70
     assert f"an error of skilltune itself, not of yours ({type(error).__name__}" in ended.stderr
@@ -185,7 +184,7 @@ def test_an_error_of_our_own_where_there_is_no_run_leaves_its_traceback_in_a_tem
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr("skilltune.run.Run.read", lambda folder: broken_now(KeyError("x")))
+    monkeypatch.setattr("skilltune.journal.run.Run.read", lambda folder: broken_now(KeyError("x")))
     ended = skilltune("show", tmp_path)
     assert ended.exit_code == 70
     (crash,) = tmp_path.glob("skilltune-crash-*.txt")
@@ -336,7 +335,7 @@ def test_a_dollar_budget_with_an_unknown_price_is_refused_before_a_call(desk: De
 def test_an_interrupt_ends_with_4_and_the_same_command_goes_on(tmp_path: Path, number: signal.Signals) -> None:
     with make_world(latency=0.05) as world:
         desk = Desk(tmp_path, world)
-        command = [sys.executable, "-m", "skilltune.cli", "train", desk.config, "target.workers=2"]
+        command = [sys.executable, "-m", "skilltune.cli.main", "train", desk.config, "target.workers=2"]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         while world.answered["target"] < 30 and process.poll() is None:
             time.sleep(0.01)
@@ -358,7 +357,7 @@ def test_an_interrupt_ends_with_4_and_the_same_command_goes_on(tmp_path: Path, n
 def test_sigterm_ends_a_background_job_whose_sigint_is_ignored(tmp_path: Path) -> None:
     with make_world(latency=0.05) as world:
         desk = Desk(tmp_path, world)
-        command = [sys.executable, "-m", "skilltune.cli", "train", desk.config, "target.workers=2"]
+        command = [sys.executable, "-m", "skilltune.cli.main", "train", desk.config, "target.workers=2"]
         process = subprocess.Popen(
             command,
             stdout=subprocess.DEVNULL,
@@ -376,7 +375,7 @@ def test_sigterm_ends_a_background_job_whose_sigint_is_ignored(tmp_path: Path) -
 def test_a_reader_that_goes_away_is_an_interrupt_not_a_verdict(tmp_path: Path, flags: list[str]) -> None:
     with make_world(latency=0.02) as world:
         desk = Desk(tmp_path, world)
-        command = [sys.executable, "-m", "skilltune.cli", "train", desk.config, *flags]
+        command = [sys.executable, "-m", "skilltune.cli.main", "train", desk.config, *flags]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         assert process.stdout
         assert process.stderr
@@ -481,7 +480,7 @@ def test_show_lists_verdicts_certificate_cost_and_files(finished: Desk) -> None:
 @pytest.mark.slow
 def test_show_works_while_a_run_is_being_written(desk: Desk) -> None:
     desk.world.latency = 0.03
-    command = [sys.executable, "-m", "skilltune.cli", "train", desk.config]
+    command = [sys.executable, "-m", "skilltune.cli.main", "train", desk.config]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         while desk.world.answered["target"] < 40 and process.poll() is None:
@@ -619,7 +618,7 @@ def test_a_reader_that_has_seen_enough_ends_a_command_quietly(finished: Desk, ar
     given = [tmp_path / "s", "--yes"] if plain else [finished.run] if of_run else [finished.config]
     read, write = os.pipe()
     os.close(read)  # before a byte is written: every write fails, the last flush of a small output included
-    program = [sys.executable, "-m", "skilltune.cli", args[0], *map(str, given), *args[1:]]
+    program = [sys.executable, "-m", "skilltune.cli.main", args[0], *map(str, given), *args[1:]]
     ended = subprocess.run(program, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
     os.close(write)
     assert (ended.returncode, ended.stderr) == (141, "")
@@ -628,7 +627,7 @@ def test_a_reader_that_has_seen_enough_ends_a_command_quietly(finished: Desk, ar
 def test_help_may_be_read_in_part() -> None:
     read, write = os.pipe()
     os.close(read)
-    program = [sys.executable, "-m", "skilltune.cli", "train", "--help"]
+    program = [sys.executable, "-m", "skilltune.cli.main", "train", "--help"]
     ended = subprocess.run(program, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
     os.close(write)
     assert ended.stderr == ""
@@ -737,6 +736,6 @@ def test_markup_in_a_skill_is_text(desk: Desk) -> None:
 @pytest.mark.slow
 def test_stdout_that_cannot_encode_does_not_crash(desk: Desk) -> None:
     env = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
-    command = [sys.executable, "-m", "skilltune.cli", "check", desk.config]
+    command = [sys.executable, "-m", "skilltune.cli.main", "check", desk.config]
     done = subprocess.run(command, capture_output=True, env=env)
     assert done.returncode == 0, done.stderr

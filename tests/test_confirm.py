@@ -11,9 +11,9 @@ import pytest
 
 from skilltune.config import GateConfig, make_config
 from skilltune.gate import Arena
+from skilltune.journal.run import Run
 from skilltune.optimizer import Step
 from skilltune.rollout import Rollout, Score, Trajectory
-from skilltune.run import Run
 from skilltune.samples import Sample
 from skilltune.skill import Skill
 from skilltune.train import State, forward
@@ -44,7 +44,7 @@ async def shown(first: dict[str, float | None], second: dict[str, float | None],
             yield rolled(sample, 0, value, "no idea" if answers == "constant" else f"answer {sample}")
 
     arena = Arena(roll, TRAIN, [], GateConfig(), seed=1, max_tokens=1000)  # type: ignore[arg-type]
-    roll.expect = lambda skill, samples, attempt: None  # type: ignore[attr-defined]
+    roll.prefetch = lambda skill, samples, attempt: None  # type: ignore[attr-defined]
     roll.stream = batch  # type: ignore[attr-defined]
     session: Any = SimpleNamespace(roll=roll, arena=arena, splits=SimpleNamespace(train=TRAIN), cfg=make_config({}))
     state = State([SKILL])
@@ -111,7 +111,7 @@ async def test_a_batch_is_passed_on_as_soon_as_more_than_half_of_it_must_have_fa
     async def roll(skill: Skill, samples: list[Sample], **_: Any) -> list[Rollout]:
         return [rolled(sample.id, 1, 0.0, "same") for sample in samples]
 
-    roll.expect = lambda skill, samples, attempt: None  # type: ignore[attr-defined]
+    roll.prefetch = lambda skill, samples, attempt: None  # type: ignore[attr-defined]
     roll.stream = batch  # type: ignore[attr-defined]
     arena = Arena(roll, TRAIN, [], GateConfig(), seed=1, max_tokens=1000)  # type: ignore[arg-type]
     session: Any = SimpleNamespace(roll=roll, arena=arena, splits=SimpleNamespace(train=TRAIN), cfg=make_config({}))

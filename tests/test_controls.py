@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from skilltune.cli import app
-from skilltune.controls import TRAINED, shuffled
-from skilltune.gate.replay import recompute
-from skilltune.report.card import counted
-from skilltune.run import Run
+from skilltune.cli.main import app
+from skilltune.finish.controls import TRAINED, shuffled
+from skilltune.history.replay import recompute
+from skilltune.journal.run import Run
 from skilltune.skill import Skill
+from skilltune.usage import counted
 from training import START, events, prepare, small, train
 
 pytestmark = pytest.mark.anyio

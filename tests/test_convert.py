@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from skilltune.cli import app
-from skilltune.convert import convert, to_jsonl
+from skilltune.authoring.convert import convert, to_jsonl
+from skilltune.cli.main import app
 from skilltune.envs import Env
 from skilltune.envs.formats import load_samples
 from skilltune.errors import UsageError

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from skilltune.convert import convert
+from skilltune.authoring.convert import convert
 from skilltune.envs import Env
 from skilltune.envs.formats import load_samples
 from skilltune.envs.formats.criteria import AVERSE, PROSE

@@ -32,7 +32,7 @@ import yaml
 from typer.main import get_command
 
 from skilltune.api import atrain
-from skilltune.cli import app
+from skilltune.cli.main import app
 from skilltune.config import Config, make_config
 from training import START
 from world import World
@@ -144,7 +144,9 @@ def check_command(words: list[str], world: World, folder: Path, *, skip: bool) -
             parse(arguments)
             if not skip:
                 arguments = [word.replace(SERVER, world.root) for word in arguments]
-                run(world, folder, ["-m", "skilltune.cli", *arguments], (0, 1, 5) if "train" in arguments else (0,))
+                run(
+                    world, folder, ["-m", "skilltune.cli.main", *arguments], (0, 1, 5) if "train" in arguments else (0,)
+                )
         case ["make", goal] if re.search(rf"^{goal}:", (ROOT / "Makefile").read_text(), re.MULTILINE):
             pass
         case ["pip", "install", *wanted]:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from skilltune.cli import app
+from skilltune.cli.main import app
 from skilltune.models.retry import RetryPolicy
 from training import prepare, small
 from world import Faults, World

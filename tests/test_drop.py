@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from skilltune.errors import CallConfigError, RunError, UsageError
-from skilltune.gate.replay import recompute
-from skilltune.pins import split_ids
-from skilltune.run import Run
+from skilltune.history.replay import recompute
+from skilltune.journal.run import Run
+from skilltune.rollouts.inputs import split_ids
 from training import Fated, events, quick_retries, small, train, train_at
 from world import Call
 

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from skilltune.edits import (
     EDIT_SCHEMA,
     Applied,
+    Citation,
     Edit,
-    Evidence,
     Malformed,
     Op,
     Report,
@@ -54,7 +54,7 @@ def test_edits_are_read_with_null_fields_and_upper_case_ops() -> None:
     assert parse_edits({"edits": sent}) == [
         Edit("add", text="- a"),
         Edit("replace", target="x", text=""),
-        Edit("delete", target="x", evidence=(Evidence("7", "q"),)),
+        Edit("delete", target="x", evidence=(Citation("7", "q"),)),
     ]
 
 
@@ -145,7 +145,7 @@ def test_schema_is_strict_and_covers_the_contract() -> None:
 
 def test_key_joins_edits_that_differ_only_in_whitespace_and_evidence() -> None:
     edit = Edit("add", after="a b", text="- x\n", why="w")
-    assert edit.key == Edit("add", after="a  b", text="- x", evidence=(Evidence("s", "q"),)).key
+    assert edit.key == Edit("add", after="a  b", text="- x", evidence=(Citation("s", "q"),)).key
     others = [Edit("add", text="- x"), Edit("add", after="a b", text="- y"), Edit("replace", target="a b", text="- x")]
     assert len({edit.key, *(other.key for other in others)}) == 4
 

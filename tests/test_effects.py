@@ -14,7 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skilltune.edits import Edit
-from skilltune.gate.effects import (
+from skilltune.gate.screen import Pool, Screened
+from skilltune.optimizer import Proposal
+from skilltune.skill import Skill
+from skilltune.stats.effects import (
     BASE_SD,
     BASES,
     CHAINS,
@@ -29,9 +32,6 @@ from skilltune.gate.effects import (
     draw_effects,
     solved,
 )
-from skilltune.gate.screen import Pool, Screened
-from skilltune.optimizer import Proposal
-from skilltune.skill import Skill
 
 Supports = Sequence[frozenset[int]]  # of each edit, the numbers of the samples that it claims
 

@@ -19,15 +19,17 @@ from hypothesis import strategies as st
 import clockwork
 from http_server import Answer, Server
 from http_server import Call as HttpCall
-from skilltune.budget import Budget, Limits
-from skilltune.calls import Client
 from skilltune.config import MAY_DIFFER, load_config, make_config
 from skilltune.errors import BudgetExceeded, InfraError, UnreachableError, UsageError
-from skilltune.models import Reply, Request, Usage, user
+from skilltune.journal.run import Paid, Run
+from skilltune.limits import Limits
+from skilltune.metering.budget import Budget
+from skilltune.metering.client import Client
+from skilltune.metering.slots import CALM_S, DEAD_S, IN_A_ROW, Ahead, Endpoint
+from skilltune.models import Reply, Request, user
 from skilltune.models.build import build_model
-from skilltune.models.endpoint import CALM_S, DEAD_S, IN_A_ROW, Ahead, Endpoint
 from skilltune.models.retry import RateLimited, RetryPolicy, TimedOut
-from skilltune.run import Paid, Run
+from skilltune.usage import Usage
 from world import Call, Faults, World, _Refused
 
 pytestmark = pytest.mark.anyio

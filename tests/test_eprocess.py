@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 
 from skilltune.config import GateConfig
 from skilltune.edits import Edit
-from skilltune.gate import FAILED, Arena, Verdict, build_gate
+from skilltune.gate import Arena, build_gate
 from skilltune.gate.eprocess import HOPE, EProcess, chance, log_wealth, reachable, share
 from skilltune.optimizer import Proposal
 from skilltune.rollout import Rollout, Score, Trajectory
 from skilltune.samples import Sample
 from skilltune.skill import Skill
+from skilltune.verdict import FAILED, Verdict
 from training import small, train
 
 pytestmark = pytest.mark.anyio
@@ -164,7 +165,7 @@ class Rolls:
                 self.seen[skill.hash, sample.id, attempt] = rollouts[-1]
         return rollouts
 
-    def expect(self, skill: Skill, samples: Sequence[Sample], attempt: int = 0) -> None:
+    def prefetch(self, skill: Skill, samples: Sequence[Sample], attempt: int = 0) -> None:
         assert samples
 
 

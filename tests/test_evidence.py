@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skilltune.edits import Edit, Evidence
+from skilltune.edits import Citation, Edit
 from skilltune.envs import Env
-from skilltune.optimizer.evidence import (
+from skilltune.optimizer.render import (
     COPIED_ANSWER,
     COPIED_LETTERS,
     COPIED_SIGNS,
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.anyio
 
 
 def cite(*pairs: tuple[str, str]) -> Edit:
-    return Edit("add", text="- rule", evidence=tuple(Evidence(sample, quote) for sample, quote in pairs))
+    return Edit("add", text="- rule", evidence=tuple(Citation(sample, quote) for sample, quote in pairs))
 
 
 def rollout(answer: str, *turns: str, why: str = "", value: float = 0.0, sample: str = "s1") -> Rollout:

@@ -14,9 +14,10 @@ from skilltune.edits import Edit, apply
 from skilltune.envs import Env
 from skilltune.optimizer import Memory, Optimizer, Proposal, Step
 from skilltune.optimizer.examples import CHARS, REMOVALS, ExamplesOptimizer, describe_format
-from skilltune.optimizer.memory import MAX_REJECTED, Rejected
+from skilltune.optimizer.memory import MAX_REJECTED
 from skilltune.rollout import Rollout, Score, Trajectory
 from skilltune.skill import Skill
+from skilltune.verdict import Rejected
 from training import events, small, streamed, train
 
 pytestmark = pytest.mark.anyio

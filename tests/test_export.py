@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from skilltune.errors import UsageError
 from skilltune.export import FOLDERS, KINDS, MANIFEST, best_of, export
-from skilltune.run import Run
+from skilltune.journal.run import Run
 from skilltune.skill import Skill
 
 FRONTMATTER = "\ufeff---\r\nname: invoice-totals\r\n# kept\r\ndescription:  'Reads totals.'\r\nversion: 3\r\n---\r\n"
@@ -200,8 +200,8 @@ def test_a_link_to_the_users_own_configuration_is_not_followed(tmp_path: Path) -
 
 def a_run(folder: Path, best: Skill, config_skill: str) -> Run:
     run = Run.open(folder, {"skill": config_skill})
-    run.keep(best.hash, best.text.encode())
-    run.emit("finish", name=best.name, best=best.hash)
+    run.put_blob(best.hash, best.text.encode())
+    run.record("finish", name=best.name, best=best.hash)
     return run
 
 

@@ -17,11 +17,11 @@ from typer.testing import CliRunner
 from typer.testing import Result as Ended
 
 import skilltune as st
-from skilltune.cli import app
+from skilltune.cli.main import app
 from skilltune.errors import CallConfigError, InfraStopped, UsageError
-from skilltune.models import Usage
+from skilltune.journal.run import Run
 from skilltune.rollout import Rollout, rollout_from_json
-from skilltune.run import Run
+from skilltune.usage import Usage
 from training import START, Fated, Trained, events, prepare, quick_retries, small, train
 from world import Call, Faults, World
 

@@ -11,18 +11,19 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from skilltune.cli import app
-from skilltune.gate import Verdict
-from skilltune.gate.certify import FEWEST
-from skilltune.gate.credit import Rule
-from skilltune.gate.finish import Contender, Reselection, compact, reselect
-from skilltune.gate.replay import recompute
+from skilltune.cli.main import app
+from skilltune.finish.certify import FEWEST
+from skilltune.finish.compact import compact
+from skilltune.finish.ledger import Rule
+from skilltune.finish.reselect import Contender, Reselection, reselect
+from skilltune.history.record import Record
+from skilltune.history.replay import recompute
+from skilltune.journal.run import Run
 from skilltune.report.html import report
-from skilltune.report.record import Record
 from skilltune.rollout import Rollout, Score, Trajectory
-from skilltune.run import Run
 from skilltune.samples import Sample
 from skilltune.skill import Skill
+from skilltune.verdict import Verdict
 from test_gate import arena
 from training import START, Trained, events, small, train
 from world import Dice, Prompt, World

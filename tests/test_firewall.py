@@ -15,9 +15,10 @@ import pytest
 from skilltune import Env
 from skilltune.edits import Edit
 from skilltune.gate.eprocess import EProcess
-from skilltune.gate.race import Look, Race
-from skilltune.optimizer.evidence import COPIED_ANSWER, COPIED_PATTERN, copied
+from skilltune.gate.race import Race
+from skilltune.optimizer.render import COPIED_ANSWER, COPIED_PATTERN, copied
 from skilltune.skill import Skill
+from skilltune.verdict import Interim
 from training import START, Trained, small, train_at
 from world import TICKET, Call, Ticket, World, uniform
 
@@ -148,7 +149,7 @@ def decided_by_truth(failure: float) -> Iterator[None]:
     def better(incumbent: Skill, candidate: Skill) -> bool:
         return len(desk.solves(candidate.text)) > len(desk.solves(incumbent.text))
 
-    def looked(self: Race, incumbent: Skill, candidate: Skill, *rest: Any) -> Look:
+    def looked(self: Race, incumbent: Skill, candidate: Skill, *rest: Any) -> Interim:
         seen = look(self, incumbent, candidate, *rest)
         return replace(seen, better=0.99 if better(incumbent, candidate) else failure, harm=0.0)
 

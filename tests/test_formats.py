@@ -11,15 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from skilltune.authoring.convert import convert
+from skilltune.build import build_env
 from skilltune.config import load_config
-from skilltune.convert import convert
 from skilltune.envs import Env
 from skilltune.envs.formats import load_samples, located
 from skilltune.envs.formats.plain import json_rows
 from skilltune.errors import UsageError
 from skilltune.rollout import Rollout, Trajectory
 from skilltune.samples import ChatTurn
-from skilltune.session import build_env
 
 pytestmark = pytest.mark.anyio
 

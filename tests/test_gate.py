@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from skilltune.config import GateConfig, make_config
 from skilltune.edits import Edit, apply
-from skilltune.gate import Arena, Verdict
-from skilltune.gate.effects import draw_effects
+from skilltune.finish.reselect import reselect
+from skilltune.finish.reserve import estimate_calls
+from skilltune.gate import Arena
 from skilltune.gate.eprocess import EProcess
-from skilltune.gate.finish import reselect
 from skilltune.gate.race import Race, harmful
 from skilltune.gate.screen import Pool, balanced
 from skilltune.gate.strict import Strict
@@ -28,9 +28,10 @@ from skilltune.optimizer import Proposal
 from skilltune.report.terminal import explained
 from skilltune.rollout import Rollout, Score, Trajectory
 from skilltune.samples import Sample, Splits
-from skilltune.session import estimate_calls, verdict_to_json
 from skilltune.skill import Skill
 from skilltune.stats import standard_error
+from skilltune.stats.effects import draw_effects
+from skilltune.verdict import Verdict, verdict_to_json
 
 pytestmark = pytest.mark.anyio
 START = Skill("# Desk\n\nAnswer.\n")
@@ -62,7 +63,7 @@ class Rolls:
                 self.seen[key] = rollouts[-1]
         return rollouts
 
-    def expect(self, skill: Skill, samples: Sequence[Sample], attempt: int = 0) -> None:
+    def prefetch(self, skill: Skill, samples: Sequence[Sample], attempt: int = 0) -> None:
         self.expected += [(skill.hash, sample.id, attempt) for sample in samples]
 
 
@@ -204,7 +205,7 @@ async def test_calls_under_way_go_on_while_the_gate_computes(monkeypatch: pytest
             await asyncio.sleep(0.01)
         answered.set()
 
-    monkeypatch.setattr("skilltune.gate.tried.draw_effects", waiting)
+    monkeypatch.setattr("skilltune.gate.trials.draw_effects", waiting)
     made = arena(pool=4, screen=24, texts=6)
     gate = Race(made)
     await gate.baseline(START)
@@ -223,7 +224,7 @@ async def test_every_rollout_is_evidence_once(monkeypatch: pytest.MonkeyPatch) -
         counted.append(len(trials))
         return draw_effects(trials, *args, **options)
 
-    monkeypatch.setattr("skilltune.gate.tried.draw_effects", counting)
+    monkeypatch.setattr("skilltune.gate.trials.draw_effects", counting)
     solved_by = {"- a": range(2), "- b": range(2, 5), "- c": range(5, 7)}
     made = arena(
         lambda text, i: float(any(line in text and i in solves for line, solves in solved_by.items())),
@@ -451,7 +452,7 @@ async def test_a_handful_of_edits_is_shown_in_one_round(monkeypatch: pytest.Monk
         draws.append(len(args))
         return draw_effects(*args, **options)
 
-    monkeypatch.setattr("skilltune.gate.tried.draw_effects", counting)
+    monkeypatch.setattr("skilltune.gate.trials.draw_effects", counting)
     rounds = {}
     for names in ("abc", "abcd"):
         gate = Race(arena(pool=4, screen=24, texts=6))
@@ -474,7 +475,7 @@ def poisoned(text: str, i: int) -> float:
 def accepted(gate: Race, *proposals: Proposal) -> Skill:
     """START with some edits, which the gate believes to have accepted."""
     applied = apply(START, [proposal.edit for proposal in proposals])
-    gate.evidence.enthrone(START)
+    gate.evidence.set_incumbent(START)
     gate.evidence.note(applied.skill, START, proposals)
     gate.evidence.accept(applied.reports)
     return applied.skill
@@ -505,8 +506,8 @@ async def test_a_version_of_which_something_is_known_to_help_is_not_taken_apart(
     await gate.arena.roll(held, TRAIN)
     for sure, removals in ((0.95, []), (0.85, ["- vague", "- even"])):
         gate.evidence.helps = {rule("even").edit.key: sure, rule("vague").edit.key: 0.2}
-        gate.evidence.enthrone(held)
-        assert [(proposal.edit.target or "").strip() for proposal in gate.evidence.doubted()] == removals
+        gate.evidence.set_incumbent(held)
+        assert [(proposal.edit.target or "").strip() for proposal in gate.evidence.removal_candidates()] == removals
     verdict = await gate.judge(held, [rule("odd", "t1")], limit=1, name="step 1")
     assert judged(verdict) == ["- odd", "- vague", "- even"]
     gate.evidence.helps = {rule("even").edit.key: 0.85, rule("vague").edit.key: 0.2}
@@ -605,7 +606,7 @@ async def test_edits_of_small_effect_do_not_fill_a_wide_pool_for_good() -> None:
     gate = Race(arena(pool=2))
     gate.evidence.claims = 0.0
     await gate.baseline(START)
-    gate.evidence.enthrone(START)
+    gate.evidence.set_incumbent(START)
     gate.leftover = [rule(name, "t1") for name in "abcdefg"]
     verdict = await gate.judge(START, [rule(name) for name in "xyz"], limit=1, name="step 1")
     assert judged(verdict) == ["- a", "- b", "- c", "- d", "- x", "- y"]
@@ -614,9 +615,9 @@ async def test_edits_of_small_effect_do_not_fill_a_wide_pool_for_good() -> None:
 
 def test_a_large_select_may_be_asked_for_small_gains() -> None:
     made = arena()
-    assert Race(made).promise == 0.02
+    assert Race(made).min_expected_gain == 0.02
     many = replace(made, select=[Sample(id=f"s{i}", input="q") for i in range(2500)])
-    assert Race(many).promise == 0.005
+    assert Race(many).min_expected_gain == 0.005
 
 
 async def test_a_hopeless_screen_expects_the_next_batch_under_the_incumbent() -> None:
@@ -636,7 +637,7 @@ async def test_a_proved_optimizer_needs_less() -> None:
         gate = Race(arena(lambda text, i: float(i < 8 + 6 * ("- a" in text)), **bars))
         await gate.baseline(START)
         for skill in earlier:
-            gate.evidence.enthrone(skill)
+            gate.evidence.set_incumbent(skill)
         return await gate.judge(START, [rule("a")], limit=1, name="step 1")
 
     other = Skill("# Another one\n")

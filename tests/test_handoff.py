@@ -20,17 +20,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from answering import answer
-from skilltune.answer import answer_by, doubts, open_questions
-from skilltune.budget import Budget, Limits
-from skilltune.check import check
 from skilltune.config import make_config
 from skilltune.edits import Edit, parse_edits
 from skilltune.errors import Unanswered, UsageError
-from skilltune.models import Request, Schema, Usage, system, user
+from skilltune.journal.run import FAILED, Run
+from skilltune.limits import Limits
+from skilltune.metering.budget import Budget
+from skilltune.models import Request, Schema, system, user
+from skilltune.optimizer.answer import answer_by, doubts, open_questions
 from skilltune.optimizer.handoff import POLL_S, SETTLED_S, Handoff, Question, in_use, questions, read_answer
 from skilltune.optimizer.stage import SCHEMAS, load_prompt
-from skilltune.run import FAILED, Run
+from skilltune.preflight.check import check
 from skilltune.scorers.json import violations
+from skilltune.usage import Usage
 from training import Trained, events, prepare, small, train
 from world import World
 
@@ -45,13 +47,13 @@ def command(folder: Path, *flags: str) -> str:
 
 
 def cli(*args: object, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
-    program = [sys.executable, "-m", "skilltune.cli", *map(str, args)]
+    program = [sys.executable, "-m", "skilltune.cli.main", *map(str, args)]
     return subprocess.run(program, input=stdin, capture_output=True, text=True, timeout=120)
 
 
 @contextmanager
 def process(*args: object) -> Iterator[subprocess.Popen[str]]:
-    program = [sys.executable, "-m", "skilltune.cli", *map(str, args)]
+    program = [sys.executable, "-m", "skilltune.cli.main", *map(str, args)]
     started = subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         yield started

@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from http_server import Answer, Server
-from skilltune.check import check
-from skilltune.cli import app
+from skilltune.authoring.scaffold import Plan, chunks, draft_with, scaffold
+from skilltune.cli.main import app
 from skilltune.config import load_config
 from skilltune.envs.formats import load_samples
-from skilltune.run import Run
+from skilltune.journal.run import Run
+from skilltune.preflight.check import check
 from skilltune.samples import Sample
-from skilltune.scaffold import Plan, chunks, draft_with, scaffold
 from skilltune.skill import Skill
 from world import World
 
@@ -234,7 +234,7 @@ def test_after_drafting_the_next_thing_is_to_read_them(tmp_path, monkeypatch):
     async def drafted(plan, document):
         return [Sample(id="L1-1", input="Legs?", target="4", metadata={"reviewed": False})]
 
-    monkeypatch.setattr("skilltune.scaffold.draft_with", drafted)
+    monkeypatch.setattr("skilltune.authoring.scaffold.draft_with", drafted)
     made = init(tmp_path / "s", "--from", tmp_path / "docs.md", "--optimizer", MODEL)
     assert f"next: read the 1 drafts in {tmp_path / 's' / 'samples.jsonl'}, set" in made.stdout
     assert load_config(tmp_path / "s")[0].env.samples == "samples.jsonl"

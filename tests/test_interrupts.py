@@ -29,7 +29,7 @@ def started(folder: Path, world: World, *overrides: str) -> subprocess.Popen[str
     prepare(world, folder)
     models = "".join(f'[{role}]\nmodel = "openai@{world.url}/{role}"\n' for role in ("target", "optimizer"))
     (folder / "desk.toml").write_text(f'[env]\nsamples = "samples.jsonl"\n{models}[train]\nepochs = 1\n')
-    command = [sys.executable, "-m", "skilltune.cli", "train", "desk.toml", "--run", "run", *overrides]
+    command = [sys.executable, "-m", "skilltune.cli.main", "train", "desk.toml", "--run", "run", *overrides]
     return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

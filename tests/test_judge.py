@@ -15,19 +15,19 @@ from typer.testing import CliRunner, Result
 
 from http_server import Answer, Server
 from skilltune import Env
-from skilltune.agreement import Agreement, read_labels
 from skilltune.api import run_training
-from skilltune.check import check
-from skilltune.cli import app
+from skilltune.build import build_session
+from skilltune.cli.main import app
 from skilltune.config import make_config, to_toml
 from skilltune.edits import Edit
 from skilltune.errors import BudgetExceeded, CallConfigError, InfraStopped, JudgeError, UsageError
-from skilltune.models import Usage
-from skilltune.optimizer.evidence import copied, render_rollout
+from skilltune.journal.run import FAILED, Run
+from skilltune.optimizer.render import copied, render_rollout
+from skilltune.preflight.agreement import Agreement, read_labels
+from skilltune.preflight.check import check
 from skilltune.rollout import Rollout, Trajectory
-from skilltune.run import FAILED, Run
 from skilltune.scorers.judge import hidden, named, read_verdicts, stands_in
-from skilltune.session import build_session
+from skilltune.usage import Usage
 from training import START, Fated, events, quick_retries, small
 from world import Call, Faults, World
 

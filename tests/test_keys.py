@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 from http_server import Answer, Server
+from skilltune.build import build_session
 from skilltune.config import load_config, make_config
 from skilltune.errors import CallConfigError, UsageError
+from skilltune.journal.run import Run
+from skilltune.keys import is_key_variable, key_variable
 from skilltune.models import Request, user
 from skilltune.models.build import build_model
-from skilltune.models.keys import is_key_variable, key_variable
 from skilltune.names import parse_name
-from skilltune.run import Run
-from skilltune.session import build_session
 from training import prepare, small, train
 
 pytestmark = pytest.mark.anyio

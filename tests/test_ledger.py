@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from skilltune.cli import app
+from skilltune.cli.main import app
 from skilltune.edits import Edit, apply, inverse
-from skilltune.gate.credit import Rule, Seen, ledger
-from skilltune.report.ledger import read_ledger, row
-from skilltune.run import Run
+from skilltune.finish.ledger import Rule, Seen, ledger
+from skilltune.history.ledger import read_ledger, row
+from skilltune.journal.run import Run
 from skilltune.skill import Skill
 from training import START, Trained, small, train
 from world import World
@@ -237,7 +237,7 @@ def test_what_a_repeat_showed_of_the_noise_counts(tmp_path: Path) -> None:
     best = done.result.best.hash
     with Run.open(done.folder) as run:
         before = read_ledger(run, best)
-        run.emit("calibration", sd=0.5)
+        run.record("calibration", sd=0.5)
         after = read_ledger(run, best)
     assert before
     assert all(noisy.sd > rule.sd for rule, noisy in zip(before, after, strict=True))

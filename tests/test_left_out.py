@@ -11,12 +11,12 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from skilltune.api import run_evaluation
-from skilltune.cli import app
+from skilltune.build import build_session
+from skilltune.cli.main import app
 from skilltune.config import make_config
-from skilltune.report.left_out import describe
+from skilltune.history.left_out import describe
+from skilltune.journal.run import Run
 from skilltune.report.terminal import Lines
-from skilltune.run import Run
-from skilltune.session import build_session
 from training import Fated, quick_retries, small, train, train_at
 from world import Call
 
@@ -48,7 +48,7 @@ def test_many_samples_are_counted_and_few_named() -> None:
 
 
 async def test_train_show_card_and_eval_name_what_was_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("skilltune.roll.WAITS_S", (0.0,))
+    monkeypatch.setattr("skilltune.rollouts.roller.WAITS_S", (0.0,))
     with small() as world:
         bad = next(sample["id"] for sample in world.samples() if sample["split"] == "train")
 

@@ -8,18 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from skilltune.looks import earlier_looks, note_fork
-from skilltune.models import Usage
-from skilltune.pins import TEST
-from skilltune.run import Paid, Run
+from skilltune.finish.looks import earlier_looks, note_fork
+from skilltune.journal.run import Paid, Run
+from skilltune.rollouts.inputs import TEST
+from skilltune.usage import Usage
 
 SAMPLES = ["a", "b", "c"]
 
 
 def look(run: Run, best: str, samples: Sequence[str] = SAMPLES) -> int:
     """The number of a look, as a session counts it."""
-    run.fix(TEST, lambda: dict(zip(samples, samples, strict=True)))
-    run.emit("certify", best=best)
+    run.decide(TEST, lambda: dict(zip(samples, samples, strict=True)))
+    run.record("certify", best=best)
     return 1 + earlier_looks(run, best, samples)
 
 

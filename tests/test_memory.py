@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from skilltune.edits import Edit, apply
 from skilltune.optimizer import Memory
-from skilltune.optimizer.memory import MAX_PATTERNS, MAX_REJECTED, Pattern, Rejected, outcome, still_unfixed
+from skilltune.optimizer.memory import MAX_PATTERNS, MAX_REJECTED, Pattern, outcome, still_unfixed
 from skilltune.optimizer.model import _patterns
 from skilltune.skill import Skill
+from skilltune.verdict import Rejected
 from training import Trained, small, train
 from world import World, blocks
 

@@ -23,15 +23,16 @@ from hypothesis import strategies as st
 
 from http_server import Answer, Call, Server
 from skilltune.errors import CallConfigError, InfraError, InfraStopped, UnreachableError, UsageError
-from skilltune.models import Image, Message, Model, Reply, Request, Schema, Usage, system, user, wire
+from skilltune.metering.slots import IN_A_ROW, Endpoint
+from skilltune.models import Image, Message, Model, Reply, Request, Schema, system, user, wire
 from skilltune.models.anthropic import AnthropicModel
 from skilltune.models.build import build_model
-from skilltune.models.endpoint import IN_A_ROW, Endpoint
 from skilltune.models.openai import OpenAIModel
 from skilltune.models.prices import price
 from skilltune.models.retry import RateLimited, RetryPolicy, retry_after
 from skilltune.models.structured import ask, inline_schema, parse
 from skilltune.models.wire import cut, idempotency_key
+from skilltune.usage import Usage
 
 pytestmark = pytest.mark.anyio
 
@@ -760,7 +761,7 @@ def test_build_model_knows_which_names_are_chat_models() -> None:
 def test_help_stays_fast_because_what_is_heavy_is_imported_on_first_use() -> None:
     program = """
 import sys
-import skilltune.names, skilltune.models, skilltune.models.build, skilltune.models.endpoint, skilltune.models.structured
+import skilltune.names, skilltune.models, skilltune.models.build, skilltune.metering.slots, skilltune.models.structured
 import skilltune.models.openai, skilltune.models.anthropic
 skilltune.models.build.build_model("openai@http://127.0.0.1:1/v1/m")
 skilltune.models.build.build_model("anthropic@http://127.0.0.1:1/m")

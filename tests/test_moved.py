@@ -10,8 +10,8 @@ import pytest
 from skilltune.api import run_training
 from skilltune.config import make_config
 from skilltune.errors import RunError, UsageError
+from skilltune.journal.run import Run
 from skilltune.models.build import build_model
-from skilltune.run import Run
 from test_judge import judged_world
 from training import events, prepare, small, train_at
 from world import World

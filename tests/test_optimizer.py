@@ -16,13 +16,14 @@ import pytest
 from skilltune.config import OptimizerConfig, TrainConfig
 from skilltune.edits import Edit
 from skilltune.envs import Env
-from skilltune.models import Reply, Request, Usage
+from skilltune.journal.run import Run
+from skilltune.models import Reply, Request
 from skilltune.optimizer import Memory, Pair, Proposal, Step, join
 from skilltune.optimizer.model import SLOW_HEADING, ModelOptimizer
 from skilltune.optimizer.stage import ByModel
 from skilltune.rollout import Rollout, Score, Trajectory
-from skilltune.run import Run
 from skilltune.skill import Skill
+from skilltune.usage import Usage
 from training import streamed
 
 pytestmark = pytest.mark.anyio

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from skilltune.models import Usage
-from skilltune.run import Paid, Run
+from skilltune.journal.run import Paid, Run
+from skilltune.usage import Usage
 from training import prepare, small
 
 RUDE = """

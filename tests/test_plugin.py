@@ -15,14 +15,15 @@ import pytest
 from installing import install
 from skilltune import Env, plugins
 from skilltune.api import run_training
+from skilltune.build import build_session
 from skilltune.config import TargetConfig, make_config
 from skilltune.errors import BudgetExceeded, CallConfigError, InfraError, UsageError
-from skilltune.gate.replay import recompute
+from skilltune.history.replay import recompute
+from skilltune.journal.run import Run
+from skilltune.parts import Session
 from skilltune.rollout import Rollout, Trajectory
-from skilltune.run import Run
 from skilltune.samples import Sample
 from skilltune.scorers import build, evaluate
-from skilltune.session import Session, build_session
 from skilltune.skill import Skill
 from skilltune.targets.plugin import load_target
 from training import START, small
@@ -46,7 +47,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def skilltune(site: Path, folder: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join(filter(None, [str(site), str(ROOT / "src"), os.environ.get("PYTHONPATH")]))
-    command = [sys.executable, "-m", "skilltune.cli", *arguments]
+    command = [sys.executable, "-m", "skilltune.cli.main", *arguments]
     environment = {**os.environ, "PYTHONPATH": path}
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
 
@@ -200,7 +201,7 @@ def register(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 TARGET = """
 import asyncio
-from skilltune.models import Usage
+from skilltune.usage import Usage
 from skilltune.rollout import Trajectory, Turn
 
 class it:
@@ -341,7 +342,7 @@ OPTIMIZER = """
 from skilltune.edits import Edit
 from skilltune.models import Request, user
 from skilltune.optimizer import Optimizer, Proposal
-from skilltune.run import Paid, digest
+from skilltune.journal.run import Paid; from skilltune.journal.keys import digest
 seen = []
 
 class it(Optimizer):
@@ -353,7 +354,7 @@ class it(Optimizer):
         async def ask():
             reply = await self.material.client(request)
             return Paid(reply.text, reply.usage)
-        said = await self.material.run.once(digest("it", skill.hash, step.index), "propose", ask)
+        said = await self.material.run.memo(digest("it", skill.hash, step.index), "propose", ask)
         assert set(self.material.samples) >= {r.sample async for r in rollouts}
         return [Proposal(Edit("add", text=f"Say {said}."))]
 """

@@ -14,14 +14,15 @@ from hypothesis import strategies as st
 
 from http_server import Answer, Call, Server
 from skilltune.errors import CallConfigError, CallError, InfraError, SampleError
-from skilltune.models import Message, Model, Reply, Request, Schema, Usage, system, user
+from skilltune.metering.slots import Endpoint
+from skilltune.models import Message, Model, Reply, Request, Schema, system, user
 from skilltune.models.anthropic import AnthropicModel
-from skilltune.models.endpoint import Endpoint
 from skilltune.models.openai import OpenAIModel
 from skilltune.models.reading import ANSWER_CHARS, THINKING_CHARS, NoText, split_thinking
 from skilltune.models.retry import RateLimited, RetryPolicy
 from skilltune.models.structured import JSON_CHARS, ask, parse
 from skilltune.models.wire import parsed, proxy_of
+from skilltune.usage import Usage
 
 pytestmark = pytest.mark.anyio
 

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from skilltune.cli import app
-from skilltune.gate.replay import differences, recompute
-from skilltune.run import Run
+from skilltune.cli.main import app
+from skilltune.history.replay import differences, recompute
+from skilltune.journal.run import Run
 from training import START, Trained, prepare, small, train
 
 pytestmark = pytest.mark.anyio

@@ -16,17 +16,18 @@ from markdown_it import MarkdownIt
 from typer.testing import CliRunner
 
 from browser import Page, browser
-from skilltune.cli import app
-from skilltune.models import Usage
+from skilltune.cli.main import app
+from skilltune.history.record import Record
+from skilltune.journal.keys import digest
+from skilltune.journal.run import Paid, Run
 from skilltune.report.card import inline
 from skilltune.report.html import MOST_BYTES, report
 from skilltune.report.markup import Html, asset, data, el, fill
-from skilltune.report.record import Record
 from skilltune.report.words import changes, diff_html
 from skilltune.rollout import Rollout, Score, Trajectory, Turn, rollout_to_json
-from skilltune.run import Paid, Run, digest
 from skilltune.skill import Skill
 from skilltune.text import visible
+from skilltune.usage import Usage
 from training import Trained, small, train
 
 HOSTILE = (
@@ -93,19 +94,19 @@ def a_run(
 ) -> Run:
     """A journal as training writes it: every version on every sample, the first wrong and all others right."""
     run = Run.open(folder, {"skill": "SKILL.md", "seed": 1, "preset": "default", "target": {"model": text}})
-    run.fix("split", lambda: samples)
+    run.decide("split", lambda: samples)
     skills = [Skill(each) for each in texts]
     run._db.execute("BEGIN")  # thousands of rows at once
     for number, skill in enumerate(skills):
-        run.keep(skill.hash, skill.text.encode("utf-8", "surrogatepass"))
+        run.put_blob(skill.hash, skill.text.encode("utf-8", "surrogatepass"))
         for sample in (sample for part in samples.values() for sample in part):
             value = rolled(skill, sample, float(number > 0), text, text)
             run.put(digest(number, sample), "rollout", Paid(value, Usage(1, 10, 5)))
-    run.emit("start", skill=skills[0].hash, score=0.0, score_sd=0.01, select=len(samples["select"]))
+    run.record("start", skill=skills[0].hash, score=0.0, score_sd=0.01, select=len(samples["select"]))
     for number, skill in enumerate(skills[1:], start=1):
         edit = {"op": "replace", "after": None, "target": text, "text": text, "why": text}
         edit["evidence"] = [{"sample": sample, "quote": text} for sample in samples["train"][:2]]
-        run.emit(
+        run.record(
             "verdict",
             **{"accepted": True, "reason": text, "score": 0.9, "score_sd": 0.02, "skill": skill.hash},
             **{"candidate": skill.hash, "before": 0.0, "after": 1.0, "step": number, "epoch": 1, "lr": 4},
@@ -118,7 +119,7 @@ def a_run(
     run._db.execute("COMMIT")
     if finish:
         hashes = {"start": skills[0].hash, "best": skills[-1].hash}
-        run.emit("finish", name=text, exit_code=0, **hashes, versions=[], certificate=None, stopped=None)
+        run.record("finish", name=text, exit_code=0, **hashes, versions=[], certificate=None, stopped=None)
     return run
 
 

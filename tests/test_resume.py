@@ -14,8 +14,8 @@ import pytest
 from killing import after_file, after_requests, killed, undisturbed
 from skilltune.errors import InfraStopped, RunError, UsageError
 from skilltune.export import best_of
-from skilltune.models import Usage
-from skilltune.run import Run
+from skilltune.journal.run import Run
+from skilltune.usage import Usage
 from training import START, Fated, events, prepare, quick_retries, small, train
 from world import Call, Faults, World
 

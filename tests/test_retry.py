@@ -16,14 +16,16 @@ from hypothesis import strategies as st
 
 from http_server import Answer, Server
 from http_server import Call as HttpCall
-from skilltune.budget import Budget, Limits
-from skilltune.calls import Client
 from skilltune.errors import InfraError, InfraStopped
-from skilltune.models import Reply, Request, Usage, user
+from skilltune.journal.run import Run
+from skilltune.limits import Limits
+from skilltune.metering.budget import Budget
+from skilltune.metering.client import Client
+from skilltune.metering.slots import Endpoint
+from skilltune.models import Reply, Request, user
 from skilltune.models.build import build_model
-from skilltune.models.endpoint import Endpoint
 from skilltune.models.retry import RateLimited, RetryPolicy, clock_time, is_daily, retry_after, span, stated_wait
-from skilltune.run import Run
+from skilltune.usage import Usage
 from training import prepare, small, train_at
 from world import Faults
 

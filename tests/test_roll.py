@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from skilltune.aio import run_all
+from skilltune.build import build_session, may_look_ahead
 from skilltune.config import make_config
 from skilltune.envs import Env
 from skilltune.errors import (
@@ -24,13 +26,14 @@ from skilltune.errors import (
     JudgeError,
     SampleError,
 )
-from skilltune.models import Request, Usage
-from skilltune.roll import ALIKE, MOMENT_S, REFUSED, Roller, gather
+from skilltune.journal.run import Run
+from skilltune.models import Request
+from skilltune.parts import Session
 from skilltune.rollout import Rollout, Trajectory
-from skilltune.run import Run
+from skilltune.rollouts.roller import ALIKE, MOMENT_S, REFUSED, Roller
 from skilltune.samples import Sample
-from skilltune.session import Session, build_session, may_look_ahead
 from skilltune.skill import Skill
+from skilltune.usage import Usage
 from training import prepare, small, train
 from world import World
 
@@ -142,7 +145,7 @@ async def test_a_stream_is_the_same_batch_as_a_call(run: Run) -> None:
 async def test_a_call_that_failed_for_good_stands_in_its_place_without_a_score(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("skilltune.roll.WAITS_S", (0.0,))
+    monkeypatch.setattr("skilltune.rollouts.roller.WAITS_S", (0.0,))
     target = Gated("s4")
     target.errors["s2"] = InfraError("503")
     target.gates["s4"].set()
@@ -162,7 +165,7 @@ async def test_a_call_that_failed_for_good_stands_in_its_place_without_a_score(
 async def test_errors_and_stops_end_the_stream_as_they_are(
     run: Run, monkeypatch: pytest.MonkeyPatch, failed: list[str], error: Exception, raised: type[Exception]
 ) -> None:
-    monkeypatch.setattr("skilltune.roll.WAITS_S", (0.0,))
+    monkeypatch.setattr("skilltune.rollouts.roller.WAITS_S", (0.0,))
     target, seen = Gated(), list[Rollout]()
     target.errors = dict.fromkeys(failed, error)
     with no_task_left(), pytest.raises(raised) as told:
@@ -213,7 +216,7 @@ async def test_what_becomes_ready_one_after_the_other_is_begun_as_it_comes() -> 
         await gate.wait()
         yield work(2)
 
-    gathered = asyncio.create_task(gather(source()))
+    gathered = asyncio.create_task(run_all(source()))
     await idle()
     assert begun == [0, 1]
     gate.set()
@@ -238,7 +241,7 @@ async def test_a_stop_of_the_source_lets_what_was_begun_finish_and_an_error_does
 
     for error, outcome in ((BudgetExceeded("no money"), "finished"), (InfraError("503"), "cancelled")):
         with no_task_left(), pytest.raises(type(error), match=str(error)):
-            await gather(source(error))
+            await run_all(source(error))
         assert ended[outcome] == 1
     assert ended.total() == 2
 
@@ -249,7 +252,7 @@ async def test_a_stop_of_the_source_lets_what_was_begun_finish_and_an_error_does
 async def test_what_is_asked_for_goes_before_what_may_be_needed(run: Run) -> None:
     target = Gated()
     roll = await answering(target, ENV, run, lookahead=True)
-    roll.expect(SKILL, ENV.samples[:3])
+    roll.prefetch(SKILL, ENV.samples[:3])
     await roll(SKILL, ENV.samples[3:])
     await idle()
     assert list(target.asked) == ["s3", "s4", "s5", "s0", "s1", "s2"]
@@ -280,9 +283,9 @@ async def test_what_was_sent_ahead_is_let_finish_and_what_was_not_is_dropped(tmp
     with small(latency=0.1) as world, session_at(world, tmp_path) as session:
         roll, samples, before = session.roll, session.splits.train, asyncio.all_tasks()
         await roll(session.skill, samples[:1])
-        roll.expect(SKILL, samples[:8])
+        roll.prefetch(SKILL, samples[:8])
         await until(lambda: world.calls["target"] == 3)
-        roll.settle(OTHER)
+        roll.cancel_prefetch(OTHER)
         await until(lambda: asyncio.all_tasks() <= before)
         assert world.answered["target"] == 3
         await roll(SKILL, samples[:2])
@@ -294,9 +297,9 @@ async def test_what_is_expected_of_the_new_incumbent_is_kept(tmp_path: Path) -> 
     with small(latency=0.01) as world, session_at(world, tmp_path) as session:
         roll, samples = session.roll, session.splits.train
         await roll(session.skill, samples[:1])
-        roll.expect(SKILL, samples[:4])
-        roll.expect(SKILL, samples[:4])  # once is enough
-        roll.settle(SKILL)
+        roll.prefetch(SKILL, samples[:4])
+        roll.prefetch(SKILL, samples[:4])  # once is enough
+        roll.cancel_prefetch(SKILL)
         await roll(SKILL, samples[:4])
         assert world.calls["target"] == 5
         await session.aclose()
@@ -305,7 +308,7 @@ async def test_what_is_expected_of_the_new_incumbent_is_kept(tmp_path: Path) -> 
 async def test_the_end_of_a_session_ends_what_still_runs_ahead(tmp_path: Path) -> None:
     with small(latency=5.0) as world, session_at(world, tmp_path) as session, no_task_left():
         session.roll.answered = True
-        session.roll.expect(SKILL, session.splits.train)
+        session.roll.prefetch(SKILL, session.splits.train)
         await until(lambda: world.calls["target"] > 0)
         await session.aclose()
 
@@ -322,7 +325,7 @@ async def test_a_failure_ahead_is_nobodys_until_it_is_asked_for(
     roll = Roller(target, ENV, run, lookahead=True)
     await roll(SKILL, ENV.samples[:1])
     with no_task_left():
-        roll.expect(SKILL, ENV.samples)
+        roll.prefetch(SKILL, ENV.samples)
         await idle()
     gc.collect()
     assert not caplog.records  # such as that of a task whose exception nobody saw
@@ -335,7 +338,7 @@ async def test_nothing_is_rolled_ahead_before_the_target_answered(run: Run) -> N
     """A dead target is not hammered, and the replay of a finished run, samples that were left out included, is free."""
     target = Gated()
     roll = Roller(target, ENV, run, lookahead=True)
-    roll.expect(SKILL, ENV.samples)
+    roll.prefetch(SKILL, ENV.samples)
     await idle()
     assert not target.asked
 
@@ -421,7 +424,7 @@ async def test_a_call_made_ahead_is_no_longer_behind_all_others_once_it_is_asked
     with small(latency=0.05) as world, session_at(world, tmp_path, workers=1) as session:
         roll, samples = session.roll, session.splits.train
         await roll(session.skill, samples[:1])
-        roll.expect(SKILL, samples[:6])
+        roll.prefetch(SKILL, samples[:6])
         await until(lambda: world.calls["target"] >= 2)
         others = asyncio.create_task(roll(session.skill, samples[1:9]))
         await idle()
@@ -441,7 +444,7 @@ async def test_a_call_made_ahead_is_no_longer_behind_all_others_once_it_is_asked
 
 async def test_a_batch_waits_for_its_last_sample_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """One sample left out of a batch changes what is decided; one that never answers is not waited for each time."""
-    monkeypatch.setattr("skilltune.roll.WAITS_S", (0.0, 0.0))
+    monkeypatch.setattr("skilltune.rollouts.roller.WAITS_S", (0.0, 0.0))
 
     class Mends(Gated):
         async def run(self, skill: Skill, sample: Sample, env: Env, attempt: int) -> Trajectory:
@@ -530,7 +533,7 @@ async def test_a_payment_whose_last_waiter_is_cancelled_while_it_fails_leaves_no
             raise CallConfigError("failed while it was cancelled") from None
 
     async def cancelled() -> None:
-        waiter = asyncio.ensure_future(run.once("key", "rollout", pay))
+        waiter = asyncio.ensure_future(run.memo("key", "rollout", pay))
         await asyncio.sleep(0.01)
         waiter.cancel()
         await asyncio.wait([waiter])
@@ -615,7 +618,7 @@ async def test_a_small_batch_of_refused_samples_does_not_stop_a_run(run: Run) ->
 async def test_pitfall_33_three_equal_failures_at_the_start_stop_the_batch(
     run: Run, errors: list[CallError], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("skilltune.roll.WAITS_S", (30.0,))
+    monkeypatch.setattr("skilltune.rollouts.roller.WAITS_S", (30.0,))
     target = Gated()
     target.errors = {sample.id: errors[i % 3] for i, sample in enumerate(MANY.samples)}
     with pytest.raises(InfraStopped, match="3 of 3 samples failed in the same way") as told:
@@ -647,7 +650,7 @@ async def test_a_wrong_key_is_seen_by_the_call_that_goes_ahead(run: Run) -> None
 
 
 async def test_the_first_sample_may_fail_alone(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("skilltune.roll.WAITS_S", (0.0,))
+    monkeypatch.setattr("skilltune.rollouts.roller.WAITS_S", (0.0,))
     target = Gated()
     target.errors = {"s0": InfraError("500: no such glyph"), "s1": FILTERED}
     roll = Roller(target, MANY, run)
@@ -655,7 +658,7 @@ async def test_the_first_sample_may_fail_alone(run: Run, monkeypatch: pytest.Mon
 
 
 async def test_equal_failures_after_a_success_stop_no_batch_at_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("skilltune.roll.WAITS_S", (0.0,))
+    monkeypatch.setattr("skilltune.rollouts.roller.WAITS_S", (0.0,))
     target = Gated()
     roll = Roller(target, MANY, run)
     await roll(SKILL, MANY.samples)
@@ -664,7 +667,7 @@ async def test_equal_failures_after_a_success_stop_no_batch_at_once(run: Run, mo
 
 
 async def test_nobody_waits_for_what_names_its_own_cause(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("skilltune.roll.WAITS_S", (30.0,))
+    monkeypatch.setattr("skilltune.rollouts.roller.WAITS_S", (30.0,))
     target = Gated()
     roll = Roller(target, MANY, run)
     await roll(SKILL, MANY.samples)
@@ -682,7 +685,7 @@ async def test_later_too_a_batch_ends_once_it_cannot_be_mended(
     run: Run, succeeds: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without a score in it, and with more equal failures than a batch may have. One score shows that there is hope."""
-    monkeypatch.setattr("skilltune.roll.WAITS_S", (0.0,))
+    monkeypatch.setattr("skilltune.rollouts.roller.WAITS_S", (0.0,))
     target = Gated()
     roll = Roller(target, MANY, run, under_way=1)
     await roll(SKILL, MANY.samples)
@@ -695,7 +698,7 @@ async def test_later_too_a_batch_ends_once_it_cannot_be_mended(
 async def test_a_stop_names_each_cause_and_the_way_to_go_on_without_few_samples(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("skilltune.roll.WAITS_S", (0.0,))
+    monkeypatch.setattr("skilltune.rollouts.roller.WAITS_S", (0.0,))
     target = Gated()
     target.errors = {"s2": InfraError("500: glyph"), "s4": InfraError("504: slow")}
     with pytest.raises(InfraStopped) as told:

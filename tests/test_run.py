@@ -27,19 +27,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
-from skilltune import roll
-from skilltune.cli import app
+from skilltune.build import build_session
+from skilltune.cli.main import app
 from skilltune.config import MAY_DIFFER, make_config, to_toml
 from skilltune.envs import Env
 from skilltune.errors import CallConfigError, InfraError, RunError, UsageError
-from skilltune.models import Usage
+from skilltune.journal.keys import digest, rng
+from skilltune.journal.run import ELAPSED, FAILED, REFRESH_S, Paid, Run, flatten, write_atomic
+from skilltune.journal.sqlite import SCHEMA_VERSION
 from skilltune.report.files import save_best
-from skilltune.roll import Roller
 from skilltune.rollout import Rollout, Trajectory
-from skilltune.run import ELAPSED, FAILED, REFRESH_S, SCHEMA_VERSION, Paid, Run, digest, flatten, rng, write_atomic
+from skilltune.rollouts import roller as roll
+from skilltune.rollouts.roller import Roller
 from skilltune.samples import Sample
-from skilltune.session import build_session
 from skilltune.skill import Skill
+from skilltune.usage import Usage
 from training import prepare, small
 from world import World
 
@@ -82,18 +84,18 @@ async def settle() -> None:
 
 async def test_pitfall_19_a_key_is_paid_once_however_many_callers_ask_at_once(run: Run):
     call = Call({"score": 0.5})
-    answers = await asyncio.gather(*(run.once("k", "rollout", call) for _ in range(200)))
+    answers = await asyncio.gather(*(run.memo("k", "rollout", call) for _ in range(200)))
     assert answers == [{"score": 0.5}] * 200
     assert call.made == 1
     assert run.usage == {"rollout": ONE}
-    assert await run.once("k", "rollout", call) == {"score": 0.5}
+    assert await run.memo("k", "rollout", call) == {"score": 0.5}
     assert call.made == 1
 
 
 async def test_different_keys_run_at_the_same_time(run: Run):
     gate = asyncio.Event()
     calls = [Call(i, gate) for i in range(20)]
-    tasks = [asyncio.create_task(run.once(f"k{i}", "x", call)) for i, call in enumerate(calls)]
+    tasks = [asyncio.create_task(run.memo(f"k{i}", "x", call)) for i, call in enumerate(calls)]
     await settle()
     assert [call.made for call in calls] == [1] * 20
     gate.set()
@@ -102,13 +104,13 @@ async def test_different_keys_run_at_the_same_time(run: Run):
 
 async def test_pitfall_16_a_failure_is_raised_to_all_and_stored_for_none(run: Run):
     call = Call(InfraError("503"))
-    answers = await asyncio.gather(*(run.once("k", "rollout", call) for _ in range(20)), return_exceptions=True)
+    answers = await asyncio.gather(*(run.memo("k", "rollout", call) for _ in range(20)), return_exceptions=True)
     assert [str(answer) for answer in answers] == ["503"] * 20
     assert call.made == 1
     assert run.recall("k") is None
     assert run.usage == {}
     call.value = "fine"
-    assert await run.once("k", "rollout", call) == "fine"
+    assert await run.memo("k", "rollout", call) == "fine"
     assert call.made == 2
 
 
@@ -118,10 +120,10 @@ async def test_a_failure_is_not_handed_to_who_asks_afterwards(run: Run):
 
     async def ask_twice() -> Any:
         try:
-            return await run.once("k", "x", call)
+            return await run.memo("k", "x", call)
         except InfraError:
             call.value = "fine"
-            return await run.once("k", "x", call)
+            return await run.memo("k", "x", call)
 
     assert await asyncio.gather(*(ask_twice() for _ in range(5))) == ["fine"] * 5
     assert call.made == 2
@@ -129,7 +131,7 @@ async def test_a_failure_is_not_handed_to_who_asks_afterwards(run: Run):
 
 async def test_cancelling_one_of_two_waiters_leaves_the_call_alone(run: Run):
     call = Call("answer", asyncio.Event())
-    first, second = (asyncio.create_task(run.once("k", "x", call)) for _ in range(2))
+    first, second = (asyncio.create_task(run.memo("k", "x", call)) for _ in range(2))
     await settle()
     first.cancel()
     await settle()
@@ -143,7 +145,7 @@ async def test_cancelling_one_of_two_waiters_leaves_the_call_alone(run: Run):
 
 async def test_pitfall_14_cancelling_the_last_waiter_cancels_the_call(run: Run):
     call = Call("answer", asyncio.Event())
-    waiters = [asyncio.create_task(run.once("k", "x", call)) for _ in range(3)]
+    waiters = [asyncio.create_task(run.memo("k", "x", call)) for _ in range(3)]
     await settle()
     for waiter in waiters:
         waiter.cancel()
@@ -152,7 +154,7 @@ async def test_pitfall_14_cancelling_the_last_waiter_cancels_the_call(run: Run):
     assert (call.made, call.cancelled) == (1, 1)
     assert run.recall("k") is None
     call.gate = None
-    assert await run.once("k", "x", call) == "answer"
+    assert await run.memo("k", "x", call) == "answer"
 
 
 async def test_who_asks_while_a_cancelled_call_winds_up_gets_an_answer_and_no_cancellation(run: Run):
@@ -165,13 +167,13 @@ async def test_who_asks_while_a_cancelled_call_winds_up_gets_an_answer_and_no_ca
             await winding_up.wait()
         raise AssertionError
 
-    first = asyncio.create_task(run.once("k", "x", slow_to_end))
+    first = asyncio.create_task(run.memo("k", "x", slow_to_end))
     await settle()
     first.cancel()
     await settle()
-    second = asyncio.create_task(run.once("k", "x", Call("fresh")))
+    second = asyncio.create_task(run.memo("k", "x", Call("fresh")))
     await settle()
-    third = asyncio.create_task(run.once("k", "x", Call("unused")))
+    third = asyncio.create_task(run.memo("k", "x", Call("unused")))
     winding_up.set()
     await asyncio.gather(first, return_exceptions=True)
     assert await second == "fresh"
@@ -182,9 +184,9 @@ async def test_who_asks_while_a_cancelled_call_winds_up_gets_an_answer_and_no_ca
 async def test_pitfall_3_null_and_zero_values_are_remembered(run: Run, value: Any):
     call = Call(value)
     for _ in range(3):
-        assert await run.once("k", "x", call) == value
+        assert await run.memo("k", "x", call) == value
     assert call.made == 1
-    assert [run.fix("d", lambda: value), run.fix("d", lambda: "another")] == [value, value]
+    assert [run.decide("d", lambda: value), run.decide("d", lambda: "another")] == [value, value]
 
 
 async def test_pitfall_7_an_answer_with_half_a_surrogate_pair_is_stored_and_not_paid_again(tmp_path: Path):
@@ -192,8 +194,8 @@ async def test_pitfall_7_an_answer_with_half_a_surrogate_pair_is_stored_and_not_
     calls = [Call({"text": text}) for _ in range(2)]
     for call in calls:
         with Run.open(tmp_path) as run:
-            assert await run.once("k", "optimizer", call) == {"text": text}
-            run.emit("said", text=text)
+            assert await run.memo("k", "optimizer", call) == {"text": text}
+            run.record("said", text=text)
             run.write("a.json", json.dumps(text, ensure_ascii=False))
             assert json.loads((tmp_path / "a.json").read_text("utf-8")) == text
             assert run.events("said")[0][2] == {"text": text}
@@ -203,8 +205,8 @@ async def test_pitfall_7_an_answer_with_half_a_surrogate_pair_is_stored_and_not_
 async def test_usage_is_counted_by_kind_over_all_lives_of_a_run(tmp_path: Path):
     for life in range(3):
         with Run.open(tmp_path) as run:
-            await run.once(f"target {life}", "rollout", Call())
-            await run.once("the same", "optimizer", Call())
+            await run.memo(f"target {life}", "rollout", Call())
+            await run.memo("the same", "optimizer", Call())
             assert run.usage["rollout"].calls == life + 1
             assert run.usage["rollout"].usd == pytest.approx(0.25 * (life + 1))
             assert run.usage["optimizer"] == ONE
@@ -215,7 +217,7 @@ async def test_an_unpriced_call_stays_unpriced_after_reopening(tmp_path: Path):
         return Paid(1, Usage(1, 5, 5, usd=None))
 
     with Run.open(tmp_path) as run:
-        await run.once("k", "rollout", unpriced)
+        await run.memo("k", "rollout", unpriced)
     with Run.open(tmp_path) as run:
         assert run.usage["rollout"] == Usage(1, 5, 5, usd=None)
 
@@ -243,7 +245,7 @@ def test_the_totals_that_a_reopened_run_reads_are_those_that_it_counted(paid: li
 def test_fix_decides_once_over_all_lives(tmp_path: Path):
     for _ in range(2):
         with Run.open(tmp_path) as run:
-            assert [run.fix("split", lambda n=n: {"n": n}) for n in range(3)] == [{"n": 0}] * 3
+            assert [run.decide("split", lambda n=n: {"n": n}) for n in range(3)] == [{"n": 0}] * 3
 
 
 # -- clocks
@@ -265,7 +267,7 @@ class Clocks(SimpleNamespace):
 @pytest.fixture
 def clocks(monkeypatch: pytest.MonkeyPatch) -> Clocks:
     clocks = Clocks(time_ns=time.time_ns)
-    monkeypatch.setattr("skilltune.run.time", clocks)
+    monkeypatch.setattr("skilltune.journal.run.time", clocks)
     return clocks
 
 
@@ -277,7 +279,7 @@ def test_answers_come_back_in_the_order_in_which_they_were_stored_whatever_the_c
                 clocks.wall += jump
                 stored.append(f"{9 - life}{7 - i}")  # neither time nor key tells the order
                 run.put(stored[-1], "rollout", Paid(len(stored), ONE))
-                run.emit("said", n=len(stored))
+                run.record("said", n=len(stored))
             assert [key for key, *_ in run.memos("rollout")] == stored
             assert [data["n"] for *_, data in run.events("said")] == list(range(1, len(stored) + 1))
             times = [t for pair in zip(run.payments(), run.events("said"), strict=True) for t, *_ in pair]
@@ -311,12 +313,12 @@ def test_a_killed_process_forgets_no_more_than_its_last_seconds(tmp_path: Path, 
         import os, sys, types
         from pathlib import Path
         import skilltune.run
-        from skilltune.models import Usage
+        from skilltune.usage import Usage
         now = 100.0
         skilltune.run.time = types.SimpleNamespace(time=lambda: 1e9, monotonic=lambda: now)
         run = skilltune.run.Run.open(Path(sys.argv[1]))
         for now in (101.0, 100.0 + {REFRESH_S}, 110.0, 111.0):
-            run.put(f"answer at {{now}}", "rollout", skilltune.run.Paid(1, Usage(1)))
+            run.put(f"answer at {{now}}", "rollout", skilltune.journal.run.Paid(1, Usage(1)))
         os.kill(os.getpid(), {signal.SIGKILL:d})
         """
     killed = subprocess.run([sys.executable, "-c", textwrap.dedent(code), str(tmp_path)])
@@ -371,7 +373,7 @@ def test_any_order_of_calls_decisions_failures_and_crashes_replays_to_the_same_v
 
         before = values.get(key)
         try:
-            value = await run.once(key, "x", fn)
+            value = await run.memo(key, "x", fn)
         except InfraError:
             assert before is None
             assert not works
@@ -384,7 +386,7 @@ def test_any_order_of_calls_decisions_failures_and_crashes_replays_to_the_same_v
             if action == "once":
                 asyncio.run(once(run, f"once {key}", works))
             elif action == "fix":
-                value = run.fix(f"fix {key}", lambda: len(values))
+                value = run.decide(f"fix {key}", lambda: len(values))
                 assert value == values.setdefault(f"fix {key}", value)
             else:
                 run.close()
@@ -499,9 +501,9 @@ def test_events_are_kept_in_order_and_told_every_time(run: Run):
     heard: list[tuple[str, Any]] = []
     run.listeners.append(lambda type, data: heard.append((type, dict(data))))
     for step in (1, 2, 1):
-        run.emit("step", step=step)
-    run.emit("other", step=1)
-    run.tell("progress", n=1)
+        run.record("step", step=step)
+    run.record("other", step=1)
+    run.notify("progress", n=1)
     assert [(kind, data["step"]) for _, kind, data in run.events()] == [
         ("step", 1),
         ("step", 2),
@@ -517,7 +519,7 @@ def lives(folder: Path, *lives: str) -> str:
     for events in lives:
         with Run.open(folder) as run:
             for name in events:
-                run.emit({"S": "start", "V": "verdict", "W": "verdict"}.get(name, "other"), name=name)
+                run.record({"S": "start", "V": "verdict", "W": "verdict"}.get(name, "other"), name=name)
     with Run.read(folder) as run:
         return "".join(data["name"] for _, _, data in run.events())
 
@@ -551,7 +553,7 @@ def test_an_event_of_a_life_is_recorded_where_it_differs_from_the_last_one(tmp_p
     for line in ("one", "one", "two", "one"):
         with Run.open(tmp_path) as run:
             run.note("command", line=line)
-            run.emit("start")
+            run.record("start")
     with Run.read(tmp_path) as run:
         assert [data.get("line", type) for _, type, data in run.events()] == ["one", "start", "two", "one"]
 
@@ -577,10 +579,10 @@ def test_a_journal_of_the_first_schema_is_read_and_goes_on(tmp_path: Path):
 
 
 def test_blobs_are_kept_under_their_hash(run: Run):
-    run.keep("h", b"\xff\x00text")
-    run.keep("h", b"\xff\x00text")
-    assert run.kept("h") == b"\xff\x00text"
-    assert run.kept("unknown") is None
+    run.put_blob("h", b"\xff\x00text")
+    run.put_blob("h", b"\xff\x00text")
+    assert run.blob("h") == b"\xff\x00text"
+    assert run.blob("unknown") is None
 
 
 def test_pitfall_13_a_write_that_fails_leaves_the_old_file_and_no_rubbish(tmp_path: Path, monkeypatch):
@@ -605,7 +607,7 @@ def test_what_a_killed_process_left_of_a_file_is_gone_with_the_next_write(tmp_pa
     code = """
         import os, sys
         from pathlib import Path
-        from skilltune.run import write_atomic
+        from skilltune.journal.run import write_atomic
         os.replace = lambda *_: os.kill(os.getpid(), 9)
         write_atomic(Path(sys.argv[1]), "never seen")
         """
@@ -662,13 +664,13 @@ HOLDER = textwrap.dedent(
     """
     import asyncio, sys, time
     from pathlib import Path
-    from skilltune.models import Usage
-    from skilltune.run import Paid, Run
+    from skilltune.usage import Usage
+    from skilltune.journal.run import Paid, Run
     run = Run.open(Path(sys.argv[1]))
     async def fn():
         return Paid(["paid"], Usage(1))
-    asyncio.run(run.once("k", "rollout", fn))
-    run.emit("start", n=1)
+    asyncio.run(run.memo("k", "rollout", fn))
+    run.record("start", n=1)
     print("ready", flush=True)
     time.sleep(60)
     """
@@ -698,13 +700,13 @@ def test_pitfall_13_two_trainers_on_one_folder_and_the_lock_dies_with_its_holder
     assert (tmp_path / "run" / "run.db-wal").stat().st_size > 0  # what it paid for lies there, and is not lost
     with Run.open(tmp_path / "run") as run:
         assert run.recall("k") == (["paid"],)
-        run.emit("next")
+        run.record("next")
 
 
 def test_a_reader_sees_what_is_written_while_it_looks(tmp_path: Path):
     with Run.open(tmp_path) as writer, Run.read(tmp_path) as reader:
         assert reader.events() == []
-        writer.emit("later", n=1)
+        writer.record("later", n=1)
         assert [kind for _, kind, _ in reader.events()] == ["later"]
 
 
@@ -823,7 +825,7 @@ WAYS_OUT = "Move the folder away|use another run folder|restore write access"
 def fill(folder: Path) -> None:
     with Run.open(folder) as run:
         for i in range(200):
-            run.fix(f"key {i}", lambda: "x" * 200)
+            run.decide(f"key {i}", lambda: "x" * 200)
 
 
 def use(open_it: Callable[[Path], Run], folder: Path) -> None:
@@ -869,7 +871,7 @@ def test_pitfall_13_flipped_pages_are_found_at_the_latest_when_they_are_read(tmp
 def test_a_write_that_meets_damage_does_not_blame_the_disk(run: Run):
     run._db.execute("DROP TABLE event")
     with pytest.raises(RunError, match="is damaged"):
-        run.emit("event")
+        run.record("event")
 
 
 @pytest.mark.parametrize("left", ["best_skill.md", "card.md", "versions/0000/verdict.json", "metrics.jsonl"])
@@ -1040,8 +1042,8 @@ def test_a_database_that_another_program_holds_is_an_error_that_says_so(run: Run
         other.execute("BEGIN IMMEDIATE")
         run._db.execute("PRAGMA busy_timeout = 0")
         with pytest.raises(RunError, match=r"is locked.* end the other program"):
-            run.emit("event")
-    run.emit("event")
+            run.record("event")
+    run.record("event")
 
 
 @pytest.fixture
@@ -1126,10 +1128,10 @@ def begin(folder: Path, settings: dict[str, Any]) -> None:
 
 def test_a_start_that_failed_before_its_first_answer_binds_nobody(tmp_path: Path):
     with Run.open(tmp_path, config()) as run:
-        run.fix("split", lambda: ["a"])
-        run.fail("target", "500")
+        run.decide("split", lambda: ["a"])
+        run.record_failure("target", "500")
     with Run.open(tmp_path, config(seed=2)) as run:
-        assert run.fix("split", lambda: ["b"]) == ["b"]
+        assert run.decide("split", lambda: ["b"]) == ["b"]
         assert run.usage[FAILED].calls == 1  # what was billed stays on the bill
 
 
@@ -1175,7 +1177,7 @@ def test_pitfall_22_no_secret_reaches_the_run_folder(tmp_path: Path, monkeypatch
     with Run.open(tmp_path / "run", cfg.to_json(), may_differ=MAY_DIFFER) as run:
         session = build_session(cfg, run, tmp_path, env=Env(samples))
         session.write_config()
-        run.emit("start", config=to_toml(cfg), target=session.roll.target.fingerprint)
+        run.record("start", config=to_toml(cfg), target=session.roll.target.fingerprint)
         asyncio.run(session.aclose())
         files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
         assert {"run.db", "config.toml"} <= {path.name for path in files}
@@ -1193,18 +1195,18 @@ def test_pitfall_22_no_secret_reaches_the_run_folder(tmp_path: Path, monkeypatch
 
 async def test_a_fork_takes_paid_answers_as_free_ones_and_leaves_decisions(tmp_path: Path):
     with Run.open(tmp_path / "old", config()) as old:
-        await old.once("k", "rollout", Call({"score": 1}))
-        await old.once("null", "optimizer", Call(None))
-        old.fix("split", lambda: ["s1"])
-        old.emit("start", n=1)
+        await old.memo("k", "rollout", Call({"score": 1}))
+        await old.memo("null", "optimizer", Call(None))
+        old.decide("split", lambda: ["s1"])
+        old.record("start", n=1)
         with Run.open(tmp_path / "new", config(seed=9)) as new:
             assert new.adopt(old) == 2
             call = Call("paid again")
-            assert await new.once("k", "rollout", call) == {"score": 1}
-            assert await new.once("null", "optimizer", call) is None
+            assert await new.memo("k", "rollout", call) == {"score": 1}
+            assert await new.memo("null", "optimizer", call) is None
             assert call.made == 0
             assert new.usage == {}
-            assert new.fix("split", lambda: ["s2"]) == ["s2"]
+            assert new.decide("split", lambda: ["s2"]) == ["s2"]
             assert new.config == config(seed=9)
             assert new.events() == []
         assert old.usage["rollout"] == ONE
@@ -1214,8 +1216,8 @@ async def test_a_fork_takes_paid_answers_as_free_ones_and_leaves_decisions(tmp_p
 
 async def test_adopting_never_replaces_an_answer_of_its_own(tmp_path: Path):
     with Run.open(tmp_path / "old") as old, Run.open(tmp_path / "new") as new:
-        await old.once("k", "rollout", Call("old"))
-        await new.once("k", "rollout", Call("new"))
+        await old.memo("k", "rollout", Call("old"))
+        await new.memo("k", "rollout", Call("new"))
         new.adopt(old)
         assert new.recall("k") == ("new",)
         assert new.usage["rollout"] == ONE
@@ -1227,7 +1229,7 @@ async def test_adopting_never_replaces_an_answer_of_its_own(tmp_path: Path):
 def test_keys_and_draws_do_not_depend_on_order_or_hash_seed():
     assert digest({"b": 1, "a": [2, "é\ud800"]}) == digest({"a": [2, "é\ud800"], "b": 1})
     assert len({digest("a", "b"), digest("ab"), digest(["a", "b"]), digest("b", "a"), digest("a", "b", None)}) == 5
-    code = "from skilltune.run import digest, rng; print(digest({'x': 1, 'y': 'z'}), rng(3, 'p', 1).random())"
+    code = "from skilltune.journal.keys import digest, rng; print(digest({'x': 1, 'y': 'z'}), rng(3, 'p', 1).random())"
     outputs = {
         subprocess.run(
             [sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, check=True

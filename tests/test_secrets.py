@@ -65,7 +65,7 @@ def skilltune(folder: Path, *args: object, **more: str) -> subprocess.CompletedP
     """One command, as a user runs it in `folder`; what it said is searched here, the folder by the caller."""
     kept = {name: value for name, value in os.environ.items() if not name.upper().endswith("_PROXY")}
     environment = {**kept, "HOME": str(folder), **PLANTED, **more}
-    command = [sys.executable, "-m", "skilltune.cli", *map(str, args)]
+    command = [sys.executable, "-m", "skilltune.cli.main", *map(str, args)]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, timeout=120, check=False)
     assert not leaks(done.stdout, "stdout") + leaks(done.stderr, "stderr"), (args, done.stdout, done.stderr)
     assert b"Traceback" not in done.stderr, done.stderr

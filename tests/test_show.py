@@ -14,12 +14,13 @@ import pytest
 from typer.testing import CliRunner
 
 from skilltune import __version__
-from skilltune.budget import Budget, Limits
-from skilltune.cli import app
+from skilltune.cli.main import app
 from skilltune.errors import BudgetExceeded
-from skilltune.models import Usage
+from skilltune.journal.run import Run
+from skilltune.limits import Limits
+from skilltune.metering.budget import Budget
 from skilltune.report.terminal import affordable, line
-from skilltune.run import Run
+from skilltune.usage import Usage
 from training import Fated, events, prepare, small, train
 
 pytestmark = pytest.mark.anyio

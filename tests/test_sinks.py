@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from skilltune.config import MAY_DIFFER, make_config
 from skilltune.errors import UsageError
-from skilltune.run import Run
+from skilltune.journal.run import Run
 from skilltune.sinks import Row, find_sink, recording
 from skilltune.sinks.metrics import Rows
 from training import events, prepare, small, train
@@ -168,7 +168,7 @@ def test_however_often_it_is_killed_and_replayed_each_event_is_one_row(given: li
                 rows = Rows(run)
                 assert rows.past == heard
                 for type, data in given[:kill]:
-                    run.emit(type, **data)
+                    run.record(type, **data)
                     heard += rows.hear(type)
     assert [row.event for row in heard] == [type for type, _ in given if type != "stopping"]
     assert [row.number for row in heard] == list(range(len(heard)))
@@ -304,14 +304,14 @@ def test_sinks_may_change_on_resume_and_are_written_as_a_list_or_a_word(tmp_path
 
 
 def _paid() -> Any:
-    from skilltune.models import Usage
-    from skilltune.run import Paid
+    from skilltune.journal.run import Paid
+    from skilltune.usage import Usage
 
     return Paid("answer", Usage(calls=1))
 
 
 def test_no_client_library_is_imported_unless_it_is_asked_for() -> None:
-    code = "import sys, skilltune.cli, skilltune.api; sys.exit(bool({'wandb', 'mlflow'} & set(sys.modules)))"
+    code = "import sys, skilltune.cli.main, skilltune.api; sys.exit(bool({'wandb', 'mlflow'} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -521,9 +521,9 @@ async def test_a_session_that_breaks_off_closes_its_sinks(tmp_path: Path, plug_i
     with Run.open(tmp_path / "run") as run:
         with pytest.raises(KeyError):
             async with recording(make_config({"log": {"sinks": ["seen"]}}), run):
-                run.emit("start", score=0.5, score_sd=None)
+                run.record("start", score=0.5, score_sd=None)
                 raise KeyError
-        run.emit("start", score=0.6, score_sd=None)
+        run.record("start", score=0.6, score_sd=None)
     assert [row["score"] for batch in seen.told for row in batch] == [0.5]
     assert seen.closed == [1]
 

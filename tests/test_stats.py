@@ -16,15 +16,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skilltune.config import CertifyConfig
-from skilltune.gate import crossed
-from skilltune.gate.certify import certify
-from skilltune.gate.crossed import Observation, fit
+from skilltune.finish.certify import certify
 from skilltune.gate.race import doubling
-from skilltune.models import Usage
 from skilltune.rollout import Rollout, Score, Trajectory
 from skilltune.samples import Sample
 from skilltune.skill import Skill
 from skilltune.stats import Mixture, mcnemar, normal_cdf, normal_quantile, updated, wilson
+from skilltune.stats import linear as crossed
+from skilltune.stats.linear import Observation, fit
+from skilltune.usage import Usage
 
 Matrix = list[list[float]]
 

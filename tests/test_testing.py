@@ -11,21 +11,22 @@ from typing import Any
 import pytest
 
 from skilltune import Env, Score
-from skilltune.budget import Budget, Limits
-from skilltune.calls import Client
 from skilltune.edits import Edit
 from skilltune.errors import InfraError
-from skilltune.models import Usage
+from skilltune.journal.run import Run
+from skilltune.limits import Limits
+from skilltune.metering.budget import Budget
+from skilltune.metering.client import Client
+from skilltune.metering.slots import Endpoint
 from skilltune.models.build import build_model
-from skilltune.models.endpoint import Endpoint
 from skilltune.optimizer import Optimizer, Proposal
 from skilltune.optimizer.examples import ExamplesOptimizer
 from skilltune.rollout import Rollout, Trajectory, Turn
-from skilltune.run import Run
 from skilltune.samples import Sample
 from skilltune.skill import Skill
 from skilltune.targets.chat import ChatTarget
 from skilltune.testing import check_env, check_optimizer, check_scorer, check_target
+from skilltune.usage import Usage
 from world import World
 
 ROWS = [{"id": f"s{i}", "input": f"{i} + 1?", "target": str(i + 1)} for i in range(12)]

@@ -17,14 +17,14 @@ import skilltune as st
 from skilltune.api import run_training
 from skilltune.config import load_config, make_config
 from skilltune.errors import BudgetExceeded, InfraStopped
-from skilltune.gate import Verdict
-from skilltune.gate.certify import Certificate
+from skilltune.finish.certify import Certificate
+from skilltune.journal.run import Run
 from skilltune.optimizer.model import SLOW_HEADING
 from skilltune.report.card import READ
-from skilltune.roll import Roller
-from skilltune.run import Run
+from skilltune.result import Result
+from skilltune.rollouts.roller import Roller
 from skilltune.skill import Skill
-from skilltune.train import Result
+from skilltune.verdict import Verdict
 from training import FRONT, START, Fated, events, prepare, small, train, train_at
 from world import Call, Dice, Prompt, World, lognormal
 
@@ -672,7 +672,7 @@ async def test_an_accepted_slow_update_resets_patience_as_a_step_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow: bool, accepted: tuple[str, ...], last: int
 ) -> None:
     """Two steps an epoch. The slow update of the second epoch follows step 4, if the epoch changed the skill."""
-    monkeypatch.setattr("skilltune.session.build_gate", lambda arena: Scripted(slow, *accepted))
+    monkeypatch.setattr("skilltune.build.build_gate", lambda arena: Scripted(slow, *accepted))
     with small() as world:
         trained = await train(world, tmp_path, {"train.patience": 3, "train.epochs": 5})
     assert max(verdict["step"] for verdict in trained.verdicts) == last

@@ -8,10 +8,10 @@ from statistics import fmean
 import pytest
 
 from skilltune.edits import Edit, apply
-from skilltune.gate.effects import Draw, solved
-from skilltune.gate.tried import Evidence
+from skilltune.gate.trials import Trials
 from skilltune.optimizer import Proposal
 from skilltune.skill import Skill
+from skilltune.stats.effects import Draw, solved
 
 SAMPLES = [f"t{i:02}" for i in range(24)]
 FAILING = frozenset(SAMPLES[:18])
@@ -36,8 +36,8 @@ class Tried:
     """An evidence with START as the incumbent, which fails three quarters of the samples, and the scores seen."""
 
     def __init__(self) -> None:
-        self.evidence = Evidence()
-        self.evidence.enthrone(START)
+        self.evidence = Trials()
+        self.evidence.set_incumbent(START)
         self.scores: Scores = {(START.hash, sample): [float(sample not in FAILING)] for sample in SAMPLES}
 
     def roll(self, names: str, scores: dict[str, float], incumbent: Skill = START) -> Skill:
@@ -76,7 +76,7 @@ def test_an_accepted_edit_is_part_of_what_the_next_incumbent_solves():
     tried.evidence.supports[key("a")] = RULE
     accepted = tried.roll("a", dict.fromkeys(sorted(RULE)[:4], 1.0))
     before = tried.draws("z")
-    assert tried.evidence.enthrone(accepted) == (key("a"),)
+    assert tried.evidence.set_incumbent(accepted) == (key("a"),)
     after = tried.draws("z")
     for sample in RULE:
         assert level(before, sample) < 0.3
@@ -87,7 +87,7 @@ def test_an_accepted_edit_is_part_of_what_the_next_incumbent_solves():
 def test_an_edit_that_was_overwritten_is_held_no_more():
     tried = Tried()
     accepted = tried.roll("a", {})
-    tried.evidence.enthrone(accepted)
+    tried.evidence.set_incumbent(accepted)
     without, beside = text("b"), text("a", "b")
     tried.evidence.note(without, accepted, [proposal("b")])
     tried.evidence.note(beside, accepted, [proposal("b")])
@@ -98,7 +98,7 @@ def test_an_edit_that_was_overwritten_is_held_no_more():
 def test_a_text_that_comes_back_is_what_it_was():
     tried = Tried()
     accepted = tried.roll("a", {})
-    tried.evidence.enthrone(accepted)
+    tried.evidence.set_incumbent(accepted)
     tried.evidence.note(START, accepted, [Proposal(Edit("delete", target="- a"))])
     assert tried.evidence.texts[START.hash] == ()
 
@@ -110,43 +110,43 @@ def test_an_incumbent_that_may_be_luck_is_taken_apart():
     tried.roll("a", dict.fromkeys(sorted(RULE)[:2], 0.0))
     accepted = tried.roll("a b", {})
     tried.evidence.accept(apply(START, [proposal("a").edit, proposal("b").edit]).reports)
-    tried.evidence.enthrone(accepted)
+    tried.evidence.set_incumbent(accepted)
     tried.draws("z")
-    doubted = {p.edit.target: p for p in tried.evidence.doubted()}
-    assert list(doubted) == ["- a", "- b"]  # the more doubtful first
-    assert doubted["- a"].support == tuple(sorted(RULE))
+    removal_candidates = {p.edit.target: p for p in tried.evidence.removal_candidates()}
+    assert list(removal_candidates) == ["- a", "- b"]  # the more doubtful first
+    assert removal_candidates["- a"].support == tuple(sorted(RULE))
     without = text("b")
-    tried.evidence.note(without, accepted, [doubted["- a"]])
+    tried.evidence.note(without, accepted, [removal_candidates["- a"]])
     assert tried.evidence.texts[without.hash] == (key("b"),)
 
     tried.scores |= {(accepted.hash, sample): [1.0] for sample in SAMPLES[6:12]}
-    pool = [key("b"), *(p.edit.key for p in doubted.values())]
+    pool = [key("b"), *(p.edit.key for p in removal_candidates.values())]
     draws = tried.evidence.draws(tried.scores, pool, Random(2))
     for draw in draws:
         assert (draw.general[0], draw.claimed[0]) == (-draw.general[2], -draw.claimed[2])
     assert chance(draws, 0) > 0.9
-    assert tried.evidence.doubted() == []  # now something of it is known to help
+    assert tried.evidence.removal_candidates() == []  # now something of it is known to help
 
 
 def test_the_removal_of_a_replacement_brings_the_old_text_back():
     """What stood there, not what the model quoted; and an edit that stood there is held again."""
-    evidence = Evidence()
-    evidence.enthrone(START)
+    evidence = Trials()
+    evidence.set_incumbent(START)
     rule = proposal("Always answer in lower case letters, without a full stop")
     ruled = apply(START, [rule.edit])
     evidence.note(ruled.skill, START, [rule])
     evidence.accept(ruled.reports)
-    evidence.enthrone(ruled.skill)
+    evidence.set_incumbent(ruled.skill)
     misquoted = "- Always answer in lowercase letters, without a full stop"
     refined = Proposal(Edit("replace", target=misquoted, text="- Shout"))
     shouting = apply(ruled.skill, [refined.edit])
     assert shouting.reports[0].match == "similar"
     evidence.note(shouting.skill, ruled.skill, [refined])
     evidence.accept(shouting.reports)
-    evidence.enthrone(shouting.skill)
+    evidence.set_incumbent(shouting.skill)
     assert evidence.texts[shouting.skill.hash] == (refined.edit.key,)
     evidence.helps = {refined.edit.key: 0.5}
-    [removal] = evidence.doubted()
+    [removal] = evidence.removal_candidates()
     beside = apply(shouting.skill, [removal.edit, proposal("z").edit]).skill
     assert "lower case letters" in beside.text
     evidence.note(beside, shouting.skill, [removal, proposal("z")])
@@ -157,21 +157,21 @@ def test_an_edit_inside_of_another_is_not_taken_out_of_it():
     tried = Tried()
     tried.evidence.note(text("a", "a and b"), START, [proposal("a"), proposal("a and b")])
     tried.evidence.accept(apply(START, [proposal("a").edit, proposal("a and b").edit]).reports)
-    tried.evidence.enthrone(text("a", "a and b"))
+    tried.evidence.set_incumbent(text("a", "a and b"))
     tried.evidence.helps = {key("a"): 0.5, key("a and b"): 0.5}
-    assert [p.edit.target for p in tried.evidence.doubted()] == ["- a and b"]
+    assert [p.edit.target for p in tried.evidence.removal_candidates()] == ["- a and b"]
 
 
 def test_a_doubtful_deletion_is_taken_back_beside_other_edits():
-    evidence, start = Evidence(), Skill("# Desk\n\n- old\n")
+    evidence, start = Trials(), Skill("# Desk\n\n- old\n")
     edits = [Edit("delete", target="- old"), Edit("add", text="- new")]
     accepted = apply(start, edits)
-    evidence.enthrone(start)
+    evidence.set_incumbent(start)
     evidence.note(accepted.skill, start, [Proposal(edit) for edit in edits])
     evidence.accept(accepted.reports)
-    evidence.enthrone(accepted.skill)
+    evidence.set_incumbent(accepted.skill)
     evidence.helps = {edit.key: 0.5 for edit in edits}
-    assert [(p.edit.op, p.edit.text) for p in evidence.doubted()] == [("add", "- old"), ("delete", None)]
+    assert [(p.edit.op, p.edit.text) for p in evidence.removal_candidates()] == [("add", "- old"), ("delete", None)]
 
 
 @pytest.mark.parametrize("claims_are_true", [True, False])
@@ -202,7 +202,7 @@ def test_where_next_to_nothing_is_solved_claims_are_not_given_up():
         tried.draws(" ".join(f"edit{i}" for i in range(8)))
         assert tried.evidence.claims < 0.2
         tried.evidence.claims = 0.0
-        assert tried.evidence.everywhere == everywhere
+        assert tried.evidence.diffuse == everywhere
 
 
 def test_the_order_in_which_rollouts_came_in_changes_nothing():
@@ -230,8 +230,8 @@ def test_repeats_of_a_failure_tell_bad_luck_from_a_lack():
 def test_a_sample_stands_as_the_last_version_left_it_that_was_seen_on_it():
     tried = Tried()
     accepted = tried.roll("a", {SAMPLES[0]: 1.0})
-    tried.evidence.enthrone(accepted)
-    standing = tried.evidence.standing(tried.scores, frozenset(SAMPLES[:3]))
+    tried.evidence.set_incumbent(accepted)
+    standing = tried.evidence.baseline_scores(tried.scores, frozenset(SAMPLES[:3]))
     assert standing == {SAMPLES[0]: 1.0, SAMPLES[1]: 0.0, SAMPLES[2]: 0.0}
 
 
@@ -239,11 +239,11 @@ def test_an_edit_of_several_lines_stands_in_a_document_with_other_line_ends():
     """What is inserted takes over the document's line ends; the edit keeps its own."""
     start = Skill("# Desk\r\n\r\nAnswer.\r\n")
     edit = Proposal(Edit("add", text="Rules:\n- one\n- two"))
-    evidence = Evidence()
-    evidence.enthrone(start)
+    evidence = Trials()
+    evidence.set_incumbent(start)
     accepted = apply(start, [edit.edit]).skill
     assert "- one\r\n- two" in accepted.text
     evidence.note(accepted, start, [edit])
-    evidence.enthrone(accepted)
+    evidence.set_incumbent(accepted)
     evidence.note(apply(accepted, [proposal("b").edit]).skill, accepted, [proposal("b")])
     assert list(evidence.texts.values())[-1] == (edit.edit.key, key("b"))

@@ -65,7 +65,7 @@ def test_the_wheel_names_its_command_its_licence_and_the_python_that_it_needs(di
     with zipfile.ZipFile(dist.wheel) as archive:
         info = {PurePosixPath(name).name: name for name in archive.namelist() if ".dist-info/" in name}
         metadata, points = (archive.read(info[name]).decode() for name in ("METADATA", "entry_points.txt"))
-    assert "skilltune = skilltune.cli:main" in points
+    assert "skilltune = skilltune.cli.main:main" in points
     assert "Requires-Python: <3.14,>=3.11" in metadata
     assert "LICENSE" in info
 

@@ -20,10 +20,10 @@ from unittest.mock import patch
 from skilltune import Env, Result
 from skilltune.api import run_training
 from skilltune.config import make_config
-from skilltune.models.endpoint import Endpoint
+from skilltune.journal.run import Run
+from skilltune.metering.slots import Endpoint
 from skilltune.models.retry import RetryPolicy
 from skilltune.rollout import Rollout
-from skilltune.run import Run
 from world import TICKET, Call, Faults, World
 
 FRONT = "---\nname: desk\ndescription: Enters the code of a ticket.\n---\n"
@@ -157,8 +157,8 @@ def quick_retries(attempts: int = 5) -> Iterator[None]:
     """Back off for milliseconds instead of seconds."""
     policy = RetryPolicy(attempts, base_s=0.002)
     with (
-        patch("skilltune.session.Endpoint", lambda workers, **given: Endpoint(workers, policy, **given)),
-        patch("skilltune.roll.WAITS_S", (0.01, 0.01, 0.01)),
+        patch("skilltune.build.Endpoint", lambda workers, **given: Endpoint(workers, policy, **given)),
+        patch("skilltune.rollouts.roller.WAITS_S", (0.01, 0.01, 0.01)),
         patch("skilltune.optimizer.stage.WAITS_S", (0.01, 0.01, 0.01)),
     ):
         yield

@@ -9,15 +9,16 @@ from statistics import fmean, pvariance
 from typing import Any
 from unittest.mock import patch
 
-from skilltune.gate import Verdict, tried
-from skilltune.gate.crossed import Posterior
-from skilltune.gate.effects import DRAWS, UNIT, Draw, Odds, Trial
+from skilltune.gate import trials as tried
 from skilltune.gate.race import Race
 from skilltune.gate.screen import Pool
-from skilltune.gate.tried import Evidence
+from skilltune.gate.trials import Trials
 from skilltune.optimizer import Proposal
 from skilltune.skill import Skill
 from skilltune.stats import standard_error
+from skilltune.stats.effects import DRAWS, UNIT, Draw, Odds, Trial
+from skilltune.stats.linear import Posterior
+from skilltune.verdict import Verdict
 
 SLOPE = 0.25 * UNIT  # of a score per unit of effect, for a sample that is solved half of the time
 
@@ -28,7 +29,7 @@ class Forgetful(Race):
     __slots__ = ()
 
     async def judge(self, skill: Skill, proposals: Sequence[Proposal], **options: Any) -> Verdict:
-        self.leftover, self.waiting, self.evidence = [], [], Evidence()
+        self.leftover, self.waiting, self.evidence = [], [], Trials()
         return await Race.judge(self, skill, proposals, **options)
 
 

@@ -42,14 +42,15 @@ from simulated import BATCH, NEVER_RIGHT, PRIORS, START, TEST, TRAIN, Rolls, Wor
 
 from skilltune.config import CertifyConfig, GateConfig
 from skilltune.errors import Stopped
-from skilltune.gate import Arena, Gate, crossed, effects, race, screen
-from skilltune.gate.certify import certify
+from skilltune.finish.certify import certify
+from skilltune.gate import Arena, Gate, race, screen
 from skilltune.gate.race import Race
 from skilltune.gate.strict import Strict
-from skilltune.run import rng
+from skilltune.journal.keys import rng
 from skilltune.samples import Sample
 from skilltune.skill import Skill
-from skilltune.stats import wilson
+from skilltune.stats import effects, wilson
+from skilltune.stats import linear as crossed
 
 STEPS, MOST_STEPS = 16, 200  # for which the reference's rollouts suffice; at which a run ends in any case
 LIMIT = 4  # edits applied at one step

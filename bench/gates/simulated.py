@@ -21,9 +21,9 @@ from typing import Any
 
 from skilltune.edits import Edit
 from skilltune.errors import Stopped
+from skilltune.journal.keys import rng
 from skilltune.optimizer import Proposal
 from skilltune.rollout import Rollout, Score, Trajectory
-from skilltune.run import rng
 from skilltune.samples import Sample
 from skilltune.skill import Skill
 
@@ -153,7 +153,7 @@ class Rolls:
             self.seen[skill.hash, sample.id, attempt] = Rollout(sample.id, skill.hash, attempt, Trajectory(""), score)
         return [self.seen[skill.hash, sample.id, attempt] for sample in samples]
 
-    def expect(self, skill: Skill, samples: Sequence[Sample], attempt: int = 0) -> None:
+    def prefetch(self, skill: Skill, samples: Sequence[Sample], attempt: int = 0) -> None:
         """Nothing is waited for here, so nothing is made ahead."""
 
     def pay(self, rollouts: int) -> None:

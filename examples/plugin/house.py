@@ -8,9 +8,9 @@ from urllib.request import Request, urlopen
 from skilltune import Score
 from skilltune.edits import Edit
 from skilltune.errors import InfraError
-from skilltune.models import Usage
 from skilltune.optimizer import Optimizer, Proposal
 from skilltune.rollout import Trajectory, Turn
+from skilltune.usage import Usage
 
 
 class Desk:

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from skilltune.api import Evaluation, aevaluate, atrain, evaluate, train
     from skilltune.envs import Env, env
     from skilltune.errors import SkilltuneError, UsageError
+    from skilltune.result import Result
     from skilltune.rollout import Rollout, Score
     from skilltune.samples import Sample
     from skilltune.skill import Skill
-    from skilltune.train import Result
 
 _HOMES = {
     "Env": "envs", "env": "envs", "Evaluation": "api", "Result": "train", "Rollout": "rollout", "Sample": "samples",

@@ -1,6 +1,6 @@
 """`python -m skilltune`: the command line."""
 
-from skilltune.cli import main
+from skilltune.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -4,32 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import tempfile
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from skilltune.budget import raise_it
+from skilltune.authoring.review import refuse_unread
+from skilltune.build import _inside_skill, build_session, default_folder
 from skilltune.config import MAY_DIFFER, Config, make_config
 from skilltune.envs import Env
-from skilltune.envs.review import refuse_unread
 from skilltune.errors import BudgetExceeded, RunError, UsageError
-from skilltune.gate.certify import by_group
-from skilltune.looks import note_fork
-from skilltune.models import Usage
-from skilltune.probe import try_models
+from skilltune.finish.certify import by_group
+from skilltune.finish.looks import note_fork
+from skilltune.history.left_out import describe, one_line
+from skilltune.journal.run import Listener, Run, differences, scratch_run
+from skilltune.metering.budget import raise_it
+from skilltune.parts import Session
+from skilltune.preflight.probe import try_models
 from skilltune.report.files import write_results
-from skilltune.report.left_out import describe, one_line
-from skilltune.run import Listener, Run, differences
+from skilltune.result import Result
 from skilltune.samples import SplitName
-from skilltune.session import Session, build_session
 from skilltune.sinks import recording
 from skilltune.skill import Skill
 from skilltune.stats import score_interval
-from skilltune.train import Result
 from skilltune.train import train as fit_and_certify
+from skilltune.usage import Usage
 
 FORKS = 1000
 Samples = Env | Callable[[], Env] | str | Path
@@ -106,7 +106,7 @@ def _tell_of(fork: _Fork, session: Session) -> None:
     many other answers (verdicts, edits) were taken along, to be used if the same is asked again."""
     held, rollouts = session.roll.held_in(session.run)
     why = differences(fork.config, session.cfg.to_json(), MAY_DIFFER)
-    session.run.tell(
+    session.run.notify(
         "forked",
         source=str(fork.source),
         folder=str(session.run.folder),
@@ -312,37 +312,9 @@ async def aevaluate(
 evaluate = _run_to_end(aevaluate)
 
 
-@contextmanager
-def scratch_run(folder: str | Path | None) -> Iterator[Run]:
-    """A run in the given folder, or in a temporary one that is deleted afterwards."""
-    if folder is not None:
-        with Run.open(Path(folder)) as run:
-            yield run
-        return
-    with tempfile.TemporaryDirectory(prefix="skilltune-") as name, Run.open(Path(name)) as run:
-        yield run
-
-
-def default_folder(cfg: Config, root: Path) -> Path:
-    """Where a run goes unless told otherwise: runs/NAME beside the config, NAME being the skill's folder or file. For
-    a skill folder without a config: in the current folder, but never inside the skill, whose part it would become."""
-    path = (root / cfg.skill).resolve()
-    if path.name.upper() == "SKILL.MD":
-        return root / "runs" / path.parent.name
-    if path.is_dir() and _inside_skill(root, path):
-        here = Path.cwd()
-        return (path.parent if _inside_skill(here, path) else here) / "runs" / path.name
-    return root / "runs" / (path.stem or "skill")
-
-
 def _table(model: str | Mapping[str, Any]) -> dict[str, Any]:
     """A model's name, or its whole table of the config."""
     return {"model": model} if isinstance(model, str) else dict(model)
-
-
-def _inside_skill(folder: Path, skill: Path) -> bool:
-    """Is the folder within the skill's own (where its files would become part of the skill)?"""
-    return skill.is_dir() and folder.resolve().is_relative_to(skill.resolve())
 
 
 def _free(folder: Path) -> Path:

@@ -15,10 +15,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from skilltune.budget import Limits, parse_budget
 from skilltune.errors import RunError, UsageError
-from skilltune.models.keys import declared
-from skilltune.models.retry import MAX_WAIT_S
+from skilltune.keys import declared
+from skilltune.limits import MAX_WAIT_S, Limits, parse_budget
 from skilltune.names import parse_name
 
 ROLES = ("target", "optimizer", "judge")

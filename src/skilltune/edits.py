@@ -35,7 +35,7 @@ MALFORMED_RAW = 300  # characters kept of an edit that could not be read
 
 
 @dataclass(frozen=True, slots=True)
-class Evidence:
+class Citation:
     """A sample id, and words of its trajectory that support the edit."""
 
     sample: str
@@ -51,7 +51,7 @@ class Edit:
     target: str | None = None
     text: str | None = None
     why: str = ""
-    evidence: tuple[Evidence, ...] = ()
+    evidence: tuple[Citation, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The shape that optimizers write and read."""
@@ -153,12 +153,12 @@ def _string(fields: dict[Any, Any], name: str) -> str | None:
     return value
 
 
-def _evidence(value: object) -> tuple[Evidence, ...]:
+def _evidence(value: object) -> tuple[Citation, ...]:
     if value is None:
         return ()
     if not isinstance(value, list | tuple):
         raise _Refused(f"evidence must be a list, not {_kind_of(value)}")
-    found: list[Evidence] = []
+    found: list[Citation] = []
     for item in value:
         if not isinstance(item, dict):
             raise _Refused(f"evidence must hold objects with sample and quote, not {_kind_of(item)}")
@@ -168,7 +168,7 @@ def _evidence(value: object) -> tuple[Evidence, ...]:
         sample, quote = _string(fields, "sample"), _string(fields, "quote")
         if sample is None or quote is None:
             raise _Refused("evidence needs both sample and quote")
-        found.append(Evidence(sample, quote))
+        found.append(Citation(sample, quote))
     return tuple(found)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, Self
 
 if TYPE_CHECKING:
-    from skilltune.models import Usage
+    from skilltune.usage import Usage
 
 Outcome = Literal["ok", "agent_limit", "infra_error", "judge_error", "sample_error", "not_graded", "config_error"]
 

@@ -19,7 +19,7 @@ import yaml
 
 from skilltune.errors import UsageError
 from skilltune.frontmatter import BadFrontmatter, read_block
-from skilltune.run import Run, write_atomic
+from skilltune.journal.run import Run, write_atomic
 from skilltune.skill import MAIN, Skill
 
 # Where each agent looks for a project's skills; docs/export.md cites the page of each.
@@ -99,7 +99,7 @@ def best_of(run: Run) -> Skill:
     if not finished:
         raise UsageError(f"the run in {run.folder} has not finished: run the same `skilltune train` command to go on")
     finish = finished[-1][2]
-    text = run.kept(finish["best"])
+    text = run.blob(finish["best"])
     if not isinstance(finish["name"], str):
         raise TypeError("the skill's name is no text")
     if text is None:

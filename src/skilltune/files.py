@@ -62,3 +62,12 @@ def _lives(process: str | None) -> bool:
     except PermissionError:  # another user's
         return True
     return True
+
+
+def make_private(folder: Path) -> None:
+    """Make a folder that its owner alone can read and that no repository picks up; one that is there stays as it is."""
+    if not folder.is_dir():
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with suppress(OSError):  # a full disk: what must be written next says it better
+            (folder / ".gitignore").touch(mode=0o600)
+            (folder / ".gitignore").write_text("*\n")

@@ -215,3 +215,6 @@ def _nearest(text: str) -> str:
         exact = close[0] + mark
         form = exact if exact in FORMS else schemes[close[0]]
     return f"Did you mean a name like `{FORMS[form]}`?"
+
+
+MODEL_SCHEMES = ("openai", "anthropic", "local")

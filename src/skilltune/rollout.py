@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from skilltune.errors import Outcome
-from skilltune.models import Usage
+from skilltune.usage import Usage
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,12 +16,12 @@ from typing import Any
 from skilltune.edits import apply, parse_edits
 from skilltune.envs import Env
 from skilltune.errors import CallError, JudgeError
-from skilltune.models import Usage
 from skilltune.optimizer import Memory, Optimizer, Pair, Proposal, Step
 from skilltune.rollout import Rollout, Score, Trajectory, Turn, rollout_from_json, rollout_to_json
 from skilltune.samples import Sample, split
 from skilltune.skill import Skill
 from skilltune.targets import Target
+from skilltune.usage import Usage
 
 ODD_ANSWERS = (
     "",

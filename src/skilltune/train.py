@@ -13,25 +13,26 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Awaitable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
-from skilltune.controls import Controls, controls
+from skilltune.aio import run_all
 from skilltune.errors import InfraStopped, Paused, Stopped, Unanswered
-from skilltune.export import export
-from skilltune.gate import Gate, Verdict
-from skilltune.gate.calibrate import calibrate, repeats_itself
-from skilltune.gate.certify import Certificate, certify
-from skilltune.gate.credit import ledger_of
-from skilltune.gate.finish import compact, reselect
-from skilltune.models import Usage
+from skilltune.finish.certify import certify
+from skilltune.finish.compact import compact
+from skilltune.finish.controls import controls
+from skilltune.finish.ledger import ledger_of
+from skilltune.finish.reselect import reselect
+from skilltune.gate import Gate
+from skilltune.journal.keys import rng
 from skilltune.optimizer import Memory, Optimizer, Pair, Proposal, Step
 from skilltune.optimizer.schedule import schedule, steps_per_epoch
-from skilltune.roll import gather
+from skilltune.parts import Session
+from skilltune.preflight.noise import calibrate, repeats_itself
+from skilltune.result import Result
 from skilltune.rollout import Rollout
-from skilltune.run import rng
-from skilltune.session import Session
 from skilltune.skill import Skill
+from skilltune.usage import Usage
+from skilltune.verdict import Verdict
 
 CONFIRM_FROM = 0.5  # score of a batch; from here on a failure may well be bad luck
 
@@ -53,56 +54,6 @@ class State:
     @property
     def skill(self) -> Skill:
         return self.versions[-1]
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What a run ended with. `best` is the input itself where nothing better was found."""
-
-    start: Skill
-    best: Skill
-    certificate: Certificate | None
-    versions: tuple[Skill, ...]
-    test: int  # samples in the test split
-    folder: Path  # of the run
-    stopped: Stopped | None = None
-    controls: Controls | None = None
-    spent: Usage = field(default_factory=Usage)  # over all lives of the run
-    training: Usage = field(default_factory=Usage)  # of that, for training and certificate: without control arms
-    revived: bool = False  # `best` was rejected by its race, and chosen at the end
-
-    def __repr__(self) -> str:
-        """What may be claimed, on what evidence, at what price, and where it is: a line each."""
-        from skilltune.report.card import describe_usage, headline
-
-        best = f"best/{self.best.name}" if self.best.folder else "best_skill.md"
-        proof = str(self.certificate) if self.certificate else f"no certificate: {self.uncertified}"
-        return "\n".join((headline(self), proof, describe_usage(self.spent), str(self.folder / best)))
-
-    def export(self, kind: str, to: str | Path | None = None, **options: Any) -> Path:
-        """Put the best skill where an agent finds it; see `skilltune.export.export`."""
-        return export(self.best, kind, to, **options)
-
-    @property
-    def exit_code(self) -> int:
-        """0 better, 1 nothing better, 4 stopped by budget, 5 accepted but not certified (see the contract)."""
-        if self.stopped is not None:
-            return self.stopped.exit_code
-        if self.best.text == self.start.text:
-            return 1
-        certified = self.certificate.certified if self.certificate else not self.test
-        return 0 if certified else 5
-
-    @property
-    def uncertified(self) -> str:
-        """Why there is no certificate, "" if there is one."""
-        if self.certificate is not None:
-            return ""
-        if self.best.text == self.start.text:
-            return "the best skill is the input, so the test split was not read"
-        if not self.test:
-            return "there is no test split"
-        return "the run was stopped before it" if self.stopped else "no test sample was scored on both sides"
 
 
 async def train(s: Session) -> Result:
@@ -135,12 +86,12 @@ async def train(s: Session) -> Result:
         )
     arms, training = None, s.budget.spent
     if certificate is not None:
-        paid: dict[str, Any] = s.run.fix(f"paid by certificate {best.hash} {len(state.verdicts)}", training.to_json)
+        paid: dict[str, Any] = s.run.decide(f"paid by certificate {best.hash} {len(state.verdicts)}", training.to_json)
         with s.run.reading():
             training = Usage(**paid)
     if certificate is not None and s.cfg.certify.controls:
         arms = await controls(s, start, best)
-        s.run.emit("controls", **arms.to_json())
+        s.run.record("controls", **arms.to_json())
     if certificate is not None and certificate.gain <= 0:
         best = start  # what is not better on unseen samples is not shipped
     return replace(_result(s, state, start, best), certificate=certificate, controls=arms, training=training)
@@ -159,7 +110,7 @@ async def fit(s: Session, state: State) -> None:
     state.score = await gate.baseline(state.skill)
     s.record_start(state.skill, state.score)
     if s.cfg.gate.calibrate and (found := await calibrate(s.arena, state.skill)) is not None:
-        s.run.emit("calibration", **found.to_json())
+        s.run.record("calibration", **found.to_json())
     epoch_start = state.skill
 
     for step in schedule(cfg, s.splits.train, s.cfg.seed):
@@ -203,7 +154,7 @@ async def forward(s: Session, state: State, step: Step) -> AsyncGenerator[Rollou
         if lost > (1 - CONFIRM_FROM) * size:
             break
         if confirm and scored_zero(rollout) and len(held) - lost >= CONFIRM_FROM * size:
-            s.roll.expect(state.skill, [by_id[rollout.sample]], 1)
+            s.roll.prefetch(state.skill, [by_id[rollout.sample]], 1)
     else:
         if confirm:
             held = await confirmed(s, state, held, f"{name}, failures again")
@@ -253,18 +204,18 @@ async def slow(s: Session, state: State, step: Step, epoch_start: Skill, optimiz
     """The epoch's slow update: compare its two ends on the same train samples, write guidance, and take it through the
     same gate as any other edit. Two equal skills have nothing to teach."""
     if epoch_start.text == state.skill.text:
-        s.run.emit("slow", epoch=step.epoch, skipped="the skill did not change in this epoch")
+        s.run.record("slow", epoch=step.epoch, skipped="the skill did not change in this epoch")
         return
     known = sorted(s.splits.train, key=lambda sample: sample.id)
     chosen = rng(s.cfg.seed, "slow", step.epoch).sample(known, min(s.cfg.slow.samples, len(known)))
     name = f"epoch {step.epoch} slow"
-    before, after = await gather([s.roll(skill, chosen, purpose=name) for skill in (epoch_start, state.skill)])
+    before, after = await run_all([s.roll(skill, chosen, purpose=name) for skill in (epoch_start, state.skill)])
     pairs = [Pair(a, b) for a, b in zip(before, after, strict=True) if a.scored and b.scored]
 
     asked: list[Awaitable[Any]] = [optimizer.slow_update(state.skill, pairs, state.memory, step)]
     if s.cfg.slow.notes:
         asked.append(optimizer.notes(state.skill, pairs, state.memory, step))
-    guidance, *notes = await gather(asked)
+    guidance, *notes = await run_all(asked)
     if notes:
         state.memory = replace(state.memory, notes=notes[0])
     if guidance is not None:
@@ -308,7 +259,7 @@ def take(s: Session, state: State, step: Step, verdict: Verdict, limit: int) -> 
         state.since_accept, state.failed = 0, {}
     grown = verdict.accepted and s.cfg.optimizer.patterns
     state.memory = state.memory.remember(verdict.rejected, verdict.skill.body, verdict.candidate, grown=grown)
-    s.roll.settle(state.skill)
+    s.roll.cancel_prefetch(state.skill)
     s.record(step, verdict, limit, version=len(state.versions) - 1)
 
 

@@ -15,39 +15,11 @@ from skilltune.config import GateConfig
 from skilltune.edits import Report
 from skilltune.errors import UsageError
 from skilltune.optimizer import Proposal
-from skilltune.optimizer.memory import Rejected
-from skilltune.roll import Roller
 from skilltune.rollout import Score
+from skilltune.rollouts.roller import Roller
 from skilltune.samples import Sample
 from skilltune.skill import Skill
-
-# The optimizer is told no more than this of a candidate that was not accepted.
-FAILED = "given up: not shown to be better"
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What the gate decided, and on what.
-
-    `skill` is the incumbent from now on. `score` is its level on `select` as the policy estimates it, with its
-    standard deviation (None: nothing measured); it was selected for being high and proves nothing.
-    `before` and `after` are the means of incumbent and candidate over the same samples, `differences` the
-    candidate's score minus the incumbent's per sample. `reports` say what became of each edit of the candidate,
-    `rejected` are the edits that were judged and not kept (the optimizer is told), `numbers` the figures of the rule.
-    """
-
-    skill: Skill
-    accepted: bool
-    reason: str
-    score: float | None
-    score_sd: float | None = None
-    candidate: Skill | None = None
-    before: float | None = None
-    after: float | None = None
-    differences: Mapping[str, float] = field(default_factory=dict)
-    reports: tuple[Report, ...] = ()
-    rejected: tuple[Rejected, ...] = ()
-    numbers: Mapping[str, Any] = field(default_factory=dict)
+from skilltune.verdict import Rejected, Verdict
 
 
 @runtime_checkable

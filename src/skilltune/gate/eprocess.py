@@ -23,14 +23,16 @@ from dataclasses import asdict, dataclass
 from random import Random
 from statistics import fmean
 
-from skilltune.gate import FAILED, Verdict
-from skilltune.gate.race import ACCEPTED, GIVEN_UP, Race, doubling
+from skilltune.aio import run_all
+from skilltune.gate.race import Race, doubling
 from skilltune.gate.screen import Pool, Screened
-from skilltune.roll import MAX_UNSCORED, comparable, gather, mean
-from skilltune.run import rng
+from skilltune.journal.keys import rng
+from skilltune.rollouts.roller import MAX_UNSCORED, comparable
 from skilltune.samples import Sample
 from skilltune.skill import Skill
 from skilltune.stats import standard_error
+from skilltune.stats.proportions import mean
+from skilltune.verdict import ACCEPTED, FAILED, GIVEN_UP, Verdict
 
 STAKES = tuple((j + 0.5) / 16 for j in range(16))  # shares of the wealth that the gamblers bet, in equal numbers
 PATHS = 200  # continuations that are drawn to see whether going on can still pay
@@ -38,7 +40,7 @@ HOPE = 0.05  # a race ends when fewer of them than this reach the bar
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class Interim:
     """The state of a race after `n` select rollouts of the candidate: `bets` made in this `draw` (pass) with their mean
     `gain`, the gamblers' wealth and the most it was, the chance to reach the bar on the present trend."""
 
@@ -80,7 +82,9 @@ class EProcess(Race):
         }
         return self._verdict(incumbent, applied, accepted, _why(looks[-1], bar, accepted, left), numbers)
 
-    async def _play(self, incumbent: Skill, candidate: Skill, bar: float, name: str) -> tuple[list[Look], bool, bool]:
+    async def _play(
+        self, incumbent: Skill, candidate: Skill, bar: float, name: str
+    ) -> tuple[list[Interim], bool, bool]:
         """Roll both skills in blocks until the logarithm of the wealth reached the bar, or nothing is to be hoped.
 
         Returns the looks, whether the candidate is accepted, and whether there were bets left.
@@ -89,15 +93,15 @@ class EProcess(Race):
         units = self._units(name)
         order = [sample for unit in units for sample in unit]
         blocks = [(draw, block) for draw in range(arena.draws(cfg.passes)) for block in doubling(order, cfg.block)]
-        looks: list[Look] = []
+        looks: list[Interim] = []
         accepted, asked, end = False, 0, 0
         for number, (draw, block) in enumerate(blocks):
             for ahead, samples in blocks[number + 1 : number + 2]:
                 for skill in (candidate, incumbent):
-                    arena.roll.expect(skill, samples, ahead)
+                    arena.roll.prefetch(skill, samples, ahead)
             purpose = f"{name} bets {candidate.hash} {block[0].id} {draw}"
             sides = candidate, incumbent
-            done = await gather([arena.roll(skill, block, attempt=draw, purpose=purpose) for skill in sides])
+            done = await run_all([arena.roll(skill, block, attempt=draw, purpose=purpose) for skill in sides])
             asked = asked * (end < len(order)) + comparable(zip(*done, strict=True))
             end = end % len(order) + len(block)
             made, room = self._bets(incumbent, candidate, units, order[:end], draw)
@@ -107,7 +111,7 @@ class EProcess(Race):
             hope = chance(made, trend, room, bar, rng(arena.seed, "hope", name, number))
             scored, gain = self._compared(incumbent, candidate, order[:end], draw)
             n, most = len(self._select_draws(candidate.hash)), max(path, default=0.0)
-            looks.append(Look(n, draw, len(path), gain, _exp(path[-1] if path else 0.0), _exp(most), hope))
+            looks.append(Interim(n, draw, len(path), gain, _exp(path[-1] if path else 0.0), _exp(most), hope))
             accepted = most >= bar and scored >= (1 - MAX_UNSCORED) * asked
             if accepted or hope < HOPE:
                 break
@@ -164,7 +168,7 @@ class EProcess(Race):
         return None if rollout is None or rollout.score is None else self.arena.metric(rollout.score)
 
 
-def _why(look: Look, bar: float, accepted: bool, left: bool) -> str:
+def _why(look: Interim, bar: float, accepted: bool, left: bool) -> str:
     """The decision in terms of luck: without a gain, a wealth of x is ever reached with probability at most 1/x, and
     the bar states how much luck this candidate is allowed."""
     seen = f"{100 * look.gain:+.1f} points in {look.bets} comparisons on select"

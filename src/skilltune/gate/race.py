@@ -16,67 +16,49 @@ from random import Random
 from statistics import fmean
 from typing import Any
 
+from skilltune.aio import run_all
 from skilltune.edits import Applied, addition, apply, says
-from skilltune.gate import FAILED, Arena, Verdict
-from skilltune.gate.crossed import Observation, Posterior, fit
-from skilltune.gate.effects import Draw
+from skilltune.gate import Arena
+from skilltune.gate.priors import (
+    AGAIN,
+    BETWEEN,
+    DEVIATION,
+    FEW,
+    FRESH,
+    KEEP,
+    LEAST,
+    LEVEL,
+    MANY,
+    MATTERS,
+    ONCE,
+    OTHER_VERSION,
+    OVERFIT,
+    PROMISE,
+    REMOVALS,
+    ROUNDS,
+    SHRINK,
+    SURE,
+    UNSCREENED,
+    VETO,
+    VISIBLE,
+    WIDE,
+    WIDER,
+    WORTH,
+)
 from skilltune.gate.screen import Pool, Screened, assign, balanced
-from skilltune.gate.tried import Evidence, Scores
+from skilltune.gate.trials import Scores, Trials
+from skilltune.journal.keys import rng
 from skilltune.optimizer import Proposal, join
-from skilltune.optimizer.memory import Rejected
-from skilltune.roll import MAX_UNSCORED, comparable, gather, mean
-from skilltune.run import rng
+from skilltune.rollouts.roller import MAX_UNSCORED, comparable
 from skilltune.samples import Sample
 from skilltune.skill import Skill
 from skilltune.stats import Mixture, normal_cdf, standard_error, updated
+from skilltune.stats.effects import Draw
+from skilltune.stats.linear import Observation, Posterior, fit
+from skilltune.stats.proportions import mean
+from skilltune.verdict import ACCEPTED, FAILED, GIVEN_UP, UNDECIDED, Interim, Rejected, Verdict
 
-LEVEL = (0.5, 1.0)  # prior mean and sd of the incumbent's level on `select`, in scores
-OTHER_VERSION = (0.0, 0.30)  # of the distance of any other version from the incumbent
-# Prior of the gain of a candidate that was not screened (weight, mean, sd): most changes do nothing, some do a lot.
-UNSCREENED = ((0.8, 0.0, 0.002), (0.2, 0.0, 0.30))
-WIDE = (0.0, 0.30)  # under which a gain is fitted before its prior is put in its place
-SHRINK = 0.8  # of a screened gain: the best of many is flattered, and train is not select
-DEVIATION = 0.03  # sd by which the gain on `select` may miss what the screen foretold
-OVERFIT = 0.02  # share of screened gains that do not exist outside of train
-MATTERS = 0.005  # a gain below half a point is none
-LEAST = 0.35  # share of a full screen that a small pool gets, if something in it is new
-# Edits of a text of the screen. Where effects are small and everywhere, many at once tell most; where edits answer
-# samples that they claim, few: the others only stand in the way.
-MANY, FEW = 12, 3
-WIDER = 3  # times the pool where effects are everywhere: then each trial speaks of many edits, and the choice is larger
-# Shares of the screen: the first round shows each edit of a default pool, a short one follows what was learned, and
-# the last one makes sure of the best.
-ROUNDS = (0.4, 0.2, 0.4)
-ONCE = 3  # edits, removals included, up to which a pool is shown in one round: there is nothing to choose between
-FRESH = 0.5  # share of the pool for edits that are new or had to wait: what only may be good does not fill it
-REMOVALS = 4  # edits of a doubtful incumbent whose removal is tried at once
-BETWEEN = 30  # draws of the effects between the rounds
-AGAIN = 0.5  # P(better) that is worth another pass over `select`
-KEEP = 0.05  # an edit that was not taken stays in the pool while P(it helps) is at least this
-WORTH = 0.05  # an edit is put into a candidate when P(it adds something) is at least this
-PROMISE = 0.02  # gain expected of a candidate that is worth a race; one that promises less waits for more evidence
-VISIBLE = 0.25  # over the root of the size of `select`: half a standard error, which is promise enough
-ACCEPTED, GIVEN_UP, UNDECIDED = "accepted", "given up", "undecided"  # how a race ends
 SAID = "the skill says this already"
-# P(harm) by `select` alone from which on nothing is accepted. Eight tasks reach it if one is broken and none mended, or
-# if two more are broken than mended.
-VETO = 0.7
-SURE = 0.9  # P(it adds something) of every edit of a full team, from which on a screen has seen enough
-
-
-@dataclass(frozen=True, slots=True)
-class Look:
-    """The state of a race after `n` rollouts of the candidate: level and sd of the incumbent and of the candidate, the
-    gain and its sd (all in scores), P(gain > price of its length) by all evidence. `harm` is P(it harms by more than
-    the regression bound) by `select` alone: a screen on train must not outvote the samples that were held out."""
-
-    n: int
-    before: tuple[float, float]
-    after: tuple[float, float]
-    gain: float
-    sd: float
-    better: float
-    harm: float
 
 
 @dataclass(slots=True)
@@ -86,7 +68,7 @@ class Race:
     arena: Arena
     leftover: list[Proposal] = field(default_factory=list)  # measured, promising, not taken yet
     waiting: list[Proposal] = field(default_factory=list)  # for a place in the pool
-    evidence: Evidence = field(default_factory=Evidence)
+    evidence: Trials = field(default_factory=Trials)
     level: tuple[float | None, float | None] = (None, None)  # the incumbent's on `select`, and its sd
 
     async def baseline(self, skill: Skill) -> float | None:
@@ -140,7 +122,7 @@ class Race:
         return replace(verdict, rejected=(*verdict.rejected, *unusable))
 
     @property
-    def promise(self) -> float:
+    def min_expected_gain(self) -> float:
         """Gain expected of a candidate that is worth a race: less where `select` is large and can show less."""
         return max(MATTERS, min(PROMISE, VISIBLE / math.sqrt(len(self.arena.select) or 1)))
 
@@ -149,7 +131,7 @@ class Race:
     ) -> tuple[Pool, list[Proposal], tuple[Rejected, ...]]:
         """The pool of a step: what was left of earlier ones and what is new, the best supported of each. Beside it the
         edits that wait for a place, and those that cannot be applied."""
-        held, limit = self.evidence.enthrone(skill), self.arena.max_tokens
+        held, limit = self.evidence.set_incumbent(skill), self.arena.max_tokens
         old, waiting = ([], []) if alone else (self.leftover, self.waiting)
         heard = [p for p in proposals if not self.evidence.judged(p, skill)]
         joined = join(self.evidence.known(p) for p in (*old, *heard, *waiting) if p.edit.key not in held)
@@ -164,14 +146,18 @@ class Race:
         kept = [p for p in joined if p not in refused and p.edit.key in left]
         new = [p for p in joined if p not in refused and p.edit.key not in left]
         size, fresh = self.arena.cfg.pool, math.ceil(FRESH * self.arena.cfg.pool)
-        if self.evidence.everywhere:  # a small effect is seldom ruled out: such edits would fill the pool for good
+        if self.evidence.diffuse:  # a small effect is seldom ruled out: such edits would fill the pool for good
             size, fresh = WIDER * size, size
         places = size - min(fresh, len(new))
         queue = [*kept[:places], *new, *kept[places:]]
-        doubted = self.evidence.doubted() if queue and not alone and not self.evidence.everywhere else []
-        doubted = [p for p in doubted if p.edit.key not in {q.edit.key for q in queue}]
-        doubted = [p for p in doubted if apply(skill, [p.edit], protect=protect, max_tokens=limit).changed]
-        pool = Pool.of(skill, queue[:size], protect, limit, doubted[:REMOVALS], self.evidence.former())
+        removal_candidates = (
+            self.evidence.removal_candidates() if queue and not alone and not self.evidence.diffuse else []
+        )
+        removal_candidates = [p for p in removal_candidates if p.edit.key not in {q.edit.key for q in queue}]
+        removal_candidates = [
+            p for p in removal_candidates if apply(skill, [p.edit], protect=protect, max_tokens=limit).changed
+        ]
+        pool = Pool.of(skill, queue[:size], protect, limit, removal_candidates[:REMOVALS], self.evidence.former())
         room = max(size, len(old))  # a wide pool may have left more than a narrow one takes
         return pool, queue[size : size + room], unusable
 
@@ -184,7 +170,7 @@ class Race:
         if not cfg.screen or (len(pool.proposals) == 1 and not pool.proposals[0].support):
             return None
         by_id = {sample.id: sample for sample in arena.train}
-        known = self.evidence.standing(self._scores(), by_id)
+        known = self.evidence.baseline_scores(self._scores(), by_id)
         self.evidence.supports |= {p.edit.key: frozenset(p.support) for p in pool.proposals}
         fresh = set(pool.keys) - self.evidence.measured
         self.evidence.measured |= set(pool.keys)
@@ -194,7 +180,7 @@ class Race:
         rounds = ROUNDS if len(pool.proposals) > ONCE else (1.0,)
         for number, part in enumerate(rounds):
             draw = rng(arena.seed, "screen", name, number)
-            size = max(1, min(MANY if self.evidence.everywhere else FEW, len(pool.offered) - 1))
+            size = max(1, min(MANY if self.evidence.diffuse else FEW, len(pool.offered) - 1))
             wanted = max(1, min(round(part * texts), round(part * rollouts)))
             if screened is None:
                 design = balanced(pool, wanted, size, draw)
@@ -202,7 +188,7 @@ class Race:
                 sampled = screened.sampled(wanted, max(size, limit))
                 design = list(dict.fromkeys(pool.filled(subset, size, draw) for subset in sampled))
             plan = assign(pool, design, known, round(part * rollouts), draw)
-            await gather(
+            await run_all(
                 [
                     self._try(pool, subset, [by_id[sample] for sample in samples], name)
                     for subset, samples in zip(design, plan, strict=True)
@@ -211,10 +197,12 @@ class Race:
             if number < len(rounds) - 1:
                 draws = await self._draws(pool, draw, draws=BETWEEN)
                 screened = Screened(pool, draws, sorted(known))
-                if screened.sure(limit, SURE):
+                if screened.converged(limit, SURE):
                     break
-                if screened.gain(screened.assemble(limit, WORTH))[0] < self.promise:  # the incumbent will probably stay
-                    arena.roll.expect(pool.skill, arena.upcoming)
+                if (
+                    screened.gain(screened.assemble(limit, WORTH))[0] < self.min_expected_gain
+                ):  # the incumbent will probably stay
+                    arena.roll.prefetch(pool.skill, arena.upcoming)
         draws = await self._draws(pool, rng(arena.seed, "screen", name))
         return Screened(pool, draws, sorted(known))
 
@@ -245,24 +233,24 @@ class Race:
         prior = _transferred(screened.gains(chosen)) if screened else UNSCREENED
         belief_before = Mixture(prior)
         price = cfg.length_price * max(0, candidate.tokens - pool.skill.tokens) / 1000
-        if screened and belief_before.mean - price < self.promise:
+        if screened and belief_before.mean - price < self.min_expected_gain:
             return Verdict(pool.skill, False, "the screen found no edit worth a race", *self.level)
         order = sorted(arena.select, key=lambda sample: sample.id)
         rng(arena.seed, "race", name).shuffle(order)
         order = in_turn(order)
         blocks = [(0, block) for block in doubling(order, cfg.block)]
         blocks += [(attempt, order) for attempt in range(1, arena.draws(cfg.passes))]
-        looks: list[Look] = []
+        looks: list[Interim] = []
         decision, likelier = "", candidate
         asked = scored = 0
         for number, (attempt, block) in enumerate(blocks):
             for ahead, samples in blocks[number + 1 : number + 2]:
-                arena.roll.expect(candidate, samples, ahead)
-                arena.roll.expect(pool.skill, samples, ahead)
-            arena.roll.expect(likelier, arena.upcoming)
+                arena.roll.prefetch(candidate, samples, ahead)
+                arena.roll.prefetch(pool.skill, samples, ahead)
+            arena.roll.prefetch(likelier, arena.upcoming)
             purpose = f"{name} race {candidate.hash} {block[0].id} {attempt}"
             sides = ((candidate, attempt), (pool.skill, attempt))  # an incumbent seen on a few lucky samples is no bar
-            done = await gather([arena.roll(skill, block, attempt=draw, purpose=purpose) for skill, draw in sides])
+            done = await run_all([arena.roll(skill, block, attempt=draw, purpose=purpose) for skill, draw in sides])
             asked += comparable(zip(*done, strict=True))
             scored += sum(a.scored and b.scored for a, b in zip(*done, strict=True))
             looks.append(self._look(pool.skill, candidate, prior, price))
@@ -318,7 +306,7 @@ class Race:
 
     def _look(
         self, incumbent: Skill, candidate: Skill, prior: Sequence[tuple[float, float, float]], price: float
-    ) -> Look:
+    ) -> Interim:
         """What all evidence says of the candidate now."""
         posterior = self._fit_race(incumbent, candidate, WIDE)
         middle, sd = posterior.contrast({"gain": 1.0})
@@ -330,9 +318,9 @@ class Race:
             witnesses.setdefault(name[sample], []).append(new - old)
         harm = harmful(list(map(fmean, witnesses.values())), self.arena.cfg.regression_bound)
         seen = len(self._select_draws(candidate.hash))
-        return Look(seen, _bounded(before), _bounded(after), gain.mean, gain.sd, gain.above(price + MATTERS), harm)
+        return Interim(seen, _bounded(before), _bounded(after), gain.mean, gain.sd, gain.above(price + MATTERS), harm)
 
-    def _decide(self, look: Look, *, last: bool, enough: bool = True) -> str:
+    def _decide(self, look: Interim, *, last: bool, enough: bool = True) -> str:
         """ "" to go on. The veto on harm holds for the last, lower bar too. Nothing is accepted unless `enough` samples
         were scored on both sides, or a candidate whose calls fail on hard samples would be flattered."""
         cfg = self.arena.cfg

@@ -16,10 +16,10 @@ from random import Random
 from statistics import fmean, pstdev
 
 from skilltune.edits import Applied, apply, conflict
-from skilltune.gate.effects import Draw, solved
-from skilltune.gate.tried import lines
+from skilltune.gate.trials import lines
 from skilltune.optimizer import Proposal
 from skilltune.skill import Skill
+from skilltune.stats.effects import Draw, solved
 
 NOTHING = 1e-9  # a gain up to which it is rounding
 PASSING_SHARE = 0.25  # of a text's rollouts go to samples that the incumbent solves: that is where harm shows
@@ -226,7 +226,7 @@ class Screened:
         gains = self.gains(chosen)
         return fmean(gains), pstdev(gains), sum(gain > 0 for gain in gains) / len(gains)
 
-    def sure(self, limit: int, share: float) -> bool:
+    def converged(self, limit: int, share: float) -> bool:
         """Whether `limit` edits stand together of which each adds something in at least a share of the draws."""
         team = self.assemble(limit, share)
         return len(team) == limit and all(

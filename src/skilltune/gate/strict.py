@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from skilltune.edits import Applied, apply
-from skilltune.gate import FAILED, Arena, Verdict
+from skilltune.gate import Arena
 from skilltune.optimizer import Proposal
-from skilltune.optimizer.memory import Rejected
-from skilltune.roll import MAX_UNSCORED, comparable, mean
 from skilltune.rollout import Rollout
+from skilltune.rollouts.roller import MAX_UNSCORED, comparable
 from skilltune.skill import Skill
 from skilltune.stats import standard_error
+from skilltune.stats.proportions import mean
+from skilltune.verdict import FAILED, Rejected, Verdict
 
 
 @dataclass(slots=True)
@@ -46,7 +47,7 @@ class Strict:
             reason = "nothing was proposed" if not edits else "none of the edits could be applied"
             rejected = _rejected(applied, reason)
             return Verdict(skill, False, reason, score, spread, reports=applied.reports, rejected=rejected)
-        self.arena.roll.expect(skill, self.arena.upcoming)  # most candidates fail
+        self.arena.roll.prefetch(skill, self.arena.upcoming)  # most candidates fail
         now = await self._roll(applied.skill)
         new = self._scores(now)
         differences = {sample: new[sample] - old[sample] for sample in old if sample in new}

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
+from skilltune.usage import Usage
+
 Role = Literal["system", "user", "assistant"]
 
 
@@ -67,36 +69,6 @@ class Request:
     stop: tuple[str, ...] = ()
     schema: Schema | None = None
     draw: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """Tokens by kind, calls and dollars. `usd` is None where the price is unknown (never 0 for unknown)."""
-
-    calls: int = 0
-    input_tokens: int = 0
-    output_tokens: int = 0
-    cached_tokens: int = 0  # part of input_tokens that the provider read from its cache
-    reasoning_tokens: int = 0  # part of output_tokens
-    usd: float | None = 0.0
-
-    @property
-    def tokens(self) -> int:
-        return self.input_tokens + self.output_tokens
-
-    def to_json(self) -> dict[str, float | None]:
-        """All fields by name; `Usage(**…)` is the inverse. `dataclasses.asdict` would copy deeply, on every call."""
-        return {name: getattr(self, name) for name in self.__slots__}
-
-    def __add__(self, other: Usage) -> Usage:
-        return Usage(
-            self.calls + other.calls,
-            self.input_tokens + other.input_tokens,
-            self.output_tokens + other.output_tokens,
-            self.cached_tokens + other.cached_tokens,
-            self.reasoning_tokens + other.reasoning_tokens,
-            None if self.usd is None or other.usd is None else self.usd + other.usd,
-        )
 
 
 @dataclass(frozen=True, slots=True)

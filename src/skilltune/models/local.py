@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from skilltune.errors import CallConfigError, InfraError, SampleError, UsageError
-from skilltune.models import Reply, Request, Usage
+from skilltune.models import Reply, Request
+from skilltune.usage import Usage
 
 CONTEXT = 4096  # tokens: skill, input and answer together
 MAX_TOKENS = 64  # of an answer, where the request does not say

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from skilltune.errors import UsageError
-from skilltune.models import Message, Reply, Request, Usage
+from skilltune.models import Message, Reply, Request
 from skilltune.models.prices import price as price_of
 from skilltune.models.reading import Raw, capped, texts_in
 from skilltune.models.structured import inline_schema
@@ -32,6 +32,7 @@ from skilltune.models.wire import (
     wants_stream,
 )
 from skilltune.names import Name, parse_name
+from skilltune.usage import Usage
 
 logger = logging.getLogger(__name__)
 

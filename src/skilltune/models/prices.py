@@ -7,9 +7,9 @@ its price explicitly.
 
 from __future__ import annotations
 
-from skilltune.models import Usage
-from skilltune.models.keys import loopback
+from skilltune.keys import loopback
 from skilltune.names import Name, parse_name
+from skilltune.usage import Usage
 
 PROVIDERS = {"openai": "openai", "anthropic": "anthropic", "codex": "openai", "claude-code": "anthropic"}
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from skilltune.errors import CallError, InfraError, SampleError
-from skilltune.models import Reply, Request, Usage
+from skilltune.models import Reply, Request
+from skilltune.usage import Usage
 
 ANSWER_CHARS = 500_000  # a longer answer is cut here: no model's longest answer (128,000 tokens) has more
 THINKING_CHARS = 20_000  # of the thinking so much is kept, its beginning and its end

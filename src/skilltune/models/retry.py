@@ -14,7 +14,6 @@ from typing import Any
 from skilltune.errors import InfraError
 
 THROTTLED = 5.0
-MAX_WAIT_S = 600.0
 LONGEST_JITTER_S = 15.0  # so that the calls which were told the same wait do not all come back at one moment
 
 _YEAR_S = 366 * 86400.0

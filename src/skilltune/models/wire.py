@@ -23,8 +23,8 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 from skilltune import __version__
 from skilltune.errors import CallConfigError, CallError, InfraError, SampleError, UnreachableError, UsageError
+from skilltune.keys import OWN, all_keys, key_of, key_variable, loopback
 from skilltune.models import Message, Reply, Request
-from skilltune.models.keys import OWN, all_keys, key_of, key_variable, loopback
 from skilltune.models.reading import CUT, Context, NoText, Raw, finished, sane
 from skilltune.models.redact import redacted
 from skilltune.models.retry import RateLimited, Refused, TimedOut, is_daily, retry_after, stated_wait

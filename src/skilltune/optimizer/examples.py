@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from random import Random
 
-from skilltune.edits import Edit, Evidence
+from skilltune.edits import Citation, Edit
 from skilltune.envs import Env
 from skilltune.errors import UsageError
+from skilltune.journal.keys import rng
 from skilltune.optimizer import Memory, Pair, Proposal, Step
 from skilltune.rollout import Rollout
-from skilltune.run import rng
 from skilltune.samples import Sample
 from skilltune.skill import Skill
 
@@ -66,7 +66,7 @@ class ExamplesOptimizer:
 
     def _add(self, sample: Sample) -> Proposal:
         why = f"a worked example of train sample {sample.id}, which failed"
-        evidence = (Evidence(sample.id, sample.text[:80]),)
+        evidence = (Citation(sample.id, sample.text[:80]),)
         return Proposal(Edit("add", text=self.example(sample), why=why, evidence=evidence), (sample.id,))
 
     def _removals(self, present: Sequence[str], draw: Random) -> list[Proposal]:

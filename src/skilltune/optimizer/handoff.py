@@ -19,12 +19,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from skilltune.budget import Budget
 from skilltune.errors import Unanswered, UsageError
-from skilltune.models import Request, Usage
+from skilltune.files import make_private
+from skilltune.journal.keys import digest
+from skilltune.journal.run import Paid, Run, write_atomic
+from skilltune.metering.budget import Budget
+from skilltune.models import Request
 from skilltune.optimizer.stage import SCHEMAS, load_prompt
-from skilltune.run import Paid, Run, digest, make_private, write_atomic
 from skilltune.scorers.json import violations
+from skilltune.usage import Usage
 
 T = TypeVar("T")
 
@@ -258,14 +261,14 @@ class Handoff:
                     except ValueError as error:
                         question.refuse(text, str(error))
                         refused.append(text)
-                        self.run.tell("handoff", name=question.name, folder=str(self.folder), refused=str(error))
+                        self.run.notify("handoff", name=question.name, folder=str(self.folder), refused=str(error))
                 spent.append(Usage(1))
             return Paid({"text": text, "finish": "stop", "refused": refused}, Usage(1))
 
-        reply = await self.run.once(key, "optimizer", pay)
+        reply = await self.run.memo(key, "optimizer", pay)
         if question := self._find(stage, key):
             question.file_away()
-        self.run.tell("optimizer", stage=stage)
+        self.run.notify("optimizer", stage=stage)
         if not found:  # a replay
             reread(reply["refused"])
             found.append(read(read_answer(reply["text"], stage)))
@@ -287,7 +290,7 @@ class Handoff:
     async def _answer(self, question: Question) -> str:
         """The text of the answer, once there is one that is whole."""
         if (text := question.fetch()) is None:
-            self.run.tell("handoff", name=question.name, folder=str(self.folder), refused="")
+            self.run.notify("handoff", name=question.name, folder=str(self.folder), refused="")
         while text is None:
             fault = question.fault
             if not self.wait:
@@ -312,7 +315,7 @@ class Handoff:
     def _tell_once(self, name: str, why: str) -> None:
         if why not in self._told:
             self._told.add(why)
-            self.run.tell("handoff", name=name, folder=str(self.folder), refused=why)
+            self.run.notify("handoff", name=name, folder=str(self.folder), refused=why)
 
 
 def render(name: str, request: Request) -> str:

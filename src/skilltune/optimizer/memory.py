@@ -7,17 +7,10 @@ from dataclasses import dataclass, replace
 
 from skilltune.edits import Edit, apply
 from skilltune.skill import Skill
+from skilltune.verdict import Rejected
 
 MAX_REJECTED = 24  # entries shown; the oldest go first
 MAX_PATTERNS = 12  # entries shown; those of the fewest samples go first
-
-
-@dataclass(frozen=True, slots=True)
-class Rejected:
-    """An edit that was tried and not kept, and what the gate said of it."""
-
-    edit: Edit
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from skilltune.aio import run_all
 from skilltune.edits import Edit, Malformed, parse_edits
 from skilltune.optimizer import Proposal, join
-from skilltune.optimizer.evidence import tag
+from skilltune.optimizer.render import tag
 from skilltune.optimizer.stage import Context, Stages, as_json
-from skilltune.roll import gather
 
 Patch = list[Proposal]
 SIDES = ("failures", "successes")
@@ -20,7 +20,7 @@ async def merge(
 ) -> Patch:
     """At most `limit` edits: `size` patches are merged at a time inside each side, then both sides with failures
     having priority; if more edits than allowed remain, a ranking decides which are clipped."""
-    sides = await gather([_tree(stages, context, side, size) for side in (failures, successes)])
+    sides = await run_all([_tree(stages, context, side, size) for side in (failures, successes)])
     merged = [side for side in sides if side]
     if len(merged) == 2:
         merged = [await _merge_once(stages, context, merged, prompt="merge_final", names=SIDES)]
@@ -35,7 +35,7 @@ async def _tree(stages: Stages, context: Context, patches: Sequence[Patch], size
     level = [patch for patch in patches if patch]
     while len(level) > 1:
         groups = [level[start : start + size] for start in range(0, len(level), size)]
-        level = await gather([_merge_once(stages, context, group) for group in groups])
+        level = await run_all([_merge_once(stages, context, group) for group in groups])
     return level[0] if level else []
 
 

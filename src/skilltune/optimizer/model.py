@@ -14,18 +14,19 @@ from collections.abc import AsyncIterable, AsyncIterator, Container, Mapping, Se
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from skilltune.aio import run_all
 from skilltune.config import OptimizerConfig, TrainConfig
 from skilltune.edits import Edit, Malformed, Report, apply, parse_edits
 from skilltune.envs import Env
 from skilltune.errors import CallConfigError, CallError, InfraError, InfraStopped
+from skilltune.journal.keys import digest
+from skilltune.journal.run import Run
 from skilltune.optimizer import Memory, Pair, Proposal, Step, join
-from skilltune.optimizer.evidence import copied, render_rollout, support, tag, trajectory_tag
 from skilltune.optimizer.memory import Pattern, outcome, still_unfixed
 from skilltune.optimizer.merge import merge, numbered
+from skilltune.optimizer.render import copied, render_rollout, support, tag, trajectory_tag
 from skilltune.optimizer.stage import Answers, Context, Stages
-from skilltune.roll import gather
 from skilltune.rollout import Rollout
-from skilltune.run import Run, digest
 from skilltune.samples import Sample
 from skilltune.skill import Skill
 
@@ -147,19 +148,19 @@ class ModelOptimizer:
             except CallError as error:
                 return prompt, error
 
-        answers = await gather(one(prompt, group) async for prompt, group in self._minibatches(rollouts))
+        answers = await run_all(one(prompt, group) async for prompt, group in self._minibatches(rollouts))
         reflected: dict[str, list[Reflection]] = {}
         for prompt, redraw in redraws.items():
             mine = [answer for asked, answer in answers if asked == prompt]
             errors = [answer for answer in mine if isinstance(answer, CallError)]
             if errors and len(errors) == len(mine):
-                self.run.fix(_unread(prompt, step, redraw), functools.partial(str, errors[0]))
+                self.run.decide(_unread(prompt, step, redraw), functools.partial(str, errors[0]))
                 raise InfraStopped(
                     f"the optimizer failed on every minibatch of step {step}: {errors[0]}\n"
                     "Run the same command to ask it anew."
                 )
             for error in errors:
-                self.run.emit("fallback", step=step, stage="reflect", reason=f"a minibatch is left out: {error}")
+                self.run.record("fallback", step=step, stage="reflect", reason=f"a minibatch is left out: {error}")
             reflected[prompt] = [answer for answer in mine if not isinstance(answer, CallError)]
         return reflected
 
@@ -222,9 +223,9 @@ class ModelOptimizer:
                 if fault:
                     (refused if enforce else doubtful).append(fault)
             if doubtful:
-                self.run.emit("doubtful", step=step, edits=doubtful)
+                self.run.record("doubtful", step=step, edits=doubtful)
             if refused:
-                self.run.emit("refused", step=step, edits=refused)
+                self.run.record("refused", step=step, edits=refused)
             if refused and enforce and not complaints:
                 complaints.extend(refused)
                 raise ValueError("these edits cannot be used; mend or drop them:\n" + "\n".join(refused))

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from skilltune import plugins
-from skilltune.calls import Client
 from skilltune.config import Config
 from skilltune.envs import Env
 from skilltune.errors import UsageError
+from skilltune.journal.run import Run
+from skilltune.metering.client import Client
 from skilltune.names import Name
 from skilltune.optimizer import Optimizer
-from skilltune.run import Run
 from skilltune.samples import Sample
 
 

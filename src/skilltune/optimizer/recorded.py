@@ -10,11 +10,12 @@ from collections.abc import AsyncIterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from skilltune.edits import Edit, Evidence
+from skilltune.edits import Citation, Edit
 from skilltune.errors import Stopped
+from skilltune.journal.keys import digest
+from skilltune.journal.run import Run
 from skilltune.optimizer import Memory, Optimizer, Pair, Proposal, Step
 from skilltune.rollout import Rollout
-from skilltune.run import Run, digest
 from skilltune.skill import Skill
 
 
@@ -33,19 +34,19 @@ class Recording:
         self, skill: Skill, rollouts: AsyncIterable[Rollout], memory: Memory, step: Step, limit: int
     ) -> list[Proposal]:
         proposals = await self.optimizer.propose(skill, rollouts, memory, step, limit)
-        self.run.fix(_key("proposals", step.index), lambda: [_to_json(proposal) for proposal in proposals])
+        self.run.decide(_key("proposals", step.index), lambda: [_to_json(proposal) for proposal in proposals])
         return proposals
 
     async def learning_rate(
         self, skill: Skill, proposals: Sequence[Proposal], memory: Memory, step: Step, most: int
     ) -> int:
         rate = await self.optimizer.learning_rate(skill, proposals, memory, step, most)
-        self.run.fix(_key("learning rate", step.index), lambda: rate)
+        self.run.decide(_key("learning rate", step.index), lambda: rate)
         return rate
 
     async def slow_update(self, skill: Skill, pairs: Sequence[Pair], memory: Memory, step: Step) -> Edit | None:
         edit = await self.optimizer.slow_update(skill, pairs, memory, step)
-        self.run.fix(_key("slow update", step.index), lambda: edit and edit.to_json())
+        self.run.decide(_key("slow update", step.index), lambda: edit and edit.to_json())
         return edit
 
     async def notes(self, skill: Skill, pairs: Sequence[Pair], memory: Memory, step: Step) -> str:
@@ -96,5 +97,5 @@ def _to_json(proposal: Proposal) -> dict[str, Any]:
 
 def edit_of(data: Mapping[str, Any]) -> Edit:
     """The inverse of `Edit.to_json`; other keys are left out."""
-    evidence = tuple(Evidence(item["sample"], item["quote"]) for item in data["evidence"])
+    evidence = tuple(Citation(item["sample"], item["quote"]) for item in data["evidence"])
     return Edit(data["op"], data["after"], data["target"], data["text"], data["why"], evidence)

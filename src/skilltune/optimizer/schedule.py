@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from skilltune.config import TrainConfig
-from skilltune.run import rng
+from skilltune.journal.keys import rng
 from skilltune.samples import Sample
 
 

@@ -14,19 +14,22 @@ from dataclasses import asdict, dataclass
 from importlib import resources
 from typing import Any, Protocol, TypeVar
 
-from skilltune.calls import Client
 from skilltune.config import OptimizerConfig
 from skilltune.edits import EDIT_SCHEMA
 from skilltune.errors import CallConfigError, CallError, InfraError, InfraStopped, SampleError
-from skilltune.models import Reply, Request, Schema, Usage, system, user
+from skilltune.journal.keys import digest
+from skilltune.journal.run import Paid, Run
+from skilltune.metering.client import Client
+from skilltune.models import Reply, Request, Schema, system, user
 from skilltune.models.reading import NoText
 from skilltune.models.structured import ask
 from skilltune.optimizer import Memory, Step
-from skilltune.optimizer.evidence import tag
-from skilltune.optimizer.memory import Pattern, Rejected
-from skilltune.roll import WAITS_S
-from skilltune.run import Paid, Run, digest
+from skilltune.optimizer.memory import Pattern
+from skilltune.optimizer.render import tag
+from skilltune.rollouts.roller import WAITS_S
 from skilltune.skill import Skill
+from skilltune.usage import Usage
+from skilltune.verdict import Rejected
 
 T = TypeVar("T")
 
@@ -130,7 +133,7 @@ class Stages:
             raise
         except CallError as error:
             stage = _STAGE_OF.get(prompt, prompt)
-            self.run.emit("fallback", step=context.step.index, stage=stage, reason=str(error))
+            self.run.record("fallback", step=context.step.index, stage=stage, reason=str(error))
             return None
 
 
@@ -154,8 +157,8 @@ class ByModel:
             return Paid({"text": reply.text, "finish": reply.finish}, reply.usage)
 
         key = digest("optimizer", self.client.model.fingerprint, asdict(request))
-        reply = await self.run.once(key, "optimizer", pay)
-        self.run.tell("optimizer", stage=request.schema.name if request.schema else "")
+        reply = await self.run.memo(key, "optimizer", pay)
+        self.run.notify("optimizer", stage=request.schema.name if request.schema else "")
         if "no_text" in reply:
             raise NoText(reply["no_text"])
         return Reply(reply["text"], Usage(), reply["finish"])
@@ -171,7 +174,7 @@ class ByModel:
             except InfraError as error:
                 if pause is None or not self.client.answered:
                     raise InfraStopped(f"the optimizer cannot be reached: {error}") from error
-                self.run.tell("waiting", purpose="optimizer", seconds=pause, why=str(error))
+                self.run.notify("waiting", purpose="optimizer", seconds=pause, why=str(error))
                 await asyncio.sleep(pause)
         raise AssertionError("unreachable")
 

@@ -8,18 +8,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from skilltune import __version__
-from skilltune.calls import LEARNED
+from skilltune.build import made_in_python
 from skilltune.config import to_toml
-from skilltune.controls import TRAINED, Controls
-from skilltune.gate.certify import Certificate
-from skilltune.models import Usage
-from skilltune.report.left_out import describe, left_out
+from skilltune.finish.certify import Certificate
+from skilltune.finish.controls import TRAINED, Controls
+from skilltune.history.left_out import describe, left_out
+from skilltune.history.record import accepted_versions
+from skilltune.journal.run import FAILED
+from skilltune.metering.client import LEARNED
+from skilltune.parts import Session
 from skilltune.report.markup import cut
-from skilltune.report.record import accepted_versions, claim
-from skilltune.run import FAILED
-from skilltune.session import Session, made_in_python
+from skilltune.result import Result, headline
 from skilltune.text import visible
-from skilltune.train import Result
+from skilltune.usage import Usage, counted, describe_usage
 
 LONGEST_DIFF = 20_000  # characters; a pull request's description holds 65,536
 MOST_VERSIONS = 30
@@ -29,12 +30,6 @@ READ = (
 )
 
 _MARKUP = re.compile(r"([\\`*_{}\[\]<>#|~&$])")
-
-
-def headline(result: Result) -> str:
-    """One sentence that says what may be claimed, and no more."""
-    changed = result.best.text != result.start.text
-    return claim(changed, result.certificate, result.stopped is not None, result.uncertified, revived=result.revived)
 
 
 def card(session: Session, result: Result) -> str:
@@ -199,18 +194,8 @@ def per_point(spent: Usage, certificate: Certificate) -> str:
     return f"{counted(round(spent.calls / points))}{money}"
 
 
-def counted(calls: int) -> str:
-    return f"{calls:,} call{'s' * (calls != 1)}"
-
-
 def unknown_costs(kind: str, estimated: int) -> str:
     """What to say beside the spend on failed attempts, of those whose cost nobody told; "" if there are none."""
     if kind != FAILED or not estimated:
         return ""
     return f"; of {estimated:,} the cost is unknown: they got no answer, and are counted at an estimate"
-
-
-def describe_usage(usage: Usage) -> str:
-    """Calls, tokens and dollars in one line; an unknown price is said to be unknown."""
-    money = "price unknown" if usage.usd is None else f"${usage.usd:.4f}" if usage.usd else "$0"
-    return f"{counted(usage.calls)}, {usage.input_tokens:,} + {usage.output_tokens:,} tokens, {money}"

@@ -6,12 +6,12 @@ import difflib
 import json
 from typing import Any
 
+from skilltune.journal.run import Run
+from skilltune.parts import Session
 from skilltune.report.card import card
 from skilltune.report.html import report
-from skilltune.run import Run
-from skilltune.session import Session
+from skilltune.result import Result
 from skilltune.skill import Skill
-from skilltune.train import Result
 
 
 def write_results(session: Session, result: Result) -> None:
@@ -24,7 +24,7 @@ def write_results(session: Session, result: Result) -> None:
     run.write("rollouts.jsonl", (_line(value) for _, value, _ in run.each_memo("rollout")))
     run.write("card.md", card(session, result))
     certificate = result.certificate.to_json() if result.certificate else None
-    run.emit(
+    run.record(
         "finish",
         name=result.best.name,
         exit_code=result.exit_code,

@@ -13,15 +13,15 @@ from itertools import pairwise
 from typing import Any
 
 from skilltune.edits import Edit
-from skilltune.models import Usage
+from skilltune.history.record import Record, Version
+from skilltune.journal.run import Run
 from skilltune.report.card import looks
 from skilltune.report.chart import Point, chart
 from skilltune.report.markup import Html, asset, cut, data, el, fill, fit, many, source_hash
-from skilltune.report.record import Record, Version
 from skilltune.report.words import diff_html
 from skilltune.rollout import Rollout
-from skilltune.run import Run
 from skilltune.text import visible
+from skilltune.usage import Usage
 
 MOST_BYTES = 2_000_000
 TEXTS, DIFFS, LEDGER, GRID, TALKS, TABLE = 300_000, 300_000, 350_000, 350_000, 500_000, 60_000  # bytes; 1.86 MB

@@ -22,8 +22,8 @@ from statistics import fmean, stdev
 from typing import Any
 
 from skilltune.errors import UsageError
+from skilltune.journal.run import Run, write_atomic
 from skilltune.rollout import Rollout, rollout_from_json
-from skilltune.run import Run, write_atomic
 from skilltune.skill import Skill
 
 Graded = tuple[str, Rollout]  # configuration, scored rollout
@@ -59,7 +59,7 @@ def export_workspace(run: Run, out: Path) -> Path:
 def _graded(run: Run, start: str, best: str, split: str) -> tuple[dict[str, list[Graded]], int]:
     """The scored rollouts of both skills by sample, the trained skill's first, and how many others were left out."""
     samples = (run.recall("split") or ({},))[0].get(split, [])
-    text = (run.kept(start) or b"").decode("utf-8", "replace")
+    text = (run.blob(start) or b"").decode("utf-8", "replace")
     new, old = ("new_skill", "old_skill") if Skill(text).body.strip() else ("with_skill", "without_skill")
     names = {start: old, best: new}  # one and the same skill is the trained one
     found: defaultdict[str, list[Graded]] = defaultdict(list)

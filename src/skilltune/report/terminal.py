@@ -27,34 +27,26 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from skilltune.check import Estimate, estimate, remarks
 from skilltune.config import GateConfig, stored_config
 from skilltune.errors import RunError, UsageError
-from skilltune.gate.certify import Certificate
-from skilltune.gate.credit import COMPACT
-from skilltune.gate.race import GIVEN_UP, VETO
-from skilltune.models import Usage
+from skilltune.finish.certify import Certificate
+from skilltune.finish.ledger import COMPACT
+from skilltune.gate.priors import VETO
+from skilltune.history.left_out import describe, left_out, summed
+from skilltune.journal.run import FAILED, Run
 from skilltune.optimizer.handoff import Question, in_use
 from skilltune.optimizer.schedule import steps_per_epoch
-from skilltune.report.card import (
-    ARM_COST,
-    ARM_HEADERS,
-    arm_row,
-    describe_usage,
-    headline,
-    looks,
-    per_point,
-    unknown_costs,
-)
-from skilltune.report.left_out import describe, left_out, summed
-from skilltune.roll import LEFT_OUT
-from skilltune.run import FAILED, Run
+from skilltune.parts import Session
+from skilltune.preflight.estimate import Estimate, estimate, remarks
+from skilltune.report.card import ARM_COST, ARM_HEADERS, arm_row, looks, per_point, unknown_costs
+from skilltune.result import Result, headline
+from skilltune.rollouts.roller import LEFT_OUT
 from skilltune.samples import describe_power
-from skilltune.session import Session
 from skilltune.skill import Skill
 from skilltune.text import one_line
 from skilltune.text import visible as clean
-from skilltune.train import Result
+from skilltune.usage import Usage, describe_usage
+from skilltune.verdict import GIVEN_UP
 
 SHORT = 60  # lines; a skill up to this length is shown whole in its diff
 HEARTBEAT_S = 15.0  # a log file hears at least so often that paid work goes on

@@ -17,16 +17,18 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from skilltune.calls import Client
 from skilltune.errors import CallConfigError, InfraError, JudgeError, UsageError
-from skilltune.models import Reply, Request, Schema, Usage, system, user
+from skilltune.journal.keys import digest
+from skilltune.journal.run import Paid, Run
+from skilltune.metering.client import Client
+from skilltune.models import Reply, Request, Schema, system, user
 from skilltune.models.structured import ask
 from skilltune.names import parse_name
 from skilltune.rollout import Rollout, Score
-from skilltune.run import Paid, Run, digest
 from skilltune.samples import Sample
 from skilltune.scorers.checks import Mode
 from skilltune.scorers.reading import as_text, nearest, quote
+from skilltune.usage import Usage
 
 SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -207,14 +209,14 @@ class Reader:
                 verdicts = await ask(call, request, lambda data: read_verdicts(data, answer, lines))
             except BaseException as error:
                 if costs:  # answers that could not be used were paid all the same
-                    self.run.fail("judge", str(error), sum(costs, Usage()))
+                    self.run.record_failure("judge", str(error), sum(costs, Usage()))
                 if costs and isinstance(error, InfraError):
                     raise error.reworded(f"{error}; it said {quote(said, SAID)}") from error
                 raise
             return Paid([asdict(verdict) for verdict in verdicts], sum(costs, Usage()))
 
         try:
-            found = await self.run.once(digest("judge", self.client.model.fingerprint, asdict(request)), "judge", pay)
+            found = await self.run.memo(digest("judge", self.client.model.fingerprint, asdict(request)), "judge", pay)
         except CallConfigError as error:
             raise CallConfigError(f"the judge: {error}") from error
         except InfraError as error:

@@ -27,8 +27,8 @@ from typing import Any, Protocol, runtime_checkable
 from skilltune import plugins
 from skilltune.config import Config
 from skilltune.errors import UsageError
-from skilltune.models.keys import is_key_variable
-from skilltune.run import Run
+from skilltune.journal.run import Run
+from skilltune.keys import is_key_variable
 from skilltune.sinks.metrics import Metrics, Row, Rows
 
 CLOSE_S = 60.0  # at the end of a run, for what is still to be sent
@@ -106,7 +106,7 @@ async def recording(cfg: Config, run: Run) -> AsyncIterator[None]:
     makers = [(name, find_sink(name)) for name in dict.fromkeys(cfg.log.sinks)]
     sinks: list[tuple[str, Sink]] = [("metrics.jsonl", Metrics(run.folder))]
     if makers:
-        id = run.fix("log id", lambda: secrets.token_hex(4))
+        id = run.decide("log id", lambda: secrets.token_hex(4))
         info = RunInfo(id, run.folder.resolve().name, run.folder.resolve(), cfg.log.project, cfg.to_json())
         sinks += await asyncio.to_thread(lambda: [(name, _make(name, maker, info)) for name, maker in makers])
     rows = Rows(run)
@@ -121,7 +121,7 @@ async def recording(cfg: Config, run: Run) -> AsyncIterator[None]:
             feeds.remove(feed)
             error = feed.failure
             why = f"off until the same command runs again, which adds what is missing ({type(error).__name__}: {error})"
-            run.emit("warning", about=f"log to {feed.name}", why=why)
+            run.record("warning", about=f"log to {feed.name}", why=why)
 
     def listen(type: str, data: Mapping[str, Any]) -> None:
         if new := rows.hear(type):

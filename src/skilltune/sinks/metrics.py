@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from skilltune.models import Usage
-from skilltune.run import Run, write_atomic
+from skilltune.journal.run import Run, write_atomic
+from skilltune.usage import Usage
 
 FILE_NAME = "metrics.jsonl"
 

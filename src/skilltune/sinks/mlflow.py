@@ -10,11 +10,11 @@ import os
 import re
 from collections.abc import Sequence
 
-from skilltune.run import flatten
+from skilltune.journal.run import flatten
 from skilltune.sinks import RunInfo
 from skilltune.sinks.metrics import Row
 
-TAG = "skilltune.run"
+TAG = "skilltune.journal.run"
 PARAMS = 100  # MLflow's bound for one request
 _QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",

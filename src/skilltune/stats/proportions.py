@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from statistics import pvariance
+from statistics import fmean, pvariance
 
 import numpy as np
 
@@ -139,3 +139,8 @@ def _log_choose(n: int) -> np.ndarray:
     """The logarithm of n over k, for k = 0 … n."""
     logs = np.array([math.lgamma(k + 1) for k in range(n + 1)])
     return logs[n] - logs - logs[::-1]
+
+
+def mean(values: Sequence[float]) -> float | None:
+    """The mean, or None of nothing: no evidence is not a zero."""
+    return fmean(values) if values else None

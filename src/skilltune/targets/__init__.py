@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Protocol, runtime_checkable
 
 from skilltune.envs import Env
-from skilltune.models import Usage
 from skilltune.rollout import Trajectory
 from skilltune.samples import Sample
 from skilltune.skill import Skill
+from skilltune.usage import Usage
 
 
 @runtime_checkable

@@ -5,14 +5,15 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 
-from skilltune.calls import Client
 from skilltune.envs import Env
-from skilltune.models import Message, Request, Usage, system
+from skilltune.journal.keys import digest
+from skilltune.metering.client import Client
+from skilltune.models import Message, Request, system
 from skilltune.models.reading import ANSWER_CHARS
 from skilltune.rollout import THINKING, Trajectory, Turn
-from skilltune.run import digest
 from skilltune.samples import Sample
 from skilltune.skill import Skill
+from skilltune.usage import Usage
 
 _NOTES = {"length": "the answer was cut at max_tokens", "refusal": "the model refused"}
 GUESSED_ANSWER = 128  # tokens, where no max_tokens is set and nothing was seen yet

@@ -10,18 +10,19 @@ import asyncio
 from dataclasses import dataclass, replace
 
 from skilltune import plugins
-from skilltune.calls import Client
 from skilltune.config import TargetConfig
 from skilltune.envs import Env
 from skilltune.errors import CallConfigError, CallError, InfraError, UsageError
-from skilltune.models import Reply, Request, Usage
+from skilltune.journal.keys import digest
+from skilltune.metering.client import Client
+from skilltune.models import Reply, Request
 from skilltune.models.prices import price
 from skilltune.names import parse_name
 from skilltune.rollout import Trajectory
-from skilltune.run import digest
 from skilltune.samples import Sample
 from skilltune.skill import Skill
 from skilltune.targets import Target
+from skilltune.usage import Usage
 
 PROBE = "probe"  # id of the sample that a request without one, such as `check --probe`, is turned into
 

@@ -1,0 +1,1 @@
+"""Authoring: scaffold a skill, convert samples, review drafts."""

@@ -1,0 +1,383 @@
+"""From a config to the parts of a run, and from what happened to the files of its folder.
+
+Everything that a loop needs stands ready here before anything is spent: a typo, a missing key or a split that is too
+small is found while building, not in the middle of a paid run.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from skilltune.config import CallConfig, Config, JudgeConfig, ModelConfig, TargetConfig, room_for
+from skilltune.envs import Env, load_env
+from skilltune.envs.formats import HF, located
+from skilltune.envs.formats.huggingface import without_split
+from skilltune.errors import RunError, UsageError
+from skilltune.gate import Arena, build_gate
+from skilltune.journal.run import Run
+from skilltune.metering.budget import Budget
+from skilltune.metering.client import Client
+from skilltune.metering.slots import STRAGGLER, Endpoint
+from skilltune.models import Model, Request
+from skilltune.models.build import build_model
+from skilltune.names import Name, parse_name
+from skilltune.optimizer import Optimizer
+from skilltune.optimizer.examples import ExamplesOptimizer
+from skilltune.optimizer.handoff import Handoff
+from skilltune.optimizer.model import ModelOptimizer
+from skilltune.optimizer.plugin import Material, load_optimizer, train_only
+from skilltune.optimizer.recorded import Recording
+from skilltune.optimizer.stage import ByModel
+from skilltune.parts import Session
+from skilltune.rollouts.inputs import (
+    CONTENTS,
+    _unchanged,
+    content_of,
+    dropped,
+    keep_samples,
+    kept_sample,
+    pinned_contents,
+    split_ids,
+)
+from skilltune.rollouts.inputs import drop as pin_drop
+from skilltune.rollouts.roller import NAMED, UNDER_WAY, Roller
+from skilltune.samples import Sample, Splits, split
+from skilltune.scorers.judge import Reader
+from skilltune.scorers.reading import nearest
+from skilltune.skill import Skill
+from skilltune.targets import Target
+from skilltune.targets.chat import ChatTarget
+from skilltune.targets.plugin import AgentClient, AgentTarget, load_target
+from skilltune.usage import Usage
+
+PLANNED_SCHEMES = ("claude-code", "codex", "command", "fake")
+
+
+def build_env(cfg: Config, root: Path, env: Env | None = None) -> Env:
+    """The environment of a config: the one given, `file.py:factory`, or a sample file. Raises `UsageError`."""
+    made = _made_env(cfg, root, env)
+    if "score_timeout_s" in cfg.env.model_fields_set:
+        made.score_timeout_s = cfg.env.score_timeout_s
+    return made
+
+
+def _made_env(cfg: Config, root: Path, env: Env | None) -> Env:
+    if env is not None:
+        return env
+    spec = cfg.env.samples
+    if not spec:
+        raise UsageError(
+            'no samples: set env.samples to a file such as "data.jsonl" or to "env.py:factory", or put them into '
+            "evals/evals.json beside the config"
+        )
+    file, colon, factory = spec.rpartition(":")
+    if colon and file.endswith(".py"):
+        return load_env(f"{root / file}:{factory}")
+    return Env(located(root, spec), cfg.env.score, prompt=cfg.env.prompt, fields=cfg.env.fields or None)
+
+
+def made_in_python(cfg: Config, env: Env) -> str:
+    """What the settings cannot say of an environment that was made in Python; "" where they say it all."""
+    if cfg.env.samples:
+        return ""
+    factory = f", by {env.name}()" if env.name else ""
+    return (
+        f"The environment was made in Python{factory}: {len(env.samples)} samples, the scorer {env.scorer}, "
+        f"fingerprint {env.fingerprint[:16]}. Samples, score and prompt under [env] do not describe it: the run cannot "
+        "be made again from these settings alone, only by a call that is given the same Env."
+    )
+
+
+def load_skill(cfg: Config, root: Path, path: Path | None = None) -> Skill:
+    """The skill of a config, or the one at `path`: of a folder, without the samples, the user's own code and the
+    handoff's questions and answers, where the config puts them. Raises `UsageError`."""
+    samples = cfg.env.samples
+    named = [
+        without_split(samples.removeprefix(HF)) if samples.startswith(HF) else re.sub(r"(?<=\.py):.*", "", samples)
+    ]
+    named += re.findall(r"python:([^:\"]+\.py):", json.dumps(cfg.env.score, ensure_ascii=False))
+    for model in (cfg.target.model, cfg.optimizer.model):
+        if model and (name := parse_name(model)).scheme == "handoff":
+            named.append(str(Path(name.model).expanduser()))
+    return Skill.load(path or root / cfg.skill, [root / name for name in named if name])
+
+
+def describe_overlong(cfg: Config, skill: Skill) -> str:
+    """The problem that the input has more tokens than train.max_skill_tokens allows, so that every edit that adds
+    something would be refused; "" if it has not."""
+    most = cfg.train.max_skill_tokens
+    if most is None or skill.tokens <= most or not cfg.train.epochs:
+        return ""
+    return (
+        f"the skill {cfg.skill} has about {skill.tokens:,} tokens, more than train.max_skill_tokens={most} allows, so "
+        f"no edit could add anything: leave that key out, or set train.max_skill_tokens={room_for(skill.tokens)}"
+    )
+
+
+def build_session(
+    cfg: Config,
+    run: Run,
+    root: Path,
+    *,
+    env: Env | None = None,
+    skill: Skill | None = None,
+    drop: Sequence[str] = (),
+) -> Session:
+    """Everything that a run needs, from its config; relative paths are relative to `root`. No file is written.
+
+    The split is made once per run and kept; `drop` takes samples out of the run for good. Raises `UsageError` for what
+    the user can fix; nothing is spent.
+    """
+    env = build_env(cfg, root, env)
+    start = load_skill(cfg, root) if skill is None else skill
+    spent = sum(run.usage.values(), Usage())
+    known = {"target": run.paid("rollout"), "optimizer": run.paid("optimizer"), "judge": run.paid("judge")}
+    budget = Budget(cfg.budget.limits, spent, lambda: run.elapsed_s, known=known)
+    endpoints: dict[tuple[str, str | None], Endpoint] = {}  # a rate limit belongs to a host and a key
+    models: dict[tuple[object, ...], Model] = {}  # the same model in two roles is loaded once
+
+    optimizer_name = cfg.optimizer.model or cfg.target.model
+    proposing = cfg.optimizer.model_copy(update={"model": optimizer_name})
+    if not cfg.optimizer.model:
+        proposing = proposing.model_copy(update={"same_as": proposing.same_as or cfg.target.same_as})
+    sections: tuple[ModelConfig, ...] = (cfg.target, proposing)
+    judging = judge_section(cfg, env, optimizer_name)
+    if judging is not None:
+        sections = (*sections, judging)
+
+    def client(section: ModelConfig, role: str) -> Client:
+        name = parse_name(section.model)
+        key = endpoint_key(section, sections)
+        sharing = [s for s in (*sections, section) if _same_place(s, section) and endpoint_key(s, sections) == key]
+        workers, patience = max(s.workers for s in sharing), max(s.max_wait_s for s in sharing)
+        hedge = STRAGGLER if cfg.target.hedge and role == "target" else None
+        endpoint = endpoints.setdefault((name.endpoint, key), Endpoint(workers, hedge=hedge, max_wait_s=patience))
+        which = (section.model, section.api, section.timeout_s, section.price, key, section.same_as)
+        if which not in models and isinstance(section, TargetConfig) and name.plugin:
+            models[which] = load_target(section)
+        elif which not in models:
+            models[which] = build_model(
+                section.model,
+                api=section.api,
+                timeout_s=section.timeout_s,
+                price=section.price,
+                key_env=key,
+                same_as=section.same_as,
+            )
+        kind = AgentClient if name.plugin else Client
+        made = kind(models[which], endpoint, budget, run, role, section.price)
+        budget.require_price(role, made.bound(Request(())))
+        return made
+
+    if not cfg.target.model:
+        raise UsageError(
+            "no target: set target.model in the config, or add it to the command, "
+            "e.g. target.model=openai@http://127.0.0.1:8000/v1/qwen3"
+        )
+    _refuse_planned("target", cfg.target.model)
+    judge = None
+    if judging is not None:
+        judge = Reader(client(judging, "judge"), run, judging.temperature, judging.max_tokens)
+        env = env.bound(judge, judge.fingerprint, judging.same_as)
+    splits = fixed_split(cfg, run, env, drop)
+    train_by_id = {sample.id: sample for sample in splits.train}
+    target_client = client(cfg.target, "target")
+    target: Target = ChatTarget(target_client, cfg.target.temperature, cfg.target.max_tokens)
+    if isinstance(target_client, AgentClient):
+        target = AgentTarget(target_client)
+    else:
+        env.require_shown()
+    under_way = max(UNDER_WAY, 2 * cfg.target.workers)
+    lookahead = may_look_ahead(cfg, target_client, judge and judge.client)
+    gone = frozenset(dropped(run))
+    contents = pinned_contents(run, gone)
+    roll = Roller(target, env, run, contents, lookahead=lookahead, under_way=under_way, dropped=gone)
+    limit = cfg.train.skill_limit(start.tokens)
+    arena = Arena(roll, splits.train, splits.select, cfg.gate, cfg.seed, limit)
+    loop = cfg.train.model_copy(update={"max_skill_tokens": limit})
+    resolved = cfg.model_copy(update={"train": loop})
+
+    _refuse_planned("optimizer", optimizer_name)
+    optimizer_client = handoff = None
+    name = parse_name(optimizer_name)
+    if name.scheme == "examples":
+        optimizer: Optimizer = ExamplesOptimizer(env, train_by_id, cfg.gate.pool, cfg.seed)
+    elif name.plugin:
+        if name.inner is not None:
+            optimizer_client = client(cfg.optimizer.model_copy(update={"model": name.model}), "optimizer")
+        material = Material(resolved, train_only(env, train_by_id), train_by_id, run, optimizer_client, root)
+        optimizer, package = load_optimizer(name, material)
+        _unchanged(run, "optimizer", f"the package of the optimizer plug-in {name}", package)
+    elif name.scheme == "handoff":
+        handoff = Handoff(handoff_folder(cfg, root, name, start), run, budget, cfg.optimizer.wait)
+        optimizer = ModelOptimizer(handoff, run, env, cfg.optimizer, loop, train_by_id)
+    else:
+        optimizer_client = client(sections[1], "optimizer")
+        answers = ByModel(optimizer_client, run)
+        optimizer = ModelOptimizer(answers, run, env, cfg.optimizer, loop, train_by_id)
+    optimizer = Recording(optimizer, run)
+    if not cfg.optimizer.wait and handoff is None:
+        raise UsageError(
+            "optimizer.wait is for handoff:DIR: a model is always waited for; leave it out, or where the config has it "
+            "add optimizer.wait=true to the command"
+        )
+    session = Session(
+        cfg,
+        run,
+        start,
+        env,
+        splits,
+        budget,
+        target_client,
+        optimizer_client,
+        roll,
+        arena,
+        build_gate(arena),
+        optimizer,
+        judge,
+        handoff,
+    )
+    budget.rest = session.rest
+    return session
+
+
+def endpoint_key(section: ModelConfig, sections: Sequence[ModelConfig]) -> str | None:
+    """The variable that `section` names for its key. A section that names none takes the one that the other sections
+    name for the same endpoint, if they agree."""
+    if section.key_env is not None:
+        return section.key_env
+    named = {other.key_env for other in sections if other.key_env and _same_place(other, section)}
+    return named.pop() if len(named) == 1 else None
+
+
+def _same_place(one: ModelConfig, other: ModelConfig) -> bool:
+    return bool(one.model and other.model) and parse_name(one.model).endpoint == parse_name(other.model).endpoint
+
+
+def judge_section(cfg: Config, env: Env, optimizer: str) -> ModelConfig | None:
+    """The judge of the score as a model to call; None where the score has none. Raises UsageError where it is the
+    optimizer's own model, unless that is wished: its edits would be graded by themselves."""
+    if env.judge is None:
+        if cfg.judge != JudgeConfig():
+            raise UsageError(
+                '[judge] says how a judge is called, but the score names none: score = {judge = "MODEL"} under [env] '
+                "names one"
+            )
+        return None
+    judge, proposer = parse_name(env.judge.model), parse_name(optimizer)
+    proposer = proposer.inner or proposer
+    same = (judge.endpoint, judge.model) == (proposer.endpoint, proposer.model)
+    if same and not cfg.judge.same_as_optimizer:
+        raise UsageError(
+            f"the judge {judge} is the optimizer's own model, which would grade its own edits: name another judge in "
+            "env.score, another optimizer.model, or allow it with judge.same_as_optimizer=true"
+        )
+    return ModelConfig(model=env.judge.model, **cfg.judge.model_dump(exclude={"same_as_optimizer"}))
+
+
+def handoff_folder(cfg: Config, root: Path, name: Name, skill: Skill) -> Path:
+    """The folder of `handoff:DIR`, relative to the config. Raises UsageError where it would become part of the skill,
+    and for settings of a model, which nobody would look at."""
+    for key, option in CallConfig.model_fields.items():
+        if getattr(cfg.optimizer, key) != option.default:
+            raise UsageError(f"optimizer.{key} is for models: nobody looks at it with {name}; leave it out")
+    folder, home = (root / Path(name.model).expanduser()).resolve(), (root / cfg.skill).resolve()
+    home = home.parent if home.is_file() else home
+    if skill.folder and folder.is_relative_to(home):
+        raise UsageError(
+            f"{name}: {folder} lies inside the skill's own folder {home}, with which it would ship; name one outside, "
+            "e.g. handoff:../answers (a relative folder counts from the config's)"
+        )
+    return folder
+
+
+def fixed_split(cfg: Config, run: Run, env: Env, drop: Sequence[str] = ()) -> Splits:
+    """The split of the samples, decided once per run. Samples that came later are left out. Samples that were lost or
+    changed are refused, unless they were dropped: these are as they were. Raises `UsageError`."""
+
+    def decide() -> dict[str, list[str]]:
+        made = _parts(split(env.samples, cfg.env.split, cfg.seed))
+        keep_samples(run, (*made["train"], *made["select"]))
+        return {name: [sample.id for sample in part] for name, part in made.items()}
+
+    fixed = run.decide("split", decide)
+    with run.reading():
+        names = {name: list[str](fixed[name]) for name in ("train", "select", "test")}
+    every = [sample for part in names.values() for sample in part]
+    if unknown := [sample for sample in drop if sample not in every]:
+        raise UsageError(f"--drop: the run has no sample {unknown[0]!r}{nearest(unknown[0], every)}")
+    for sample in drop:
+        pin_drop(run, sample)
+    gone = dropped(run)
+    now = {sample.id: sample for sample in env.samples}
+    was: dict[str, str] = run.decide(CONTENTS, lambda: {id: content_of(now[id]) for id in every if id in now})
+    lost = [id for id in every if id not in gone and id not in now]
+    changed = [id for id in every if id not in gone and id in now and was.get(id) != content_of(now[id])]
+    if lost:
+        raise UsageError(
+            f"{len(lost)} samples of this run are no longer in the sample file (first: {lost[0]!r}): put them back, go "
+            f"on without them by {_dropping(lost)}, or start a new run with `--fork`"
+        )
+    if changed:
+        raise RunError(
+            f"{len(changed)} samples changed since the run in {run.folder} was started (first: {changed[0]!r}): "
+            f"restore the old content to resume it, go on without them by {_dropping(changed)}, or start a new run "
+            "that reuses every rollout that still applies with `--fork`"
+        )
+    if run.events("start"):  # until then nothing was decided by a score, and a scorer that raised can be mended
+        _unchanged(run, "env", "the scorer or the prompt", env.fingerprint)
+    names = split_ids(run) or names
+    if empty := [name for name in ("train", "select") if not set(names[name]) - gone.keys()]:
+        raise UsageError(f"--drop: no sample is left in the {empty[0]} split")
+    then = {id: kept_sample(run, id) or Sample(id=id, input="") for id in gone}
+    return Splits(**{name: tuple(then[id] if id in then else now[id] for id in ids) for name, ids in names.items()})
+
+
+def _dropping(samples: Sequence[str]) -> str:
+    """The options that drop samples."""
+    more = " …" if len(samples) > NAMED else ""
+    return " ".join(f"--drop {shlex.quote(sample)}" for sample in samples[:NAMED]) + more
+
+
+def _parts(splits: Splits) -> dict[str, tuple[Sample, ...]]:
+    return {"train": splits.train, "select": splits.select, "test": splits.test}
+
+
+def may_look_ahead(cfg: Config, target: Client, judge: Client | None) -> bool:
+    """As configured, else where a wasted rollout costs nothing: endpoints that are free, the judge's too, not the
+    embedded model (whose cores have better things to do), and no limit but dollars."""
+    if cfg.target.lookahead is not None:
+        return cfg.target.lookahead
+    limits = cfg.budget
+    free = all(client.bound(Request(())).usd == 0 for client in (target, judge) if client is not None)
+    return free and parse_name(cfg.target.model).scheme != "local" and not (limits.calls or limits.tokens)
+
+
+def _refuse_planned(role: str, text: str) -> None:
+    scheme = parse_name(text).scheme
+    if scheme in PLANNED_SCHEMES or (role == "target" and scheme in ("examples", "handoff")):
+        forms = ("openai/", "openai@URL", "anthropic/", "anthropic@URL", "local/", "plugin:")
+        known = ", ".join(f"{name}…" for name in forms)
+        extra = ", examples or handoff:DIR" if role == "optimizer" else ""
+        raise UsageError(f"{role}.model: {text!r} cannot be a {role} in this version; use {known}{extra}")
+
+
+def default_folder(cfg: Config, root: Path) -> Path:
+    """Where a run goes unless told otherwise: runs/NAME beside the config, NAME being the skill's folder or file. For
+    a skill folder without a config: in the current folder, but never inside the skill, whose part it would become."""
+    path = (root / cfg.skill).resolve()
+    if path.name.upper() == "SKILL.MD":
+        return root / "runs" / path.parent.name
+    if path.is_dir() and _inside_skill(root, path):
+        here = Path.cwd()
+        return (path.parent if _inside_skill(here, path) else here) / "runs" / path.name
+    return root / "runs" / (path.stem or "skill")
+
+
+def _inside_skill(folder: Path, skill: Path) -> bool:
+    """Is the folder within the skill's own (where its files would become part of the skill)?"""
+    return skill.is_dir() and folder.resolve().is_relative_to(skill.resolve())

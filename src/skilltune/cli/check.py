@@ -1,0 +1,72 @@
+"""`skilltune check`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from skilltune.cli.boundary import boundary, interrupts, say
+from skilltune.cli.options import Here, Overrides, app, config_and_overrides, indented
+
+
+@app.command()
+def check(
+    config: Here = None,
+    overrides: Overrides = None,
+    probe: Annotated[bool, typer.Option("--probe", help="Also ask each model once.")] = False,
+    judge: Annotated[
+        Path | None, typer.Option("--judge", metavar="LABELS", help="Also let the judge read answers you have graded.")
+    ] = None,
+) -> None:
+    """Look before you pay: is the input sound, what may a run take?
+
+    Reads the skill and the samples, and tries the scorer: the expected answer of every sample must score 1, an empty
+    one must not. No model is called without --probe or --judge. Exit code 0: fine, 2: there are problems.
+
+    --judge measures how far the judge agrees with you. LABELS is JSONL, a line being {"id": "…", "answer": "…",
+    "passed": [true, false]}: the sample, an answer to it, and your verdict on each check that the judge reads.
+
+    \b
+    Examples:
+      skilltune check skilltune.toml
+      skilltune check skills/invoice-totals target.model=openai/gpt-5.5 --probe
+      skilltune check skilltune.toml --judge labels.jsonl
+    """
+    from skilltune.config import load_config
+    from skilltune.preflight.check import check as look
+    from skilltune.preflight.check import stated_name
+    from skilltune.report.terminal import describe_skill, estimate_rows, stdout
+    from skilltune.samples import describe_power, too_small
+
+    console = stdout()
+    with boundary():
+        cfg, root = load_config(*config_and_overrides(config, overrides))
+        found = interrupts.run(look(cfg, root, probe=probe, labels=judge, announce=lambda text: console.print(text)))
+        rows: list[tuple[str, str]] = []
+        if found.skill is not None:
+            name = stated_name(found.skill)
+            own = f"; its frontmatter says name: {name}" if name not in ("", found.skill.name) else ""
+            rows.append(("skill", describe_skill(found.skill) + own))
+        if found.splits is not None:
+            sizes, *power = describe_power(found.splits).splitlines()
+            groups = f" · {found.groups} groups" if found.groups else ""
+            rows += [("samples", sizes + groups), *(("power", text) for text in power)]
+        if found.estimate is not None:
+            rows += estimate_rows(found.estimate)
+        rows += [("probe", f"{p.role} {p.model}: {p.error or f'answered in {p.seconds:.2f} s'}") for p in found.probes]
+        if found.agreement is not None:
+            rows += found.agreement.rows()
+        rows += [("note", note) for note in found.notes]
+        for name, value in (*rows, *found.preview):
+            console.print(f"{name:<10}{indented(value, 10)}", soft_wrap=True)
+        shown = found.problems[:20]
+        for problem in shown:
+            say(f"problem: {indented(problem, 9)}", err=True)
+        if len(found.problems) > len(shown):
+            say(f"… and {len(found.problems) - len(shown)} more problems", err=True)
+        if found.problems:
+            raise typer.Exit(2)
+        small = too_small(found.splits) if found.splits else ""
+        console.print(f"sound, but too few samples: {small}" if small else "fine: nothing to mend")

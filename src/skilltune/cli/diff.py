@@ -1,0 +1,37 @@
+"""`skilltune diff`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from skilltune.cli.boundary import boundary
+from skilltune.cli.options import RunFolder, app, reading
+from skilltune.errors import UsageError
+
+
+@app.command()
+def diff(
+    run: RunFolder,
+    old: Annotated[str, typer.Argument(metavar="V1", help="A version's number, or best.")] = "0",
+    new: Annotated[str, typer.Argument(metavar="V2", help="A version's number, or best.")] = "best",
+) -> None:
+    """Compare two versions of the skill: the input and the best.
+
+    \b
+    Examples:
+      skilltune diff runs/invoice-totals
+      skilltune diff runs/invoice-totals 2 3
+    """
+    from skilltune.report.terminal import History, difference, stdout
+
+    with boundary():
+        with reading(run) as journal:
+            history = History.of(journal)
+            before, after = (journal.blob(history.hash_of(version)) for version in (old, new))
+            if before is None or after is None:
+                raise UsageError(f"{run} no longer holds the text of that version")
+            names = (f"version {old}" if old != "best" else old, f"version {new}" if new != "best" else new)
+            text = difference(before.decode("utf-8", "replace"), after.decode("utf-8", "replace"), names)
+        stdout().print(text if text.plain else f"{names[0]} and {names[1]} are the same")

@@ -1,0 +1,156 @@
+"""`skilltune eval`."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, TextIO
+
+import typer
+
+from skilltune.api import Evaluation
+from skilltune.cli.boundary import boundary, folder_of, interrupts
+from skilltune.cli.options import AsJson, Overrides, Source, app, json_stream, write_json
+from skilltune.cli.train import RESUME
+from skilltune.parts import Session
+from skilltune.usage import Usage
+
+
+class SplitChoice(StrEnum):
+    train = "train"
+    select = "select"
+    test = "test"
+    all = "all"
+
+
+class Side(StrEnum):
+    with_ = "with"
+    without = "without"
+
+
+@app.command("eval")
+def evaluate(
+    config: Source,
+    overrides: Overrides = None,
+    skill: Annotated[
+        Path | None, typer.Option("--skill", metavar="PATH", help="The skill to score. [default: the config's]")
+    ] = None,
+    split: Annotated[SplitChoice, typer.Option("--split", help="The samples to score it on.")] = SplitChoice.test,
+    only: Annotated[
+        Side | None, typer.Option("--only", help="Score only with, or only without the skill. [default: both]")
+    ] = None,
+    attempts: Annotated[int, typer.Option("--attempts", min=1, help="Draws of each sample.")] = 1,
+    run: Annotated[
+        Path | None, typer.Option("--run", metavar="DIR", help="Keep the answers there; a run of train is reused.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score a skill, with and without it.
+
+    Shows mean scores with 95 % intervals, the paired difference, and what a task costs; what a judge took now stands
+    apart. Name the folder of a training run with --run and no answer that it holds is paid again; the optimizer, which
+    is asked nothing, may be another one then.
+
+    \b
+    Examples:
+      skilltune eval skilltune.toml
+      skilltune eval skilltune.toml --skill runs/desk/best_skill.md --run runs/desk
+      skilltune eval skilltune.toml --split all --only without target.model=openai/gpt-5.5
+    """
+    from skilltune.api import run_evaluation
+    from skilltune.build import build_session, load_skill
+    from skilltune.config import MAY_DIFFER, OptimizerConfig, load_config
+    from skilltune.errors import UsageError
+    from skilltune.journal.run import FAILED, Run, scratch_run
+    from skilltune.skill import Skill
+    from skilltune.usage import Usage, minus
+
+    opened: list[Session] = []
+    out = json_stream(as_json)
+
+    def judged(journal: Run) -> Usage:
+        """What the run has paid for verdicts."""
+        failed = [usage for _, value, usage in journal.memos(FAILED) if value["role"] == "judge"]
+        return sum(failed, journal.usage.get("judge", Usage()))
+
+    async def score() -> tuple[dict[str, Evaluation], Usage | None]:
+        may_differ = (*MAY_DIFFER, "optimizer.")  # which is asked nothing: a run keeps the one that it was started with
+        with Run.open(run, cfg.to_json(), may_differ=may_differ) if run else scratch_run(None) as journal:
+            kept = journal.recall("config")
+            with journal.reading():
+                own = OptimizerConfig(**kept[0]["optimizer"]) if kept else cfg.optimizer
+            before = judged(journal)
+            session = build_session(cfg.model_copy(update={"optimizer": own}), journal, root)
+            opened.append(session)
+            path = skill or root / cfg.skill
+            if not path.exists() and (only is None or only.value == "with"):
+                raise UsageError(
+                    f"the skill {path} does not exist; name another with --skill, e.g. a run's best_skill.md"
+                )
+            chosen = load_skill(cfg, root, path)
+            try:
+                sides = {
+                    side: await run_evaluation(session, text, None if split.value == "all" else split.value, attempts)
+                    for side, text in (("without", Skill("")), ("with", chosen))
+                    if only is None or only.value == side
+                }
+                return sides, minus(judged(journal), before) if session.judge else None
+            finally:
+                await session.aclose()
+
+    with boundary(
+        lambda: bool(opened and opened[0].spent),
+        message=RESUME if run else "interrupted",
+        folder=lambda: folder_of(opened) if run else None,
+    ):
+        if skill is not None and not skill.exists():
+            raise UsageError(f"there is no skill at {skill}")
+        cfg, root = load_config(config, overrides or ())
+        sides, verdicts = interrupts.run(score())
+        _print_evaluation(sides, opened[0], verdicts, split.value, out)
+
+
+def _print_evaluation(
+    sides: dict[str, Evaluation], session: Session, verdicts: Usage | None, split: str, out: TextIO | None
+) -> None:
+    """`verdicts` is what the judge took now, None where there is none."""
+    from dataclasses import asdict
+
+    from skilltune.report.terminal import columns, per_task, stdout
+    from skilltune.usage import describe_usage
+
+    paired = _paired(session, sides["without"].scores, sides["with"].scores) if len(sides) == 2 else None
+    if out:
+        data = {name: asdict(side) | {"scores": dict(side.scores)} for name, side in sides.items()}
+        judge = {} if verdicts is None else {"judge": asdict(verdicts)}
+        write_json({"split": split, **data, **judge, "difference": paired}, out)
+        return
+    rows = [(f"{name} the skill", str(side), per_task(side.usage)) for name, side in sides.items()]
+    widest = max(len(row[1]) for row in rows)
+    console = stdout()
+    console.print(columns((f"split {split}", "score".ljust(widest), "per task"), rows))
+    if verdicts is not None:
+        console.print(f"the judge took {describe_usage(verdicts)}, beside what a task costs")
+    if paired is not None:
+        console.print(
+            f"difference: {100 * paired['gain']:+.1f} points (95 % CI {100 * paired['low']:+.1f}…"
+            f"{100 * paired['high']:+.1f}) on {paired['n']} samples scored on both sides, "
+            f"fixed {paired['fixed']}, broke {paired['broken']}"
+        )
+
+
+def _paired(session: Session, before: Any, after: Any) -> dict[str, Any] | None:
+    """The difference over the samples scored on both sides, with its 95 % interval."""
+    from skilltune.finish.certify import by_group
+    from skilltune.stats import difference_interval
+
+    pairs = [(before[sample], after[sample]) for sample in before if sample in after]
+    if not pairs:
+        return None
+    differences = [b - a for a, b in pairs]
+    fixed, broken = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
+    samples = (*session.splits.train, *session.splits.select, *session.splits.test)
+    old, new = (by_group(samples, {id: of[id] for id in before if id in after}) for of in (before, after))
+    low, high = difference_interval(old, new)
+    gain = sum(differences) / len(differences)
+    return {"gain": gain, "low": low, "high": high, "n": len(pairs), "fixed": fixed, "broken": broken}

@@ -1,0 +1,93 @@
+"""`skilltune init`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from skilltune.cli.boundary import boundary, interrupts, say
+from skilltune.cli.options import app
+from skilltune.errors import UsageError
+
+
+def _declared(variable: str) -> str:
+    """The name of a variable that holds a key, "" for none. Raises UsageError for what may be the key itself."""
+    from skilltune.keys import declared
+
+    try:
+        return declared(variable) if variable else ""
+    except ValueError as error:
+        raise UsageError(f"--key-env: {error}") from None
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of the skill.")] = Path(),
+    name: Annotated[str | None, typer.Option("--name", help="The skill's name: lower case, digits, hyphens.")] = None,
+    description: Annotated[
+        str | None, typer.Option("--description", help="What it does and when an agent should use it.")
+    ] = None,
+    task: Annotated[str | None, typer.Option("--task", help="What a task looks like, in a sentence.")] = None,
+    score: Annotated[str | None, typer.Option("--score", help="How answers are scored, e.g. exact, number.")] = None,
+    target: Annotated[str | None, typer.Option("--target", help="The model that does the tasks.")] = None,
+    optimizer: Annotated[str | None, typer.Option("--optimizer", help="The model that proposes edits.")] = None,
+    key_env: Annotated[
+        str, typer.Option("--key-env", metavar="VARIABLE", help="What holds the key of the optimizer's endpoint.")
+    ] = "",
+    document: Annotated[
+        Path | None, typer.Option("--from", metavar="FILE", help="Draft samples from it with the optimizer's model.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing; take the defaults.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite config and samples; never a SKILL.md.")] = False,
+) -> None:
+    """Begin a skill: SKILL.md, five example tasks to overwrite, and a commented config.
+
+    A SKILL.md and an evals/evals.json that are there already are kept byte for byte, with --force too: the config is
+    added, and tasks where there are no evals. (Delete them first to begin from the template.) Asks what no option says.
+    With --from, the optimizer's model drafts tasks from a document; each is marked "reviewed": false, and training
+    refuses it until you have read it and set that to true.
+
+    \b
+    Examples:
+      skilltune init skills/invoice-totals
+      skilltune init . --name dates --description "Writes dates. Use for every date." --score exact --yes
+      skilltune init . --from handbook.md --optimizer anthropic/claude-opus-5
+    """
+    from skilltune.authoring.scaffold import ANSWER_ONLY, Plan, describe_evals, draft_with, propose, scaffold
+    from skilltune.config import EVALS
+
+    with boundary():
+        given = {"name": name, "description": description, "task": task, "score": score, "target": target}
+        given |= {"optimizer": optimizer}
+        plan: dict[str, str] = {}
+        questions = propose(folder, drafting=document is not None)
+        if answered := [f"--{key}" for key, value in given.items() if value is not None and key not in questions]:
+            raise UsageError(
+                f"{folder} has a SKILL.md already, which is kept as it is: leave out {', '.join(answered)}, or delete "
+                "it to begin from the template"
+            )
+        for key, (question, default) in questions.items():
+            value = given[key]
+            if value is None and not yes:
+                if not sys.stdin.isatty():
+                    raise UsageError(f"nobody is there to answer: add --{key}, or --yes for the default ({default})")
+                value = typer.prompt(question, default=default)
+            plan[key] = default if value is None else value
+        kept = {"name": folder.resolve().name, "description": "", "task": ANSWER_ONLY}  # of a SKILL.md that is there
+        chosen = Plan(**(kept | plan), key_env=_declared(key_env))
+        evals = describe_evals(folder / EVALS) if document is None and (folder / EVALS).is_file() else ""
+        drafts = interrupts.run(draft_with(chosen, document)) if document is not None else []
+        for path in scaffold(folder, chosen, drafts=drafts, force=force):
+            say(f"wrote {path}")
+        if "name" not in questions:
+            say(f"kept {folder / 'SKILL.md'}")
+        todo = f"write your own tasks into {folder / chosen.samples(folder)}, then "
+        if drafts:
+            todo = f'read the {len(drafts)} drafts in {folder / "samples.jsonl"}, set "reviewed" to true in each, then '
+        elif evals:
+            say(f"kept {folder / EVALS}: {evals}")
+            todo = ""
+        say(f"next: {todo}skilltune check {folder}")

@@ -1,0 +1,67 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, TextIO
+
+import typer
+
+from skilltune import streams
+from skilltune.journal.run import Run
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+Source = Annotated[Path, typer.Argument(metavar="CONFIG|SKILL_DIR", help="a TOML file, or a folder with SKILL.md")]
+Here = Annotated[
+    str | None,  # as it was written: it may be an override, and Path would fold the // of a URL
+    typer.Argument(
+        metavar="[CONFIG|SKILL_DIR]",
+        help="a TOML file, or a folder with SKILL.md; left out: the current folder",
+        show_default=False,
+    ),
+]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="config keys to override, e.g. train.epochs=2")
+]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="the folder of a run, e.g. runs/invoice-totals")]
+AsJson = Annotated[bool, typer.Option("--json", help="Write JSON to stdout and nothing else.")]
+
+
+def config_and_overrides(config: str | None, overrides: list[str] | None) -> tuple[Path, list[str]]:
+    """The config of a command, the current folder's where none is named, and the overrides."""
+    given = list(overrides or ())
+    if config is None or ("=" in config and not Path(config).exists()):
+        return Path(), [*([config] if config else []), *given]
+    return Path(config), given
+
+
+def json_stream(wanted: bool) -> TextIO | None:
+    """Stdout for JSON alone, if that is wanted; from then on nothing else can be written there."""
+    return streams.claim_stdout() if wanted else None
+
+
+def write_json(value: Any, stream: TextIO) -> None:
+    print(json.dumps(value), file=stream, flush=True)
+
+
+@contextmanager
+def reading(folder: Path) -> Iterator[Run]:
+    """A run to look at. All that shows it belongs into the block: a journal of another shape is "damaged" there."""
+    from skilltune.journal.run import Run
+
+    with Run.read(folder) as journal, journal.reading():
+        yield journal
+
+
+def indented(text: str, by: int) -> str:
+    """Text for one entry of a list: none of its lines can pass for an entry of ours."""
+    return text.replace("\n", "\n" + " " * by)

@@ -1,0 +1,90 @@
+"""`skilltune show`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, NoReturn, TextIO
+
+import typer
+
+from skilltune.cli.boundary import boundary, interrupts, say
+from skilltune.cli.options import AsJson, RunFolder, app, indented, json_stream, reading, write_json
+
+
+@app.command()
+def show(
+    run: RunFolder,
+    edits: Annotated[bool, typer.Option("--edits", help="What each rule of the best skill is worth.")] = False,
+    again: Annotated[
+        bool, typer.Option("--recompute", help="Make every decision again from the journal alone, and compare.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show what happened in a run.
+
+    Whether it is running, was stopped or has finished; its verdicts, its certificate, what it cost and where its files
+    are. Exit codes of --recompute: 0 all equal, 1 something differs, 2 the journal lacks something.
+
+    \b
+    Examples:
+      skilltune show runs/invoice-totals
+      skilltune show runs/invoice-totals --json
+      skilltune show runs/invoice-totals --edits
+      skilltune show runs/invoice-totals --recompute
+    """
+    from skilltune.report.terminal import History, show_run, stdout
+
+    out = json_stream(as_json)
+    if again:
+        _recompute(run, out)
+    if edits:
+        _show_edits(run, out)
+        return
+    with boundary(), reading(run) as journal:
+        history = History.of(journal)
+        if out:
+            write_json(history.to_json(), out)
+        else:
+            show_run(history, stdout())
+
+
+def _show_edits(folder: Path, out: TextIO | None) -> None:
+    """The ledger of the best skill."""
+    from skilltune.history.ledger import ABOUT, HEADERS, read_ledger, row, to_json
+    from skilltune.report.terminal import History, columns, stdout
+
+    with boundary():
+        with reading(folder) as journal:
+            best = History.of(journal).best
+            rules = read_ledger(journal, best)
+        if out:
+            write_json({"run": str(folder), "best": best, "edits": [to_json(rule) for rule in rules]}, out)
+        elif rules:
+            stdout().print(f"{ABOUT}\n")
+            stdout().print(columns(HEADERS, [row(rule) for rule in rules]))
+        else:
+            stdout().print("no edit stands in the best skill: it is the input")
+
+
+def _recompute(folder: Path, out: TextIO | None) -> NoReturn:
+    """One line per decision, with what differs below it; exits."""
+    from dataclasses import asdict
+
+    from skilltune.history.replay import recompute
+    from skilltune.report.terminal import stdout
+
+    with boundary():
+        with reading(folder) as journal:
+            found = interrupts.run(recompute(journal))
+        if out:
+            write_json({"run": str(folder), "exit_code": found.exit_code, **asdict(found)}, out)
+        else:
+            console = stdout()
+            for decision in found.decisions:
+                verdict = "differs" if decision.differences else "equal"
+                console.print(f"{verdict:<9}{decision.name:<13}{indented(decision.said, 22)}")
+                for difference in decision.differences:
+                    console.print(f"{'':<9}{indented(difference, 9)}")
+        if found.lacking:
+            say(f"lacking: {found.lacking}", err=True)
+    raise typer.Exit(found.exit_code)

@@ -1,0 +1,96 @@
+"""`skilltune train`."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from skilltune.cli.boundary import boundary, folder_of, interrupts
+from skilltune.cli.options import AsJson, Here, Overrides, app, config_and_overrides, json_stream
+from skilltune.parts import Session
+
+RESUME_FORK = "interrupted; to go on name the fork's folder with --run DIR in place of --fork"
+RESUME = "interrupted; run the same command to go on"
+
+
+@app.command()
+def train(
+    config: Here = None,
+    overrides: Overrides = None,
+    run: Annotated[
+        Path | None,
+        typer.Option("--run", metavar="DIR", help="Run folder. [default: runs/NAME by the config]", show_default=False),
+    ] = None,
+    fork: Annotated[
+        bool,
+        typer.Option(
+            "--fork",
+            help="Start a new run beside the old one, reusing answers that still apply; each time another. Resume it "
+            "with --run DIR.",
+        ),
+    ] = False,
+    controls: Annotated[
+        bool, typer.Option("--controls", help="At the end, measure cheaper ways on the same samples; doubles the cost.")
+    ] = False,
+    drop: Annotated[
+        list[str] | None,
+        typer.Option("--drop", metavar="ID", help="Go on without a sample, for good. Can be given several times."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a skill; run the same command again to resume.
+
+    Prints the plan and the estimated cost, then trains. Every paid answer is kept in the run folder, so a run that was
+    stopped anywhere goes on where it was and pays nothing twice. With --json every event is one JSON line on stdout.
+
+    \b
+    Examples:
+      skilltune train
+      skilltune train skills/invoice-totals target.model=openai/gpt-5.5 budget.usd=5
+      skilltune train skilltune.toml preset=paper --run runs/paper
+
+    \b
+    Exit codes:
+      0  a better skill is certified or, without a test split, accepted
+      1  finished, nothing better found; the input is shipped unchanged
+      2  usage or configuration error, nothing spent
+      3  stopped by a provider or the network (resumable)
+      4  stopped by the budget or an interrupt (resumable)
+      5  finished undecided: accepted, but not certified
+      70  an error of skilltune itself: its traceback is in the run folder (resumable)
+    """
+    from skilltune.api import run_training
+    from skilltune.config import load_config
+    from skilltune.report.terminal import Events, Lines, Live, stdout
+
+    source, given = config_and_overrides(config, overrides)
+
+    def again(folder: Path) -> str:
+        """The command that resumes the run in a folder."""
+        place = ["--run", str(folder)] if fork or run else []
+        return shlex.join(["skilltune", "train", str(source), *given, *place, *["--controls"] * controls])
+
+    out = json_stream(as_json)
+    view = Events(out, again) if out else (Live if sys.stdout.isatty() else Lines)(stdout(), again)
+    opened: list[Session] = []
+
+    def ready(session: Session) -> None:
+        opened.append(session)
+        view.ready(session)
+        session.run.note("command", line=again(session.run.folder), folder=os.getcwd())
+
+    message = RESUME_FORK if fork else RESUME
+    gone = message.replace("interrupted", "the reader of the output has gone")
+    with boundary(lambda: bool(opened and opened[0].spent), view.failed, message, gone, lambda: folder_of(opened)):
+        cfg, root = load_config(source, [*given, *(["certify.controls=true"] if controls else [])])
+        with view:
+            result = interrupts.run(
+                run_training(cfg, root, run, fork=fork, drop=drop or (), listeners=[view], ready=ready)
+            )
+        view.finished(result)
+    raise typer.Exit(result.exit_code)

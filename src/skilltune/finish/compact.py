@@ -1,0 +1,122 @@
+"""Compaction: drop each rule that the journal shows to carry nothing."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Collection, Sequence
+
+from skilltune.aio import run_all
+from skilltune.edits import Applied, apply, inverse
+from skilltune.finish.ledger import COMPACT, Rule
+from skilltune.finish.reselect import NOTHING
+from skilltune.gate import Arena
+from skilltune.gate.priors import LEVEL, WIDE
+from skilltune.gate.race import doubling
+from skilltune.journal.keys import rng
+from skilltune.skill import Skill
+from skilltune.stats import normal_cdf, updated
+from skilltune.stats.linear import Observation, Posterior, fit
+from skilltune.stats.proportions import mean
+from skilltune.verdict import Verdict
+
+HOPELESS = 0.5  # P(less than the margin is lost) below which a drop is given up
+CERTAIN = 0.99  # P(a rule carries more than the margin) at which its drop is not even tried
+MARGIN = 0.01  # one point: what may be lost by dropping a rule
+
+
+async def compact(
+    arena: Arena, best: Skill, rules: Sequence[Rule], judged: Collection[str]
+) -> AsyncGenerator[Verdict, None]:
+    """One verdict for each rule that may carry nothing, the least first; each goes on from what the last one left.
+
+    A rule is dropped when P(less than the margin is lost) reaches the gate's confidence; the margin is `MARGIN` less
+    what earlier drops are believed to have lost. Both texts are seen on the train
+    samples that the rule claims, where a loss would show first, on all of `select`, and where that does not suffice on
+    as many other train samples, in growing blocks; a drop that is hopeless ends early. A rule that is known to carry
+    something costs nothing. `judged` are the hashes of the texts whose rollouts tell samples apart.
+    """
+    skill, margin = best, MARGIN
+    for rule in sorted(rules, key=lambda rule: rule.carries(MARGIN)):
+        why = f"the rule of step {rule.step} may carry nothing"
+        without = inverse(rule.op, rule.removed, rule.text, why)
+        if without is None or rule.carries(margin) >= CERTAIN:
+            continue
+        if rule.effect >= 0 and normal_cdf(margin / NOTHING[2]) < arena.cfg.confidence:
+            continue  # so little is left of the margin that not even a rule that does nothing could be dropped
+        applied = apply(skill, [without])
+        if applied.changed:
+            verdict = await _drop(arena, skill, applied, rule, {*judged, best.hash, skill.hash}, margin)
+            skill = verdict.skill
+            if verdict.accepted:
+                margin = max(0.0, margin + min(0.0, verdict.numbers["looks"][-1]["gain"]))
+            yield verdict
+
+
+async def _drop(
+    arena: Arena, skill: Skill, applied: Applied, rule: Rule, judged: Collection[str], margin: float
+) -> Verdict:
+    """Is the skill without the rule no worse, by more than the margin?"""
+    cfg, candidate = arena.cfg, applied.skill
+    order = [sample for sample in arena.train if sample.id in rule.evidence]
+    enough = len(order) + len(arena.select)
+    for split in (arena.select, arena.train):
+        part = sorted((sample for sample in split if sample.id not in rule.evidence), key=lambda sample: sample.id)
+        rng(arena.seed, COMPACT, rule.key).shuffle(part)
+        order += part[: len(arena.select)]
+    prior = (NOTHING, (1 - NOTHING[0], -rule.effect, rule.sd))
+    looks: list[tuple[int, float, float, float]] = []
+    posterior = None
+    for block in doubling(order, cfg.block):
+        purpose = f"compact {candidate.hash} {block[0].id}"
+        await run_all([arena.roll(text, block, purpose=purpose) for text in (candidate, skill)])
+        posterior = _fit_drop(arena, skill, candidate, judged)
+        middle, sd = posterior.contrast({"drop": 1.0})
+        said = max(1 / sd**2 - 1 / WIDE[1] ** 2, 1e-6)
+        gain = updated(prior, middle / sd**2 / said, 1 / said)
+        looks.append(((looks[-1][0] if looks else 0) + len(block), gain.mean, gain.sd, gain.above(-margin)))
+        n, _, _, safe = looks[-1]
+        if safe < HOPELESS or (safe >= cfg.confidence and n >= enough):
+            break
+    n, gain, sd, safe = looks[-1]
+    dropped = safe >= cfg.confidence
+    seen = arena.scores("select")
+    old, new = (
+        {s: score for (t, s, n), score in seen.items() if (t, n) == (text.hash, 0)} for text in (skill, candidate)
+    )
+    differences = {sample: new[sample] - old[sample] for sample in sorted(new) if sample in old}
+    assert posterior is not None
+    level, spread = posterior.contrast({"level": 1.0, "drop": 1.0} if dropped else {"level": 1.0})
+    text = " ".join(rule.text.split())
+    return Verdict(
+        skill=candidate if dropped else skill,
+        accepted=dropped,
+        reason=f'without "{text:.60}": {100 * gain:+.1f} ± {100 * sd:.1f} points on {n} rollouts, '
+        f"P(loss < {100 * margin:.2g} point) = {safe:.3f}, needed {cfg.confidence:g}: "
+        f"{'dropped' if dropped else 'it stays'}",
+        score=min(1.0, max(0.0, level)),
+        score_sd=spread,
+        candidate=candidate,
+        before=mean([old[sample] for sample in differences]),
+        after=mean([new[sample] for sample in differences]),
+        differences=differences,
+        reports=applied.reports,
+        numbers={
+            "rule": COMPACT,
+            "edit": rule.key,
+            "effect": (rule.effect, rule.sd),
+            "margin": margin,
+            "looks": [dict(zip(("n", "gain", "sd", "safe"), look, strict=True)) for look in looks],
+        },
+    )
+
+
+def _fit_drop(arena: Arena, skill: Skill, candidate: Skill, judged: Collection[str]) -> Posterior:
+    """All that was seen of judged texts on train and `select`: the skill's level, and what it is without the rule."""
+    others = sorted({*judged} - {skill.hash, candidate.hash})
+    columns = {text: {"level": 1.0, text: 1.0} for text in others}
+    columns |= {skill.hash: {"level": 1.0}, candidate.hash: {"level": 1.0, "drop": 1.0}}
+    observations = [
+        Observation(sample, columns[text], score)
+        for (text, sample, _), score in arena.scores("train", "select").items()
+        if text in columns
+    ]
+    return fit(observations, {"level": LEVEL, "drop": WIDE, **dict.fromkeys(others, WIDE)}, arena.noise)

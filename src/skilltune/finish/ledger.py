@@ -1,0 +1,301 @@
+"""Credit: what each rule that stands in a skill is worth, by everything that was seen with and without it.
+
+A rule's effect is a column of the crossed model over all judged texts: what the screen foretold of it is its prior, and
+every rollout of a text that holds it, or does not, is evidence. A screen credits a rule for the samples that it claims,
+so by how much it misses is learned with the effects: what foretold a team badly does not tell its rules apart well.
+Texts of the screen itself stay out of that model, because their samples were chosen for the edits; they count where the
+same sample was seen with and without a rule.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from statistics import fmean
+from typing import Any
+
+from skilltune.edits import Op
+from skilltune.gate.priors import DEVIATION, LEVEL, SHRINK, WIDE
+from skilltune.journal.run import Run
+from skilltune.optimizer.recorded import edit_of
+from skilltune.rollout import Rollout, Score
+from skilltune.skill import Skill
+from skilltune.stats import normal_cdf, normal_quantile
+from skilltune.stats.linear import Observation, Posterior, fit
+
+MOVED = 0.5  # a sample is fixed or broken where its mean score moves by so much
+MISSES = 4  # rules that missed what a screen foretold by `DEVIATION`, as if seen before: what is believed at first
+ROUNDS = 8  # of re-estimating that deviation
+COMPACT = "compact"  # the rule of a verdict that drops what carries nothing
+Json = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Together:
+    """Rules, by their keys, that no screen measured and no judged text holds a part of. In scores, of all of them."""
+
+    keys: tuple[str, ...]
+    effect: float
+    sd: float
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % of the posterior."""
+        return _interval(self.effect, self.sd)
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """An edit that stands in a skill: what it says (`text`; for a deletion what is gone), why, and since when.
+
+    `effect` and `sd` are its posterior in scores. Of `known` train samples, which were seen with and without it under
+    otherwise the same rules, it fixed some and broke others. With `together` set, nothing tells it from the others
+    there: its own effect is no more than a share of theirs.
+    """
+
+    key: str
+    op: Op
+    text: str
+    removed: str
+    why: str
+    evidence: tuple[str, ...]
+    step: int
+    version: int
+    effect: float
+    sd: float
+    fixed: int
+    broken: int
+    known: int
+    together: Together | None = None
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % of the posterior."""
+        return _interval(self.effect, self.sd)
+
+    def carries(self, least: float) -> float:
+        """P(effect > least)."""
+        return normal_cdf((self.effect - least) / self.sd)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """The evidence: rollouts by (skill hash, sample), and how to read a text's body, squeezed, by its hash."""
+
+    scores: Mapping[tuple[str, str], Sequence[float]]
+    text_of: Callable[[str], str]
+
+    @classmethod
+    def of(cls, rollouts: Iterable[Rollout], metric: Callable[[Score], float], run: Run) -> Seen:
+        scores: dict[tuple[str, str], list[float]] = {}
+        for rollout in sorted(rollouts, key=lambda r: (r.skill, r.sample, r.attempt)):
+            if rollout.score is not None:
+                scores.setdefault((rollout.skill, rollout.sample), []).append(metric(rollout.score))
+
+        @cache
+        def text_of(hash: str) -> str:
+            return _squeeze(Skill((run.blob(hash) or b"").decode("utf-8", "surrogatepass")).body)
+
+        return cls(scores, text_of)
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """An applied edit of an accepted verdict, as it was recorded."""
+
+    verdict: Json
+    edit: Json
+
+    @property
+    def key(self) -> str:
+        return edit_of(self.edit).key
+
+    @property
+    def claims(self) -> frozenset[str]:
+        """The samples that it quotes."""
+        return frozenset(item["sample"] for item in self.edit["evidence"])
+
+    @property
+    def foretold(self) -> tuple[float, float] | None:
+        """Its effect by the screen, with the standard deviation; None if no screen measured it."""
+        for row in self.verdict["numbers"].get("screen", ()):
+            if row["key"] == self.key and row["sd"]:
+                return SHRINK * row["effect"], row["sd"]
+        return None
+
+    def takes_back(self, earlier: Iterable[_Change]) -> bool:
+        """Does it undo an earlier one? Then nothing stands of both."""
+        own = _squeeze(self.edit["removed"]), _squeeze(self.edit["inserted"])
+        return any(own == (_squeeze(c.edit["inserted"]), _squeeze(c.edit["removed"])) for c in earlier)
+
+    def stands_in(self, text: str) -> bool:
+        """In a squeezed text: all lines that it brought are there; of an edit that brought nothing new, what it took
+        away is not."""
+        removed = _squeeze(self.edit["removed"])
+        new = [line for line in map(_squeeze, self.edit["inserted"].splitlines()) if line not in removed]
+        return all(line in text for line in new) if new else removed not in text
+
+
+def ledger(
+    verdicts: Sequence[Json],
+    start: str,
+    best: str,
+    seen: Seen,
+    train: Sequence[str],
+    select: Sequence[str],
+    repeat: float | None = None,
+) -> list[Rule]:
+    """The rules that stand in the skill with the hash `best`, in the order in which they came.
+
+    `verdicts` are the recorded ones, `start` the hash of the input, `train` and `select` sample ids, `repeat` the
+    measured variance of a repeated score, if it was. An edit that a later one rewrote or removed does not stand any
+    more.
+    """
+    changes: dict[str, _Change] = {}
+    for verdict in verdicts:
+        if (verdict["accepted"] or verdict["candidate"] == best) and verdict["numbers"].get("rule") != COMPACT:
+            applied = [_Change(verdict, edit) for edit in verdict["edits"] if edit["status"] == "applied"]
+            changes |= {change.key: change for change in applied if not change.takes_back(changes.values())}
+    standing = [change for change in changes.values() if change.stands_in(seen.text_of(best))]
+    columns, posterior = _fitted(verdicts, start, list(changes.values()), seen, {*train, *select}, repeat)
+    matched = _matched(standing, seen, frozenset(train))
+    mixed = _together([change for change in standing if change.foretold is None], columns, posterior)
+    rules = []
+    for change in standing:
+        edit, moved = change.edit, matched[change.key]
+        effect, sd = posterior.contrast({change.key: 1.0})
+        rules.append(
+            Rule(
+                key=change.key,
+                op=edit["op"] if edit["inserted"].strip() else "delete",
+                text=edit["inserted"] or edit["removed"],
+                removed=edit["removed"],
+                why=edit["why"],
+                evidence=tuple(dict.fromkeys(item["sample"] for item in edit["evidence"])),
+                step=change.verdict["step"],
+                version=change.verdict["version"],
+                effect=effect,
+                sd=sd,
+                fixed=sum(difference >= MOVED for difference in moved),
+                broken=sum(difference <= -MOVED for difference in moved),
+                known=len(moved),
+                together=mixed.get(change.key),
+            )
+        )
+    return rules
+
+
+def ledger_of(run: Run, rollouts: Iterable[Rollout], metric: Callable[[Score], float], best: str) -> list[Rule]:
+    """The ledger of a skill of a run by these rollouts and the verdicts in its journal."""
+    verdicts = [data for _, _, data in run.events("verdict")]
+    (_, _, start), *_ = run.events("start")
+    split = (run.recall("split") or [{"train": [], "select": []}])[0]
+    repeat = next((data["sd"] ** 2 for _, _, data in run.events("calibration")), None)
+    seen = Seen.of(rollouts, metric, run)
+    return ledger(verdicts, start["skill"], best, seen, split["train"], split["select"], repeat)
+
+
+def _fitted(
+    verdicts: Sequence[Json],
+    start: str,
+    changes: Sequence[_Change],
+    seen: Seen,
+    samples: set[str],
+    repeat: float | None,
+) -> tuple[dict[str, dict[str, float]], Posterior]:
+    """What each judged text holds, of those that were seen on these samples, and the posterior of all that."""
+    rejected = {v["candidate"] for v in verdicts if v["candidate"] and not v["accepted"]}
+    judged = rejected | {start} | {v["skill"] for v in verdicts}
+    foretold = {change.key: change.foretold for change in changes}
+    screened = {key: found for key, found in foretold.items() if found}
+    prior = {"level": LEVEL} | dict.fromkeys(foretold, WIDE)
+    columns = {}
+    for text in sorted(judged):
+        held = [change.key for change in changes if change.stands_in(seen.text_of(text))]
+        own = [text] if text in rejected else []  # what else such a candidate changed
+        prior |= dict.fromkeys(own, WIDE)
+        columns[text] = dict.fromkeys(("level", *held, *own), 1.0)
+    observations = [
+        Observation(sample, columns[text], score)
+        for (text, sample), scores in seen.scores.items()
+        if text in columns and sample in samples
+        for score in scores
+    ]
+
+    def fitted(deviation: float) -> Posterior:
+        believed = {key: (effect, math.hypot(sd, deviation)) for key, (effect, sd) in screened.items()}
+        return fit(observations, prior | believed, repeat)
+
+    deviation = DEVIATION
+    for _ in range(ROUNDS if screened else 0):
+        deviation = _deviation(screened, fitted(deviation), deviation)
+    tried = {text for text, sample in seen.scores if sample in samples}
+    return {text: held for text, held in columns.items() if text in tried}, fitted(deviation)
+
+
+def _deviation(foretold: Mapping[str, tuple[float, float]], posterior: Posterior, last: float) -> float:
+    """The standard deviation by which effects miss what screens foretold, beyond the screens' own noise, by one EM
+    round (Dempster, Laird & Rubin 1977) from the last one."""
+    squares = MISSES * DEVIATION**2
+    for key, (effect, sd) in foretold.items():
+        middle, spread = posterior.contrast({key: 1.0})
+        share = last**2 / (last**2 + sd**2)  # of a miss that is not noise
+        squares += share**2 * ((middle - effect) ** 2 + spread**2) + share * sd**2
+    return math.sqrt(squares / (MISSES + len(foretold)))
+
+
+def _together(
+    changes: Sequence[_Change], columns: Mapping[str, Mapping[str, float]], posterior: Posterior
+) -> dict[str, Together]:
+    """Those of the changes, by key, that no text holds without the others of their group."""
+    groups: dict[frozenset[str], list[str]] = {}
+    for change in changes:
+        groups.setdefault(frozenset(t for t, held in columns.items() if change.key in held), []).append(change.key)
+    found = [
+        Together(tuple(keys), *posterior.contrast(dict.fromkeys(keys, 1.0))) for keys in groups.values() if keys[1:]
+    ]
+    return {key: together for together in found for key in together.keys}
+
+
+def _matched(standing: Sequence[_Change], seen: Seen, train: frozenset[str]) -> dict[str, list[float]]:
+    """For each rule the change in mean score of every sample that was seen with and without it, the other standing
+    rules being the same; of a sample that the rule claims, those being the same that claim it too."""
+    held: dict[str, frozenset[str]] = {}
+    for text, _ in seen.scores:
+        if text not in held:
+            held[text] = frozenset(change.key for change in standing if change.stands_in(seen.text_of(text)))
+    by_sample: dict[str, list[tuple[frozenset[str], Sequence[float]]]] = {}
+    for (text, sample), scores in seen.scores.items():
+        if sample in train:
+            by_sample.setdefault(sample, []).append((held[text], scores))
+    moved: dict[str, list[float]] = {}
+    for change in standing:
+        moved[change.key] = found = []
+        for sample, known in by_sample.items():
+            difference = _difference(change.key, known)
+            if difference is None and sample in change.claims:
+                rivals = {other.key for other in standing if sample in other.claims}
+                difference = _difference(change.key, [(rules & rivals, scores) for rules, scores in known])
+            if difference is not None:
+                found.append(difference)
+    return moved
+
+
+def _difference(key: str, known: Sequence[tuple[frozenset[str], Sequence[float]]]) -> float | None:
+    """Mean score with a rule less that without it, over groups with the same other rules; None if there are none."""
+    groups: dict[frozenset[str], list[float]] = {}
+    for rules, scores in known:
+        groups.setdefault(rules, []).extend(scores)
+    pairs = [(groups[rules - {key}], groups[rules]) for rules in groups if key in rules and rules - {key} in groups]
+    return fmean(fmean(after) - fmean(before) for before, after in pairs) if pairs else None
+
+
+def _interval(effect: float, sd: float) -> tuple[float, float]:
+    half = normal_quantile(0.975) * sd
+    return effect - half, effect + half
+
+
+def _squeeze(text: str) -> str:
+    return " ".join(text.split())

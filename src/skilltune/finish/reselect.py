@@ -1,0 +1,170 @@
+"""The end of training, before the test split is read: which version is really the best, and what in it carries nothing.
+
+A version that was accepted had a good day. Looked at again with everything that was seen on `select` since, another one
+may be surely better, or shorter and no worse; that costs nothing. To drop a rule, a few rollouts without it must show
+that next to nothing is lost.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from skilltune.gate import Arena
+from skilltune.gate.priors import LEVEL, UNSCREENED, WIDE
+from skilltune.journal.keys import rng
+from skilltune.skill import Skill
+from skilltune.stats import Mixture, updated
+from skilltune.stats.linear import Observation, Posterior, fit
+from skilltune.verdict import Verdict
+
+IDLE = 0.2  # share of the changes that were screened and raced that do nothing on `select`
+NOTHING = (0.5, 0.0, 0.002)  # prior weight, mean and sd of a rule that carries nothing
+Prior = tuple[tuple[float, float, float], ...]
+FORETOLD_SD = 0.15  # by which a gain may miss what a screen foretold: where `select` has spoken, it decides
+DRAWS = 4000  # of the gains of versions, to compare them
+TIE = 0.005  # half a point: a version this close to another is as good
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """A version, or a candidate that was rejected: its gain over the input on `select` with its standard deviation, by
+    all evidence, and the rollouts of its own. `version` is None for a rejected one."""
+
+    skill: Skill
+    version: int | None
+    gain: float
+    sd: float
+    n: int
+
+    def to_json(self) -> dict[str, Any]:
+        figures = {"version": self.version, "gain": self.gain, "sd": self.sd, "n": self.n}
+        return {"skill": self.skill.hash, "tokens": self.skill.tokens, **figures}
+
+
+@dataclass(frozen=True, slots=True)
+class Reselection:
+    """Which contender goes to the certificate, and why."""
+
+    best: Contender
+    contenders: tuple[Contender, ...]
+    reason: str
+
+    def to_json(self) -> dict[str, Any]:
+        contenders = [contender.to_json() for contender in self.contenders]
+        return {"best": self.best.skill.hash, "reason": self.reason, "contenders": contenders}
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """Every text that was ever judged, with the changes that led to it from the input, in order of its judgement.
+
+    `changes` maps a text's hash to its column names, one for each change on the way; a change is named after the text
+    that it led to first. `prior` holds what was believed of the gain by each change before `select` was asked, as
+    components (weight, mean, sd).
+    """
+
+    texts: Mapping[str, Skill]
+    changes: Mapping[str, tuple[str, ...]]
+    prior: Mapping[str, Prior]
+    versions: tuple[str, ...]  # the hashes of the accepted ones, the input first
+
+    @classmethod
+    def of(cls, start: Skill, verdicts: Sequence[Verdict]) -> Lineage:
+        texts = {start.hash: start}
+        changes: dict[str, tuple[str, ...]] = {start.hash: ()}
+        prior: dict[str, Prior] = {}
+        versions = [start.hash]
+        for verdict in verdicts:
+            if verdict.candidate is None:
+                continue
+            hash = verdict.candidate.hash
+            if hash not in texts:
+                texts[hash], changes[hash] = verdict.candidate, (*changes[versions[-1]], hash)
+                foretold = verdict.numbers.get("prior")
+                prior[hash] = UNSCREENED
+                if foretold and any(row["sd"] for row in verdict.numbers.get("screen", ())):
+                    believed = foretold[0], math.hypot(foretold[1], FORETOLD_SD)
+                    prior[hash] = ((IDLE, *NOTHING[1:]), (1 - IDLE, *believed))
+            if verdict.accepted:
+                versions.append(hash)
+        return cls(texts, changes, prior, tuple(versions))
+
+    def fit(self, arena: Arena) -> Posterior:
+        """The crossed model of all that was seen of these texts on `select`."""
+        observations = [
+            Observation(sample, dict.fromkeys(("level", *self.changes[text]), 1.0), score)
+            for (text, sample, _), score in arena.scores("select").items()
+            if text in self.changes
+        ]
+        return fit(observations, {"level": LEVEL, **dict.fromkeys(self.prior, WIDE)}, arena.noise)
+
+    def beliefs(self, posterior: Posterior) -> dict[str, Mixture]:
+        """What each change did, shrunk towards its own prior: most changes do nothing, so what may be luck is no gain.
+        What a text gains over the input is the sum of its changes."""
+        beliefs = {}
+        for change, prior in self.prior.items():
+            middle, sd = posterior.contrast({change: 1.0})
+            said = max(1 / sd**2 - 1 / WIDE[1] ** 2, 1e-6)  # precision of the data alone, the wide prior taken out
+            beliefs[change] = updated(prior, middle / sd**2 / said, 1 / said)
+        return beliefs
+
+
+def reselect(arena: Arena, start: Skill, verdicts: Sequence[Verdict]) -> Reselection | None:
+    """The last accepted version, unless by the crossed model of all that was seen on `select` another one, or a
+    candidate that the race rejected, is better with the race's own confidence, or an accepted one is shorter and with
+    that confidence no worse. None that is not expected to be better than the input. None where there is nothing to
+    choose from.
+
+    A mean that is a little higher is no reason: to follow it loses more than it wins. Under `strict` there is no choice
+    either: the published rule keeps the last accepted version.
+    """
+    lineage = Lineage.of(start, verdicts)
+    if len(lineage.texts) == 1 or arena.cfg.policy == "strict":
+        return None
+    posterior = lineage.fit(arena)
+    beliefs = lineage.beliefs(posterior)
+    draw = rng(arena.seed, "reselection")
+    drawn = {change: belief.draws(DRAWS, draw) for change, belief in sorted(beliefs.items())}
+    rejected = {v.candidate.hash for v in verdicts if v.candidate and v.numbers.get("rule") == "race"}
+    rejected -= set(lineage.versions)
+    numbers = {hash: number for number, hash in reversed(list(enumerate(lineage.versions)))}  # the first of equals
+    seen = Counter(text for text, _, _ in arena.scores("select"))
+    among = [hash for hash in lineage.texts if hash in numbers or hash in rejected]
+    gains = {hash: [math.fsum(drawn[c][t] for c in lineage.changes[hash]) for t in range(DRAWS)] for hash in among}
+
+    def contender(hash: str) -> Contender:
+        changes = lineage.changes[hash]
+        _, sd = posterior.contrast(dict.fromkeys(changes, 1.0))
+        gain = math.fsum(beliefs[change].mean for change in changes)
+        return Contender(lineage.texts[hash], numbers.get(hash), gain, sd, seen[hash])
+
+    def sure(one: Contender, other: Contender, margin: float) -> float:
+        """P(one is better than the other by more than the margin)."""
+        return fmean(a - b > margin for a, b in zip(gains[one.skill.hash], gains[other.skill.hash], strict=True))
+
+    contenders = [contender(hash) for hash in among]
+    best = next(c for c in contenders if c.skill.hash == lineage.versions[-1])
+    why = "the last accepted, and no other is surely better"
+    for other in sorted(contenders, key=lambda c: -c.gain):
+        if other.gain > best.gain and (p := sure(other, best, TIE)) >= arena.cfg.confidence:
+            best, why = other, f"better than the last accepted by all evidence: P = {p:.2f}"
+    for other in sorted(contenders, key=lambda c: c.skill.tokens):
+        shorter = other.version is not None and other.skill.tokens < best.skill.tokens
+        if shorter and (p := sure(other, best, -TIE)) >= arena.cfg.confidence:
+            best, why = other, f"shorter and no worse: P = {p:.2f}"
+    if best.version != 0 and best.gain <= 0:
+        best = next(c for c in contenders if c.version == 0)
+        why = "no version is expected to be better"
+    of = f"version {best.version} of {len(lineage.versions) - 1}" if best.version is not None else "rejected once"
+    return Reselection(best, tuple(contenders), f"{of}: {_gain(best)}, {why}")
+
+
+def _gain(contender: Contender) -> str:
+    if contender.version == 0:
+        return "the input"
+    return f"{100 * contender.gain:+.1f} ± {100 * contender.sd:.1f} points over the input"

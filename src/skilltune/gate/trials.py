@@ -1,0 +1,212 @@
+"""All that was ever tried on an incumbent or on it with edits of a pool, in one model of effects.
+
+A small effect shows only in what several screens say of it together, so no trial is forgotten when a step ends or the
+incumbent changes: an accepted edit is in every later trial, and its effect is drawn with the others'. Each rollout
+counts once, whatever it was made for.
+
+An accept may have been luck. While no edit of the incumbent is known to help, the removal of each is an edit like any
+other: its effect is that of the edit, reversed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from random import Random
+from statistics import fmean
+
+from skilltune.edits import Edit, Report, inverse
+from skilltune.optimizer import Proposal
+from skilltune.skill import Skill
+from skilltune.stats.effects import CHAINS, DRAWS, EVERYWHERE, Draw, Odds, Trial, draw_effects
+
+CLAIMS = 0.1  # share of edits with an effect on the samples that they claim, below which claims mean nothing
+SOME = 0.2  # score of the incumbent from which on this can be said: where next to nothing is solved, nothing shows
+KNOWN = 0.9  # P(it helps) of an edit of the incumbent, from which on the incumbent is no mere luck
+DOUBT = "what was seen since it came does not speak for it"
+
+Scores = Mapping[tuple[str, str], Sequence[float]]  # by text hash and sample
+
+
+@dataclass(slots=True)
+class Trials:
+    """Which edits the texts of a run hold, and what was learned of these."""
+
+    texts: dict[str, tuple[str, ...]] = field(default_factory=dict)  # the keys of a text's edits, by its hash
+    incumbents: list[str] = field(default_factory=list)  # hashes, the present one last
+    edits: dict[str, Proposal] = field(default_factory=dict)  # those that texts hold, by their keys
+    supports: dict[str, frozenset[str]] = field(default_factory=dict)  # the samples that an edit claims
+    measured: set[str] = field(default_factory=set)  # edits that were in a screen
+    versions: dict[str, Skill] = field(default_factory=dict)  # the incumbents, by their hashes
+    removals: dict[str, str] = field(default_factory=dict)  # the key of the edit that a removal takes back, by its own
+    inverses: dict[str, Edit] = field(default_factory=dict)  # the removal of an accepted edit, by that edit's key
+    refuted: set[tuple[str, str]] = field(default_factory=set)  # edits that a race gave up alone, with the incumbent
+    # Edits that a screen found hardly any good, with the incumbent: the samples that they claimed.
+    dropped: dict[tuple[str, str], frozenset[str]] = field(default_factory=dict)
+    helps: dict[str, float] = field(default_factory=dict)  # P(an edit helps), of those in the last posterior
+    claims: float = 1.0  # share of edits with an effect on these; until something was tried, of all
+    solved: float = 1.0  # mean score of the incumbent, or of the last one that was seen
+    # The last state of each chain of the sampler: the samples, and the two effects of each edit.
+    last: Sequence[tuple[Mapping[str, int], Mapping[str, tuple[int, int]]]] = ()
+
+    @property
+    def diffuse(self) -> bool:
+        """Whether claims were found to mean nothing: what edits do, they do to all samples."""
+        return self.claims < CLAIMS and self.solved >= SOME
+
+    @property
+    def proven(self) -> bool:
+        """True while an accepted version stands; false again if all that was accepted was taken back."""
+        return self.incumbents[:1] != self.incumbents[-1:]
+
+    def set_incumbent(self, skill: Skill) -> tuple[str, ...]:
+        """Take note of the incumbent; the edits that it holds."""
+        if skill.hash not in self.incumbents[-1:]:
+            self.incumbents.append(skill.hash)
+            self.versions[skill.hash] = skill
+        return self.texts.setdefault(skill.hash, ())
+
+    def note(self, text: Skill, incumbent: Skill, proposals: Sequence[Proposal]) -> None:
+        """Take note of what a text holds: the incumbent's edits, but for those that were overwritten, and these."""
+        gone = {self.removals[p.edit.key] for p in proposals if p.edit.key in self.removals}
+        new = {p.edit.key: p for p in proposals if p.edit.key not in self.removals}
+        self.edits |= new
+        document, before = _plain(text.body), self.texts[incumbent.hash]
+        once = dict.fromkeys([*(key for version in self.incumbents for key in self.texts[version]), *before])
+        parts = {key: self._inserted(key) for key in once if key not in gone}  # a removal may bring an older text back
+        held = [key for key, part in parts.items() if (_stands(part, document) if part else key in before)]
+        self.texts.setdefault(text.hash, tuple(dict.fromkeys((*held, *new))))
+
+    def _inserted(self, key: str) -> str:
+        return _plain(self.edits[key].edit.text or "")
+
+    def accept(self, reports: Sequence[Report]) -> None:
+        """Take note of how the edits of an accepted candidate are taken back; the optimizer may think of that too."""
+        for report in reports:
+            key = report.edit.key
+            back = inverse(report.edit.op, report.removed, report.inserted, DOUBT)
+            if report.status == "applied" and key not in self.removals and back and back.key not in self.edits:
+                self.removals[back.key], self.inverses[key] = key, back
+
+    def known(self, proposal: Proposal) -> Proposal:
+        """A proposal as it is; one that takes an accepted edit back answers what that one did."""
+        key = self.removals.get(proposal.edit.key)
+        if key is None:
+            return proposal
+        return replace(proposal, support=tuple(sorted(self.supports.get(key, ()))), among=self.edits[key].among)
+
+    def removal_candidates(self) -> list[Proposal]:
+        """The removal of edits of the incumbent, the most doubtful first, while none of its edits is known to help: it
+        may be there by luck, with something harmful beside which nothing can show what it is worth."""
+        incumbent = self.incumbents[-1]
+        held = sorted(self.texts[incumbent], key=lambda key: self.helps.get(key, 1.0))
+        if not held or self.helps.get(held[-1], 1.0) >= KNOWN:
+            return []
+        parts = {key: self._inserted(key) for key in held}
+        inside = {key for key in held for other in held if key != other and parts[key] and parts[key] in parts[other]}
+        removable = [key for key in held if key in self.inverses and key not in inside]
+        removals = [self.known(Proposal(self.inverses[key])) for key in removable]
+        return [removal for removal in removals if (incumbent, removal.edit.key) not in self.refuted]
+
+    def drop(self, incumbent: Skill, proposals: Sequence[Proposal]) -> None:
+        """Take note of edits that a screen found hardly any good, for the samples that they claim."""
+        for proposal in proposals:
+            key = incumbent.hash, proposal.edit.key
+            self.dropped[key] = self.dropped.get(key, frozenset()).union(proposal.support)
+
+    def judged(self, proposal: Proposal, incumbent: Skill) -> bool:
+        """Was it found hardly any good beside this incumbent, and claims nothing new?"""
+        claimed = self.dropped.get((incumbent.hash, proposal.edit.key))
+        return claimed is not None and claimed.issuperset(proposal.support)
+
+    def former(self) -> dict[tuple[str, ...], Skill]:
+        """The incumbents before the present one, by their lines."""
+        return {lines(skill): skill for hash, skill in self.versions.items() if hash != self.incumbents[-1]}
+
+    def baseline_scores(self, scores: Scores, samples: Container[str]) -> dict[str, float]:
+        """Mean scores of samples under the incumbent, or under the last version that was seen on them."""
+        rank = {version: place for place, version in enumerate(self.incumbents)}
+        known = [(rank[text], sample, seen) for (text, sample), seen in scores.items() if text in rank]
+        return {sample: fmean(seen) for _, sample, seen in sorted(known) if sample in samples}
+
+    def draws(
+        self,
+        scores: Scores,
+        pool: Sequence[str],
+        random: Random,
+        *,
+        draws: int = DRAWS,
+    ) -> list[Draw]:
+        """Draws of the samples under the incumbent and of the effects of the edits of a pool (their keys, in its order)
+        by these scores."""
+        rows = [
+            (sample, self.texts[text], score)
+            for (text, sample), seen in sorted(scores.items())
+            if text in self.texts
+            for score in seen
+        ]
+        taken = self.texts[self.incumbents[-1]]
+        own = [score for (text, _), seen in scores.items() if text == self.incumbents[-1] for score in seen]
+        self.solved = fmean(own) if own else self.solved
+        signs = [-1 if key in self.removals else 1 for key in pool]
+        in_question = [self.removals.get(key, key) for key in pool]
+        active = dict.fromkeys(in_question)
+        others = sorted({*taken, *(key for _, keys, _ in rows for key in keys)}.difference(active))
+        number = {key: i for i, key in enumerate([*active, *others])}
+        claims = {key: self.supports.get(key, frozenset()) for key in number}
+        trials = [
+            Trial(
+                sample,
+                tuple([number[key] for key in keys]),
+                tuple([number[key] for key in keys if sample in claims[key]]),
+                score,
+            )
+            for sample, keys, score in rows
+        ]
+        start = [
+            Draw(bases, *(tuple([effects.get(key, (0, 0))[kind] for key in number]) for kind in (0, 1)))
+            for bases, effects in self.last
+        ]
+        odds = EVERYWHERE if self.diffuse else Odds()
+        drawn = draw_effects(trials, len(number), odds, random, draws=draws, active=len(active), start=start)
+        self.last = [
+            (draw.bases, dict(zip(number, zip(draw.general, draw.claimed, strict=True), strict=True)))
+            for draw in drawn[-CHAINS:]
+        ]
+        self.claims = sum([sum(map(bool, draw.claimed)) for draw in drawn]) / (len(number) * len(drawn))
+        self.helps = {
+            key: fmean([_does_good(draw.general[i], draw.claimed[i] if claims[key] else 0) for draw in drawn])
+            for key, i in number.items()
+        }
+        held = {s: [number[key] for key in taken if s in claims[key]] for s in drawn[-1].bases}
+        held = {s: claiming for s, claiming in held.items() if claiming}
+        effects = [(sign, number[key]) for sign, key in zip(signs, in_question, strict=True)]
+        result = []
+        for draw in drawn:
+            general = sum([draw.general[number[key]] for key in taken])
+            bases = {s: base + general for s, base in draw.bases.items()}
+            for s, claiming in held.items():
+                bases[s] += sum([draw.claimed[i] for i in claiming])
+            of_pool = [tuple([sign * kind[i] for sign, i in effects]) for kind in (draw.general, draw.claimed)]
+            result.append(Draw(bases, *of_pool))
+        return result
+
+
+def _does_good(general: int, claimed: int) -> bool:
+    """Does an edit with these effects help somewhere, and harm nowhere?"""
+    return general > 0 or (general == 0 and claimed > 0)
+
+
+def lines(skill: Skill) -> tuple[str, ...]:
+    """What a text says, whatever blank lines removals left in it."""
+    return tuple(line.rstrip() for line in skill.text.splitlines() if line.strip())
+
+
+def _stands(part: str, document: str) -> bool:
+    """Does all of it stand there, if need be with later edits between its lines?"""
+    return all(line.strip() in document for line in part.splitlines())
+
+
+def _plain(text: str) -> str:
+    """Without what inserting changes: line ends, and white space around."""
+    return text.replace("\r\n", "\n").strip()

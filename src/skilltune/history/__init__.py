@@ -1,0 +1,1 @@
+"""A finished or running run, read back from its journal."""

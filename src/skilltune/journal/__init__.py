@@ -1,0 +1,1 @@
+"""The journal: one SQLite file per run that memoises every paid call and every decision."""

@@ -1,0 +1,1 @@
+"""Metering: budgets, slots, retries and the client that combines them."""

@@ -1,0 +1,240 @@
+"""Hard money: every unit of work is reserved against the budget in the moment in which it is sent.
+
+A unit is a call to a model, or a rollout of an agent that makes any number of calls. Its cost is unknown until it
+ends, so each kind is estimated by the mean of what its units have cost so far, the first few not below a bound that is
+computed from the request. Until the first cost of a kind is known, one unit goes first. What is reserved plus what is
+spent never passes a limit, so a budget is overshot at most by the estimation error of the units in flight. What `hold`
+names is kept back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+
+from skilltune.errors import BudgetExceeded, UsageError
+from skilltune.limits import Limits
+from skilltune.usage import Usage, minus
+
+PACED = 20  # calls until the pace of a run can be told
+FEW = 5  # units of a kind, below which the mean of their costs is not trusted to be high enough
+SPARE = 1.1  # at least so many times the expected tokens and dollars are kept back: an estimate may be too low
+
+
+@dataclass(slots=True)
+class _Kind:
+    """What units of one kind have cost so far, for the next estimate."""
+
+    units: int = 0
+    total: Usage = field(default_factory=Usage)
+    squares: tuple[float, float] = (0.0, 0.0)  # of the tokens and the dollars of each unit of this process
+    counted: int = 0  # units in `squares`
+
+    def add(self, usage: Usage) -> None:
+        tokens, usd = self.squares
+        self.squares = tokens + float(usage.tokens) ** 2, usd + (usage.usd or 0.0) ** 2
+        self.units, self.counted, self.total = self.units + 1, self.counted + 1, self.total + usage
+
+    def estimate(self, bound: Usage) -> Usage:
+        """The mean cost of a unit; of the first few the larger one of it and the bound."""
+        n, total = self.units, self.total
+        if not n:
+            return bound
+        usd = None if total.usd is None else total.usd / n
+        mean = Usage(-(-total.calls // n), total.input_tokens // n, total.output_tokens // n, usd=usd)
+        return mean if n >= FEW else _larger(mean, bound)
+
+    def expect(self, units: int, guess: Usage) -> Usage:
+        """What so many units will cost together, with a margin. For the first few units of a kind that were not seen
+        yet the guess stands in: one dear unit must not stop a run."""
+        unseen = max(0, FEW - self.units)
+        n = self.units + unseen
+        read, written, calls = (
+            (getattr(self.total, name) + unseen * getattr(guess, name)) / n
+            for name in ("input_tokens", "output_tokens", "calls")
+        )
+        usd = None if self.total.usd is None or guess.usd is None else (self.total.usd + unseen * guess.usd) / n
+        tokens = units * (read + written)
+        more = max((SPARE - 1) * tokens, self._spread(0, units)) / tokens if tokens else 0.0
+        if usd is not None:
+            usd = units * usd + max((SPARE - 1) * units * usd, self._spread(1, units))
+        read, written = (round(units * figure * (1 + more)) for figure in (read, written))
+        return Usage(math.ceil(units * calls), read, written, usd=usd)
+
+    def _spread(self, which: int, units: int) -> float:
+        """Two standard deviations of the sum of so many units, from those of this process."""
+        if self.counted < FEW or self.counted != self.units:
+            return 0.0
+        mean = (self.total.tokens, self.total.usd or 0.0)[which] / self.units
+        return 2 * math.sqrt(units * max(0.0, self.squares[which] / self.counted - mean**2))
+
+
+class Budget:
+    """Spent, reserved and held, against the limits. `usd` spent is None once an unpriced call was made."""
+
+    def __init__(
+        self,
+        limits: Limits,
+        spent: Usage,
+        elapsed: Callable[[], float] | None = None,
+        *,
+        known: Mapping[str, tuple[int, Usage]] | None = None,
+    ) -> None:
+        """`spent` before this process began; `elapsed` tells the seconds that the run has lived until now. `known` has
+        by kind the units that were paid before, and what they cost together."""
+        began = time.monotonic()
+        self.limits = limits
+        self._elapsed = elapsed or (lambda: time.monotonic() - began)
+        self.spent = spent
+        self._held: dict[str, tuple[int, Usage]] = {}
+        self._again = False
+        self._reserved = Usage()
+        self._kinds = {kind: _Kind(*before) for kind, before in (known or {}).items()}
+        self._first: dict[str, asyncio.Event] = {}  # by kind, set when the first unit has ended
+        self.rest: Callable[[], tuple[str, int, Usage]] = lambda: ("", 0, Usage())
+        """Tells what a typical run still takes, certificate included: a kind, how many units of it, and a guess at
+        one. What other kinds cost is told from what they have cost so far for each unit of this one."""
+
+    def estimate(self, kind: str, bound: Usage) -> Usage:
+        """What the next unit of a kind will cost, as far as it is known now; `bound` is the caller's upper estimate."""
+        return self._kinds.setdefault(kind, _Kind()).estimate(bound)
+
+    def units(self, kind: str) -> int:
+        """How many units of a kind were paid for."""
+        return self._kinds[kind].units if kind in self._kinds else 0
+
+    @asynccontextmanager
+    async def in_turn(self, kind: str) -> AsyncIterator[None]:
+        """Around a unit of work, its wait for a slot included: where tokens or dollars are limited and no cost of its
+        kind is known, the first unit goes alone, and the others wait until it has ended."""
+        if (first := self._first.get(kind)) is not None:
+            await first.wait()
+            yield
+            return
+        first = self._first[kind] = asyncio.Event()
+        measured = self.limits.usd is not None or self.limits.tokens is not None
+        if not measured or self._kinds.setdefault(kind, _Kind()).units:
+            first.set()
+        try:
+            yield
+        finally:
+            first.set()
+
+    @contextmanager
+    def reserve(self, kind: str, bound: Usage) -> Iterator[list[Usage]]:
+        """Reserve one unit of work in the moment in which it is sent; append what it really cost to the yielded list.
+
+        `bound` is the caller's upper estimate. Raises `BudgetExceeded` when the unit may pass a limit, `UsageError`
+        when dollars are limited and this unit, or one before it, has no known price.
+        """
+        self.require_price(kind, bound)
+        cost = self.estimate(kind, bound)
+        self.check(cost)
+        self._reserved = self._reserved + cost
+        actual: list[Usage] = []
+        try:
+            yield actual
+        finally:
+            self._reserved = minus(self._reserved, cost)
+            for usage in actual:
+                self.spent = self.spent + usage
+                self._kinds[kind].add(usage)
+
+    def require_price(self, kind: str, bound: Usage) -> None:
+        """Raise `UsageError` where dollars are limited and calls of this kind have no known price."""
+        if self.limits.usd is not None and bound.usd is None:
+            raise UsageError(
+                f"the budget is in dollars, but the price of the {kind} model is unknown: state it under "
+                f"`[{kind}] price = [input, output]` (dollars per million tokens), or budget in calls or tokens."
+            )
+
+    def check(self, cost: Usage) -> None:
+        """Raise `BudgetExceeded` if spending `cost` now may pass a limit, over what is reserved and held."""
+        after = self.spent + self._reserved + self.held + cost
+        for name, limit, value in (
+            ("calls", self.limits.calls, after.calls),
+            ("tokens", self.limits.tokens, after.tokens),
+            ("usd", self.limits.usd, after.usd),
+        ):
+            if limit is not None and value is None:
+                raise UsageError(
+                    "the budget is in dollars, but a call of this run had no known price, so what is spent is unknown: "
+                    "budget in calls or tokens, or start a fresh run with `price` set for every model."
+                )
+            if limit is not None and value is not None and value > limit + 1e-9:
+                kept = " (part of it is kept for the certificate)" if self.held.calls else ""
+                spent = getattr(self.spent, name)
+                raise BudgetExceeded(
+                    f"the next call could pass the budget of {limit:.12g} {name}{kept}; "
+                    f"{self._raise_it(name, limit, spent)}"
+                )
+        if self.limits.minutes is not None and self._elapsed() + self._held_s() > self.limits.minutes * 60:
+            raise BudgetExceeded(
+                f"the budget of {self.limits.minutes:g} minutes is used up; "
+                f"{self._raise_it('minutes', self.limits.minutes, self._elapsed() / 60)}"
+            )
+
+    def _raise_it(self, name: str, limit: float, spent: float) -> str:
+        """How to go on, with a limit that lasts for the whole run, as far as that can be told."""
+        kind, units, guess = self.rest()
+        done = self.units(kind)
+        one = getattr(self.estimate(kind, guess), name, None) or 0.0
+        each = max(one, spent / done) if done >= FEW else one
+        enough = SPARE * (spent + units * each)
+        if not units or enough <= limit:
+            return (
+                f"raise it with budget.{name}={2 * limit or 1:.12g} (twice as much) and run the same command to go on"
+            )
+        return (
+            f"raise it with budget.{name}={_rounded_up(enough)} and run the same command to go on: {spent:.4g} are "
+            f"spent, and the rest of a typical run takes {units:,} more {kind} calls, its certificate included"
+        )
+
+    def spend(self, usage: Usage) -> None:
+        """Count what was spent beside reserved work: attempts that failed."""
+        self.spent = self.spent + usage
+
+    def hold(self, kind: str, calls: int, guess: Usage, *, again: bool = False) -> None:
+        """Keep back what `calls` units of a kind will cost: `guess` each until some were made, then their mean, and a
+        bit more. With `again` all that is spent until the release is kept back once more."""
+        self._held[kind] = (calls, guess)
+        self._again = self._again or again
+
+    def release(self) -> None:
+        self._held.clear()
+        self._again = False
+
+    def _held_s(self) -> float:
+        """Seconds that the held calls will take at the pace of this run."""
+        return self.held.calls * self._elapsed() / self.spent.calls if self.spent.calls >= PACED else 0.0
+
+    @property
+    def held(self) -> Usage:
+        """What is kept back, by the present estimate."""
+        held = Usage()
+        for kind, (units, guess) in self._held.items():
+            held += self._kinds.setdefault(kind, _Kind()).expect(units, guess)
+        return held + self.spent + self._reserved if self._again else held
+
+
+def _larger(one: Usage, other: Usage) -> Usage:
+    """The larger one of each figure."""
+    usd = None if one.usd is None or other.usd is None else max(one.usd, other.usd)
+    read, written = max(one.input_tokens, other.input_tokens), max(one.output_tokens, other.output_tokens)
+    return Usage(max(one.calls, other.calls), read, written, usd=usd)
+
+
+def _rounded_up(value: float) -> str:
+    """Two digits, as the command line takes them: 1234.5 → "1300", 0.0123 → "0.013"."""
+    unit = 10.0 ** (math.floor(math.log10(value)) - 1)
+    value = math.ceil(value / unit - 1e-9) * unit
+    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
+
+
+def raise_it(name: str, limit: float) -> str:
+    """The way on after a limit of the budget."""
+    return f"raise it with budget.{name}={2 * limit or 1:.12g} (twice as much) and run the same command to go on"

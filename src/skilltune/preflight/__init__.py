@@ -1,0 +1,1 @@
+"""Preflight: what can be found out before money is spent."""

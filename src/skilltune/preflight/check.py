@@ -1,0 +1,231 @@
+"""What can be known before the first paid call: is the input sound, what could a run show, what may it take.
+
+Problems are collected rather than raised, so that one look names them all. Nothing here calls a model but `probe`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+
+from skilltune.authoring.review import unread
+from skilltune.authoring.scaffold import DESCRIPTION
+from skilltune.build import build_env, build_session, describe_overlong, load_skill
+from skilltune.config import Config
+from skilltune.envs import Env
+from skilltune.errors import CallConfigError, JudgeError, Stopped, UsageError
+from skilltune.frontmatter import BadFrontmatter, read_block
+from skilltune.gate.eprocess import reachable
+from skilltune.journal.run import scratch_run
+from skilltune.optimizer.schedule import steps_per_epoch
+from skilltune.parts import Session
+from skilltune.preflight.agreement import Agreement, describe_cost, measure, read_labels
+from skilltune.preflight.audit import audit
+from skilltune.preflight.estimate import Estimate, estimate, remarks
+from skilltune.preflight.preview import preview
+from skilltune.preflight.probe import Probe, probe_roles
+from skilltune.samples import Splits, split
+from skilltune.sinks import find_sink
+from skilltune.skill import Skill
+
+CONTRADICTING = 0.2  # share of samples that ask the same and expect something else, from which on it is a problem
+
+
+@dataclass(slots=True)
+class Check:
+    """What was found. `problems` must be mended, `notes` should be known; the rest is None where not reached."""
+
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    skill: Skill | None = None
+    samples: int = 0
+    groups: int = 0
+    splits: Splits | None = None
+    estimate: Estimate | None = None
+    probes: list[Probe] = field(default_factory=list)
+    agreement: Agreement | None = None
+    preview: list[tuple[str, str]] = field(default_factory=list)  # one sample as the target gets it and as it is scored
+
+
+async def check(
+    cfg: Config,
+    root: Path,
+    *,
+    probe: bool = False,
+    labels: Path | None = None,
+    announce: Callable[[str], None] = lambda text: None,
+) -> Check:
+    """Look at everything that a run with this config needs. `probe` makes one call to each model; with `labels`,
+    answers with known verdicts, the judge reads them, at a price that is announced first.
+
+    A scorer written by the user is run on the expected answers, and may itself call what it likes.
+    """
+    found = Check()
+    with _collecting(found):
+        for sink in cfg.log.sinks:
+            find_sink(sink)
+    with _collecting(found):
+        found.skill = _look_at_skill(cfg, root, found)
+    env = None
+    with _collecting(found):
+        env = build_env(cfg, root)
+        found.notes += env.notes()
+        _look_for_contradictions(env, found)
+        await _look_at_samples(cfg, env, found)
+    if found.skill is None or env is None or found.splits is None:
+        return found
+    if cfg.gate.policy == "eprocess":
+        _look_at_bets(cfg, found.splits, found)
+    with _collecting(found), scratch_run(None) as run:
+        session = build_session(cfg, run, root, env=env, skill=found.skill)
+        found.preview = preview(session.env, session.skill, session.splits.train[0])
+        try:
+            found.estimate = estimate(session)
+            found.notes += remarks(session, found.estimate)
+            with _collecting(found):
+                session.require_evidence()
+            if probe:
+                await _probe(session, found)
+            if labels is not None:
+                await _measure_judge(session, labels, announce, found)
+        finally:
+            await session.aclose()
+    return found
+
+
+@contextmanager
+def _collecting(found: Check) -> Iterator[None]:
+    try:
+        yield
+    except UsageError as error:
+        found.problems += str(error).splitlines()
+
+
+def stated_name(skill: Skill) -> str:
+    """The name in a skill's frontmatter; "" where it states none."""
+    with suppress(BadFrontmatter):
+        return str(read_block(skill.frontmatter).get("name") or "")
+    return ""
+
+
+def _look_at_skill(cfg: Config, root: Path, found: Check) -> Skill:
+    skill = load_skill(cfg, root)
+    if not (root / cfg.skill).exists():
+        found.notes.append(f"the skill {cfg.skill} does not exist yet: training starts from an empty one")
+    else:
+        found.problems += [f"skill {cfg.skill}: {problem}" for problem in skill.check()]
+        found.notes += [f"skill {cfg.skill}: {note}" for note in skill.notes()]
+    if too_long := describe_overlong(cfg, skill):
+        found.problems.append(too_long)
+    if DESCRIPTION in skill.frontmatter:
+        found.notes.append(
+            f"the description in {cfg.skill} is still the template's: say what the skill does and when to use it, for "
+            "that is what agents find it by"
+        )
+    return skill
+
+
+async def _look_at_samples(cfg: Config, env: Env, found: Check) -> None:
+    found.samples = len(env.samples)
+    found.groups = len({sample.group for sample in env.samples if sample.group is not None})
+    found.splits = split(env.samples, cfg.env.split, cfg.seed)
+    await _try_stated_answers(env, found)
+    if "\\n" in env.prompt:
+        found.notes.append(
+            r"env.prompt holds \n as two characters and no line break: TOML reads it as one between double quotes, "
+            r"""in a command 'env.prompt="Input: {input}\nOutput:"'"""
+        )
+    invalid = [*unread(env.samples), *await env.validate()]
+    found.problems += invalid
+    if not invalid:  # else that is what an audit would find
+        tricks = await audit(env, found.splits)
+        found.problems += tricks.problems
+        found.notes += tricks.notes
+
+
+def _look_at_bets(cfg: Config, splits: Splits, found: Check) -> None:
+    """Say if the e-process cannot accept a candidate, or only early ones, however good it is: `select` is too small."""
+    alone = [1 for sample in splits.select if sample.group is None]
+    groups = Counter(sample.group for sample in splits.select if sample.group is not None)
+    units = [*alone, *groups.values()]
+    of = f"{len(splits.select)} select samples" + (f" in {len(units)} groups" if groups else "")
+    last = reachable(units, cfg.gate.alpha, cfg.gate.passes)
+    enough = next(n for n in count(1) if reachable([1] * n, cfg.gate.alpha, cfg.gate.passes))
+    if not last:
+        found.problems.append(
+            f"gate.policy=eprocess can accept nothing with {of}: even a candidate that wins all of them stays below "
+            f"the bar. Give select at least {enough} independent samples (more samples, or a larger share in "
+            f"env.split), raise gate.alpha ({cfg.gate.alpha:g}), or use gate.policy=race"
+        )
+    elif last < (steps := steps_per_epoch(cfg.train, len(splits.train)) * cfg.train.epochs):
+        found.notes.append(
+            f"gate.policy=eprocess with {of}: if the first {last} candidates fail, no later one can be accepted, and "
+            f"the run has {steps} steps: more select samples allow more candidates"
+        )
+
+
+def _look_for_contradictions(env: Env, found: Check) -> None:
+    """Samples that ask the same and expect different answers. A few are noise in the data. If they are many, something
+    that the answer depends on is not shown: a problem."""
+    asked: defaultdict[str, set[str]] = defaultdict(set)
+    ids: defaultdict[str, list[str]] = defaultdict(list)
+    for sample in env.samples:
+        if sample.files or not isinstance(sample.input, str):
+            continue
+        text = env.messages(sample)[0].text
+        asked[text].add(json.dumps([sample.target, sample.checks], sort_keys=True, default=str))
+        ids[text].append(sample.id)
+    unlike = [ids[text] for text, wanted in asked.items() if len(wanted) > 1]
+    if n := sum(map(len, unlike)):
+        (found.problems if n >= CONTRADICTING * len(env.samples) else found.notes).append(
+            f"{n} of {len(env.samples)} samples ask the same as another one and expect something else (such as "
+            f"{', '.join(unlike[0][:3])}): does the prompt show all that the answer depends on?"
+        )
+
+
+async def _try_stated_answers(env: Env, found: Check) -> None:
+    """Notes on answers that nothing could be tried with, and on those that fail a check which does not look at them
+    (`Env.validate` reports the others)."""
+    untried, failing = 0, []
+    for sample in env.samples:
+        if env.expected(sample) and not env.lines(sample):
+            continue
+        try:
+            score = await env.tried(sample)
+        except JudgeError as error:
+            found.problems.append(str(error))
+            continue
+        untried += score is None
+        if score is not None and not score.hard:
+            failing.append(f'"{sample.id}": {score.why}')
+    if untried:
+        found.notes.append(
+            f"{untried} of {found.samples} samples cannot be tried: they state no answer, or only a judge could read it"
+        )
+    if failing:
+        found.notes.append(
+            f"the stated answers of {len(failing)} of {found.samples} samples fail their own checks (first: "
+            f"{failing[0]}): mend one or the other, unless they describe an answer rather than give it"
+        )
+
+
+async def _probe(session: Session, found: Check) -> None:
+    found.probes += await probe_roles(session)
+    found.problems += [f"the {probe.role} does not answer: {probe.error}" for probe in found.probes if probe.error]
+    found.notes += [f"{probe.role}: {what}" for probe in found.probes for what in probe.learned]
+
+
+async def _measure_judge(session: Session, path: Path, announce: Callable[[str], None], found: Check) -> None:
+    if session.judge is None:
+        raise UsageError('--judge measures a judge, but the score names none: score = {judge = "MODEL"} names one')
+    labels = read_labels(path, session.env)
+    announce(describe_cost(session.judge, labels))
+    try:
+        found.agreement = await measure(session.judge, labels)
+    except (CallConfigError, Stopped) as error:
+        found.problems.append(str(error))

@@ -1,0 +1,189 @@
+"""The estimate of a run's calls, tokens and dollars, and remarks on the budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import ceil, floor, log10
+
+from skilltune.config import Config
+from skilltune.finish.controls import CONTROL_ARMS
+from skilltune.finish.reserve import TYPICAL, estimate_calls
+from skilltune.limits import Limits
+from skilltune.metering.budget import Budget
+from skilltune.metering.client import DEFAULT_ANSWER_TOKENS, Client
+from skilltune.models.prices import price
+from skilltune.optimizer.model import SHOWN_SUCCESSES
+from skilltune.parts import Session
+from skilltune.samples import Sample
+from skilltune.scorers.judge import Reader
+from skilltune.usage import Usage
+
+MEASURED = 50  # samples whose prompts are built for the estimate; images are read for it
+PROMPT_TOKENS = (100, 1500)  # least and most of an optimizer's instructions, notes and rejected edits
+VERDICT_TOKENS = 20  # of a verdict with a short quote
+Range = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a whole run takes, each as (least, most): calls by role, tokens of both, dollars (None: price unknown).
+
+    Least: no edit is ever worth a race. Most: every candidate is raced to the end with a skill as large as allowed
+    and answers as long as allowed; real runs stay well below it. `after_calls` of the target are the certificate and
+    the control arms, which the budget keeps back.
+    """
+
+    target_calls: Range
+    optimizer_calls: Range
+    tokens: Range
+    usd: tuple[float, float] | None
+    judge_calls: Range = (0, 0)
+    after_calls: int = 0
+
+    @property
+    def typical_calls(self) -> int:
+        """Of the target, by a rule of thumb: a training takes 20 to 60 % of the way to its most, as our benches and
+        examples did, and a certificate follows."""
+        return round(_typical(*self.target_calls, self.after_calls))
+
+
+def estimate(session: Session) -> Estimate:
+    """Calls, tokens and dollars of a whole run, judged from the samples; see `Estimate` for what the ends mean."""
+    cfg, target, optimizer = session.cfg, session.target, session.optimizer_client
+    samples = _spread([*session.splits.train, *session.splits.select, *session.splits.test], MEASURED)
+    asked = [session.roll.target.guess(session.skill, sample, session.env).input_tokens for sample in samples]
+    read = ceil(sum(asked) / len(samples))
+    written = ceil(sum(len(session.env.expected(s)) for s in samples) / 4 / len(samples)) or 1
+    longest = cfg.target.max_tokens or DEFAULT_ANSWER_TOKENS
+    largest = cfg.train.skill_limit(session.skill.tokens)
+    growth = max(0, largest - session.skill.tokens)
+
+    least, most = estimate_calls(cfg, session.splits)
+    ends = [(target, Usage(least, least * read, least * written))]
+    ends += [(target, Usage(most, most * (read + growth), most * longest))]
+    thinking = (0, 0)
+    if optimizer is not None or session.handoff is not None:
+        thinking = few, many = _optimizer_calls(cfg, len(session.splits.train))
+    if optimizer is not None:
+        few, many = thinking
+        reading = few * (PROMPT_TOKENS[0] + session.skill.tokens)
+        if few:  # every trajectory is read at least once
+            reading += (
+                len(session.splits.train) * cfg.train.epochs * cfg.target.attempts * (read - session.skill.tokens)
+            )
+        answer = cfg.optimizer.max_tokens or DEFAULT_ANSWER_TOKENS
+        evidence = max(
+            (cfg.train.minibatch_size + SHOWN_SUCCESSES) * min(read + longest, cfg.optimizer.trajectory_chars // 4),
+            cfg.train.merge_batch_size * answer if cfg.train.merge == "rank" else 0,
+        )
+        asking = many * (PROMPT_TOKENS[1] + largest + evidence)
+        ends.append((optimizer, Usage(few, reading, few)))
+        ends.append((optimizer, Usage(many, asking, many * answer)))
+    judging = (0, 0)
+    if session.judge is not None:
+        judged = [sample for sample in samples if session.env.lines(sample)]
+        # Least: an answer is read once. Most: every answer is another one, and each verdict is asked for again once.
+        judging = ceil(least * len(judged) / len(samples)), ceil(2 * most * len(judged) / len(samples))
+        ends += [(session.judge.client, usage) for usage in _judging(session, session.judge, judged, judging, longest)]
+    low, high = ends[::2], ends[1::2]
+    after = (2 + CONTROL_ARMS * cfg.certify.controls) * cfg.certify.attempts * len(session.splits.test)
+    dollars = (_dollars(low), _dollars(high))
+    return Estimate(
+        target_calls=(least, most),
+        optimizer_calls=thinking,
+        tokens=(sum(usage.tokens for _, usage in low), sum(usage.tokens for _, usage in high)),
+        usd=None if dollars[0] is None or dollars[1] is None else (dollars[0], dollars[1]),
+        judge_calls=judging,
+        after_calls=after + least * cfg.certify.controls,  # the dearest arm takes as much as the training
+    )
+
+
+def _typical(least: int, most: int, after: int) -> float:
+    """Calls of a typical run whose training takes from `least` to `most - after` calls and is followed by `after`."""
+    return after + least + TYPICAL * max(0, most - after - least)
+
+
+def _judging(
+    session: Session, judge: Reader, samples: Sequence[Sample], calls: Range, longest: int
+) -> tuple[Usage, Usage]:
+    """What the judge reads and writes, least (short answers, bare verdicts) and most (long ones, asked for twice)."""
+    few, many = calls
+    asked = [judge.client.bound(judge.request(s, "", session.env.lines(s))).input_tokens for s in samples] or [0]
+    read, lines = ceil(sum(asked) / len(asked)), sum(len(session.env.lines(s)) for s in samples) / max(len(samples), 1)
+    answer = session.cfg.judge.max_tokens or DEFAULT_ANSWER_TOKENS
+    return Usage(few, few * read, ceil(few * lines * VERDICT_TOKENS)), Usage(
+        many, many * (read + longest + answer), many * answer
+    )
+
+
+def _optimizer_calls(cfg: Config, train: int) -> Range:
+    """Least: nothing ever fails. Most: every call is asked again once, and every merge, ranking and epoch's end is."""
+    loop = cfg.train
+    sizes = [min(loop.batch_size, train - start) for start in range(0, train, loop.batch_size)]
+    groups = [ceil(size * cfg.target.attempts / loop.minibatch_size) for size in sizes]
+    extra = (loop.schedule == "autonomous") + (loop.update == "rewrite")
+    slow = 2 * max(0, loop.epochs - 1) if cfg.slow.enabled else 0
+    if (
+        loop.merge == "rank"
+    ):  # failures and successes apart: one minibatch more; fewer merges than patches, and the last
+        return loop.epochs * sum(groups), 2 * (loop.epochs * sum(2 * (n + 1) + 2 + extra for n in groups) + slow)
+    return 0, 2 * (loop.epochs * sum(n + extra for n in groups) + slow)
+
+
+def _dollars(parts: Sequence[tuple[Client, Usage]]) -> float | None:
+    total = 0.0
+    for client, usage in parts:
+        cost = price(client.model.name, usage, override=client.rate)
+        if cost is None:
+            return None
+        total += cost
+    return total
+
+
+def _spread(samples: Sequence[Sample], n: int) -> Sequence[Sample]:
+    """At most n samples, evenly spread."""
+    return samples if len(samples) <= n else [samples[i * len(samples) // n] for i in range(n)]
+
+
+def _rounded(value: float) -> str:
+    """A number as the command line takes it, rounded up to two digits: 1234.5 → "1300", 0.0123 → "0.013"."""
+    if not value:
+        return "0"
+    unit = 10.0 ** (floor(log10(value)) - 1)
+    value = ceil(value / unit - 1e-9) * unit
+    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
+
+
+def remarks(session: Session, expected: Estimate) -> list[str]:
+    """Where a limit of the budget is less than what a run takes, certificate and control arms included: one sentence
+    for each, with the number to raise it to. `minutes` cannot be estimated."""
+    cfg = session.cfg
+    planned = replace(session, budget=Budget(Limits(), Usage()))
+    planned.hold_back()
+    kept = planned.budget.held
+    ranges = (expected.target_calls, expected.optimizer_calls, expected.judge_calls)
+    few, many = (sum(ends) for ends in zip(*ranges, strict=True))
+    following = kept.calls + few * cfg.certify.controls
+    stretch = (_typical(few, many, following) - following) / few  # a typical training against the shortest
+    what = "the certificate and the control arms" if cfg.certify.controls else "the certificate"
+    found = []
+    for name, shortest, after in (
+        ("calls", few, kept.calls),
+        ("tokens", expected.tokens[0], kept.tokens),
+        ("usd", expected.usd[0] if expected.usd else None, kept.usd),
+    ):
+        limit = getattr(cfg.budget, name)
+        if limit is None or not shortest or after is None:
+            continue
+        after += shortest * cfg.certify.controls  # the dearest arm takes as much as the training
+        least, typical = after + shortest, after + stretch * shortest
+        if limit >= typical:
+            continue
+        short = "is too little for" if limit < least else "may not last for"
+        held = f"with {_rounded(after)} kept for {what}, " if after else ""
+        found.append(
+            f"budget.{name}={limit:.15g} {short} a whole run: {held}the shortest takes about {_rounded(least)} in all, "
+            f"a typical one {_rounded(typical)}; raise it, e.g. budget.{name}={_rounded(typical)}"
+        )
+    return found

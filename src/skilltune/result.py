@@ -1,0 +1,90 @@
+"""The result of a run, and the one sentence that may be claimed of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from skilltune.errors import Stopped
+from skilltune.export import export
+from skilltune.finish.certify import Certificate
+from skilltune.finish.controls import Controls
+from skilltune.skill import Skill
+from skilltune.usage import Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a run ended with. `best` is the input itself where nothing better was found."""
+
+    start: Skill
+    best: Skill
+    certificate: Certificate | None
+    versions: tuple[Skill, ...]
+    test: int  # samples in the test split
+    folder: Path  # of the run
+    stopped: Stopped | None = None
+    controls: Controls | None = None
+    spent: Usage = field(default_factory=Usage)  # over all lives of the run
+    training: Usage = field(default_factory=Usage)  # of that, for training and certificate: without control arms
+    revived: bool = False  # `best` was rejected by its race, and chosen at the end
+
+    def __repr__(self) -> str:
+        """What may be claimed, on what evidence, at what price, and where it is: a line each."""
+        from skilltune.usage import describe_usage
+
+        best = f"best/{self.best.name}" if self.best.folder else "best_skill.md"
+        proof = str(self.certificate) if self.certificate else f"no certificate: {self.uncertified}"
+        return "\n".join((headline(self), proof, describe_usage(self.spent), str(self.folder / best)))
+
+    def export(self, kind: str, to: str | Path | None = None, **options: Any) -> Path:
+        """Put the best skill where an agent finds it; see `skilltune.export.export`."""
+        return export(self.best, kind, to, **options)
+
+    @property
+    def exit_code(self) -> int:
+        """0 better, 1 nothing better, 4 stopped by budget, 5 accepted but not certified (see the contract)."""
+        if self.stopped is not None:
+            return self.stopped.exit_code
+        if self.best.text == self.start.text:
+            return 1
+        certified = self.certificate.certified if self.certificate else not self.test
+        return 0 if certified else 5
+
+    @property
+    def uncertified(self) -> str:
+        """Why there is no certificate, "" if there is one."""
+        if self.certificate is not None:
+            return ""
+        if self.best.text == self.start.text:
+            return "the best skill is the input, so the test split was not read"
+        if not self.test:
+            return "there is no test split"
+        return "the run was stopped before it" if self.stopped else "no test sample was scored on both sides"
+
+
+def headline(result: Result) -> str:
+    """One sentence that says what may be claimed, and no more."""
+    changed = result.best.text != result.start.text
+    return claim(changed, result.certificate, result.stopped is not None, result.uncertified, revived=result.revived)
+
+
+def claim(
+    changed: bool, certificate: Certificate | None, stopped: bool, uncertified: str, *, revived: bool = False
+) -> str:
+    """What may be claimed, and no more. `changed`: what ships is not the input; `uncertified`: why there is no
+    certificate; `revived`: the race rejected what ships, and it was chosen at the end by all evidence."""
+    taken = "Rejected by its race, then chosen by all evidence" if revived else "Accepted"
+    if not changed and certificate is not None:
+        return "Not better on the untouched test split; the input is shipped unchanged."
+    if not changed and stopped:
+        return "Stopped early, before anything better was found; so far the input is shipped unchanged."
+    if not changed:
+        return "Nothing better was found; the input is shipped unchanged."
+    if certificate is None:
+        return f"{taken} on the select split, but not certified: {uncertified}."
+    if certificate.certified:
+        history = " (Its race had rejected it; it was chosen at the end by all evidence.)" if revived else ""
+        return f"Certified better on the untouched test split.{history}"
+    return f"{taken}, but not certified: {certificate.reason}."

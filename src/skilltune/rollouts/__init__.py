@@ -1,0 +1,1 @@
+"""Rollouts: the forward pass and its journal keys."""
