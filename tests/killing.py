@@ -184,7 +184,7 @@ def _phase(world: World, seen: int, happened: set[str]) -> str:
 
 def main() -> None:
     log, given = os.open(sys.argv[1], os.O_WRONLY | os.O_APPEND), json.loads(sys.argv[2])
-    once = Run.once
+    once = Run.memo
 
     async def watched(self: Run, key: str, kind: str, fn: Callable[[], Awaitable[Paid]]) -> Any:
         async def noted() -> Paid:
@@ -193,7 +193,7 @@ def main() -> None:
 
         return await once(self, key, kind, noted)
 
-    with patch.object(Run, "once", watched):
+    with patch.object(Run, "memo", watched):
         trained = asyncio.run(train_at(given.pop("url"), Path(given.pop("folder")), **given))
     sys.exit(trained.result.exit_code)
 

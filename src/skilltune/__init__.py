@@ -13,6 +13,8 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from skilltune.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from skilltune.api import Evaluation, aevaluate, atrain, evaluate, train
     from skilltune.envs import Env, env
@@ -23,12 +25,11 @@ if TYPE_CHECKING:
     from skilltune.skill import Skill
 
 _HOMES = {
-    "Env": "envs", "env": "envs", "Evaluation": "api", "Result": "train", "Rollout": "rollout", "Sample": "samples",
+    "Env": "envs", "env": "envs", "Evaluation": "api", "Result": "result", "Rollout": "rollout", "Sample": "samples",
     "Score": "rollout", "Skill": "skill", "SkilltuneError": "errors", "UsageError": "errors", "aevaluate": "api",
     "atrain": "api", "evaluate": "api", "train": "api",
 }  # fmt: skip
 
-__version__ = "0.1.0"
 __all__ = [
     "Env", "Evaluation", "Result", "Rollout", "Sample", "Score", "Skill", "SkilltuneError", "UsageError", "aevaluate",
     "atrain", "env", "evaluate", "train",

@@ -10,7 +10,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from skilltune import __version__
 from skilltune.build import describe_overlong, made_in_python
 from skilltune.config import Config, to_toml
 from skilltune.envs import Env
@@ -35,6 +34,7 @@ from skilltune.skill import Skill
 from skilltune.stats import standard_error, wilson
 from skilltune.usage import Usage
 from skilltune.verdict import Verdict, verdict_to_json
+from skilltune.version import __version__
 
 LEFT, SURE = 0.1, 0.9  # training ends when the interval of the share of tasks that fail ends below
 TRIED = 5  # samples on which an empty answer is scored before anything is paid

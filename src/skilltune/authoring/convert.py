@@ -35,7 +35,7 @@ def convert(
     """
     reading = Reading()
     placed = placed_samples(source, fields, reading)
-    for note in reading.notify():
+    for note in reading.told():
         warn(note)
     for key, found in reading.suspects.items():
         have, role = f"{len(found.places):,} of {len(placed):,} samples", found.role or "judge"

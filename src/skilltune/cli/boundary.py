@@ -9,15 +9,17 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
 from skilltune import __version__, streams
 from skilltune.cli.interrupts import Interrupts
 from skilltune.errors import CallConfigError, RunError, SkilltuneError
-from skilltune.parts import Session
 from skilltune.text import visible
+
+if TYPE_CHECKING:
+    from skilltune.parts import Session
 
 INTERRUPTED = 4
 interrupts = Interrupts(INTERRUPTED)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from skilltune.api import Evaluation
 from skilltune.cli.boundary import boundary, folder_of, interrupts
 from skilltune.cli.options import AsJson, Overrides, Source, app, json_stream, write_json
 from skilltune.cli.train import RESUME
-from skilltune.parts import Session
-from skilltune.usage import Usage
+
+if TYPE_CHECKING:
+    from skilltune.api import Evaluation
+    from skilltune.parts import Session
+    from skilltune.usage import Usage
 
 
 class SplitChoice(StrEnum):

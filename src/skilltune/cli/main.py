@@ -5,7 +5,7 @@ Only typer and the errors are imported at the top, so that `skilltune --help` st
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -13,8 +13,9 @@ from skilltune import __version__, streams
 from skilltune.cli.boundary import OUR_FAULT, PIPE_CLOSED, delivered, fail, interrupts, our_fault, say
 from skilltune.cli.options import app
 
-if TYPE_CHECKING:
-    pass
+COMMANDS = ("train", "evaluate", "check", "doctor", "show", "diff", "report", "export", "convert", "init", "answer")
+for name in COMMANDS:  # each module registers its command; `--help` lists them in this order
+    import_module(f"skilltune.cli.{name}")
 
 
 def main() -> None:
@@ -58,6 +59,8 @@ def _root(
       skilltune export runs/NAME --to claude
     """
 
+
+__all__ = ["app", "main"]
 
 if __name__ == "__main__":
     main()

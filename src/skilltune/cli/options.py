@@ -6,12 +6,14 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
 from skilltune import streams
-from skilltune.journal.run import Run
+
+if TYPE_CHECKING:
+    from skilltune.journal.run import Run
 
 app = typer.Typer(
     add_completion=False,

@@ -6,13 +6,15 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from skilltune.cli.boundary import boundary, folder_of, interrupts
 from skilltune.cli.options import AsJson, Here, Overrides, app, config_and_overrides, json_stream
-from skilltune.parts import Session
+
+if TYPE_CHECKING:
+    from skilltune.parts import Session
 
 RESUME_FORK = "interrupted; to go on name the fork's folder with --run DIR in place of --fork"
 RESUME = "interrupted; run the same command to go on"

@@ -157,7 +157,7 @@ class Env:
         used |= {*CHOICES} if any(map(self.chooses, self.samples)) else set()
         columns = {} if self._own_code else self.reading.columns
         idle = [key for key in columns if key not in used and not key.startswith("__")]
-        found = [*self.reading.notify(), *self._template.notes(self.samples)]
+        found = [*self.reading.told(), *self._template.notes(self.samples)]
         if idle:
             named = ", ".join(f"{key} (in {self.reading.columns[key]:,})" for key in idle[:10])
             more = ", …" if len(idle) > 10 else ""

@@ -5,21 +5,20 @@ Policies are found by name: the ones here, then installed plug-ins (entry points
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 from skilltune import plugins
 from skilltune.config import GateConfig
-from skilltune.edits import Report
 from skilltune.errors import UsageError
 from skilltune.optimizer import Proposal
 from skilltune.rollout import Score
 from skilltune.rollouts.roller import Roller
 from skilltune.samples import Sample
 from skilltune.skill import Skill
-from skilltune.verdict import Rejected, Verdict
+from skilltune.verdict import Verdict
 
 
 @runtime_checkable
@@ -121,4 +120,4 @@ def build_gate(arena: Arena) -> Gate:
     )
 
 
-__all__ = ["FAILED", "Arena", "Gate", "Verdict", "build_gate", "metric_of"]
+__all__ = ["Arena", "Gate", "Verdict", "build_gate", "metric_of"]

@@ -21,7 +21,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from skilltune import __version__
 from skilltune.errors import CallConfigError, CallError, InfraError, SampleError, UnreachableError, UsageError
 from skilltune.keys import OWN, all_keys, key_of, key_variable, loopback
 from skilltune.models import Message, Reply, Request
@@ -30,6 +29,7 @@ from skilltune.models.redact import redacted
 from skilltune.models.retry import RateLimited, Refused, TimedOut, is_daily, retry_after, stated_wait
 from skilltune.models.stream import assembled, is_stream
 from skilltune.names import Name
+from skilltune.version import __version__
 
 if TYPE_CHECKING:
     import ssl

@@ -24,7 +24,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from skilltune import __version__
 from skilltune.build import build_session, default_folder, endpoint_key
 from skilltune.config import Config, ModelConfig, load_config
 from skilltune.errors import CallError, Stopped, UsageError
@@ -34,6 +33,7 @@ from skilltune.names import parse_name
 from skilltune.preflight.probe import PATIENCE_S, Probe, probe_roles
 from skilltune.samples import Sample
 from skilltune.scorers.judge import Reader
+from skilltune.version import __version__
 
 Level = Literal["ok", "warn", "fail"]
 

@@ -7,7 +7,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from skilltune import __version__
 from skilltune.build import made_in_python
 from skilltune.config import to_toml
 from skilltune.finish.certify import Certificate
@@ -21,6 +20,7 @@ from skilltune.report.markup import cut
 from skilltune.result import Result, headline
 from skilltune.text import visible
 from skilltune.usage import Usage, counted, describe_usage
+from skilltune.version import __version__
 
 LONGEST_DIFF = 20_000  # characters; a pull request's description holds 65,536
 MOST_VERSIONS = 30

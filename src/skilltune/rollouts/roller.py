@@ -105,9 +105,9 @@ class Roller:
     ) -> list[Rollout]:
         """One rollout per sample, in the order of `samples`, whatever order they finish in.
 
-        `purpose` names the batch in events and in the record of what was left out. `on_result` is told each rollout with
-        its index as soon as it is final. Raises `InfraStopped` when more than `MAX_UNSCORED` of the batch cannot be
-        scored, `CallConfigError` as soon as one call shows that no call can succeed.
+        `purpose` names the batch in events and in the record of what was left out. `on_result` is called with each
+        rollout and its index as soon as it is final. Raises `InfraStopped` when more than `MAX_UNSCORED` of the batch
+        cannot be scored, `CallConfigError` as soon as one call shows that no call can succeed.
         """
         self.run.put_blob(skill.hash, skill.text.encode("utf-8", "surrogatepass"))
         closed_key = digest("left out", skill.hash, [sample.id for sample in samples], attempt, purpose)

@@ -26,7 +26,7 @@ class Reading:
     evals: bool = False  # the rows are a skill's evals, whose `expected_output` describes an answer
     described: int = 0  # samples whose check is that description
 
-    def tell(self) -> list[str]:
+    def told(self) -> list[str]:
         """The notes, each with the number of samples that it holds for."""
         return [f"{note} ({count:,} sample{'s' * (count > 1)})" for note, count in self.notes.items()]
 
