@@ -48,10 +48,11 @@ fast: $(READY)  ## the tests that need no model and are over within a minute
 soak: $(READY)  ## all tests with many more seeds, kills and examples: hours
 	$(PYTEST) --soak --hypothesis-profile soak
 
-lint: $(READY)  ## style and types
+lint: $(READY)  ## style, types and the import contract
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+	$(BIN)/lint-imports
 
 format: $(READY)  ## put the style right
 	$(BIN)/ruff check --fix .

@@ -15,8 +15,9 @@ from skilltune.gate import Arena
 from skilltune.history.replay import recompute
 from skilltune.journal.keys import rng
 from skilltune.journal.run import Run
-from skilltune.preflight.noise import Calibration, _solving, calibrate, repeats_itself
+from skilltune.preflight.noise import Calibration, _solving, calibrate
 from skilltune.rollout import Rollout, Score, Trajectory
+from skilltune.rollouts.forward import repeats_itself
 from skilltune.samples import Sample
 from skilltune.skill import Skill
 from skilltune.stats.linear import NOISE_FLOOR, Observation, fit

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from skilltune.api import run_training
-from skilltune.build import build_session
+from skilltune.build import build_parts
 from skilltune.cli.main import app
 from skilltune.config import Config, make_config
 from skilltune.errors import UsageError
@@ -361,7 +361,7 @@ async def test_the_first_guess_of_a_call_is_small_unless_its_answer_may_be_long(
 ) -> None:
     cfg = config(tmp_path, world, limit)
     with Run.open(tmp_path / "run") as run:
-        session = build_session(cfg, run, tmp_path)
+        session = build_parts(cfg, run, tmp_path)
         sample = session.splits.test[0]
         guess = session.roll.target.guess(session.skill, sample, session.env)
         assert isinstance(session.roll.target, Target)
@@ -375,7 +375,7 @@ async def test_one_model_in_two_roles_is_one_object(tmp_path: Path, world: World
     for optimizer, shared in (("target", True), ("optimizer", False)):
         cfg = config(tmp_path, world, f"optimizer.model=openai@{world.url}/{optimizer}")
         with Run.open(tmp_path / optimizer) as run:
-            session = build_session(cfg, run, tmp_path)
+            session = build_parts(cfg, run, tmp_path)
             assert session.optimizer_client is not None
             assert (session.optimizer_client.model is session.target.model) == shared
             assert (session.target.role, session.optimizer_client.role) == ("target", "optimizer")
@@ -400,5 +400,5 @@ async def test_pitfall_21_a_dollar_budget_without_a_price_is_a_problem(
     monkeypatch.setenv("OPENAI_API_KEY", "none")
     cfg = config(tmp_path, world, "optimizer.model=openai/never-heard-of", "budget.usd=1")
     with Run.open(tmp_path / "run") as run, pytest.raises(UsageError, match="price of the optimizer model"):
-        build_session(cfg, run, tmp_path)
+        build_parts(cfg, run, tmp_path)
     assert any("price" in problem for problem in (await check(cfg, tmp_path)).problems)

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from skilltune.config import GateConfig, make_config
-from skilltune.gate import Arena
+from skilltune.config import make_config
 from skilltune.journal.run import Run
-from skilltune.optimizer import Step
 from skilltune.rollout import Rollout, Score, Trajectory
+from skilltune.rollouts.forward import Forward
 from skilltune.samples import Sample
 from skilltune.skill import Skill
-from skilltune.train import State, forward
 from training import START as TEXT
 from training import small, train
 
@@ -27,6 +24,11 @@ TRAIN = [Sample(id=f"t{i}", input="q") for i in range(20)]
 
 def rolled(sample: str, attempt: int, value: float | None, answer: str) -> Rollout:
     return Rollout(sample, SKILL.hash, attempt, Trajectory(answer), None if value is None else Score(value))
+
+
+def passing(roll: Any) -> Forward:
+    """The forward pass of the default preset over a stand-in of the roller."""
+    return Forward(roll, lambda score: score.value, hold=True, confirm=True)
 
 
 async def shown(first: dict[str, float | None], second: dict[str, float | None], answers: str = "same") -> Any:
@@ -43,16 +45,13 @@ async def shown(first: dict[str, float | None], second: dict[str, float | None],
         for sample, value in first.items():
             yield rolled(sample, 0, value, "no idea" if answers == "constant" else f"answer {sample}")
 
-    arena = Arena(roll, TRAIN, [], GateConfig(), seed=1, max_tokens=1000)  # type: ignore[arg-type]
     roll.prefetch = lambda skill, samples, attempt: None  # type: ignore[attr-defined]
     roll.stream = batch  # type: ignore[attr-defined]
-    session: Any = SimpleNamespace(roll=roll, arena=arena, splits=SimpleNamespace(train=TRAIN), cfg=make_config({}))
-    state = State([SKILL])
-    step = Step(1, 1, tuple(s for s in TRAIN if s.id in first), 4, starts_epoch=True, ends_epoch=False)
-    out = [rollout async for rollout in await forward(session, state, step)]
-    assert state.failed == {r.sample: r.score is None or r.score.value < 1 for r in out}
-    assert arena.noise is None  # what it measures is no measurement of noise: it looks at failures alone
-    return out, asked, state.steady
+    forward = passing(roll)
+    samples = [sample for sample in TRAIN if sample.id in first]
+    out = [rollout async for rollout in await forward.batch(SKILL, samples, "step 1", 1)]
+    assert forward.failed == {r.sample: r.score is None or r.score.value < 1 for r in out}
+    return out, asked, not forward.confirm
 
 
 async def test_what_succeeds_at_the_second_try_is_shown_as_a_success():
@@ -113,14 +112,12 @@ async def test_a_batch_is_passed_on_as_soon_as_more_than_half_of_it_must_have_fa
 
     roll.prefetch = lambda skill, samples, attempt: None  # type: ignore[attr-defined]
     roll.stream = batch  # type: ignore[attr-defined]
-    arena = Arena(roll, TRAIN, [], GateConfig(), seed=1, max_tokens=1000)  # type: ignore[arg-type]
-    session: Any = SimpleNamespace(roll=roll, arena=arena, splits=SimpleNamespace(train=TRAIN), cfg=make_config({}))
-    state = State([SKILL])
-    rollouts = await forward(session, state, Step(1, 1, tuple(TRAIN), 4, starts_epoch=True, ends_epoch=False))
+    forward = passing(roll)
+    rollouts = await forward.batch(SKILL, TRAIN, "step 1", 1)
     assert len(came) == (11 if failing > 10 else 20)
-    assert len(state.failed) == len(came)  # in time to see that nothing is left to learn
+    assert len(forward.failed) == len(came)  # in time to see that nothing is left to learn
     assert [rollout.sample async for rollout in rollouts] == [sample.id for sample in TRAIN]
-    assert len(state.failed) == 20
+    assert len(forward.failed) == 20
 
 
 @pytest.mark.parametrize("confirm", [True, False])

@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 from http_server import Answer, Server
 from skilltune import Env
 from skilltune.api import run_training
-from skilltune.build import build_session
+from skilltune.build import build_parts
 from skilltune.cli.main import app
 from skilltune.config import make_config, to_toml
 from skilltune.edits import Edit
@@ -67,7 +67,7 @@ async def bound(
     rows = [{"split": split, **row} for split, row in zip(("train", "select", "test"), samples, strict=False)]
     env = Env(rows, {"judge": f"openai@{url}/judge", **(score or {})})
     with quick_retries(2), Run.open(root / "run") as run:
-        session = build_session(make_config(plain(env, root, url, **sections)), run, root, env=env)
+        session = build_parts(make_config(plain(env, root, url, **sections)), run, root, env=env)
         try:
             yield session.env, run
         finally:
@@ -214,7 +214,7 @@ async def test_the_optimizers_own_model_does_not_judge_unless_wished(tmp_path: P
 async def test_a_judge_section_without_a_judge_is_refused(tmp_path: Path) -> None:
     env = Env([{"input": str(n), "target": "x"} for n in range(6)])
     with Run.open(tmp_path / "run") as run, pytest.raises(UsageError, match="the score names none"):
-        build_session(make_config(plain(env, tmp_path, "", judge={"workers": 2})), run, tmp_path, env=env)
+        build_parts(make_config(plain(env, tmp_path, "", judge={"workers": 2})), run, tmp_path, env=env)
 
 
 # -- reading verdicts

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from http_server import Answer, Server
-from skilltune.build import build_session
+from skilltune.build import build_parts
 from skilltune.config import load_config, make_config
 from skilltune.errors import CallConfigError, UsageError
 from skilltune.journal.run import Run
@@ -185,7 +185,7 @@ def test_two_roles_at_one_endpoint(tmp_path: Path, tables: dict[str, Any], varia
         (tmp_path / "skilltune.toml").write_text("\n".join(lines))
         cfg, root = load_config(tmp_path)
         with Run.open(tmp_path / "run") as run:
-            session = build_session(cfg, run, root)
+            session = build_parts(cfg, run, root)
             assert session.optimizer_client is not None
             clients = session.target, session.optimizer_client
             assert tuple(client.model._wire._variable for client in clients) == variables  # type: ignore[attr-defined]

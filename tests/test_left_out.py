@@ -11,7 +11,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from skilltune.api import run_evaluation
-from skilltune.build import build_session
+from skilltune.build import build_parts
 from skilltune.cli.main import app
 from skilltune.config import make_config
 from skilltune.history.left_out import describe
@@ -76,7 +76,7 @@ async def test_train_show_card_and_eval_name_what_was_left_out(tmp_path: Path, m
             }
         )
         with Run.open(tmp_path / "other") as run:
-            session = build_session(cfg, run, tmp_path)
+            session = build_parts(cfg, run, tmp_path)
             found = await run_evaluation(session, session.skill, "train")
             await session.aclose()
         assert f"left out: {said}" in str(found)

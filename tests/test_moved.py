@@ -108,7 +108,7 @@ async def test_a_fork_says_how_many_rollouts_can_be_reused_and_keeps_its_word(
         same = {f"{role}.same_as": f"openai@{here.url}/{role}" for role in ("target", "optimizer")}
         world = there if moved else here
         with pytest.MonkeyPatch.context() as patch:
-            tell = Run.tell
+            tell = Run.notify
             patch.setattr(
                 Run,
                 "tell",

@@ -15,12 +15,12 @@ import pytest
 from installing import install
 from skilltune import Env, plugins
 from skilltune.api import run_training
-from skilltune.build import build_session
+from skilltune.build import build_parts
 from skilltune.config import TargetConfig, make_config
 from skilltune.errors import BudgetExceeded, CallConfigError, InfraError, UsageError
 from skilltune.history.replay import recompute
 from skilltune.journal.run import Run
-from skilltune.parts import Session
+from skilltune.parts import Parts
 from skilltune.rollout import Rollout, Trajectory
 from skilltune.samples import Sample
 from skilltune.scorers import build, evaluate
@@ -225,9 +225,9 @@ class it:
 ENV = Env([{"id": f"s{i}", "input": f"{i} + 1?", "target": "4"} for i in range(12)])
 
 
-def session(folder: Path, usd: float | None = None, **target: Any) -> Session:
+def session(folder: Path, usd: float | None = None, **target: Any) -> Parts:
     tree = {"target": {"workers": 1, **target}, "optimizer": {"model": "examples"}, "budget": {"usd": usd}}
-    return build_session(make_config(tree), Run.open(folder), folder, env=ENV, skill=Skill(""))
+    return build_parts(make_config(tree), Run.open(folder), folder, env=ENV, skill=Skill(""))
 
 
 async def test_a_target_is_timed_priced_counted_and_closed(register: Any, tmp_path: Path) -> None:
@@ -312,7 +312,7 @@ def test_a_plug_in_that_cannot_be_made_is_one_line_that_names_it(register: Any, 
     ):
         wanted = {"policy" if kind == "gate" else "model": name.format(entry)}
         with pytest.raises(UsageError, match=said):
-            build_session(
+            build_parts(
                 make_config({**tree, kind: wanted}), Run.open(tmp_path / entry), tmp_path, env=ENV, skill=Skill("")
             )
 

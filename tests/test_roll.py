@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from skilltune.aio import run_all
-from skilltune.build import build_session, may_look_ahead
+from skilltune.build import build_parts, may_look_ahead
 from skilltune.config import make_config
 from skilltune.envs import Env
 from skilltune.errors import (
@@ -28,7 +28,7 @@ from skilltune.errors import (
 )
 from skilltune.journal.run import Run
 from skilltune.models import Request
-from skilltune.parts import Session
+from skilltune.parts import Parts
 from skilltune.rollout import Rollout, Trajectory
 from skilltune.rollouts.roller import ALIKE, MOMENT_S, REFUSED, Roller
 from skilltune.samples import Sample
@@ -259,7 +259,7 @@ async def test_what_is_asked_for_goes_before_what_may_be_needed(run: Run) -> Non
 
 
 @contextmanager
-def session_at(world: World, folder: Path, **target: Any) -> Iterator[Session]:
+def session_at(world: World, folder: Path, **target: Any) -> Iterator[Parts]:
     prepare(world, folder)
     cfg = make_config(
         {
@@ -270,7 +270,7 @@ def session_at(world: World, folder: Path, **target: Any) -> Iterator[Session]:
         }
     )
     with Run.open(folder / "run") as run:
-        yield build_session(cfg, run, folder)
+        yield build_parts(cfg, run, folder)
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -397,7 +397,7 @@ def test_pitfall_21_a_judge_that_costs_money_reads_no_answer_that_may_not_be_nee
         }
     )
     with Run.open(tmp_path / "run") as run:
-        session = build_session(cfg, run, tmp_path, env=Env(rows, {"judge": f"{FREE}-judge"}))
+        session = build_parts(cfg, run, tmp_path, env=Env(rows, {"judge": f"{FREE}-judge"}))
         assert session.judge is not None
         assert session.roll.lookahead == may
 

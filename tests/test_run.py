@@ -27,7 +27,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
-from skilltune.build import build_session
+from skilltune.build import build_parts, write_config
 from skilltune.cli.main import app
 from skilltune.config import MAY_DIFFER, make_config, to_toml
 from skilltune.envs import Env
@@ -1175,8 +1175,8 @@ def test_pitfall_22_no_secret_reaches_the_run_folder(tmp_path: Path, monkeypatch
         }
     )
     with Run.open(tmp_path / "run", cfg.to_json(), may_differ=MAY_DIFFER) as run:
-        session = build_session(cfg, run, tmp_path, env=Env(samples))
-        session.write_config()
+        session = build_parts(cfg, run, tmp_path, env=Env(samples))
+        write_config(session)
         run.record("start", config=to_toml(cfg), target=session.roll.target.fingerprint)
         asyncio.run(session.aclose())
         files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]

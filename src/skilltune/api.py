@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from skilltune.authoring.review import refuse_unread
-from skilltune.build import _inside_skill, build_session, default_folder
+from skilltune.build import build_parts, default_folder, inside_skill, pin_inputs, write_config
 from skilltune.config import MAY_DIFFER, Config, make_config
 from skilltune.envs import Env
 from skilltune.errors import BudgetExceeded, RunError, UsageError
@@ -20,8 +20,9 @@ from skilltune.finish.looks import note_fork
 from skilltune.history.left_out import describe, one_line
 from skilltune.journal.run import Listener, Run, differences, scratch_run
 from skilltune.metering.budget import raise_it
-from skilltune.parts import Session
+from skilltune.parts import Parts
 from skilltune.preflight.probe import try_models
+from skilltune.preflight.scorer import try_scorer
 from skilltune.report.files import write_results
 from skilltune.result import Result
 from skilltune.samples import SplitName
@@ -48,7 +49,7 @@ async def run_training(
     fork: bool = False,
     drop: Sequence[str] = (),
     listeners: Sequence[Listener] = (),
-    ready: Callable[[Session], None] | None = None,
+    ready: Callable[[Parts], None] | None = None,
 ) -> Result:
     """Train as configured in the run folder (created, or resumed if it exists) and write its derived files.
 
@@ -57,7 +58,7 @@ async def run_training(
     and nothing is spent.
     """
     folder = default_folder(cfg, root) if folder is None else folder
-    if _inside_skill(folder, root / cfg.skill):
+    if inside_skill(folder, root / cfg.skill):
         raise UsageError(f"the run folder {folder} lies inside the skill's own folder; choose another with `--run DIR`")
     old = Run.read(folder) if fork and (folder / "run.db").is_file() else None
     run = Run.open(_free(folder) if old else folder, cfg.to_json(), may_differ=MAY_DIFFER)
@@ -69,14 +70,14 @@ async def run_training(
             note_fork(run, old)
             old.close()
         async with recording(cfg, run):
-            session = build_session(cfg, run, root, env=env, drop=drop)
+            session = build_parts(cfg, run, root, env=env, drop=drop)
             try:
                 if forked is not None:
                     _tell_of(forked, session)
                 refuse_unread(session.env.samples, cfg.env.samples)
-                session.write_config()
-                session.pin_inputs()
-                await session.try_scorer()
+                write_config(session)
+                pin_inputs(session)
+                await try_scorer(session)
                 if session.handoff is not None:
                     session.handoff.open()
                 if ready is not None:
@@ -101,7 +102,7 @@ class _Fork:
     answers: int
 
 
-def _tell_of(fork: _Fork, session: Session) -> None:
+def _tell_of(fork: _Fork, session: Parts) -> None:
     """Say how many rollouts of the old run hold for the new one, which changed settings the others rest on, and how
     many other answers (verdicts, edits) were taken along, to be used if the same is asked again."""
     held, rollouts = session.roll.held_in(session.run)
@@ -118,7 +119,7 @@ def _tell_of(fork: _Fork, session: Session) -> None:
 
 
 @asynccontextmanager
-async def _in_time(session: Session) -> AsyncIterator[None]:
+async def _in_time(session: Parts) -> AsyncIterator[None]:
     """End what outlasts `budget.minutes`. The loop stops by itself before its next call, and what is under way is paid
     for and let finish; this is for what does not come to an end, `target.timeout_s` seconds later."""
     minutes, grace = session.cfg.budget.minutes, session.cfg.target.timeout_s
@@ -247,9 +248,7 @@ class Evaluation:
         return f"{100 * self.score:.1f} % (95 % CI {interval}) on {self.n} samples{left_out}"
 
 
-async def run_evaluation(
-    session: Session, skill: Skill, split: SplitName | None = None, attempts: int = 1
-) -> Evaluation:
+async def run_evaluation(session: Parts, skill: Skill, split: SplitName | None = None, attempts: int = 1) -> Evaluation:
     """Roll a skill over one split (None: all samples) of a built session."""
     parts = session.splits
     by_name = {"train": parts.train, "select": parts.select, "test": parts.test}
@@ -300,7 +299,7 @@ async def aevaluate(
         raise UsageError(f'there is no skill at {skill}; "" scores the target without one')
     text = skill if isinstance(skill, Skill) else Skill.load(skill) if str(skill) else Skill("")
     with scratch_run(run) as journal:
-        session = build_session(cfg, journal, Path(), env=made, skill=Skill(""))
+        session = build_parts(cfg, journal, Path(), env=made, skill=Skill(""))
         try:
             return await run_evaluation(session, text, split, attempts)
         except asyncio.CancelledError:

@@ -12,11 +12,12 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from skilltune.config import CallConfig, Config, JudgeConfig, ModelConfig, TargetConfig, room_for
+from skilltune.config import CallConfig, Config, JudgeConfig, ModelConfig, TargetConfig, room_for, to_toml
 from skilltune.envs import Env, load_env
 from skilltune.envs.formats import HF, located
 from skilltune.envs.formats.huggingface import without_split
 from skilltune.errors import RunError, UsageError
+from skilltune.finish.reserve import rest
 from skilltune.gate import Arena, build_gate
 from skilltune.journal.run import Run
 from skilltune.metering.budget import Budget
@@ -32,15 +33,16 @@ from skilltune.optimizer.model import ModelOptimizer
 from skilltune.optimizer.plugin import Material, load_optimizer, train_only
 from skilltune.optimizer.recorded import Recording
 from skilltune.optimizer.stage import ByModel
-from skilltune.parts import Session
+from skilltune.parts import Parts
 from skilltune.rollouts.inputs import (
     CONTENTS,
-    _unchanged,
     content_of,
     dropped,
     keep_samples,
     kept_sample,
+    pin,
     pinned_contents,
+    require_unchanged,
     split_ids,
 )
 from skilltune.rollouts.inputs import drop as pin_drop
@@ -53,6 +55,7 @@ from skilltune.targets import Target
 from skilltune.targets.chat import ChatTarget
 from skilltune.targets.plugin import AgentClient, AgentTarget, load_target
 from skilltune.usage import Usage
+from skilltune.version import __version__
 
 PLANNED_SCHEMES = ("claude-code", "codex", "command", "fake")
 
@@ -78,6 +81,19 @@ def _made_env(cfg: Config, root: Path, env: Env | None) -> Env:
     if colon and file.endswith(".py"):
         return load_env(f"{root / file}:{factory}")
     return Env(located(root, spec), cfg.env.score, prompt=cfg.env.prompt, fields=cfg.env.fields or None)
+
+
+def write_config(s: Parts) -> None:
+    """Write the settings of a run as a file of its folder."""
+    unsaid = made_in_python(s.cfg, s.env)
+    s.run.write("config.toml", (f"# {unsaid}\n\n" if unsaid else "") + to_toml(s.cfg))
+
+
+def pin_inputs(s: Parts) -> None:
+    """Refuse to resume with another start skill or skilltune than the run's decisions were made with."""
+    require_unchanged(s.run, "version", "skilltune's own version", __version__)
+    require_unchanged(s.run, "skill", f"the skill {s.cfg.skill}", s.skill.hash)
+    pin(s.run, s.skill, s.roll, s.optimizer.looks_back, (*s.splits.train, *s.splits.select))
 
 
 def made_in_python(cfg: Config, env: Env) -> str:
@@ -118,7 +134,7 @@ def describe_overlong(cfg: Config, skill: Skill) -> str:
     )
 
 
-def build_session(
+def build_parts(
     cfg: Config,
     run: Run,
     root: Path,
@@ -126,7 +142,7 @@ def build_session(
     env: Env | None = None,
     skill: Skill | None = None,
     drop: Sequence[str] = (),
-) -> Session:
+) -> Parts:
     """Everything that a run needs, from its config; relative paths are relative to `root`. No file is written.
 
     The split is made once per run and kept; `drop` takes samples out of the run for good. Raises `UsageError` for what
@@ -211,7 +227,7 @@ def build_session(
             optimizer_client = client(cfg.optimizer.model_copy(update={"model": name.model}), "optimizer")
         material = Material(resolved, train_only(env, train_by_id), train_by_id, run, optimizer_client, root)
         optimizer, package = load_optimizer(name, material)
-        _unchanged(run, "optimizer", f"the package of the optimizer plug-in {name}", package)
+        require_unchanged(run, "optimizer", f"the package of the optimizer plug-in {name}", package)
     elif name.scheme == "handoff":
         handoff = Handoff(handoff_folder(cfg, root, name, start), run, budget, cfg.optimizer.wait)
         optimizer = ModelOptimizer(handoff, run, env, cfg.optimizer, loop, train_by_id)
@@ -225,7 +241,7 @@ def build_session(
             "optimizer.wait is for handoff:DIR: a model is always waited for; leave it out, or where the config has it "
             "add optimizer.wait=true to the command"
         )
-    session = Session(
+    parts = Parts(
         cfg,
         run,
         start,
@@ -241,8 +257,8 @@ def build_session(
         judge,
         handoff,
     )
-    budget.rest = session.rest
-    return session
+    budget.rest = lambda: rest(parts)
+    return parts
 
 
 def endpoint_key(section: ModelConfig, sections: Sequence[ModelConfig]) -> str | None:
@@ -329,7 +345,7 @@ def fixed_split(cfg: Config, run: Run, env: Env, drop: Sequence[str] = ()) -> Sp
             "that reuses every rollout that still applies with `--fork`"
         )
     if run.events("start"):  # until then nothing was decided by a score, and a scorer that raised can be mended
-        _unchanged(run, "env", "the scorer or the prompt", env.fingerprint)
+        require_unchanged(run, "env", "the scorer or the prompt", env.fingerprint)
     names = split_ids(run) or names
     if empty := [name for name in ("train", "select") if not set(names[name]) - gone.keys()]:
         raise UsageError(f"--drop: no sample is left in the {empty[0]} split")
@@ -372,12 +388,12 @@ def default_folder(cfg: Config, root: Path) -> Path:
     path = (root / cfg.skill).resolve()
     if path.name.upper() == "SKILL.MD":
         return root / "runs" / path.parent.name
-    if path.is_dir() and _inside_skill(root, path):
+    if path.is_dir() and inside_skill(root, path):
         here = Path.cwd()
-        return (path.parent if _inside_skill(here, path) else here) / "runs" / path.name
+        return (path.parent if inside_skill(here, path) else here) / "runs" / path.name
     return root / "runs" / (path.stem or "skill")
 
 
-def _inside_skill(folder: Path, skill: Path) -> bool:
+def inside_skill(folder: Path, skill: Path) -> bool:
     """Is the folder within the skill's own (where its files would become part of the skill)?"""
     return skill.is_dir() and folder.resolve().is_relative_to(skill.resolve())

@@ -10,7 +10,7 @@ Preset `paper` and preset `default` are this same loop with another optimizer se
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,186 +21,107 @@ from skilltune.finish.certify import certify
 from skilltune.finish.compact import compact
 from skilltune.finish.controls import controls
 from skilltune.finish.ledger import ledger_of
+from skilltune.finish.looks import look_at_test
 from skilltune.finish.reselect import reselect
-from skilltune.gate import Gate
+from skilltune.finish.reserve import hold_back
 from skilltune.journal.keys import rng
-from skilltune.optimizer import Memory, Optimizer, Pair, Proposal, Step
+from skilltune.optimizer import Memory, Pair, Proposal, Step
 from skilltune.optimizer.schedule import schedule, steps_per_epoch
-from skilltune.parts import Session
-from skilltune.preflight.noise import calibrate, repeats_itself
+from skilltune.parts import Parts
+from skilltune.preflight.noise import calibrate
 from skilltune.result import Result
-from skilltune.rollout import Rollout
+from skilltune.rollouts.forward import Forward
 from skilltune.skill import Skill
+from skilltune.stopping import Stopping
 from skilltune.usage import Usage
 from skilltune.verdict import Verdict
-
-CONFIRM_FROM = 0.5  # score of a batch; from here on a failure may well be bad luck
+from skilltune.versions import record_choice, record_start, record_verdict
 
 
 @dataclass(slots=True)
 class State:
-    """How far the run has come: the versions that were accepted, the incumbent last; the first is the input."""
+    """The progress of a run. `versions` are the accepted skills, the input first, the incumbent last."""
 
     versions: list[Skill]
     memory: Memory = field(default_factory=Memory)
     verdicts: list[Verdict] = field(default_factory=list)
+    outcomes: list[str] = field(default_factory=list)  # of each step, in words
     score: float | None = None  # of the incumbent on `select`
-    since_accept: int = 0  # steps since a version was accepted, by a step or by a slow update
-    failed: dict[str, bool] = field(default_factory=dict)  # by the incumbent, of the tasks of its batches
-    steady: bool = False  # the target gave equal answers to equal questions
-    revived: str = ""  # the hash of a candidate that was rejected, and chosen at the end
+    since_accept: int = 0  # steps
     stopped: Stopped | None = None
+    revived: str = ""  # hash of a candidate that the race rejected and that was chosen at the end
 
     @property
     def skill(self) -> Skill:
         return self.versions[-1]
 
 
-async def train(s: Session) -> Result:
-    """Train, then certify. Every await that costs money is journaled: killed anywhere and called again with the same
-    session settings, it gives the same versions and pays nothing twice. A budget that runs out ends the training, not
-    the run: the certificate's share was kept back. A pause ends both, and the test split is not read. Raises
-    `InfraStopped` and `CallConfigError` (resumable)."""
-    state = State([s.skill])
-    s.hold_back()
-    with stopping(state):
-        await fit(s, state)
-        s.pause_if_wanted()
-    start, best = state.versions[0], state.skill
-    if isinstance(state.stopped, Paused):
-        return _result(s, state, start, best)
-    best = choose(s, state)
+async def train(s: Parts) -> Result:
+    """Train, choose a version, certify it.
+
+    Every await that costs money is journaled: killed anywhere and called again with the same parts, it gives the same
+    versions and pays nothing twice. A budget that runs out ends the training, not the run, because the cost of the
+    certificate was kept back. A pause ends both, and the test split is not read. Raises `InfraStopped` and
+    `CallConfigError` (resumable).
+    """
+    state, stop = State([s.skill]), Stopping(s.run, s.cfg.train)
+    hold_back(s)
+    with ordered_stop(state):
+        await fit(s, state, stop)
+        stop.pause_if_wanted()
+    best = state.skill if isinstance(state.stopped, Paused) else choose(s, state)
     if s.cfg.train.compact and state.stopped is None:
-        with stopping(state):
+        with ordered_stop(state):
             best = await shorten(s, state, best)
-            s.pause_if_wanted()
-        if isinstance(state.stopped, Paused):
-            return _result(s, state, start, best)
+            stop.pause_if_wanted()
+    if isinstance(state.stopped, Paused):
+        return conclude(s, state, best)
     s.budget.release()
-
-    certificate = None
-    proof = s.cfg.certify.model_copy(update={"attempts": s.arena.draws(s.cfg.certify.attempts)})
-    with stopping(state):
-        certificate = await certify(
-            s.roll, start, best, s.splits.test, s.arena.metric, proof, s.cfg.seed, s.look_at_test(best)
-        )
-    arms, training = None, s.budget.spent
-    if certificate is not None:
-        paid: dict[str, Any] = s.run.decide(f"paid by certificate {best.hash} {len(state.verdicts)}", training.to_json)
-        with s.run.reading():
-            training = Usage(**paid)
-    if certificate is not None and s.cfg.certify.controls:
-        arms = await controls(s, start, best)
-        s.run.record("controls", **arms.to_json())
-    if certificate is not None and certificate.gain <= 0:
-        best = start  # what is not better on unseen samples is not shipped
-    return replace(_result(s, state, start, best), certificate=certificate, controls=arms, training=training)
+    return await prove(s, state, best)
 
 
-def _result(s: Session, state: State, start: Skill, best: Skill) -> Result:
-    """The result without what follows the training."""
-    versions, test, spent = tuple(state.versions), len(s.splits.test), s.budget.spent
-    revived, folder = state.revived == best.hash, s.run.folder
-    return Result(start, best, None, versions, test, folder, state.stopped, None, spent, spent, revived)
-
-
-async def fit(s: Session, state: State) -> None:
-    """The loop."""
-    optimizer, gate, cfg = s.optimizer, s.gate, s.cfg.train
-    state.score = await gate.baseline(state.skill)
-    s.record_start(state.skill, state.score)
+async def fit(s: Parts, state: State, stop: Stopping) -> None:
+    """The loop: roll a batch, propose edits, let the gate judge them, take over its verdict."""
+    cfg = s.cfg.train
+    state.score = await s.gate.baseline(state.skill)
+    record_start(s, state.skill, state.score)
     if s.cfg.gate.calibrate and (found := await calibrate(s.arena, state.skill)) is not None:
         s.run.record("calibration", **found.to_json())
+    attempts, noisy = s.arena.draws(s.cfg.target.attempts), s.arena.draws(2) > 1
+    confirm = cfg.confirm and attempts == 1 and noisy
+    forward = Forward(s.roll, s.arena.metric, hold=cfg.confirm or bool(cfg.patience), confirm=confirm)
     epoch_start = state.skill
 
     for step in schedule(cfg, s.splits.train, s.cfg.seed):
-        if s.should_stop(state.since_accept, state.score):
+        if stop.before_step(state.outcomes, state.since_accept, state.score):
             break
         if step.starts_epoch:
             epoch_start = state.skill
             if not s.cfg.optimizer.patterns:
                 state.memory = state.memory.new_epoch()
 
-        async with aclosing(await forward(s, state, step)) as rollouts:
-            if s.nothing_left(state.failed):
+        name, memory = f"step {step.index}", state.memory
+        async with aclosing(await forward.batch(state.skill, step.batch, name, attempts)) as rollouts:
+            if stop.nothing_left(forward.failed):
                 break
-            proposals = await optimizer.propose(state.skill, rollouts, state.memory, step, step.lr or cfg.lr)
-            async for _ in rollouts:  # what the optimizer did not wait for is the gate's evidence too
+            proposals = await s.optimizer.propose(state.skill, rollouts, memory, step, step.lr or cfg.lr)
+            async for _ in rollouts:  # the gate uses the whole batch, also what the optimizer did not wait for
                 pass
-        limit = step.lr or await optimizer.learning_rate(state.skill, proposals, state.memory, step, cfg.lr)
-        s.arena.upcoming, protect = step.upcoming, state.memory.protected
-        verdict = await gate.judge(state.skill, proposals, limit=limit, name=f"step {step.index}", protect=protect)
-        state.memory = replace(state.memory, lr=limit)
+        limit = step.lr or await s.optimizer.learning_rate(state.skill, proposals, memory, step, cfg.lr)
+        s.arena.upcoming = step.upcoming
+        verdict = await s.gate.judge(state.skill, proposals, limit=limit, name=name, protect=memory.protected)
+        state.memory = replace(memory, lr=limit)
         state.since_accept += 1
-        take(s, state, step, verdict, limit)
+        state.outcomes.append(verdict.outcome)
+        apply_verdict(s, state, step, verdict, limit)
 
-        if s.cfg.slow.enabled and optimizer.looks_back and step.ends_epoch and step.epoch > 1:
-            await slow(s, state, step, epoch_start, optimizer, gate)
-
-
-async def forward(s: Session, state: State, step: Step) -> AsyncGenerator[Rollout, None]:
-    """The step's batch under the incumbent, as it comes. It is held back while half of it may be solved: then a failure
-    may be bad luck and is rolled again, or too few failures may be left to go on at all."""
-    attempts, name = s.arena.draws(s.cfg.target.attempts), f"step {step.index}"
-    batch = s.roll.stream(state.skill, step.batch, attempts=attempts, purpose=name)
-    if not s.cfg.train.confirm and not s.cfg.train.patience:
-        return noted(s, state, [], batch)
-    confirm = s.cfg.train.confirm and attempts == 1 and s.arena.draws(2) > 1 and not state.steady
-    by_id = {sample.id: sample for sample in step.batch}
-    size, held, lost = attempts * len(step.batch), list[Rollout](), 0.0
-    async for rollout in batch:
-        held.append(rollout)
-        lost += 1 - s.arena.metric(rollout.score) if rollout.score else 0.0
-        if lost > (1 - CONFIRM_FROM) * size:
-            break
-        if confirm and scored_zero(rollout) and len(held) - lost >= CONFIRM_FROM * size:
-            s.roll.prefetch(state.skill, [by_id[rollout.sample]], 1)
-    else:
-        if confirm:
-            held = await confirmed(s, state, held, f"{name}, failures again")
-    for rollout in held:
-        note(s, state, rollout)
-    return noted(s, state, held, batch)
+        if s.cfg.slow.enabled and s.optimizer.looks_back and step.ends_epoch and step.epoch > 1:
+            await slow_update(s, state, step, epoch_start)
+        if state.since_accept == 0:  # another incumbent
+            forward.failed.clear()
 
 
-async def noted(
-    s: Session, state: State, held: Sequence[Rollout], rest: AsyncGenerator[Rollout, None]
-) -> AsyncGenerator[Rollout, None]:
-    """Rollouts that were noted already, then the rest as it comes."""
-    async with aclosing(rest):
-        for rollout in held:
-            yield rollout
-        async for rollout in rest:
-            note(s, state, rollout)
-            yield rollout
-
-
-async def confirmed(s: Session, state: State, rollouts: Sequence[Rollout], purpose: str) -> list[Rollout]:
-    """A batch whose full failures are rolled once more: one that succeeds now was bad luck and counts as a success. A
-    target that gives the same answers again is not asked twice any more."""
-    by_id = {sample.id: sample for sample in s.splits.train}
-    samples = [by_id[rollout.sample] for rollout in rollouts if scored_zero(rollout)]
-    second = {rollout.sample: rollout for rollout in await s.roll(state.skill, samples, attempt=1, purpose=purpose)}
-    state.steady = repeats_itself([(r.answer, second[r.sample].answer) for r in rollouts if r.sample in second])
-    result = list[Rollout]()
-    for rollout in rollouts:
-        again = second.get(rollout.sample)
-        result.append(again if again and again.score and again.score.hard else rollout)
-    return result
-
-
-def scored_zero(rollout: Rollout) -> bool:
-    """True if the rollout was scored 0."""
-    return rollout.score is not None and rollout.score.value == 0
-
-
-def note(s: Session, state: State, rollout: Rollout) -> None:
-    """Note of the rollout's task whether any attempt of the incumbent failed."""
-    failed = rollout.score is None or s.arena.metric(rollout.score) < 1
-    state.failed[rollout.sample] = failed or state.failed.get(rollout.sample, False)
-
-
-async def slow(s: Session, state: State, step: Step, epoch_start: Skill, optimizer: Optimizer, gate: Gate) -> None:
+async def slow_update(s: Parts, state: State, step: Step, epoch_start: Skill) -> None:
     """The epoch's slow update: compare its two ends on the same train samples, write guidance, and take it through the
     same gate as any other edit. Two equal skills have nothing to teach."""
     if epoch_start.text == state.skill.text:
@@ -212,63 +133,95 @@ async def slow(s: Session, state: State, step: Step, epoch_start: Skill, optimiz
     before, after = await run_all([s.roll(skill, chosen, purpose=name) for skill in (epoch_start, state.skill)])
     pairs = [Pair(a, b) for a, b in zip(before, after, strict=True) if a.scored and b.scored]
 
-    asked: list[Awaitable[Any]] = [optimizer.slow_update(state.skill, pairs, state.memory, step)]
+    asked: list[Any] = [s.optimizer.slow_update(state.skill, pairs, state.memory, step)]
     if s.cfg.slow.notes:
-        asked.append(optimizer.notes(state.skill, pairs, state.memory, step))
+        asked.append(s.optimizer.notes(state.skill, pairs, state.memory, step))
     guidance, *notes = await run_all(asked)
     if notes:
         state.memory = replace(state.memory, notes=notes[0])
     if guidance is not None:
-        verdict = await gate.judge(state.skill, [Proposal(guidance)], limit=1, name=name, alone=True)
-        taken = [r for r in verdict.reports if verdict.accepted and r.edit == guidance and r.status == "applied"]
-        if taken:
-            state.memory = replace(state.memory, slow=taken[0].inserted.strip())  # as it stands there, line ends too
-        take(s, state, step, verdict, 1)
+        verdict = await s.gate.judge(state.skill, [Proposal(guidance)], limit=1, name=name, alone=True)
+        applied = [r for r in verdict.reports if verdict.accepted and r.edit == guidance and r.status == "applied"]
+        if applied:
+            state.memory = replace(state.memory, slow=applied[0].inserted.strip())  # as it stands there, line ends too
+        apply_verdict(s, state, step, verdict, 1)
 
 
-def choose(s: Session, state: State) -> Skill:
-    """The skill that goes to the certificate. If it is a candidate that the race rejected, it becomes a version."""
-    if (chosen := reselect(s.arena, state.versions[0], state.verdicts)) is None:
-        return state.skill
-    if chosen.best.version is None:
-        state.versions.append(chosen.best.skill)
-        state.revived = chosen.best.skill.hash
-    s.record_choice(chosen, version=len(state.versions) - 1)
-    return chosen.best.skill
-
-
-async def shorten(s: Session, state: State, best: Skill) -> Skill:
-    """The compact pass: what is left of the best skill without the rules that carry nothing."""
-    rules = ledger_of(s.run, s.roll.seen.values(), s.arena.metric, best.hash)
-    judged = {verdict.candidate.hash for verdict in state.verdicts if verdict.candidate}
-    steps = steps_per_epoch(s.cfg.train, len(s.splits.train)) * s.cfg.train.epochs
-    async with aclosing(compact(s.arena, best, rules, {state.versions[0].hash, *judged})) as verdicts:
-        async for verdict in verdicts:
-            steps += 1
-            take(s, state, Step(steps, s.cfg.train.epochs, (), 1, starts_epoch=False, ends_epoch=False), verdict, 1)
-            best = verdict.skill
-    return best
-
-
-def take(s: Session, state: State, step: Step, verdict: Verdict, limit: int) -> None:
-    """Take over what the gate decided, and write it down."""
+def apply_verdict(s: Parts, state: State, step: Step, verdict: Verdict, limit: int) -> None:
+    """Take over what the gate decided, and record it."""
     state.score = verdict.score
     state.verdicts.append(verdict)
     if verdict.accepted:
         state.versions.append(verdict.skill)
-        state.since_accept, state.failed = 0, {}
+        state.since_accept = 0
     grown = verdict.accepted and s.cfg.optimizer.patterns
     state.memory = state.memory.remember(verdict.rejected, verdict.skill.body, verdict.candidate, grown=grown)
     s.roll.cancel_prefetch(state.skill)
-    s.record(step, verdict, limit, version=len(state.versions) - 1)
+    record_verdict(s, step, verdict, limit, version=len(state.versions) - 1)
 
 
 @contextmanager
-def stopping(state: State) -> Iterator[None]:
-    """An ordered stop (the budget) ends the block, not the run; what was reached stands."""
+def ordered_stop(state: State) -> Iterator[None]:
+    """An ordered stop, such as the budget's, ends the block, not the run; what was reached stands."""
     try:
         yield
     except Stopped as stop:
         if isinstance(stop, InfraStopped | Unanswered):  # there is nothing to certify with, or nothing yet
             raise
         state.stopped = stop
+
+
+# -- the end of a run
+
+
+def choose(s: Parts, state: State) -> Skill:
+    """The skill that goes to the certificate. If it is a candidate that the race rejected, it becomes a version."""
+    if (chosen := reselect(s.arena, state.versions[0], state.verdicts)) is None:
+        return state.skill
+    if chosen.best.version is None:
+        state.versions.append(chosen.best.skill)
+        state.revived = chosen.best.skill.hash
+    record_choice(s, chosen, version=len(state.versions) - 1)
+    return chosen.best.skill
+
+
+async def shorten(s: Parts, state: State, best: Skill) -> Skill:
+    """The best skill without the rules that the journal shows to carry nothing (`train.compact`)."""
+    rules = ledger_of(s.run, s.roll.seen.values(), s.arena.metric, best.hash)
+    judged = {verdict.candidate.hash for verdict in state.verdicts if verdict.candidate}
+    steps = steps_per_epoch(s.cfg.train, len(s.splits.train)) * s.cfg.train.epochs
+    async with aclosing(compact(s.arena, best, rules, {state.versions[0].hash, *judged})) as verdicts:
+        async for verdict in verdicts:
+            steps += 1
+            step = Step(steps, s.cfg.train.epochs, (), 1, starts_epoch=False, ends_epoch=False)
+            apply_verdict(s, state, step, verdict, 1)
+            best = verdict.skill
+    return best
+
+
+async def prove(s: Parts, state: State, best: Skill) -> Result:
+    """Certify the best skill on `test`, the only place where that split is read, and measure the control arms. A skill
+    that is not better on unseen samples is not shipped."""
+    start, certificate, arms, training = state.versions[0], None, None, s.budget.spent
+    proof = s.cfg.certify.model_copy(update={"attempts": s.arena.draws(s.cfg.certify.attempts)})
+    with ordered_stop(state):
+        look = look_at_test(s, best)
+        certificate = await certify(s.roll, start, best, s.splits.test, s.arena.metric, proof, s.cfg.seed, look)
+    if certificate is not None:
+        training = s.budget.spent
+        paid: dict[str, Any] = s.run.decide(f"paid by certificate {best.hash} {len(state.verdicts)}", training.to_json)
+        with s.run.reading():
+            training = Usage(**paid)
+        if s.cfg.certify.controls:
+            arms = await controls(s, start, best)
+            s.run.record("controls", **arms.to_json())
+        if certificate.gain <= 0:
+            best = start
+    return replace(conclude(s, state, best), certificate=certificate, controls=arms, training=training)
+
+
+def conclude(s: Parts, state: State, best: Skill) -> Result:
+    """The result of the training, without certificate and control arms."""
+    versions, test, spent = tuple(state.versions), len(s.splits.test), s.budget.spent
+    revived, folder = state.revived == best.hash, s.run.folder
+    return Result(versions[0], best, None, versions, test, folder, state.stopped, None, spent, spent, revived)

@@ -89,6 +89,12 @@ class Verdict:
     rejected: tuple[Rejected, ...] = ()
     numbers: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def outcome(self) -> str:
+        """The outcome in words: accepted, rejected, or the reason for which there was no candidate."""
+        judged = "accepted" if self.accepted else "a candidate was rejected"
+        return judged if self.candidate is not None else self.reason
+
 
 # The optimizer is told no more than this of a candidate that was not accepted.
 FAILED = "given up: not shown to be better"

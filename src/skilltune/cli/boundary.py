@@ -19,7 +19,7 @@ from skilltune.errors import CallConfigError, RunError, SkilltuneError
 from skilltune.text import visible
 
 if TYPE_CHECKING:
-    from skilltune.parts import Session
+    from skilltune.parts import Parts
 
 INTERRUPTED = 4
 interrupts = Interrupts(INTERRUPTED)
@@ -74,7 +74,7 @@ def fail(message: str, exit_code: int) -> None:
     say(f"error: {message}", err=True)
 
 
-def folder_of(opened: list[Session]) -> Path | None:
+def folder_of(opened: list[Parts]) -> Path | None:
     return opened[0].run.folder if opened else None
 
 

@@ -14,7 +14,7 @@ from skilltune.cli.train import RESUME
 
 if TYPE_CHECKING:
     from skilltune.api import Evaluation
-    from skilltune.parts import Session
+    from skilltune.parts import Parts
     from skilltune.usage import Usage
 
 
@@ -60,14 +60,14 @@ def evaluate(
       skilltune eval skilltune.toml --split all --only without target.model=openai/gpt-5.5
     """
     from skilltune.api import run_evaluation
-    from skilltune.build import build_session, load_skill
+    from skilltune.build import build_parts, load_skill
     from skilltune.config import MAY_DIFFER, OptimizerConfig, load_config
     from skilltune.errors import UsageError
     from skilltune.journal.run import FAILED, Run, scratch_run
     from skilltune.skill import Skill
     from skilltune.usage import Usage, minus
 
-    opened: list[Session] = []
+    opened: list[Parts] = []
     out = json_stream(as_json)
 
     def judged(journal: Run) -> Usage:
@@ -82,7 +82,7 @@ def evaluate(
             with journal.reading():
                 own = OptimizerConfig(**kept[0]["optimizer"]) if kept else cfg.optimizer
             before = judged(journal)
-            session = build_session(cfg.model_copy(update={"optimizer": own}), journal, root)
+            session = build_parts(cfg.model_copy(update={"optimizer": own}), journal, root)
             opened.append(session)
             path = skill or root / cfg.skill
             if not path.exists() and (only is None or only.value == "with"):
@@ -101,7 +101,7 @@ def evaluate(
                 await session.aclose()
 
     with boundary(
-        lambda: bool(opened and opened[0].spent),
+        lambda: bool(opened and opened[0].run.spent),
         message=RESUME if run else "interrupted",
         folder=lambda: folder_of(opened) if run else None,
     ):
@@ -113,7 +113,7 @@ def evaluate(
 
 
 def _print_evaluation(
-    sides: dict[str, Evaluation], session: Session, verdicts: Usage | None, split: str, out: TextIO | None
+    sides: dict[str, Evaluation], session: Parts, verdicts: Usage | None, split: str, out: TextIO | None
 ) -> None:
     """`verdicts` is what the judge took now, None where there is none."""
     from dataclasses import asdict
@@ -141,7 +141,7 @@ def _print_evaluation(
         )
 
 
-def _paired(session: Session, before: Any, after: Any) -> dict[str, Any] | None:
+def _paired(session: Parts, before: Any, after: Any) -> dict[str, Any] | None:
     """The difference over the samples scored on both sides, with its 95 % interval."""
     from skilltune.finish.certify import by_group
     from skilltune.stats import difference_interval

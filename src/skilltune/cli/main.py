@@ -5,6 +5,7 @@ Only typer and the errors are imported at the top, so that `skilltune --help` st
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Annotated
 
 import typer

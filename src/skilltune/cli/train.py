@@ -14,7 +14,7 @@ from skilltune.cli.boundary import boundary, folder_of, interrupts
 from skilltune.cli.options import AsJson, Here, Overrides, app, config_and_overrides, json_stream
 
 if TYPE_CHECKING:
-    from skilltune.parts import Session
+    from skilltune.parts import Parts
 
 RESUME_FORK = "interrupted; to go on name the fork's folder with --run DIR in place of --fork"
 RESUME = "interrupted; run the same command to go on"
@@ -79,16 +79,16 @@ def train(
 
     out = json_stream(as_json)
     view = Events(out, again) if out else (Live if sys.stdout.isatty() else Lines)(stdout(), again)
-    opened: list[Session] = []
+    opened: list[Parts] = []
 
-    def ready(session: Session) -> None:
+    def ready(session: Parts) -> None:
         opened.append(session)
         view.ready(session)
         session.run.note("command", line=again(session.run.folder), folder=os.getcwd())
 
     message = RESUME_FORK if fork else RESUME
     gone = message.replace("interrupted", "the reader of the output has gone")
-    with boundary(lambda: bool(opened and opened[0].spent), view.failed, message, gone, lambda: folder_of(opened)):
+    with boundary(lambda: bool(opened and opened[0].run.spent), view.failed, message, gone, lambda: folder_of(opened)):
         cfg, root = load_config(source, [*given, *(["certify.controls=true"] if controls else [])])
         with view:
             result = interrupts.run(

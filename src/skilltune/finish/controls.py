@@ -21,7 +21,7 @@ from skilltune.optimizer import Memory, Step
 from skilltune.optimizer.render import copied, render_rollout, trajectory_tag
 from skilltune.optimizer.schedule import schedule
 from skilltune.optimizer.stage import ByModel, Context, Stages
-from skilltune.parts import Session
+from skilltune.parts import Parts
 from skilltune.rollout import Rollout
 from skilltune.skill import Skill
 from skilltune.stats import difference_interval, score_interval
@@ -61,7 +61,7 @@ class Controls:
         return {"arms": [arm.to_json() for arm in self.arms], "missing": dict(self.missing)}
 
 
-async def controls(s: Session, start: Skill, trained: Skill) -> Controls:
+async def controls(s: Parts, start: Skill, trained: Skill) -> Controls:
     """Measure all arms on `test`, as often as the certificate did. An arm that the budget or the optimizer does not
     allow is missing, with the reason: the result of the run stands without it."""
     test = {sample.id for sample in s.splits.test}
@@ -113,7 +113,7 @@ async def _given(skill: Skill, cost: Usage | None = None) -> tuple[Skill, Usage]
     return skill, cost or Usage()
 
 
-async def _tested(s: Session, skill: Skill) -> dict[str, float]:
+async def _tested(s: Parts, skill: Skill) -> dict[str, float]:
     """The mean score on each test sample."""
     attempts = range(s.arena.draws(s.cfg.certify.attempts))
     draws = await run_all([s.roll(skill, s.splits.test, attempt=attempt, purpose="controls") for attempt in attempts])
@@ -124,7 +124,7 @@ async def _tested(s: Session, skill: Skill) -> dict[str, float]:
     return {sample: sum(values) / len(values) for sample, values in scores.items()}
 
 
-def _fixed(s: Session, name: str, usage: Usage) -> Usage:
+def _fixed(s: Parts, name: str, usage: Usage) -> Usage:
     """What was paid by the time when it was first asked for: a replay pays nothing."""
     known: dict[str, Any] = s.run.decide(name, usage.to_json)
     return Usage(**known)
@@ -133,7 +133,7 @@ def _fixed(s: Session, name: str, usage: Usage) -> Usage:
 # -- rewrites
 
 
-async def _rewritten(s: Session, start: Skill, n: int) -> tuple[Skill, Usage]:
+async def _rewritten(s: Parts, start: Skill, n: int) -> tuple[Skill, Usage]:
     """The best on `select` of n rewrites of the start skill (the first of equals; n = 1 needs no choice), and what they
     cost: the first step's rollouts, the optimizer's calls, the rollouts to choose by."""
     step = next(schedule(s.cfg.train, s.splits.train, s.cfg.seed))
@@ -157,7 +157,7 @@ async def _rewritten(s: Session, start: Skill, n: int) -> tuple[Skill, Usage]:
     return texts[max(range(len(texts)), key=lambda i: (means[i], -i))], cost
 
 
-async def _rewrite(s: Session, start: Skill, rollouts: Sequence[Rollout], step: Step, draw: int) -> Skill | None:
+async def _rewrite(s: Parts, start: Skill, rollouts: Sequence[Rollout], step: Step, draw: int) -> Skill | None:
     """One rewrite by one call, given what the first step's reflection was given; None where it cannot be used."""
     client = s.optimizer_client
     if client is None:

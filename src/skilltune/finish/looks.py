@@ -13,12 +13,26 @@ from typing import Any
 
 from skilltune.errors import RunError
 from skilltune.journal.run import Run
-from skilltune.rollouts.inputs import TEST
+from skilltune.parts import Parts
+from skilltune.rollouts.inputs import TEST, pin_test
+from skilltune.skill import Skill
 
 ORIGIN = "forked from"  # key of a decision: the first run of the family, the folder of the source, its looks so far
 
 Looks = dict[str, list[str]]
 """The hashes of the test samples that were read, by the name of the look."""
+
+
+def look_at_test(s: Parts, best: Skill) -> int:
+    """The number of this look at the test split, which it records. It is 1 unless this run certified another version
+    before, or runs that it shares its answers with read some of these samples. Each later look is held to a stricter
+    level, because two tries are two chances to be lucky."""
+    if best.text == s.skill.text or not s.splits.test:
+        return 1
+    pin_test(s.run, s.roll, s.splits.test)
+    contents = [s.roll.content(sample) for sample in s.splits.test]
+    s.run.record("certify", best=best.hash)
+    return 1 + earlier_looks(s.run, best.hash, contents)
 
 
 def note_fork(fork: Run, source: Run) -> None:

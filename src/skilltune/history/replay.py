@@ -25,7 +25,7 @@ from skilltune.metering.budget import Budget
 from skilltune.metering.client import Client
 from skilltune.models import Message
 from skilltune.optimizer.recorded import Recorded
-from skilltune.parts import Session
+from skilltune.parts import Parts
 from skilltune.rollout import Rollout, Score, Trajectory
 from skilltune.rollouts.inputs import Pins, split_ids
 from skilltune.rollouts.roller import Roller
@@ -181,7 +181,7 @@ class _Silent:
         return Usage()
 
 
-def _session(run: Run, pins: Pins) -> Session:
+def _session(run: Run, pins: Pins) -> Parts:
     """The parts of the loop over a copy of the journal."""
     if run.config is None:
         raise RunError(f"the journal in {run.folder} holds no configuration")
@@ -200,4 +200,4 @@ def _session(run: Run, pins: Pins) -> Session:
     optimizer = Recorded(run, pins.looks_back)
     budget = Budget(Limits(), Usage())
     nobody = cast(Client, None)  # a loop that can replay asks no client itself
-    return Session(cfg, run, pins.skill, env, splits, budget, nobody, None, roll, arena, build_gate(arena), optimizer)
+    return Parts(cfg, run, pins.skill, env, splits, budget, nobody, None, roll, arena, build_gate(arena), optimizer)

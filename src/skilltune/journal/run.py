@@ -275,6 +275,11 @@ class Run:
         return count, self._usage.get(kind, Usage())
 
     @property
+    def spent(self) -> bool:
+        """True if more was paid than a probe."""
+        return bool(self.usage.keys() - {PROBE})
+
+    @property
     def elapsed_s(self) -> float:
         """Seconds that this run was open for writing, over all its lives; a clock that is set changes nothing.
         A reader sees what was recorded when it opened the run."""

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from skilltune.authoring.review import unread
 from skilltune.authoring.scaffold import DESCRIPTION
-from skilltune.build import build_env, build_session, describe_overlong, load_skill
+from skilltune.build import build_env, build_parts, describe_overlong, load_skill
 from skilltune.config import Config
 from skilltune.envs import Env
 from skilltune.errors import CallConfigError, JudgeError, Stopped, UsageError
@@ -23,12 +23,13 @@ from skilltune.frontmatter import BadFrontmatter, read_block
 from skilltune.gate.eprocess import reachable
 from skilltune.journal.run import scratch_run
 from skilltune.optimizer.schedule import steps_per_epoch
-from skilltune.parts import Session
+from skilltune.parts import Parts
 from skilltune.preflight.agreement import Agreement, describe_cost, measure, read_labels
 from skilltune.preflight.audit import audit
 from skilltune.preflight.estimate import Estimate, estimate, remarks
 from skilltune.preflight.preview import preview
 from skilltune.preflight.probe import Probe, probe_roles
+from skilltune.preflight.scorer import require_evidence
 from skilltune.samples import Splits, split
 from skilltune.sinks import find_sink
 from skilltune.skill import Skill
@@ -82,13 +83,13 @@ async def check(
     if cfg.gate.policy == "eprocess":
         _look_at_bets(cfg, found.splits, found)
     with _collecting(found), scratch_run(None) as run:
-        session = build_session(cfg, run, root, env=env, skill=found.skill)
+        session = build_parts(cfg, run, root, env=env, skill=found.skill)
         found.preview = preview(session.env, session.skill, session.splits.train[0])
         try:
             found.estimate = estimate(session)
             found.notes += remarks(session, found.estimate)
             with _collecting(found):
-                session.require_evidence()
+                require_evidence(session)
             if probe:
                 await _probe(session, found)
             if labels is not None:
@@ -214,13 +215,13 @@ async def _try_stated_answers(env: Env, found: Check) -> None:
         )
 
 
-async def _probe(session: Session, found: Check) -> None:
+async def _probe(session: Parts, found: Check) -> None:
     found.probes += await probe_roles(session)
     found.problems += [f"the {probe.role} does not answer: {probe.error}" for probe in found.probes if probe.error]
     found.notes += [f"{probe.role}: {what}" for probe in found.probes for what in probe.learned]
 
 
-async def _measure_judge(session: Session, path: Path, announce: Callable[[str], None], found: Check) -> None:
+async def _measure_judge(session: Parts, path: Path, announce: Callable[[str], None], found: Check) -> None:
     if session.judge is None:
         raise UsageError('--judge measures a judge, but the score names none: score = {judge = "MODEL"} names one')
     labels = read_labels(path, session.env)

@@ -24,7 +24,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from skilltune.build import build_session, default_folder, endpoint_key
+from skilltune.build import build_parts, default_folder, endpoint_key
 from skilltune.config import Config, ModelConfig, load_config
 from skilltune.errors import CallError, Stopped, UsageError
 from skilltune.journal.run import scratch_run
@@ -76,7 +76,7 @@ async def _roles(cfg: Config, root: Path) -> list[Finding]:
     a run from starting."""
     try:
         with scratch_run(None) as run:
-            session = build_session(cfg, run, root)
+            session = build_parts(cfg, run, root)
             try:
                 probes = await probe_roles(session)
                 if session.judge is not None and not any("judge" in probe.role and probe.error for probe in probes):

@@ -8,13 +8,13 @@ from math import ceil, floor, log10
 
 from skilltune.config import Config
 from skilltune.finish.controls import CONTROL_ARMS
-from skilltune.finish.reserve import TYPICAL, estimate_calls
+from skilltune.finish.reserve import TYPICAL, estimate_calls, hold_back
 from skilltune.limits import Limits
 from skilltune.metering.budget import Budget
 from skilltune.metering.client import DEFAULT_ANSWER_TOKENS, Client
 from skilltune.models.prices import price
 from skilltune.optimizer.model import SHOWN_SUCCESSES
-from skilltune.parts import Session
+from skilltune.parts import Parts
 from skilltune.samples import Sample
 from skilltune.scorers.judge import Reader
 from skilltune.usage import Usage
@@ -48,7 +48,7 @@ class Estimate:
         return round(_typical(*self.target_calls, self.after_calls))
 
 
-def estimate(session: Session) -> Estimate:
+def estimate(session: Parts) -> Estimate:
     """Calls, tokens and dollars of a whole run, judged from the samples; see `Estimate` for what the ends mean."""
     cfg, target, optimizer = session.cfg, session.target, session.optimizer_client
     samples = _spread([*session.splits.train, *session.splits.select, *session.splits.test], MEASURED)
@@ -105,7 +105,7 @@ def _typical(least: int, most: int, after: int) -> float:
 
 
 def _judging(
-    session: Session, judge: Reader, samples: Sequence[Sample], calls: Range, longest: int
+    session: Parts, judge: Reader, samples: Sequence[Sample], calls: Range, longest: int
 ) -> tuple[Usage, Usage]:
     """What the judge reads and writes, least (short answers, bare verdicts) and most (long ones, asked for twice)."""
     few, many = calls
@@ -155,12 +155,12 @@ def _rounded(value: float) -> str:
     return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
 
 
-def remarks(session: Session, expected: Estimate) -> list[str]:
+def remarks(session: Parts, expected: Estimate) -> list[str]:
     """Where a limit of the budget is less than what a run takes, certificate and control arms included: one sentence
     for each, with the number to raise it to. `minutes` cannot be estimated."""
     cfg = session.cfg
     planned = replace(session, budget=Budget(Limits(), Usage()))
-    planned.hold_back()
+    hold_back(planned)
     kept = planned.budget.held
     ranges = (expected.target_calls, expected.optimizer_calls, expected.judge_calls)
     few, many = (sum(ends) for ends in zip(*ranges, strict=True))

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from random import Random
@@ -23,13 +22,13 @@ from skilltune.gate import Arena, build_gate
 from skilltune.journal.keys import rng
 from skilltune.optimizer import Proposal
 from skilltune.rollout import Rollout, Score, Trajectory
+from skilltune.rollouts.forward import repeats_itself
 from skilltune.rollouts.roller import Roller
 from skilltune.samples import Sample
 from skilltune.skill import Skill
 
 RUNS = 200  # simulated null edits
 POWER = 0.8
-REPEATS = 8  # equal pairs of answers, beside those of the most frequent answer, that show a deterministic target
 TRIES = 60  # simulated candidates for each gain that is tried
 HALVINGS = 5  # of the range in which the smallest detectable gain lies
 KEY = "calibration"
@@ -86,14 +85,6 @@ async def calibrate(arena: Arena, skill: Skill) -> Calibration | None:
     arena.roll.run.decide(KEY, lambda: figures)
     differing = sum(a != b for a, b in scores) / len(scores)
     return Calibration(len(scores), differing, math.sqrt(noise), same, arena.cfg.policy, **figures)
-
-
-def repeats_itself(answers: Sequence[tuple[str, str]]) -> bool:
-    """True if two answers to the same questions show that the target is deterministic: all pairs are equal, and
-    `REPEATS` of them are not the most frequent answer. A skill that knows nothing answers "I don't know" twice at any
-    temperature; that says nothing of the answers that a better skill would bring."""
-    commonest = max(Counter(first for first, _ in answers).values(), default=0)
-    return all(first == second for first, second in answers) and len(answers) - commonest >= REPEATS
 
 
 async def _figures(arena: Arena, scores: Sequence[tuple[float, float]]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from skilltune.journal.keys import digest
 from skilltune.journal.run import PROBE, Paid
 from skilltune.metering.client import Client
 from skilltune.models import Request, user
-from skilltune.parts import Session
+from skilltune.parts import Parts
 from skilltune.targets.chat import ChatTarget
 from skilltune.usage import Usage
 
@@ -40,7 +40,7 @@ async def probe(client: Client, request: Request = REQUEST) -> Usage:
     return usage
 
 
-def probe_of(session: Session, client: Client) -> Request:
+def probe_of(session: Parts, client: Client) -> Request:
     """The question that shows best if a role will do.
 
     The target's is a real one, with the skill and the longest sample: a server may cut a long prompt, refuse a system
@@ -59,7 +59,7 @@ def probe_of(session: Session, client: Client) -> Request:
     return session.roll.target.request(session.skill, longest, session.env, 0)
 
 
-async def probe_roles(session: Session) -> list[Probe]:
+async def probe_roles(session: Parts) -> list[Probe]:
     """Probe each model of a session, once where it has both roles; an error is part of the result."""
     probes = []
     for role, client in roles(session):
@@ -76,7 +76,7 @@ async def probe_roles(session: Session) -> list[Probe]:
     return probes
 
 
-def roles(session: Session) -> list[tuple[str, Client]]:
+def roles(session: Parts) -> list[tuple[str, Client]]:
     """(role, client) of each model that a session calls; a model in two roles is named once, by both."""
     judge = session.judge.client if session.judge else None
     found: dict[str, tuple[str, Client]] = {}
@@ -87,7 +87,7 @@ def roles(session: Session) -> list[tuple[str, Client]]:
     return list(found.values())
 
 
-async def try_models(session: Session) -> None:
+async def try_models(session: Parts) -> None:
     """Let the models of the optimizer and of the judge answer once before anything is spent on the target, once per run
     and model.
 

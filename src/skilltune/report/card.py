@@ -15,7 +15,7 @@ from skilltune.history.left_out import describe, left_out
 from skilltune.history.record import accepted_versions
 from skilltune.journal.run import FAILED
 from skilltune.metering.client import LEARNED
-from skilltune.parts import Session
+from skilltune.parts import Parts
 from skilltune.report.markup import cut
 from skilltune.result import Result, headline
 from skilltune.text import visible
@@ -32,7 +32,7 @@ READ = (
 _MARKUP = re.compile(r"([\\`*_{}\[\]<>#|~&$])")
 
 
-def card(session: Session, result: Result) -> str:
+def card(session: Parts, result: Result) -> str:
     """The card as GitHub's Markdown: certificate, versions, what changed, cost, how to do it again."""
     text = [f"# {inline(result.best.name)}", "", headline(result), ""]
     if result.certificate is not None:
@@ -85,7 +85,7 @@ def _controls(found: Controls) -> list[str]:
     return ["## Control arms", "", *_table(ARM_HEADERS, rows), "", ARM_COST, "", *missing, ""]
 
 
-def _versions(session: Session, result: Result) -> list[str]:
+def _versions(session: Parts, result: Result) -> list[str]:
     versions = accepted_versions(session.run)
     rows = [
         (
@@ -119,7 +119,7 @@ def _changes(result: Result) -> list[str]:
     return ["<details>", summary, "", f"{fence}diff", shown, fence, "", "</details>", ""]
 
 
-def _cost(session: Session, result: Result) -> list[str]:
+def _cost(session: Parts, result: Result) -> list[str]:
     cfg, splits = session.cfg, session.splits
     rows = [
         ("target", inline(cfg.target.model)),
@@ -139,7 +139,7 @@ def _cost(session: Session, result: Result) -> list[str]:
     return ["## Cost", "", *_table(("", ""), rows), "", *(line for text in learned for line in (text, ""))]
 
 
-def _again(session: Session, result: Result) -> list[str]:
+def _again(session: Parts, result: Result) -> list[str]:
     """How to reproduce it: the resolved config, and the hashes of what went in and came out."""
     cfg = session.cfg
     toml = visible(to_toml(cfg)).rstrip()

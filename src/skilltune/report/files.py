@@ -7,14 +7,14 @@ import json
 from typing import Any
 
 from skilltune.journal.run import Run
-from skilltune.parts import Session
+from skilltune.parts import Parts
 from skilltune.report.card import card
 from skilltune.report.html import report
 from skilltune.result import Result
 from skilltune.skill import Skill
 
 
-def write_results(session: Session, result: Result) -> None:
+def write_results(session: Parts, result: Result) -> None:
     """The best skill, versions/*/diff.md, rollouts.jsonl and card.md; the run's last event; report.html, which is made
     from the journal with it. (metrics.jsonl is written as the run goes: `skilltune.sinks`.)"""
     run = session.run

@@ -36,7 +36,7 @@ from skilltune.history.left_out import describe, left_out, summed
 from skilltune.journal.run import FAILED, Run
 from skilltune.optimizer.handoff import Question, in_use
 from skilltune.optimizer.schedule import steps_per_epoch
-from skilltune.parts import Session
+from skilltune.parts import Parts
 from skilltune.preflight.estimate import Estimate, estimate, remarks
 from skilltune.report.card import ARM_COST, ARM_HEADERS, arm_row, looks, per_point, unknown_costs
 from skilltune.result import Result, headline
@@ -102,7 +102,7 @@ def stdout() -> Console:
 class Progress:
     """How far a run is, from its events; `clock` gives seconds."""
 
-    session: Session
+    session: Parts
     clock: Callable[[], float] = time.monotonic
     steps: int = 0
     step: int = 0  # the last one that was judged
@@ -308,7 +308,7 @@ class Lines:
     ) -> None:
         return None
 
-    def ready(self, session: Session) -> None:
+    def ready(self, session: Parts) -> None:
         """Print the plan: what is trained, on what, what it can show, and what it may take."""
         self.progress = Progress(session)
         self._beat = self.progress.clock()
@@ -399,7 +399,7 @@ class Live(Lines):
 
     _live: RichLive | None = field(default=None, init=False)
 
-    def ready(self, session: Session) -> None:
+    def ready(self, session: Parts) -> None:
         Lines.ready(self, session)
         self._live = RichLive(get_renderable=self.status, console=self.console, refresh_per_second=4, transient=True)
         self._live.start()
@@ -442,7 +442,7 @@ class Events:
     ) -> None:
         return None
 
-    def ready(self, session: Session) -> None:
+    def ready(self, session: Parts) -> None:
         parts = session.splits
         self(
             "plan",
@@ -660,7 +660,7 @@ def print_controls(data: Mapping[str, Any], console: Console) -> None:
 # -- parts
 
 
-def plan(session: Session, expected: Estimate) -> list[tuple[str, str]]:
+def plan(session: Parts, expected: Estimate) -> list[tuple[str, str]]:
     """The plan as (name, value) rows: to be read before anything is spent."""
     cfg = session.cfg
     limits = [f"{value:g} {name}" for name, value in asdict(cfg.budget.limits).items() if value is not None]
@@ -720,11 +720,11 @@ def describe_questions(folder: Path, found: Sequence[Question]) -> str:
     return f"{listed}\n\nread: skilltune answer {folder} --next\nanswer: {how}"
 
 
-def optimizer_name(session: Session) -> str:
+def optimizer_name(session: Parts) -> str:
     return session.cfg.optimizer.model or session.cfg.target.model
 
 
-def best_path(session: Session, result: Result) -> str:
+def best_path(session: Parts, result: Result) -> str:
     name = f"best/{result.best.name}" if result.best.folder else "best_skill.md"
     return str(session.run.folder / name)
 

@@ -158,7 +158,7 @@ def _kept(run: Run, hash: str) -> bytes:
     return data
 
 
-def _unchanged(run: Run, name: str, what: str, fingerprint: str) -> None:
+def require_unchanged(run: Run, name: str, what: str, fingerprint: str) -> None:
     """Refuse to resume over another input than the one that the run's decisions were made on."""
     if run.decide(f"input {name}", lambda: fingerprint) != fingerprint:
         raise RunError(

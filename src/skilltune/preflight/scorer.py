@@ -1,0 +1,54 @@
+"""A trial of the scorer before anything is paid: it must work, and an empty answer must not score full marks."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+from skilltune.build import describe_overlong
+from skilltune.errors import JudgeError, UsageError
+from skilltune.optimizer.examples import require_answers
+from skilltune.parts import Parts
+from skilltune.rollout import Rollout, Trajectory
+
+TRIED = 5  # samples on which an empty answer is scored
+
+
+async def try_scorer(s: Parts) -> None:
+    """Score one expected answer, so that a scorer that cannot work is found before anything is paid. If a judge would
+    have to be paid for it, an empty answer is scored instead.
+
+    Raises `UsageError` for a scorer that fails or that gives full marks to an empty answer, and for samples from which
+    the optimizer could propose nothing.
+    """
+    if too_long := describe_overlong(s.cfg, s.skill):
+        raise UsageError(f"{too_long}. Nothing was spent.")
+    require_evidence(s)
+    sample = next(known for known in (*s.splits.select, *s.splits.train) if known.id not in s.roll.dropped)
+    answer = "" if s.env.lines(sample) else s.env.expected(sample)
+    rollout = Rollout(sample.id, s.skill.hash, 0, Trajectory(answer), None)
+    try:
+        await s.env.score(sample, rollout)
+    except JudgeError as error:
+        raise UsageError(f"{error}\nNothing was spent: mend the scorer and run the same command again.") from error
+    if not s.env.lines(sample) and await _indifferent(s):
+        raise UsageError(
+            "the scorer gives full marks to an empty answer, so nothing could be learned: `skilltune check` lists "
+            "the samples. Nothing was spent."
+        )
+
+
+def require_evidence(s: Parts) -> None:
+    """Raises `UsageError` if the optimizer could never propose anything from the train samples."""
+    if s.cfg.optimizer.model == "examples" and s.cfg.train.epochs:
+        require_answers(s.env, s.splits.train)
+
+
+async def _indifferent(s: Parts) -> bool:
+    """True if an empty answer solves every sample tried that expects something."""
+    known = (sample for sample in s.splits.select if sample.id not in s.roll.dropped)
+    tried = [sample for sample in known if s.env.expected(sample)][:TRIED]
+    rollouts = [Rollout(sample.id, s.skill.hash, 0, Trajectory(""), None) for sample in tried]
+    with suppress(JudgeError):  # a scorer that fails on an empty answer is not indifferent
+        scores = [await s.env.score(sample, rollout) for sample, rollout in zip(tried, rollouts, strict=True)]
+        return bool(scores) and all(score.value >= 1 for score in scores)
+    return False

@@ -1,0 +1,98 @@
+"""The forward pass of a step: the batch under the incumbent, and a second try of failures that may be bad luck."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+from skilltune.rollout import Rollout, Score
+from skilltune.rollouts.roller import Roller
+from skilltune.samples import Sample
+from skilltune.skill import Skill
+
+SOLVED = 0.5  # share of a batch that must be solved before a failure may well be bad luck
+REPEATS = 8  # equal pairs of answers, beside those of the most frequent answer, that show a deterministic target
+
+
+@dataclass(slots=True)
+class Forward:
+    """Rolls train batches and tracks which tasks failed under the incumbent.
+
+    `failed` maps the id of each train sample that the incumbent did to True if any of its attempts failed; the loop
+    clears it when the incumbent changes. `hold` is False if each rollout is passed on at once. `confirm` tries failures
+    again, until the target was seen to give equal answers to equal questions.
+    """
+
+    roll: Roller
+    metric: Callable[[Score], float]
+    hold: bool
+    confirm: bool
+    failed: dict[str, bool] = field(default_factory=dict)
+
+    async def batch(
+        self, skill: Skill, samples: Sequence[Sample], name: str, attempts: int
+    ) -> AsyncGenerator[Rollout, None]:
+        """The rollouts of a batch in order, each as soon as it is final.
+
+        The batch is held back while half of it may be solved, because then a failure may be bad luck and is rolled
+        again, or too few failures may be left to go on at all.
+        """
+        rollouts = self.roll.stream(skill, samples, attempts=attempts, purpose=name)
+        held, lost, size = list[Rollout](), 0.0, attempts * len(samples)
+        if self.hold:
+            by_id = {sample.id: sample for sample in samples}
+            async for rollout in rollouts:
+                held.append(rollout)
+                lost += 1 - self.metric(rollout.score) if rollout.score else 0.0
+                if lost > (1 - SOLVED) * size:
+                    break
+                if self.confirm and _scored_zero(rollout) and len(held) - lost >= SOLVED * size:
+                    self.roll.prefetch(skill, [by_id[rollout.sample]], 1)
+            else:
+                if self.confirm:
+                    held = await self._confirmed(skill, held, by_id.values(), f"{name}, failures again")
+            for rollout in held:
+                self._track(rollout)
+        return self._rest(held, rollouts)
+
+    async def _confirmed(
+        self, skill: Skill, rollouts: Sequence[Rollout], samples: Iterable[Sample], purpose: str
+    ) -> list[Rollout]:
+        """The batch with each full failure rolled once more: one that succeeds now was bad luck and counts as a
+        success. A target that repeats its answers is not asked twice again."""
+        zero = {rollout.sample for rollout in rollouts if _scored_zero(rollout)}
+        again = await self.roll(skill, [s for s in samples if s.id in zero], attempt=1, purpose=purpose)
+        second = {rollout.sample: rollout for rollout in again}
+        if repeats_itself([(r.answer, second[r.sample].answer) for r in rollouts if r.sample in second]):
+            self.confirm = False
+        lucky = {sample for sample, rollout in second.items() if rollout.score and rollout.score.hard}
+        return [second[rollout.sample] if rollout.sample in lucky else rollout for rollout in rollouts]
+
+    async def _rest(
+        self, held: Sequence[Rollout], rollouts: AsyncGenerator[Rollout, None]
+    ) -> AsyncGenerator[Rollout, None]:
+        """The rollouts that were held back and tracked, then the rest as it comes."""
+        async with aclosing(rollouts):
+            for rollout in held:
+                yield rollout
+            async for rollout in rollouts:
+                self._track(rollout)
+                yield rollout
+
+    def _track(self, rollout: Rollout) -> None:
+        failed = rollout.score is None or self.metric(rollout.score) < 1
+        self.failed[rollout.sample] = failed or self.failed.get(rollout.sample, False)
+
+
+def _scored_zero(rollout: Rollout) -> bool:
+    return rollout.score is not None and rollout.score.value == 0
+
+
+def repeats_itself(answers: Sequence[tuple[str, str]]) -> bool:
+    """True if two answers to the same questions show that the target is deterministic: all pairs are equal, and
+    `REPEATS` of them are not the most frequent answer. A skill that knows nothing answers "I don't know" twice at any
+    temperature; that says nothing of the answers that a better skill would bring."""
+    commonest = max(Counter(first for first, _ in answers).values(), default=0)
+    return all(first == second for first, second in answers) and len(answers) - commonest >= REPEATS

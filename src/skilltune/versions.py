@@ -1,0 +1,56 @@
+"""Versions: the events and files in which a run keeps its verdicts and the skills that it accepted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from skilltune.finish.reselect import Reselection
+from skilltune.journal.run import Run
+from skilltune.optimizer import Step
+from skilltune.parts import Parts
+from skilltune.rollouts.inputs import require_unchanged
+from skilltune.skill import Skill
+from skilltune.stats import standard_error
+from skilltune.verdict import Verdict, verdict_to_json
+
+
+def record_start(s: Parts, skill: Skill, score: float | None) -> None:
+    """Record the input as version 0, with its score on `select` and the standard error of that score. From now on the
+    scorer and the prompt are fixed."""
+    scores = [s.arena.metric(r.score) for r in s.roll.seen.values() if r.score and r.skill == skill.hash]
+    level = {"skill": skill.hash, "score": score, "score_sd": standard_error(scores)}
+    _write(s.run, 0, skill, {"version": 0, **level, "reason": "the input"})
+    s.run.record("start", **level, select=len(s.splits.select))
+    require_unchanged(s.run, "env", "the scorer or the prompt", s.env.fingerprint)
+
+
+def record_verdict(s: Parts, step: Step, verdict: Verdict, limit: int, version: int) -> None:
+    """Record a verdict: one event with all its figures and, if a version was accepted, the version's files."""
+    if verdict.candidate is not None:
+        _keep(s.run, verdict.candidate)
+    data = verdict_to_json(verdict) | {"step": step.index, "epoch": step.epoch, "lr": limit, "version": version}
+    if verdict.accepted:
+        _write(s.run, version, verdict.skill, data)
+    s.run.record("verdict", **data)
+
+
+def record_choice(s: Parts, chosen: Reselection, version: int) -> None:
+    """Record the choice at the end: an event and, if a rejected candidate was chosen, the files of its new version."""
+    data = chosen.to_json()
+    if chosen.best.version is None:
+        data["version"] = version
+        _write(s.run, version, chosen.best.skill, data)
+    s.run.record("reselection", **data)
+
+
+def _write(run: Run, number: int, skill: Skill, verdict: Mapping[str, Any]) -> None:
+    folder = f"versions/{number:04d}"
+    _keep(run, skill)
+    run.write(f"{folder}/SKILL.md", skill.text.encode("utf-8", "surrogatepass"))
+    run.write(f"{folder}/verdict.json", json.dumps(verdict, indent=1, ensure_ascii=False) + "\n")
+
+
+def _keep(run: Run, skill: Skill) -> None:
+    run.put_blob(skill.hash, skill.text.encode("utf-8", "surrogatepass"))
