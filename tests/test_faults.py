@@ -283,6 +283,7 @@ async def test_pitfall_4_a_dead_endpoint_ends_the_run_soon(tmp_path: Path, dead:
     assert not world.calls["target"]
 
 
+@pytest.mark.slow
 async def test_a_refused_connection_is_no_call_of_the_budget_and_a_mended_url_goes_on(tmp_path: Path) -> None:
     with small() as world:
         dead = f"openai@http://127.0.0.1:{free_port()}/v1/target"
@@ -482,6 +483,7 @@ async def test_pitfall_7_an_unreadable_minibatch_is_left_out_and_named(tmp_path:
     assert all("left out" in fallback["reason"] for fallback in fallbacks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", PRESETS)
 async def test_pitfall_7_an_optimizer_that_cannot_be_read_stops_the_run_but_not_every_resume(
     tmp_path: Path, preset: str

@@ -277,6 +277,7 @@ def rule(key: str, effect: float) -> Rule:
     return Rule(key, "add", line, "", "", ("t0",), 1, 1, effect, sd=0.005, fixed=0, broken=0, known=8)
 
 
+@pytest.mark.slow
 async def test_compact_loses_no_more_than_a_point_in_all() -> None:
     """Each of eight rules carries a quarter of a point: alone every one of them could go."""
     keys = "abcdefgh"
@@ -291,6 +292,7 @@ async def test_compact_loses_no_more_than_a_point_in_all() -> None:
     assert margins == pytest.approx([0.01 - math.fsum(lost[:done]) for done in range(len(keys))])
 
 
+@pytest.mark.slow
 async def test_compact_costs_nothing_where_every_rule_is_known_to_carry(tmp_path: Path) -> None:
     with small(q=1.0, train=64, select=40) as world:
         plain = await train(world, tmp_path, run="plain")

@@ -98,6 +98,7 @@ async def test_pitfall_10_metadata_is_shown_to_nobody(tmp_path: Path, world: Wor
     assert not any("remark on" in seen.user + seen.system for seen in world.requests)
 
 
+@pytest.mark.slow
 async def test_pitfall_10_a_hidden_answer_is_hidden_in_the_checks_reason_too(tmp_path: Path, world: World) -> None:
     await trained_on(world, tmp_path, checked(world), **SETTINGS["hidden"])
     wrong = {seen.answer for seen in world.requests if seen.role == "target"}

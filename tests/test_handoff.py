@@ -239,6 +239,7 @@ async def test_an_answer_that_is_still_being_written_is_not_refused(tmp_path: Pa
         assert not in_use(tmp_path / "answers")
 
 
+@pytest.mark.slow
 async def test_two_loops_share_the_questions(tmp_path: Path) -> None:
     with small() as world:
         with pytest.raises(Unanswered):
@@ -334,6 +335,7 @@ def test_a_broken_answer_by_hand_is_listed_with_its_fault_and_can_be_replaced(fo
         assert "0001" not in cli("answer", folder).stdout
 
 
+@pytest.mark.slow
 def test_an_answer_to_no_question_is_named(folder: Path) -> None:
     (folder / "0001.answer.json").write_text(RANK)
     listed = cli("answer", folder)

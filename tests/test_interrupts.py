@@ -72,6 +72,7 @@ def test_a_signal_ends_a_run_wherever_it_waits(
         ended(process)
 
 
+@pytest.mark.slow
 def test_a_signal_ends_a_run_that_waits_for_an_outage_to_pass(tmp_path: Path) -> None:
     def down(call: Call, sample: str | None) -> str | None:
         return "error" if call.model == "target" and world.asked["reflect", 2] else None
@@ -84,6 +85,7 @@ def test_a_signal_ends_a_run_that_waits_for_an_outage_to_pass(tmp_path: Path) ->
         ended(process)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_a_run_that_computes_and_never_waits(tmp_path: Path, number: signal.Signals) -> None:
     """A scorer here; a screen that is fitted for long is no different. The journal keeps what was answered."""

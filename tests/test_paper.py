@@ -244,6 +244,7 @@ def noted(world: World, stage: str, order: list[str]) -> None:
     world.optimizer.stages[stage] = lambda prompt, dice: order.append(stage) or think(prompt, dice)
 
 
+@pytest.mark.slow
 async def test_the_slow_update_can_be_turned_off(tmp_path: Path) -> None:
     with small(q=1.0, classes=8) as world:
         settings = {"train.epochs": 3, "train.lr": 1, "train.lr_min": 1, "slow.enabled": False}

@@ -181,6 +181,7 @@ async def test_a_fork_reuses_what_was_paid(tmp_path: Path) -> None:
 # -- pitfall 16: what failed is left out as a decision, and asked again later
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", PRESETS)
 async def test_pitfall_16_samples_that_always_fail_are_left_out_of_every_mean(tmp_path: Path, preset: str) -> None:
     bad: set[str] = set()
@@ -208,6 +209,7 @@ async def test_pitfall_16_samples_that_always_fail_are_left_out_of_every_mean(tm
     assert again.verdicts == trained.verdicts
 
 
+@pytest.mark.slow
 async def test_pitfall_16_a_batch_closes_the_same_way_after_a_kill(tmp_path: Path) -> None:
     """Interrupted after the batch was closed without a sample, with the endpoint well again at the resume."""
     bad: set[str] = set()
@@ -356,6 +358,7 @@ async def test_a_certificate_that_the_budget_ends_leaves_an_orderly_result(tmp_p
     assert resumed.outcome == sound.outcome
 
 
+@pytest.mark.slow
 async def test_each_further_version_certified_on_the_same_samples_is_held_to_more(tmp_path: Path) -> None:
     """Stopping and going on is no way to shop for a lucky certificate."""
     settings = {"train.epochs": 2, "train.batch_size": 16, "train.lr": 1, "train.lr_min": 1}

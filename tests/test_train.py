@@ -616,6 +616,7 @@ def test_a_result_says_whether_it_is_certified_and_if_not_why(made: dict[str, An
 # -- the Python front door
 
 
+@pytest.mark.slow
 async def test_the_python_call_takes_a_model_by_name_or_as_a_whole_table(tmp_path: Path) -> None:
     with small(q=1.0) as world:
         prepare(world, tmp_path)
