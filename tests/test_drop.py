@@ -37,13 +37,14 @@ def without(name: str) -> Callable[[dict[str, Any]], dict[str, Any] | None]:
     return lambda row: None if row["id"] == name else row
 
 
-@pytest.mark.parametrize(("name", "calls"), [("train", 150), ("select", 150), ("test", 60)])
+@pytest.mark.parametrize(("name", "calls"), [("train", 120), ("select", 120), ("test", 60), ("test", 80)])
 async def test_pitfall_32_a_lost_sample_is_dropped_and_the_decisions_before_it_stay(
     tmp_path: Path, name: str, calls: int
 ) -> None:
     with small() as world:
         stopped = await train(world, tmp_path, {**FAST, "budget.calls": calls})
         assert stopped.result.stopped
+        assert bool(stopped.verdicts) == (name != "test")
         lost = split_of(stopped.folder.parent, name)[0]
         rewrite(tmp_path, without(lost))
         with pytest.raises(UsageError, match=f"first: '{lost}'.* --drop {lost}"):

@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 from skilltune.cli.main import app
 from skilltune.history.replay import differences, recompute
 from skilltune.journal.run import Run
-from training import START, Trained, prepare, small, train
+from training import START, Fated, Trained, prepare, small, train
+from world import Call
 
 pytestmark = pytest.mark.anyio
 PRESETS = ("default", "paper")
@@ -121,6 +122,29 @@ async def test_a_run_that_goes_on_and_has_ended_no_step_yet_is_compared_as_far_a
         change(second.folder, "DELETE FROM event WHERE type = 'finish' AND id = (SELECT max(id) FROM event)")
     with Run.read(second.folder) as run:  # as if it had been killed
         assert (await recompute(run)).exit_code == 0
+
+
+@pytest.mark.slow
+async def test_a_run_that_was_paused_is_compared_as_far_as_it_came_and_again_when_it_went_on(tmp_path: Path) -> None:
+    stop = tmp_path / "run" / "stop"
+
+    def pause(call: Call, sample: str | None) -> None:
+        """The user asks for a pause while the first step is under way."""
+        if call.stage == "reflect":
+            stop.touch()
+
+    with Fated(pause, q=0.8) as world:
+        paused = await train(world, tmp_path)
+        world.fate = lambda call, sample: None
+        with Run.read(paused.folder) as run:
+            found = await recompute(run)
+        assert (found.exit_code, [decision.name for decision in found.decisions]) == (0, ["start", "step 1"])
+        stop.unlink()
+        done = await train(world, tmp_path)
+    with Run.read(done.folder) as run:
+        found = await recompute(run)
+    assert (found.exit_code, found.lacking) == (0, "")
+    assert [decision.name for decision in found.decisions][-2:] == ["reselection", "certificate"]
 
 
 @pytest.mark.slow

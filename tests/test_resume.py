@@ -162,7 +162,7 @@ async def test_another_skill_or_other_samples_are_refused(tmp_path: Path, change
 
 
 async def test_a_fork_reuses_what_was_paid(tmp_path: Path) -> None:
-    with small() as world:
+    with small(q=1.0) as world:
         first = await train(world, tmp_path, {"train.epochs": 1}, preset="paper")
         calls = sum(world.calls.values())
         before = {path: path.read_bytes() for path in first.folder.iterdir() if path.is_file() and path.suffix != ".db"}
@@ -272,9 +272,11 @@ async def test_a_budget_of_calls_stops_certifies_and_resumes(tmp_path: Path, pre
     assert certificate is not None
     assert unlimited.result.certificate is not None
     assert certificate.look == len({*certified, resumed.versions[-1]}) > 1
-    undisturbed = unlimited.result.certificate  # the same figures; a later look has a stricter bar
-    verdict = {"certified": undisturbed.certified, "reason": undisturbed.reason}
-    assert replace(certificate, look=1, **verdict) == undisturbed
+    undisturbed = unlimited.result.certificate  # the same figures, but a later look is held to a stricter level
+    assert certificate.level == 1 - 0.05 / certificate.look > undisturbed.level
+    assert certificate.low < undisturbed.low < undisturbed.high < certificate.high
+    stricter = ("look", "level", "low", "high", "certified", "reason")
+    assert replace(certificate, **{name: getattr(undisturbed, name) for name in stricter}) == undisturbed
 
 
 @pytest.mark.slow

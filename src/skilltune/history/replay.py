@@ -164,6 +164,9 @@ class _Absent(Env):
     def messages(self, sample: Sample) -> tuple[Message, ...]:
         raise Stopped(f"the journal does not hold sample {sample.id}")
 
+    def chooses(self, sample: Sample) -> bool:
+        return False  # unknown, and nobody is asked
+
     async def score(self, sample: Sample, rollout: Rollout) -> Score:
         raise Stopped(f"the journal holds no score of sample {sample.id} with skill {rollout.skill}")
 
