@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -440,3 +441,16 @@ async def test_a_check_of_an_installed_scorer_is_read_from_a_sample_file(registe
     (tmp_path / "data.jsonl").write_text(json.dumps({**row, "checks": [{"type": "shouts"}]}) + "\n")
     with pytest.raises(UsageError, match=r'"shouts" is not supported \(did you mean "shout"\?\); .*judge, shout'):
         Env(tmp_path / "data.jsonl")
+
+
+def test_a_name_is_searched_for_once_in_a_large_file(register: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def counted(**chosen: str) -> Any:
+        asked.append(chosen.get("name", ""))
+        return entry_points(**chosen)
+
+    monkeypatch.setattr(plugins, "entry_points", counted)
+    rows = [{"input": "?", "expectations": [{"type": "similar", "text": f"Says {i}"}]} for i in range(200)]
+    assert len(Env(rows, {"judge": "openai/x"}).samples) == 200
+    assert asked == ["similar"]
