@@ -486,15 +486,15 @@ async def test_pitfall_1_an_incumbent_that_was_accepted_by_luck_is_mended() -> N
     gate = Race(arena(poisoned, pool=4, screen=80, texts=20, block=16))
     await gate.arena.roll(START, TRAIN)
     await gate.baseline(START)
-    lucky = accepted(gate, rule("harm one", "t0"), rule("harm two", "t1"), rule("harmless", "t2"))
-    gate.evidence.helps = {rule(name).edit.key: 0.4 for name in ("harm one", "harm two", "harmless")}
+    lucky = accepted(gate, rule("harm one", "t0"), rule("harm two", "t1"), rule("calm", "t2"))
+    gate.evidence.helps = {rule(name).edit.key: 0.4 for name in ("harm one", "harm two", "calm")}
     offered = [rule("even", "t0", "t2", "t4", "t6"), rule("odd", "t1", "t3"), rule("null", "t5"), rule("nil", "t7")]
     skill, rejected = lucky, list[str]()
     for step in range(1, 4):
         await gate.arena.roll(skill, TRAIN)
         verdict = await gate.judge(skill, offered, limit=4, name=f"step {step}")
         skill, rejected = verdict.skill, [*rejected, *(entry.edit.op for entry in verdict.rejected)]
-    assert "harm " not in skill.text
+    assert "harm" not in skill.text
     assert "- even" in skill.text
     assert "- odd" in skill.text
     assert "delete" not in rejected  # the optimizer is not told of what was none of its ideas

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -431,6 +432,25 @@ async def test_a_check_of_an_installed_scorer_is_read_from_a_sample_file(registe
     (sample,) = env.samples
     scores = [await env.score(sample, Rollout("s1", "", 0, Trajectory(text), None)) for text in ("Hey!", "Hey!!")]
     assert [score.value for score in scores] == [0.0, 1.0]
+    for key, value in (
+        ("expectations", [{"type": "shout"}]),
+        ("checks", [{"type": "not", "check": {"type": "shout"}}]),
+    ):
+        (tmp_path / "data.jsonl").write_text(json.dumps({"id": "s1", "input": "?", key: value}) + "\n")
+        assert Env(tmp_path / "data.jsonl").samples[0].checks == tuple(value)
     (tmp_path / "data.jsonl").write_text(json.dumps({**row, "checks": [{"type": "shouts"}]}) + "\n")
-    with pytest.raises(UsageError, match='the check type "shouts" is not supported'):
+    with pytest.raises(UsageError, match=r'"shouts" is not supported \(did you mean "shout"\?\); .*judge, shout'):
         Env(tmp_path / "data.jsonl")
+
+
+def test_a_name_is_searched_for_once_in_a_large_file(register: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def counted(**chosen: str) -> Any:
+        asked.append(chosen.get("name", ""))
+        return entry_points(**chosen)
+
+    monkeypatch.setattr(plugins, "entry_points", counted)
+    rows = [{"input": "?", "expectations": [{"type": "similar", "text": f"Says {i}"}]} for i in range(200)]
+    assert len(Env(rows, {"judge": "openai/x"}).samples) == 200
+    assert asked == ["similar"]

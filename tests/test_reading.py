@@ -505,6 +505,17 @@ async def test_a_body_that_is_no_answer_says_why(answer: Answer, cause: str) -> 
     assert error.attempts == 3
 
 
+@pytest.mark.parametrize("bad", [Answer({"choices": []}), Answer("<html>502</html>"), Answer("[1]")])
+async def test_an_endpoint_that_has_answered_well_is_asked_again_as_often_as_the_policy_allows(bad: Answer) -> None:
+    async with Server(chat("4"), *[bad] * 6, chat("5"), *[bad] * 8) as server:
+        model, endpoint = chat_model(server), Endpoint(1, RetryPolicy(base_s=0.001))
+        assert [(await endpoint.call(model, ASK)).text for _ in range(2)] == ["4", "5"]
+        with pytest.raises(InfraError, match="gave up after 8 attempts") as caught:
+            await endpoint.call(model, ASK)
+        await model.aclose()
+    assert caught.value.systemic
+
+
 async def test_an_error_in_a_stream_is_an_error() -> None:
     error = await outcome(sse(chunk(content="fo"), {"error": {"code": 429, "message": "slow down"}}))
     assert isinstance(error, RateLimited)

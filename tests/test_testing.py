@@ -57,7 +57,7 @@ def fussy(sample: Sample, rollout: Rollout) -> bool:
     return int(rollout.answer or 0) == int(sample.target)
 
 
-def unwritable(sample: Sample, rollout: Rollout) -> Score:
+def unmeasured(sample: Sample, rollout: Rollout) -> Score:
     metrics: Any = {"words": {"a", "b"}}
     return Score(float(rollout.answer == sample.target), metrics=metrics)
 
@@ -69,7 +69,7 @@ def unwritable(sample: Sample, rollout: Rollout) -> Score:
         (lambda sample, rollout: 0.5 * (rollout.answer == sample.target), "its expected answer scores 0.5"),
         (lucky(), "a score that changes"),
         (fussy, "ValueError: invalid literal"),
-        (unwritable, "cannot be written down"),
+        (unmeasured, 'the metric "words" of a score must be a number, not set'),
     ],
 )
 def test_a_scorer_that_misleads_is_found(score: Any, message: str) -> None:

@@ -225,7 +225,8 @@ async def test_pitfall_1_without_noise_nothing_useless_is_accepted(tmp_path: Pat
 async def test_pitfall_1_with_noise_the_default_gate_seldom_accepts_anything_useless(
     tmp_path: Path, seeds: int
 ) -> None:
-    """One answer in ten is odd, as in the worlds in which the strict rule accepts edits that do nothing."""
+    """One answer in ten is odd, as in the worlds in which the strict rule accepts edits that do nothing. Of runs with
+    useless edits, about one in seven accepts some on so few samples."""
     fooled = []
     for mode, seed in product(("useless", "harmful"), range(40, 40 + seeds)):
         with small(optimizer_mode=mode, p=0.1, seed=seed) as world:
@@ -236,7 +237,7 @@ async def test_pitfall_1_with_noise_the_default_gate_seldom_accepts_anything_use
         else:
             assert trained.result.exit_code == 1
             assert trained.read("best_skill.md") == START
-    assert len(fooled) <= 2 * seeds / 10, fooled
+    assert len(fooled) <= max(1, 2 * seeds / 10), fooled
 
 
 @pytest.mark.slow

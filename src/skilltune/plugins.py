@@ -37,7 +37,7 @@ class Plugin:
             ) from error
 
 
-_found: dict[tuple[Kind, str], Plugin] = {}  # a search reads the metadata of every installed package
+_found: dict[tuple[Kind, str], Plugin | None] = {}  # a search reads the metadata of every installed package
 
 
 def group(kind: Kind) -> str:
@@ -51,12 +51,13 @@ def names(kind: Kind) -> list[str]:
 
 
 def find(kind: Kind, name: str) -> Plugin | None:
-    """The plug-in of that name, or None; one that was found is not searched for again. Raises `UsageError` where two
+    """The plug-in of that name, or None; a name is searched for once in a process. Raises `UsageError` where two
     packages claim the name with different objects, and where importing it fails."""
     if (kind, name) in _found:
         return _found[kind, name]
     points = {(_package(point), point.value): point for point in entry_points(group=group(kind), name=name)}
     if not points:
+        _found[kind, name] = None
         return None
     if len(points) > 1:
         claims = " and ".join(sorted(f"{package} ({value})" for package, value in points))

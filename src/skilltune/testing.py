@@ -92,7 +92,6 @@ async def _check_env(env: Env) -> None:
                 f'sample "{sample.id}": the answer {answer[:80]!r} gets {first}, then {second}: '
                 "a score that changes makes two skills differ that do not"
             )
-            _stored(dict(first.metrics), f'sample "{sample.id}": the metrics of its score')
 
 
 async def _check_target(target: Target, env: Env) -> None:

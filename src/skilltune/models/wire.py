@@ -92,16 +92,12 @@ class Wire:
         self._name, self._url, self._variable = name, url, key_variable(name, key_env)
         self._headers, self._timeout_s = headers, timeout_s
         self._proxy = proxy_of(url)
+        self._readable = False  # True as soon as one answer had the shape that is expected
         self._session: aiohttp.ClientSession | None = None
         self._context = Context()
         key = self._key()
         if not key and self._variable and (name.url is None or key_env):
             raise UsageError(f"`{name}` needs a key: set the environment variable {self._variable}")
-        if self._variable and url.startswith("http:") and self._proxy and not loopback(self._proxy):
-            raise UsageError(
-                f"`{name}`: the key in {self._variable} would go to the proxy {_bare(self._proxy)} over plain http; "
-                f"list {urlsplit(url).hostname} in NO_PROXY"
-            )
         if not (key.isascii() and key.isprintable()) or " " in key:
             raise UsageError(
                 f"{self._variable} holds characters that no key has (white space, a line break, a non-ASCII sign)"
@@ -135,6 +131,7 @@ class Wire:
                         _dumped(body), "the endpoint's answers have no known shape: check the URL"
                     )
                 else:
+                    self._readable = True
                     if not raw.error:
                         reply = finished(raw, request, self._text)
                         self._context.check(request, reply.usage, self._text)
@@ -217,10 +214,12 @@ class Wire:
         return f"The key is read from {self._variable}, which {state}; {another} another variable"
 
     def _malformed(self, body: str, cause: str = "") -> InfraError:
-        """For a 200 that is no answer. `cause`: why, if that says something of all answers of the endpoint."""
+        """For a 200 that is no answer. `cause`: why, if all answers of the endpoint may be like that. An endpoint that
+        has answered well has a bad moment, which more attempts can outlast."""
         said = _clip(self._redacted(body)) or "(empty)"
         problem = f"malformed answer from {self._url}: {f'{cause}: ' if cause else ''}{said}"
-        return InfraError(self._text(problem), systemic=cause, attempts=3 if cause else None)
+        attempts = 3 if cause and not self._readable else None
+        return InfraError(self._text(problem), systemic=cause, attempts=attempts)
 
     def _reported(self, error: Any) -> CallError:
         """For a 200 that holds an error in place of an answer or beside it: typed as the status that it hides."""

@@ -52,7 +52,7 @@ BUILTIN: dict[str, Compare] = {
     "length": length,
     "ndcg": ndcg,
 }
-KINDS = (*BUILTIN, "checks", "not", "judge")  # what a check's type may be, besides python:file.py:fn
+KINDS = (*BUILTIN, "checks", "not", "judge")  # besides these, a check's type is a plug-in or python:file.py:fn
 _EXPECTED: dict[str, Callable[[Sample], str]] = {
     "regex": example,
     "json": expected_json,
@@ -106,6 +106,17 @@ def build(
     if (plugin := _plugin(kind)) is not None:
         return _installed(plugin, options)
     return _builtin(kind, options)
+
+
+def is_kind(kind: Any) -> bool:
+    """True if a check may have this type: a scorer of ours, an installed one or a python file's function. Raises
+    UsageError for an installed one that cannot be imported."""
+    return isinstance(kind, str) and (kind in KINDS or kind.startswith("python:") or _plugin(kind) is not None)
+
+
+def kinds() -> list[str]:
+    """The names that a check's type may have, with the installed scorers."""
+    return [*KINDS, *plugins.names("scorer")]
 
 
 def _builtin(kind: Any, options: dict[str, Any]) -> Scorer:
@@ -286,7 +297,7 @@ def _find(kind: Any, options: Mapping[str, Any]) -> Compare:
             'name one with score = {judge = "MODEL"}, state the check so that it can be computed, '
             'e.g. {"type": "contains", "target": "…"}, or name another score, e.g. python:file.py:fn'
         )
-    names = [*(name for name in KINDS if name != "judge"), *plugins.names("scorer")]
+    names = [name for name in kinds() if name != "judge"]
     raise UsageError(
         f'unknown scorer "{kind}"{nearest(str(kind), names)}; there are {", ".join(names)} and python:file.py:fn'
     )
@@ -337,4 +348,4 @@ def _digest(spec: Any) -> str:
     return sha256(dumps(spec, sort_keys=True, default=str).encode()).hexdigest()
 
 
-__all__ = ["BUILTIN", "ScoreFn", "Scorer", "build", "evaluate"]
+__all__ = ["BUILTIN", "ScoreFn", "Scorer", "build", "evaluate", "is_kind", "kinds"]

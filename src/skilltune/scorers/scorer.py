@@ -178,6 +178,10 @@ def _sound(value: Any, why: Any = "", soft: Any = None, metrics: Mapping[str, An
                 f"a scorer returns a Score, a float or a bool, not {type(number).__name__}; with feedback: "
                 "return st.Score(score, why=feedback)"
             )
+    metrics = metrics or {}
+    for name, number in metrics.items():
+        if isinstance(number, str) or not hasattr(number, "__float__"):
+            raise TypeError(f'the metric "{name}" of a score must be a number, not {type(number).__name__}')
     plain = {name: float(number) for name, number in numbers.items()}
     text = elided("" if why is None else str(why), LONGEST_WHY)
-    return Score(plain["value"], text, plain.get("soft"), {str(k): float(v) for k, v in (metrics or {}).items()})
+    return Score(plain["value"], text, plain.get("soft"), {str(k): float(v) for k, v in metrics.items()})

@@ -14,7 +14,7 @@ from typing import Any
 
 from skilltune.envs.formats import assertions
 from skilltune.errors import UsageError
-from skilltune.scorers import KINDS
+from skilltune.scorers import is_kind, kinds
 from skilltune.scorers.reading import nearest, quote
 
 PROSE = frozenset(  # keys of a row whose texts say in prose what the answer has to meet
@@ -190,7 +190,7 @@ def as_checks(where: str, item: Any, said: set[str], averse: bool = False) -> li
     if not isinstance(item, Mapping):
         raise UsageError(f"{where}: an expectation must be a text or an object, not {_shown(item)}")
     kind = item.get("type")
-    computed = isinstance(kind, str) and (kind in KINDS or kind.startswith("python:"))
+    computed = is_kind(kind)
     if assertions.is_one(kind) and ("value" in item or not computed) and not _text_of(item, ("text",)):
         borrowed = {key: value for key, value in item.items() if key not in (*_LABELS, *_ASIDE) or key == "type"}
         made = assertions.checks(borrowed, where)
@@ -206,13 +206,12 @@ def as_checks(where: str, item: Any, said: set[str], averse: bool = False) -> li
 def own(where: str, item: Any, said: set[str]) -> list[dict[str, Any]]:
     """An item of `checks`: a check in our own form as it stands, anything else like an expectation."""
     kind = item.get("type") if isinstance(item, Mapping) else None
-    ours = isinstance(kind, str) and (kind in KINDS or kind.startswith("python:"))
-    return [dict(item)] if ours and "value" not in item else as_checks(where, item, said)
+    return [dict(item)] if is_kind(kind) and "value" not in item else as_checks(where, item, said)
 
 
 def _unknown_type(kind: Any) -> str:
     return (
-        f'the check type "{kind}" is not supported{nearest(str(kind), KINDS)}; there are {", ".join(KINDS)} and '
+        f'the check type "{kind}" is not supported{nearest(str(kind), kinds())}; there are {", ".join(kinds())} and '
         "python:file.py:fn; a `text` in place of the type goes to the judge"
     )
 
