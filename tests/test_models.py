@@ -1002,7 +1002,7 @@ def test_how_long_a_call_waits_before_it_is_sent_again() -> None:
 
 async def test_an_absurd_retry_after_is_not_waited_for() -> None:
     clock = Clock()
-    with pytest.raises(InfraStopped, match=r"a wait of 24 h, longer than is waited for \(target\.max_wait_s = 600\)"):
+    with pytest.raises(InfraStopped, match=r"a wait of 24 h, longer than the limit \(target\.max_wait_s = 600\)"):
         await endpoint(clock).call(Scripted(InfraError("429", retry_after=86400)), ASK)
     assert clock.now == 0
 
