@@ -30,7 +30,7 @@ from skilltune.journal.run import Run
 from skilltune.models import Request
 from skilltune.parts import Parts
 from skilltune.rollout import Rollout, Trajectory
-from skilltune.rollouts.roller import ALIKE, SPECULATION_DELAY_S, REFUSED, Roller
+from skilltune.rollouts.roller import ALIKE, REFUSED, SPECULATION_DELAY_S, Roller
 from skilltune.samples import Sample
 from skilltune.skill import Skill
 from skilltune.usage import Usage
