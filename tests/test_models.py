@@ -750,7 +750,7 @@ def test_build_model_knows_which_names_are_chat_models() -> None:
     assert chat_model.fingerprint != responses_model.fingerprint
     assert isinstance(build_model("anthropic@http://127.0.0.1:1/m"), AnthropicModel)
     for name in ("claude-code/sonnet", "command:./agent.sh", "examples", "handoff:dir"):
-        with pytest.raises(UsageError, match="no chat model"):
+        with pytest.raises(UsageError, match="not a chat model"):
             build_model(name)
     with pytest.raises(UsageError, match="responses"):
         build_model("anthropic/claude-opus-4-1", api="responses")

@@ -500,7 +500,7 @@ class Run:
 
     def _load_event(self, text: str) -> dict[str, Any]:
         if not isinstance(data := self._load(text), dict):
-            raise _damaged(self.folder / "run.db", TypeError("an event is no object"))
+            raise _damaged(self.folder / "run.db", TypeError("an event is not an object"))
         return data
 
 

@@ -197,7 +197,7 @@ class OpenAIModel:
         thinking = texts_in(message[field]) if field else thought
         refusal = message.get("refusal") or ""
         if not isinstance(refusal, str):
-            raise TypeError("the refusal of a choice is no text")
+            raise TypeError("the refusal of a choice is not a text")
         calls = message.get("tool_calls") or ([message["function_call"]] if message.get("function_call") else [])
         if not text and request.schema is not None:
             text = _arguments(calls, request.schema.name)
@@ -243,7 +243,7 @@ def _parts_of(content: Any) -> tuple[str, str]:
     if content is None or isinstance(content, str):
         return content or "", ""
     if not isinstance(content, list):
-        raise TypeError("the content of a choice is no text")
+        raise TypeError("the content of a choice is not a text")
     parts = [{"type": "text", "text": part} if isinstance(part, str) else part for part in content]
     thought = [part for part in parts if part.get("type") in ("thinking", "reasoning")]
     text = "".join(part.get("text") or "" for part in parts if part not in thought)

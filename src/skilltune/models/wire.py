@@ -108,7 +108,7 @@ class Wire:
             )
         if not (key.isascii() and key.isprintable()) or " " in key:
             raise UsageError(
-                f"{self._variable} holds characters that no key has (white space, a line break, a non-ASCII sign)"
+                f"{self._variable} contains characters that are not allowed in a key (white space or non-ASCII)"
             )
 
     async def exchange(

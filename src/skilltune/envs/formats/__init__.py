@@ -116,7 +116,7 @@ def _split_rows(folder: Path, reading: Reading) -> Iterator[Row]:
     for path, split in files:
         for where, row in _rows(path, reading):
             if isinstance(row, Mapping) and SPLIT_NAMES.get(str(row.get("split", split)).lower()) != split:
-                raise UsageError(f'{where}: its split "{row["split"]}" is not that of its folder, {path.parent.name}')
+                raise UsageError(f'{where}: its split "{row["split"]}" differs from its folder, {path.parent.name}')
             yield where, {**row, "split": split} if isinstance(row, Mapping) else row
 
 

@@ -63,4 +63,4 @@ def _part(place: str, part: Any) -> str:
             f"{place} has an image as a part: save it as a file, and name that file in the message's `images`, "
             'e.g. {"role": "user", "content": "…", "images": ["a.png"]}'
         )
-    raise UsageError(f"{place} has a part that is no text: {quote(str(part))}")
+    raise UsageError(f"{place} has a part that is not a text: {quote(str(part))}")

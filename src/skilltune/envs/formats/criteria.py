@@ -200,7 +200,7 @@ def as_checks(where: str, item: Any, said: set[str], averse: bool = False) -> li
         made = [dict(item)]
     else:
         if kind not in (None, "judge"):
-            said.add(f'the type "{kind}" of an expectation is no scorer of skilltune: a judge reads its text')
+            said.add(f'the type "{kind}" of an expectation is not a scorer of skilltune: a judge reads its text')
         return [_object(where, item, averse)]
     return [{"type": "not", "check": check} for check in made] if averse else made
 
@@ -267,7 +267,7 @@ def _items(where: str, key: str, value: Any) -> list[Any]:
         return list(value)
     if isinstance(value, Mapping) and "type" not in value and not _text_of(value, _TEXTS):
         if all(_SCALE.fullmatch(str(name)) for name in value):
-            raise UsageError(f"{where}: {key} is a scale of scores, no list of criteria: {_shown(value)}")
+            raise UsageError(f"{where}: {key} is a scale of scores and not a list of criteria: {_shown(value)}")
         if all(isinstance(text, str) and text.strip() for text in value.values()):
             return [f"{str(name).replace('_', ' ')}: {text}" for name, text in value.items()]
         part = next((str(name) for name, texts in value.items() if isinstance(texts, list)), next(iter(value)))

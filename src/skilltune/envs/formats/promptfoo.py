@@ -238,7 +238,7 @@ def _tabled(record: Mapping[str, str], where: str, file: Path) -> Lined:
         elif name.startswith("__metadata:"):
             metadata[name.removeprefix("__metadata:").removesuffix("[]")] = value
         elif name.startswith("__") and name != "__metric":  # a name for promptfoo's own reports
-            raise UsageError(f'{where}: the column "{name}" is not supported: nothing here does what it asks for')
+            raise UsageError(f'{where}: the column "{name}" is not supported: skilltune would ignore it')
     test["metadata"] = metadata
     return test
 

@@ -84,7 +84,7 @@ def assemble(
             sample = _whole(where, content) if isinstance(content, Sample) else parse(where, content, fields, reading)
             if sample.id in places:
                 raise UsageError(
-                    f'{where}: the id "{sample.id}" is already that of {places[sample.id]}; ids are unique'
+                    f'{where}: the id "{sample.id}" is already used by {places[sample.id]}; ids must be unique'
                 )
         except UsageError as error:
             problems.append(str(error))
@@ -197,14 +197,14 @@ def plain(where: str, value: Any, depth: int = 0) -> Any:
     if isinstance(value, str):
         if found := _SURROGATE.search(value):
             raise UsageError(
-                f"{where}: a text holds half a surrogate pair (\\u{ord(found[0]):x}), which is no character: write the "
-                "whole character"
+                f"{where}: a text holds half a surrogate pair (\\u{ord(found[0]):x}) and not a character: "
+                "write the whole character"
             )
         return value
     if isinstance(value, float) and not math.isfinite(value):
         if math.isnan(value):
             return None
-        raise UsageError(f"{where}: {value} is no number that JSON has")
+        raise UsageError(f"{where}: {value} is not a number in JSON")
     if type(value).__name__ in ("NAType", "NaTType"):  # pandas' other marks of an empty cell
         return None
     if not isinstance(value, Mapping | list):
@@ -335,7 +335,7 @@ def _expected(where: str, rest: dict[str, Any], values: dict[str, Any], fields: 
     if refused := [
         key for key in rest if key in ("__prefix", "__suffix", "__threshold") or key.startswith("__config:")
     ]:
-        raise UsageError(f'{where}: the column "{refused[0]}" is not supported: nothing here does what it asks for')
+        raise UsageError(f'{where}: the column "{refused[0]}" is not supported: skilltune would ignore it')
     return checks
 
 
@@ -346,11 +346,11 @@ def _no_input(where: str, row: Mapping[str, Any], fields: Mapping[str, str]) -> 
     if "input" in deeper:
         odd = isinstance(row.get("input"), Mapping)
         said = (
-            f"input is no text but an object; the keys are {keys}"
+            f"input is an object and not a text; the keys are {keys}"
             if odd
             else f"no {' or '.join(names)} among its keys: {keys}"
         )
-        return f"{where}: {said}; it stands deeper: {_naming(deeper)}"
+        return f"{where}: {said}; the fields are probably deeper: {_naming(deeper)}"
     hint = next(filter(None, (nearest(name, row) for name in names)), "")
     how = "" if "input" in fields else f"; name it with {_named('input', '…')}"
     return f"{where}: no {' or '.join(names)} among its keys{hint}: {keys}{how}"
