@@ -169,7 +169,7 @@ def _scorers() -> Iterator[str]:
             yield _table(("option", "value", "default"), options)
     for name, title, options in (
         ("checks", _first_line(checks), checks.Options),
-        ("not", "A check turned round.", checks.Negation),
+        ("not", "The negation of a check.", checks.Negation),
         ("judge", f"{_first_line(judge)} See [A judge](judge.md).", judge.Options),
     ):
         yield from (f"### {name}", f"{title} {inspect.getdoc(options)}")

@@ -291,7 +291,7 @@ class Pair(NamedTuple):
         (Prediction(score=1.0), Score(1.0, 'metric gave 1; got "x", expected "x"')),
         (Decimal(1), Score(1.0, 'metric gave 1; got "x", expected "x"')),
     ],
-    ids=str,
+    ids=lambda value: type(value).__name__,
 )
 async def test_the_feedback_of_a_metric_is_its_reason(given: object, expected: Score) -> None:
     def metric(sample: Sample, rollout: Rollout) -> object:

@@ -184,7 +184,9 @@ def test_criteria_beside_the_samples_are_refused_and_other_lists_noted(tmp_path)
 def test_a_type_that_is_no_scorer_is_noted_once_with_its_count(tmp_path):
     row = {"prompt": "a", "assertions": [{"text": "Is short", "type": "manual"}, {"text": "Is kind", "type": "manual"}]}
     (note,) = Env(evals(tmp_path, row, {**row, "prompt": "b"}), JUDGE).notes()
-    assert note == 'the type "manual" of an expectation is no scorer of skilltune: a judge reads its text (2 samples)'
+    assert (
+        note == 'the type "manual" of an expectation is not a scorer of skilltune: a judge reads its text (2 samples)'
+    )
 
 
 def test_convert_warns_of_what_it_cannot_read(tmp_path):

@@ -88,8 +88,8 @@ def test_pitfall_17_a_path_of_the_workspace_stays_inside_it(tmp_path):
         ([{"input": "q", "target": "t"}], {"score": "exakt"}, 'did you mean "exact"'),
         ([{"input": "q", "target": "t"}], {"score": "number"}, "holds no plain number"),
         ([{"imput": "q"}], {}, 'sample 1: no input .*did you mean "imput"'),
-        ([{"id": "x", "input": "q"}, {"id": "x", "input": "r"}], {"score": "exact"}, "already that of sample 1"),
-        ([Sample(id="x", input="q"), Sample(id="x", input="r")], {}, "already that of sample 1"),
+        ([{"id": "x", "input": "q"}, {"id": "x", "input": "r"}], {"score": "exact"}, "already used by sample 1"),
+        ([Sample(id="x", input="q"), Sample(id="x", input="r")], {}, "already used by sample 1"),
     ],
 )
 def test_pitfall_26_what_cannot_work_is_refused_before_anything_is_spent(rows, kw, message):

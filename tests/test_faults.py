@@ -335,7 +335,7 @@ async def test_a_scorer_that_raises_is_named_with_its_line_and_mending_it_pays_f
         told = str(stopped.value)
         assert f"KeyError: 'total' ({file}:5)" in told
         assert 'scorer python:mine.py:score failed on sample "t-' in told
-        assert "mend the scorer and run the same command" in told
+        assert "fix the scorer and run the same command" in told
         assert stopped.value.exit_code == 3
         paid = [seen.sample for seen in world.requests if seen.role == "target"]
         assert len(paid) == len(set(paid)) == calls
@@ -358,7 +358,7 @@ async def test_a_scorer_mended_after_the_first_decision_takes_a_fork_that_pays_f
     settings = {**SHORT, "env.score": "python:mine.py:score"}
     with small(q=1.0) as world:
         file.write_text(RAISING.format(raises="right and sample.split == 'select' and rollout.trajectory.turns"))
-        with pytest.raises(InfraStopped, match="mend the scorer"):
+        with pytest.raises(InfraStopped, match="fix the scorer"):
             await train(world, tmp_path, settings)
         assert events(tmp_path / "run", "start")
         paid = {(seen.sample, seen.key) for seen in world.requests if seen.role == "target"}

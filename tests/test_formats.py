@@ -98,7 +98,7 @@ def test_a_folder_of_splits(tmp_path):
     samples = load_samples(tmp_path)
     assert {s.id: s.split for s in samples} == {"a": "train", "b": "train", "c": "select", "d": "test"}
     write(tmp_path / "test" / "items.json", [{"id": "d", "question": "q", "split": "train"}])
-    with pytest.raises(UsageError, match='split "train" is not that of its folder, test'):
+    with pytest.raises(UsageError, match='split "train" differs from its folder, test'):
         load_samples(tmp_path)
 
 
@@ -124,7 +124,7 @@ def test_ids_made_from_content_outlive_other_lines_and_a_new_split(tmp_path):
 
 def test_pitfall_17_duplicate_ids_are_refused_with_both_lines(tmp_path):
     path = lines(tmp_path, {"id": "x", "input": "a"}, "", {"id": "y", "input": "b"}, {"id": "x", "input": "c"})
-    with pytest.raises(UsageError, match=r'data.jsonl:4: the id "x" is already that of .*data.jsonl:1'):
+    with pytest.raises(UsageError, match=r'data.jsonl:4: the id "x" is already used by .*data.jsonl:1'):
         load_samples(path)
 
 
@@ -629,7 +629,7 @@ def test_turns_as_logs_have_them(tmp_path, turn, read):
         ({"role": "assistant", "content": "", "function_call": {"name": "f"}}, r"calls tools \(function_call\)"),
         ({"role": "user", "content": None}, "has no text"),
         ({"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}, "save it as a file"),
-        ({"role": "user", "content": [{"type": "audio"}]}, "has a part that is no text"),
+        ({"role": "user", "content": [{"type": "audio"}]}, "has a part that is not a text"),
     ],
 )
 def test_turns_that_no_chat_target_could_be_sent_are_refused(tmp_path, turn, message):

@@ -750,7 +750,7 @@ def test_build_model_knows_which_names_are_chat_models() -> None:
     assert chat_model.fingerprint != responses_model.fingerprint
     assert isinstance(build_model("anthropic@http://127.0.0.1:1/m"), AnthropicModel)
     for name in ("claude-code/sonnet", "command:./agent.sh", "examples", "handoff:dir"):
-        with pytest.raises(UsageError, match="no chat model"):
+        with pytest.raises(UsageError, match="not a chat model"):
             build_model(name)
     with pytest.raises(UsageError, match="responses"):
         build_model("anthropic/claude-opus-4-1", api="responses")
@@ -1002,7 +1002,7 @@ def test_how_long_a_call_waits_before_it_is_sent_again() -> None:
 
 async def test_an_absurd_retry_after_is_not_waited_for() -> None:
     clock = Clock()
-    with pytest.raises(InfraStopped, match=r"a wait of 24 h, longer than is waited for \(target\.max_wait_s = 600\)"):
+    with pytest.raises(InfraStopped, match=r"a wait of 24 h, longer than the limit \(target\.max_wait_s = 600\)"):
         await endpoint(clock).call(Scripted(InfraError("429", retry_after=86400)), ASK)
     assert clock.now == 0
 

@@ -195,7 +195,7 @@ def test_a_cell_that_pandas_left_empty_is_no_value(target):
 
 @pytest.mark.parametrize("target", ["contains: x", "not-icontains:y", "llm-rubric: is kind"])
 def test_a_target_that_begins_with_an_assertion_is_not_compared_letter_by_letter(target):
-    with pytest.raises(UsageError, match="call the column __expected"):
+    with pytest.raises(UsageError, match="name the column __expected"):
         Env([{"input": "q", "target": target}])
     assert Env([{"input": "q", "target": target}], {"type": "json"})
 

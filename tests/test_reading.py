@@ -103,7 +103,7 @@ async def outcome(answer: Answer, make: Callable[[Server], Model] = chat_model, 
             chat(None, reasoning_details=[{"type": "reasoning.text", "text": "it is 4"}]),
             "reasoning_details",
         ),
-        (chat_model, chat([{"type": "thinking", "thinking": [{"type": "text", "text": "4"}]}]), "in content: set"),
+        (chat_model, chat([{"type": "thinking", "thinking": [{"type": "text", "text": "4"}]}]), "in content: correct"),
         (chat_model, chat("<think>it is 4"), "an unclosed thinking tag"),
         (chat_model, chat("<think>it is 4</think>\n"), "thinking tags"),
         (responses_model, responses({"type": "reasoning", "summary": [{"text": "4"}]}), "its reasoning items"),
@@ -494,7 +494,7 @@ async def test_a_streamed_tool_answers_a_schema() -> None:
         (Answer("<!DOCTYPE html><html>Sign in</html>"), "a web page"),
         (Answer("[" * 100_000), "nested too deeply"),
         (Answer({"hello": "world"}), "no known shape"),
-        (Answer("[1]"), "no JSON objects"),
+        (Answer("[1]"), "not JSON objects"),
     ],
 )
 async def test_a_body_that_is_no_answer_says_why(answer: Answer, cause: str) -> None:

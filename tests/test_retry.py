@@ -187,7 +187,7 @@ async def test_pitfall_33_a_wait_beyond_the_maximum_ends_all_calls_at_once() -> 
     assert {type(end) for end in ends} == {InfraStopped}
     assert model.asked <= 3  # those that were under way; nobody in the line is sent
     assert clock.now == 0
-    assert "a wait of 9 h, longer than is waited for (target.max_wait_s = 600)" in str(ends[0])
+    assert "a wait of 9 h, longer than the limit (target.max_wait_s = 600)" in str(ends[0])
     assert "run the same command again after" in str(ends[0])
     with pytest.raises(InfraStopped):
         await endpoint.call(model, ASK)
@@ -214,7 +214,7 @@ async def test_who_waits_for_another_try_is_woken_when_the_endpoint_is_closed() 
 )
 async def test_a_quota_of_the_day_is_not_waited_for(refusals: list[RateLimited], asked: int) -> None:
     model = Refusing(*refusals, for_ever=True)
-    with pytest.raises(InfraStopped, match="quota of the day is used up"):
+    with pytest.raises(InfraStopped, match="daily quota is used up"):
         await limited(Clock()).call(model, ASK)
     assert model.asked == asked
 

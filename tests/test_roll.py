@@ -30,7 +30,7 @@ from skilltune.journal.run import Run
 from skilltune.models import Request
 from skilltune.parts import Parts
 from skilltune.rollout import Rollout, Trajectory
-from skilltune.rollouts.roller import ALIKE, MOMENT_S, REFUSED, Roller
+from skilltune.rollouts.roller import ALIKE, REFUSED, SPECULATION_DELAY_S, Roller
 from skilltune.samples import Sample
 from skilltune.skill import Skill
 from skilltune.usage import Usage
@@ -76,7 +76,7 @@ def run(tmp_path: Path) -> Iterator[Run]:
 
 
 async def idle() -> None:
-    await asyncio.sleep(2 * MOMENT_S)
+    await asyncio.sleep(2 * SPECULATION_DELAY_S)
     for _ in range(30):
         await asyncio.sleep(0)
 

@@ -1,8 +1,8 @@
-"""Tasks that may be left behind.
+"""Background tasks, and a gather that cancels the rest on the first error.
 
-asyncio complains on stderr when a task has failed and nobody asked how it ended. A task that its owner may stop
-waiting for (because something else failed first, or because the owner was cancelled) is made here: whoever still
-waits for it sees its error, and nobody else does.
+asyncio complains on stderr if a task fails and nobody retrieves its exception. An owner may stop waiting for a task,
+because something else failed first or because it was cancelled. Such tasks are created here: a caller that still waits
+gets the error, and nobody else does.
 """
 
 from __future__ import annotations
@@ -20,22 +20,23 @@ T = TypeVar("T")
 def background(
     work: Coroutine[Any, Any, T], *, name: str | None = None, context: Context | None = None
 ) -> asyncio.Task[T]:
-    """A task for `work` that may be left behind: its error counts as seen."""
+    """Create a task whose exception counts as retrieved, so that its owner may stop waiting for it."""
     task = asyncio.get_running_loop().create_task(work, name=name, context=context)
-    task.add_done_callback(_seen)
+    task.add_done_callback(_mark_retrieved)
     return task
 
 
-def _seen(task: asyncio.Task[Any]) -> None:
+def _mark_retrieved(task: asyncio.Task[Any]) -> None:
     if not task.cancelled():
         task.exception()
 
 
 async def run_all(coroutines: Iterable[Awaitable] | AsyncIterable[Awaitable]) -> list:
-    """Run all at once, results in order; the first error cancels the rest and is raised itself, not in a group.
+    """Run all coroutines at once and return their results in order. The first error cancels the rest and is raised
+    without an exception group.
 
-    Coroutines that become ready one after the other (an async iterable) are started as they come. An ordered stop
-    (`Stopped`) is raised only after the rest has ended: what is under way is paid for, so it is let finish and kept.
+    An async iterable may supply coroutines over time; each is started when it arrives. `Stopped` is raised only after
+    all others have ended, because calls under way are paid for and their results are kept.
     """
 
     async def one(coroutine: Awaitable) -> object:

@@ -1,7 +1,7 @@
-"""Every error that skilltune raises on purpose, and what each one means for the run.
+"""Every error that skilltune raises on purpose, and its consequence for the run.
 
-The split that matters: a `UsageError` is the user's to fix and is raised before anything is spent; a `CallError`
-is what one call to a model or an agent suffered and is turned into a typed outcome, never into a score.
+A `UsageError` can be fixed by the user and is raised before anything is spent. A `CallError` is a failure of one call
+to a model or an agent; it becomes a typed outcome and never a score.
 """
 
 from __future__ import annotations
@@ -15,22 +15,23 @@ Outcome = Literal["ok", "agent_limit", "infra_error", "judge_error", "sample_err
 
 
 class SkilltuneError(Exception):
-    """Base of all errors raised on purpose. `exit_code` is what `skilltune train` ends with."""
+    """Base of all errors raised on purpose. `exit_code` is the exit code of `skilltune train`."""
 
     exit_code = 2
 
 
 class UsageError(SkilltuneError, ValueError):
-    """Something the user can fix: the message says what is wrong, where, and how to fix it. Nothing was spent."""
+    """An error that the user can fix. The message says what is wrong, where, and how to fix it. Nothing was spent."""
 
 
 class CallError(SkilltuneError, RuntimeError):
-    """One call failed. `outcome` types the failure; `retry_after` is the wait in seconds that the server asked for.
+    """One call failed. `outcome` is the type of failure; `retry_after` is the wait in seconds that the server asked
+    for.
 
-    `systemic` is a short text that is equal for all failures of one kind ("" if a failure says nothing of the next
-    call): if it comes again and again, the endpoint or its settings are to blame, and the text says what to change.
-    `attempts` is the number of equal failures in a row after which another attempt cannot help (None: the policy's).
-    `usage` is what the failed attempt cost, as far as the server said so.
+    `systemic` is a short text that is equal for all failures of one kind, or "" if a failure predicts nothing about the
+    next call. If it repeats, the endpoint or its settings are the cause, and the text says what to change. `attempts`
+    is the number of equal failures in a row after which a retry cannot help (None: use the retry policy's). `usage` is
+    the cost of the failed attempt, as far as the server reports it.
     """
 
     outcome: Outcome = "infra_error"
@@ -65,8 +66,8 @@ class CallError(SkilltuneError, RuntimeError):
 class InfraError(CallError):
     """429, 5xx, dropped connection, malformed body, crashed CLI: retried, then excluded; never scored.
 
-    `reached`: the attempt counts as a call. `billed`: the work may have been done and billed at a cost that nobody
-    told, so it is counted at an estimate.
+    `reached` is True if the attempt counts as a call. `billed` is True if the work may have been billed at an unknown
+    cost, so that an estimate is counted.
     """
 
     outcome: Outcome = "infra_error"
@@ -75,55 +76,56 @@ class InfraError(CallError):
 
 
 class UnreachableError(InfraError):
-    """No connection was made: nothing can have been billed."""
+    """No connection was made, so nothing can have been billed."""
 
     reached = billed = False
 
 
 class JudgeError(CallError):
-    """The scorer's own model or process failed: the rollout stands, its score does not exist."""
+    """The scorer's own model or process failed. The rollout is valid but has no score."""
 
     outcome: Outcome = "judge_error"
 
 
 class SampleError(CallError):
-    """This sample only: a filter refused it, or it is too long for the context. Not retried, never scored."""
+    """Only this sample fails: a filter refused it, or it exceeds the context. It is not retried and never scored."""
 
     outcome: Outcome = "sample_error"
 
 
 class CallConfigError(CallError):
-    """401, 400, unknown model, missing CLI: retrying cannot help, the run stops at once."""
+    """401, 400, unknown model, missing CLI: a retry cannot help, so the run stops at once."""
 
     outcome: Outcome = "config_error"
 
 
 class Stopped(SkilltuneError):
-    """The run ended early on purpose and can be resumed by the same command."""
+    """The run ended early on purpose. The same command resumes it."""
 
     exit_code = 4
 
 
 class BudgetExceeded(Stopped):
-    """The next call would pass a limit of the budget; it was not made."""
+    """The next call could exceed a limit of the budget, so it was not made."""
 
 
 class Paused(Stopped):
-    """The user asked for a pause: nothing is chosen or certified, and the test split is not read."""
+    """The user asked for a pause. Nothing is chosen or certified, and the test split is not read."""
 
 
 class InfraStopped(Stopped):
-    """Too large a share of a batch could not be scored; what was paid is kept, the same command resumes."""
+    """Too large a share of a batch could not be scored. All paid answers are kept, and the same command resumes the
+    run."""
 
     exit_code = 3
 
 
 class Unanswered(Stopped):
-    """A question to a person or another agent is open, and the run was told not to wait: nothing is certified."""
+    """A question to a person or another agent is open, and the run does not wait for it. Nothing is certified."""
 
 
 class RunError(UsageError):
-    """The run folder cannot be used: locked by another process, newer schema, damaged, other config."""
+    """The run folder cannot be used: locked by another process, newer schema, damaged, or another config."""
 
 
 def _rebuild(cls: type[CallError], message: str, state: dict[str, object]) -> CallError:

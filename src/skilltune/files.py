@@ -1,4 +1,4 @@
-"""Files that are whole or not there at all."""
+"""Files that are complete or do not exist."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-LONGEST_NAME = 100  # characters of a file's name that its temporary name repeats; a name may have 255 bytes
+LONGEST_NAME = 100  # characters of a file's name in its temporary name; a name may have 255 bytes
 
 
 def write_atomic(path: Path, data: str | bytes | Iterable[str], *, mode: int | None = 0o600) -> None:
-    """Write under a temporary name in the same folder, then rename: a reader sees the old file or the new one.
+    """Write to a temporary file in the same folder, then rename it. A reader sees either the old file or the new one.
 
-    `data` may come in parts, which are never held together. `mode` None is that of any new file. The temporary name is
-    random, so that two processes can write to one path (the later one stays); it names its process, so that what a
-    killed one left behind is removed with the next write to the same path.
+    `data` may come in parts, which are never all in memory. `mode` None gives the mode of an ordinary new file. The
+    temporary name is random, so that two processes can write to one path (the later one wins). It contains the process
+    id, so that the next write to the path removes files left by a killed process.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(path)
@@ -28,7 +28,7 @@ def write_atomic(path: Path, data: str | bytes | Iterable[str], *, mode: int | N
             if mode is not None:
                 os.fchmod(file.fileno(), mode)
             for part in [data] if isinstance(data, str | bytes) else data:
-                # half a surrogate pair, as some models answer, becomes \ud800
+                # half a surrogate pair, which some models return, becomes \ud800
                 file.write(part.encode("utf-8", "backslashreplace") if isinstance(part, str) else part)
             file.flush()
             os.fsync(file.fileno())
@@ -43,7 +43,7 @@ def _prefix(path: Path) -> str:
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Temporary files of the same path whose process is no more, and those that name none, as older versions did."""
+    """Remove temporary files of the path whose process has ended, and those of older versions without a process id."""
     named = re.compile(re.escape(_prefix(path)) + r"(?:(\d{1,9})-[0-9a-f]{8}\.)?tmp")
     with os.scandir(path.parent) as entries:
         left = [entry.path for entry in entries if (found := named.fullmatch(entry.name)) and not _lives(found[1])]
@@ -59,15 +59,15 @@ def _lives(process: str | None) -> bool:
         os.kill(int(process), 0)
     except (ProcessLookupError, OverflowError):
         return False
-    except PermissionError:  # another user's
+    except PermissionError:  # the process belongs to another user
         return True
     return True
 
 
 def make_private(folder: Path) -> None:
-    """Make a folder that its owner alone can read and that no repository picks up; one that is there stays as it is."""
+    """Create a folder that only its owner can read and that git ignores. An existing folder stays unchanged."""
     if not folder.is_dir():
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with suppress(OSError):  # a full disk: what must be written next says it better
+        with suppress(OSError):  # full disk: the next write reports it better
             (folder / ".gitignore").touch(mode=0o600)
             (folder / ".gitignore").write_text("*\n")

@@ -1,7 +1,7 @@
-"""The YAML block at the top of a SKILL.md: its values, and what is wrong with it, at which line, and how to mend it.
+"""The YAML block at the top of a SKILL.md: its values, and its problems with line and remedy.
 
-The file comes from anywhere, so nothing in it may cost time: size, depth and aliases are counted on the stream of YAML
-events, before anything is built from them.
+The file may come from anywhere, so reading it must be cheap. Size, depth and aliases are counted on the stream of YAML
+events before anything is built.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import yaml
 MOST_CHARS = 65_536
 MOST_DEPTH = 20
 MOST_NAMED = 10  # unknown keys in one message
-MOST_ALIASES = 10  # each can double what the block expands to
-ALIKE = 0.75  # of a misspelt key and the one that was meant: "modle" and "model"
+MOST_ALIASES = 10  # each can double the expanded size of the block
+ALIKE = 0.75  # cutoff of similarity between a misspelt key and the intended one: "modle" and "model"
 
 # The fields and limits on which the validators of the Agent Skills standard agree (agentskills.io/specification).
 STANDARD = frozenset({"name", "description", "license", "allowed-tools", "metadata", "compatibility"})
 LONGEST = {"name": 64, "description": 1024, "compatibility": 500}
-# Keys beyond the standard that an agent's own documentation names, for skills or for the files that it reads beside
-# them (commands, subagents, rules, prompts). Others ignore them.
+# Keys beyond the standard that an agent documents, for skills or for related files (commands, subagents, rules,
+# prompts). Other agents ignore them.
 DOCUMENTED = {
     "Claude Code": (
         "agent argument-hint arguments background color context disable-model-invocation disallowed-tools "
@@ -46,17 +46,19 @@ _LIST_OF_LINES = "The frontmatter must be a list of 'key: value' lines."
 
 
 class BadFrontmatter(ValueError):
-    """A block that is not YAML, or costs too much to read. The message is a sentence with the line and the remedy."""
+    """A block that is not YAML, or too expensive to read. The message is a sentence with the line and the remedy."""
 
 
 def read_block(frontmatter: str) -> dict[str, Any]:
-    """The values of a block, its two '---' lines included; {} for none. Raises `BadFrontmatter`."""
+    """The values of a block, given with its two '---' lines; {} for "". Raises `BadFrontmatter`."""
     return _build(_inside(frontmatter)) if frontmatter else {}
 
 
 def find_problems(frontmatter: str, body: str, folder: str | None) -> list[str]:
-    """Everything that must be mended, one sentence each. `folder` is the name of a skill folder; a document (None)
-    needs no frontmatter, but a block that was meant as one and is not found would be trained as text."""
+    """Everything that must be fixed, one sentence each. `folder` is the name of a skill folder, or None for a document.
+
+    A document needs no frontmatter, but a malformed block would be trained as text.
+    """
     if not frontmatter:
         if misplaced := _misplaced(body):
             return [misplaced]
@@ -70,7 +72,7 @@ def find_problems(frontmatter: str, body: str, folder: str | None) -> list[str]:
 
 
 def find_notes(frontmatter: str) -> list[str]:
-    """Remarks on what is allowed: keys that only some agents read, and a byte order mark."""
+    """Remarks on permitted things: keys that only some agents read, and a byte order mark."""
     found = []
     try:
         keys = [key for key in read_block(frontmatter) if key in READERS]
@@ -88,7 +90,7 @@ def find_notes(frontmatter: str) -> list[str]:
 
 
 def _unknown_keys(data: Mapping[Any, Any]) -> Iterator[str]:
-    """A key that resembles a known one is misspelt; keys that nobody knows are told in one sentence."""
+    """Report unknown keys: one sentence for each misspelt key, and one for all others."""
     known, own = [*STANDARD, *READERS], list[str]()
     for key in [key for key in data if key not in STANDARD and key not in READERS]:
         said = str(key)[:80]
@@ -126,7 +128,7 @@ def _unmet(data: Mapping[Any, Any], folder: str | None) -> Iterator[str]:
 
 
 def _misplaced(text: str) -> str:
-    """The problem with a block that agents do not find: it begins too late, or is never closed. "" if there is none."""
+    """The problem with a block that agents do not find because it begins too late or is never closed, else ""."""
     lines = text.splitlines()
     first = next((number for number, line in enumerate(lines) if _INVISIBLE.sub("", line)), len(lines))
     opening = _INVISIBLE.sub("", lines[first]) if first < len(lines) else ""
@@ -157,7 +159,7 @@ def _misplaced(text: str) -> str:
 
 
 def _inside(frontmatter: str) -> str:
-    """The lines between the fences, and an empty one for the first, so that YAML counts lines as the file does."""
+    """The lines between the fences, after an empty first line, so that YAML's line numbers match the file's."""
     lines = frontmatter.removeprefix(_BOM).splitlines(keepends=True)
     return "\n" + "".join(lines[1:-1])
 
@@ -187,7 +189,7 @@ def _build(block: str) -> dict[str, Any]:
             f"The frontmatter is not valid YAML: line {line} holds a control character (U+{error.character:04X}): "
             "delete it."
         ) from error
-    # PyYAML raises whatever its conversions meet: a date that does not exist, `!!bool maybe`, a number of 5,000 digits
+    # PyYAML raises various errors of its conversions: an impossible date, `!!bool maybe`, a number of 5,000 digits
     except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as e:
         said = " ".join(str(e).split())[:200] or type(e).__name__
         raise BadFrontmatter(f"The frontmatter is not valid YAML ({said}): put the value in quotes.") from e
@@ -214,7 +216,7 @@ def _refuse_duplicates(root: yaml.Node) -> None:
     waiting, known = [root], set[int]()
     while waiting:
         node = waiting.pop()
-        if id(node) in known:  # an alias; it may even stand for what it stands in
+        if id(node) in known:  # an alias, which may contain itself
             continue
         known.add(id(node))
         if isinstance(node, yaml.SequenceNode):
@@ -237,7 +239,7 @@ def _refuse_duplicate(node: yaml.MappingNode) -> None:
 
 
 def _explain(error: yaml.MarkedYAMLError, lines: list[str]) -> str:
-    """PyYAML's error in words for whoever wrote the file."""
+    """Explain PyYAML's error to the author of the file."""
     mark, said = error.problem_mark or error.context_mark, error.problem or "unreadable"
     number = mark.line if mark else 0
     line = lines[number] if number < len(lines) else ""
@@ -249,7 +251,7 @@ def _explain(error: yaml.MarkedYAMLError, lines: list[str]) -> str:
     if "mapping values are not allowed" in said:
         return f'{where} holds a second ": ": {quoted} ({key or "key"}: "…").'
     if "could not find expected ':'" in said:
-        return f"{where} is no 'key: value' line. Does the closing '---' line stand above it?"
+        return f"{where} is not a 'key: value' line. Does the closing '---' line stand above it?"
     if "scanning a quoted scalar" in (error.context or ""):
         opened = error.context_mark.line + 1 if error.context_mark else number + 1
         return f"The frontmatter is not valid YAML: the quote that opens in line {opened} is never closed."

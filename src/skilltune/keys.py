@@ -1,7 +1,7 @@
-"""Keys: one for each endpoint, read from the environment under a name that may be written down.
+"""API keys: one per endpoint, read from an environment variable whose name may be stored.
 
-A provider's own key goes to the provider's own host. Every other host gets the key that the user names for it
-(`key_env`), and no key is ever sent over plain http to another machine, where anybody on the way could read it.
+A provider's own key is sent only to the provider's own host. Every other host gets the key that the user names for it
+(`key_env`). No key is ever sent over plain http to another machine, because anybody on the way could read it.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from skilltune.errors import UsageError
 from skilltune.names import Name
 
 OWN = {"openai": ("OPENAI_API_KEY", "api.openai.com"), "anthropic": ("ANTHROPIC_API_KEY", "api.anthropic.com")}
-"""By scheme: the variable of the provider's key, and the host that it is for."""
+"""By scheme: (variable of the provider's key, host that gets it)."""
 
 VARIABLE = r"[A-Z_][A-Z0-9_]*"
-"""A variable's name. It is in capitals, so that a key that was written in its place is recognised and not stored."""
+"""Pattern of a variable's name. It must be in capitals, so that a key in its place is recognised and not stored."""
 
-_named = {variable for variable, _ in OWN.values()}  # variables that hold keys of this process; names only
+_named = {variable for variable, _ in OWN.values()}  # names of the variables that hold keys of this process
 
 
 def key_variable(name: Name, key_env: str | None) -> str | None:
-    """The variable that holds the key for a model's endpoint; None where no key is sent.
+    """The variable that holds the key for a model's endpoint, or None if no key is sent.
 
-    Raises `UsageError` where the key would go over plain http to another machine.
+    Raises `UsageError` if the key would go over plain http to another machine.
     """
     if name.scheme not in OWN:
         return None
@@ -46,22 +46,22 @@ def key_variable(name: Name, key_env: str | None) -> str | None:
 
 
 def key_of(variable: str | None) -> str:
-    """The key; "" where there is none."""
+    """The key, or "" if there is none."""
     return os.environ.get(variable, "").strip() if variable else ""
 
 
 def all_keys() -> tuple[str, ...]:
-    """Every key that this process may hold, to keep them out of what is shown or stored."""
+    """Every key that this process may hold, so that none of them is shown or stored."""
     return tuple(key for variable in sorted(_named) if (key := key_of(variable)))
 
 
 def is_key_variable(variable: str) -> bool:
-    """True for a variable that holds a key of a model's endpoint."""
+    """True if the variable holds a key of a model's endpoint."""
     return variable in _named
 
 
 def declared(variable: str) -> str:
-    """Take note of a variable that holds a key. Raises ValueError, which does not repeat what may be the key itself."""
+    """Register a variable that holds a key. The ValueError does not repeat the text, which may be the key itself."""
     if not re.fullmatch(VARIABLE, variable):
         raise ValueError(
             "name the environment variable that holds the key, in capitals, such as OPENROUTER_API_KEY; never write "
@@ -73,7 +73,7 @@ def declared(variable: str) -> str:
 
 @functools.cache
 def loopback(url: str) -> bool:
-    """True if a URL is on this machine."""
+    """True if the URL is on this machine."""
     host = urlsplit(url).hostname or ""
     try:
         return ipaddress.ip_address(host).is_loopback

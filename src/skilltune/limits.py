@@ -1,4 +1,4 @@
-"""The limits of a budget, and the short text form in which a user writes them."""
+"""The limits of a budget, and their short text form."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from skilltune.errors import UsageError
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The user's limits; None is no limit. `minutes` counts the wall clock of all lives of the run."""
+    """The user's limits; None means no limit. `minutes` is wall-clock time over all processes of the run."""
 
     usd: float | None = None
     tokens: int | None = None
@@ -23,11 +23,11 @@ _SCALE = {"": 1, "k": 1_000, "m": 1_000_000}
 
 
 def parse_budget(text: str) -> dict[str, float]:
-    """ "5 usd", "$5", "2M tokens, 30 minutes" → {"usd": 5.0, …}. Raises `UsageError`."""
+    """Parse "5 usd", "$5" or "2M tokens, 30 minutes" → {"usd": 5.0, …}. Raises `UsageError`."""
     limits: dict[str, float] = {}
     for part in filter(None, (piece.strip() for piece in text.lower().split(","))):
         found = re.fullmatch(r"(\$?)\s*(\d[\d_]*(?:\.\d+)?)\s*([km]?)\s*(usd|tokens?|calls?|minutes?|min|)", part)
-        unit = found and found[1] + found[4].rstrip("s")  # both or neither: no unit
+        unit = found and found[1] + found[4].rstrip("s")  # both or neither is not a unit
         if not found or unit not in _UNITS:
             raise UsageError(
                 f'cannot read the budget "{part}": write "5 usd", "2000 calls", "2M tokens" or "30 minutes"'

@@ -1,9 +1,9 @@
-"""The one grammar for whatever can play a role: models, agents, the example proposer, a person.
+"""The grammar of names for everything that can play a role: models, agents, the example proposer, a person.
 
-Everything that needs a model or an agent takes a `Name`; nothing else in the code base looks inside such a string.
-The general form of an endpoint is `openai@URL#MODEL`: no URL of an API holds a `#`, while a model id may hold slashes.
-Without `#` the model is told from the URL: on an OpenAI-compatible one it is everything after the *last* `/v1/`, on an
-Anthropic-compatible one it is the last path segment.
+Code that needs a model or an agent takes a `Name`; only this module parses such strings. The general form of an
+endpoint is `openai@URL#MODEL`, because API URLs contain no `#`, while a model id may contain slashes. Without `#`, the
+model is found in the URL: after the *last* `/v1/` of an OpenAI-compatible one, as the last path segment of an
+Anthropic-compatible one.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ FORMS = {
     "handoff:": "handoff:answers",
     "plugin:": "plugin:my-agent/fast",
 }
-"""How a name begins, with an example of each; shown in error messages. `fake:` is for tests and not advertised."""
+"""Start of each form, with an example for error messages. `fake:` is for tests and not listed."""
 GENERAL = {"openai@": "openai@https://host/api/v3#MODEL", "anthropic@": "anthropic@https://host/api#MODEL"}
-"""The general forms, by how they begin."""
+"""The general forms, by their start."""
 
 _AZURE = re.compile(r"api-version=[\w.-]+")
-_CALLED = ("/chat/completions", "/responses", "/v1/messages")  # what is added to a base URL
+_CALLED = ("/chat/completions", "/responses", "/v1/messages")  # paths that are added to a base URL
 
 
 @dataclass(frozen=True, slots=True)
 class Name:
     """A parsed name.
 
-    `model` is what follows the scheme: a model id, a path, a command line, a folder; empty for `examples`. `url` is
-    the base URL of a custom endpoint, without a slash at its end, None elsewhere. `text` is the name as written.
-    `plugin` is the entry point of `plugin:NAME/REST`, whose `model` is REST (may be empty); "" elsewhere.
+    `model` follows the scheme: a model id, a path, a command line or a folder; empty for `examples`. `url` is the base
+    URL of a custom endpoint without a trailing slash, else None. `text` is the name as written. `plugin` is NAME of
+    `plugin:NAME/REST` and `model` is REST (which may be empty); "" for other schemes.
     """
 
     scheme: Scheme
@@ -58,12 +58,12 @@ class Name:
 
     @property
     def endpoint(self) -> str:
-        """What shares one rate limit: equal for all models behind one URL or one provider."""
+        """Key of the shared rate limit: equal for all models behind one URL or one provider."""
         return self.url or (f"plugin:{self.plugin}" if self.plugin else self.scheme)
 
     @property
     def known(self) -> str:
-        """The name under which the model's answers are kept: the same for both ways to write an endpoint."""
+        """The name under which the model's answers are stored: equal for both ways to write an endpoint."""
         if self.url is None or "#" not in self.text:
             return self.text
         plain = self.url.endswith("/v1") if self.scheme == "openai" else "/" not in self.model
@@ -71,7 +71,7 @@ class Name:
 
     @property
     def inner(self) -> Name | None:
-        """The model that REST of `plugin:NAME/REST` names; None where it names none."""
+        """The model named by REST of `plugin:NAME/REST`, or None."""
         try:
             name = parse_name(self.model) if self.plugin else None
         except UsageError:
@@ -83,7 +83,7 @@ class Name:
 
 
 def parse_name(text: str) -> Name:
-    """Parse a name; raises `UsageError` that shows the nearest form. Nothing is looked up: no network, no disk."""
+    """Parse a name. Raises `UsageError` that shows the nearest form. It uses neither network nor disk."""
     text = text.strip()
     scheme, mark, rest = _split(text)
     form = scheme + mark
@@ -115,7 +115,7 @@ def parse_name(text: str) -> Name:
 
 
 def _split(text: str) -> tuple[str, str, str]:
-    """Cut at the first of `/`, `@` and `:`."""
+    """Split at the first of `/`, `@` and `:`."""
     head = re.match(r"[^/@:]*", text)
     assert head is not None
     end = head.end()
@@ -123,7 +123,7 @@ def _split(text: str) -> tuple[str, str, str]:
 
 
 def _any_url(text: str, rest: str, form: str) -> tuple[str, str]:
-    """The general form: the base URL as it is, and the model after the first `#`."""
+    """The general form: the base URL unchanged, and the model after the first `#`."""
     url, _, model = (part.strip() for part in rest.partition("#"))
     _check_url(text, url, form, query=True)
     if not model:
@@ -156,7 +156,7 @@ def _openai_url(text: str, rest: str) -> tuple[str, str]:
 
 
 def _guessed(rest: str) -> str:
-    """A URL and a model in the general form, as they were probably meant."""
+    """The likely meaning of a URL with a model, in the general form."""
     base, _, model = rest.rstrip("/").rpartition("/")
     return f"{base}#{model}" if urlsplit(base).hostname else f"{rest.rstrip('/')}#MODEL"
 
@@ -170,13 +170,16 @@ def _anthropic_url(text: str, rest: str) -> tuple[str, str]:
 
 
 def _check_url(text: str, url: str, form: str, *, query: bool = False) -> None:
-    """Names are written to config files and logs, so a URL may hold nothing that could be a secret. `query`: Azure's
-    `?api-version=…` is allowed."""
+    """Raise `UsageError` for an unusable URL, or for one that may contain a secret, because names go to config files
+    and logs.
+
+    `query` permits Azure's `?api-version=…`.
+    """
     try:
         parts = urlsplit(url)
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
         usable = usable and not re.search(r"\s", url)
-    except ValueError:  # a port that is no number, a broken IPv6 address
+    except ValueError:  # an invalid port or a broken IPv6 address
         usable = False
         parts = urlsplit("")
     asked = url.partition("?")[2]
@@ -195,12 +198,12 @@ def _bad(text: str, problem: str, form: str) -> UsageError:
 
 
 def _shown(text: str) -> str:
-    """The name for an error message, without what might be a password in its URL."""
+    """The name for an error message, without a possible password in its URL."""
     return f"`{re.sub(r'//[^/@]*@', '//…@', text)}`"
 
 
 def _nearest(text: str) -> str:
-    """The form that was probably meant, else all of them."""
+    """A hint with the most similar form, or with all forms."""
     lowered = text.lower()
     head, mark, _ = _split(lowered)
     if lowered.startswith(("http://", "https://")):
@@ -208,7 +211,7 @@ def _nearest(text: str) -> str:
     elif not mark and head.startswith(("gpt", "claude")):
         return f"Did you mean `{'openai' if head.startswith('gpt') else 'anthropic'}/{text}`?"
     else:
-        schemes = {form.rstrip("/@:"): form for form in reversed(FORMS)}  # of two forms of a scheme the first wins
+        schemes = {form.rstrip("/@:"): form for form in reversed(FORMS)}  # the first of two forms of a scheme wins
         close = difflib.get_close_matches(head, schemes, n=1, cutoff=0.6)
         if not close:
             return f"The forms are: {', '.join(f'`{example}`' for example in FORMS.values())}."

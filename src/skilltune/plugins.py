@@ -1,7 +1,7 @@
-"""Installed plug-ins: entry points of a package that stand for a target, a scorer, an optimizer, a gate or a sink.
+"""Installed plug-ins: entry points of packages that provide a target, scorer, optimizer, gate or sink.
 
-The one place that looks them up. They are found by name and imported only when named. What is built in wins over a
-plug-in of the same name: callers ask here last.
+All look-ups happen here. Plug-ins are found by name and imported only if named. A built-in wins over a plug-in of the
+same name, because callers look here last.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Kind = Literal["target", "scorer", "optimizer", "gate", "sink"]
 
 @dataclass(frozen=True, slots=True)
 class Plugin:
-    """A plug-in, imported. `package` is its distribution with its version: another version may do another thing."""
+    """An imported plug-in. `package` is its distribution with version, because versions may behave differently."""
 
     kind: Kind
     name: str
@@ -25,7 +25,7 @@ class Plugin:
     value: Any
 
     def make(self, *given: Any) -> Any:
-        """What its entry point makes of what it is given. Raises `UsageError` for whatever its own code raises."""
+        """Call the entry point with the arguments. Errors of its code are raised as `UsageError`."""
         try:
             return self.value(*given)
         except SkilltuneError:
@@ -37,22 +37,24 @@ class Plugin:
             ) from error
 
 
-_found: dict[tuple[Kind, str], Plugin | None] = {}  # a search reads the metadata of every installed package
+_found: dict[tuple[Kind, str], Plugin | None] = {}  # cache, because a search reads the metadata of every installed package
 
 
 def group(kind: Kind) -> str:
-    """The entry point group in which a package registers plug-ins of a kind."""
+    """The entry point group for plug-ins of this kind."""
     return f"skilltune.{kind}s"
 
 
 def names(kind: Kind) -> list[str]:
-    """The plug-ins of a kind that are installed, sorted; none of them is imported."""
+    """The sorted names of the installed plug-ins of a kind. None is imported."""
     return sorted({point.name for point in entry_points(group=group(kind))})
 
 
 def find(kind: Kind, name: str) -> Plugin | None:
-    """The plug-in of that name, or None; a name is searched for once in a process. Raises `UsageError` where two
-    packages claim the name with different objects, and where importing it fails."""
+    """The plug-in of that name, or None. Results are cached, also that there is none.
+
+    Raises `UsageError` if two packages claim the name with different objects, or if the import fails.
+    """
     if (kind, name) in _found:
         return _found[kind, name]
     points = {(_package(point), point.value): point for point in entry_points(group=group(kind), name=name)}
@@ -65,7 +67,7 @@ def find(kind: Kind, name: str) -> Plugin | None:
     ((package, value), point) = points.popitem()
     try:
         plugin = Plugin(kind, name, package, point.load())
-    except Exception as error:  # whatever its module raises while it is imported
+    except Exception as error:  # its module may raise anything
         raise UsageError(
             f'the {kind} plug-in "{name}" of {package} cannot be imported ({value}): {type(error).__name__}: {error}'
         ) from error
@@ -73,7 +75,7 @@ def find(kind: Kind, name: str) -> Plugin | None:
 
 
 def require(kind: Kind, name: str) -> Plugin:
-    """As `find`; raises `UsageError` that lists the installed plug-ins of that kind where there is none."""
+    """Like `find`, but raises `UsageError` with the installed plug-ins of that kind if there is none."""
     plugin = find(kind, name)
     if plugin is None:
         known = ", ".join(names(kind)) or "none"

@@ -1,4 +1,4 @@
-"""What one attempt of the target at one sample was, and what the scorer said of it."""
+"""One attempt of the target at one sample, and its score."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from skilltune.usage import Usage
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """A scorer's verdict. `value` in [0, 1] is the score, `soft` partial credit where it differs from `value`.
+    """A scorer's verdict. `value` in [0, 1] is the score; `soft` is partial credit if it differs from `value`.
 
-    `why` is one line on what was right or wrong: it is what the optimizer learns from.
+    `why` explains in one line what was right or wrong. The optimizer learns from it.
     """
 
     value: float
@@ -24,7 +24,7 @@ class Score:
 
     def __post_init__(self) -> None:
         for name, number in (("value", self.value), ("soft", self.soft)):
-            if number is not None and not 0.0 <= number <= 1.0:  # also refuses NaN
+            if number is not None and not 0.0 <= number <= 1.0:  # also rejects NaN
                 raise ValueError(f"Score.{name} must lie in [0, 1], got {number!r}")
 
     @property
@@ -34,16 +34,16 @@ class Score:
 
     @property
     def partial(self) -> float:
-        """Partial credit: `soft` where the scorer gave one, else `value`."""
+        """Partial credit: `soft` if the scorer gave one, else `value`."""
         return self.value if self.soft is None else self.soft
 
 
-THINKING = "thinking"  # the role of a turn that holds what a model thought before it answered; nobody scores it
+THINKING = "thinking"  # role of a turn with the model's reasoning before its answer; it is not scored
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One entry of a trajectory: who spoke ("user", "assistant", "tool", "thinking", …) and what."""
+    """One entry of a trajectory: the speaker ("user", "assistant", "tool", "thinking", …) and the text."""
 
     role: str
     text: str
@@ -51,7 +51,7 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Trajectory:
-    """What the target did with one sample: its turns in order and the final answer, before any scoring."""
+    """The target's work on one sample, before scoring: its turns in order and the final answer."""
 
     answer: str
     turns: tuple[Turn, ...] = ()
@@ -65,7 +65,7 @@ class Trajectory:
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """One scored attempt. `score` is None exactly when the outcome is not scored (an error is never a 0)."""
+    """One attempt and its score. `score` is None if the outcome is not scored (an error is never a 0)."""
 
     sample: str  # sample id
     skill: str  # skill hash
@@ -112,7 +112,7 @@ def rollout_from_json(data: Mapping[str, Any]) -> Rollout:
     texts = [data["sample"], data["skill"], data["answer"], data["outcome"], data["error"]]
     texts += [part for turn in data["turns"] for part in turn]
     if not all(isinstance(text, str) for text in texts) or not isinstance(data["attempt"], int):
-        raise TypeError("a rollout holds something else than text")
+        raise TypeError("a rollout has a field that is not text")
     trajectory = Trajectory(
         answer=data["answer"],
         turns=tuple(Turn(role, text) for role, text in data["turns"]),

@@ -1,6 +1,6 @@
-"""Samples: what the target is asked, what is expected, which split each one belongs to, and what a split can show.
+"""Samples: input, expected answer and split of each task, and the smallest gain that a split can detect.
 
-Splitting is by hash, not by shuffling, so that a sample keeps its split when the file is reordered or grows.
+Samples are split by hash instead of shuffling, so that a sample keeps its split when the file is reordered or grows.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from skilltune.errors import UsageError
 
 SplitName = Literal["train", "select", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "select", "test")
-NEEDED = {"select": ("show", 5), "test": ("certify", 10)}  # so few see no gain at all; are no sample of tasks to come
+NEEDED = {"select": ("show", 5), "test": ("certify", 10)}  # minimum sizes: 5 to detect any gain, 10 to certify one
 
 
 class ChatTurn(BaseModel):
@@ -35,10 +35,10 @@ class ChatTurn(BaseModel):
 
 
 class Sample(BaseModel):
-    """One task. `input` is text or chat messages, `target` what a scorer compares with (any JSON value).
+    """One task. `input` is text or chat messages; `target` is the expected value for a scorer (any JSON value).
 
-    `group` ties paraphrases together so that they never straddle splits; `split` fixes the split by hand;
-    `files` maps a path in the workspace to a path beside the sample file; `checks` are scorer specs of this sample.
+    `group` keeps related samples, such as paraphrases, in one split. `split` fixes the split by hand. `files` maps a
+    path in the workspace to a path beside the sample file. `checks` are scorer specs of this sample.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -55,7 +55,7 @@ class Sample(BaseModel):
     @field_validator("target")
     @classmethod
     def _no_nan(cls, value: Any) -> Any:
-        """NaN is pandas' mark of an empty cell: no value."""
+        """NaN is pandas' mark of an empty cell, so it means no value."""
         return None if isinstance(value, float) and math.isnan(value) else value
 
     @property
@@ -66,7 +66,7 @@ class Sample(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Splits:
-    """`train` is evidence for the optimizer, `select` decides what is kept, `test` is read once for the certificate."""
+    """The optimizer learns from `train`, the gate decides on `select`, and the certificate reads `test` once."""
 
     train: tuple[Sample, ...]
     select: tuple[Sample, ...]
@@ -74,13 +74,14 @@ class Splits:
 
 
 def split(samples: Iterable[Sample], ratio: Sequence[float] = (4, 3, 3), seed: int = 0) -> Splits:
-    """Partition samples into train : select : test by `ratio`; the same samples in any order give the same splits.
+    """Partition samples into train : select : test by `ratio`. The order of the samples does not matter.
 
-    An explicit `split` wins, and the other samples fill up what the ratio leaves open. Samples of one `group` stay
-    together, and so do samples equal in all but id. Larger groups are placed first and smaller ones even out the
-    rest, each size by largest remainder, so without groups the ratio is exact to one sample, and adding a sample
-    moves at most a few others. Inside a split the order is a seeded shuffle. A ratio of 0 for test gives up the
-    certificate. Raises UsageError for duplicate ids, a group with two explicit splits, an empty train or select.
+    Samples with an explicit `split` keep it, and the others fill the remaining room. Samples of one `group` stay
+    together, and so do samples that are equal except for the id. Larger groups are placed first, each size by largest
+    remainder. So without groups the ratio is exact to one sample, and adding a sample moves at most a few others.
+
+    Within a split the order is a seeded shuffle. A ratio of 0 for test means no certificate. Raises UsageError for
+    duplicate ids, a group with two explicit splits, and an empty train or select.
     """
     pool = tuple(samples)
     if len(ratio) != 3 or not all(math.isfinite(part) and part >= 0 for part in ratio) or not sum(ratio) > 0:
@@ -123,13 +124,13 @@ def split(samples: Iterable[Sample], ratio: Sequence[float] = (4, 3, 3), seed: i
 
 
 def detectable_gain(n: int, *, power: float = 0.8, alpha: float = 0.05, discordant: float = 0.2) -> float:
-    """Smallest true gain (a fraction of samples) that `n` paired samples show with probability `power`.
+    """Smallest true gain (a fraction of samples) that `n` paired samples detect with probability `power`.
 
     The test is the exact one-sided McNemar (sign) test at level `alpha` on binary scores. `discordant` is the share of
-    samples on which the two versions differ; a gain larger than that share raises it. Solves the sample-size formula
-    of Connor (Biometrics 43, 1987): n·g = ½ + z(alpha)·√(n·d) + z(power)·√(n·(d − g²)), where the ½ is a continuity
-    correction that stands for the exact test's coarse steps; from n = 8 on, the exact power is within 2.5 points.
-    Returns inf where even n wins out of n would not be significant.
+    samples on which the two versions differ; a larger gain raises it. Solves the sample-size formula of Connor
+    (Biometrics 43, 1987): n·g = ½ + z(alpha)·√(n·d) + z(power)·√(n·(d − g²)). The ½ is a continuity correction for the
+    coarse steps of the exact test; from n = 8 on, the exact power is within 2.5 points. Returns inf if even n wins out
+    of n would not be significant.
     """
     if not (0 < alpha < 0.5 and 0.5 <= power < 1 and 0 < discordant <= 1):
         raise ValueError("need 0 < alpha < 0.5 <= power < 1 and 0 < discordant <= 1")
@@ -149,7 +150,8 @@ def detectable_gain(n: int, *, power: float = 0.8, alpha: float = 0.05, discorda
 
 
 def describe_power(splits: Splits) -> str:
-    """Sizes of the splits and what select and test can show, one line each: what to read before paying for a run."""
+    """Sizes of the splits, and the gains that select and test can detect, one line each: to read before paying for a
+    run."""
     lines = [" · ".join(f"{name} {len(getattr(splits, name))}" for name in SPLITS)]
     for name, (verb, least) in NEEDED.items():
         members: tuple[Sample, ...] = getattr(splits, name)
@@ -167,7 +169,7 @@ def describe_power(splits: Splits) -> str:
 
 
 def too_small(splits: Splits) -> str:
-    """What the splits are too small for, "" for nothing; a test split that was given up on purpose is none."""
+    """The purposes for which the splits are too small, or "". A test split that is empty on purpose is not listed."""
     short = [
         f"{name} has {n} of the {least} samples that it takes to {verb} any gain"
         for name, (verb, least) in NEEDED.items()
@@ -177,7 +179,7 @@ def too_small(splits: Splits) -> str:
 
 
 def _units(samples: Sequence[Sample]) -> list[list[Sample]]:
-    """What must stay together: samples of one group; without a group, samples equal in all but id and split."""
+    """Samples that must stay together: those of one group; without a group, those equal except for id and split."""
     units: defaultdict[tuple[str, str], list[Sample]] = defaultdict(list)
     for sample in samples:
         if sample.group is not None:
@@ -194,7 +196,7 @@ def _unit_name(unit: Sequence[Sample]) -> str:
 
 
 def _apportion(n: int, weights: Sequence[float]) -> list[int]:
-    """Share out n whole units by weight (largest remainder; ties to the earlier)."""
+    """Share out n whole units by weight (largest remainder, ties to the earlier)."""
     shares = [n * weight / sum(weights) for weight in weights]
     counts = [math.floor(share) for share in shares]
     by_remainder = sorted(range(len(shares)), key=lambda i: counts[i] - shares[i])

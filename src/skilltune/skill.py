@@ -1,8 +1,8 @@
-"""The weights: one skill, a Markdown document or an Agent Skills folder.
+"""A skill is what skilltune trains: a Markdown document or an Agent Skills folder.
 
-The one non-obvious decision: a skill is its exact text. Frontmatter, body and locked regions are *views*, found by
-offsets and never parsed and dumped again, so that whatever training does not touch ships byte for byte as it came
-(BOM, CRLF, key order, comments and a missing final newline included).
+The one non-obvious decision: a skill is its exact text. Frontmatter, body and locked regions are *views* by offset, and
+are never parsed and dumped again. So everything that training does not touch stays the same byte for byte (BOM, CRLF,
+key order, comments and a missing final newline included).
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from skilltune.files import write_atomic
 from skilltune.frontmatter import find_notes, find_problems
 
 MAIN = "SKILL.md"
-MAX_FOLDER_BYTES = 64 * 2**20  # a skill is read into memory; a whole project with a SKILL.md in it is a mistake
+MAX_FOLDER_BYTES = 64 * 2**20  # a skill is read into memory, so a whole project with a SKILL.md in it is refused
 
-# At the top of a skill folder: what it is trained with (as `init` lays it out), not what it says. An agent that can
-# read `evals/` can read the expected answers.
+# Files at the top of a skill folder that it is trained with (in the layout of `init`) and that are not part of it. An
+# agent that can read `evals/` can read the expected answers.
 TRAINING = {"evals", "runs", "samples.jsonl", "samples.json", "samples.csv", "samples.tsv"}
 CONFIGS = "skilltune*.toml"
 
@@ -43,9 +43,9 @@ LOCK_MARKER = re.compile(r"<!--\s*/?skilltune:lock\s*-->")
 
 @dataclass(frozen=True)
 class Skill:
-    """A skill document and, for a folder, the other files in it (relative POSIX path to bytes; never modified).
+    """A skill document and, for a folder, its other files (relative POSIX path to bytes; never modified).
 
-    `text` is the whole document as on disk; `frontmatter + body == text`. `name` is the folder's or the file's.
+    `text` is the whole document as on disk; `frontmatter + body == text`. `name` is the name of the folder or file.
     """
 
     text: str
@@ -55,14 +55,16 @@ class Skill:
 
     @classmethod
     def load(cls, path: str | Path, apart: Iterable[Path] = ()) -> Skill:
-        """Read a folder with SKILL.md, or a document. What does not exist yet is an empty skill, created by `save`.
+        """Read a folder with SKILL.md, or a document. A path that does not exist is an empty skill, which `save`
+        creates.
 
-        The path of a SKILL.md means its folder where the files beside it belong to it: it names one, or there is a
-        folder scripts/, references/ or assets/. What a folder is trained with is not part of the skill: `TRAINING`,
-        `CONFIGS`, folders of runs, and the paths `apart` (samples or scorers of other names). Neither is what is hidden
-        or left behind by tools.
+        The path of a SKILL.md means its folder if the files beside it belong to it. They do if it names one of them, or
+        if there is a folder scripts/, references/ or assets/. Training data is not part of the skill: `TRAINING`,
+        `CONFIGS`, folders of runs, and the paths `apart` (samples or scorers with other names). Hidden files and
+        leftovers of tools are not part of it either.
 
-        `UsageError`: a folder without SKILL.md, a document that is not UTF-8, a link that leads out of the folder.
+        Raises `UsageError` for a folder without SKILL.md, a document that is not UTF-8, and a link that leads out of
+        the folder.
         """
         path, outside = Path(path).expanduser(), {place.resolve() for place in apart}
         try:
@@ -85,19 +87,19 @@ class Skill:
 
     @cached_property
     def frontmatter(self) -> str:
-        """The fenced YAML block at the top with its closing line, and a BOM before it; "" where there is no block."""
+        """The fenced YAML block at the top, including its closing line and a BOM; "" if there is none."""
         if (opening := _FENCE_OPEN.match(self.text)) and (closing := _FENCE_CLOSE.search(self.text, opening.end())):
             return self.text[: closing.end()]
         return ""
 
     @cached_property
     def body(self) -> str:
-        """Everything after the frontmatter: what the target reads and what training may change."""
+        """Everything after the frontmatter: the part that the target reads and training may change."""
         return self.text[len(self.frontmatter) :]
 
     @cached_property
     def hash(self) -> str:
-        """16 hex digits of sha256 over the text and the files; the name does not count."""
+        """16 hex digits of sha256 over the text and the files; the name is not included."""
         content = hashlib.sha256()
         for path, data in (("", self.text.encode("utf-8", "surrogatepass")), *sorted(self.files.items())):
             key = path.encode("utf-8", "surrogatepass")
@@ -113,14 +115,15 @@ class Skill:
     def tokens(self) -> int:
         """Approximate tokens of the body: a quarter of its UTF-8 bytes, rounded up.
 
-        No tokenizer is asked, so that the number is the same for every target. Counting bytes rather than characters
-        keeps it usable for text that is not English: vocabularies spend more tokens on characters of more bytes.
+        It uses no tokenizer, so that the number is the same for every target. It counts bytes because tokenizers spend
+        more tokens on characters with more bytes, so it also works for languages other than English.
         """
         return -(-len(self.body.encode("utf-8", "surrogatepass")) // 4)
 
     @cached_property
     def locked(self) -> tuple[tuple[int, int], ...]:
-        """Offsets in `text` of the regions that are never edited, markers included. An unclosed one runs to the end."""
+        """Offsets in `text` of the regions that are never edited, including markers. An unclosed one extends to the
+        end."""
         regions: list[tuple[int, int]] = []
         end = 0
         while opening := _LOCK_OPEN.search(self.text, end):
@@ -138,10 +141,10 @@ class Skill:
         return replace(self, text=text)
 
     def save(self, path: str | Path) -> None:
-        """Write the document, or the folder, to `path`. Each file appears whole or not at all; SKILL.md comes last.
+        """Write the document, or the folder, to `path`. Each file is written atomically; SKILL.md comes last.
 
-        Files that are already there and not part of the skill are left alone. A file that is overwritten keeps its
-        mode; a new one that begins with `#!` is made executable, for bytes carry no mode.
+        Existing files that are not part of the skill are left alone. An overwritten file keeps its mode. A new file
+        that begins with `#!` is made executable, because skills do not store modes.
         """
         path = Path(path).expanduser()
         if path.exists() and path.is_dir() is not self.folder:
@@ -152,10 +155,10 @@ class Skill:
         except UnicodeEncodeError as error:
             raise UsageError(f"Cannot save the skill {self.name!r}: character {error.start} is not Unicode.") from error
         if not self.folder:
-            _write(path.resolve(), text)  # through a symlink, not over it
+            _write(path.resolve(), text)  # follows a symlink instead of replacing it
             return
         root = path.resolve()
-        targets = {name: _inside(root, name) for name in self.files}  # all names are checked before one is written
+        targets = {name: _inside(root, name) for name in self.files}  # checks all names before anything is written
         for name, target in targets.items():
             _write(target, self.files[name])
         _write(_inside(root, MAIN), text)
@@ -169,13 +172,13 @@ class Skill:
         return problems
 
     def notes(self) -> list[str]:
-        """Remarks on the frontmatter that need no mending, one clause each."""
+        """Remarks on the frontmatter that require no change, one clause each."""
         return find_notes(self.frontmatter)
 
 
 def _means_folder(path: Path, apart: Collection[Path]) -> bool:
-    """Is it a SKILL.md to which the files beside it belong? It names one of them, or one of the standard's folders is
-    there. A document in a project is none: the project must not ship with it."""
+    """True if the path is a SKILL.md and the files beside it belong to it, see `Skill.load`. A document in a project is
+    not, because the project must not ship with it."""
     if path.name != MAIN or not path.is_file():
         return False
     text, root = _decode(path.read_bytes(), path), path.resolve().parent
@@ -204,7 +207,7 @@ def _load_folder(root: Path, apart: Collection[Path]) -> Skill:
 
 
 def _content(folder: Path, root: Path, apart: Collection[Path]) -> Iterator[Path]:
-    """What a folder holds, without what is not part of the skill."""
+    """Yield the contents of a folder that are part of the skill."""
     for path in sorted(folder.iterdir()):
         left = path.name.startswith(".") or path.name in _NOT_CONTENT
         trained_with = folder == root and (path.name in TRAINING or fnmatch(path.name, CONFIGS))
@@ -237,7 +240,7 @@ def _document_name(path: Path) -> str:
 
 
 def _inside(root: Path, name: str) -> Path:
-    """`root / name`, refused where the name or a link that is already there would lead out of `root`."""
+    """`root / name`. Raises `UsageError` if the name or an existing link leads out of `root`."""
     parts = PurePosixPath(name).parts
     if parts and ".." not in parts and "\0" not in name:
         target = (root / name).resolve()
@@ -247,8 +250,7 @@ def _inside(root: Path, name: str) -> Path:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Write a file atomically. One that is overwritten keeps its mode; a new one that begins with `#!` is made
-    executable."""
+    """Write a file atomically. An overwritten file keeps its mode. A new one that begins with `#!` is executable."""
     if path.exists():
         write_atomic(path, data, mode=stat.S_IMODE(path.stat().st_mode))
         return

@@ -1,4 +1,4 @@
-"""The process's own output: no text from outside drives the terminal, and `--json` is JSON alone."""
+"""Protects the process's output: outside text cannot control the terminal, and `--json` prints only JSON."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any, TextIO
 
 from skilltune.text import visible
 
-USERS_THREAD = "scorer"  # name of the threads in which users' code runs
-claimed: list[TextIO] = []  # by `claim_stdout`
+USERS_THREAD = "scorer"  # name of the threads that run users' code
+claimed: list[TextIO] = []  # filled by `claim_stdout`
 
 
 class _Visible(io.TextIOWrapper):
-    """Shows control characters instead of obeying them; nobody draws on it."""
+    """Escapes control characters; nothing draws on this stream."""
 
     def write(self, text: str, /) -> int:
         super().write(visible(text))
@@ -23,10 +23,9 @@ class _Visible(io.TextIOWrapper):
 
 
 class Output:
-    """A text stream in the place of `sys.stdout` or `sys.stderr`. Text of users' code goes to `users`.
+    """A text stream that replaces `sys.stdout` or `sys.stderr`. Text of users' code goes to `users`.
 
-    A scorer runs in our process, and `sys.stdout` is the same for all of it. The threads of users' code are told apart
-    by their name.
+    A scorer runs in our process and shares `sys.stdout`. Threads of users' code are recognised by their name.
     """
 
     def __init__(self, stream: TextIO, users: TextIO) -> None:
@@ -40,7 +39,7 @@ class Output:
         return self._stream.write(text)
 
     def close(self) -> None:
-        """Flushes only: a scorer that closes its output must not silence the run."""
+        """Only flush, because a scorer that closes its output must not silence the run."""
         self._stream.flush()
 
     def __getattr__(self, name: str) -> Any:
@@ -48,8 +47,8 @@ class Output:
 
 
 def protect() -> None:
-    """Show on stderr, from now on, whatever text arrives there (tracebacks and warnings too), and let a stream that
-    cannot encode a character replace it. Prints of users' code go to stderr, and it cannot close either stream."""
+    """Escape control characters on stderr from now on, in tracebacks and warnings too. Characters that a stream cannot
+    encode are replaced. Prints of users' code go to stderr, and it cannot close either stream."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
@@ -61,11 +60,11 @@ def protect() -> None:
 
 
 def claim_stdout() -> TextIO:
-    """Stdout for the caller alone: what anybody else writes to it from now on, a scorer's print() or a program that it
-    starts, goes to stderr.
+    """Reserve stdout for the caller. Later output of others, such as a scorer's print() or a program that it starts,
+    goes to stderr.
 
-    The caller gets a duplicate of the file descriptor, and descriptor 1 becomes stderr's. Where stdout is no file (a
-    program that runs the command line inside itself), only Python's `sys.stdout` is turned.
+    The caller gets a duplicate of the file descriptor, and descriptor 1 becomes stderr's. If stdout is not a file (a
+    program that runs the command line inside itself), only Python's `sys.stdout` is redirected.
     """
     mine, sys.stdout = sys.stdout, sys.stderr
     try:
@@ -73,7 +72,7 @@ def claim_stdout() -> TextIO:
         number, errors = mine.fileno(), sys.stderr.fileno()
         mine = os.fdopen(os.dup(number), "w", encoding="utf-8")
         os.dup2(errors, number)
-    except OSError:  # as io.UnsupportedOperation is
+    except OSError:  # includes io.UnsupportedOperation
         pass
-    claimed.append(mine)  # it must live as long as the process, or it would close what others look at
+    claimed.append(mine)  # keep it alive: closing it would close a stream that others use
     return mine

@@ -1,8 +1,9 @@
-"""Text from outside, made fit to be shown.
+"""Makes text from outside safe to show.
 
-Skills, samples, answers, a scorer's words and file names are untrusted. They may hold characters that drive a terminal,
-that a reader cannot see, or that turn a line around: control characters (ANSI sequences begin with one), bidi controls,
-zero-width characters, tags, half surrogate pairs. Everything that prints goes through `visible`, which spells them out.
+Skills, samples, answers, reasons of scorers and file names are untrusted. They may contain characters that control a
+terminal, are invisible, or reverse a line: control characters (ANSI sequences begin with one), bidi controls,
+zero-width characters, tags, half surrogate pairs. Everything that is printed goes through `visible`, which escapes
+them.
 """
 
 from __future__ import annotations
@@ -17,17 +18,17 @@ _HIDDEN = re.compile(
 
 
 def visible(text: str) -> str:
-    """The text with what cannot be seen spelled out (`\\x00`, `\\u202e`); tab and newline stay, CRLF becomes LF."""
+    """The text with invisible characters escaped (`\\x00`, `\\u202e`). Tab and newline stay, CRLF becomes LF."""
     return _HIDDEN.sub(_spell, text.replace("\r\n", "\n"))
 
 
 def one_line(text: str) -> str:
-    """As `visible`, on one line: no text can pass for a line of ours."""
+    """Like `visible`, but on one line, so that no text can imitate a line of ours."""
     return visible(text).replace("\n", " ")
 
 
 def visible_json(text: str) -> str:
-    """JSON that means the same, with what cannot be seen as JSON's own escapes (in JSON it only stands in strings)."""
+    """Equivalent JSON with invisible characters as JSON escapes (in JSON they occur only inside strings)."""
     return _HIDDEN.sub(lambda found: json.dumps(found[0])[1:-1], text)
 
 

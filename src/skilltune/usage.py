@@ -1,4 +1,4 @@
-"""Usage: calls, tokens and dollars, and how they are shown."""
+"""Usage: calls, tokens and dollars, and their text form."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens by kind, calls and dollars. `usd` is None where the price is unknown (never 0 for unknown)."""
+    """Tokens by kind, calls and dollars. `usd` is None if the price is unknown, never 0."""
 
     calls: int = 0
     input_tokens: int = 0
@@ -21,7 +21,8 @@ class Usage:
         return self.input_tokens + self.output_tokens
 
     def to_json(self) -> dict[str, float | None]:
-        """All fields by name; `Usage(**…)` is the inverse. `dataclasses.asdict` would copy deeply, on every call."""
+        """All fields by name; `Usage(**…)` is the inverse. Called often, so it avoids the deep copies of
+        `dataclasses.asdict`."""
         return {name: getattr(self, name) for name in self.__slots__}
 
     def __add__(self, other: Usage) -> Usage:
@@ -36,7 +37,7 @@ class Usage:
 
 
 def minus(total: Usage, part: Usage) -> Usage:
-    """What is left of a total without a part of it."""
+    """The total without a part of it."""
     usd = None if total.usd is None or part.usd is None else total.usd - part.usd
     return Usage(
         total.calls - part.calls,
@@ -51,6 +52,6 @@ def counted(calls: int) -> str:
 
 
 def describe_usage(usage: Usage) -> str:
-    """Calls, tokens and dollars in one line; an unknown price is said to be unknown."""
+    """Calls, tokens and dollars in one line. An unknown price is shown as unknown."""
     money = "price unknown" if usage.usd is None else f"${usage.usd:.4f}" if usage.usd else "$0"
     return f"{counted(usage.calls)}, {usage.input_tokens:,} + {usage.output_tokens:,} tokens, {money}"

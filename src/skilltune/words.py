@@ -1,4 +1,4 @@
-"""The words of a text in any script: what near-duplicates and copies are found by."""
+"""Splits text of any script into words, for finding near-duplicates and copies."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ _LETTERS = "\u0e00-\u109f\u1780-\u17ff"
 _TOKEN = re.compile(rf"[{_SIGNS}{_LETTERS}]|[^\W{_SIGNS}{_LETTERS}]+|[^\w\s]")
 _MARK = re.compile(r"[^\w\s]|_")
 SIGN = re.compile(f"[{_SIGNS}]")  # ideographs and kana
-LETTER = re.compile(f"[{_LETTERS}]")  # of Thai, Lao, Tibetan, Myanmar and Khmer
+LETTER = re.compile(f"[{_LETTERS}]")  # Thai, Lao, Tibetan, Myanmar and Khmer
 
 
 def tokens(text: str, *, punctuation: bool = True) -> list[str]:
-    """Words, marks of punctuation, and one by one the characters of scripts that put no spaces between words;
-    case-folded. Without punctuation, what white space does not part is one word: don't, well-known, **bold**."""
+    """Case-folded words and punctuation marks. In scripts without spaces between words, each character is a word.
+
+    Without punctuation, everything between white space is one word: don't, well-known, **bold**.
+    """
     text = normalize("NFKC", text).casefold()
     return _TOKEN.findall(text if punctuation else _MARK.sub("", text))

@@ -1,8 +1,8 @@
-"""Env: samples, what an answer to them is worth, and how a sample becomes a prompt.
+"""An Env combines samples, their scorer and the prompt that they are rendered into.
 
-An Env checks everything it can when it is made, before anything is spent: a sample that its scorer could never score,
-a missing image or a path that leads out of the folder is the user's error now, not a 0 or a crash in the middle of
-training. Text is put in place by `str.replace`, never `str.format`: samples and skills are full of braces.
+An Env checks everything that it can when it is created, before anything is spent. A sample that can never be scored, a
+missing image or a path outside of the folder is the user's error at that point, and not a 0 or a crash during training.
+Text is inserted by `str.replace` and never by `str.format`, because samples and skills are full of braces.
 """
 
 from __future__ import annotations
@@ -37,24 +37,24 @@ P = ParamSpec("P")
 _INPUT = "{input}"
 _LITERAL = ("exact", "contains", "f1", "em", "anls")  # scorers that compare the target's text
 _ASSERTION = re.compile(r"(?:not-)?(?:i?contains(?:-all|-any)?|equals|regex|llm-rubric|is-json|contains-json|similar):")
-_READ_ANYWAY = ("example", "template", "reviewed")  # metadata that skilltune itself looks at
+_READ_ANYWAY = ("example", "template", "reviewed")  # metadata that skilltune itself reads
 
 
 class Env:
     """Samples + scorer + prompt.
 
     samples: a file, folder or hf: name (see `load_samples`), or samples or rows from Python.
-    score:   a scorer's spec (see `scorers.build`). Under the default, a sample that has `checks` of its own is scored
-             by those; any other score, {"type": "exact"} too, holds for all samples.
-    prompt:  the user message, with `{input}` where the sample's text goes and `{column}` where its metadata goes; in a
-             chat, around its last user turn.
+    score:   a scorer's spec (see `scorers.build`). With the default, a sample with `checks` of its own is scored by
+             them. Any other score, {"type": "exact"} too, applies to all samples.
+    prompt:  the user message, with slots `{input}` for the sample's text and `{column}` for its metadata. In a chat it
+             wraps the last user turn.
     fields:  our names to the file's: {"input": "question"}; dots lead into objects: {"input": "item.question"}.
     root:    folder of images, files and python scorers; by default the sample file's, else the current one.
-    score_timeout_s: seconds that one call of a user's scorer may take; after it the sample has no score.
+    score_timeout_s: time limit in seconds of one call of a user's scorer; after it the sample has no score.
     """
 
     name = ""
-    args: Mapping[str, Any] = {}  # what the factory was called with, see `env`
+    args: Mapping[str, Any] = {}  # arguments of the factory, see `env`
 
     def __init__(
         self,
@@ -93,23 +93,25 @@ class Env:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the prompt and the scorer: all that turns a rollout of a given sample into another score."""
+        """Hash of prompt and scorer: everything that turns a rollout of a given sample into another score."""
         parts = [self.prompt, self._scorer.fingerprint, self._own_checks.fingerprint]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     @property
     def scorer(self) -> str:
-        """The scorer by its name: of a user's function, the function's own."""
+        """The name of the scorer; for a user's function, the function's name."""
         return self._scorer.name
 
     @property
     def judge(self) -> Judge | None:
-        """The model that reads the answers, if the score names one. It can be asked once a run has bound it."""
+        """The model that reads the answers, or None. It can be asked once a run has bound it."""
         return self._scorer.judge
 
     def bound(self, ask: Ask, fingerprint: str, known: str | None = None) -> Env:
-        """The same Env with its judge asked by `ask`; `fingerprint` is what decides a verdict there. `known` is the
-        earlier name of a judge that has moved: its verdicts stay valid."""
+        """The same Env with a judge that is asked by `ask`. `fingerprint` covers everything that decides a verdict.
+
+        `known` is the earlier name of a judge that has moved, so that its verdicts stay valid.
+        """
         assert self.judge is not None
         made = copy.copy(self)
         judge = replace(self.judge, ask=ask, fingerprint=fingerprint, model=known or self.judge.model)
@@ -117,12 +119,12 @@ class Env:
         return made
 
     def lines(self, sample: Sample) -> list[str]:
-        """What the judge reads of a sample's checks; nothing where there is no judge."""
+        """The lines of a sample that the judge reads; empty without a judge."""
         return self.judge.lines(sample) if self.judge else []
 
     def messages(self, sample: Sample) -> tuple[Message, ...]:
-        """The sample as chat messages, without the skill: its input in the prompt, the options of a choice under the
-        input unless they stand there, its files under all. Images and files are read from `root`."""
+        """The sample as chat messages, without the skill. The prompt contains the input, then the options of a choice
+        unless they are shown already, then the sample's files. Images and files are read from `root`."""
         turns = (ChatTurn(content=sample.input),) if isinstance(sample.input, str) else sample.input
         last = max(i for i, turn in enumerate(turns) if turn.role == "user")
         attached = attach(self.files(sample).items())
@@ -141,7 +143,7 @@ class Env:
         return {name: self._inside(sample, path) for name, path in sample.files.items()}
 
     def require_shown(self) -> None:
-        """Raises UsageError for samples with files that no chat target can be shown."""
+        """Raise UsageError if samples have files that a chat target cannot be shown."""
         unseen = {s.id: attach(self.files(s).items()).unseen for s in self.samples if s.files}
         if lacking := {name: why for name, why in unseen.items() if why}:
             first = next(iter(lacking))
@@ -152,7 +154,7 @@ class Env:
             )
 
     def notes(self) -> list[str]:
-        """Choices that were made without being asked, and columns that are used nowhere, one line each."""
+        """Defaults that were chosen without being requested, and unused columns, one line each."""
         used = {name.partition(".")[0] for name in self._template.columns} | {*_READ_ANYWAY, *self._ignored}
         used |= {*CHOICES} if any(map(self.chooses, self.samples)) else set()
         columns = {} if self._own_code else self.reading.columns
@@ -174,15 +176,15 @@ class Env:
         return found
 
     def judged(self, sample: Sample) -> list[str]:
-        """The scoring of a sample, one line for each check: its scorer and what that compares with."""
+        """Description of a sample's scoring, one line per check: the scorer and its expected value."""
         return self._for(sample).describe(sample)
 
     def file_hashes(self, sample: Sample) -> dict[str, str]:
-        """The SHA-256 of each file of a sample by its path in the workspace."""
+        """The SHA-256 of each file of a sample, by its path in the workspace."""
         return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in self.files(sample).items()}
 
     async def score(self, sample: Sample, rollout: Rollout) -> Score:
-        """The score of a finished rollout. A scorer that fails raises JudgeError: never a 0."""
+        """The score of a finished rollout. A scorer that fails raises JudgeError and never gives a 0."""
         return await self._timed(self._for(sample), sample, rollout)
 
     async def _timed(self, scorer: Scorer, sample: Sample, rollout: Rollout) -> Score:
@@ -193,14 +195,15 @@ class Env:
             apart.limit_s.reset(token)
 
     def expected(self, sample: Sample) -> str:
-        """An answer that should score 1, as text; "" if none is known."""
+        """An answer that should score 1, as text, or "" if none is known."""
         return self._for(sample).expected(sample)
 
     async def validate(self) -> list[str]:
-        """What is wrong with samples and scorer, one line each: every expected answer must score 1, an empty one not.
+        """Problems of samples and scorer, one line each. Every expected answer must score 1, and an empty answer must
+        not.
 
-        Calls the scorer, and so a model if a user's scorer calls one; a judge is not asked, so no expected answer of
-        its samples is tried.
+        It calls the scorer, and so a model if a user's scorer calls one. A judge is not asked, so the expected answers
+        of its samples are not tried.
         """
         problems = []
         for sample in self.samples:
@@ -218,14 +221,17 @@ class Env:
         return problems
 
     def stated(self, sample: Sample) -> str:
-        """The answer that a sample states, as text; "" if it states none. It is `expected`, or the target of a sample
-        whose checks do not look at it, such as the `expected_output` of an eval, which then need not score 1."""
+        """The answer that a sample states, as text, or "" if there is none.
+
+        It is `expected`, or the target of a sample whose checks do not use it, such as the `expected_output` of an
+        eval. Such a target need not score 1.
+        """
         by_checks = self._for(sample).name == "checks"
         return self.expected(sample) or (first_target(sample) if by_checks else "")
 
     async def tried(self, sample: Sample) -> Score | None:
-        """What the stated answer scores by all that can be computed, a judge's lines left out; None where no answer is
-        stated or only a judge reads it. Raises JudgeError for a scorer that fails."""
+        """The score of the stated answer by all computable checks, without a judge's lines. None if no answer is
+        stated, or if only a judge reads it. Raises JudgeError if the scorer fails."""
         scorer, answer = self._for(sample), self.stated(sample)
         if answer and self.judge and self.lines(sample):
             checks = tuple(check for check in self.judge.checks(sample) if not list(prose([check])))
@@ -237,20 +243,20 @@ class Env:
 
     @property
     def _own_code(self) -> bool:
-        """True for a user's function or a plug-in as the scorer: it may read any metadata."""
+        """True if the scorer is a user's function or a plug-in, which may read any metadata."""
         return self._scorer.custom
 
     def chooses(self, sample: Sample) -> bool:
-        """Is the sample a choice among options, which its message then lists?"""
+        """True if the sample is a choice among options, which its message then lists."""
         return self._for(sample).name == "choice" or any(check.get("type") == "choice" for check in sample.checks)
 
     def _for(self, sample: Sample) -> Scorer:
         return self._own_checks if sample.checks else self._scorer
 
     def _check_all(self, places: Sequence[str]) -> None:
-        """Raises UsageError for samples that could never be scored, with their places ("" where there is none)."""
+        """Raise UsageError for samples that can never be scored, with their places ("" if unknown)."""
         problems = [] if self._own_code else unread_criteria(self.reading, self._template.columns, len(self.samples))
-        unread: list[str] = []  # what lacks a judge, told once
+        unread: list[str] = []  # problems of samples that lack a judge, reported once
         for place, sample in zip(places, self.samples, strict=True):
             try:
                 self._check(sample)
@@ -264,12 +270,12 @@ class Env:
 
     def _check(self, sample: Sample) -> None:
         if not sample.text.strip() and not sample.files and isinstance(sample.input, str):
-            raise UsageError(f'sample "{sample.id}": its input is empty, so the target would be asked nothing')
+            raise UsageError(f'sample "{sample.id}": its input is empty, so there is nothing to ask the target')
         scorer = self._for(sample)
         if scorer.name in _LITERAL and isinstance(sample.target, str) and (named := _ASSERTION.match(sample.target)):
             raise UsageError(
                 f'sample "{sample.id}": its target begins with "{named[0]}", the name of a promptfoo assertion, and '
-                f"{scorer.name} would compare it letter by letter: call the column __expected, and it is read as one"
+                f"{scorer.name} would compare it literally: name the column __expected to have it read as an assertion"
             )
         scorer.check(sample)
         paths = list(sample.files.values())
@@ -293,7 +299,7 @@ class Env:
 
 
 def env(fn: Callable[P, Env]) -> Callable[P, Env]:
-    """Mark a function as a factory of an Env. The Env knows the factory's name and the arguments it was made with."""
+    """Decorator that marks a function as a factory of an Env. The Env records the factory's name and arguments."""
 
     @functools.wraps(fn)
     def factory(*args: P.args, **kwargs: P.kwargs) -> Env:
@@ -310,9 +316,10 @@ def env(fn: Callable[P, Env]) -> Callable[P, Env]:
 
 
 def load_env(spec: str, **kw: Any) -> Env:
-    """The Env that "env.py:invoices" names: an Env, or a factory, decorated or plain, called with `kw`.
+    """The Env that "env.py:invoices" names: an Env, or a factory that is called with `kw`.
 
-    "env.py" alone will do if the file holds exactly one decorated factory. Raises UsageError for anything missing.
+    The factory need not be decorated. "env.py" is enough if the file has exactly one decorated factory. Raises
+    UsageError if anything is missing.
     """
     file, colon, name = spec.rpartition(":") if not spec.endswith(".py") else (spec, "", "")
     if not file.endswith(".py"):

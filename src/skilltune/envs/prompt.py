@@ -1,7 +1,7 @@
-"""From a sample to the text that the target reads: the slots of `env.prompt`, the options of a choice, files.
+"""Renders a sample into the text that the target reads: the slots of `env.prompt`, the options of a choice, files.
 
-All slots are filled in one pass, so that text that comes in is never searched for slots itself. Braces that name no
-column stay: prompts are full of JSON and LaTeX.
+All slots are filled in one pass, so that inserted text is never searched for slots. Braces that name no column stay,
+because prompts are full of JSON and LaTeX.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from skilltune.scorers.choice import options_of
 from skilltune.scorers.reading import as_text, nearest, quote
 
 INPUT = "input"
-INLINED = 100_000  # characters of all files of one sample that a prompt takes in
+INLINED = 100_000  # characters of all files of one sample that a prompt includes
 CHOICES = ("choices", "options")
 _IMAGES = ("image/png", "image/jpeg", "image/gif", "image/webp")
 _SLOT = re.compile(r"\{\{-?\s*(?P<double>[^{}|%\n]{1,80}?)\s*-?\}\}|\{(?P<single>[^{}\n]{1,80})\}")
@@ -37,7 +37,8 @@ class Template:
 
     @classmethod
     def of(cls, text: str, samples: Sequence[Sample]) -> Template:
-        """Raises UsageError for a prompt without the input, with logic, or with a slot that no sample can fill."""
+        """Parse a prompt. Raises UsageError if it lacks the input, contains logic, or has a slot that no sample can
+        fill."""
         if logic := _LOGIC.search(text):
             raise UsageError(
                 f"env.prompt: {quote(logic[0])} is not supported: only {{input}} and {{column}} are filled, without "
@@ -45,7 +46,7 @@ class Template:
             )
         slots = [(slot, slot["double"] or slot["single"].strip()) for slot in _SLOT.finditer(text)]
         if INPUT not in (name for _, name in slots):
-            raise UsageError(f"the prompt {quote(text)} has no {{input}}: the samples would never be seen")
+            raise UsageError(f"the prompt {quote(text)} has no {{input}}: the target would never see the samples")
         known = dict.fromkeys(key for sample in samples for key in sample.metadata)
         columns = [name for _, name in slots if any(_value(sample, name) is not None for sample in samples)]
         for slot, name in slots:
@@ -58,7 +59,7 @@ class Template:
         return cls(text, tuple(dict.fromkeys(columns)))
 
     def notes(self, samples: Sequence[Sample]) -> list[str]:
-        """Slots that stay as they are, and columns that some samples do not have."""
+        """Slots that stay unfilled, and columns that some samples lack."""
         names = [slot["single"].strip() for slot in _SLOT.finditer(self.text) if slot["single"]]
         kept = [name for name in names if _NAME.fullmatch(name) and name not in (*self.columns, INPUT)]
         found = [
@@ -81,7 +82,7 @@ class Template:
 
 
 def shown(sample: Sample, name: str) -> str:
-    """A column as text: a list of texts one under the other, the options of a choice with their labels."""
+    """A column as text: a list of texts as paragraphs, the options of a choice with their labels."""
     value = _value(sample, name)
     if name in CHOICES and (options := _options(sample)):
         return list_options(options)
@@ -91,7 +92,7 @@ def shown(sample: Sample, name: str) -> str:
 
 
 def with_choices(sample: Sample, text: str, template: Template) -> str:
-    """The input with the sample's options under it, unless all of them stand in what is shown anyway."""
+    """The input followed by the sample's options, unless the message already shows all of them."""
     options = _options(sample)
     seen = template.fill(sample, text).casefold()
     if not options or all(option.casefold().strip() in seen for option in options.values()):
@@ -111,7 +112,7 @@ def _options(sample: Sample) -> dict[str, str]:
 
 
 def _value(sample: Sample, name: str) -> Any:
-    """A column of a sample by its name, or by names with dots between them."""
+    """The value of a column by its name, or by a dotted path."""
     if name in sample.metadata:
         return sample.metadata[name]
     value: Any = sample.metadata
@@ -125,7 +126,7 @@ def _value(sample: Sample, name: str) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Attached:
-    """The files of a sample as a message can hold them, and why the others cannot be shown."""
+    """A sample's files as parts of a message, and the reasons why others cannot be shown."""
 
     text: str = ""
     images: tuple[Image, ...] = ()
@@ -133,7 +134,7 @@ class Attached:
 
 
 def attach(files: Iterable[tuple[str, Path]]) -> Attached:
-    """Text files as text, `INLINED` characters of one sample at most, and images as images."""
+    """Attach text files as text (at most `INLINED` characters per sample) and images as images."""
     texts, images, unseen, room = [], [], [], INLINED
     for name, path in files:
         if mimetypes.guess_type(path.name)[0] in _IMAGES:
@@ -149,7 +150,7 @@ def attach(files: Iterable[tuple[str, Path]]) -> Attached:
                 raise _TooLong
         except _TooLong:
             unseen.append(f"{name} is too long: at most {INLINED:,} characters of all files of a sample are shown")
-        except ValueError:  # UnicodeDecodeError is one
+        except ValueError:  # includes UnicodeDecodeError
             unseen.append(f"{name} is neither text nor an image ({', '.join(t.partition('/')[2] for t in _IMAGES)})")
         else:
             room -= len(text)

@@ -1,8 +1,8 @@
-"""The journal of a run: every paid call is memoised under what it was, so that running again *is* resuming.
+"""The journal of a run. It memoises every paid call, so running the same command again resumes the run.
 
-The loop has no checkpoint code. `once(key, …)` pays for an answer at most once, `fix(key, …)` makes a decision at
-most once, and a loop whose only inputs are those two replays to where it was killed and goes on from there.
-`run.db` is the only truth; every other file of the folder is derived and may be deleted.
+The training loop needs no checkpoint code. `memo(key, …)` pays for an answer at most once, and `decide(key, …)` makes a
+decision at most once. A loop whose only inputs are these two replays to the point where it stopped and continues from
+there. `run.db` is the only source of truth; all other files of the folder are derived and may be deleted.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from skilltune.usage import Usage
 
 T = TypeVar("T")
 
-# Kinds of memos that belong to one run's history; all others are paid answers, which another run may reuse.
+# Memos of these kinds belong to the history of one run. All others are paid answers, which another run may reuse.
 DECISIONS = "fix"
 FAILED = "failed attempt"
-PROBE = "probe"  # shows that a model answers; a run that paid no more than this binds nobody
-ELAPSED = "elapsed"  # kind and key of a memo that is rewritten: the seconds of all lives of the run
-WRITER = "pid"  # kind and key of the other: the process that opened the run for writing last
-REFRESH_S = 2.0  # a killed process forgets at most this much of its time, and what passed since its last answer
-MILESTONES = frozenset({"start", "verdict"})  # events that every life of a run repeats in the same order
-_OWN = f"kind IN ('{DECISIONS}', '{FAILED}', '{ELAPSED}', '{WRITER}')"  # not an answer that somebody paid for
+PROBE = "probe"  # shows that a model answers; a run that paid for nothing else is not bound by its config
+ELAPSED = "elapsed"  # kind and key of a rewritable memo: total seconds of all processes of the run
+WRITER = "pid"  # kind and key of a rewritable memo: id of the process that opened the run for writing last
+REFRESH_S = 2.0  # most time that a killed process loses, plus the time since its last answer
+MILESTONES = frozenset({"start", "verdict"})  # events that every process of a run repeats in the same order
+_OWN = f"kind IN ('{DECISIONS}', '{FAILED}', '{ELAPSED}', '{WRITER}')"  # not a paid answer
 
 _COST = tuple(field.name for field in fields(Usage))
 _COUNTS = tuple(name for name in _COST if name != "usd")
@@ -50,11 +50,11 @@ _TOTALS = (
     + " FROM memo GROUP BY kind"
 )
 
-_SANE = 10**15  # calls, tokens or seconds that a journal may state; sums of more would overflow
+_SANE = 10**15  # limit of calls, tokens or seconds in a journal; sums of larger values would overflow
 
 
 def _stated(name: str, types: str, nothing: str) -> str:
-    """SQL: is a number of a memo's usage missing, or sane?"""
+    """SQL condition: a number of a memo's usage is missing, or has a plausible value."""
     kind, value = f"json_type(usage, '$.{name}')", f"json_extract(usage, '$.{name}')"
     return f"(coalesce({kind}, 'none') IN ({nothing}) OR {kind} IN ({types}) AND {value} BETWEEN 0 AND {_SANE})"
 
@@ -73,7 +73,7 @@ Listener = Callable[[str, Mapping[str, Any]], None]
 
 @dataclass(frozen=True, slots=True)
 class Paid:
-    """What a paid call gave: a JSON value, and what it cost."""
+    """Result of a paid call: a JSON value and its cost."""
 
     value: Any
     usage: Usage
@@ -81,7 +81,7 @@ class Paid:
 
 @dataclass(slots=True)
 class _Flight:
-    """A call under way and how many callers wait for it."""
+    """A call under way, with the number of callers that wait for it."""
 
     task: asyncio.Task[Any]
     waiters: int = 0
@@ -90,20 +90,20 @@ class _Flight:
 class Run:
     """One run folder, opened by one process.
 
-    `listeners` are called with every event (type, data) as it happens, also for events that a replay repeats;
-    the journal keeps those once.
+    `listeners` are called with every event (type, data) when it happens. A replay calls them again, but the journal
+    stores each event once.
     """
 
     def __init__(self, folder: Path, db: sqlite3.Connection, lock: sqlite3.Connection | None) -> None:
         self.folder = folder
-        self.place = folder.absolute()  # the same place after a scorer has changed the working directory
+        self.place = folder.absolute()  # stays the same if a scorer changes the working directory
         self.listeners: list[Listener] = []
         self._db, self._lock = db, lock
         self._flights: dict[str, _Flight] = {}
         self._usage: dict[str, Usage] = {}
-        # The recorded events that this life has not repeated yet, by content; read when the first one is emitted.
+        # Recorded events that this process has not repeated yet, by content. They are read with the first event.
         self._past: dict[str, deque[int]] | None = None
-        self._floor = 0  # the last milestone of this life: what stands before it is over
+        self._floor = 0  # the last milestone of this process; earlier events cannot be repeated
         self._refuse_odd()
         with self.reading():
             self._last_t = float(self._rows("SELECT coalesce(max(t), 0.0) FROM event")[0][0])
@@ -115,7 +115,7 @@ class Run:
                 self._usage[kind] = usage
             self._last_t = max(self._last_t, t)
         counted = "SELECT count(*) FROM memo WHERE kind = ? AND json_extract(value, '$.estimated')"
-        self.estimated: int = self._rows(counted, FAILED)[0][0]  # failed attempts whose cost nobody told
+        self.estimated: int = self._rows(counted, FAILED)[0][0]  # failed attempts with estimated cost
         with self.reading():
             before = self.recall(ELAPSED)
             self._elapsed_before = float(before[0]) if before else 0.0
@@ -125,11 +125,11 @@ class Run:
 
     @classmethod
     def open(cls, folder: Path, config: Mapping[str, Any] | None = None, *, may_differ: Iterable[str] = ()) -> Run:
-        """Open or create a run folder for writing; `config` is the resolved configuration as nested JSON.
+        """Open or create a run folder for writing. `config` is the resolved configuration as nested JSON.
 
-        An existing run whose config differs in other keys than `may_differ` (dotted prefixes) is refused with the
-        differing keys. Raises `RunError` when another process writes to the folder, when nothing can be written there,
-        or the database is damaged or newer. What is created is readable by its owner only.
+        Raises `RunError` with the differing keys if an existing run has another config, apart from keys that start with
+        one of `may_differ` (dotted prefixes). Raises it as well if another process writes to the folder, if the folder
+        is not writable, or if the database is damaged or newer. New files are readable by their owner only.
         """
         folder = Path(folder)
         try:
@@ -142,7 +142,7 @@ class Run:
             lock = undo.enter_context(closing(_take_lock(folder)))
             db = undo.enter_context(closing(_connect(folder / "run.db")))
             run = cls(folder, db, lock)
-            run._refresh_elapsed()  # what cannot be written to is found before anything is paid
+            run._refresh_elapsed()  # finds an unwritable database before anything is paid
             run._rewrite(WRITER, os.getpid())
             if config is not None:
                 run._check_config(config, tuple(may_differ))
@@ -151,8 +151,8 @@ class Run:
 
     @classmethod
     def read(cls, folder: Path) -> Run:
-        """Open an existing run to look at it, also while another process writes to it, also where nothing can be
-        written."""
+        """Open an existing run for reading. Another process may write to it at the same time, and the folder may be
+        read-only."""
         path = Path(folder) / "run.db"
         if not path.is_file():
             raise RunError(f"no run in {folder}: it has no run.db. `skilltune train` creates one.")
@@ -165,7 +165,7 @@ class Run:
     def close(self) -> None:
         lock, self._elapsed_before, self._lock = self._lock, self.elapsed_s, None
         if lock is not None:
-            with suppress(RunError):  # the disk is full, say: what ended the run is the better message
+            with suppress(RunError):  # for example a full disk; the error that ended the run is the better message
                 self._refresh_elapsed()
         self._db.close()
         if lock is not None:
@@ -175,7 +175,7 @@ class Run:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        """Close it; what ended the run too early is written down, for whoever looks at it later."""
+        """Close the run. If an exception ended it, journal the reason."""
         if kind is not None and self._lock is not None:
             why = str(error) if isinstance(error, Exception) else "interrupted"
             with suppress(RunError):
@@ -183,33 +183,33 @@ class Run:
                 self._record("stopped", _json(data))
         self.close()
 
-    # -- the two primitives of replay
+    # -- the primitives of replay: memo and decide
 
     async def memo(self, key: str, kind: str, fn: Callable[[], Awaitable[Paid]]) -> Any:
-        """The value of `fn`, paid at most once per key, for ever.
+        """The value of `fn`, paid at most once per key for the whole life of the run.
 
-        Callers that ask for a key that is under way wait for the same call (single flight). A failure is raised to
-        all of them and stored for none, so that the next call tries again. Cancelling the last waiter cancels `fn`.
+        Callers that ask for the same key at the same time share one call (single flight). If the call fails, all of
+        them get the error and nothing is stored, so the next call tries again. Cancelling the last waiter cancels `fn`.
         """
         if (known := self.recall(key)) is not None:
             return known[0]
         flight = self._flights.get(key)
         if flight is None:
             flight = self._flights[key] = _Flight(background(self._pay(key, kind, fn)))
-            flight.task.add_done_callback(lambda _: self._land(key, flight))
+            flight.task.add_done_callback(lambda _: self._finish_flight(key, flight))
         flight.waiters += 1
         try:
             return await asyncio.shield(flight.task)
         finally:
             flight.waiters -= 1
             if flight.waiters == 0 and not flight.task.done():
-                self._land(key, flight)  # who asks from now on makes a call of its own
+                self._finish_flight(key, flight)  # later callers make a call of their own
                 flight.task.cancel()
                 await asyncio.wait([flight.task])
 
-    def _land(self, key: str, flight: _Flight) -> None:
+    def _finish_flight(self, key: str, flight: _Flight) -> None:
         if flight.task.done() and not flight.task.cancelled():
-            flight.task.exception()  # seen, also where every waiter was cancelled before it could look
+            flight.task.exception()  # mark the exception as retrieved, because every waiter may have been cancelled
         if self._flights.get(key) is flight:
             del self._flights[key]
 
@@ -219,7 +219,7 @@ class Run:
         return paid.value
 
     def decide(self, key: str, make: Callable[[], T]) -> T:
-        """The JSON value of `make()`, decided once per run: a replay gets the first answer."""
+        """The JSON value of `make()`, decided once per run. A replay returns the first decision."""
         if (known := self.recall(key)) is not None:
             return known[0]
         value = make()
@@ -227,12 +227,12 @@ class Run:
         return value
 
     def recall(self, key: str) -> tuple[Any] | None:
-        """The stored value in a 1-tuple (so that a stored null differs from nothing stored), or None."""
+        """The stored value in a 1-tuple, or None. The tuple distinguishes a stored null from a missing value."""
         rows = self._rows("SELECT value FROM memo WHERE key = ?", key)
         return (self._load(rows[0][0]),) if rows else None
 
     def put(self, key: str, kind: str, paid: Paid) -> None:
-        """Store a value under its key; a value that is there already stays."""
+        """Store a value under its key. An existing value is not changed."""
         cost = {name: number for name in _COST if (number := getattr(paid.usage, name)) != 0}
         self._write(
             "INSERT OR IGNORE INTO memo VALUES (?, ?, ?, ?, ?)",
@@ -244,39 +244,41 @@ class Run:
             self._refresh_elapsed()
 
     def record_failure(self, role: str, why: str, usage: Usage | None = None, *, estimated: bool = False) -> None:
-        """Record a failed attempt at a call: it has no value, but it may have been billed. `estimated`: nobody told
-        its cost."""
+        """Record a failed attempt at a call. It has no value but may have been billed. `estimated` marks an unknown
+        cost."""
         key = digest("failed attempt", role, time.time_ns(), random.random())
         value = {"role": role, "why": why, **({"estimated": True} if estimated else {})}
         self.estimated += estimated
         self.put(key, FAILED, Paid(value, usage or Usage(calls=1)))
 
     def _next_t(self) -> float:
-        """The time of day for a new memo or event, but later than that of all before it, whatever the clock did."""
+        """The current time for a new memo or event. It always increases, even if the clock is set back."""
         self._last_t = max(time.time(), math.nextafter(self._last_t, math.inf))
         return self._last_t
 
-    # -- what it cost
+    # -- costs
 
     @property
     def usage(self) -> Mapping[str, Usage]:
-        """What this run has paid so far, by kind of call, over all its lives."""
+        """Costs of this run so far, by kind of call, over all its processes."""
         return self._usage
 
     def paid(self, kind: str) -> tuple[int, Usage]:
-        """How many answers of a kind this run has paid for, and what they cost together."""
+        """(number of paid answers of a kind, their total cost)."""
         count = self._rows("SELECT count(*) FROM memo WHERE kind = ? AND usage != '{}'", kind)[0][0]
         return count, self._usage.get(kind, Usage())
 
     @property
     def spent(self) -> bool:
-        """True if more was paid than a probe."""
+        """True if the run paid for more than a probe."""
         return bool(self.usage.keys() - {PROBE})
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds that this run was open for writing, over all its lives; a clock that is set changes nothing.
-        A reader sees what was recorded when it opened the run."""
+        """Seconds that this run was open for writing, over all its processes, measured by a monotonic clock.
+
+        A reader gets the value recorded when it opened the run.
+        """
         return self._elapsed_before + (time.monotonic() - self._began if self._lock is not None else 0.0)
 
     def _refresh_elapsed(self) -> None:
@@ -291,27 +293,28 @@ class Run:
 
     @property
     def writer(self) -> int | None:
-        """The process that has the run open for writing, by its number; None where there is none."""
+        """Id of the process that has the run open for writing, or None."""
         known = self.recall(WRITER) if _is_locked(self.folder) else None
         return known[0] if known and isinstance(known[0], int) else None
 
     def payments(self) -> list[tuple[float, Usage]]:
-        """(time, usage) of all that was paid, in order of time."""
+        """(time, usage) of all payments, ordered by time."""
         rows = self._each("SELECT t, usage FROM memo WHERE usage != '{}' ORDER BY t")
         return [(t, self._load_usage(usage)) for t, usage in rows]
 
     # -- events, texts, files
 
     def record(self, type: str, **data: Any) -> None:
-        """Record an event (JSON data, no secrets) and tell the listeners. What a replay repeats is recorded once."""
+        """Record an event (JSON data, no secrets) and notify the listeners. An event that a replay repeats is stored
+        once."""
         text = _json(data)
         if not self._is_repeated(type, text):
             self._record(type, text)
         self.notify(type, **data)
 
     def note(self, type: str, **data: Any) -> None:
-        """Record an event that belongs to this life of the run and to no place in it, unless it says what the last one
-        of its type said."""
+        """Record an event about this process, outside the replayed sequence. An event equal to the last one of its type
+        is not stored again."""
         text = _json(data)
         if self._rows("SELECT json FROM event WHERE type = ? ORDER BY id DESC LIMIT 1", type) != [(text,)]:
             self._record(type, text)
@@ -323,10 +326,11 @@ class Run:
             (self._floor,) = self._rows("SELECT max(id) FROM event")[0]
 
     def _is_repeated(self, type: str, text: str) -> bool:
-        """Does this life repeat a recorded event? Each recorded one can be repeated once in a life, and only after the
-        milestone that this life has reached: what an earlier life said at its end may be said again at a later one.
+        """True if this process repeats a recorded event.
 
-        Between two milestones any order will do, because calls that are under way at once end in any order.
+        Each recorded event can be repeated once per process, and only after the milestone that this process has
+        reached. So an event that ended an earlier process is recorded again if it ends this one later. Between two
+        milestones the order is free, because concurrent calls end in any order.
         """
         if self._past is None:
             self._past = {}
@@ -343,18 +347,18 @@ class Run:
         return True
 
     def notify(self, type: str, **data: Any) -> None:
-        """Tell the listeners only: for progress that is not worth keeping."""
+        """Notify the listeners without recording the event: for progress that need not be stored."""
         for listener in self.listeners:
             listener(type, data)
 
     def events(self, type: str | None = None) -> list[tuple[float, str, dict[str, Any]]]:
-        """(time, type, data) of the recorded events in order, all or of one type."""
+        """(time, type, data) of the recorded events in order, of all types or of one."""
         where, values = ("WHERE type = ?", (type,)) if type else ("", ())
         rows = self._each(f"SELECT t, type, json FROM event {where} ORDER BY id", *values)
         return [(t, kind, self._load_event(data)) for t, kind, data in rows]
 
     def events_after(self, id: int) -> list[tuple[int, float, str, dict[str, Any]]]:
-        """(id, time, type, data) of the events that were recorded after that one (0: all), in order."""
+        """(id, time, type, data) of the events recorded after this id (0: all), in order."""
         rows = self._each("SELECT id, t, type, json FROM event WHERE id > ? ORDER BY id", id)
         return [(number, t, type, self._load_event(data)) for number, t, type, data in rows]
 
@@ -363,18 +367,18 @@ class Run:
         return list(self.each_memo(kind))
 
     def each_memo(self, kind: str) -> Iterator[tuple[str, Any, Usage]]:
-        """The same one by one: answers may take more room than there is memory."""
+        """Like `memos`, but yields one answer at a time, because all answers may not fit into memory."""
         for (key,) in self._rows("SELECT key FROM memo WHERE kind = ? ORDER BY t, key", kind):
             for value, usage in self._rows("SELECT value, usage FROM memo WHERE key = ?", key):
                 yield key, self._load(value), self._load_usage(usage)
 
     def answers(self, kind: str) -> Iterator[tuple[str, Any]]:
-        """(key, value) of the stored answers of one kind, one at a time."""
+        """Yield (key, value) of the stored answers of one kind."""
         for key, value in self._each("SELECT key, value FROM memo WHERE kind = ?", kind):
             yield key, self._load(value)
 
     def put_blob(self, hash: str, data: bytes) -> None:
-        """Keep a text or a file under its hash."""
+        """Store a text or a file under its hash."""
         self._write("INSERT OR IGNORE INTO blob VALUES (?, ?)", (hash, data))
 
     def blob(self, hash: str) -> bytes | None:
@@ -384,7 +388,7 @@ class Run:
         return rows[0][0] if rows else None
 
     def write(self, name: str, data: str | bytes | Iterable[str]) -> Path:
-        """Write a derived file of the run folder atomically; `data` may come in parts."""
+        """Write a derived file of the run folder atomically. `data` may come in parts."""
         path = self.place / name
         try:
             write_atomic(path, data)
@@ -396,7 +400,7 @@ class Run:
         return path
 
     def copy_to(self, folder: Path) -> Run:
-        """Open a copy of this journal in another folder: what is done with it leaves this one as it is."""
+        """Open a copy of this journal in another folder. Changes to the copy leave this run unchanged."""
         path = folder / "run.db"
         _create(path)
         try:
@@ -406,10 +410,10 @@ class Run:
             raise _refusal("write to", path, error) from error
         return Run.open(folder)
 
-    # -- a new run that reuses what an old one paid for
+    # -- a new run that reuses the answers of an old one
 
     def adopt(self, other: Run) -> int:
-        """Copy the paid answers of another run as free ones; its decisions stay behind. Returns how many."""
+        """Copy the paid answers of another run at no cost, without its decisions. Returns the number of answers."""
         adopted = 0
         self._write("BEGIN IMMEDIATE")
         try:
@@ -424,7 +428,7 @@ class Run:
 
     @property
     def began(self) -> float | None:
-        """The time at which the run took its configuration, which no other run has; None without one."""
+        """The time at which the configuration was stored, or None. It is unique to this run."""
         rows = self._rows("SELECT t FROM memo WHERE key = 'config'")
         return rows[0][0] if rows else None
 
@@ -436,7 +440,7 @@ class Run:
 
     def _check_config(self, config: Mapping[str, Any], may_differ: tuple[str, ...]) -> None:
         if not self._has_answers():
-            self._write("DELETE FROM memo WHERE kind = ?", (DECISIONS,))  # a start that failed binds nobody
+            self._write("DELETE FROM memo WHERE kind = ?", (DECISIONS,))  # a start that failed is not binding
             self._write("DELETE FROM event")
         stored = self.decide("config", lambda: dict(config))
         with self.reading():
@@ -470,8 +474,8 @@ class Run:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Around code that reads the journal's JSON: an error that another shape of it causes is a damaged journal
-        (`RunError`), with the place where the code met it."""
+        """Wrap code that reads the journal's JSON. Errors caused by an unexpected shape become `RunError` (damaged
+        journal), with the file and line that raised them."""
         try:
             yield
         except SkilltuneError:
@@ -480,10 +484,10 @@ class Run:
             raise _damaged(self.folder / "run.db", error) from error
 
     def _refuse_odd(self) -> None:
-        """Raises `RunError` for an answer whose columns hold something else than what was written there."""
+        """Raise `RunError` if the columns of an answer hold values of an unexpected type."""
         if odd := self._rows(_ODD):
             key = str(odd[0][0])
-            remedy = f"DELETE FROM memo WHERE key = '{key[:80]}' has it paid for again"
+            remedy = f"DELETE FROM memo WHERE key = '{key[:80]}' removes it, and the next run pays for it again"
             raise _damaged(self.folder / "run.db", ValueError(f"the answer {key[:80]!r} has odd columns; {remedy}"))
 
     def _load(self, text: str) -> Any:
@@ -496,17 +500,19 @@ class Run:
 
     def _load_event(self, text: str) -> dict[str, Any]:
         if not isinstance(data := self._load(text), dict):
-            raise _damaged(self.folder / "run.db", TypeError("an event is no object"))
+            raise _damaged(self.folder / "run.db", TypeError("an event is not an object"))
         return data
 
 
 MODELS = {"target": "target.model", "optimizer": "optimizer.model", "judge": "env.score.judge"}
-"""By role, the key of the configuration that names its model."""
+"""Maps each role to the config key that names its model."""
 
 
 def differences(stored: Mapping[str, Any], config: Mapping[str, Any], may_differ: tuple[str, ...]) -> list[str]:
-    """Each setting that differs, as "key: old → new", but for keys that begin like one of `may_differ`. A model that
-    has moved (`same_as`) counts as the one that it was."""
+    """List the settings that differ as "key: old → new", without keys that start with one of `may_differ`.
+
+    A model that moved (`same_as`) counts as the original model.
+    """
     old, new = flatten(stored), flatten(json.loads(_json(config)))
     for tree in (old, new):
         for role, key in MODELS.items():
@@ -541,14 +547,14 @@ def _json(value: Any) -> str:
     text = _encode(value)
     try:
         text.encode("utf-8")
-    except UnicodeEncodeError:  # half a surrogate pair, as some models answer: what was paid for must be stored
+    except UnicodeEncodeError:  # half a surrogate pair, which some models return: a paid answer must be stored
         return json.dumps(value, separators=(",", ":"))
     return text
 
 
 @contextmanager
 def scratch_run(folder: str | Path | None) -> Iterator[Run]:
-    """A run in the given folder, or in a temporary one that is deleted afterwards."""
+    """A run in the given folder, or in a temporary folder that is deleted afterwards."""
     if folder is not None:
         with Run.open(Path(folder)) as run:
             yield run

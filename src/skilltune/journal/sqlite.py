@@ -22,8 +22,8 @@ ALTER TABLE event RENAME TO event_1;
 CREATE TABLE event (id INTEGER PRIMARY KEY, t REAL NOT NULL, type TEXT NOT NULL, json TEXT NOT NULL);
 INSERT INTO event SELECT id, t, type, json FROM event_1;
 DROP TABLE event_1;
-"""  # schema 1 kept equal events once, so that of A, B, A the last was lost
-PAGE_BYTES = 8192  # a rollout of the usual 1.5 kB then lies within its page; with SQLite's 4096 it spills over
+"""  # schema 1 stored equal events once, so it lost the second A of A, B, A
+PAGE_BYTES = 8192  # fits a typical rollout (1.5 kB) into one page; with SQLite's default of 4096 it overflows
 _ACCESS = "restore write access to the folder and the files in it"
 _REMEDIES = {
     sqlite3.SQLITE_FULL: "free some space on the disk",
@@ -36,7 +36,7 @@ _REMEDIES = {
 
 
 def _refusal(verb: str, path: Path, error: sqlite3.Error) -> RunError:
-    """What SQLite could not do, and the way out: of the disk's or the system's fault, or else of a damaged file."""
+    """The error for a failed SQLite operation, with the remedy if it is known, else as a damaged file."""
     remedy = _REMEDIES.get(_code(error))
     if remedy is None:
         return _damaged(path, error)
@@ -57,15 +57,15 @@ def _damaged(path: Path, error: Exception) -> RunError:
 
 
 def _code(error: sqlite3.Error) -> int:
-    """SQLite's primary result code; that of a general error for what Python's module found itself."""
+    """SQLite's primary result code; SQLITE_ERROR for errors that Python's module raises itself."""
     return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
 
 
 def _create(path: Path) -> None:
-    """Make sure that a database of the run is there, readable by its owner only, and can be written.
+    """Create the database file if it is missing, readable by its owner only, and check that it is writable.
 
-    SQLite gives the files beside a database its mode, and would take a lock on a read-only file for granted. A file
-    that is there is not opened here: closing it would drop the locks that this process may hold on it.
+    SQLite copies the mode of a database to the files beside it, and it accepts a lock on a read-only file without an
+    error. An existing file is not opened here, because closing it would release locks that this process may hold on it.
     """
     try:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
@@ -84,7 +84,8 @@ def _create(path: Path) -> None:
 
 
 def _closed(path: Path) -> Path | None:
-    """What of a database this process may not write: the file, its folder, the log and the index beside it; or None."""
+    """The first part of a database that this process may not write: file, folder, log or index. None if all are
+    writable."""
     effective = os.access in os.supports_effective_ids
     for part in (path, path.parent, _log(path), path.with_name(f"{path.name}-shm")):
         if part.exists() and not os.access(part, os.W_OK, effective_ids=effective):
@@ -97,7 +98,7 @@ def _log(path: Path) -> Path:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    """Open the journal, creating it where it is new; autocommit, so that what `once` returned is on disk."""
+    """Open the journal and create it if it is new. Autocommit: when `memo` returns, the answer is on disk."""
     _create(path)
     with ExitStack() as undo:
         try:
@@ -107,7 +108,7 @@ def _connect(path: Path) -> sqlite3.Connection:
                 _refuse_lost(path.parent)
                 db.execute(f"PRAGMA page_size = {PAGE_BYTES}")
             db.execute("PRAGMA journal_mode = WAL")
-            db.execute("PRAGMA synchronous = NORMAL")  # survives a killed process; a power cut may lose the last ones
+            db.execute("PRAGMA synchronous = NORMAL")  # survives a killed process; a power cut may lose the last writes
             if version == 0:
                 db.executescript(f"BEGIN; {_TABLES} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
             if version == 1:
@@ -119,8 +120,11 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 def _connect_reader(path: Path) -> sqlite3.Connection:
-    """Open a journal to look at it. SQLite writes beside it even for that; where this process may not, and there is no
-    log of a writer that lives or was killed, the file is read as it stands."""
+    """Open a journal for reading.
+
+    SQLite writes files beside a database even to read it. If this process may not, and no writer has left a log, the
+    file is opened as immutable.
+    """
     log = _log(path)
     as_it_stands = _closed(path) is not None and not (log.exists() and log.stat().st_size)
     place = f"{path.absolute().as_uri()}{'?immutable=1' if as_it_stands else ''}"
@@ -138,7 +142,7 @@ def _connect_reader(path: Path) -> sqlite3.Connection:
 
 
 def _version(db: sqlite3.Connection, path: Path) -> int:
-    """The schema version of a journal, 0 for an empty file. Raises `RunError` for what this skilltune cannot read."""
+    """The schema version of a journal, or 0 for an empty file. Raises `RunError` for an unreadable schema."""
     version = db.execute("PRAGMA user_version").fetchone()[0]
     if version > SCHEMA_VERSION:
         raise RunError(
@@ -151,13 +155,13 @@ def _version(db: sqlite3.Connection, path: Path) -> int:
 
 
 def _take_lock(folder: Path) -> sqlite3.Connection:
-    """An exclusive SQLite transaction on `lock.db`: portable, and gone with the process however it dies."""
+    """Take an exclusive SQLite transaction on `lock.db`. It is portable, and it ends with the process in any case."""
     path = folder / "lock.db"
     _create(path)
     with ExitStack() as undo:
         try:
             lock = undo.enter_context(closing(sqlite3.connect(path, isolation_level=None, timeout=0)))
-            lock.execute("PRAGMA journal_mode = MEMORY")  # nothing is ever written, so there is nothing to roll back
+            lock.execute("PRAGMA journal_mode = MEMORY")  # nothing is ever written, so no rollback journal is needed
             lock.execute("BEGIN EXCLUSIVE")
         except sqlite3.Error as error:
             if _code(error) == sqlite3.SQLITE_BUSY:
@@ -173,7 +177,7 @@ def _take_lock(folder: Path) -> sqlite3.Connection:
 
 
 def _is_locked(folder: Path) -> bool:
-    """Does a process hold the lock of a run? It is only read: nobody is kept out by asking."""
+    """True if a process holds the lock of the run. The check itself takes no lock."""
     path = folder / "lock.db"
     try:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", timeout=0, uri=True)) as lock:
@@ -184,13 +188,13 @@ def _is_locked(folder: Path) -> bool:
 
 
 def _refuse_lost(folder: Path) -> None:
-    """Raises `RunError` for the files of a run whose journal is gone: a new run would write over them."""
+    """Raise `RunError` if result files exist without a journal, because a new run would overwrite them."""
     if left := [name for name in RESULTS if (folder / name).exists()]:
         raise RunError(
-            f"{folder / 'run.db'} holds nothing, but beside it stand files of a run that had begun "
+            f"{folder / 'run.db'} is empty, but there are result files of a run beside it "
             f"({', '.join(left)}): its journal is lost. Put run.db back from a copy, move the other files away to "
             "start afresh, or choose another folder with `--run DIR`."
         )
 
 
-RESULTS = ("best_skill.md", "card.md", "versions/0000/verdict.json", "metrics.jsonl")  # files that only a run makes
+RESULTS = ("best_skill.md", "card.md", "versions/0000/verdict.json", "metrics.jsonl")  # files that only a run creates

@@ -1,10 +1,10 @@
-"""Hard money: every unit of work is reserved against the budget in the moment in which it is sent.
+"""Hard budget limits. Every unit of work is reserved against the budget at the moment when it is sent.
 
-A unit is a call to a model, or a rollout of an agent that makes any number of calls. Its cost is unknown until it
-ends, so each kind is estimated by the mean of what its units have cost so far, the first few not below a bound that is
-computed from the request. Until the first cost of a kind is known, one unit goes first. What is reserved plus what is
-spent never passes a limit, so a budget is overshot at most by the estimation error of the units in flight. What `hold`
-names is kept back.
+A unit is one call to a model, or one rollout of an agent that makes any number of calls. Its cost is unknown until it
+ends, so it is estimated by the mean cost of its kind. The first few units are estimated by the larger one of that mean
+and a bound that is computed from the request. While no cost of a kind is known, one unit runs alone. Reserved plus
+spent never exceeds a limit, so the overshoot is at most the estimation error of the units in flight. The budget that
+`hold` sets aside is not available to other calls.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from skilltune.errors import BudgetExceeded, UsageError
 from skilltune.limits import Limits
 from skilltune.usage import Usage, minus
 
-PACED = 20  # calls until the pace of a run can be told
-FEW = 5  # units of a kind, below which the mean of their costs is not trusted to be high enough
-SPARE = 1.1  # at least so many times the expected tokens and dollars are kept back: an estimate may be too low
+MIN_PACED_CALLS = 20  # fewest calls from which the pace of a run is estimated
+FEW = 5  # below this number of units, the mean cost of a kind may be too low
+SPARE = 1.1  # safety factor on expected tokens and dollars that are held back
 
 
 @dataclass(slots=True)
 class _Kind:
-    """What units of one kind have cost so far, for the next estimate."""
+    """Costs of one kind of unit so far, for the next estimate."""
 
     units: int = 0
     total: Usage = field(default_factory=Usage)
-    squares: tuple[float, float] = (0.0, 0.0)  # of the tokens and the dollars of each unit of this process
+    squares: tuple[float, float] = (0.0, 0.0)  # sums of squared tokens and dollars, this process only
     counted: int = 0  # units in `squares`
 
     def add(self, usage: Usage) -> None:
@@ -40,7 +40,7 @@ class _Kind:
         self.units, self.counted, self.total = self.units + 1, self.counted + 1, self.total + usage
 
     def estimate(self, bound: Usage) -> Usage:
-        """The mean cost of a unit; of the first few the larger one of it and the bound."""
+        """Estimate of the next unit: the mean cost, but at least the bound for the first `FEW` units."""
         n, total = self.units, self.total
         if not n:
             return bound
@@ -49,8 +49,11 @@ class _Kind:
         return mean if n >= FEW else _larger(mean, bound)
 
     def expect(self, units: int, guess: Usage) -> Usage:
-        """What so many units will cost together, with a margin. For the first few units of a kind that were not seen
-        yet the guess stands in: one dear unit must not stop a run."""
+        """Expected total cost of this many units, with a margin.
+
+        For a new kind, `guess` counts as the cost of the first few units, so that one expensive unit does not stop a
+        run.
+        """
         unseen = max(0, FEW - self.units)
         n = self.units + unseen
         read, written, calls = (
@@ -66,7 +69,7 @@ class _Kind:
         return Usage(math.ceil(units * calls), read, written, usd=usd)
 
     def _spread(self, which: int, units: int) -> float:
-        """Two standard deviations of the sum of so many units, from those of this process."""
+        """Two standard deviations of the total cost of this many units, estimated from the units of this process."""
         if self.counted < FEW or self.counted != self.units:
             return 0.0
         mean = (self.total.tokens, self.total.usd or 0.0)[which] / self.units
@@ -74,7 +77,7 @@ class _Kind:
 
 
 class Budget:
-    """Spent, reserved and held, against the limits. `usd` spent is None once an unpriced call was made."""
+    """Compares spent, reserved and held costs with the limits. `usd` spent is None after an unpriced call."""
 
     def __init__(
         self,
@@ -84,8 +87,10 @@ class Budget:
         *,
         known: Mapping[str, tuple[int, Usage]] | None = None,
     ) -> None:
-        """`spent` before this process began; `elapsed` tells the seconds that the run has lived until now. `known` has
-        by kind the units that were paid before, and what they cost together."""
+        """`spent` is the usage before this process. `elapsed` returns the age of the run in seconds.
+
+        `known` maps each kind to (units paid before, their total cost).
+        """
         began = time.monotonic()
         self.limits = limits
         self._elapsed = elapsed or (lambda: time.monotonic() - began)
@@ -96,21 +101,26 @@ class Budget:
         self._kinds = {kind: _Kind(*before) for kind, before in (known or {}).items()}
         self._first: dict[str, asyncio.Event] = {}  # by kind, set when the first unit has ended
         self.rest: Callable[[], tuple[str, int, Usage]] = lambda: ("", 0, Usage())
-        """Tells what a typical run still takes, certificate included: a kind, how many units of it, and a guess at
-        one. What other kinds cost is told from what they have cost so far for each unit of this one."""
+        """Returns (kind, units, guess per unit): the remaining work of a typical run, certificate included.
+
+        The costs of other kinds are extrapolated per unit of this kind.
+        """
 
     def estimate(self, kind: str, bound: Usage) -> Usage:
-        """What the next unit of a kind will cost, as far as it is known now; `bound` is the caller's upper estimate."""
+        """Estimated cost of the next unit of a kind. `bound` is the caller's upper estimate."""
         return self._kinds.setdefault(kind, _Kind()).estimate(bound)
 
     def units(self, kind: str) -> int:
-        """How many units of a kind were paid for."""
+        """Number of paid units of a kind."""
         return self._kinds[kind].units if kind in self._kinds else 0
 
     @asynccontextmanager
     async def in_turn(self, kind: str) -> AsyncIterator[None]:
-        """Around a unit of work, its wait for a slot included: where tokens or dollars are limited and no cost of its
-        kind is known, the first unit goes alone, and the others wait until it has ended."""
+        """Wraps a unit of work including its wait for a slot.
+
+        If tokens or dollars are limited and no cost of the kind is known, the first unit runs alone and the others
+        wait.
+        """
         if (first := self._first.get(kind)) is not None:
             await first.wait()
             yield
@@ -126,10 +136,11 @@ class Budget:
 
     @contextmanager
     def reserve(self, kind: str, bound: Usage) -> Iterator[list[Usage]]:
-        """Reserve one unit of work in the moment in which it is sent; append what it really cost to the yielded list.
+        """Reserve one unit of work at the moment when it is sent. The caller appends the actual cost to the yielded
+        list.
 
-        `bound` is the caller's upper estimate. Raises `BudgetExceeded` when the unit may pass a limit, `UsageError`
-        when dollars are limited and this unit, or one before it, has no known price.
+        `bound` is the caller's upper estimate. Raises `BudgetExceeded` if the unit may exceed a limit. Raises
+        `UsageError` if dollars are limited and this unit or an earlier one has no known price.
         """
         self.require_price(kind, bound)
         cost = self.estimate(kind, bound)
@@ -145,7 +156,7 @@ class Budget:
                 self._kinds[kind].add(usage)
 
     def require_price(self, kind: str, bound: Usage) -> None:
-        """Raise `UsageError` where dollars are limited and calls of this kind have no known price."""
+        """Raise `UsageError` if dollars are limited and calls of this kind have no known price."""
         if self.limits.usd is not None and bound.usd is None:
             raise UsageError(
                 f"the budget is in dollars, but the price of the {kind} model is unknown: state it under "
@@ -153,7 +164,7 @@ class Budget:
             )
 
     def check(self, cost: Usage) -> None:
-        """Raise `BudgetExceeded` if spending `cost` now may pass a limit, over what is reserved and held."""
+        """Raise `BudgetExceeded` if `cost`, on top of spent, reserved and held, may exceed a limit."""
         after = self.spent + self._reserved + self.held + cost
         for name, limit, value in (
             ("calls", self.limits.calls, after.calls),
@@ -179,7 +190,7 @@ class Budget:
             )
 
     def _raise_it(self, name: str, limit: float, spent: float) -> str:
-        """How to go on, with a limit that lasts for the whole run, as far as that can be told."""
+        """Advice for the error: a limit that is enough for the rest of the run, if it can be estimated."""
         kind, units, guess = self.rest()
         done = self.units(kind)
         one = getattr(self.estimate(kind, guess), name, None) or 0.0
@@ -190,17 +201,20 @@ class Budget:
                 f"raise it with budget.{name}={2 * limit or 1:.12g} (twice as much) and run the same command to go on"
             )
         return (
-            f"raise it with budget.{name}={_rounded_up(enough)} and run the same command to go on: {spent:.4g} are "
+            f"raise it with budget.{name}={_round_up(enough)} and run the same command to go on: {spent:.4g} are "
             f"spent, and the rest of a typical run takes {units:,} more {kind} calls, its certificate included"
         )
 
     def spend(self, usage: Usage) -> None:
-        """Count what was spent beside reserved work: attempts that failed."""
+        """Count costs outside of reservations, such as failed attempts."""
         self.spent = self.spent + usage
 
     def hold(self, kind: str, calls: int, guess: Usage, *, again: bool = False) -> None:
-        """Keep back what `calls` units of a kind will cost: `guess` each until some were made, then their mean, and a
-        bit more. With `again` all that is spent until the release is kept back once more."""
+        """Hold back the expected cost of `calls` units of a kind, with a margin.
+
+        Each unit is expected to cost `guess`, and later the mean of its kind. With `again`, everything that is spent
+        until the release is held back a second time.
+        """
         self._held[kind] = (calls, guess)
         self._again = self._again or again
 
@@ -210,11 +224,11 @@ class Budget:
 
     def _held_s(self) -> float:
         """Seconds that the held calls will take at the pace of this run."""
-        return self.held.calls * self._elapsed() / self.spent.calls if self.spent.calls >= PACED else 0.0
+        return self.held.calls * self._elapsed() / self.spent.calls if self.spent.calls >= MIN_PACED_CALLS else 0.0
 
     @property
     def held(self) -> Usage:
-        """What is kept back, by the present estimate."""
+        """Estimated cost of everything that is held back."""
         held = Usage()
         for kind, (units, guess) in self._held.items():
             held += self._kinds.setdefault(kind, _Kind()).expect(units, guess)
@@ -222,19 +236,19 @@ class Budget:
 
 
 def _larger(one: Usage, other: Usage) -> Usage:
-    """The larger one of each figure."""
+    """The maximum of each field."""
     usd = None if one.usd is None or other.usd is None else max(one.usd, other.usd)
     read, written = max(one.input_tokens, other.input_tokens), max(one.output_tokens, other.output_tokens)
     return Usage(max(one.calls, other.calls), read, written, usd=usd)
 
 
-def _rounded_up(value: float) -> str:
-    """Two digits, as the command line takes them: 1234.5 → "1300", 0.0123 → "0.013"."""
+def _round_up(value: float) -> str:
+    """Round up to two digits, in the format of the command line: 1234.5 → "1300", 0.0123 → "0.013"."""
     unit = 10.0 ** (math.floor(math.log10(value)) - 1)
     value = math.ceil(value / unit - 1e-9) * unit
     return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def raise_it(name: str, limit: float) -> str:
-    """The way on after a limit of the budget."""
+    """Advice for the error of a limit: double it."""
     return f"raise it with budget.{name}={2 * limit or 1:.12g} (twice as much) and run the same command to go on"

@@ -1,4 +1,4 @@
-"""A model as the run uses it: within the budget, through its endpoint's window, retried, counted."""
+"""A model behind the budget, the endpoint's window and the retries. Every call is priced and journaled."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from skilltune.models.reading import RAISE_LIMIT
 from skilltune.models.retry import clock_time
 from skilltune.usage import Usage
 
-DEFAULT_ANSWER_TOKENS = 1024  # bound of an answer whose length the request leaves open, for the first estimates
+DEFAULT_ANSWER_TOKENS = 1024  # assumed length of an answer without a limit, for the first estimates
 IMAGE_TOKENS = 1000
-LEARNED = "learned"  # type of the event that says what an endpoint does not know
+LEARNED = "learned"  # event type: a parameter that an endpoint does not support
 
 
 looking_ahead: ContextVar[Ahead | None] = ContextVar("looking_ahead", default=None)
-"""Set in a task whose calls are made ahead of their need."""
+"""Set in tasks that run speculative calls."""
 
 
 @dataclass(slots=True)
 class Client:
-    """Callable with a `Request`, returns the model's priced `Reply`. `role` ("target", …) names it in budgets.
+    """Calls a model with a `Request` and returns its priced `Reply`. `role` ("target", …) names the calls in budgets.
 
-    Raises `BudgetExceeded` before a call that may pass a limit, `InfraError` after the last retry, `InfraStopped` for a
-    wait that is too long, `CallConfigError` at once.
+    Raises `BudgetExceeded` before a call that may exceed a limit, `InfraError` after the last retry, `InfraStopped` if
+    a wait would be too long, and `CallConfigError` at once.
     """
 
     model: Model
@@ -38,13 +38,16 @@ class Client:
     budget: Budget
     journal: Run
     role: str
-    rate: tuple[float, float] | None = None  # dollars per million input and output tokens, over the price list
-    noted: int = 0  # of what the model learned of its endpoint, so much is written down
-    answered: bool = False  # has this client ever had an answer? A provider that never answered is not waited for
+    rate: tuple[float, float] | None = None  # dollars per million input and output tokens; overrides the price list
+    noted: int = 0  # entries of `model.learned` that are already journaled
+    answered: bool = False  # True once this client had an answer; a provider that never answered is not waited for
 
     async def __call__(self, request: Request) -> Reply:
-        """Calls that are made ahead of their need yield to all others at the endpoint. A straggler that was sent twice
-        is paid twice, as far as anybody can tell: the reply tells the cost of one, budget and journal count both."""
+        """Speculative calls yield to all others at the endpoint.
+
+        A hedged call is billed twice, but the reply reports only one of the two. We count its cost twice, in budget and
+        journal.
+        """
         bound = self.bound(request)
         under_way: list[tuple[ExitStack, list[Usage]]] = []  # the reservation of each attempt that was sent
 
@@ -53,13 +56,13 @@ class Client:
             under_way.append((stack, stack.enter_context(self.budget.reserve(self.role, bound))))
 
         def lost(failure: InfraError) -> None:
-            """The attempts under way have failed."""
+            """All running attempts have failed."""
             while under_way:
                 under_way.pop()[0].close()
                 self._failed(failure, bound)
 
         def attempt(number: int, failure: InfraError | None) -> None:
-            """Reserve an attempt in the moment that it has its slot; raises `BudgetExceeded` if it may not be made."""
+            """Reserve an attempt when it gets its slot. Raises `BudgetExceeded` if it may not be made."""
             if (ahead := looking_ahead.get()) is not None:
                 ahead.begun = True
             reserve()
@@ -90,8 +93,10 @@ class Client:
         return reply
 
     def _failed(self, failure: InfraError, bound: Usage) -> None:
-        """Count a failed attempt as a call, in this life of the run and in the next. What may have been billed at a
-        cost that nobody told is counted at the mean of its kind, or at its bound."""
+        """Count a failed attempt as a call, in the budget and in the journal.
+
+        If it may have been billed and the cost is unknown, it counts as the estimate of its kind.
+        """
         if not failure.reached:
             return
         known = failure.usage or (None if failure.billed else Usage(calls=1))
@@ -100,14 +105,14 @@ class Client:
         self.journal.record_failure(self.role, str(failure), usage, estimated=known is None)
 
     def _named(self, failure: InfraError) -> InfraError:
-        """The failure with the section of the config in front of the key that it says to change."""
+        """The failure with the full name of the setting to change, such as `target.max_tokens`."""
         key = f"raise {self.role}.max_tokens"
         named = failure.reworded(str(failure).replace(RAISE_LIMIT, key))
         named.systemic = failure.systemic.replace(RAISE_LIMIT, key)
         return named
 
     def _note_learned(self) -> None:
-        """Write down, once per run, what the model's endpoint turned out not to know."""
+        """Journal the parameters that the endpoint does not support, each once per run."""
         learned = getattr(self.model, "learned", {})
         if len(learned) > self.noted:
             self.noted = len(learned)
@@ -122,7 +127,7 @@ class Client:
         self.journal.notify("waiting", purpose=self.role, seconds=round(seconds), why=str(failure), until=until)
 
     def bound(self, request: Request) -> Usage:
-        """What the call costs at most, judged from the request: 4 characters a token, the answer at its bound."""
+        """Upper estimate of a call's cost: 4 characters per token, and the longest answer that the request allows."""
         chars = sum(len(message.text) for message in request.messages)
         images = sum(len(message.images) for message in request.messages)
         usage = Usage(1, chars // 4 + IMAGE_TOKENS * images, request.max_tokens or DEFAULT_ANSWER_TOKENS)

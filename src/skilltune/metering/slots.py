@@ -1,10 +1,13 @@
-"""One scheduler for all calls to one endpoint: how many at once, who is next, what is sent again.
+"""One scheduler for all calls to one endpoint. It decides how many run at once, which is next, and which are retried.
 
-Callers share three things. The *window* follows the endpoint: additive increase, multiplicative decrease, which
-converges to a fair share of a limit that nobody knows (Chiu & Jain 1989); but refusals that come as often at half the
-load are no sign of load, and to halve for them would only cost time. The *pause*: where a whole row of calls is told to
-wait, all do, so that sixty workers do not each discover the same limit. The *turn* goes round the roles, so that
-thousands of queued target calls do not keep one optimizer call waiting. Providers themselves never retry.
+Callers share three things:
+- The *window* limits the calls at once. It follows the endpoint by additive increase and multiplicative decrease, which
+  converges to a fair share of an unknown limit (Chiu & Jain 1989). It is not halved if half the load is refused as
+  often, because then the load is not the cause and halving would only cost time.
+- The *pause* stops all callers after a full window of refusals, so that they do not each discover the same limit.
+- The *turn* goes round the roles, so that thousands of queued target calls do not delay one optimizer call.
+
+Providers themselves never retry.
 """
 
 from __future__ import annotations
@@ -24,63 +27,64 @@ from skilltune.limits import MAX_WAIT_S
 from skilltune.models import Model, Reply, Request
 from skilltune.models.retry import RateLimited, RetryPolicy, TimedOut, clock_time, span
 
-DEAD_S = 8.0  # an endpoint from which nothing ever came is given up rather than asked beyond this
-HOPELESS = 100  # attempts in vain, of all callers, after which an endpoint that never gave an answer is given up
-STRAGGLER = 3.0  # a good value of `hedge`
-SEEN = 50, 10  # the answers whose median counts: so many at most, so many at least
-CALM_S = 0.02  # since the last slot was left by a call that was needed, before a speculative call takes one
-IN_A_ROW = 6  # refusals, or a window of them if that is more, are no chance
-ENOUGH = 16.0  # answers from which the share of refusals at a size of the window can be told
-MEMORY = 64  # answers, about, that such a share rests on
-SAID_S = 5.0  # a shorter wait is not worth a line, and is not ended early
+DEAD_S = 8.0  # time after which an endpoint that never responded is given up
+HOPELESS = 100  # failed attempts by all callers after which an endpoint that never gave a good answer is given up
+STRAGGLER = 3.0  # recommended value of `hedge`
+LATENCIES = 50, 10  # latencies that the median uses: (at most, at least)
+CALM_S = 0.02  # time without needed calls before a speculative call gets a slot
+IN_A_ROW = 6  # refusals in a row (or a full window, if that is more) that are not chance
+ENOUGH = 16.0  # fewest answers from which a share of refusals is estimated
+DISCOUNT = 64  # time constant, in answers, of the exponentially weighted share of refusals
+LONG_WAIT_S = 5.0  # shorter waits are not reported, and not ended early
 
 OnAttempt = Callable[[int, InfraError | None], None]
-"""Told before every attempt its number (0, 1, …) and how the one before it failed; to raise is to end the call."""
+"""Called before every attempt with its number (0, 1, …) and the previous failure. An exception ends the call."""
 
 OnFailure = Callable[[InfraError], None]
-"""Told as soon as an attempt has failed."""
+"""Called as soon as an attempt has failed."""
 
 OnWait = Callable[[float, InfraError], None]
-"""Told of a wait that is worth a line: its seconds and the refusal."""
+"""Called with the seconds and the refusal, for each wait that is long enough to report."""
 
 OnHedge = Callable[[], None]
-"""Told before a call is sent once more while it is under way; to raise is not to send it."""
+"""Called before a duplicate of a running call is sent. If it raises, the duplicate is not sent."""
 
 
 @dataclass(slots=True, eq=False)
 class Ahead:
-    """A call made ahead of its need; `begun` when it was sent, and so paid for; `wanted` when somebody waits for it."""
+    """A speculative call. `begun` is set when it is sent (and so paid for), `wanted` when a caller needs its result."""
 
     begun: bool = False
     wanted: bool = False
-    promotions: set[Callable[[], None]] = field(default_factory=set)  # of its places in lines
+    promotions: set[Callable[[], None]] = field(default_factory=set)  # one for each line that it waits in
 
     def want(self) -> None:
-        """It is needed now: from here on it waits as any other call."""
+        """Mark the call as needed. From now on it queues like any other call."""
         self.wanted = True
         for promote in tuple(self.promotions):
             promote()
 
 
-_Place = asyncio.Future[None]  # in a line; its result is a slot
-_Line = OrderedDict[_Place, None]  # first in, first out, and left at no cost
+_Place = asyncio.Future[None]  # a caller's place in a line; the result means that it has a slot
+_Line = OrderedDict[_Place, None]  # first in, first out; leaving it is O(1)
 
 
 class Endpoint:
-    """At most `workers` calls at once, retried on `InfraError` and on nothing else. Make one per `Name.endpoint`.
+    """Runs at most `workers` calls at once, and retries `InfraError` only. Make one per `Name.endpoint`.
 
-    The window starts at `workers`, is halved (not below 1) by `RateLimited`, and grows by about one per window of good
-    answers. A call that was under way when the window was halved does not halve it again: it tells nothing new. Nor is
-    it halved where half of it was refused as often, unless most calls are refused.
+    The window starts at `workers`. A `RateLimited` halves it (not below 1), and each window of good answers adds about
+    one. A call that was sent before the last halving does not halve the window again. Neither does a refusal if half
+    the window was refused as often, unless most calls are refused.
 
-    Waits end: none is begun that ends more than `max_wait_s` seconds after the first refusal since the last good
-    answer, nor one for a quota of the day. Then the endpoint is closed: this call and all others raise `InfraStopped`,
-    which says when to run again.
+    Waits are bounded. No wait begins that would end more than `max_wait_s` seconds after the first refusal since the
+    last good answer. A daily quota is waited for only if the endpoint says when it resets, and at most once per call.
+    Instead of a longer wait the endpoint closes: this call and all others raise `InfraStopped`, which says when to run
+    again.
 
-    With `hedge`, a call that has been under way for longer than `hedge` times the median of its role's last answers is
-    sent once more as soon as a slot is idle, and the first good answer counts. Off (None) it costs nothing.
+    With `hedge`, a call that takes longer than `hedge` times the median latency of its role is sent a second time as
+    soon as a slot is idle, and the first good answer counts. None turns hedging off at no cost.
 
-    `draw` gives uniform numbers in [0, 1); `sleep` and `clock` (seconds, monotonic) are parameters for tests.
+    `draw` returns uniform numbers in [0, 1). `sleep` and `clock` (seconds, monotonic) are parameters for tests.
     """
 
     def __init__(
@@ -102,27 +106,27 @@ class Endpoint:
         self._workers, self._hedge, self._max_wait_s = workers, hedge, max_wait_s
         self._draw, self._sleep, self._clock = draw, sleep, clock
         self._window, self._halvings, self._taken = float(workers), 0, 0
-        self._before = self._window  # the last halving
+        self._before = self._window  # size of the window before the last halving
         self._in_a_row = 0  # refusals since the last good answer
-        self._answers: dict[int, tuple[float, float]] = {}  # (good, refused) of late, by size of the window
-        self._lines: dict[str, _Line] = {}  # by role, none empty; the first one has the next turn
+        self._answers: dict[int, tuple[float, float]] = {}  # discounted (good, refused) counts, by size of the window
+        self._lines: dict[str, _Line] = {}  # by role, never empty; the first one has the next turn
         self._speculative: _Line = OrderedDict()
-        self._needed_until = float("-inf")  # when a call that was needed last left its slot
-        self._filling: asyncio.Task[None] | None = None  # exists while speculative calls wait to be given one
+        self._needed_until = float("-inf")  # when the last needed call left its slot
+        self._filling: asyncio.Task[None] | None = None  # exists while speculative calls wait for a free slot
         self._opens_at = float("-inf")
-        self._opening: asyncio.Task[None] | None = None  # exists while somebody waits for the end of a pause
+        self._opening: asyncio.Task[None] | None = None  # exists while callers wait for the end of a pause
         self._asked_at: float | None = None
-        self._heard = False  # did anything ever come back, an error included?
-        self._in_vain = 0  # attempts until the first good answer; none is counted after it
-        self._took: dict[str, deque[float]] = {}  # seconds of the last answers, by role
-        self._dry_since: float | None = None  # the first refusal since the last good answer
-        self._told_until = float("-inf")  # the end of the last wait that was told of
-        self._closed = ""  # why no call is made any more
+        self._responded = False  # True once the endpoint responded, even with an error
+        self._failures = 0  # attempts before the first good answer; not counted after it
+        self._latencies: dict[str, deque[float]] = {}  # latencies of the last answers in seconds, by role
+        self._refused_since: float | None = None  # time of the first refusal since the last good answer
+        self._reported_until = float("-inf")  # end of the last reported wait
+        self._closed = ""  # the reason why the endpoint is closed
         self._closing = asyncio.Event()
 
     @property
     def window(self) -> int:
-        """How many calls may be under way now: 1 to `workers`."""
+        """Number of calls that may be under way now, from 1 to `workers`."""
         return int(self._window)
 
     async def call(
@@ -137,15 +141,17 @@ class Endpoint:
         on_failure: OnFailure | None = None,
         on_wait: OnWait | None = None,
     ) -> Reply:
-        """The first good reply. Raises the last `InfraError`, naming the number of attempts, `InfraStopped` for a wait
-        that is too long, or at once any other error of the model. Cancelling ends a wait or a running attempt
-        immediately.
+        """Return the first good reply.
 
-        Roles that wait are served in turn, each its oldest call first; a call `ahead` of its need, until it is wanted,
-        only when no other waits.
-        No slot is held between two attempts. Where nothing was ever heard, no attempt is begun that would last beyond
-        `DEAD_S` if it took as long as the one before, and with it all that wait are given up; likewise after
-        `HOPELESS` attempts of anybody without a single good answer.
+        Raises the last `InfraError` with the number of attempts, `InfraStopped` if the wait would be too long, and any
+        other error of the model at once. Cancelling ends a wait or a running attempt immediately.
+
+        Waiting roles are served in turn, each with its oldest call first. A speculative call (`ahead`) gets a slot only
+        if no other call waits, until it is wanted. No slot is held between two attempts.
+
+        If the endpoint has never responded, no attempt begins that would end later than `DEAD_S` (if it takes as long
+        as the last one), and all waiting calls fail too. The same holds after `HOPELESS` attempts without any good
+        answer.
         """
         attempt, alike, failure = 0, 0, None
         while True:
@@ -160,7 +166,7 @@ class Endpoint:
                 patience = None if attempt or ahead else self._patience(role)
                 if patience is None:
                     return await self._ask(model, request, role)
-                return await self._ask_again(model, request, role, patience, on_hedge)
+                return await self._hedged(model, request, role, patience, on_hedge)
             except InfraError as error:
                 alike = alike + 1 if failure is not None and failure.systemic == error.systemic else 1
                 again = isinstance(failure, RateLimited) and failure.daily
@@ -168,85 +174,87 @@ class Endpoint:
                 if on_failure is not None:
                     on_failure(error)
                 delay = self.policy.delay(attempt, self._draw(), error)
-                if (why := self._too_long(role, error, delay, now, again)) is not None:
+                if (why := self._excessive_wait(role, error, delay, now, again)) is not None:
                     self._close(why)
                     raise InfraStopped(why) from error
                 if isinstance(error, RateLimited) and self._all_refused:
                     self._pause(delay)
-                dead = not self._heard and now + delay + (now - began) > self._asked_at + DEAD_S
-                self._in_vain += self._in_vain >= 0
-                dead = dead or self._in_vain >= HOPELESS
+                dead = not self._responded and now + delay + (now - began) > self._asked_at + DEAD_S
+                self._failures += self._failures >= 0
+                dead = dead or self._failures >= HOPELESS
                 if dead:
-                    self._turn_away(type(error), f"{error} (not tried: no good answer ever came from there)")
+                    self._turn_away(type(error), f"{error} (not tried: the endpoint has never given a good answer)")
             finally:
                 self._leave(ahead)
             attempt += 1
             if dead or attempt >= self.policy.attempts or (failure.attempts is not None and alike >= failure.attempts):
                 tries = f" (gave up after {attempt} attempt{'s' * (attempt > 1)})" if failure.attempts != 1 else ""
                 raise failure.reworded(f"{failure}{tries}") from failure
-            if delay >= SAID_S and on_wait is not None and now >= self._told_until:
-                self._told_until = now + delay
+            if delay >= LONG_WAIT_S and on_wait is not None and now >= self._reported_until:
+                self._reported_until = now + delay
                 on_wait(delay, failure)
             await self._rest(delay)
 
     async def _ask(self, model: Model, request: Request, role: str) -> Reply:
-        """One attempt, in a slot that the caller holds; what comes of it moves the window."""
+        """One attempt, in a slot that the caller holds. Its outcome adjusts the window."""
         halvings, began, size = self._halvings, self._clock(), self._size
         try:
             reply = await model.complete(request)
         except InfraError as error:
-            self._heard = self._heard or not isinstance(error, UnreachableError | TimedOut)
+            self._responded = self._responded or not isinstance(error, UnreachableError | TimedOut)
             if isinstance(error, RateLimited):
                 self._in_a_row += 1
                 self._count(size, refused=True)
                 if halvings == self._halvings:
-                    self._give_way(size)
+                    self._maybe_halve(size)
             raise
-        self._heard, self._in_vain, self._in_a_row, self._dry_since = True, -HOPELESS, 0, None
+        self._responded, self._failures, self._in_a_row, self._refused_since = True, -HOPELESS, 0, None
         self._count(size, refused=False)
         self._window = min(self._workers, self._window + 1 / self._window)
         if self._hedge is not None:
-            self._took.setdefault(role, deque(maxlen=SEEN[0])).append(self._clock() - began)
+            self._latencies.setdefault(role, deque(maxlen=LATENCIES[0])).append(self._clock() - began)
         return reply
 
-    # -- waits end
+    # -- bounded waits
 
-    def _too_long(self, role: str, error: InfraError, delay: float, now: float, again: bool) -> str | None:
-        """Why the wait after this refusal is not begun, in words for the user; None if it may be. `again`: this call
-        has waited for a quota of the day before."""
+    def _excessive_wait(self, role: str, error: InfraError, delay: float, now: float, again: bool) -> str | None:
+        """The message for the user if the wait after this refusal would be too long, else None.
+
+        `again` is True if this call has already waited for a daily quota.
+        """
         if not isinstance(error, RateLimited) and error.retry_after is None:
             return None
-        self._dry_since = now if self._dry_since is None else self._dry_since
+        self._refused_since = now if self._refused_since is None else self._refused_since
         stated, limit = error.retry_after, self._max_wait_s
         setting = f"{role}.max_wait_s = {limit:g}"
-        kept = "What was paid is kept"
+        kept = "All paid answers are kept"
         if isinstance(error, RateLimited) and error.daily and (stated is None or again):
             return (
-                f"{error}\nA quota of the day is used up, and the answer does not say when it opens again. {kept}: run "
+                f"{error}\nA daily quota is used up, and the endpoint does not say when it resets. {kept}: run "
                 "the same command again tomorrow, or name another model or key"
             )
         if stated is not None and stated > limit:
             return (
-                f"{error}\nIt asks for a wait of {span(stated)}, longer than is waited for ({setting}). {kept}: run "
+                f"{error}\nIt asks for a wait of {span(stated)}, longer than the limit ({setting}). {kept}: run "
                 f"the same command again after {clock_time(stated)} (local time)"
             )
-        if now + (delay if stated is None else stated) > self._dry_since + limit:
+        if now + (delay if stated is None else stated) > self._refused_since + limit:
             return (
-                f"{error}\nNo good answer has come for {span(now - self._dry_since)}, and the next try would be beyond "
-                f"what is waited for ({setting}). {kept}: run the same command again after {clock_time(delay)} (local "
+                f"{error}\nNo good answer has come for {span(now - self._refused_since)}, and the next try would pass "
+                f"the limit ({setting}). {kept}: run the same command again after {clock_time(delay)} (local "
                 "time)"
             )
         return None
 
     def _close(self, why: str) -> None:
-        """Make no call any more: whoever waits for a slot or for another try is told why."""
+        """Stop making calls. All callers that wait for a slot or a retry get the reason."""
         self._closed = why
         self._closing.set()
         self._turn_away(InfraStopped, why)
 
     async def _rest(self, seconds: float) -> None:
-        """Sleep, but not beyond the closing of the endpoint."""
-        if seconds < SAID_S:
+        """Sleep, but wake up when the endpoint closes."""
+        if seconds < LONG_WAIT_S:
             await self._sleep(seconds)
             return
 
@@ -264,52 +272,56 @@ class Endpoint:
                 end.cancel()
             await asyncio.gather(*ends, return_exceptions=True)
 
-    # -- is it the load?
+    # -- share of refusals
 
     @property
     def _size(self) -> int:
-        """Of the window, in half octaves: 0 is 1 call, 2 are 2 calls, 8 are 16 to 22."""
+        """The size of the window in half octaves: 1 call is 0, 2 calls are 2, 16 to 22 calls are 8."""
         return int(2 * math.log2(self.window))
 
     def _count(self, size: int, *, refused: bool) -> None:
-        """Remember an answer to a call that began when the window had this size."""
-        good, bad = (count * (1 - 1 / MEMORY) for count in self._lately(size))
+        """Record the answer to a call that began at this size of the window."""
+        good, bad = (count * (1 - 1 / DISCOUNT) for count in self._recent(size))
         self._answers[size] = good + (not refused), bad + refused
 
-    def _lately(self, *sizes: int) -> tuple[float, float]:
-        """(good, refused) answers of late at these sizes."""
+    def _recent(self, *sizes: int) -> tuple[float, float]:
+        """Discounted (good, refused) counts at these sizes of the window."""
         known = [self._answers.get(size, (0.0, 0.0)) for size in sizes]
         return sum(good for good, _ in known), sum(bad for _, bad in known)
 
     @property
     def _all_refused(self) -> bool:
-        """A whole window of calls was refused: the load, or a limit that all share, is to blame."""
+        """True if a whole window of calls was refused, because of the load or a shared limit."""
         return self._in_a_row >= max(IN_A_ROW, self._window)
 
-    def _give_way(self, size: int) -> None:
-        """After a refusal at this size of the window: halve it, if half of it is refused less often. Where that is not
-        known, what the last halving did tells it; one that did nothing is undone. The first is made on trial."""
-        here, half, twice = self._lately(size), self._lately(size - 3, size - 2), self._lately(size + 2, size + 3)
-        more = twice if any(twice) else self._lately(size + 1)
+    def _maybe_halve(self, size: int) -> None:
+        """After a refusal at this size of the window, halve the window if calls are refused less often at half the
+        size.
+
+        If that is unknown, the effect of the last halving decides, and a halving without effect is undone. The first
+        halving is always tried.
+        """
+        here, half, twice = self._recent(size), self._recent(size - 3, size - 2), self._recent(size + 2, size + 3)
+        more = twice if any(twice) else self._recent(size + 1)
         fewer, helped = _eased(half, here), _eased(here, more) if any(more) else True
-        most = here[1] > max(ENOUGH, sum(here) + self._taken) / 2  # those under way count as good: refusals come sooner
+        most = here[1] > max(ENOUGH, sum(here) + self._taken) / 2  # running calls count as good: refusals are faster
         if self._all_refused or most or (helped if fewer is None else fewer):
             self._before, self._window, self._halvings = self._window, max(1.0, self._window / 2), self._halvings + 1
             self._answers = {known: counts for known, counts in self._answers.items() if known >= size}
         elif helped is False:
             self._window = max(self._window, self._before)
 
-    # -- stragglers
+    # -- hedging
 
     def _patience(self, role: str) -> float | None:
-        """Seconds after which a call of this role is a straggler; None where that cannot be told."""
-        took = self._took.get(role, ())
-        return None if self._hedge is None or len(took) < SEEN[1] else self._hedge * statistics.median(took)
+        """Seconds after which a call of this role is hedged. None if hedging is off or too few latencies are known."""
+        took = self._latencies.get(role, ())
+        return None if self._hedge is None or len(took) < LATENCIES[1] else self._hedge * statistics.median(took)
 
-    async def _ask_again(
+    async def _hedged(
         self, model: Model, request: Request, role: str, patience: float, on_hedge: OnHedge | None
     ) -> Reply:
-        """As `_ask`; after `patience` seconds a duplicate waits for an idle slot. What is not needed is cancelled."""
+        """Like `_ask`, but a duplicate waits for an idle slot after `patience` seconds. The slower one is cancelled."""
         sent = False
 
         async def duplicate() -> Reply:
@@ -329,7 +341,7 @@ class Endpoint:
             if not first.done():
                 asked.append(background(duplicate()))
             waiting = set(asked)
-            while first in waiting or (sent and waiting):  # a failure does not wait for a duplicate without a slot
+            while first in waiting or (sent and waiting):  # a failure does not wait for an unsent duplicate
                 done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
                 for task in asked:
                     if task in done and not task.exception():
@@ -343,7 +355,7 @@ class Endpoint:
     # -- slots
 
     async def _enter(self, role: str, ahead: Ahead | None) -> None:
-        """Wait for a slot and take it. Raises `InfraError` if the endpoint is found dead meanwhile."""
+        """Wait for a slot and take it. Raises the endpoint's failure if it is given up or closed meanwhile."""
         place: _Place = asyncio.get_running_loop().create_future()
 
         def promote() -> None:
@@ -367,7 +379,7 @@ class Endpoint:
                     del self._lines[role]
                 self._stop_waiting()
             elif place.exception() is None:
-                self._leave()  # the slot had just been given
+                self._leave()  # the slot was assigned just before the cancellation
             raise
         finally:
             if ahead is not None:
@@ -380,7 +392,7 @@ class Endpoint:
         self._hand_out()
 
     def _hand_out(self) -> None:
-        """Give free slots to those who wait, or see to it that it is done when the pause is over."""
+        """Assign free slots to waiting calls, now or at the end of the pause."""
         if self._opening is None and self._opens_at > self._clock() and (self._lines or self._speculative):
             self._opening = background(self._open())
         while self._opening is None and (place := self._next()) is not None:
@@ -393,42 +405,45 @@ class Endpoint:
 
     @property
     def _spare(self) -> bool:
-        """Is there a slot that only a speculative call could use now?"""
+        """True if there is a slot that only a speculative call can use now."""
         open_to_all = self._opening is None and self._taken < self.window
         return bool(self._speculative) and not self._lines and open_to_all
 
     def _give_away(self) -> None:
         while self._spare:
             place, _ = self._speculative.popitem(last=False)
-            if not place.done():  # else cancelled a moment ago
+            if not place.done():  # else cancelled just now
                 self._taken += 1
                 place.set_result(None)
 
     async def _fill(self) -> None:
-        """Give slots to speculative calls a moment after the last needed one has ended: where all calls of a batch end
-        together, the next batch is asked for a moment later, and would wait for whatever was begun in between."""
+        """Assign slots to speculative calls `CALM_S` after the last needed call.
+
+        The calls of a batch often end together, and the next batch is requested a moment later. Without the delay it
+        would wait for speculative calls.
+        """
         while self._spare and (wait := self._needed_until + CALM_S - self._clock()) > 0:
             began = self._clock()
             await self._sleep(wait)
-            if self._clock() - began > wait + CALM_S:  # busy meanwhile: who needs a slot could not say so
+            if self._clock() - began > wait + CALM_S:  # the event loop was busy, so callers could not queue
                 self._needed_until = self._clock()
         self._filling = None
         self._give_away()
 
     def _next(self) -> _Place | None:
-        """Whose turn it is, taken out of the line; None if nobody waits or no slot is free."""
+        """Take the next caller out of its line. None if nobody waits or no slot is free."""
         while self._lines and self._taken < self.window:
             role, line = next(iter(self._lines.items()))
             place, _ = line.popitem(last=False)
             del self._lines[role]
             if line:
                 self._lines[role] = line  # behind the others
-            if not place.done():  # else cancelled a moment ago
+            if not place.done():  # else cancelled just now
                 return place
         return None
 
     def _turn_away(self, kind: type[Exception], why: str) -> None:
-        """Whoever waits for a slot gets an error instead."""
+        """Raise an error in all callers that wait for a slot."""
         for line in (*self._lines.values(), self._speculative):
             for place in line:
                 if not place.done():
@@ -443,8 +458,8 @@ class Endpoint:
         self._opens_at = max(self._opens_at, self._clock() + seconds)
 
     async def _open(self) -> None:
-        while (wait := self._opens_at - self._clock()) > 0:  # a call under way may have prolonged it meanwhile
-            await self._sleep(wait + self._draw() * self.policy.base_s)  # not at the same moment as other processes
+        while (wait := self._opens_at - self._clock()) > 0:  # a running call may have prolonged it
+            await self._sleep(wait + self._draw() * self.policy.base_s)  # jitter, because other processes wait too
         self._opening = None
         self._hand_out()
 
@@ -458,9 +473,11 @@ class Endpoint:
 
 
 def _eased(less: tuple[float, float], more: tuple[float, float]) -> bool | None:
-    """Of the (good, refused) answers at two sizes of the window: is the lesser one clearly refused less, by half, or
-    with half as many good ones more? (Beyond a limit on calls at once, halving doubles the share of good answers, or
-    leaves no other.) None: too few answers at the lesser one."""
+    """True if calls are clearly refused less often at the smaller of two window sizes, given (good, refused) counts.
+
+    Clearly means half the share of refusals, or 1.5 times the share of good answers. Beyond a limit on concurrent
+    calls, halving doubles the share of good answers. Returns None if the smaller size has too few answers.
+    """
     if sum(less) < ENOUGH or not any(more):
         return None
     here, there = ((bad + 0.5) / (good + bad + 1) for good, bad in (less, more))

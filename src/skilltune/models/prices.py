@@ -1,8 +1,7 @@
-"""What a call costs, from the price list that `genai-prices` ships: offline, and None for what it does not know.
+"""Cost of a call from the price list in `genai-prices`: offline, and None for unknown models.
 
-An unknown price is None and never 0, so that a dollar budget can refuse to guess. Own hardware (the embedded model,
-an endpoint on a loopback address) is the one case that counts as free; for a local proxy to a paid service give
-its price explicitly.
+An unknown price is None and never 0, so that a dollar budget can refuse to guess. Only own hardware is free (the
+embedded model, or an endpoint on a loopback address). For a local proxy to a paid service, state the price explicitly.
 """
 
 from __future__ import annotations
@@ -15,10 +14,10 @@ PROVIDERS = {"openai": "openai", "anthropic": "anthropic", "codex": "openai", "c
 
 
 def price(model_name: Name | str, usage: Usage, *, override: tuple[float, float] | None = None) -> float | None:
-    """Dollars for `usage`, or None where the price is unknown.
+    """Dollars for `usage`, or None if the price is unknown.
 
-    `override` is (dollars per million input tokens, dollars per million output tokens); it knows no discount for
-    cached input, so it errs on the dear side.
+    `override` is (dollars per million input tokens, dollars per million output tokens). It has no discount for cached
+    input, so it may overestimate.
     """
     if override is not None:
         return (usage.input_tokens * override[0] + usage.output_tokens * override[1]) / 1e6

@@ -1,8 +1,8 @@
-"""From the parts of an answer to a finished reply, by the same rules for every dialect and role.
+"""Turns the parts of an answer into a finished reply, by the same rules for every dialect and role.
 
-An answer without text is never a reply, because a scorer would take it for a wrong answer. It becomes a failure that
-says why there is no text and what to change. Thinking that a server left in the text is taken off, so that nobody
-scores it, and is kept apart.
+An answer without text is never a reply, because a scorer would count it as wrong. It becomes a failure that says why
+the text is missing and what to change. Thinking that a server left in the text is removed, so that it is not scored,
+and is stored separately.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from skilltune.errors import CallError, InfraError, SampleError
 from skilltune.models import Reply, Request
 from skilltune.usage import Usage
 
-ANSWER_CHARS = 500_000  # a longer answer is cut here: no model's longest answer (128,000 tokens) has more
-THINKING_CHARS = 20_000  # of the thinking so much is kept, its beginning and its end
-MOST_TOKENS = 20_000_000  # of one call; a larger count is made up
-SMALLEST_CONTEXT = 256  # tokens; a smaller count of a long prompt is made up, because no server's context is as small
-READ_SHARE = 0.7  # of the words of a prompt; no tokenizer makes fewer tokens than this of them
+ANSWER_CHARS = 500_000  # longer answers are cut; the longest answer of any model (128,000 tokens) has fewer
+THINKING_CHARS = 20_000  # characters of the thinking that are kept: its beginning and its end
+MOST_TOKENS = 20_000_000  # a larger token count of one call is not credible
+SMALLEST_CONTEXT = 256  # tokens; a smaller count for a long prompt is not credible, because every context is larger
+READ_SHARE = 0.7  # fewest tokens per word of a prompt, over all tokenizers
 
-RAISE_LIMIT = "raise max_tokens"  # `Client` puts the section of the config in front of the key
+RAISE_LIMIT = "raise max_tokens"  # `Client` adds the section of the config to the key
 CUT = f"answers are cut before any text: {RAISE_LIMIT}"
-TOOL_CALL = "answers are calls of tools that were not offered: switch tool calling off at the server"
-EMPTY = "answers hold no text at all"
+TOOL_CALL = "the model calls tools that were not offered: switch tool calling off at the server"
+EMPTY = "answers have no text at all"
 RAISE_CONTEXT = "raise its context (Ollama: num_ctx; vLLM: --max-model-len; llama.cpp: -c)"
 SHORT_CONTEXT = f"the endpoint reads only a part of the prompt: {RAISE_CONTEXT}"
 
@@ -57,15 +57,15 @@ _CJK = re.compile("[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]")
 
 
 class NoText(InfraError):
-    """An answer without any text. It is asked for again a few times, then it counts as a failed call."""
+    """An answer without any text. It is retried a few times, then it counts as a failed call."""
 
 
 @dataclass(frozen=True, slots=True)
 class Raw:
-    """The parts of an answer as a dialect gave them.
+    """The parts of an answer, as read by a dialect.
 
-    `ended` is the server's own word for how the answer ended. `thinking` is text that stood in the field `field`.
-    `error` is an error that the server reports in place of (the rest of) the answer.
+    `ended` is the server's finish reason. `thinking` is the text of the field `field`. `error` is an error that the
+    server reports in place of (the rest of) the answer.
     """
 
     text: str
@@ -74,13 +74,13 @@ class Raw:
     thinking: str = ""
     field: str = ""
     refusal: str = ""
-    called: bool = False  # did the model call a tool?
+    called: bool = False  # True if the model called a tool
     error: object = None
-    stop: tuple[str, ...] = ()  # sequences at which the text is still to be cut, because the endpoint takes none
+    stop: tuple[str, ...] = ()  # stop sequences still to be applied, because the endpoint does not support them
 
 
 def finished(raw: Raw, request: Request, say: Callable[[str], str]) -> Reply:
-    """The reply of an answer that is finished; `say` makes a message of a problem.
+    """The finished reply. `say` turns a problem into an error message.
 
     Raises `NoText` for an answer without text, `SampleError` if a filter withheld the text, and `InfraError` if the
     answer was broken off.
@@ -112,20 +112,20 @@ def _no_text(raw: Raw, finish: Finish, ended: str, split: Split, thinking: str, 
         problem = f"the answer was cut before any text{' while the model was still thinking' if thinking else ''}"
     elif thinking:
         place = raw.field if raw.thinking else "an unclosed thinking tag" if split.open else "thinking tags"
-        fix = "set the server's reasoning parser right, or switch thinking off"
+        fix = "correct the server's reasoning parser, or switch thinking off"
         cause, attempts = f"all text of the answers is in {place}: {fix}", 3
-        problem = "the answer holds no text"
+        problem = "the answer has no text"
     elif raw.called:
         cause, problem = TOOL_CALL, "the answer is a tool call without any text"
     else:
-        cause, problem = EMPTY, "the answer holds no text"
-        attempts = attempts if raw.usage.output_tokens else None  # nothing was counted: the endpoint's bad moment
+        cause, problem = EMPTY, "the answer has no text"
+        attempts = attempts if raw.usage.output_tokens else None  # no tokens counted: a transient fault of the endpoint
     return NoText(say(f"empty answer: {problem} ({cause})"), systemic=cause, attempts=attempts, usage=raw.usage)
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """A text without the thinking at its start. `open`: the thinking was begun and never closed."""
+    """A text without the thinking at its start. `open` is True if the thinking was never closed."""
 
     thinking: str
     answer: str
@@ -133,10 +133,11 @@ class Split:
 
 
 def split_thinking(text: str, asked: str = "") -> Split:
-    """Take the thinking off the start of an answer: `<think>…</think>` and its like, or all up to a lone `</think>`.
+    """Remove the thinking at the start of an answer: `<think>…</think>` and similar tags, or everything up to a lone
+    `</think>`.
 
-    A tag later in the answer stays, because it is mentioned there. So does a tag other than `<think>` that the prompt
-    `asked` for. A thinking tag that is never closed leaves no answer.
+    A tag later in the answer stays, because the answer mentions it. So does any tag other than `<think>` that the
+    prompt `asked` for. An unclosed thinking tag leaves no answer.
     """
     at, parts = 0, list[str]()
     while opened := _OPEN.match(text, at):
@@ -158,7 +159,8 @@ def split_thinking(text: str, asked: str = "") -> Split:
 
 
 def _closes(text: str, closed: re.Match[str], asked: str) -> bool:
-    """Does this tag end thinking whose opening tag the server swallowed? An answer may just as well mention the tag."""
+    """True if this tag closes thinking whose opening tag the server removed. Otherwise the answer just mentions the
+    tag."""
     name = (closed[1] or "").lower()
     if name not in ("", "think") and closed[0].lower() in asked.lower():
         return False
@@ -186,12 +188,12 @@ def _shortened(text: str) -> str:
 
 
 def sendable(text: str) -> str:
-    """The text without halves of surrogate pairs, which no request can carry back."""
+    """The text without unpaired surrogates, which no request can contain."""
     return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
 def texts_in(value: Any) -> str:
-    """All text in a reasoning field, whatever its shape: a string, a list of parts, or parts in parts."""
+    """All text in a reasoning field of any shape: a string, a list of parts, or nested parts."""
     if isinstance(value, str):
         return value
     if isinstance(value, list):
@@ -203,16 +205,16 @@ def texts_in(value: Any) -> str:
 
 @dataclass(slots=True)
 class Context:
-    """Does an endpoint read whole prompts? `most` is the largest prompt that it has counted so far, in tokens."""
+    """Checks that an endpoint reads whole prompts. `most` is the largest prompt so far, in counted tokens."""
 
     most: int = 0
 
     def check(self, request: Request, usage: Usage, say: Callable[[str], str]) -> None:
-        """Raises `InfraError` if the endpoint counted far fewer tokens than the prompt must have.
+        """Raise `InfraError` if the endpoint counted far fewer tokens than the prompt must have.
 
-        Servers such as Ollama cut a prompt that is longer than their context without a word. The test is
-        conservative: a prompt has at least as many tokens as words, but for a tokenizer that joins words, and a
-        server that leaves cached tokens out of its count is excused once it has counted a whole prompt.
+        Servers such as Ollama silently cut a prompt that is longer than their context. The test is conservative. A
+        prompt has at least as many tokens as words, apart from tokenizers that join words. Some servers do not count
+        cached tokens, so an endpoint that once counted a whole prompt is not checked below that size.
         """
         count = usage.input_tokens + usage.cached_tokens
         known, self.most = self.most, max(self.most, count)
@@ -227,7 +229,7 @@ class Context:
 
 @functools.lru_cache(maxsize=16)
 def _fewest_tokens(text: str) -> float:
-    """A lower bound of a text's tokens: one a word, and one for four signs of scripts without spaces."""
+    """Lower bound of the tokens of a text: one per word, and one per four characters of scripts without spaces."""
     if text.isascii():
         return len(text.split())
     rest = _CJK.sub("", text)
@@ -235,15 +237,17 @@ def _fewest_tokens(text: str) -> float:
 
 
 def sane(value: object) -> int:
-    """A count that a server reported; 0 if it is no number from 0 to `MOST_TOKENS`."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MOST_TOKENS:  # nor NaN
+    """A token count from a server, or 0 if it is not a number from 0 to `MOST_TOKENS`."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MOST_TOKENS:  # also not NaN
         return 0
     return int(value)
 
 
 def capped(usage: Usage) -> Usage:
-    """The usage with parts that are no larger than their wholes. A server that reports more cached tokens than input
-    tokens counts them apart, so they are added."""
+    """The usage with plausible parts. Reasoning tokens are at most the output tokens.
+
+    If a server reports more cached tokens than input tokens, it counts them separately, so they are added to the input.
+    """
     apart = usage.cached_tokens if usage.cached_tokens > usage.input_tokens else 0
     return replace(
         usage,

@@ -1,4 +1,4 @@
-"""What is worth another attempt, and after how long: the policy that `models.endpoint` carries out."""
+"""Retry policy: which failures are retried, and after how long. `metering.slots` carries it out."""
 
 from __future__ import annotations
 
@@ -13,44 +13,46 @@ from typing import Any
 
 from skilltune.errors import InfraError
 
-THROTTLED = 5.0
-LONGEST_JITTER_S = 15.0  # so that the calls which were told the same wait do not all come back at one moment
+RATE_LIMIT_FACTOR = 5.0  # longer waits after a rate limit without a stated wait
+MAX_JITTER_S = 15.0  # spreads calls that got the same wait
 
 _YEAR_S = 366 * 86400.0
-_EPOCH_S, _EPOCH_MS = 1e9, 1e11  # a reset of at least so much is a time since 1970: in seconds, in milliseconds
+_EPOCH_S, _EPOCH_MS = 1e9, 1e11  # from this number on, a reset is a time since 1970, in seconds or in milliseconds
 _PART = r"(\d{1,9}(?:\.\d{1,9})?)\s*(ms|milliseconds?|d(?:ays?)?|h(?:ours?)?|m(?:in(?:ute)?s?)?|s(?:ec(?:ond)?s?)?)"
 _UNIT = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
 _DURATION = re.compile(rf"(?:{_PART}\s*)+")
 _AGAIN = re.compile(rf"(?:try|retry)(?: your request)?(?: again)? (?:in|after) ((?:{_PART}\s*)+)", re.IGNORECASE)
 _DELAY = re.compile(r'"retryDelay"\s*:\s*"([^"]{1,40})"')
 _DAILY = re.compile(r"per[ _-]?day|\b[rt]pd\b|\bdaily\b[^.]{0,40}\b(?:limit|quota|allowance)", re.IGNORECASE)
-_BODY = 20_000  # characters of an error in which a wait is looked for
+_BODY = 20_000  # characters of an error body that are searched for a wait
 
 
 class Refused(InfraError):
-    """The endpoint answered with an error: it did no work that it could bill."""
+    """The endpoint answered with an error, so it did no billable work."""
 
     billed = False
 
 
 class RateLimited(Refused):
-    """The endpoint has too much to do and asks everybody to slow down (429, 503, 529). `daily`: a quota of the day is
+    """The endpoint is overloaded and asks all callers to slow down (429, 503, 529). `daily` is True if a daily quota is
     used up."""
 
     daily = False
 
 
 class TimedOut(InfraError):
-    """The endpoint was given its whole time and said nothing, or not all of it."""
+    """The endpoint sent no answer, or only a part of it, before the time-out."""
 
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """`attempts` in all; before the k-th retry (k = 0, 1, …) a wait drawn from [0, min(cap_s, base_s · 2^k)] ("full
-    jitter"), where the endpoint asked to slow down and did not say how long from a range `THROTTLED` times as wide.
+    """Exponential back-off with full jitter. `attempts` counts the first attempt too.
 
-    What has failed for no reason of ours is asked again soon, because a batch waits for its last call, and often,
-    because a sample that is given up changes what is decided: at 30 % of failures eight attempts lose one in 15,000.
+    The wait before retry k (0, 1, …) is uniform in [0, min(cap_s, base_s · 2^k)] seconds. If the endpoint asked to slow
+    down without stating a wait, the range is `RATE_LIMIT_FACTOR` times as wide.
+
+    Waits are short, because a batch waits for its last call. Attempts are many, because an excluded sample changes
+    decisions: if 30 % of calls fail, eight attempts lose one sample in 15,000.
     """
 
     attempts: int = 8
@@ -62,13 +64,16 @@ class RetryPolicy:
             raise ValueError(f"attempts must be at least 1, got {self.attempts}")
 
     def delay(self, retry: int, draw: float, failure: InfraError) -> float:
-        """Seconds to wait after `failure`; `draw` is uniform in [0, 1). A wait that the server stated is kept in full,
-        and not ended by all at one moment; a call that keeps being refused backs off all the same."""
-        wide = THROTTLED if isinstance(failure, RateLimited) and failure.retry_after is None else 1.0
-        drawn = draw * min(self.cap_s, wide * self.base_s * 2.0**retry)
+        """Seconds to wait after `failure`; `draw` is uniform in [0, 1).
+
+        A wait stated by the server is kept in full, with jitter added. A call that is refused again and again backs off
+        as well.
+        """
+        factor = RATE_LIMIT_FACTOR if isinstance(failure, RateLimited) and failure.retry_after is None else 1.0
+        drawn = draw * min(self.cap_s, factor * self.base_s * 2.0**retry)
         if failure.retry_after is None:
             return drawn
-        stated = failure.retry_after + draw * min(failure.retry_after / 4, LONGEST_JITTER_S)
+        stated = failure.retry_after + draw * min(failure.retry_after / 4, MAX_JITTER_S)
         return max(stated, drawn) if retry else stated
 
 
@@ -76,11 +81,11 @@ class RetryPolicy:
 
 
 def retry_after(headers: Mapping[str, str], now: float | None = None) -> float | None:
-    """The wait that `retry-after-ms` or `Retry-After` asks for, in seconds from `now` (epoch seconds; None: the
-    present). None if there is none.
+    """The wait in seconds that `retry-after-ms` or `Retry-After` states, counted from `now` (epoch seconds, default:
+    the current time). None if neither is present.
 
-    A number is a span of seconds, or if it is large enough a time since 1970 in seconds or milliseconds. A duration
-    is read as Go writes it ("6m0s", "17ms"), a date as HTTP or RFC 3339 does. A time that has passed is 0.
+    A number is a duration in seconds or, if it is large, a time since 1970 in seconds or milliseconds. Durations are
+    read in Go's format ("6m0s", "17ms"), dates in the formats of HTTP and RFC 3339. A time in the past gives 0.
     """
     now = time.time() if now is None else now
     if (wait := _number(headers.get("retry-after-ms", ""))) is not None:
@@ -89,8 +94,8 @@ def retry_after(headers: Mapping[str, str], now: float | None = None) -> float |
 
 
 def stated_wait(headers: Mapping[str, str], body: str, now: float | None = None) -> float | None:
-    """As `retry_after`, for a refusal that says it in any of the usual places: after `Retry-After` the resets of
-    used-up limits count, then what the body says."""
+    """Like `retry_after`, but looks in all usual places: `Retry-After`, then the resets of used-up limits, then the
+    body."""
     now, body = time.time() if now is None else now, body[:_BODY]
     given = {name.lower(): value for name, value in headers.items()}
     if (wait := retry_after(given, now)) is not None:
@@ -105,12 +110,12 @@ def stated_wait(headers: Mapping[str, str], body: str, now: float | None = None)
 
 
 def is_daily(headers: Mapping[str, str], body: str) -> bool:
-    """True if a refusal says that a quota of the day is used up."""
+    """True if a refusal says that a daily quota is used up."""
     return bool(_DAILY.search(body[:_BODY]) or any(_DAILY.search(f"{name} {value}") for name, value in headers.items()))
 
 
 def _resets(headers: Mapping[str, str], now: float) -> Iterator[float]:
-    """The waits until used-up limits open again. A limit of which something remains is not the one that refused."""
+    """Yield the waits until used-up limits reset. A limit with a remainder did not cause the refusal."""
     for name, value in headers.items():
         if "reset" in name and "ratelimit" in name.replace("rate-limit", "ratelimit"):
             left = _number(headers.get(name.replace("reset", "remaining"), "0"))
@@ -119,7 +124,7 @@ def _resets(headers: Mapping[str, str], now: float) -> Iterator[float]:
 
 
 def _headers_in(body: str) -> dict[str, str]:
-    """Rate limit headers that a router quotes in the body of its error, as OpenRouter does in `metadata.headers`."""
+    """Rate limit headers inside an error body, as OpenRouter returns them in `metadata.headers`."""
     try:
         tree: Any = json.loads(body)
         for key in ("error", "metadata", "headers"):
@@ -130,7 +135,7 @@ def _headers_in(body: str) -> dict[str, str]:
 
 
 def _wait(text: str, now: float) -> float | None:
-    """Seconds from now until what a header says: a number, a duration or a date."""
+    """Seconds from now until the number, duration or date in a header. None if it is unreadable or over a year away."""
     text = text.strip()
     if (number := _number(text)) is not None:
         wait = number / 1000 - now if number >= _EPOCH_MS else number - now if number >= _EPOCH_S else number
@@ -158,7 +163,7 @@ def _duration(text: str) -> float | None:
 
 
 def _date(text: str) -> float | None:
-    """Epoch seconds of a date as HTTP or RFC 3339 writes it."""
+    """Epoch seconds of a date in the format of HTTP or RFC 3339."""
     try:
         return email.utils.parsedate_to_datetime(text).timestamp()
     except (ValueError, OverflowError, IndexError, TypeError):
@@ -171,14 +176,14 @@ def _date(text: str) -> float | None:
 
 
 def clock_time(seconds: float, now: float | None = None) -> str:
-    """The local time in so many seconds: "14:05:30" today, else with its date."""
+    """The local time after this many seconds: "14:05:30" today, with the date on other days."""
     now = time.time() if now is None else now
     then, today = datetime.fromtimestamp(now + seconds), datetime.fromtimestamp(now)
     return f"{then:%H:%M:%S}" if then.date() == today.date() else f"{then:%Y-%m-%d %H:%M}"
 
 
 def span(seconds: float) -> str:
-    """A span for a message: "40 s", "12 min", "9 h 3 min"."""
+    """A duration for a message: "40 s", "12 min", "9 h 3 min"."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

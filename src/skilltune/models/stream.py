@@ -1,7 +1,7 @@
-"""An answer that arrives as a stream of events, put together as if it had not been streamed.
+"""Assembles a streamed answer into the shape of one that was not streamed.
 
-Some gateways stream whatever is asked for, and some endpoints refuse to answer in any other way. The events of all
-three dialects tell themselves apart.
+Some gateways always stream, and some endpoints only stream. The events identify which of the three dialects they belong
+to.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Json = dict[str, Any]
 
 
 def is_stream(content_type: str, text: str) -> bool:
-    """Is this body a stream of server-sent events?"""
+    """True if this body is a stream of server-sent events."""
     start = text[:64].lstrip("\ufeff \t\r\n")
     return "event-stream" in content_type.lower() or start.startswith(("data:", "event:", ": "))
 
@@ -23,7 +23,7 @@ def is_stream(content_type: str, text: str) -> bool:
 def assembled(text: str) -> Json:
     """The answer in the shape of one that was not streamed, or the error that the stream reports.
 
-    Raises ValueError for events that cannot be read and for a stream that ends before its answer.
+    Raises ValueError for unreadable events, and for a stream that ends before its answer is complete.
     """
     base: Json | None = None
     blocks: dict[int, Json] = {}
@@ -35,7 +35,7 @@ def assembled(text: str) -> Json:
             continue
         event = json.loads(data)
         if not isinstance(event, dict):
-            raise ValueError("an event of the stream is no object")
+            raise ValueError("an event of the stream is not an object")
         kind = event.get("type")
         if kind == "error" or event.get("error"):
             return {"error": event.get("error") or event}
@@ -57,13 +57,13 @@ def assembled(text: str) -> Json:
         return base | {"content": [_closed_block(blocks[index]) for index in sorted(blocks)]}
     if chat.seen and (done or chat.ended):
         return chat.body()
-    raise ValueError("the stream ends before its answer does")
+    raise ValueError("the stream ends before its answer is complete")
 
 
 def _events(text: str) -> Iterator[str]:
-    """The data of each event. Lines of one event are joined; comments and other fields are left out."""
+    """Yield the data of each event. Lines of one event are joined; comments and other fields are skipped."""
     lines: list[str] = []
-    for line in re.split(r"\r\n|\n|\r", text.removeprefix("\ufeff")):  # not at U+2028, which JSON may hold
+    for line in re.split(r"\r\n|\n|\r", text.removeprefix("\ufeff")):  # not at U+2028, which JSON may contain
         if line.startswith("data:"):
             lines.append(line[5:].removeprefix(" "))
         elif not line.strip() and lines:
@@ -74,7 +74,7 @@ def _events(text: str) -> Iterator[str]:
 
 
 class _Chat:
-    """The first choice of a chat stream, as far as it has come."""
+    """The part of a chat stream's first choice that has arrived so far."""
 
     def __init__(self) -> None:
         self.seen = False
@@ -129,7 +129,7 @@ def _add_to_block(block: Json, delta: Json) -> None:
 
 
 def _closed_block(block: Json) -> Json:
-    """A content block with what its deltas add up to."""
+    """A content block completed with its deltas."""
     parts = {field: "".join(texts) for field, texts in block.pop("_parts", {}).items()}
     if partial := parts.pop("partial_json", ""):
         block["input"] = json.loads(partial)

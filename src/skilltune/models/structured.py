@@ -1,8 +1,8 @@
-"""Answers in a schema: parse, repair, validate, re-ask once, then fail as infrastructure.
+"""Structured answers: parse, repair, validate, re-ask once, then raise `InfraError`.
 
-An answer that cannot be read is never replaced by a default ("no edits", "the first k"): a default would be taken for
-the model's opinion. An answer that was cut by the token limit is not repaired either, because its last edit would be
-half a sentence that looks whole.
+An unreadable answer is never replaced by a default ("no edits", "the first k"), because a default would pass for the
+model's opinion. An answer that was cut by the token limit is not repaired, because half a sentence would look like a
+whole edit.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from skilltune.models.reading import split_thinking
 
 T = TypeVar("T")
 
-JSON_CHARS = 200_000  # of an answer; a longer one is not read
-JSON_DEPTH = 64  # of brackets; our schemas need six
-REPAIR_STEPS = 1_000_000  # calls of functions, about a second: the repair takes cubic time for some texts
-SHOWN_AGAIN = 20_000  # characters of a bad answer that are sent back with the question to mend it
+JSON_CHARS = 200_000  # longest answer that is read
+JSON_DEPTH = 64  # nesting of brackets; our schemas need six
+REPAIR_STEPS = 1_000_000  # function calls, about one second: the repair takes cubic time for some texts
+SHOWN_AGAIN = 20_000  # characters of a bad answer that are sent back to the model with the re-ask
 _BRACKETS = re.compile(r"[\[\]{}]")
 
 
@@ -35,10 +35,10 @@ async def ask(
     request: Request,
     validate: Callable[[Any], T],
 ) -> T:
-    """What `validate` makes of the call's answer, asked for at most twice.
+    """The validated answer of a call. A bad answer is asked again once.
 
-    `validate` gets the parsed object and raises ValueError (pydantic's included) with a message that the model can
-    act on. Raises `InfraError` after the second bad answer, and whatever `call` raises.
+    `validate` gets the parsed object and returns the result. It raises ValueError (pydantic's included) with a message
+    that the model can act on. Raises `InfraError` after the second bad answer, and passes on errors of `call`.
     """
     stage = request.schema.name if request.schema else "its request"
     reason = ""
@@ -57,7 +57,7 @@ async def ask(
 
 
 def parse(reply: Reply) -> dict[str, Any]:
-    """The JSON object in a reply, repaired if need be; ValueError says why there is none."""
+    """The JSON object in a reply, repaired if necessary. Raises ValueError with the reason if there is none."""
     if reply.finish == "refusal":
         raise ValueError(f"the model refused to answer: {reply.text[:200]}")
     text = _unfenced(split_thinking(reply.text).answer.strip())
@@ -77,7 +77,7 @@ def parse(reply: Reply) -> dict[str, Any]:
 
 
 def _unfenced(text: str) -> str:
-    """The text without the code fence around all of it."""
+    """The text without a code fence around it."""
     first, newline, rest = text.partition("\n")
     if not newline or not rest.endswith("```") or not re.fullmatch(r"```\w*\s*", first):
         return text
@@ -85,7 +85,7 @@ def _unfenced(text: str) -> str:
 
 
 def _depth(text: str) -> int:
-    """The deepest nesting of brackets, those in strings included."""
+    """The deepest nesting of brackets, including brackets in strings."""
     depth = deepest = 0
     for bracket in _BRACKETS.finditer(text):
         depth = depth + 1 if bracket[0] in "[{" else max(0, depth - 1)
@@ -93,13 +93,15 @@ def _depth(text: str) -> int:
     return deepest
 
 
-class _TooManySteps(BaseException):  # not an Exception, which the repair could catch
+class _TooManySteps(BaseException):  # not an Exception, because the repair could catch it
     pass
 
 
 def _repaired(text: str) -> Any:
-    """The value that a text nearly is. ValueError if the repair takes too many steps; these are counted rather than
-    timed, so that a replay decides the same."""
+    """The value of almost valid JSON. Raises ValueError if the repair takes too many steps.
+
+    Steps are counted instead of timed, so that a replay gives the same result.
+    """
     import json_repair
 
     steps = 0
@@ -115,13 +117,13 @@ def _repaired(text: str) -> Any:
     try:
         return json_repair.loads(text)
     except (_TooManySteps, RecursionError):
-        raise ValueError("the answer is no JSON, and too far from it to be repaired") from None
+        raise ValueError("the answer is not JSON and cannot be repaired") from None
     finally:
         sys.setprofile(before)
 
 
 def inline_schema(messages: tuple[Message, ...], schema: Schema) -> tuple[Message, ...]:
-    """The messages with the schema written at the end of the last one, for endpoints that take no schema."""
+    """Append the schema to the last message, for endpoints without structured output."""
     *earlier, last = messages
     text = f"{last.text}\n\n{prompt('schema')}\n{json.dumps(schema.schema, ensure_ascii=False)}"
     return (*earlier, replace(last, text=text))

@@ -1,11 +1,11 @@
-"""What all endpoints have in common: one JSON request over HTTP, and a typed error for whatever goes wrong.
+"""HTTP for all endpoints: one JSON request per call, and a typed error for every failure.
 
-aiohttp carries it, because a provider's SDK takes ten times the CPU per call. Replies are read as plain JSON, because
-real endpoints deviate from any typed model. aiohttp's exceptions hold the request with its headers, so they are never
+It uses aiohttp, because a provider's SDK takes ten times the CPU per call. Replies are read as plain JSON, because real
+endpoints deviate from any typed model. aiohttp's exceptions hold the request with its headers, so they are never
 chained to ours: no key can reach a log through a traceback.
 
-From the environment: the key; HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY; SSL_CERT_FILE and SSL_CERT_DIR. Not
-~/.netrc: a password meant for other programs is never sent.
+It reads these environment variables: the key; HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY; SSL_CERT_FILE and
+SSL_CERT_DIR. It ignores ~/.netrc, so that passwords for other programs are never sent.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ if TYPE_CHECKING:
 
 Json = dict[str, Any]
 
-CONNECT_S = 5.0  # name, TCP and TLS: a host that drops packets is found dead long before `timeout_s`
-NO_KEY = "no-key"  # local servers want some key, any key
-BODY_BYTES = 8_000_000  # of one unpacked answer; a larger one is not read to its end
+CONNECT_S = 5.0  # covers name resolution, TCP and TLS: a host that drops packets is detected long before `timeout_s`
+NO_KEY = "no-key"  # local servers want any key
+BODY_BYTES = 8_000_000  # most bytes of one decompressed answer that are read
 
 _TRANSIENT = {408, 409, 425, 429}
 _NO_MONEY = re.compile(r"insufficient_quota|billing_hard_limit|credit balance is too low")
@@ -66,24 +66,28 @@ _REFUSES = re.compile(
 _RANGE = re.compile(
     r"between|at (most|least)|(less|greater|larger|smaller|higher|lower) than|range|maximum|minimum|[<>]=?|too "
 )
-_ECHOES = {"input", "failed_generation"}  # fields of an error body that repeat what was sent or answered
+_ECHOES = {"input", "failed_generation"}  # fields of an error body that repeat the request or the answer
 _SLIP = re.compile(r"json_validate_failed|failed_generation|failed to generate json")
 
 
 class Rejected(CallConfigError):
-    """400 or 422: the endpoint refuses the request as it is. `said` is the complaint in lower case. `passing` is the
-    failure to raise instead if there is nothing to learn from it, for a refusal that may be another one's fault."""
+    """The endpoint rejects the request as it is (400 or 422).
+
+    `said` is the complaint in lower case. `passing` is raised instead if the request cannot be adapted and the
+    rejection may be transient.
+    """
 
     said = ""
     passing: InfraError | None = None
 
 
 class Wire:
-    """One endpoint. Connections are kept alive and shared by all calls; the first call opens the session.
+    """One endpoint. All calls share its kept-alive connections; the first call opens the session.
 
-    `headers(key)` are the headers that prove who asks. The key is read from the environment variable `key_env`, or
-    from the provider's own at the provider's own host; see `models.keys`. A variable that is named, or that the
-    provider's endpoint needs, must be set. `timeout_s` bounds one request in all, its answer's body included.
+    `headers(key)` returns the authentication headers. The key is read from the environment variable `key_env`, or at
+    the provider's own host from the provider's variable; see `skilltune.keys`. Raises `UsageError` if that variable is
+    not set, unless the endpoint has a URL of its own and no `key_env`. `timeout_s` limits one whole request, including
+    the body of the answer.
     """
 
     def __init__(
@@ -100,7 +104,7 @@ class Wire:
             raise UsageError(f"`{name}` needs a key: set the environment variable {self._variable}")
         if not (key.isascii() and key.isprintable()) or " " in key:
             raise UsageError(
-                f"{self._variable} holds characters that no key has (white space, a line break, a non-ASCII sign)"
+                f"{self._variable} contains characters that are not allowed in a key (white space or non-ASCII)"
             )
 
     async def exchange(
@@ -111,9 +115,11 @@ class Wire:
         learn: Callable[[Json, str], None],
         read: Callable[[Request, Json], Raw],
     ) -> Reply:
-        """Send what `build` makes of the request, `read` the parts of the answer and return it as a finished reply.
-        If the endpoint rejects it, `learn` is told the payload and the complaint, and it goes again if `build` now
-        makes something else."""
+        """Send `build(request)`, parse the answer with `read`, and return the finished reply.
+
+        If the endpoint rejects the request, `learn` gets the payload and the complaint. The request is sent again if
+        `build` then returns a different payload.
+        """
         while True:
             payload = build(request)
             try:
@@ -126,7 +132,7 @@ class Wire:
             else:
                 try:
                     raw = read(request, body)
-                except (LookupError, TypeError, ValueError, AttributeError, RecursionError):  # no shape that it expects
+                except (LookupError, TypeError, ValueError, AttributeError, RecursionError):  # an unknown shape
                     failure = self._malformed(
                         _dumped(body), "the endpoint's answers have no known shape: check the URL"
                     )
@@ -144,9 +150,9 @@ class Wire:
 
         session = self._session = self._session or self._open()
         content = json.dumps(payload, ensure_ascii=False).encode("utf-8", "replace")  # half a surrogate pair becomes ?
-        headers = self._headers(self._key() or NO_KEY)  # not the session's: those go to a proxy too
+        headers = self._headers(self._key() or NO_KEY)  # not on the session, because a proxy would see them
         headers |= {"Content-Type": "application/json", "Idempotency-Key": idempotency_key(payload, draw)}
-        for _ in range(2):  # loop turns: one to see that a server closed an idle connection, one to drop it
+        for _ in range(2):  # two loop turns: one to notice a closed idle connection, one to drop it
             await asyncio.sleep(0)
         sending = aiohttp.UploadTracker()
         try:
@@ -154,10 +160,10 @@ class Wire:
                 self._at(path), data=content, headers=headers, allow_redirects=False, upload_tracker=sending
             ) as response:
                 raw = await _bounded(response)
-        except (aiohttp.ClientError, OSError) as error:  # OSError: a time-out too
+        except (aiohttp.ClientError, OSError) as error:  # OSError includes time-outs
             failure = self._lost(error, reached=sending.bytes_written > 0)
         except ValueError:
-            failure = CallConfigError(self._text(f"{self._url} is no address that can be called; correct the name"))
+            failure = CallConfigError(self._text(f"{self._url} is not a valid address; correct the name"))
         else:
             if raw is None:
                 cause = f"the endpoint's answers are longer than {BODY_BYTES // 10**6} MB"
@@ -189,7 +195,7 @@ class Wire:
             await session.close()
 
     def _at(self, path: str) -> str:
-        """The address of a call: the path stands before the query that Azure wants."""
+        """The URL of a call. The path goes before the query string, which Azure needs."""
         base, question, query = self._url.partition("?")
         return f"{base}{path}{question}{query}"
 
@@ -197,15 +203,15 @@ class Wire:
         return key_of(self._variable)
 
     def _text(self, problem: str) -> str:
-        """The message of an error: the model's name first, and no key even where a server quotes it."""
+        """An error message that starts with the model's name and contains no key, even if a server quotes it."""
         return f"`{self._name}`: {self._redacted(problem)}"
 
     def _redacted(self, text: str) -> str:
-        """Before anything is cut off, or half a key would be no key to look for."""
+        """Redact before clipping, because half a key would not be recognised."""
         return redacted(text, *all_keys(), unquote(urlsplit(proxy_of(self._url) or "").password or ""))
 
     def _about_key(self) -> str:
-        """Where the key of a refused call came from, and how to name another."""
+        """Explains where the key of a refused call came from, and how to use another."""
         another = 'key_env = "VARIABLE" beside the model ([target], [optimizer] or [judge]) names'
         if self._variable is None:
             own = OWN[self._name.scheme][0]
@@ -214,15 +220,15 @@ class Wire:
         return f"The key is read from {self._variable}, which {state}; {another} another variable"
 
     def _malformed(self, body: str, cause: str = "") -> InfraError:
-        """For a 200 that is no answer. `cause`: why, if all answers of the endpoint may be like that. An endpoint that
-        has answered well has a bad moment, which more attempts can outlast."""
+        """Error for a 200 that is not an answer. `cause` explains it if it affects all answers of the endpoint. An
+        endpoint that has answered well has a bad moment, so it is asked again in full."""
         said = _clip(self._redacted(body)) or "(empty)"
         problem = f"malformed answer from {self._url}: {f'{cause}: ' if cause else ''}{said}"
         attempts = 3 if cause and not self._readable else None
         return InfraError(self._text(problem), systemic=cause, attempts=attempts)
 
     def _reported(self, error: Any) -> CallError:
-        """For a 200 that holds an error in place of an answer or beside it: typed as the status that it hides."""
+        """Error for a 200 that contains an error. Its type is that of the status that the error stands for."""
         shown = _dumped(error)
         said = shown.lower()
         inside = error.get("error") if isinstance(error, dict) and isinstance(error.get("error"), dict) else error
@@ -251,18 +257,18 @@ class Wire:
         return SampleError(self._text(f"{problem}. {fix}"), systemic=systemic)
 
     def _lost(self, error: Exception, *, reached: bool) -> InfraError:
-        """For a call without an answer. Not `reached`: nothing of the request was sent, so nothing can be billed."""
+        """Error for a call without an answer. If not `reached`, nothing was sent, so nothing can be billed."""
         detail = str(error) or type(error).__name__
         if isinstance(error, TimeoutError):
             detail = f"no connection within {min(CONNECT_S, self._timeout_s):g} s"
         elif "CERTIFICATE_VERIFY_FAILED" in detail:
-            detail += "; where the network has a certificate of its own, set SSL_CERT_FILE to a file that holds it"
+            detail += "; if the network has its own certificate, set SSL_CERT_FILE to its file"
         if not reached:
             problem = f"cannot connect to {self._url}; is the server running? ({detail})"
             if self._proxy:
                 host = urlsplit(self._url).hostname
                 problem = (
-                    f"cannot connect to {self._url} through the proxy {_bare(self._proxy)} that the environment names "
+                    f"cannot connect to {self._url} through the proxy {_bare(self._proxy)} from the environment "
                     f"({detail}). If {host} needs no proxy, list it in NO_PROXY"
                 )
             return UnreachableError(self._text(problem))
@@ -271,7 +277,7 @@ class Wire:
         return InfraError(self._text(f"the connection to {self._url} was dropped: {detail}"))
 
     def _refusal(self, status: int, headers: Mapping[str, str], raw: bytes) -> CallError:
-        """For an answer that is no 2xx."""
+        """Error for a status other than 2xx."""
         body = raw.decode("utf-8", "replace")
         said = _complaint(body)
         problem = f"{self._url} answered {status}: {_words(self._redacted(body)) or '(empty)'}"
@@ -296,8 +302,8 @@ class Wire:
             limited.daily = status == 429 and is_daily(headers, body)
             return limited
         fix = ""
-        if status < 400:  # not followed: the key would go to an address that nobody named
-            fix = f". It redirects to {_bare(headers.get('Location', ''))}: put the address that answers into the name"
+        if status < 400:  # never followed, because the key would go to an address that nobody configured
+            fix = f". It redirects to {_bare(headers.get('Location', ''))}: use the final address in the name"
         elif status in (401, 403):
             fix = f". {self._about_key()}"
         elif status == 404:
@@ -307,22 +313,22 @@ class Wire:
 
 @functools.cache
 def tls_context() -> ssl.SSLContext:
-    """Certificates are checked against certifi's list, or against what SSL_CERT_FILE and SSL_CERT_DIR name."""
+    """TLS context with certifi's certificates, or those of SSL_CERT_FILE and SSL_CERT_DIR."""
     import ssl
 
     if os.environ.get("SSL_CERT_FILE") or os.environ.get("SSL_CERT_DIR"):
-        return ssl.create_default_context()  # OpenSSL reads both
+        return ssl.create_default_context()  # OpenSSL reads both variables
     import certifi
 
     return ssl.create_default_context(cafile=certifi.where())
 
 
 def proxy_of(url: str) -> str | None:
-    """The proxy that the environment names for `url`, if any. `UsageError`: one that does not speak HTTP."""
+    """The proxy for `url` from the environment, or None. Raises `UsageError` if the proxy does not speak HTTP."""
     from urllib.request import getproxies, proxy_bypass
 
     if loopback(url):
-        return None  # nobody's proxy can reach this machine's own servers
+        return None  # a proxy cannot reach servers on this machine
     parts, proxies = urlsplit(url), getproxies()
     proxy = proxies.get(parts.scheme) or proxies.get("all")
     if not proxy or proxy_bypass(parts.netloc):
@@ -337,29 +343,29 @@ def proxy_of(url: str) -> str | None:
 
 
 def idempotency_key(payload: Json, draw: int) -> str:
-    """32 hex digits of the SHA-256 of what is sent and the number of the draw: equal for retries, and only for them."""
+    """32 hex digits of the SHA-256 of payload and draw number: equal for retries of a call only."""
     canonical = json.dumps([payload, draw], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:32]
 
 
 def refuses(said: str, parameter: str) -> bool:
-    """Does a complaint say that `parameter` is not known? That its *value* is wrong is the user's to fix."""
+    """True if a complaint says that the parameter is unknown. A wrong *value* is for the user to fix."""
     return bool(re.search(rf"\b{parameter}\b", said) and _REFUSES.search(said))
 
 
 def refuses_temperature(said: str) -> bool:
-    """Does a complaint refuse every temperature but one? That a value is out of range is the user's to fix."""
+    """True if a complaint refuses all temperatures but one. A value out of range is for the user to fix."""
     named = re.search(r"\btemperature\b", said)
     return bool(named and (_REFUSES.search(said) or not _RANGE.search(said)))
 
 
 def refuses_system(said: str) -> bool:
-    """Does a complaint say that there is no system role?"""
+    """True if a complaint says that there is no system role."""
     return bool((_NO_SYSTEM.search(said) and _REFUSES.search(said)) or _USER_AND_ASSISTANT.search(said))
 
 
 def wants(said: str, parameter: str) -> bool:
-    """Does a complaint say that `parameter` is missing?"""
+    """True if a complaint says that the parameter is missing."""
     return bool(
         re.search(rf"\b{parameter}\b", said)
         and re.search(r"required|missing|must be (set|given|specified|provided)", said)
@@ -367,7 +373,7 @@ def wants(said: str, parameter: str) -> bool:
 
 
 def wants_stream(said: str) -> bool:
-    """Does a complaint say that the endpoint answers with streams only?"""
+    """True if a complaint says that the endpoint only streams."""
     return bool(
         re.search(r"non[- _]stream", said)
         or (re.search(r"\bstream", said) and re.search(r"\bonly\b|\bmust\b|required|please enable", said))
@@ -375,12 +381,12 @@ def wants_stream(said: str) -> bool:
 
 
 def slipped(said: str) -> bool:
-    """Does a complaint say that the model failed to make JSON this time?"""
+    """True if a complaint says that the model failed to produce JSON this time."""
     return bool(_SLIP.search(said))
 
 
 def fold_system(messages: tuple[Message, ...]) -> tuple[Message, ...]:
-    """The messages with the system text at the start of the first user message, for models without a system role."""
+    """Move the system text to the start of the first user message, for models without a system role."""
     instructions = "\n\n".join(message.text for message in messages if message.role == "system")
     rest = [message for message in messages if message.role != "system"]
     first = next((index for index, message in enumerate(rest) if message.role == "user"), None)
@@ -393,7 +399,7 @@ def fold_system(messages: tuple[Message, ...]) -> tuple[Message, ...]:
 
 
 def count(body: Mapping[str, Any], *path: str) -> int:
-    """The number of tokens at `path`, 0 if a server leaves it out, has null or states an absurd one."""
+    """The number of tokens at `path`. 0 if the server reports none, null, or an implausible number."""
     value: Any = body
     for key in path:
         value = value.get(key) if isinstance(value, Mapping) else None
@@ -401,19 +407,19 @@ def count(body: Mapping[str, Any], *path: str) -> int:
 
 
 def estimate_tokens(request: Request, answer: str) -> tuple[int, int]:
-    """(input, output) tokens where a server reports none: four characters a token, a thousand tokens an image."""
+    """Estimate (input, output) tokens if a server reports none: 4 characters per token, 1,000 tokens per image."""
     characters = sum(len(message.text) for message in request.messages)
     images = sum(len(message.images) for message in request.messages)
     return -(-characters // 4) + 1000 * images, -(-len(answer) // 4)
 
 
 def cut(text: str, stop: tuple[str, ...]) -> str:
-    """The text up to the first stop sequence, for APIs that take none."""
+    """The text up to the first stop sequence, for APIs without stop sequences."""
     return text[: min((at for s in stop if s and (at := text.find(s)) >= 0), default=len(text))]
 
 
 async def _bounded(response: aiohttp.ClientResponse) -> bytes | None:
-    """The body, unpacked; None if it has more than `BODY_BYTES`."""
+    """The decompressed body, or None if it is longer than `BODY_BYTES`."""
     if (response.content_length or 0) > BODY_BYTES:
         return None
     parts, size = list[bytes](), 0
@@ -426,11 +432,13 @@ async def _bounded(response: aiohttp.ClientResponse) -> bytes | None:
 
 
 def parsed(text: str, content_type: str = "") -> tuple[Json | None, str]:
-    """The object in a body, also if it arrives as a stream; or None and why all bodies of an endpoint may be like that
-    ("" if this one alone may be broken)."""
+    """Return (object in a body, ""), also for a streamed body. If it cannot be read, return (None, cause).
+
+    The cause is "" if only this body may be broken, and not all bodies of the endpoint.
+    """
     try:
         value = json.loads(text, parse_int=_number)
-        return (value, "") if isinstance(value, dict) else (None, "the endpoint's answers are no JSON objects")
+        return (value, "") if isinstance(value, dict) else (None, "the endpoint's answers are not JSON objects")
     except RecursionError:
         return None, "the endpoint's answers are nested too deeply"
     except ValueError as error:
@@ -448,7 +456,7 @@ def parsed(text: str, content_type: str = "") -> tuple[Json | None, str]:
 
 
 def _number(digits: str) -> float:
-    """A whole number of JSON; one with hundreds of digits becomes infinite."""
+    """An integer of a JSON text. Very long ones become floats, hundreds of digits become infinite."""
     return int(digits) if len(digits) < 20 else float(digits)
 
 
@@ -460,7 +468,7 @@ def _dumped(body: Any) -> str:
 
 
 def _complaint(body: str) -> str:
-    """An error body in lower case, without what it repeats of the request."""
+    """An error body in lower case, without the fields that repeat the request."""
     try:
         found = json.loads(body)
         return json.dumps(_without_echo(found), ensure_ascii=False).lower()
@@ -477,13 +485,13 @@ def _without_echo(value: Any) -> Any:
 
 
 def _bare(url: str) -> str:
-    """A URL without what may be a secret in it."""
+    """The URL without user, password and query, which may be secret."""
     parts = urlsplit(url)
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", "")) or "(nowhere)"
 
 
 def _words(body: str) -> str:
-    """The human part of an error body, in any of the usual shapes."""
+    """The human-readable part of an error body in any of the usual shapes."""
     try:
         found = json.loads(body)
     except (ValueError, RecursionError):

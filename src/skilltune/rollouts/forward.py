@@ -1,4 +1,4 @@
-"""The forward pass of a step: the batch under the incumbent, and a second try of failures that may be bad luck."""
+"""Forward pass of a training step: roll the batch with the incumbent, and retry failures that may be bad luck."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from skilltune.rollouts.roller import Roller
 from skilltune.samples import Sample
 from skilltune.skill import Skill
 
-SOLVED = 0.5  # share of a batch that must be solved before a failure may well be bad luck
-REPEATS = 8  # equal pairs of answers, beside those of the most frequent answer, that show a deterministic target
+SOLVED = 0.5  # share of a batch that must be solved before its failures may be bad luck
+REPEATS = 8  # equal pairs of answers (not counting the most frequent answer) that show a deterministic target
 
 
 @dataclass(slots=True)
 class Forward:
-    """Rolls train batches and tracks which tasks failed under the incumbent.
+    """Rolls train batches and tracks which samples failed under the incumbent.
 
-    `failed` maps the id of each train sample that the incumbent did to True if any of its attempts failed; the loop
-    clears it when the incumbent changes. `hold` is False if each rollout is passed on at once. `confirm` tries failures
-    again, until the target was seen to give equal answers to equal questions.
+    `failed` maps the id of each train sample that was rolled with the incumbent to True if any attempt failed. The loop
+    clears it when the incumbent changes. `hold` is False if each rollout is passed on at once. `confirm` rolls failures
+    again, until the target is seen to be deterministic.
     """
 
     roll: Roller
@@ -34,10 +34,10 @@ class Forward:
     async def batch(
         self, skill: Skill, samples: Sequence[Sample], name: str, attempts: int
     ) -> AsyncGenerator[Rollout, None]:
-        """The rollouts of a batch in order, each as soon as it is final.
+        """Yield the rollouts of a batch in order, each as soon as it is final.
 
-        The batch is held back while half of it may be solved, because then a failure may be bad luck and is rolled
-        again, or too few failures may be left to go on at all.
+        The batch is held back as long as half of it may be solved. In that case a failure may be bad luck and is rolled
+        again, or there may be too few failures to train on.
         """
         rollouts = self.roll.stream(skill, samples, attempts=attempts, purpose=name)
         held, lost, size = list[Rollout](), 0.0, attempts * len(samples)
@@ -60,8 +60,11 @@ class Forward:
     async def _confirmed(
         self, skill: Skill, rollouts: Sequence[Rollout], samples: Iterable[Sample], purpose: str
     ) -> list[Rollout]:
-        """The batch with each full failure rolled once more: one that succeeds now was bad luck and counts as a
-        success. A target that repeats its answers is not asked twice again."""
+        """Roll each failure of the batch once more and return the batch.
+
+        A sample that succeeds now counts as a success. If the target repeats its answers, later batches are not
+        confirmed.
+        """
         zero = {rollout.sample for rollout in rollouts if _scored_zero(rollout)}
         again = await self.roll(skill, [s for s in samples if s.id in zero], attempt=1, purpose=purpose)
         second = {rollout.sample: rollout for rollout in again}
@@ -73,7 +76,7 @@ class Forward:
     async def _rest(
         self, held: Sequence[Rollout], rollouts: AsyncGenerator[Rollout, None]
     ) -> AsyncGenerator[Rollout, None]:
-        """The rollouts that were held back and tracked, then the rest as it comes."""
+        """Yield the rollouts that were held back and tracked, then the remaining ones as they finish."""
         async with aclosing(rollouts):
             for rollout in held:
                 yield rollout
@@ -91,8 +94,10 @@ def _scored_zero(rollout: Rollout) -> bool:
 
 
 def repeats_itself(answers: Sequence[tuple[str, str]]) -> bool:
-    """True if two answers to the same questions show that the target is deterministic: all pairs are equal, and
-    `REPEATS` of them are not the most frequent answer. A skill that knows nothing answers "I don't know" twice at any
-    temperature; that says nothing of the answers that a better skill would bring."""
-    commonest = max(Counter(first for first, _ in answers).values(), default=0)
-    return all(first == second for first, second in answers) and len(answers) - commonest >= REPEATS
+    """True if second answers to the same questions show that the target is deterministic.
+
+    All pairs must be equal, and `REPEATS` of them must differ from the most frequent answer. Equal pairs of that answer
+    prove nothing: a target that lacks the knowledge says "I don't know" twice at any temperature.
+    """
+    most_frequent = max(Counter(first for first, _ in answers).values(), default=0)
+    return all(first == second for first, second in answers) and len(answers) - most_frequent >= REPEATS

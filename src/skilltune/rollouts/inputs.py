@@ -1,7 +1,7 @@
-"""What a run was made of, written down once: enough to find all of its evidence again with neither target nor samples.
+"""The inputs of a run, written down once. With them, all rollouts of a run are found without its target or samples.
 
-The journal's keys are hashes. These are the parts that they are made of, so that a verdict can be recomputed, and the
-rollouts of this run told from those that a fork brought along, from the journal alone.
+The journal's keys are hashes, and these are the parts that they hash. From the journal alone, a verdict can be
+recomputed, and the rollouts of this run can be told from rollouts that a fork copied.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ DROPPED = "dropped"  # event: a sample was taken out of the run
 
 
 def pin(run: Run, skill: Skill, roll: Roller, looks_back: bool, samples: Iterable[Sample]) -> None:
-    """Write down the parts of a run, once; `samples` without those of `test`, which are not read before their time."""
+    """Journal the inputs of a run once. `samples` must not contain `test`, which is read later."""
 
     def parts() -> dict[str, Any]:
         known = list(samples)
@@ -48,7 +48,7 @@ def pin(run: Run, skill: Skill, roll: Roller, looks_back: bool, samples: Iterabl
 
 
 def pin_test(run: Run, roll: Roller, test: Iterable[Sample]) -> None:
-    """The same of the samples of `test`, when they are read."""
+    """Journal the inputs of the split `test`, when it is read."""
     samples = list(test)
     keep_samples(run, samples, KEPT[1])
     run.decide(TEST, lambda: {sample.id: roll.content(sample) for sample in samples})
@@ -57,12 +57,12 @@ def pin_test(run: Run, roll: Roller, test: Iterable[Sample]) -> None:
 
 
 def keep_samples(run: Run, samples: Iterable[Sample], name: str = KEPT[0]) -> None:
-    """Keep samples as they are: what was decided on one can be replayed after it was dropped from the file."""
+    """Store samples unchanged, so that decisions can be replayed after a sample was removed from the file."""
     run.put_blob(name, json.dumps({sample.id: sample.model_dump(mode="json") for sample in samples}).encode())
 
 
 def kept_sample(run: Run, sample: str) -> Sample | None:
-    """A sample as it was kept; None for one that the run has not used."""
+    """A stored sample, or None if the run has not used it."""
     for name in KEPT:
         known = json.loads(run.blob(name) or "{}")
         if sample in known:
@@ -71,15 +71,16 @@ def kept_sample(run: Run, sample: str) -> Sample | None:
 
 
 def content_of(sample: Sample) -> str:
-    """Hash of all that the sample file says of a sample."""
+    """Hash of everything that the sample file states about a sample."""
     return digest(sample.model_dump(mode="json"))
 
 
 def drop(run: Run, sample: str) -> None:
-    """Take a sample out of a run for good, without a change to what was decided.
+    """Take a sample out of a run for good, without changing past decisions.
 
-    Before the first decision it leaves all splits, later the split `test` while nobody has read it. Otherwise it stays
-    where it is: its rollouts are replayed, and no new one is made. So no drop can improve a certificate that was seen.
+    Before the first decision, the sample leaves all splits. Later it leaves only `test`, and only while nobody has read
+    `test`. Otherwise it stays in its split: its rollouts are replayed, and no new ones are made. So dropping a sample
+    cannot improve a certificate that somebody has seen.
     """
     if sample in dropped(run):
         return
@@ -90,7 +91,7 @@ def drop(run: Run, sample: str) -> None:
 
 
 def dropped(run: Run) -> dict[str, Sequence[str]]:
-    """The samples that were dropped, each with the splits that it left."""
+    """The dropped samples, each with the splits that it left."""
     found: dict[str, Sequence[str]] = {}
     for _, _, event in run.events(DROPPED):
         found.setdefault(event["sample"], event["out_of"])
@@ -98,7 +99,7 @@ def dropped(run: Run) -> dict[str, Sequence[str]]:
 
 
 def split_ids(run: Run) -> dict[str, list[str]] | None:
-    """The ids of the samples of each split, without those that were taken out of it; None before the split."""
+    """Sample ids by split, without dropped samples. None before the samples are split."""
     known = run.recall("split")
     if known is None:
         return None
@@ -107,7 +108,7 @@ def split_ids(run: Run) -> dict[str, list[str]] | None:
 
 
 def pinned_contents(run: Run, samples: Collection[str]) -> dict[str, str]:
-    """The hashes in the keys of the rollouts of some samples, as far as they were written down."""
+    """Content hashes of samples, as used in the keys of their rollouts. Samples without one are missing."""
     known, test = run.recall(KEY), run.recall(TEST)
     contents = (known[0]["contents"] if known else {}) | (test[0] if test else {})
     return {sample: contents[sample] for sample in samples if sample in contents}
@@ -115,7 +116,7 @@ def pinned_contents(run: Run, samples: Collection[str]) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Pins:
-    """The parts of a run: the input skill, the fingerprints of target and env, hash and group of each sample."""
+    """The inputs of a run: input skill, fingerprints of target and env, content hash and group of each sample."""
 
     skill: Skill
     target: str
@@ -126,11 +127,11 @@ class Pins:
 
     @classmethod
     def of(cls, run: Run) -> Pins:
-        """As the journal holds them. Raises `RunError` for a journal that does not."""
+        """Read them from the journal. Raises `RunError` if the journal does not hold them."""
         known, test = run.recall(KEY), run.recall(TEST)
         if known is None:
             raise RunError(
-                f"the journal in {run.folder} does not say what the run was made of: it has not begun, or an older "
+                f"the journal in {run.folder} does not hold the run's inputs: the run has not begun, or an older "
                 "skilltune wrote it. The same `skilltune train` command completes it."
             )
         parts, tied = known[0], run.recall(f"{TEST} groups")
@@ -144,7 +145,7 @@ class Pins:
             return cls(skill, parts["target"], parts["env"], parts["looks_back"], contents, groups)
 
     def rollouts(self, run: Run) -> Iterator[Rollout]:
-        """Every rollout of this run in its journal; not what a fork brought along from another target or scorer."""
+        """Every rollout of this run in its journal, without those that a fork copied from another target or scorer."""
         for key, value, _ in run.each_memo("rollout"):
             content = self.contents.get(value["sample"])
             if content and key == rollout_key(self.target, value["skill"], content, self.env, value["attempt"]):
@@ -159,7 +160,7 @@ def _kept(run: Run, hash: str) -> bytes:
 
 
 def require_unchanged(run: Run, name: str, what: str, fingerprint: str) -> None:
-    """Refuse to resume over another input than the one that the run's decisions were made on."""
+    """Raise `RunError` if an input differs from the one that the run's decisions were based on."""
     if run.decide(f"input {name}", lambda: fingerprint) != fingerprint:
         raise RunError(
             f"{what} changed since the run in {run.folder} was started: restore the old content to resume it, "

@@ -1,13 +1,14 @@
-"""The forward pass: roll the target over samples, each (skill, sample, attempt) paid once per run.
+"""Forward pass: roll the target over samples. Each (skill, sample, attempt) is paid once per run.
 
-A sample whose call failed for good comes back without a score and is left out of every mean. What is left out changes
-what is decided, so a batch waits even for its last sample, unless that has failed through all waits before. Leaving it
-out is a decision of the run: it is written down, so that a resumed run closes the batch over the same samples, while a
-later batch asks again.
+A sample whose call failed for good is returned without a score and is excluded from every mean. Exclusions influence
+decisions, so a batch waits and retries until its last sample is scored or has failed all retries. Each exclusion is a
+journaled decision of the run: a resumed run completes the batch with the same samples, and a later batch tries the
+excluded ones again.
 
-A batch does not wait for what waiting cannot change: a sample that was refused for what it says (`sample_error`), and
-a failure that names its own cause (`CallError.systemic`). Before the first score of a process a batch begins with one
-call, and three equal failures in a row stop it: 27 more of them would cost as much and say the same.
+A batch does not wait if waiting cannot help. Two kinds of failure are like that: the sample itself was refused
+(`sample_error`), or the failure names its own cause (`CallError.systemic`). Until this process has its first score, a
+batch starts with a single call, and three equal failures in a row stop it, because further calls would cost money and
+tell nothing new.
 """
 
 from __future__ import annotations
@@ -38,23 +39,23 @@ from skilltune.targets import Target
 from skilltune.usage import Usage
 
 MAX_UNSCORED = 0.10  # share of a batch that may fail; the coverage floor is 1 minus this
-MAX_REFUSED = 0.5  # share that must not be refused for what it says (`sample_error`), of all that is asked with a skill
-ALIKE = 3  # equal failures in a row, before the first score of a process, that stop a batch
-UNDER_WAY = 256  # samples of a batch begun at once, or twice the workers: each holds 6 KB
-WAITS_S = (2.0, 10.0, 30.0)  # pauses before what failed in a batch is tried again
-MOMENT_S = 0.005  # that what may be needed waits, for what is asked for at the same time to go first
-REFUSED: tuple[Outcome, ...] = ("sample_error", "not_graded")  # asking again cannot help, and no other sample is meant
+MAX_REFUSED = 0.5  # a batch stops if at least this share of all samples asked with a skill was refused (`sample_error`)
+ALIKE = 3  # equal failures in a row that stop a batch, until this process has its first score
+UNDER_WAY = 256  # samples of a batch in progress at once (at least twice the workers); each holds 6 KB
+WAITS_S = (2.0, 10.0, 30.0)  # pauses before the failed samples of a batch are tried again
+SPECULATION_DELAY_S = 0.005  # delay before a speculative rollout, so that real requests of the same moment come first
+REFUSED: tuple[Outcome, ...] = ("sample_error", "not_graded")  # a retry cannot help, and no other sample is meant
 NAMED = 3  # samples that a message names
-LONGEST_WHY = 3000  # characters of a failure that are kept
-LEFT_OUT = "left out"  # event: a batch was closed without some of its samples
+MAX_REASON_CHARS = 3000  # characters of a failure message that are kept
+LEFT_OUT = "left out"  # event: a batch was completed without some of its samples
 DROPPED = "taken out of the run by --drop"
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """The reason that a sample has no score. `cause` is equal for failures of one kind.
+    """The reason why a sample has no score. Failures of one kind have the same `cause`.
 
-    `final`: the failure names its own cause, so that waiting cannot help.
+    `final` is True if waiting cannot help, because the failure names its own cause.
     """
 
     outcome: Outcome
@@ -66,7 +67,7 @@ class Failure:
     def of(cls, sample: str, error: CallError) -> Failure:
         refused = error.outcome in REFUSED
         cause = error.systemic or _normal(str(error), sample)
-        return cls(error.outcome, elided(str(error), LONGEST_WHY), cause, refused or bool(error.systemic))
+        return cls(error.outcome, elided(str(error), MAX_REASON_CHARS), cause, refused or bool(error.systemic))
 
 
 Failures = dict[str, Failure]
@@ -75,24 +76,26 @@ Failures = dict[str, Failure]
 
 @dataclass(slots=True)
 class Roller:
-    """Rolls samples with a skill; remembers every scored rollout in `seen`, the gate's evidence: its score and its
-    cost, for what was said is in the journal."""
+    """Rolls samples with a skill and remembers every scored rollout in `seen`, for the gate.
+
+    `seen` keeps only score and cost of a rollout; the journal keeps the transcript.
+    """
 
     target: Target
     env: Env
     run: Run
     contents: dict[str, str] = field(default_factory=dict)  # by sample id, see `content`
     seen: dict[tuple[str, str, int], Rollout] = field(default_factory=dict)
-    answered: bool = False  # has the target answered in this process? One that never did is not waited for
+    answered: bool = False  # True if the target answered in this process; a batch never waits for one that did not
     under_way: int = UNDER_WAY
-    lookahead: bool = False  # may idle workers roll what will probably be asked for next?
-    abandoned: set[str] = field(default_factory=set)  # sample ids that failed through all waits: not waited for again
-    dropped: frozenset[str] = frozenset()  # sample ids that the user took out of the run: only replayed
-    _alike: list[str] = field(default_factory=list)  # the causes of the last failures, until something is scored
-    _proven: bool = False  # did this process pay for an answer and score it?
-    _first: asyncio.Lock = field(default_factory=asyncio.Lock)  # held by the batch whose call goes ahead
-    _refused: dict[str, Failure] = field(default_factory=dict)  # by key: not asked again by this process
-    _ahead: dict[str, tuple[asyncio.Task, Ahead]] = field(default_factory=dict)  # by key, under way or waiting
+    lookahead: bool = False  # True if idle workers may run rollouts that will probably be requested next
+    abandoned: set[str] = field(default_factory=set)  # ids of samples that failed all retries: not waited for again
+    dropped: frozenset[str] = frozenset()  # ids of samples that the user took out of the run: only replayed
+    _alike: list[str] = field(default_factory=list)  # causes of the last failures, until something is scored
+    _proven: bool = False  # True if this process paid for an answer and scored it
+    _first: asyncio.Lock = field(default_factory=asyncio.Lock)  # held by the batch that sends the first call
+    _refused: dict[str, Failure] = field(default_factory=dict)  # by key; this process does not ask them again
+    _ahead: dict[str, tuple[asyncio.Task, Ahead]] = field(default_factory=dict)  # speculative rollouts, by key
 
     async def __call__(
         self,
@@ -103,11 +106,11 @@ class Roller:
         purpose: str = "train",
         on_result: Callable[[int, Rollout], None] = lambda index, rollout: None,
     ) -> list[Rollout]:
-        """One rollout per sample, in the order of `samples`, whatever order they finish in.
+        """One rollout per sample, in the order of `samples`, regardless of the order in which they finish.
 
-        `purpose` names the batch in events and in the record of what was left out. `on_result` is called with each
-        rollout and its index as soon as it is final. Raises `InfraStopped` when more than `MAX_UNSCORED` of the batch
-        cannot be scored, `CallConfigError` as soon as one call shows that no call can succeed.
+        `purpose` names the batch in events and in the record of excluded samples. `on_result` receives each rollout and
+        its index as soon as it is final. Raises `InfraStopped` if more than `MAX_UNSCORED` of the batch cannot be
+        scored, and `CallConfigError` as soon as one call shows that no call can succeed.
         """
         self.run.put_blob(skill.hash, skill.text.encode("utf-8", "surrogatepass"))
         closed_key = digest("left out", skill.hash, [sample.id for sample in samples], attempt, purpose)
@@ -121,7 +124,7 @@ class Roller:
             if closed or not self.answered or not (late or many) or all(f.final for f in failures.values()):
                 break
             if _of_scorer(failures) and _causes(failures) == _causes(before):
-                break  # a scorer that failed in the same way twice does so a third time
+                break  # a scorer that failed twice in the same way will fail again
             before = failures
             why = next(failure.why for failure in failures.values() if not failure.final)
             self.run.notify("waiting", purpose=purpose, seconds=pause, why=why)
@@ -133,9 +136,9 @@ class Roller:
             raise self._stop(purpose, len(rollouts), failures)
         if failures and not closed:
             self.abandoned.update(sample for sample, failure in failures.items() if failure.outcome not in REFUSED)
-            told = {sample: asdict(failure) for sample, failure in failures.items()}
-            self.run.decide(closed_key, lambda: told)
-            self.run.record(LEFT_OUT, purpose=purpose, skill=skill.hash, attempt=attempt, samples=told)
+            reasons = {sample: asdict(failure) for sample, failure in failures.items()}
+            self.run.decide(closed_key, lambda: reasons)
+            self.run.record(LEFT_OUT, purpose=purpose, skill=skill.hash, attempt=attempt, samples=reasons)
         for index, rollout in enumerate(rollouts):
             if rollout.scored:
                 cost = Trajectory("", outcome=rollout.outcome, usage=rollout.trajectory.usage)
@@ -147,11 +150,11 @@ class Roller:
     async def stream(
         self, skill: Skill, samples: Sequence[Sample], *, attempts: int = 1, purpose: str = "train"
     ) -> AsyncGenerator[Rollout, None]:
-        """The rollouts of one or more draws of a batch, in order, each as soon as it and all before it are final."""
+        """Yield the rollouts of all attempts at a batch in order, each as soon as it and all before it are final."""
         size = len(samples)
         finals = [asyncio.get_running_loop().create_future() for _ in range(attempts * size)]
 
-        async def draw(attempt: int) -> None:
+        async def roll(attempt: int) -> None:
             def on_result(index: int, rollout: Rollout) -> None:
                 final = finals[attempt * size + index]
                 if not final.done():
@@ -159,23 +162,25 @@ class Roller:
 
             await self(skill, samples, attempt=attempt, purpose=purpose, on_result=on_result)
 
-        draws = background(run_all([draw(attempt) for attempt in range(attempts)]))
+        rolling = background(run_all([roll(attempt) for attempt in range(attempts)]))
         try:
             for final in finals:
-                await asyncio.wait((final, draws), return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait((final, rolling), return_when=asyncio.FIRST_COMPLETED)
                 if not final.done():
-                    draws.result()  # raises: a batch that ends well has settled all of its rollouts
+                    rolling.result()  # raises; a batch that ends normally has settled all of its futures
                 yield final.result()
-            await draws
+            await rolling
         finally:
-            draws.cancel()
-            await asyncio.wait([draws])
+            rolling.cancel()
+            await asyncio.wait([rolling])
 
-    # -- looking ahead
+    # -- speculative rollouts
 
     def prefetch(self, skill: Skill, samples: Sequence[Sample], attempt: int = 0) -> None:
-        """These rollouts will probably be asked for soon: make them while there is nothing better to do. The answers
-        wait in the journal; no result depends on them before they are asked for."""
+        """Start rollouts that will probably be requested soon, on workers that are idle.
+
+        Their answers go to the journal. No result depends on them until they are requested.
+        """
         for sample in samples if self.lookahead and self.answered else ():
             key = self.key(skill, sample, attempt)
             if key not in self._ahead:
@@ -186,22 +191,22 @@ class Roller:
                 task.add_done_callback(lambda _, key=key: self._ahead.pop(key, None))
 
     def cancel_prefetch(self, skill: Skill) -> None:
-        """What was expected of any other skill than this one is not needed any more; what was sent is let finish."""
+        """Cancel prefetched rollouts of every other skill. Calls that were already sent may finish."""
         for task, call in self._ahead.values():
             if task.get_name() != skill.hash and not call.begun:
                 task.cancel()
 
     async def aclose(self) -> None:
-        """End what still runs ahead."""
+        """Cancel all prefetched rollouts."""
         tasks = [task for task, _ in self._ahead.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _quietly(self, skill: Skill, sample: Sample, attempt: int) -> None:
-        """Roll ahead; whatever goes wrong, who really asks will see it."""
+        """Run a speculative rollout. Errors are suppressed, because a real request would meet them again."""
         with suppress(Exception):
-            await asyncio.sleep(MOMENT_S)
+            await asyncio.sleep(SPECULATION_DELAY_S)
             await self._one(skill, sample, attempt)
 
     def key(self, skill: Skill, sample: Sample, attempt: int) -> str:
@@ -209,19 +214,22 @@ class Roller:
         return rollout_key(self.target.fingerprint, skill.hash, self.content(sample), self.env.fingerprint, attempt)
 
     def held_in(self, journal: Run) -> tuple[int, int]:
-        """(rollouts that hold here, all rollouts) of a journal: its keys are made again with this target, scorer and
-        samples."""
+        """Return (rollouts of a journal that are valid here, all its rollouts).
+
+        A rollout is valid if its key is the same with this target, scorer and samples.
+        """
         samples = {sample.id: sample for sample in self.env.samples}
-        held = total = 0
+        valid = total = 0
         for key, value in journal.answers("rollout"):
             total += 1
             if (sample := samples.get(value["sample"])) is not None:
                 parts = self.target.fingerprint, value["skill"], self.content(sample), self.env.fingerprint
-                held += key == rollout_key(*parts, value["attempt"])
-        return held, total
+                valid += key == rollout_key(*parts, value["attempt"])
+        return valid, total
 
     def answer_key(self, skill: str, sample: Sample, attempt: int) -> str:
-        """The journal key of what the target did where no score came of it: a mended scorer finds it there."""
+        """The journal key of an answer that has no score yet, so that a repaired scorer can grade it without a new
+        call."""
         asked = [self.content(sample), self.env.prompt, *(["options"] if self.env.chooses(sample) else [])]
         return digest("unscored", self.target.fingerprint, skill, *asked, attempt)
 
@@ -230,28 +238,30 @@ class Roller:
         return self.env.judge is None and _of_scorer(failures)
 
     def _all_refused(self, skill: Skill, failures: Failures, size: int) -> bool:
-        """True if the endpoint refuses half of what was asked with a skill. Not if it refuses a candidate alone: that
-        is the candidate's own failure, which the gate sees as a lack of scores."""
+        """True if the endpoint refuses at least half of the samples asked with a skill.
+
+        False if it refuses only a candidate. That is a failure of the candidate, and the gate sees its missing scores.
+        """
         refused = sum(failure.outcome in REFUSED for failure in failures.values())
         scored = sum(hash == skill.hash for hash, _, _ in self.seen)
         return refused >= ALIKE and refused >= MAX_REFUSED * (size + scored) and bool(scored or not self.seen)
 
     def _stop(self, purpose: str, size: int, failures: Failures) -> InfraStopped:
-        """The stop of a batch that failed: how much of it, why, and how to go on."""
+        """The error that stops a failed batch. It says how much failed, why, and how to go on."""
         what, then = ("scores" if self._raises(failures) else "calls"), [self._way_on(failures)]
         if len(failures) <= NAMED < size:
             drop = " ".join(f"--drop {shlex.quote(sample)}" for sample in failures)
-            then.append(f"To go on without {_few(list(failures))} for good, add {drop}.")
+            then.append(f"To go on without {_first_few(list(failures))} for good, add {drop}.")
         share = f"{len(failures)} of {size} {what} of the batch '{purpose}' failed"
         return InfraStopped(
             f"{share}: {describe_failures(failures)}\nNothing was counted as a wrong answer. {' '.join(then)}"
         )
 
     def _keep_answers(self, rollouts: Sequence[Rollout]) -> None:
-        """Keep what the target did so far where a mended scorer finds it, the answers that had a score included."""
+        """Store all answers so far, scored ones too, under the keys where a repaired scorer finds them."""
         samples = {sample.id: sample for sample in self.env.samples}
         for rollout in (*self.seen.values(), *(r for r in rollouts if r.scored)):
-            if rollout.sample not in samples:  # dropped, and no longer in the file
+            if rollout.sample not in samples:  # dropped, and no longer in the sample file
                 continue
             sample, attempt = samples[rollout.sample], rollout.attempt
             content = self.content(sample)
@@ -263,7 +273,7 @@ class Roller:
                 )
 
     def content(self, sample: Sample) -> str:
-        """Hash of what a sample asks and expects, the content of its images and files included."""
+        """Hash of a sample's input and expected answer, including the content of its images and files."""
         if sample.id not in self.contents:
             images = [
                 sha256(image.data).hexdigest() for message in self.env.messages(sample) for image in message.images
@@ -282,7 +292,7 @@ class Roller:
         left_out: Failures,
         on_result: Callable[[int, Rollout], None],
     ) -> tuple[list[Rollout], Failures]:
-        """One try at every sample: the rollouts in order, and the failures of those without a score."""
+        """Try every sample once. Returns the rollouts in order, and the failures of samples without a score."""
         rollouts: dict[int, Rollout] = {}
         failures: Failures = {}
         waiting = iter(enumerate(samples))
@@ -315,7 +325,7 @@ class Roller:
                     raise stop[0]
 
         async def ahead() -> None:
-            """One sample alone, then the few that tell a bad sample from a bad endpoint."""
+            """Roll one sample alone, then a few more, to tell a bad sample from a bad endpoint."""
             async with self._first:
                 for together in (1, ALIKE - 1):
                     if not self._heard:
@@ -336,24 +346,24 @@ class Roller:
 
     @property
     def _heard(self) -> bool:
-        """True if an answer was scored in this run. If not, one call goes ahead of all others."""
+        """True if this run has a scored answer. Until then, one call is sent before all others."""
         return self._proven or bool(self.seen) or "rollout" in self.run.usage
 
     def _known(self, skill: Skill, sample: Sample, attempt: int) -> Failure | None:
-        """The failure of a sample that is not asked: the user dropped it, or it was refused before."""
+        """The failure of a sample that is not asked, because the user dropped it or it was refused before."""
         if sample.id in self.dropped and self.run.recall(self.key(skill, sample, attempt)) is None:
             return Failure("not_graded", DROPPED, DROPPED, final=True)
         return self._refused.get(self.key(skill, sample, attempt)) if self._refused else None
 
     def _in_a_row(self, failure: Failure) -> bool:
-        """True for the last of `ALIKE` equal failures in a row, if nothing was scored by this process before."""
+        """True for the last of `ALIKE` equal failures in a row, until this process has its first score."""
         if self._proven or failure.outcome in REFUSED:
             return False
         self._alike = [*self._alike, failure.cause][-ALIKE:]
         return len(self._alike) == ALIKE and len(set(self._alike)) == 1
 
     def _systemic(self, failure: Failure) -> InfraStopped:
-        """The stop at the start of a run whose calls all fail in one way."""
+        """The error that stops a run if its first calls all fail in the same way."""
         why = failure.why if not failure.final or failure.cause in failure.why else f"{failure.cause}. {failure.why}"
         return InfraStopped(
             f"{ALIKE} of {ALIKE} samples failed in the same way, so no more are sent: {why}\n"
@@ -361,20 +371,20 @@ class Roller:
         )
 
     def _way_on(self, failures: Failures) -> str:
-        """The last sentence of a stop: how to go on."""
+        """The last sentence of a stop message: how to go on."""
         if self._raises(failures):
-            return "The answers are kept: mend the scorer and run the same command; none is asked for again."
+            return "The answers are kept: fix the scorer and run the same command; no answer is paid for again."
         if _of_scorer(failures):
             return "The answers are kept: run the same command to ask the judge again, or name another with --fork."
         if all(failure.final for failure in failures.values()):
-            return "Mend the cause and run the same command, with --fork if a setting of the run has to change."
+            return "Fix the cause and run the same command, with --fork if a setting of the run has to change."
         return "Run the same command to go on."
 
     async def _one(self, skill: Skill, sample: Sample, attempt: int) -> Rollout:
         key = self.key(skill, sample, attempt)
 
         async def pay() -> Paid:
-            """Do the sample and score it; what the target did is kept where only the scorer failed."""
+            """Roll and score the sample. If only the scorer fails, the answer is kept."""
             unscored_key = self.answer_key(skill.hash, sample, attempt)
             done = self.run.recall(unscored_key)
             if done:
@@ -389,7 +399,7 @@ class Roller:
             self.answered = True
             try:
                 score = await self.env.score(sample, rollout)
-            except BaseException:  # a judge's wrong key and a stop too: what the target did is paid for
+            except BaseException:  # also a judge's wrong key, or a stop: the target's answer is paid for
                 if not done:
                     self.run.put(unscored_key, "unscored", Paid(rollout_to_json(rollout), cost))
                 raise
@@ -407,29 +417,29 @@ class Roller:
 
 
 def rollout_key(target: str, skill: str, content: str, env: str, attempt: int) -> str:
-    """The journal key of a rollout, from the fingerprints of all that can change its result."""
+    """The journal key of a rollout, built from the fingerprints of everything that can change its result."""
     return digest("rollout", target, skill, content, env, attempt)
 
 
 def comparable(pairs: Iterable[tuple[Rollout, Rollout]]) -> int:
-    """The number of pairs that could have been compared: a sample that is refused under both skills could not."""
+    """Number of pairs that can be compared. A pair whose sample is refused under both skills is not counted."""
     return sum(not (a.outcome in REFUSED and b.outcome in REFUSED) for a, b in pairs)
 
 
 def describe_failures(failures: Failures) -> str:
-    """The causes of failures, the most frequent first, each with the samples that it befell."""
+    """The causes of failures, most frequent first, each with its samples."""
     causes = Counter(failure.cause for failure in failures.values())
     if len(causes) == 1:
         return next(iter(failures.values())).why
     parts = []
     for cause, times in causes.most_common():
         samples = [sample for sample, failure in failures.items() if failure.cause == cause]
-        parts.append(f"{times} × {failures[samples[0]].why} ({_few(samples)})")
+        parts.append(f"{times} × {failures[samples[0]].why} ({_first_few(samples)})")
     return "; ".join(parts)
 
 
 def _hopeless(rollouts: Iterable[Rollout], failures: Failures, size: int) -> bool:
-    """True if a batch that is under way has no score yet and too many failures of one cause that no waiting mends."""
+    """True if a running batch has no score yet and too many equal failures that waiting cannot repair."""
     failed = [failure for failure in failures.values() if failure.outcome not in REFUSED]
     alike = len(failed) >= ALIKE and len({failure.cause for failure in failed}) == 1
     lasting = all(failure.final or failure.outcome == "judge_error" for failure in failed)
@@ -444,7 +454,7 @@ def _causes(failures: Failures) -> dict[str, str]:
     return {sample: failure.cause for sample, failure in failures.items()}
 
 
-def _few(samples: Sequence[str]) -> str:
+def _first_few(samples: Sequence[str]) -> str:
     more = f" and {len(samples) - NAMED} more" if len(samples) > NAMED else ""
     return ", ".join(samples[:NAMED]) + more
 
@@ -453,7 +463,7 @@ _VARIES = re.compile(r"\d+|\"[^\"]*\"|'[^']*'")
 
 
 def _normal(message: str, sample: str) -> str:
-    """A message without what differs from call to call: the sample's id, numbers, quoted text."""
+    """The message without the parts that differ between calls: sample id, numbers, quoted text."""
     return _VARIES.sub("…", message.replace(sample, "…"))[:300]
 
 
@@ -462,7 +472,9 @@ def _unscored(skill: Skill, sample: Sample, attempt: int, failure: Failure) -> R
 
 
 def _too_many(failures: Failures, size: int) -> bool:
-    """More than the tolerated share of a batch failed; one failure alone never stops a small batch. A sample that was
-    refused for what it says is not counted: it would stop the run for good."""
+    """True if more than the tolerated share of a batch failed. A single failure never stops a small batch.
+
+    A sample that was refused (`sample_error`) is not counted, because it would stop the run for good.
+    """
     failed = sum(failure.outcome not in REFUSED for failure in failures.values())
     return failed > max(MAX_UNSCORED * size, 1 if size > 1 else 0)

@@ -1,7 +1,7 @@
-"""Scorers: what an answer is worth, and one line on why. One small file each; `build` turns a spec into one.
+"""Scorers grade an answer and explain the grade in one line. Each has a small file; `build` makes a scorer from a spec.
 
-A built-in scorer is a function `(sample, answer, *, options) -> Score`; its keyword parameters are the options that a
-spec may set, and the first of them is what "name:value" sets. An empty answer scores 0 before any of them sees it.
+A built-in scorer is a function `(sample, answer, *, options) -> Score`. Its keyword parameters are the options of a
+spec, and "name:value" sets the first of them. An empty answer scores 0 without a call of the scorer.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
-from json import dumps  # by name: the submodule scorers.json takes the name `json` in this package
+from json import dumps  # by name, because the submodule scorers.json takes the name `json` in this package
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -52,15 +52,15 @@ BUILTIN: dict[str, Compare] = {
     "length": length,
     "ndcg": ndcg,
 }
-KINDS = (*BUILTIN, "checks", "not", "judge")  # besides these, a check's type is a plug-in or python:file.py:fn
+KINDS = (*BUILTIN, "checks", "not", "judge")  # the types of a check, besides plug-ins and python:file.py:fn
 _EXPECTED: dict[str, Callable[[Sample], str]] = {
     "regex": example,
     "json": expected_json,
     "ndcg": expected_ranking,
-    **dict.fromkeys(("choice", "f1", "em", "anls"), one_line_or_tagged),  # these read the last line only
+    **dict.fromkeys(("choice", "f1", "em", "anls"), one_line_or_tagged),  # these read only the last line
 }
 _TARGETLESS = ("length", "not", "judge")
-SHOWN_CHARS = 400  # of one check, where it is described
+SHOWN_CHARS = 400  # characters of one check in a description
 SHOWN_TARGETS = 5
 
 
@@ -69,12 +69,13 @@ def build(
 ) -> Scorer:
     """A scorer from "number", "number:0.01", {"type": "number", "tolerance": 0.01}, "python:file.py:fn" or a function.
 
-    {"judge": "MODEL", "rubric": [...]} is the checks of each sample and of the rubric, prose being read by a model;
-    `judge` is that model where it is known already, which is how a run binds it.
-    A mapping may carry its own `target`, which then replaces the sample's. `root` is where python files are looked up.
+    {"judge": "MODEL", "rubric": [...]} combines the checks of each sample with those of the rubric; a model reads
+    checks in prose. `judge` is that model, if a run has already bound it. A mapping may contain its own `target`, which
+    replaces the sample's. Python files are relative to `root`.
+
     A function takes (sample, rollout) and returns a Score, a float or a bool, or an awaitable of one. A plug-in's
-    scorer is such a function under its bare name; its options are its keyword-only parameters. Raises UsageError for
-    an unknown name or option (naming the nearest) or a value of the wrong kind.
+    scorer is such a function under its bare name; its options are its keyword-only parameters. Raises UsageError for an
+    unknown name or option (with the nearest known one) and for a value of the wrong type.
     """
     if isinstance(spec, Scorer):
         return spec
@@ -140,8 +141,8 @@ def _builtin(kind: Any, options: dict[str, Any]) -> Scorer:
 
     def describe(sample: Sample) -> list[str]:
         set_options = "".join(f", {name} = {as_text(value)}" for name, value in options.items())
-        looks = kind not in _TARGETLESS and not options.keys() & {"pattern", "schema"}
-        return [f"{kind}{set_options}{_accepted(kind, adapt(sample)) if looks else ''}"]
+        compares = kind not in _TARGETLESS and not options.keys() & {"pattern", "schema"}
+        return [f"{kind}{set_options}{_accepted(kind, adapt(sample)) if compares else ''}"]
 
     spec = {"type": kind, **options, **({} if own is None else {"target": own[0]})}
     return Scorer(kind, _digest(spec), score, expected, check, describe=describe)
@@ -268,14 +269,14 @@ def _python(fn: Any, name: str) -> Scorer:
         inspect.signature(fn).bind(None, None)
     except TypeError:
         raise UsageError(f"{name} must take two arguments: (sample, rollout)") from None
-    except ValueError:  # a builtin that does not tell its signature
+    except ValueError:  # a builtin without a signature
         pass
     fingerprint = f"python:{function_name(fn)}:{function_fingerprint(fn)}"
     return Scorer(name, fingerprint, fn, apart=True, custom=True, describe=lambda sample: [name])
 
 
 def _accepted(kind: str, sample: Sample) -> str:
-    """The target as a scorer reads it: the first of several is shown, and how many more there are."""
+    """The accepted targets as the scorer reads them: the first in full, and a few more."""
     if kind in ("json", "ndcg"):
         return f": expects {quote(as_text(sample.target), SHOWN_CHARS)}"
     first, *more = alternatives(sample)
@@ -283,7 +284,7 @@ def _accepted(kind: str, sample: Sample) -> str:
 
 
 def _plugin(kind: Any) -> plugins.Plugin | None:
-    """The installed scorer of that name; None where one of ours has it, or none does."""
+    """The installed scorer of that name, or None if it is missing or one of ours has the name."""
     return None if not isinstance(kind, str) or kind in KINDS else plugins.find("scorer", kind)
 
 
@@ -293,7 +294,7 @@ def _find(kind: Any, options: Mapping[str, Any]) -> Compare:
     if kind == "judge":
         prose = quote(str(next(iter(options.values()), "")))
         raise UsageError(
-            f'the check {prose} (type "judge") needs a judge, a model that reads the answers, and none is named: '
+            f'the check {prose} (type "judge") needs a judge (a model that reads the answers), and none is named: '
             'name one with score = {judge = "MODEL"}, state the check so that it can be computed, '
             'e.g. {"type": "contains", "target": "…"}, or name another score, e.g. python:file.py:fn'
         )

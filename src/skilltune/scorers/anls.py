@@ -1,4 +1,4 @@
-"""Average normalised Levenshtein similarity (Biten et al., arXiv 1905.13648): forgives misread characters only."""
+"""Average normalised Levenshtein similarity (Biten et al., arXiv 1905.13648): forgives only misread characters."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from skilltune.scorers.reading import best_of, final_answer, matched, missed
 
 
 def anls(sample: Sample, answer: str) -> Score:
-    """1 − d over the best accepted answer, where d = edit distance / longer length; 0 where d ≥ 0.5.
+    """1 − d for the best accepted answer, with d = edit distance / longer length; 0 if d ≥ 0.5.
 
-    Lower case, spaces collapsed. What counts is the last `<answer>` tag, else the last non-empty line.
+    Case is ignored and spaces are collapsed. It reads the last `<answer>` tag, else the last non-empty line.
     """
     got = final_answer(answer, last_line=True)
 
@@ -23,16 +23,16 @@ def anls(sample: Sample, answer: str) -> Score:
 
 def similarity(left: str, right: str) -> float:
     longer = max(len(left), len(right))
-    if 2 * abs(len(left) - len(right)) >= longer:  # the distance is at least that much
+    if 2 * abs(len(left) - len(right)) >= longer:  # the distance is at least this difference
         return float(left == right)
     distance = levenshtein(left, right) / longer
     return 1 - distance if distance < 0.5 else 0.0
 
 
 def levenshtein(left: str, right: str) -> int:
-    """Edit distance, a whole column per step: the bit-parallel algorithm of Myers (1999) in Hyyrö's form (2001).
+    """Edit distance, one column per step: the bit-parallel algorithm of Myers (1999) in Hyyrö's form (2001).
 
-    Bit i of `up` / `down` says that the distance grows / falls by one between rows i and i + 1 of the current column.
+    Bit i of `up` / `down` is set if the distance grows / falls by one between rows i and i + 1 of the current column.
     """
     if not left:
         return len(right)

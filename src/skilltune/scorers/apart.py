@@ -1,10 +1,12 @@
-"""A user's code runs apart from the run: in threads of its own, and each call has a time limit.
+"""Runs a user's code apart from the run: in threads of its own, with a time limit for each call.
 
-A scorer may raise anything, compute for ever, block an event loop or change the working directory. Nothing of that may
-end or hang the run. Plain functions share one thread and come one after another, so that they need not be safe for
-threads. What a function gives to be awaited is awaited in an event loop of its own. Nothing can end a Python thread:
-a call that outlasts its limit is abandoned together with its thread, and the next call gets a new one. All threads are
-daemons, so that none of them keeps the process. `os._exit` and a crash of the interpreter cannot be caught here.
+A scorer may raise anything, compute forever, block an event loop or change the working directory. None of this may end
+or hang the run. Plain functions share one thread and run one after another, so they need not be thread-safe. Awaitable
+results are awaited in a separate event loop.
+
+A Python thread cannot be killed. A call that exceeds its limit is abandoned together with its thread, and the next call
+gets a new one. All threads are daemons, so they do not keep the process alive. `os._exit` and a crash of the
+interpreter cannot be caught here.
 """
 
 from __future__ import annotations
@@ -27,28 +29,28 @@ from typing import Any
 from skilltune.streams import USERS_THREAD
 
 LIMIT_S = 60.0
-AWAITED = 10  # an awaited call may last so many limits, because waiting disturbs nobody; to block the loop it has one
+AWAITED = 10  # limits that an awaited call may take, because it blocks nobody; blocking the loop is limited to one
 
 limit_s: ContextVar[float] = ContextVar("limit_s", default=LIMIT_S)
-"""Seconds that one call may take."""
+"""Time limit of one call, in seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Raised:
-    """A call ended with an error, of whatever kind."""
+    """A call ended with this error, of any type."""
 
     error: BaseException
 
 
 class TookTooLong(Exception):
-    """A call was abandoned at its time limit; the text says how long it was waited for."""
+    """A call was abandoned at its time limit. The text states the limit."""
 
 
 async def call_apart(call: Callable[[], Any]) -> Any:
     """The result of a user's function, awaited if it is awaitable; `Raised` if it failed or took too long.
 
-    If the wait is cancelled, a call that has not begun is not made; one that has begun ends by itself, and its result
-    is dropped. A function is called again if another call blocked the event loop in which its result was awaited.
+    If the wait is cancelled, a call that has not started is not made; a running call continues, and its result is
+    dropped. If another call blocked the event loop of an awaited result, the function is called again.
     """
     while True:
         result = await _called(call, limit_s.get())
@@ -87,7 +89,7 @@ class _Worker:
             call.result.set_result(_contained(call.run))
 
 
-_workers: list[_Worker] = []  # the one in use; empty before the first call
+_workers: list[_Worker] = []  # the current one; empty before the first call
 
 
 def _worker() -> _Worker:
@@ -97,7 +99,7 @@ def _worker() -> _Worker:
 
 
 def _abandon(worker: _Worker) -> None:
-    """Give the calls that wait for a worker to a new one."""
+    """Move the calls that wait for a worker to a new one."""
     if worker.abandoned:
         return
     worker.abandoned = True
@@ -108,11 +110,11 @@ def _abandon(worker: _Worker) -> None:
 
 
 def _contained(run: Callable[[], Any]) -> Any:
-    """The result of a call, or what it raised. The working directory is the same afterwards."""
+    """The result of a call, or the error that it raised. Restores the working directory."""
     place = _working_directory()
     try:
         return run()
-    except BaseException as error:  # also SystemExit: it would end the thread and leave all others waiting
+    except BaseException as error:  # SystemExit too: it would end the thread and leave all others waiting
         return Raised(error)
     finally:
         if place != _working_directory():
@@ -142,7 +144,7 @@ async def _called(run: Callable[[], Any], limit: float) -> Any:
             await asyncio.wait([result], timeout=left)
         return result.result()
     finally:
-        result.cancel()  # of a call that has not begun; nothing happens to one that has ended
+        result.cancel()  # cancels a call that has not started; has no effect on one that has ended
 
 
 # -- awaited results
@@ -154,7 +156,7 @@ class _Loop:
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
         self.blocker: str | None = None
-        self.asked: float | None = None  # when it was asked for a sign of life that has not come yet
+        self.asked: float | None = None  # time of the unanswered request for a sign of life
         Thread(target=self._run, name=USERS_THREAD, daemon=True).start()
 
     def _run(self) -> None:
@@ -171,8 +173,8 @@ class _Loop:
         self.asked = None
 
 
-_LOST = object()  # the result of a call whose event loop was blocked by another call
-_loops: list[_Loop] = []  # the one in use; empty before the first result that is awaited
+_LOST = object()  # result of a call whose event loop was blocked by another call
+_loops: list[_Loop] = []  # the current one; empty before the first awaited result
 _numbers = itertools.count()
 
 

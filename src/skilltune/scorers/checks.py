@@ -1,7 +1,7 @@
-"""Several checks on one answer, each a scorer of its own with its own target; and a check turned round.
+"""Several checks on one answer, each a scorer with its own target; and the negation of a check.
 
-A check that only a reader can decide is `{"type": "judge", "text": "The tone is friendly"}`, one line of a rubric (see
-`scorers.judge`). It is refused where no judge is named: never passed, never dropped.
+A check that needs a reader is `{"type": "judge", "text": "The tone is friendly"}`, one line of a rubric (see
+`scorers.judge`). Without a judge it is refused, and never passed or dropped.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from skilltune.samples import Sample
 from skilltune.scorers.scorer import Scorer, evaluate
 
 Mode = Literal["all", "any", "weighted"]
-SHOWN = 5  # failed checks that a reason names: who is to mend an answer must see what else is wrong with it
+SHOWN = 5  # failed checks in a reason; the optimizer must see everything that is wrong with an answer
 
 
 class Options(BaseModel):
-    """What `{"type": "checks", …}` takes. Without `checks`, each sample brings its own (`Sample.checks`)."""
+    """Options of `{"type": "checks", …}`. Without `checks`, each sample provides its own (`Sample.checks`)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -30,13 +30,13 @@ class Options(BaseModel):
 
 
 class Weight(BaseModel):
-    """The part of a check that is not its scorer's."""
+    """The option of a check that does not belong to its scorer."""
 
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
 
 
 def parts(sample: Sample, specs: Sequence[Mapping[str, Any]], build: Callable[[Any], Scorer]) -> list[Scorer]:
-    """The scorers of a sample's checks. Raises UsageError that names sample and check."""
+    """The scorers of a sample's checks. Raises UsageError with the names of sample and check."""
     if not specs:
         raise UsageError(f'sample "{sample.id}" has no checks')
     scorers = []
@@ -57,7 +57,8 @@ async def run(
 ) -> Score:
     """`all`: 1 if every check passes. `any`: the best check. `weighted`: the weighted mean of the checks' scores.
 
-    `soft` is the weighted mean of the checks' partial credit, for `any` the best of it. The reason names what failed.
+    `soft` is the weighted mean of the checks' partial credit; for `any` it is the best one. The reason names the failed
+    checks.
     """
     scores = [await evaluate(scorer, sample, rollout) for scorer in scorers]
     total = sum(weights)
@@ -76,7 +77,7 @@ async def run(
 
 
 class Negation(BaseModel):
-    """What `{"type": "not", …}` takes: the check that must fail."""
+    """Options of `{"type": "not", …}`: the check that must fail."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -84,7 +85,7 @@ class Negation(BaseModel):
 
 
 async def negated(sample: Sample, rollout: Rollout, scorer: Scorer) -> Score:
-    """1 if the scorer does not give full marks. An empty answer fails like everywhere: it fails by saying nothing."""
+    """1 if the scorer does not give full marks. An empty answer always scores 0."""
     if not rollout.answer.strip():
         return Score(0.0, "the answer is empty")
     score = await evaluate(scorer, sample, rollout)
@@ -93,7 +94,7 @@ async def negated(sample: Sample, rollout: Rollout, scorer: Scorer) -> Score:
 
 
 def compares_with_target(spec: Mapping[str, Any], targetless: Collection[str]) -> bool:
-    """Does this check look at the sample's own target? `targetless` are the scorers that never do."""
+    """True if this check uses the sample's own target. `targetless` scorers never use it."""
     kind = spec.get("type", "")
     if kind == "checks":
         return any(compares_with_target(part, targetless) for part in spec.get("checks") or ())

@@ -1,4 +1,4 @@
-"""Multiple choice: the label, or the full text of the option that it stands for."""
+"""Multiple choice: the label of an option, or its full text."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ _BRACKETED = re.compile(r"\(([A-Z]|[0-9]{1,2})\)")
 def choice(sample: Sample, answer: str) -> Score:
     """1 if the answer names the right option.
 
-    What counts is the last `<answer>` tag, else the last non-empty line: a label ("b", "(B)", "B."), else the full text
-    of an option, else a label and a text ("B) Paris"), else the only label in brackets of that line ("… is (B).").
+    It reads the last `<answer>` tag, else the last non-empty line. It looks for a label ("b", "(B)", "B."), else the
+    full text of an option, else a label and a text ("B) Paris"), else the only label in brackets of that line ("… is
+    (B).").
+
     Options come from `metadata.choices`, else `metadata.options`: a list of texts (labelled A, B, …), a list of
-    {"label", "text"}, a mapping of labels to texts, or {"label": […], "text": […]}. Without them, only labels match.
+    {"label", "text"}, a mapping of labels to texts, or {"label": […], "text": […]}. Without options, only labels match.
     The target is a label or the full text of an option.
     """
     options = options_of(sample)
@@ -57,7 +59,7 @@ def _fold(text: str) -> str:
 
 
 def options_of(sample: Sample) -> dict[str, str]:
-    """The options by label, as `metadata.choices` states them; empty without."""
+    """The options by label from `metadata.choices`; empty if there are none."""
     raw: Any = sample.metadata.get("choices")
     if raw is None and isinstance(sample.metadata.get("options"), list | tuple | Mapping):
         raw = sample.metadata["options"]

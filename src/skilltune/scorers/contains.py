@@ -1,4 +1,4 @@
-"""The target occurs somewhere in the answer: lenient, and fooled by an answer that names every option."""
+"""The target occurs in the answer. This is lenient: an answer that names every option passes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from skilltune.scorers.reading import best_of, matched, quote
 
 
 def contains(sample: Sample, answer: str, *, ignore_case: bool = False) -> Score:
-    """1 if the target, trimmed, is a substring of the whole answer."""
+    """1 if the trimmed target is a substring of the whole answer."""
     text = answer.casefold() if ignore_case else answer
 
     def compare(expected: str) -> Score:

@@ -1,4 +1,4 @@
-"""Exact match after SQuAD normalisation; its partial credit is token F1, which is how SearchQA reports both."""
+"""Exact match after SQuAD normalisation. Its partial credit is token F1; SearchQA reports both in this way."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from skilltune.scorers.reading import best_of, final_answer, verdict
 def em(sample: Sample, answer: str) -> Score:
     """1 if the normalised answer equals a normalised accepted answer. `soft` is the best token F1.
 
-    What counts is the last `<answer>` tag, else the last non-empty line.
+    It reads the last `<answer>` tag, else the last non-empty line.
     """
     got = final_answer(answer, last_line=True)
 

@@ -1,4 +1,4 @@
-"""Equality of trimmed text: the strictest scorer, so the one that teaches a format."""
+"""Equality of trimmed text: the strictest scorer, and therefore the one that teaches a format."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from skilltune.scorers.reading import best_of, final_answer, verdict
 
 
 def exact(sample: Sample, answer: str, *, ignore_case: bool = False) -> Score:
-    """1 if the answer (the last `<answer>` tag if there is one, else all of it) equals the target, spaces trimmed."""
+    """1 if the trimmed answer (the last `<answer>` tag if there is one, else all of it) equals the trimmed target."""
     got = final_answer(answer)
 
     def compare(expected: str) -> Score:

@@ -1,4 +1,4 @@
-"""Token F1 as SQuAD defines it (Rajpurkar et al., arXiv 1606.05250), with the normalisation that `em` shares."""
+"""Token F1 as defined by SQuAD (Rajpurkar et al., arXiv 1606.05250), with the normalisation that `em` shares."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _DROP_PUNCTUATION = str.maketrans("", "", string.punctuation)
 def f1(sample: Sample, answer: str) -> Score:
     """Overlap of normalised tokens with the best accepted answer: the harmonic mean of precision and recall.
 
-    What counts is the last `<answer>` tag, else the last non-empty line.
+    It reads the last `<answer>` tag, else the last non-empty line.
     """
     got = final_answer(answer, last_line=True)
 
@@ -28,9 +28,10 @@ def f1(sample: Sample, answer: str) -> Score:
 
 
 def normalise(text: str) -> str:
-    """Lower case, punctuation deleted ("co-op" = "coop"), a/an/the dropped, spaces collapsed.
+    """Lower case, without punctuation ("co-op" = "coop") and a/an/the, with spaces collapsed.
 
-    A text that would vanish ("The", "A", "?!") keeps its words, so that a grade "A" is not equal to nothing.
+    A text that would become empty ("The", "A", "?!") keeps its words, so that a grade "A" does not equal an empty
+    answer.
     """
     lowered = text.lower()
     words = re.sub(r"\b(a|an|the)\b", " ", lowered.translate(_DROP_PUNCTUATION)).split()

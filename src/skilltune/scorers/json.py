@@ -1,7 +1,7 @@
 """A JSON answer, compared with a JSON target or checked against a small schema.
 
-The schema is a subset on purpose: a keyword that is not enforced here is refused by name, since ignoring it would be
-a check that silently passes.
+The schema language is a subset on purpose. An unsupported keyword is refused by name, because ignoring it would be a
+check that silently passes.
 """
 
 from __future__ import annotations
@@ -43,11 +43,12 @@ def json_value(
 ) -> Score:
     """1 if the answer is JSON that matches. `soft` is the share of the target's leaves that the answer has right.
 
-    Read: the last `<answer>` tag, else the last fenced block, else the whole answer; with `read` "whole" nothing but
-    the whole answer, with "anywhere" every object or list in it, of which the best counts. `match` "equal" (the default
-    where no schema is given) allows nothing beyond the target, "subset" allows further keys in objects. Numbers
-    compare by value (1 = 1.0), booleans are no numbers, order counts in lists only. With a `schema` alone, the target
-    is not looked at; with both, both must hold.
+    By default it reads the last `<answer>` tag, else the last fenced block, else the whole answer. With `read` "whole"
+    it reads only the whole answer; with "anywhere" every object or list in it, and the best one counts.
+
+    `match` "equal" allows nothing beyond the target, "subset" allows more keys in objects. The default is "equal" if
+    there is no schema. Numbers compare by value (1 = 1.0), booleans are not numbers, and order matters only in lists.
+    With a `schema` alone the target is ignored; with `schema` and `match` both must hold.
     """
     if schema is not None:
         check_schema(schema)
@@ -67,7 +68,7 @@ def json_value(
 
 
 def _compare(value: Any, schema: dict[str, Any] | None, target: tuple[Any] | None, *, closed: bool) -> Score:
-    """What a JSON value is worth against a schema, a target (in a tuple), or both."""
+    """The score of a JSON value against a schema, a target (in a tuple), or both."""
     problems = list(violations(value, schema, "$")) if schema is not None else []
     soft = float(not problems)
     if target is not None:
@@ -80,7 +81,7 @@ def _compare(value: Any, schema: dict[str, Any] | None, target: tuple[Any] | Non
 
 
 def _values(text: str) -> Iterator[Any]:
-    """The JSON objects and lists that stand in a text, outermost ones only."""
+    """Yield the outermost JSON objects and lists in a text."""
     decoder, place = json.JSONDecoder(parse_constant=_refuse_constant), 0
     while opening := _OPENING.search(text, place):
         try:
@@ -88,7 +89,7 @@ def _values(text: str) -> Iterator[Any]:
             yield value
         except ValueError:
             place = opening.end()
-        except RecursionError:  # no answer nests a thousand deep; each further try would cost as much
+        except RecursionError:  # no answer nests a thousand levels deep; each further try would be as slow
             return
 
 
@@ -97,7 +98,7 @@ def expected_json(sample: Sample) -> str:
 
 
 def check_schema(schema: Any, path: str = "schema") -> None:
-    """Raises UsageError for a keyword or a type that this subset does not enforce."""
+    """Raise UsageError for a keyword or a type that this subset does not enforce."""
     if not isinstance(schema, Mapping):
         raise UsageError(f"{path} must be an object, not {quote(as_text(schema))}")
     for keyword in schema:
@@ -119,7 +120,7 @@ def check_schema(schema: Any, path: str = "schema") -> None:
 
 
 def violations(value: Any, schema: Mapping[str, Any], path: str) -> Iterator[str]:
-    """What of a value breaks the schema (see `check_schema`), one line each; `path` names the value."""
+    """Yield the violations of a schema (see `check_schema`), one line each. `path` names the value."""
     types = _named_types(schema)
     if types and not any(_TYPES[name](value) for name in types):
         yield f"{path} should be {' or '.join(types)}, is {_show(value)}"
@@ -157,7 +158,7 @@ def _differences(value: Any, wanted: Any, path: str, *, closed: bool) -> list[st
 
 
 def _share(value: Any, wanted: Any) -> float:
-    """Share of the leaves of `wanted` (values that hold no others) that `value` has in the same place."""
+    """Share of the leaves of `wanted` (values without children) that `value` has in the same place."""
     right = total = 0
     todo = [(value, wanted)]
     while todo:
@@ -187,7 +188,7 @@ def _named_types(schema: Mapping[str, Any]) -> list[str]:
 
 
 def _target(sample: Sample) -> tuple[Any]:
-    """The target as JSON data (a text that is JSON is read as such), in a tuple so that a null is not nothing."""
+    """The target as JSON data, in a tuple, because it may be null. A text that is JSON is parsed."""
     if sample.target is None:
         raise UsageError(f'sample "{sample.id}" has no target to compare with{nearest("target", sample.metadata)}')
     if isinstance(sample.target, str):

@@ -1,9 +1,9 @@
-"""A judge: a model reads an answer against a rubric and decides line by line, quoting what it rests on.
+"""A judge is a model that reads an answer against a rubric. It decides line by line and quotes its evidence.
 
-The lines of a sample are put in one question, and the journal keeps the verdicts under all that they depend on. So a
-line can be a check like any other, alone, weighted or turned round, which looks its verdict up; two answers that are
-alike are read once. A verdict that cannot be had, or passes on words that the answer does not hold, is a `JudgeError`
-and never a 0.
+All lines of a sample go into one question, and the journal stores the verdicts under everything that they depend on. So
+a line works like any other check (alone, weighted or negated): it looks up its verdict, and equal answers are read
+once. A missing verdict is a `JudgeError` and never a 0. So is a verdict that passes with a quote that is not in the
+answer.
 """
 
 from __future__ import annotations
@@ -56,13 +56,16 @@ _WORDS = {
     **dict.fromkeys(("true", "yes", "y", "pass", "passed", "passes", "met", "1"), True),
     **dict.fromkeys(("false", "no", "n", "fail", "failed", "fails", "not met", "not passed", "unmet", "0"), False),
 }
-SAID = 300  # characters of an answer that an error quotes
+MAX_QUOTED = 300  # characters of an answer that an error quotes
 _QUOTES = str.maketrans("“”„‘’‹", '"""\'\'<')
 
 
 class Options(BaseModel):
-    """What `{judge = "MODEL", …}` takes. The rubric's lines are put to every sample, beside its own checks; an entry
-    is prose, which the judge reads, or any other check."""
+    """Options of `{judge = "MODEL", …}`.
+
+    The lines of the rubric apply to every sample, in addition to its own checks. An entry is prose for the judge, or
+    any other check.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -73,7 +76,8 @@ class Options(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The judge's word on one line; `evidence` is a passage of the answer, "" at most where the line is not met."""
+    """The judge's decision on one line. `evidence` is a passage of the answer; it may be "" only if the line is not
+    met."""
 
     check: str
     passed: bool
@@ -86,16 +90,16 @@ Ask = Callable[[Sample, str, Sequence[str]], Awaitable[list[Verdict]]]
 
 @dataclass(frozen=True, slots=True)
 class Judge:
-    """Which model reads, what it reads in every sample, and, once a run has bound it, how it is asked."""
+    """The judge's model, the rubric for every sample, and the function `ask` once a run has bound it."""
 
     model: str
     rubric: tuple[Mapping[str, Any], ...] = ()
     ask: Ask | None = None
-    fingerprint: str = ""  # of whom `ask` asks
+    fingerprint: str = ""  # of the reader behind `ask`
 
     @classmethod
     def of(cls, options: Options) -> Judge:
-        """Raises UsageError for a name that is no model's."""
+        """Raises UsageError if the name is not a valid model name."""
         parse_name(options.judge)
         entries = ({"text": entry} if isinstance(entry, str) else entry for entry in options.rubric)
         return cls(options.judge, tuple({"type": "judge", **entry} for entry in entries))
@@ -105,13 +109,13 @@ class Judge:
         return *sample.checks, *self.rubric
 
     def lines(self, sample: Sample) -> list[str]:
-        """What the judge reads of them, each line once."""
+        """The distinct lines of a sample that the judge reads."""
         return list(dict.fromkeys(prose(self.checks(sample))))
 
     async def verdict(self, sample: Sample, answer: str, line: str) -> Verdict:
         if self.ask is None:
             raise JudgeError(
-                f"the judge {self.model} can be asked in a run only, which has its budget and its journal: "
+                f"the judge {self.model} can be asked only in a run, which has a budget and a journal: "
                 "use train, evaluate or `skilltune check --judge`"
             )
         lines = self.lines(sample)
@@ -119,7 +123,7 @@ class Judge:
 
 
 def line_of(options: Mapping[str, Any]) -> str:
-    """The text of a check `{"type": "judge", "text": "…"}`. Raises UsageError for anything else in it."""
+    """The text of a check `{"type": "judge", "text": "…"}`. Raises UsageError for any other key or value."""
     for key in options:
         if key != "text":
             raise UsageError(f'scorer "judge" has no option "{key}"{nearest(key, ["text"])}; it has: text')
@@ -130,7 +134,7 @@ def line_of(options: Mapping[str, Any]) -> str:
 
 
 def prose(checks: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """The lines for a judge in a list of checks, those inside other checks included."""
+    """Yield the lines for a judge in a list of checks, including nested checks."""
     for check in checks:
         match check.get("type"):
             case "judge":
@@ -142,7 +146,7 @@ def prose(checks: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 async def read_line(sample: Sample, rollout: Rollout, judge: Judge, line: str) -> Score:
-    """1 if the judge says that the answer meets the line."""
+    """1 if the judge decides that the answer meets the line."""
     found = await judge.verdict(sample, rollout.answer, line)
     if found.passed:
         return Score(1.0, f"met: {named(line)}, see {quote(found.evidence)}")
@@ -150,12 +154,12 @@ async def read_line(sample: Sample, rollout: Rollout, judge: Judge, line: str) -
 
 
 def named(line: str) -> str:
-    """A line as a reason quotes it."""
+    """A line as quoted in reasons."""
     return quote(line, 200)
 
 
 def hidden(why: str, lines: Sequence[str]) -> str:
-    """A reason without the text of the judge's lines."""
+    """A reason with the text of the judge's lines removed."""
     for line in lines:
         why = why.replace(named(line), "(hidden)")
     return why
@@ -166,7 +170,7 @@ def hidden(why: str, lines: Sequence[str]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """Asks the judge's model within the run's budget and journal; an `Ask`."""
+    """Asks the judge's model within the run's budget and journal; implements `Ask`."""
 
     client: Client
     run: Run
@@ -175,11 +179,11 @@ class Reader:
 
     @property
     def fingerprint(self) -> str:
-        """All that decides a verdict, but for what is read."""
+        """Hash of everything that decides a verdict, except the text that is read."""
         return digest(self.client.model.fingerprint, load_prompt(), self.temperature, self.max_tokens)
 
     def request(self, sample: Sample, answer: str, lines: Sequence[str]) -> Request:
-        """The question: the task, the answer and the numbered lines, with the sample's target as a reference."""
+        """The question: task, answer and numbered lines, with the sample's target as a reference."""
         reference = [] if sample.target is None else [_part("reference", as_text(sample.target))]
         checks = [_part("check", line, f' id="{number}"') for number, line in enumerate(lines, 1)]
         parts = [_part("task", sample.text), *reference, _part("answer", answer), *checks]
@@ -191,7 +195,8 @@ class Reader:
         )
 
     async def __call__(self, sample: Sample, answer: str, lines: Sequence[str]) -> list[Verdict]:
-        """Raises `JudgeError` where no verdict can be had, `CallConfigError` where none ever can, `BudgetExceeded`."""
+        """Raises `JudgeError` if there is no verdict, `CallConfigError` if there can never be one, and
+        `BudgetExceeded`."""
         request = self.request(sample, answer, lines)
 
         async def pay() -> Paid:
@@ -208,10 +213,10 @@ class Reader:
             try:
                 verdicts = await ask(call, request, lambda data: read_verdicts(data, answer, lines))
             except BaseException as error:
-                if costs:  # answers that could not be used were paid all the same
+                if costs:  # unusable answers were paid for too
                     self.run.record_failure("judge", str(error), sum(costs, Usage()))
                 if costs and isinstance(error, InfraError):
-                    raise error.reworded(f"{error}; it said {quote(said, SAID)}") from error
+                    raise error.reworded(f"{error}; it said {quote(said, MAX_QUOTED)}") from error
                 raise
             return Paid([asdict(verdict) for verdict in verdicts], sum(costs, Usage()))
 
@@ -226,8 +231,10 @@ class Reader:
 
 
 def read_verdicts(data: Any, answer: str, lines: Sequence[str]) -> list[Verdict]:
-    """One verdict per line, in order. Raises ValueError, in words for the model, for a line without a verdict or with
-    two, and for one that passes without evidence that stands in the answer (up to case, white space and quote marks).
+    """One verdict per line, in order.
+
+    Raises ValueError, with a message for the model, if a line has no verdict or two, or if it passes without evidence.
+    Evidence must be in the answer (ignoring case, white space and quote marks).
     """
     given = data.get("verdicts")
     if not isinstance(given, list):
@@ -259,7 +266,7 @@ def read_verdicts(data: Any, answer: str, lines: Sequence[str]) -> list[Verdict]
 
 
 def stated(passed: Any) -> bool | None:
-    """The verdict in a field: true or false, or what says the same beyond doubt, as "yes", "Pass" or 0; else None."""
+    """A verdict as a bool: true, false, or an unambiguous word or number such as "yes", "Pass" or 0. Else None."""
     if isinstance(passed, bool | int | float) and passed in (0, 1):
         return bool(passed)
     word = re.sub(r"[^a-z0-9]+", " ", passed.lower()).strip() if isinstance(passed, str) else ""
@@ -267,7 +274,7 @@ def stated(passed: Any) -> bool | None:
 
 
 def stands_in(evidence: str, answer: str) -> bool:
-    """Does a quote stand in the answer? Where it leaves words out (… or ...), all that is left must, in order."""
+    """True if the quote is in the answer. If it omits words (… or ...), the pieces must appear in order."""
     text, place = _plain(answer), 0
     pieces = [piece.strip(" \"'") for piece in re.split(r"…|\.{3}|\[…\]|\[\.{3}\]", _plain(evidence))]
     for piece in (pieces := [piece for piece in pieces if piece]):
@@ -284,14 +291,14 @@ def load_prompt() -> str:
 
 
 def _numbered(check: str, lines: Sequence[str]) -> int | None:
-    """The index of the line that a verdict names by its number or, as some models do, by its text."""
+    """The index of the line that a verdict names by number, or by text, as some models do."""
     if (number := _NUMBER.fullmatch(check)) and 1 <= int(number[1]) <= len(lines):
         return int(number[1]) - 1
     return next((index for index, line in enumerate(lines) if _plain(line) == _plain(check)), None)
 
 
 def _part(name: str, text: str, attributes: str = "") -> str:
-    """A part of the question; text that looks like one of our tags is defused."""
+    """One part of the question. Text that looks like one of our tags is escaped."""
     return f"<{name}{attributes}>\n{_TAGS.sub('‹', text)}\n</{name}>"
 
 

@@ -1,4 +1,4 @@
-"""How long an answer is, in characters: for tasks that set a limit."""
+"""Length of an answer in characters, for tasks with a limit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Bound = Annotated[int, Field(ge=0)]
 
 
 def length(sample: Sample, answer: str, *, max_chars: Bound | None = None, min_chars: Bound | None = None) -> Score:
-    """1 if the whole answer has `min_chars` to `max_chars` characters; the target is not looked at."""
+    """1 if the whole answer has `min_chars` to `max_chars` characters. The target is ignored."""
     if max_chars is None and min_chars is None:
         raise UsageError('scorer "length" needs a bound: max_chars, min_chars or both')
     n = len(answer)

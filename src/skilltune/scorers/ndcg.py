@@ -1,4 +1,4 @@
-"""A ranking, read from the answer: the expected items should come, and come early."""
+"""Grades a ranking in the answer: the expected items should be listed, and listed early."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _ITEM = re.compile(r"\w(?:[\w./:-]*\w)?")
 def ndcg(sample: Sample, answer: str, *, k: Annotated[int, Field(ge=1)] = 10) -> Score:
     """nDCG@k with binary relevance (Järvelin & Kekäläinen 2002): 1 if the target's items come first, in any order.
 
-    The ranking is the answer's items in the order in which they are first named: whatever looks like a path
-    (`people/ada`), and whatever equals one of the target's items.
+    The ranking is the order in which the answer first names its items. Items are texts that look like a path
+    (`people/ada`) or equal one of the target's items.
     """
     wanted = set(alternatives(sample))
     named = dict.fromkeys(item for item in _ITEM.findall(answer) if "/" in item or item in wanted)

@@ -1,8 +1,8 @@
-"""Regular expressions from files, run within a time limit.
+"""Regular expressions from files, run with a time limit.
 
-A pattern with a repeat inside a repeat can take for ever on an unlucky answer. Python's `re` cannot be stopped, so the
-`regex` module runs the pattern. It reads a few patterns in its own way, for example `{e}` as "with one error"; these
-places are escaped, so that every pattern means what `re` says. A pattern that `re` does not take is refused.
+A pattern with nested repeats can take forever on an unlucky answer. Python's `re` cannot be stopped, so the `regex`
+module runs the pattern. It interprets a few patterns differently, for example `{e}` as "with one error". These places
+are escaped, so that every pattern means the same as in `re`. A pattern that `re` rejects is refused.
 """
 
 from __future__ import annotations
@@ -14,18 +14,17 @@ import regex
 
 from skilltune.errors import JudgeError
 
-LIMIT_S = 2.0  # for one pattern on one answer; usual ones take microseconds
+LIMIT_S = 2.0  # limit of one pattern on one answer; usual ones take microseconds
 _REPEAT = re.compile(r"\{(?:\d+(?:,\d*)?|,\d*)\}")
 
 
 def find_all(pattern: str, text: str) -> list[str]:
-    """All matches of a pattern in a text. Raises `re.error` for a pattern that is none, JudgeError when the time is
-    up."""
+    """All matches of a pattern in a text. Raises `re.error` for an invalid pattern, and JudgeError after `LIMIT_S`."""
     compiled = _compiled(pattern)
     try:
         return [match.group() for match in compiled.finditer(text, timeout=LIMIT_S)]
     except TimeoutError:
-        way = "avoid a repeat inside a repeat"
+        way = "avoid nested repeats"
         raise JudgeError(
             f"the pattern {pattern[:200]!r} did not end within {LIMIT_S:g} s on an answer of {len(text):,} characters; "
             f"{way}",
@@ -43,10 +42,12 @@ def _compiled(pattern: str) -> regex.Pattern[str]:
 
 
 def as_re(pattern: str, verbose: bool = False) -> str:
-    """The pattern with what only `regex` takes for syntax escaped: a brace that is no repeat, a bracket in a set.
-    `verbose`: it has comments."""
+    """The pattern with escapes for syntax of `regex` alone: a brace that is not a repeat, a bracket in a set.
+
+    `verbose` means that the pattern has comments.
+    """
     found: list[str] = []
-    at, start = 0, -1  # `start` of the set that is open, -1 outside of one
+    at, start = 0, -1  # `start` is the position of the open set, -1 outside of sets
     while at < len(pattern):
         sign, taken = pattern[at], 1
         if sign == "\\":

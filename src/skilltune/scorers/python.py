@@ -1,7 +1,7 @@
-"""A user's own function: found by `file.py:name`, and recognised again by what it says rather than where it is.
+"""Loads a user's own function from `file.py:name` and fingerprints it by its content rather than its location.
 
-The fingerprint of a function is its source, the values that it closes over and the helpers of its own module that it
-names, so that a changed threshold or helper is a changed scorer, and an unrelated edit of the same file is not.
+The fingerprint covers the function's source, the values in its closure, and the helpers of its module that it uses. So
+a changed threshold or helper changes the scorer, and an unrelated edit of the same file does not.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from skilltune.scorers.reading import nearest
 
 
 def load_object(spec: str, root: Path) -> Any:
-    """The object that "file.py:name" means; a relative file is looked up in `root`. Raises UsageError."""
+    """The object that "file.py:name" names. Relative files are looked up in `root`. Raises UsageError."""
     file, colon, name = spec.rpartition(":")
     if not colon or not file or not name.isidentifier():
         raise UsageError(f'"{spec}" must look like file.py:name')
@@ -35,7 +35,7 @@ def load_object(spec: str, root: Path) -> Any:
 
 
 def load_module(path: Path) -> ModuleType:
-    """Import a Python file by its path. It can import its neighbours; `sys.path` is as before when this returns."""
+    """Import a Python file by its path. It can import its neighbours; `sys.path` is restored afterwards."""
     path = path.resolve()
     if not path.is_file():
         raise UsageError(f"{path}: no such Python file")
@@ -50,7 +50,7 @@ def load_module(path: Path) -> ModuleType:
             spec.loader.exec_module(module)
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # also SystemExit: a file that calls sys.exit would end us with its code
+    except BaseException as error:  # SystemExit too: a file that calls sys.exit must not end this process
         sys.modules.pop(name, None)
         where = raised_in(error, str(path)) or str(path)
         raise UsageError(f"{where}: importing it failed with {type(error).__name__}: {error}") from error
@@ -58,7 +58,7 @@ def load_module(path: Path) -> ModuleType:
 
 
 def raised_in(error: BaseException, file: str) -> str:
-    """The last line of a file that an error came by, as "file.py:12"; "" if it came by none."""
+    """The last line of a file in an error's traceback, as "file.py:12", or "" if the file is not in it."""
     frame, lines = error.__traceback__, []
     while frame:
         lines += [frame.tb_lineno] if frame.tb_frame.f_code.co_filename == file else []
@@ -67,7 +67,7 @@ def raised_in(error: BaseException, file: str) -> str:
 
 
 def source_file(fn: Any) -> str:
-    """Where a user's function is written, "" where it cannot be told."""
+    """The file that defines a user's function, or "" if it is unknown."""
     fn = inspect.unwrap(fn.func if isinstance(fn, partial) else fn)
     fn = fn if hasattr(fn, "__code__") or isinstance(fn, MethodType) else getattr(type(fn), "__call__", fn)  # noqa: B004
     return getattr(getattr(fn, "__code__", None), "co_filename", "")
@@ -90,7 +90,7 @@ def function_name(fn: Any) -> str:
 
 
 def function_fingerprint(fn: Callable[..., Any]) -> str:
-    """Hash of what a function is: see the module's docstring."""
+    """Hash of a function's content, see the module docstring."""
     own = inspect.getmodule(inspect.unwrap(fn.func if isinstance(fn, partial) else fn))
     return hashlib.sha256("\n".join(_describe(fn, getattr(own, "__name__", ""), set())).encode()).hexdigest()
 
@@ -119,7 +119,7 @@ def _describe(value: Any, module: str, seen: set[int]) -> Iterator[str]:
             seen.add(id(value))
             yield _source(value)
     elif isinstance(value, dict | list | tuple | set | frozenset):
-        if isinstance(value, dict | list):  # these can hold themselves
+        if isinstance(value, dict | list):  # these can contain themselves
             if id(value) in seen:
                 return
             seen.add(id(value))
@@ -140,7 +140,7 @@ def _describe(value: Any, module: str, seen: set[int]) -> Iterator[str]:
 def _source(value: Any) -> str:
     try:
         return inspect.getsource(value)
-    except (OSError, TypeError):  # defined in a shell or by exec: no file to read it from
+    except (OSError, TypeError):  # defined in a shell or by exec, so there is no source file
         code = getattr(value, "__code__", None)
         return _without_address(repr((code.co_code, code.co_consts))) if code else ""
 

@@ -1,8 +1,8 @@
-"""How a scorer reads answers and expected values, and how it quotes them back in one bounded line.
+"""Reads answers and expected values for scorers, and quotes them in one line of limited length.
 
-Everything that two scorers must agree on is here: which part of a long answer counts, what a list of alternatives
-means, and what a reason looks like. The expected value is read first, so that an unusable one is the user's error
-(`UsageError`), and never a 0 that the optimizer would learn from.
+All scorers share these rules: the part of a long answer that counts, the meaning of a list of alternatives, and the
+form of a reason. The expected value is read first. So an unusable one is the user's error (`UsageError`), and never a 0
+that the optimizer would learn from.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ _SPANS = {"text", "answer_start", "answer_end", "answer_id", "is_impossible"}
 
 
 def final_answer(text: str, *, last_line: bool = False) -> str:
-    """The last `<answer>…</answer>` if there is one (any case), else the last non-empty line or the whole text."""
+    """The last `<answer>…</answer>` (any case) if there is one, else the last non-empty line or the whole text."""
     closes = [tag.start() for tag in _CLOSE.finditer(text)]
     opens = [tag.end() for tag in _OPEN.finditer(text, 0, closes[-1])] if closes else []
-    if opens:  # the last opening tag that is closed at all, up to where it is closed
+    if opens:  # the last opening tag that is closed, up to its closing tag
         return text[opens[-1] : next(start for start in closes if start >= opens[-1])].strip()
     text = text.strip()
     return text.rsplit("\n", 1)[-1].strip() if last_line else text
 
 
 def alternatives(sample: Sample) -> list[str]:
-    """The accepted answers as text: a list target means any of them. Raises UsageError if there is none."""
+    """The accepted answers as text. A list target means any of its items. Raises UsageError if there is none."""
     values = accepted(sample.target)
     if odd := next((value for value in values if isinstance(value, Mapping | list | tuple)), None):
         what = f"an object with the keys {', '.join(map(str, odd))}" if isinstance(odd, Mapping) else "a list in a list"
@@ -47,12 +47,13 @@ def alternatives(sample: Sample) -> list[str]:
         hint = nearest("target", sample.metadata)
         raise UsageError(f'sample "{sample.id}" has no target to compare with{hint}')
     if not all(text.strip() for text in texts):
-        raise UsageError(f'sample "{sample.id}" has an empty target: no answer could be told from no answer')
+        raise UsageError(f'sample "{sample.id}" has an empty target: an empty answer would equal it')
     return texts
 
 
 def accepted(target: Any) -> list[Any]:
-    """The values that a target accepts: each of a list. SQuAD's `{"text": […], "answer_start": […]}` is its texts."""
+    """The values that a target accepts: the items of a list, or the texts of SQuAD's `{"text": […], "answer_start":
+    […]}`."""
     values = list(target) if isinstance(target, list | tuple) else [target]
     found: list[Any] = []
     for value in values:
@@ -62,17 +63,17 @@ def accepted(target: Any) -> list[Any]:
 
 
 def as_text(value: Any) -> str:
-    """A target as the text that an agent would answer: strings as they are, other values as JSON (12.5, true)."""
+    """A target as an agent would write it: strings unchanged, other values as JSON (12.5, true)."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def best_of(sample: Sample, compare: Callable[[str], Score]) -> Score:
-    """The best score over the accepted answers."""
+    """The best score over all accepted answers."""
     return max((compare(text) for text in alternatives(sample)), key=lambda score: (score.value, score.partial))
 
 
 def verdict(passed: bool, expected: str, got: str, soft: float | None = None) -> Score:
-    """A pass-or-fail score whose reason quotes both sides."""
+    """A pass-or-fail score with a reason that quotes both sides."""
     return Score(float(passed), matched(expected) if passed else missed(expected, got), soft)
 
 
@@ -85,7 +86,8 @@ def missed(expected: str, got: str) -> str:
 
 
 def quote(text: str, limit: int = 80) -> str:
-    """The text in quotes on one line, its middle elided beyond `limit` characters (the end often holds the answer)."""
+    """The text in quotes on one line. If it is longer than `limit` characters, its middle is elided, because the end
+    often contains the answer."""
     return (
         json.dumps(elided(text, limit), ensure_ascii=False)
         .replace("\u2028", " ")
@@ -95,11 +97,11 @@ def quote(text: str, limit: int = 80) -> str:
 
 
 def elided(text: str, limit: int) -> str:
-    """The text, its middle elided beyond `limit` characters."""
+    """The text. If it is longer than `limit` characters, its middle is elided."""
     return text if len(text) <= limit else f"{text[: limit // 2]} … {text[-(limit // 2) :]}"
 
 
 def nearest(name: str, options: Iterable[str]) -> str:
-    """The end of an error message about an unknown name: ` (did you mean "…"?)`, or nothing."""
+    """The hint of an error message about an unknown name: ` (did you mean "…"?)`, or ""."""
     close = get_close_matches(name, [str(option) for option in options], n=1, cutoff=0.6)
     return f' (did you mean "{close[0]}"?)' if close else ""

@@ -1,4 +1,4 @@
-"""A regular expression found in the answer."""
+"""Searches the answer for a regular expression."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from skilltune.scorers.reading import alternatives, quote
 def regex(
     sample: Sample, answer: str, *, pattern: str | None = None, at_least: Annotated[int, Field(ge=1)] = 1
 ) -> Score:
-    """1 if the pattern (by default the target; of several, any) is found anywhere in the whole answer, `at_least` so
-    many times.
+    """1 if the pattern occurs anywhere in the whole answer, at least `at_least` times. The default pattern is the
+    target; with several targets, any of them.
 
-    Python's `re` syntax: `(?i)` ignores case, `\\A…\\Z` ties it to the whole answer. A pattern that does not end in
-    time (see `scorers.patterns`) is a JudgeError that names it and the sample.
+    The syntax is that of Python's `re`: `(?i)` ignores case, `\\A…\\Z` matches the whole answer. A pattern that exceeds
+    its time limit (see `scorers.patterns`) is a JudgeError that names it and the sample.
     """
     patterns = alternatives(sample) if pattern is None else [pattern]
     for source in patterns:
@@ -42,5 +42,5 @@ def regex(
 
 
 def example(sample: Sample) -> str:
-    """An answer that matches: a pattern names none, so the sample may (`metadata.example`)."""
+    """An answer that matches, if the sample gives one (`metadata.example`), else ""."""
     return str(sample.metadata.get("example", ""))

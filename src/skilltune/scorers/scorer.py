@@ -1,4 +1,4 @@
-"""The one shape that every scorer has, whether built in, read from a file or passed as a function."""
+"""The common shape of all scorers: built-in, from a file, or passed as a function."""
 
 from __future__ import annotations
 
@@ -20,42 +20,43 @@ if TYPE_CHECKING:
     from skilltune.scorers.judge import Judge
 
 LONGEST_ERROR = 1000  # characters of an exception's text
-LONGEST_WHY = 4000  # characters of a reason; the optimizer reads it
-_VALUE, _WHY = ("score", "value"), ("feedback", "why", "reason", "explanation")  # names of the parts of a score
+LONGEST_WHY = 4000  # characters of a reason for the optimizer
+_VALUE, _WHY = ("score", "value"), ("feedback", "why", "reason", "explanation")  # keys of a score with feedback
 _OURS = str(Path(__file__).parents[1])
 ScoreFn = Callable[[Sample, Rollout], Score | float | bool | Awaitable[Score | float | bool]]
-"""What a user's scorer is: plain or async, with a reason in a Score or without."""
+"""Type of a user's scorer: plain or async, with or without a reason in a Score."""
 
 
 def first_target(sample: Sample) -> str:
-    """The expected answer as text: the target, or the first of several; "" if there is none."""
+    """The expected answer as text: the target, the first of several targets, or "" if there is none."""
     value = next((value for value in accepted(sample.target) if value is not None), None)
     return "" if value is None else as_text(value)
 
 
 def one_line_or_tagged(sample: Sample) -> str:
-    """The expected answer for scorers that read the last line: one of several lines has to stand in a tag."""
+    """The expected answer for scorers that read the last line: an answer of several lines goes into a tag."""
     text = first_target(sample)
     return f"<answer>{text}</answer>" if "\n" in text.strip() else text
 
 
 def accept_any(sample: Sample) -> None:
-    """A scorer that says nothing about the samples it can score."""
+    """The default of `check`: every sample can be scored."""
 
 
 def by_itself(sample: Sample) -> list[str]:
-    """A user's function, which decides by itself what it looks at."""
+    """The default of `describe`, for a user's function: nothing is known about its criteria."""
     return []
 
 
 @dataclass(frozen=True, slots=True)
 class Scorer:
-    """A named scorer. Calling it gives a Score, float or bool, or an awaitable of one: `evaluate` evens that out.
+    """A named scorer. A call returns a Score, float or bool, or an awaitable of one; `evaluate` makes a Score of all of
+    these.
 
-    `fingerprint` is everything that decides a score and becomes part of the journal's keys. `expected` gives an answer
-    that must score 1, or "" if none is known. `check` raises UsageError for a sample that it could never score.
-    `judge` is the model that reads for it, if one does. `apart`: the function is a user's, so it may do anything; it is
-    called in a thread of its own, see `scorers.apart`.
+    `fingerprint` covers everything that decides a score and becomes part of the journal's keys. `expected` returns an
+    answer that must score 1, or "" if none is known. `check` raises UsageError for a sample that can never be scored.
+    `judge` is the model that reads answers, or None. `apart` is True for a user's function, which may do anything: it
+    runs in its own thread, see `scorers.apart`.
     """
 
     name: str
@@ -73,11 +74,11 @@ class Scorer:
 
 
 async def evaluate(scorer: Scorer, sample: Sample, rollout: Rollout) -> Score:
-    """Run a scorer and return a Score that has a reason.
+    """Run a scorer and return a Score with a reason.
 
-    Whatever goes wrong inside is a JudgeError that names scorer, sample and cause: a broken scorer never gives a 0.
-    A sample that cannot be graded (SampleError), a wrong key or model of a scorer's own (CallConfigError) and a stopped
-    run (Stopped) pass through unchanged.
+    Failures of the scorer become a JudgeError that names scorer, sample and cause, and never a 0. These errors pass
+    through unchanged: SampleError (the sample cannot be graded), CallConfigError (wrong key or model of a scorer's own)
+    and Stopped.
     """
     result = await _result(scorer, sample, rollout)
     if isinstance(result, Raised):
@@ -94,7 +95,7 @@ async def evaluate(scorer: Scorer, sample: Sample, rollout: Rollout) -> Score:
 
 
 async def _result(scorer: Scorer, sample: Sample, rollout: Rollout) -> Any:
-    """What the scorer gave, awaited; `Raised` if it failed."""
+    """The awaited result of the scorer, or `Raised` if it failed."""
     if scorer.apart:
         return await call_apart(lambda: scorer(_copied(sample), rollout))
     try:
@@ -105,19 +106,19 @@ async def _result(scorer: Scorer, sample: Sample, rollout: Rollout) -> Any:
 
 
 def _copied(sample: Sample) -> Sample:
-    """A copy that a user's function may change: the next scoring must see the sample as it is."""
-    with suppress(Exception):  # metadata made in Python may hold what cannot be copied
+    """A copy that a user's function may change, so that the next scoring sees the original sample."""
+    with suppress(Exception):  # metadata made in Python may contain objects that cannot be copied
         return sample.model_copy(deep=True)
     return sample
 
 
 def _failure(scorer: Scorer, sample: Sample, error: BaseException) -> CallError | Stopped:
-    """An error of a scorer as the rollout's."""
+    """Convert a scorer's exception to an error of the rollout."""
     if isinstance(error, CallConfigError | JudgeError | SampleError | Stopped):
         return error
     where = f'scorer {scorer.name} failed on sample "{sample.id}": '
     if isinstance(error, TookTooLong):
-        way = "mend the scorer, or allow more time with env.score_timeout_s"
+        way = "fix the scorer, or allow more time with env.score_timeout_s"
         return JudgeError(f"{where}{error}; {way}", systemic=f"the scorer {scorer.name} takes too long: {way}")
     try:
         text = elided(str(error), LONGEST_ERROR)
@@ -132,15 +133,17 @@ def _failure(scorer: Scorer, sample: Sample, error: BaseException) -> CallError 
 
 
 def _place(scorer: Scorer, error: BaseException) -> str:
-    """The line of the user's own file in which it was raised."""
+    """The line of the user's own file that raised the error."""
     file = source_file(scorer.score)
     place = raised_in(error, file) if not file.startswith(_OURS) else ""
     return f" ({place})" if place else ""
 
 
 def as_score(result: Any) -> Score:
-    """A user's result as a Score: a number or a bool, or one with its feedback, see `_parts`. Raises TypeError or
-    ValueError for anything else."""
+    """Convert a user's result (a number, a bool, or one of them with feedback, see `_parts`) to a Score.
+
+    Raises TypeError or ValueError for anything else.
+    """
     if isinstance(result, Score):
         return _sound(result.value, result.why, result.soft, result.metrics)
     parts = _parts(result)
@@ -154,13 +157,13 @@ def as_score(result: Any) -> Score:
 
 
 def _parts(result: Any) -> Mapping[str, Any] | None:
-    """The named parts of a score that comes with feedback: a mapping, an object with such attributes (a Prediction of
-    DSPy) or a pair (score, why); None for a bare value."""
+    """The named parts of a score with feedback. It is a mapping, an object with such attributes (a Prediction of DSPy)
+    or a pair (score, why). None for a bare value."""
     if isinstance(result, Mapping):
         return {str(name): value for name, value in result.items()}
     found: dict[str, Any] = {}
     for name in (*_VALUE, *_WHY):
-        with suppress(Exception):  # whatever an object's __getattr__ raises
+        with suppress(Exception):  # an object's __getattr__ may raise anything
             found[name] = getattr(result, name)
     if found.keys() & set(_VALUE) and found.keys() & set(_WHY):
         return found
@@ -170,7 +173,7 @@ def _parts(result: Any) -> Mapping[str, Any] | None:
 
 
 def _sound(value: Any, why: Any = "", soft: Any = None, metrics: Mapping[str, Any] | None = None) -> Score:
-    """A Score of plain numbers and a reason of bounded length."""
+    """A Score of plain numbers, with a reason of limited length."""
     numbers = {"value": value} if soft is None else {"value": value, "soft": soft}
     for number in numbers.values():
         if isinstance(number, str) or not hasattr(number, "__float__"):  # float("1") would hide a scorer's mistake

@@ -1,10 +1,10 @@
-"""Where a run's figures go: metrics.jsonl always, and the sinks that `log.sinks` names.
+"""Destinations for a run's metrics: metrics.jsonl always, and the sinks in `log.sinks`.
 
-A sink never holds up the training and never ends it. Each works in a thread of its own, and one that fails is off with
-one warning. Nothing is lost by that: rows come from the journal, so that the same command run again tells them all
-once more, and a sink takes those that it does not hold yet.
+A sink never delays or ends the training. Each works in its own thread, and a sink that fails is turned off with one
+warning. Nothing is lost, because rows come from the journal: running the same command again sends all rows once more,
+and a sink adds those that it lacks.
 
-Sinks are found by name: the ones here, then installed plug-ins (entry points of the group `skilltune.sinks`).
+Sinks are found by name: first the ones here, then installed plug-ins (entry points of the group `skilltune.sinks`).
 """
 
 from __future__ import annotations
@@ -31,28 +31,28 @@ from skilltune.journal.run import Run
 from skilltune.keys import is_key_variable
 from skilltune.sinks.metrics import Metrics, Row, Rows
 
-CLOSE_S = 60.0  # at the end of a run, for what is still to be sent
+CLOSE_S = 60.0  # time at the end of a run to send what remains
 
 
 @dataclass(frozen=True, slots=True)
 class RunInfo:
-    """What a sink is made with."""
+    """Constructor argument of a sink."""
 
-    id: str  # eight hex digits: the same in all lives of the run, another one in a fork
+    id: str  # eight hex digits: the same for all processes of the run, different in a fork
     name: str
     folder: Path
     project: str
-    config: Mapping[str, Any]  # resolved; it holds no secrets
+    config: Mapping[str, Any]  # resolved; contains no secrets
 
 
 @runtime_checkable
 class Sink(Protocol):
-    """A place for figures. Its two members are called from one thread that is its own, so they may block.
+    """A destination for metrics. Both members are called from one thread of its own, so they may block.
 
-    `log` gets every row of the run in order, from row 0 on in each life of the run: first, in one call, those that the
-    journal holds, then each new one as it happens. Rows that a sink holds from an earlier life it must not log again.
-    When it gets a `finish` row, the file of the best skill stands. `close` is called once, also where the run was
-    broken off. An exception from either turns the sink off for this life; it is no error of the run.
+    `log` gets every row of the run in order, starting at row 0 in each process of the run. The first call has the rows
+    in the journal, later calls have the new ones. A sink must not log rows again that it has from an earlier process.
+    The file of the best skill exists before the `finish` row. `close` is called once, even if the run was broken off.
+    An exception from either member turns the sink off for this process and does not fail the run.
     """
 
     def log(self, rows: Sequence[Row]) -> None: ...
@@ -62,14 +62,14 @@ class Sink(Protocol):
 
 Maker = Callable[[RunInfo], Sink]
 
-_SINKS = {  # name, which is also that of the extra → the class, and the packages that it needs
+_SINKS = {  # name (also the name of the extra) → class, required packages
     "wandb": ("skilltune.sinks.wandb:Wandb", ("wandb",)),
     "mlflow": ("skilltune.sinks.mlflow:Mlflow", ("mlflow", "sqlalchemy", "alembic")),
 }
 
 
 def find_sink(name: str) -> Maker:
-    """What makes the sink of that name. Raises `UsageError` for an unknown one and for a missing extra."""
+    """The maker of the sink with this name. Raises `UsageError` for an unknown name or a missing extra."""
     if name in _SINKS:
         place, packages = _SINKS[name]
         if missing := [package for package in packages if find_spec(package) is None]:
@@ -90,18 +90,18 @@ def find_sink(name: str) -> Maker:
 def _make(name: str, maker: Maker, info: RunInfo) -> Sink:
     try:
         return maker(info)
-    except Exception as error:  # whatever a client library raises; nothing is spent yet
+    except Exception as error:  # a client library may raise anything; nothing is spent yet
         raise UsageError(
-            f"log.sinks: {name} cannot start ({type(error).__name__}: {error}); mend it or take it out"
+            f"log.sinks: {name} cannot start ({type(error).__name__}: {error}); fix it or take it out"
         ) from error
 
 
 @asynccontextmanager
 async def recording(cfg: Config, run: Run) -> AsyncIterator[None]:
-    """Tell metrics.jsonl and the configured sinks what happens in the run, until the block ends.
+    """Send the run's rows to metrics.jsonl and to the configured sinks while the block runs.
 
-    Raises `UsageError` before the block for a sink that cannot be made. A sink that fails later is off after one event
-    `warning`, {about, why}.
+    Raises `UsageError` before the block if a sink cannot be created. A sink that fails later is turned off, with one
+    event `warning` {about, why}.
     """
     makers = [(name, find_sink(name)) for name in dict.fromkeys(cfg.log.sinks)]
     sinks: list[tuple[str, Sink]] = [("metrics.jsonl", Metrics(run.folder))]
@@ -140,7 +140,7 @@ async def recording(cfg: Config, run: Run) -> AsyncIterator[None]:
 
 
 class _Feed:
-    """A sink at work: a queue, and the thread that takes from it."""
+    """A sink with a queue, and the thread that consumes it."""
 
     def __init__(self, name: str, sink: Sink) -> None:
         self.name = name
@@ -165,7 +165,7 @@ class _Feed:
         try:
             while (rows := self._queue.get()) is not None:
                 self._sink.log(rows)
-        except Exception as error:  # whatever a client library raises: it is no reason to stop the training
+        except Exception as error:  # a client library may raise anything, which must not stop the training
             self.failure = error
         try:
             self._sink.close()
@@ -174,7 +174,7 @@ class _Feed:
 
 
 def _close(feeds: Sequence[_Feed]) -> None:
-    """Let all of them finish, side by side."""
+    """Let all sinks finish in parallel."""
     until = time.monotonic() + CLOSE_S
     for feed in feeds:
         feed.end()
@@ -187,8 +187,11 @@ _SECRET = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)S?$", re.I
 
 @contextmanager
 def only_secrets_of(prefix: str) -> Iterator[None]:
-    """While a client library starts a process of its own: the environment without secrets that are not the library's,
-    told by their names or by `key_env`. It is this process's environment, so other threads miss them meanwhile."""
+    """Remove secrets of other programs from the environment while a client library starts a process.
+
+    Secrets are recognised by their names or by `key_env`. This changes the environment of the whole process, so other
+    threads miss them in the meantime.
+    """
     secret = {name: v for name, v in os.environ.items() if _SECRET.search(name) or is_key_variable(name)}
     hidden = {name: v for name, v in secret.items() if not name.startswith(prefix)}
     for name in hidden:

@@ -1,7 +1,7 @@
-"""metrics.jsonl: the figures of a run as rows, written as the run goes, so that a killed run has them too.
+"""metrics.jsonl contains the metrics of a run as rows. It is written during the run, so a killed run has it too.
 
-Rows are read from the journal, in which a replay repeats no event: a row keeps its number, its
-time and what had been spent by then through every life of the run.
+Rows are read from the journal, which stores each event once. So the number, time and costs of a row are the same in
+every process of the run.
 """
 
 from __future__ import annotations
@@ -21,19 +21,20 @@ FILE_NAME = "metrics.jsonl"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row of metrics.jsonl, and what every sink is told.
+    """One row of metrics.jsonl, as sent to every sink.
 
-    `number` counts the rows of a run from 0: the x axis, because a step and its slow update share their `step`. `t` is
-    when it first happened (seconds since the epoch). Null is "not known" or "not measured", never 0.
+    `number` counts the rows of a run from 0. It is the x axis, because a step and its slow update share their `step`.
+    `t` is the time when it first happened (seconds since the epoch). Null means unknown or not measured, never 0.
 
-    start    step, version (both 0), and `score`, `score_sd`: the level of the input on `select`
-    verdict  step, epoch, lr (edits allowed), version (of the incumbent from now on), accepted, reason; score, score_sd:
-             the incumbent's level on `select` as the gate estimates it (selected for being high: no proof); gain: the
-             candidate's over the incumbent; p_better: P(the candidate is better); edits: applied to the candidate
-    finish   exit_code, stopped (why, or null), best (its hash), file (its path in the run folder), and certificate
-             (null, or all fields of `Certificate` and its gain)
+    start    step, version (both 0); score, score_sd: estimate of the input skill on `select`
+    verdict  step, epoch, lr (edits allowed), version (of the incumbent after the verdict), accepted, reason; score,
+             score_sd: the gate's estimate of the incumbent on `select` (selected for being high, so not a proof);
+             gain: the candidate's over the incumbent; p_better: P(the candidate is better); edits: number applied
+    finish   exit_code, stopped (reason or null), best (hash), file (path in the run folder), certificate (null, or all
+             fields of `Certificate` and its gain)
 
-    All have calls, tokens and usd: what the run had paid by then, over all its lives (usd null: a price is unknown).
+    All rows have calls, tokens and usd: costs of the run so far, over all its processes (usd is null if a price is
+    unknown).
     """
 
     number: int
@@ -46,17 +47,17 @@ class Row:
 
     @property
     def numbers(self) -> dict[str, float]:
-        """The figures that are numbers, true being 1; those of the certificate as "certificate/NAME"."""
+        """The numeric figures (true is 1). Those of the certificate are named "certificate/NAME"."""
         nested = {f"certificate/{name}": value for name, value in (self.figures.get("certificate") or {}).items()}
         return {name: float(v) for name, v in {**self.figures, **nested}.items() if isinstance(v, int | float)}
 
 
 class Rows:
-    """The rows of a run: `past` are those that its journal held when it was opened, `hear` gives those that follow."""
+    """The rows of a run. `past` are the rows in the journal when it was opened; `hear` returns the later ones."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
-        self._event = 0  # the last one that was read
+        self._event = 0  # id of the last event that was read
         self._count = 0
         payments, spent = deque(run.payments()), Usage()
 
@@ -69,8 +70,10 @@ class Rows:
         self.past = self._read(paid_by)
 
     def hear(self, type: str) -> list[Row]:
-        """The rows of what was recorded since the last call, given the type of an event that was just emitted: at most
-        one, and none for an event that a replay repeats, which the journal does not record again."""
+        """The rows recorded since the last call, given the type of the event that was just emitted.
+
+        There is at most one, and none if a replay repeats an event, because the journal does not record it again.
+        """
         if type not in _FIGURES:
             return []
         return self._read(lambda _: sum(self._run.usage.values(), Usage()))
@@ -90,7 +93,7 @@ class Rows:
 
 
 class Metrics:
-    """The sink that is always there: metrics.jsonl, whole after every row."""
+    """The sink that is always on: metrics.jsonl, rewritten as a whole for every row."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / FILE_NAME
@@ -101,7 +104,7 @@ class Metrics:
         write_atomic(self._path, self._text)
 
     def close(self) -> None:
-        """Every row is on disk already."""
+        """Nothing to do: every row is already on disk."""
 
 
 def _start(data: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -109,7 +112,7 @@ def _start(data: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _verdict(data: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """A gate may state `gain` and `better` in the numbers of its rule, or in the last of its `looks`."""
+    """`gain` and `better` come from the numbers of the gate's rule, or from the last of its `looks`."""
     numbers = data["numbers"]
     look = numbers["looks"][-1] if numbers.get("looks") else numbers
     before, after = data["before"], data["after"]

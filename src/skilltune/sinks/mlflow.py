@@ -1,7 +1,7 @@
 """MLflow: one MLflow run per run folder, in RUN/mlflow.db unless MLFLOW_TRACKING_URI names a server or another store.
 
-The run is found again by a tag, and the rows that it holds are asked for, so that a resumed run goes on in it. The
-store is SQLite: MLflow's plain file store is at its end and refuses to open without a switch.
+A tag identifies the MLflow run, and its logged rows are queried, so that a resumed run continues it. The store is
+SQLite, because MLflow's plain file store is deprecated and refuses to open without a switch.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from skilltune.sinks import RunInfo
 from skilltune.sinks.metrics import Row
 
 TAG = "skilltune.journal.run"
-PARAMS = 100  # MLflow's bound for one request
+PARAMS = 100  # MLflow's limit per request
 _QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "ERROR",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",  # seven, as is usual, take minutes to find out that a server is gone
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",  # the default of seven takes minutes to notice that a server is gone
 }
 
 
 class Mlflow:
     """Logs the configuration as parameters, every row as a step, and the best skill as artifact "skill".
 
-    MLflow's own environment variables hold, such as MLFLOW_TRACKING_URI and MLFLOW_TRACKING_TOKEN.
+    MLflow's own environment variables apply, such as MLFLOW_TRACKING_URI and MLFLOW_TRACKING_TOKEN.
     """
 
     def __init__(self, info: RunInfo) -> None:
-        for name, value in _QUIET.items():  # read while it is imported
+        for name, value in _QUIET.items():  # read at import
             os.environ.setdefault(name, value)
         import mlflow.tracking
 
@@ -53,7 +53,7 @@ class Mlflow:
                 self._finish(row)
             t = int(1000 * row.t)
             metrics = [Metric(name, value, t, row.number) for name, value in row.numbers.items()]
-            self._client.log_batch(self._run, metrics=metrics)  # whole or not at all
+            self._client.log_batch(self._run, metrics=metrics)  # atomic
 
     def close(self) -> None:
         if self._run:
@@ -68,7 +68,7 @@ class Mlflow:
         info = self._info
         uri = os.environ.get("MLFLOW_TRACKING_URI")
         place = None if uri else (info.folder / "mlflow").as_uri()
-        # In this URI, which is read by SQLAlchemy, only these two mean something.
+        # SQLAlchemy reads this URI; only these two characters need escapes.
         local = str(info.folder / "mlflow.db").replace("%", "%25").replace("?", "%3F")
         client = self._client = self._connect(tracking_uri=uri or f"sqlite:///{local}")
         known = client.get_experiment_by_name(info.project)
@@ -77,12 +77,12 @@ class Mlflow:
         run = found[0] if found else client.create_run(experiment, tags={TAG: info.id}, run_name=info.name)
         id = run.info.run_id
         self._shown = run.info.status
-        self._held = {metric.step for metric in client.get_metric_history(id, "calls")}  # every row has its calls
+        self._held = {metric.step for metric in client.get_metric_history(id, "calls")}  # every row logs "calls"
         self._log_config(id, run.data.params)
         self._run = id
 
     def _log_config(self, id: str, known: dict[str, str]) -> None:
-        """The configuration as the run was started with: MLflow lets nothing change a parameter."""
+        """Log the configuration of the run's start, because MLflow parameters cannot be changed."""
         from mlflow.entities import Param
 
         values = {re.sub(r"[^\w.\- :/]", "_", key): str(v) for key, v in flatten(self._info.config).items()}

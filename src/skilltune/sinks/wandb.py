@@ -1,7 +1,7 @@
-"""Weights & Biases: one W&B run per run folder, offline unless there is a key.
+"""Weights & Biases: one W&B run per run folder, offline if there is no key.
 
-Without a key, or with WANDB_MODE=offline, W&B keeps everything in RUN/wandb and `wandb sync` uploads it. Offline
-nobody can be asked what an earlier life has logged, so a file beside W&B's own counts the rows.
+Without a key, or with WANDB_MODE=offline, W&B stores everything in RUN/wandb, and `wandb sync` uploads it. Offline
+there is no server to query for logged rows, so a file beside W&B's own files counts them.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from skilltune.sinks.metrics import Row
 if TYPE_CHECKING:
     import wandb
 
-START_S = 20.0  # until a server that does not answer is given up
+START_S = 20.0  # time after which a server that does not answer is given up
 _QUIET = {"WANDB_ERROR_REPORTING": "false", "WANDB_SILENT": "true"}
 
 
 class Wandb:
     """Logs the configuration, every row as a step, and the best skill as an artifact of type "skill".
 
-    W&B's own environment variables hold: WANDB_MODE, WANDB_ENTITY, WANDB_BASE_URL, WANDB_DIR, WANDB_SILENT, …
+    W&B's own environment variables apply: WANDB_MODE, WANDB_ENTITY, WANDB_BASE_URL, WANDB_DIR, WANDB_SILENT, …
     """
 
     def __init__(self, info: RunInfo) -> None:
-        for name, value in _QUIET.items():  # read while it is imported
+        for name, value in _QUIET.items():  # read at import
             os.environ.setdefault(name, value)
         import wandb
 
         self._info, self._sdk = info, wandb
-        with only_secrets_of("WANDB_"):  # this starts its service process
+        with only_secrets_of("WANDB_"):  # this starts W&B's service process
             settings = wandb.setup().settings
         self._mode = settings.mode if settings.mode != "online" or _logged_in(settings) else "offline"
         self._counter = info.folder / "wandb" / f"{info.id}.rows"
@@ -50,7 +50,7 @@ class Wandb:
             if row.number < held:
                 continue
             run = self._open()
-            if row.number < run.step:  # the server holds it
+            if row.number < run.step:  # the server has it already
                 continue
             if row.event == "finish":
                 self._finish(run, row)
@@ -63,8 +63,8 @@ class Wandb:
             self._run.finish(exit_code=0 if self._finished else 1)
 
     def _open(self) -> wandb.Run:
-        """The W&B run, which goes on where it was. It is sent figures, not this machine: no hardware, packages, command
-        line, git state or console output."""
+        """The W&B run, resumed if it exists. It gets metrics but nothing about this machine: no hardware, packages,
+        command line, git state or console output."""
         if self._run is not None:
             return self._run
         settings = self._sdk.Settings(
@@ -86,14 +86,16 @@ class Wandb:
             dir=os.environ.get("WANDB_DIR") or self._info.folder,
             mode=self._mode,
             resume="allow",
-            reinit="create_new",  # another W&B run of this process stays as it is
+            reinit="create_new",  # do not replace another W&B run of this process
             settings=settings,
         )
         return run
 
     def _finish(self, run: wandb.Run, row: Row) -> None:
-        """The words of the last row as summary, and the skill. W&B may read the files long after (`wandb sync`), so
-        they are copied to where nothing changes them."""
+        """Log the texts of the last row as summary, and the skill as an artifact.
+
+        W&B may read the files much later (`wandb sync`), so they are copied to a place where they do not change.
+        """
         run.summary.update({name: value for name, value in row.figures.items() if isinstance(value, str)})
         best = self._info.folder / row.figures["file"]
         copy = self._info.folder / "wandb" / f"{self._info.id}-skill-{row.number}"
@@ -106,7 +108,7 @@ class Wandb:
 
 
 def _logged_in(settings: wandb.Settings) -> bool:
-    """Is there a key, in the environment or from `wandb login`?"""
+    """True if there is a key, in the environment or from `wandb login`."""
     from wandb.sdk.lib.wbauth import read_netrc_auth  # it knows under which names the server went and goes
 
     return bool(settings.api_key or settings.identity_token_file or read_netrc_auth(host=settings.base_url))

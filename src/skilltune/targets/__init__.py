@@ -1,4 +1,4 @@
-"""Targets: the frozen agent that does the tasks. A new kind is one class with the two members of `Target`."""
+"""Targets: the frozen agent that does the tasks. A new kind is one class with the members of `Target`."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from skilltune.usage import Usage
 class Target(Protocol):
     """A frozen agent.
 
-    `fingerprint`: everything that can change what it does with a given skill and sample, and no secret.
-    `run` does one sample with the skill; `attempt` numbers repeated draws of the same. It returns a `Trajectory`
-    whose outcome is "ok" or "agent_limit", and raises `InfraError`, `SampleError` or `CallConfigError` otherwise.
-    `guess` is what one run may cost, for budgets and estimates before any was seen.
+    `fingerprint` identifies everything that can change its behaviour for a given skill and sample, and contains no
+    secret. `run` does one sample with the skill; `attempt` numbers repeated runs of the same sample. It returns a
+    `Trajectory` with outcome "ok" or "agent_limit", and otherwise raises `InfraError`, `SampleError` or
+    `CallConfigError`. `guess` estimates the cost of one run, for budgets and estimates before the first run.
     """
 
     @property

@@ -1,4 +1,4 @@
-"""A chat model as the target: the skill's body is the system message, the sample the user's."""
+"""A chat model as the target: the skill's body is the system message, the sample is the user message."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from skilltune.skill import Skill
 from skilltune.usage import Usage
 
 _NOTES = {"length": "the answer was cut at max_tokens", "refusal": "the model refused"}
-GUESSED_ANSWER = 128  # tokens, where no max_tokens is set and nothing was seen yet
+GUESSED_ANSWER = 128  # tokens; used before the first answer if no max_tokens is set
 
 
 @dataclass(frozen=True, slots=True)
 class ChatTarget:
-    """One turn: system message (the skill's body, none where it is blank), then the sample's messages.
+    """One turn: the skill's body as system message (none if it is blank), then the sample's messages.
 
-    An answer that was cut at `max_tokens` is `agent_limit`, a refusal is the model's own answer; both are scored as
-    they stand, and `error` says what happened. What the model thought first is a turn of its own.
+    An answer that was cut at `max_tokens` has the outcome `agent_limit`, and a refusal counts as the model's answer.
+    Both are scored as they are, and `error` says what happened. The model's thinking is a separate turn.
     """
 
     client: Client
@@ -65,7 +65,7 @@ class ChatTarget:
 
 
 def with_skill(body: str, messages: tuple[Message, ...]) -> tuple[Message, ...]:
-    """The skill's body before a sample's own system message, if it has one: providers take one system message."""
+    """Prepend the skill's body to a sample's own system message, because providers accept only one."""
     if not body.strip():
         return messages
     if messages and messages[0].role == "system":

@@ -1,7 +1,7 @@
-"""A plug-in's target, run like any other: within the budget, in the endpoint's window, timed, retried, counted.
+"""Runs a plug-in's target like any other: within the budget, in the endpoint's window, timed, retried, counted.
 
-All of those rules stand around a `Model`'s call, so the target is dressed as one: a task travels as a request that
-carries skill, sample and environment, and its trajectory comes back on the reply. The plug-in knows none of this.
+These rules apply to calls of a `Model`, so the target is wrapped as a model. A task is a request with skill, sample and
+environment; the reply contains its trajectory. The plug-in knows nothing of this.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from skilltune.skill import Skill
 from skilltune.targets import Target
 from skilltune.usage import Usage
 
-PROBE = "probe"  # id of the sample that a request without one, such as `check --probe`, is turned into
+PROBE = "probe"  # sample id for requests without a sample, such as `check --probe`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task(Request):
-    """One sample to be done with a skill; `draw` is the attempt."""
+    """One sample to do with a skill; `draw` is the attempt."""
 
     skill: Skill
     sample: Sample
@@ -38,20 +38,21 @@ class Task(Request):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Done(Reply):
-    """What the target did."""
+    """The reply to a task, with the target's trajectory."""
 
     trajectory: Trajectory
 
 
 @dataclass(slots=True)
 class AgentModel:
-    """Implements `Model` by a target. `package` is the plug-in's distribution, so that an upgrade is another model."""
+    """Implements `Model` with a target. `package` is the plug-in's distribution and version; an upgrade is another
+    model."""
 
     name: str
     target: Target
     package: str
     timeout_s: float
-    price: tuple[float, float] | None  # dollars per million input and output tokens, over what the target says
+    price: tuple[float, float] | None  # dollars per million input and output tokens; overrides the target's own cost
 
     @property
     def fingerprint(self) -> str:
@@ -83,7 +84,7 @@ class AgentModel:
         return self.priced(self.target.guess(task.skill, task.sample, task.env))
 
     def priced(self, usage: Usage) -> Usage:
-        """One call at least; in dollars of the config where it states a price."""
+        """The usage with at least one call, and with dollars by the configured price if there is one."""
         usd = usage.usd if self.price is None else price(self.name, usage, override=self.price)
         return replace(usage, calls=max(1, usage.calls), usd=usd)
 
@@ -94,7 +95,7 @@ class AgentModel:
 
 
 class AgentClient(Client):
-    """A client whose bound is the target's own guess."""
+    """A client that takes the target's own guess as the bound."""
 
     def bound(self, request: Request) -> Usage:
         assert isinstance(self.model, AgentModel)
@@ -103,7 +104,7 @@ class AgentClient(Client):
 
 @dataclass(frozen=True, slots=True)
 class AgentTarget:
-    """Implements `Target`: the plug-in's, through its client."""
+    """Implements `Target`: runs the plug-in's target through its client."""
 
     client: AgentClient
 
@@ -121,9 +122,9 @@ class AgentTarget:
 
 
 def load_target(cfg: TargetConfig) -> AgentModel:
-    """The target plug-in that `cfg.model` ("plugin:NAME/REST") names, made as `make(REST, cfg)`.
+    """The target plug-in named by `cfg.model` ("plugin:NAME/REST"), created as `make(REST, cfg)`.
 
-    Raises `UsageError` where there is none, and for what it makes if that is no `Target`.
+    Raises `UsageError` if there is none, or if the created object is not a `Target`.
     """
     name = parse_name(cfg.model)
     if cfg.api != "chat":
@@ -139,7 +140,7 @@ def load_target(cfg: TargetConfig) -> AgentModel:
 
 
 def _as_task(request: Request) -> Task:
-    """A plain request as a task: its text is the sample, and there is no skill."""
+    """A plain request as a task: its text becomes the sample, and the skill is empty."""
     text = "\n\n".join(message.text for message in request.messages)
     sample = Sample(id=PROBE, input=text or PROBE, target=PROBE)
     return Task((), draw=request.draw, skill=Skill(""), sample=sample, env=Env([sample]))

@@ -1,8 +1,8 @@
-"""Samples from files as people already have them: no conversion, no code.
+"""Reads samples from existing files, without conversion or code.
 
-One module a format. Each yields rows with a place ("data.jsonl:12"), and one function (`rows.parse`) turns a row into
-a Sample, so that aliases, messages and rules are the same for all. What a format can say and skilltune cannot score
-is refused with its place and its name: a check that is dropped would be a check that silently passes.
+Each format has a module that yields rows with a place ("data.jsonl:12"). One function (`rows.parse`) turns a row into a
+Sample, so that aliases, messages and rules are the same for all formats. A criterion that skilltune cannot score is
+refused with its place and name, because a dropped check would silently pass.
 """
 
 from __future__ import annotations
@@ -26,15 +26,17 @@ _SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".yaml", ".parquet", 
 
 
 def load_samples(source: str | Path, fields: Mapping[str, str] | None = None) -> list[Sample]:
-    """Read samples from a file, folder or Hugging Face data; `fields` maps our names to theirs: {"input": "question"}.
+    """Read samples from a file, folder or Hugging Face data.
 
-    Accepts .jsonl and .json (plain, OpenAI evals, gbrain, skill-creator's evals.json), .csv and .tsv with a header,
+    It accepts .jsonl and .json (plain, OpenAI evals, gbrain, skill-creator's evals.json), .csv and .tsv with a header,
     .yaml (promptfoo), .parquet and .arrow, "hf:PATH_OR_NAME[/CONFIG][@SPLIT]", a folder with evals/evals.json or
-    promptfooconfig.yaml, and a folder with train, val and test in it (each with items.json or items.jsonl). Unknown
-    keys go to `metadata`. `fields` may also lead into objects ("inputs.question"), say what the texts of a key are
-    ({"contains": "must_have"}) or that a key does nothing ({"ignore": "tags"}). Checks that only a reader can decide
-    are kept in `checks` with the type "judge", where a scorer without a judge refuses them. Raises UsageError naming
-    file and line of all that is wrong, ten at most.
+    promptfooconfig.yaml, and a folder with train, val and test (each with items.json or items.jsonl). Unknown keys go
+    to `metadata`.
+
+    `fields` maps our names to the file's: {"input": "question"}. It may lead into objects ("inputs.question"), state
+    the kind of the texts under a key ({"contains": "must_have"}), or mark a key as unused ({"ignore": "tags"}). Checks
+    in prose are kept in `checks` with the type "judge", which a scorer without a judge refuses. Raises UsageError with
+    file and line of the problems, at most ten.
     """
     return [sample for _, sample in placed_samples(source, fields)]
 
@@ -42,8 +44,8 @@ def load_samples(source: str | Path, fields: Mapping[str, str] | None = None) ->
 def placed_samples(
     source: str | Path, fields: Mapping[str, str] | None = None, reading: Reading | None = None
 ) -> list[Placed]:
-    """The samples that `load_samples` reads, each with its place ("data.jsonl:12"). `reading` takes the choices that
-    were made without being asked."""
+    """The samples that `load_samples` reads, each with its place ("data.jsonl:12"). Defaults that were chosen without
+    being requested are added to `reading`."""
     reading = Reading() if reading is None else reading
     samples = assemble(_rows(source, reading), fields, reading)
     if not samples:
@@ -52,7 +54,7 @@ def placed_samples(
 
 
 def root_of(source: str | Path) -> Path:
-    """The folder that the sample files' own paths are relative to; for a skill's evals/evals.json, the skill's."""
+    """The folder for relative paths in the sample files. For a skill's evals/evals.json it is the skill's folder."""
     path = Path(str(source).removeprefix(HF))
     if is_huggingface(source):
         return path.parent if path.suffix else path if path.is_dir() else Path()
@@ -66,7 +68,7 @@ def is_huggingface(source: str | Path) -> bool:
 
 
 def located(root: Path, spec: str) -> str | Path:
-    """A source as a config names it, its path taken from `root`: "data.jsonl", "hf:data/@train", "hf:owner/name"."""
+    """A source from a config, relative to `root`: "data.jsonl", "hf:data/@train", "hf:owner/name"."""
     if not is_huggingface(spec):
         return root / spec
     name = spec.removeprefix(HF)
@@ -114,7 +116,7 @@ def _split_rows(folder: Path, reading: Reading) -> Iterator[Row]:
     for path, split in files:
         for where, row in _rows(path, reading):
             if isinstance(row, Mapping) and SPLIT_NAMES.get(str(row.get("split", split)).lower()) != split:
-                raise UsageError(f'{where}: its split "{row["split"]}" is not that of its folder, {path.parent.name}')
+                raise UsageError(f'{where}: its split "{row["split"]}" differs from its folder, {path.parent.name}')
             yield where, {**row, "split": split} if isinstance(row, Mapping) else row
 
 

@@ -1,7 +1,7 @@
-"""promptfoo's assertions as checks, written as a mapping (`{type, value}`) or as a text ("contains-any: a, b").
+"""Converts promptfoo's assertions to checks. They are a mapping (`{type, value}`) or a text ("contains-any: a, b").
 
-They occur in promptfoo's YAML and CSV files, and in eval files of other tools that borrowed them. An assertion that
-skilltune cannot compute is refused by name.
+They occur in promptfoo's YAML and CSV files, and in eval files of tools that adopted them. An assertion that skilltune
+cannot compute is refused by name.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ KINDS = (
     "regex",
 )
 _KEYS = ("metric", "provider", "type", "value", "weight")
-_ELSEWHERE = (  # promptfoo's other assertions, so that a text that names one is not taken for an expected answer
+_ELSEWHERE = (  # promptfoo's other assertions, so that their names are not read as expected answers
     "answer-relevance",
     "assert-set",
     "bleu",
@@ -80,13 +80,16 @@ _GRADERS = ("grade", "llm-rubric")
 
 
 def is_one(kind: Any) -> bool:
-    """True for the name of an assertion that is read here, also written with `_` for `-`."""
+    """True for the name of a supported assertion, also written with `_` for `-`."""
     return isinstance(kind, str) and _named(kind).removeprefix("not-") in KINDS and _named(kind) != "not-llm-rubric"
 
 
 def parsed(text: str, where: str) -> dict[str, Any] | None:
-    """The assertion in a text such as "icontains: bonjour", which promptfoo's CSV files have in `__expected`. None for
-    a text that names no assertion: it is the expected answer itself. Raises UsageError for a script or a threshold."""
+    """Parse a text such as "icontains: bonjour", as in `__expected` of promptfoo's CSV files.
+
+    Returns None for a text without an assertion's name, because it is the expected answer itself. Raises UsageError for
+    a script or a threshold.
+    """
     text = text.strip()
     if text.startswith("file://"):
         raise UsageError(f"{where}: the expectation {quote(text)} is a script, which is not supported")
@@ -108,7 +111,7 @@ def parsed(text: str, where: str) -> dict[str, Any] | None:
 
 
 def checks(assertion: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
-    """One assertion as our checks; a list because `contains-all` is several."""
+    """One assertion as our checks. Returns a list, because `contains-all` becomes several checks."""
     kind = assertion.get("type")
     base = _named(str(kind)).removeprefix("not-")
     if not is_one(kind):
@@ -171,7 +174,7 @@ def _text(kind: str, value: Any, where: str) -> str:
 
 
 def _several(kind: str, value: Any, where: str) -> list[str]:
-    """A list of texts; a text is one that commas separate."""
+    """A list of texts, or one text with items separated by commas."""
     if isinstance(value, str):
         value = [part.strip() for part in next(csv.reader([value], skipinitialspace=True), [])]
     if not isinstance(value, list) or not value:
@@ -180,7 +183,7 @@ def _several(kind: str, value: Any, where: str) -> list[str]:
 
 
 def _schema(value: Any, where: str) -> dict[str, Any]:
-    """A JSON schema, written as a mapping or as text that holds one; none allows any JSON."""
+    """A JSON schema, given as a mapping or as text; none allows any JSON."""
     if isinstance(value, str) and value.strip():
         value = parse(value, f"{where}: the JSON schema")
     if value in (None, ""):

@@ -1,4 +1,4 @@
-"""Chat messages as logs and data sets have them, in the three roles that every provider takes."""
+"""Converts chat messages of logs and data sets to the three roles that every provider supports."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from skilltune.errors import UsageError
 from skilltune.scorers.reading import quote
 
-_EXAMPLES = {"example_user": "user", "example_assistant": "assistant"}  # OpenAI evals name worked examples so
+_EXAMPLES = {"example_user": "user", "example_assistant": "assistant"}  # worked examples in OpenAI evals
 _ROLES = {"developer": "system", "human": "user", "gpt": "assistant", "ai": "assistant", "model": "assistant"}
 _TOOLS = ("tool", "function", "tool_result", "tool_use", "ipython")
 _TEXT_PARTS = ("text", "input_text", "output_text")
@@ -25,10 +25,10 @@ _LOGGED = (
 
 
 def turn(where: str, number: int, raw: Any) -> Any:
-    """A message in our names. `developer` is the system's role, parts of text are joined, a worked example of OpenAI
-    evals is the turn that it shows. Raises UsageError for what no chat target could be sent."""
+    """A message in our names. `developer` becomes system, text parts are joined, and a worked example of OpenAI evals
+    becomes the turn that it shows. Raises UsageError for content that cannot be sent to a chat target."""
     if not isinstance(raw, Mapping):
-        return raw  # Sample says what is wrong with it
+        return raw  # Sample reports the problem
     place = f"{where}: message {number} of the chat"
     made = dict(raw)
     if "from" in made and "role" not in made:  # ShareGPT
@@ -63,4 +63,4 @@ def _part(place: str, part: Any) -> str:
             f"{place} has an image as a part: save it as a file, and name that file in the message's `images`, "
             'e.g. {"role": "user", "content": "…", "images": ["a.png"]}'
         )
-    raise UsageError(f"{place} has a part that is no text: {quote(str(part))}")
+    raise UsageError(f"{place} has a part that is not a text: {quote(str(part))}")

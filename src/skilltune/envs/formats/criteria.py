@@ -1,8 +1,8 @@
-"""Criteria in every spelling that eval files are known to have, as checks.
+"""Converts criteria, in every known spelling of eval files, to checks.
 
-A criterion that is dropped is a check that always passes; one that is reduced to its label is a check of something
-else. So an object is read as a whole or refused by the key that is not understood. A list of texts that could be words
-to find, patterns or prose is not guessed at: the user says once what it is (`ROLES`).
+A dropped criterion is a check that always passes, and a criterion reduced to its label checks something else. So an
+object is read as a whole, or refused with the key that is not understood. A list of texts may be words to find,
+patterns or prose. This is never guessed: the user states it once (`ROLES`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from skilltune.errors import UsageError
 from skilltune.scorers import is_kind, kinds
 from skilltune.scorers.reading import nearest, quote
 
-PROSE = frozenset(  # keys of a row whose texts say in prose what the answer has to meet
+PROSE = frozenset(  # keys of a row whose texts describe in prose what the answer must do
     [
         "acceptance_criteria",
         "acceptance_criterion",
@@ -52,7 +52,7 @@ PROSE = frozenset(  # keys of a row whose texts say in prose what the answer has
         "success_criteria",
     ]
 )
-AVERSE = frozenset(  # keys whose texts say in prose what the answer must not do
+AVERSE = frozenset(  # keys whose texts describe in prose what the answer must not do
     [
         "anti_patterns",
         "antipatterns",
@@ -76,8 +76,8 @@ AVERSE = frozenset(  # keys whose texts say in prose what the answer must not do
         "unexpected_behaviors",
     ]
 )
-OLD = ("expectations", "assertions", "rubric")  # these become checks and do not stay in the metadata
-ROLES = {  # what `fields` may say of a list of texts: each text is such a check
+OLD = ("expectations", "assertions", "rubric")  # these become checks and are removed from the metadata
+ROLES = {  # roles of a list of texts in `fields`: the check that each text becomes
     "contains": lambda text: {"type": "contains", "target": text},
     "regex": lambda text: {"type": "regex", "pattern": text},
     "judge": lambda text: {"type": "judge", "text": text},
@@ -95,7 +95,7 @@ _LOOKS = re.compile(
     r"|(pass|fail)(_(if|when|criteria|conditions?))?|(not_)?(contains|regex)(_.*)?|(answer_|expected_)?regex(es)?"
     r"|test_list|challenge_test_list"
 )
-_TEXTS = (  # of a criterion written as an object
+_TEXTS = (  # keys for the text of a criterion written as an object
     "text",
     "check",
     "criterion",
@@ -123,7 +123,7 @@ _TEXTS = (  # of a criterion written as an object
     "value",
 )
 _LABELS = ("name", "title", "label", "id", "key")
-_ASIDE = (  # neither what is asked nor how it counts
+_ASIDE = (  # keys without effect on the check
     "category",
     "comment",
     "evidence",
@@ -144,13 +144,15 @@ _SCALE = re.compile(r"(score|level|grade|rating|points?)?[ _-]?\d+(_description)
 
 
 def snake(key: str) -> str:
-    """A key as Python would spell it: mustHave, Must-Have and must_have are one."""
+    """A key in snake case: mustHave, Must-Have and must_have are equal."""
     return re.sub(r"[\s-]+", "_", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", key)).lower()
 
 
 def looks_like_one(key: str, value: Any) -> bool:
-    """Could the key hold a criterion? Numbers and booleans do not count, but `should_trigger` does: it asks when a
-    skill is chosen, which no answer shows."""
+    """True if the key may contain a criterion. Numbers and booleans do not count.
+
+    `should_trigger` counts, because it asks when a skill is chosen, which no answer shows.
+    """
     name = snake(key)
     if name == "should_trigger":
         return True
@@ -158,7 +160,7 @@ def looks_like_one(key: str, value: Any) -> bool:
 
 
 def role_of(key: str, value: Any) -> str:
-    """The probable role of a key's texts: a guess for a message, never for a score. "" for anything but texts."""
+    """The probable role of a key's texts, as a hint for a message and never for a score. "" for other values."""
     if not isinstance(value, str) and not (isinstance(value, list) and all(isinstance(text, str) for text in value)):
         return ""
     name, text = snake(key), json.dumps(value, default=str)
@@ -168,7 +170,7 @@ def role_of(key: str, value: Any) -> str:
 
 
 def found(where: str, row: Mapping[str, Any], said: set[str]) -> Iterator[tuple[str, list[Any]]]:
-    """The keys of a row that hold criteria in prose, each with its checks. `said` takes what should be known."""
+    """Yield the keys of a row with criteria in prose, each with its checks. Remarks for the user go to `said`."""
     for key, value in row.items():
         averse = snake(key) in AVERSE
         if (averse or snake(key) in PROSE) and value not in (None, "", [], {}):
@@ -176,7 +178,7 @@ def found(where: str, row: Mapping[str, Any], said: set[str]) -> Iterator[tuple[
 
 
 def as_role(where: str, role: str, key: str, value: Any) -> list[dict[str, Any]]:
-    """The texts of a key as checks of the kind that the user named for it."""
+    """The texts of a key as checks of the role that the user chose."""
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list | tuple) or not all(isinstance(text, str) and text.strip() for text in texts):
         raise UsageError(f"{where}: {key} must be a text or a list of texts to be read as {role}, not {_shown(value)}")
@@ -184,7 +186,7 @@ def as_role(where: str, role: str, key: str, value: Any) -> list[dict[str, Any]]
 
 
 def as_checks(where: str, item: Any, said: set[str], averse: bool = False) -> list[dict[str, Any]]:
-    """One criterion: prose is a judge's, whether bare or in an object; an object may also be a check of its own."""
+    """Checks of one criterion. Prose, bare or in an object, goes to the judge; an object may also be a check itself."""
     if isinstance(item, str):
         return [_prose(item, averse)]
     if not isinstance(item, Mapping):
@@ -198,13 +200,13 @@ def as_checks(where: str, item: Any, said: set[str], averse: bool = False) -> li
         made = [dict(item)]
     else:
         if kind not in (None, "judge"):
-            said.add(f'the type "{kind}" of an expectation is no scorer of skilltune: a judge reads its text')
+            said.add(f'the type "{kind}" of an expectation is not a scorer of skilltune: a judge reads its text')
         return [_object(where, item, averse)]
     return [{"type": "not", "check": check} for check in made] if averse else made
 
 
 def own(where: str, item: Any, said: set[str]) -> list[dict[str, Any]]:
-    """An item of `checks`: a check in our own form as it stands, anything else like an expectation."""
+    """Checks of an item of `checks`. A check in our own form is kept; anything else is read like an expectation."""
     kind = item.get("type") if isinstance(item, Mapping) else None
     return [dict(item)] if is_kind(kind) and "value" not in item else as_checks(where, item, said)
 
@@ -241,7 +243,7 @@ def _object(where: str, item: Mapping[str, Any], averse: bool) -> dict[str, Any]
 
 
 def _weighed(where: str, item: Mapping[str, Any], text: str, averse: bool) -> dict[str, Any]:
-    """The criterion with its weight. Negative points are given for what the answer must not do."""
+    """The criterion with its weight. Negative points mean that the answer must not do it."""
     weight = item.get("weight", item.get("points"))
     if weight is None:
         return _prose(text, averse)
@@ -259,12 +261,12 @@ def _text_of(item: Mapping[str, Any], keys: Iterable[str]) -> list[str]:
 
 
 def _items(where: str, key: str, value: Any) -> list[Any]:
-    """The criteria that a key holds: a list, one text, one object, or texts by name."""
+    """The criteria under a key: a list, one text, one object, or texts by name."""
     if isinstance(value, list | tuple):
         return list(value)
     if isinstance(value, Mapping) and "type" not in value and not _text_of(value, _TEXTS):
         if all(_SCALE.fullmatch(str(name)) for name in value):
-            raise UsageError(f"{where}: {key} is a scale of scores, no list of criteria: {_shown(value)}")
+            raise UsageError(f"{where}: {key} is a scale of scores and not a list of criteria: {_shown(value)}")
         if all(isinstance(text, str) and text.strip() for text in value.values()):
             return [f"{str(name).replace('_', ' ')}: {text}" for name, text in value.items()]
         part = next((str(name) for name, texts in value.items() if isinstance(texts, list)), next(iter(value)))

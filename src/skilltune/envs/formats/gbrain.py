@@ -1,8 +1,8 @@
-"""gbrain's skill benchmarks: JSONL of `{task_id, task, judge}`, each judge turned into checks.
+"""Reads gbrain's skill benchmarks, JSONL of `{task_id, task, judge}`, and turns each judge into checks.
 
-`rule` judges are computed, an `llm` judge's rubric is read by our judge, and `qrels` becomes a ranking that is read
-from the answer (gbrain reads it from the results of its own retrieval tools, which a chat target does not have). gbrain
-scores the share of rules that hold: `score = "checks:weighted"` does the same, the default wants all of them.
+`rule` judges are computed. The rubric of an `llm` judge goes to our judge. `qrels` becomes a ranking in the answer
+(gbrain reads it from the results of its own retrieval tools, which a chat target does not have). gbrain scores the
+share of rules that hold; `score = "checks:weighted"` does the same, and the default requires all of them.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from skilltune.errors import UsageError
 from skilltune.scorers.reading import nearest, quote
 
 PENDING = "# BOOTSTRAP_PENDING_REVIEW"
-# What counts as a citation: a Markdown link, a page of the brain, a footnote. Looking ahead keeps a page that stands in
-# a link's target countable, as gbrain counts it.
+# Citations are a Markdown link, a page of the brain, or a footnote. Look-ahead keeps a page in a link's target
+# countable, as in gbrain.
 CITATION = (
     r"(?=\[[^\]]+\]\([^)]+\))|(?=\[\d+\])"
     r"|(?i:\b(?:wiki|people|companies|deals|topics|concepts|projects|writing|originals)/[a-z0-9][a-z0-9/-]*\b)"
@@ -26,13 +26,13 @@ _TOOL_OPS = ("tool_called", "tool_not_called")
 
 
 def refuse_unreviewed(line: str, where: str) -> None:
-    """gbrain ends a drafted benchmark with a marker line until somebody has read it."""
+    """Refuse a draft: gbrain ends a drafted benchmark with a marker line until it is reviewed."""
     if line.strip() == PENDING:
         raise UsageError(f"{where}: these tasks were drafted and await review: read them, then delete this line")
 
 
 def translated(where: str, row: Any) -> Any:
-    """A gbrain row in our names; any other row as it is."""
+    """A gbrain row in our names. Any other row is returned unchanged."""
     if not isinstance(row, Mapping) or "judge" not in row:
         return row
     judge = row["judge"]

@@ -1,6 +1,7 @@
-"""Hugging Face data that is on this machine: parquet and arrow files, or a dataset in the local cache.
+"""Reads local Hugging Face data: parquet and arrow files, or a dataset in the local cache.
 
-Nothing is downloaded here: what a run reads must be there tomorrow too, and a download belongs to the user's own tools.
+Nothing is downloaded here, because the data of a run must still exist later. Downloads are left to the user's own
+tools.
 """
 
 from __future__ import annotations
@@ -20,15 +21,15 @@ from skilltune.errors import UsageError
 from skilltune.scorers.reading import nearest, quote
 
 _SUFFIXES = (".parquet", ".arrow")
-_BATCH = 1024  # rows that are turned into Python objects at once
+_BATCH = 1024  # rows that are converted to Python objects at once
 
 
 def rows(name: str) -> Iterator[Row]:
-    """The rows of "PATH_OR_NAME[/CONFIG][@SPLIT]".
+    """Yield the rows of "PATH_OR_NAME[/CONFIG][@SPLIT]".
 
-    Without a split, samples keep the one that their file's name says (`train-00000-of-00001.parquet`); with one, only
-    that split's files are read and the samples are free to be split anew. A name is looked up in the local cache
-    ($HF_HUB_CACHE, else $HF_HOME/hub, else ~/.cache/huggingface/hub).
+    Without a split, samples keep the split in their file's name (`train-00000-of-00001.parquet`). With one, only that
+    split's files are read, and its samples are split anew. A name is looked up in the local cache ($HF_HUB_CACHE, else
+    $HF_HOME/hub, else ~/.cache/huggingface/hub).
     """
     place, wanted = without_split(name), _split(name)
     folder = Path(place)
@@ -62,7 +63,7 @@ def _split(name: str) -> str:
 
 
 def _split_of(path: Path) -> str:
-    """The split that a file's name, or its folder's, says: "train" of "gsm8k-train-00000-of-00001.parquet"."""
+    """The split in the name of a file or its folder: "train" for "gsm8k-train-00000-of-00001.parquet"."""
     for text in (path.stem, path.parent.name):
         if found := next((part for part in re.split(r"[-_.]", text.lower()) if part in SPLIT_NAMES), None):
             return found
@@ -70,7 +71,7 @@ def _split_of(path: Path) -> str:
 
 
 def _data_files(folder: Path, place: str) -> list[Path]:
-    """The data files of one config: those below the folder, which must not hold several configs."""
+    """The data files of one config in a folder. Raises UsageError if the folder has several configs."""
     found = sorted(path for path in folder.rglob("*") if path.suffix in _SUFFIXES and path.is_file())
     if not found:
         raise UsageError(f"hf:{place}: no {' or '.join(_SUFFIXES)} file in {folder}; other formats are named by file")
@@ -84,7 +85,7 @@ def _data_files(folder: Path, place: str) -> list[Path]:
 
 
 def _cached(place: str, name: str) -> Path:
-    """The folder of a dataset's config in the local cache; of "a/b", a is the owner, or b a config of a."""
+    """The folder of a dataset's config in the local cache. In "a/b", a is the owner, or b is a config of a."""
     cache = _cache()
     parts = place.strip("/").split("/")
     for length in (2, 1):
@@ -111,7 +112,7 @@ def _cache() -> Path:
 
 
 def _snapshot(snapshots: Path) -> Path:
-    """The snapshot that refs/main names, or the only one."""
+    """The snapshot named by refs/main, or the only one."""
     main = snapshots.parent / "refs" / "main"
     if main.is_file() and (snapshots / main.read_text().strip()).is_dir():
         return snapshots / main.read_text().strip()
@@ -135,7 +136,7 @@ def _read(pyarrow: Any, path: Path) -> Iterator[Mapping[str, Any]]:
 
 
 def _arrow_batches(pyarrow: Any, file: Any) -> Iterator[Any]:
-    """Record batches of the stream format (which `datasets` writes) or of the file format."""
+    """Yield record batches of the stream format (which `datasets` writes) or of the file format."""
     try:
         yield from pyarrow.ipc.open_stream(file)
     except pyarrow.ArrowInvalid:
@@ -145,7 +146,7 @@ def _arrow_batches(pyarrow: Any, file: Any) -> Iterator[Any]:
 
 
 def _plain(where: str, key: str, value: Any) -> Any:
-    """A value as JSON data: dates and decimals as text, NaN as no value. Bytes (images, audio) are refused."""
+    """A value as JSON data: dates and decimals as text, NaN as None. Bytes (images, audio) are refused."""
     if isinstance(value, bytes):
         raise UsageError(
             f"{where}: the column {quote(key)} holds bytes, which cannot be part of a sample: leave it out"

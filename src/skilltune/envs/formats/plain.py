@@ -1,4 +1,4 @@
-"""JSON and JSONL, with the line at which every sample begins."""
+"""Reads JSON and JSONL, with the line of every sample."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from skilltune.envs.formats.text import read_text
 from skilltune.errors import UsageError
 from skilltune.scorers.reading import quote
 
-_LISTS = (  # `evals` is skill-creator's
+_LISTS = (  # `evals` is the key of skill-creator
     "examples",
     "samples",
     "data",
@@ -32,8 +32,8 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 
 
 def line_rows(path: Path) -> Iterator[Row]:
-    """JSONL: one object a line; empty lines do not count."""
-    # Split at \n only: JSON text may hold the other characters that str.splitlines() takes for line ends.
+    """JSONL: one object per line; empty lines are skipped."""
+    # Split only at \n, because JSON text may contain the other characters that str.splitlines() splits at.
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if line.strip():
             where = f"{path}:{number}"
@@ -45,7 +45,7 @@ def line_rows(path: Path) -> Iterator[Row]:
 
 
 def json_rows(path: Path, reading: Reading | None = None) -> Iterator[Row]:
-    """JSON: a list of samples, or an object that holds one list of them, or one object of them by name."""
+    """JSON: a list of samples, or an object with one list of them, or an object that maps names to samples."""
     reading = Reading() if reading is None else reading
     text = read_text(path)
     data = _json(text, path) if text.strip() else []
@@ -72,7 +72,7 @@ def json_rows(path: Path, reading: Reading | None = None) -> Iterator[Row]:
 
 
 def _container(data: dict[str, Any], path: Path) -> str:
-    """The key that holds the samples."""
+    """The key of the samples."""
     held = [name for name in _LISTS if isinstance(data.get(name), list) or _by_name(data.get(name))]
     held = [name for name in held if data[name]] or held
     if len(held) == 1:
@@ -98,7 +98,7 @@ def _kind(value: Any) -> str:
 
 
 def _look_beside(data: dict[str, Any], key: str, path: Path, reading: Reading) -> None:
-    """Refuse criteria that stand beside the samples and are meant for all of them; note other lists."""
+    """Refuse criteria beside the samples that are meant for all of them; note other lists."""
     for name, value in data.items():
         if name == key:
             continue
@@ -112,7 +112,7 @@ def _look_beside(data: dict[str, Any], key: str, path: Path, reading: Reading) -
 
 
 def _json(text: str, path: Path, line: int = 0) -> Any:
-    """The value of a whole file, or of one `line` of it. Raises UsageError naming the line of the file."""
+    """The value of a whole file, or of one `line` of it. Raises UsageError with the line of the file."""
     where = f"{path}:{line}" if line else str(path)
     try:
         return json.loads(text, parse_constant=_refuse_constant)
@@ -131,17 +131,17 @@ def _refuse_constant(name: str) -> Any:
 
 
 def _item_starts(text: str, key: str | None) -> Iterator[int]:
-    """The places at which the samples begin: the items of a list, or the values of an object. That is
-    the (valid) document itself or stands under its `key`."""
+    """Yield the start of each sample in the text: the items of a list, or the values of an object. The list or object
+    is the (valid) document itself, or the value of its `key`."""
     decoder = json.JSONDecoder()
 
     def skip(place: int, mark: str = "") -> int:
-        """Past white space, one `mark` and more white space; `place` itself where the mark does not follow."""
+        """Skip white space, one `mark` and more white space. Skips only white space if the mark does not follow."""
         start = _end_of_space(text, place)
         return _end_of_space(text, start + 1) if mark and text[start] == mark else start
 
     def values(place: int) -> Iterator[tuple[str, int]]:
-        """The name and the start of each value of the list or object at a place."""
+        """Yield the name and the start of each value of the list or object at a place."""
         named = text[place] == "{"
         place = skip(place, text[place])
         while text[place] not in "]}":
@@ -155,7 +155,7 @@ def _item_starts(text: str, key: str | None) -> Iterator[int]:
 
     place = skip(0)
     if key is not None:
-        place = dict(values(place))[key]  # of a key that comes twice, the last one counts
+        place = dict(values(place))[key]  # if a key is repeated, the last one counts
     starts = list(values(place))
     last = {name: index for index, (name, _) in enumerate(starts)} if text[place] == "{" else {}
     for index, (name, start) in enumerate(starts):

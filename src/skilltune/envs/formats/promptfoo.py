@@ -1,8 +1,8 @@
-"""A promptfoo configuration: prompts × tests, with the assertions that can be computed or read by a judge.
+"""Reads a promptfoo configuration: prompts × tests, with assertions that can be computed or read by a judge.
 
-The subset is exact: what is read means what promptfoo means by it, and everything else (other assertions, template
-logic, scripts, scenarios, thresholds) is refused with its line. How promptfoo would run (providers, options of the
-evaluation, the grader's model) is not read: target and judge are named in skilltune's own configuration.
+Supported parts have exactly promptfoo's meaning. Everything else (other assertions, template logic, scripts, scenarios,
+thresholds) is refused with its line. Settings of promptfoo's own run (providers, evaluation options, the grader's
+model) are ignored, because target and judge are named in skilltune's configuration.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ _HOW_IT_RUNS = (
 _TOP = ("prompts", "tests", "defaultTest")
 _TEST = ("assert", "description", "metadata", "provider", "providers", "vars")
 _PROMPT_FILES = (".txt", ".md", ".markdown", ".j2", ".json", ".jsonl", ".yaml", ".yml")
-_PROGRAMS = (".cjs", ".js", ".mjs", ".py", ".ts", ".sh", ".rb", ".go")  # promptfoo runs them
+_PROGRAMS = (".cjs", ".js", ".mjs", ".py", ".ts", ".sh", ".rb", ".go")  # promptfoo executes them
 _TEST_FILES = (".csv", ".json", ".jsonl", ".yaml", ".yml")
-MOST_ROWS = 20_000  # of one configuration: prompts × tests × combinations of list variables
+MOST_ROWS = 20_000  # rows of one configuration: prompts × tests × combinations of list variables
 _SLOT = re.compile(r"{{-?\s*([\w.]+)\s*-?}}")
 _LOGIC = re.compile(r"{[{%#]")
 
 
 def rows(path: Path) -> Iterator[Row]:
-    """A row for each pair of a prompt and a test; a test's list variables give one for each combination.
+    """Yield a row for each pair of a prompt and a test. List variables of a test give one row per combination.
 
     With several prompts, the rows of one test form a group, so that they stay in one split. Combinations are counted
-    before they are made.
+    before they are built.
     """
     config = _mapping(yaml12.load(path), str(path))
     _only(config, (*_TOP, *_HOW_IT_RUNS), path, "the configuration")
@@ -106,7 +106,7 @@ def _only(mapping: Lined, known: tuple[str, ...], path: Path, what: str) -> None
 
 
 def _prompts(value: Any, path: Path, line: int) -> list[Any]:
-    """Each prompt as a text or as chat messages, not filled in yet."""
+    """Each prompt as a text or as chat messages, with unfilled slots."""
     listed = value if isinstance(value, list) else [value]
     found = [prompt for item in listed if item is not None for prompt in _prompt(item, path, line)]
     if not found:
@@ -126,7 +126,7 @@ def _prompt(item: Any, path: Path, line: int) -> list[Any]:
 
 
 def _read_prompts(file: Path, path: Path, line: int) -> list[Any]:
-    """The prompts of one file: several of a .txt are divided by `---`, a .jsonl holds one a line."""
+    """The prompts of one file. A .txt file may have several, separated by `---`; a .jsonl file has one per line."""
     match file.suffix.lower():
         case ".txt":
             texts = re.split(r"^---[ \t]*$", read_text(file), flags=re.MULTILINE)
@@ -143,8 +143,10 @@ def _read_prompts(file: Path, path: Path, line: int) -> list[Any]:
 
 
 def _files(item: str, path: Path, line: int, what: str, suffixes: tuple[str, ...]) -> list[Path] | None:
-    """The files that a text names, by a path or a pattern, as promptfoo finds them: beside the configuration. None for
-    a text that names none. A text that can only be meant as a file must be one."""
+    """The files that a text names by path or pattern, relative to the configuration, as in promptfoo.
+
+    None if the text names no file. A text that can only mean a file must match one.
+    """
     explicit = item.startswith("file://")
     name = item.removeprefix("file://").strip()
     if not explicit and ("\n" in name or "{{" in name or len(name) > 500):
@@ -154,11 +156,11 @@ def _files(item: str, path: Path, line: int, what: str, suffixes: tuple[str, ...
             return [path.parent / name]
         pattern = any(mark in name for mark in "*?[")
         found = sorted(file for file in path.parent.glob(name) if file.is_file()) if pattern else []
-    except (OSError, ValueError, NotImplementedError):  # no text that a file could be named by
+    except (OSError, ValueError, NotImplementedError):  # not a possible file name
         pattern, found = False, []
     if found:
         return found
-    suffix = Path(name.split(":")[0]).suffix.lower()  # of "prompt.py:function"
+    suffix = Path(name.split(":")[0]).suffix.lower()  # also of "prompt.py:function"
     if suffix in _PROGRAMS and (explicit or " " not in name):
         raise UsageError(f"{path}:{line}: {what} from {quote(item)} is not supported: it is a program")
     if explicit or (suffix in suffixes and " " not in name):
@@ -178,7 +180,7 @@ def _chat(text: str) -> Any:
 
 
 def _tests(value: Any, path: Path, line: int, within: tuple[Path, ...] = ()) -> Iterator[Lined]:
-    """The tests of a list, those in files that it names included. `within` are the files that led here."""
+    """Yield the tests of a list, and those in the files that it names. `within` are the files that led here."""
     for item in value if isinstance(value, list) else [value]:
         if isinstance(item, Lined):
             item.path = path
@@ -219,7 +221,7 @@ def _read_tests(file: Path, path: Path, line: int, within: tuple[Path, ...]) -> 
 
 
 def _tabled(record: Mapping[str, str], where: str, file: Path) -> Lined:
-    """A test from a line of a table: columns are variables, `__expected…` hold assertions."""
+    """A test from a line of a table: columns are variables, `__expected…` are assertions."""
     test = Lined(int(where.rpartition(":")[2]))
     test.path = file
     test["vars"] = Lined(test.line)
@@ -236,7 +238,7 @@ def _tabled(record: Mapping[str, str], where: str, file: Path) -> Lined:
         elif name.startswith("__metadata:"):
             metadata[name.removeprefix("__metadata:").removesuffix("[]")] = value
         elif name.startswith("__") and name != "__metric":  # a name for promptfoo's own reports
-            raise UsageError(f'{where}: the column "{name}" is not supported: nothing here does what it asks for')
+            raise UsageError(f'{where}: the column "{name}" is not supported: skilltune would ignore it')
     test["metadata"] = metadata
     return test
 
@@ -252,7 +254,7 @@ def _vars(test: Lined, path: Path) -> dict[str, Any]:
 
 
 def _filled(template: Any, values: Mapping[str, Any], where: str) -> Any:
-    """The template with its `{{ name }}` slots filled, in all its texts."""
+    """The template with the `{{ name }}` slots in all its texts filled."""
     if isinstance(template, list):
         return [_filled(item, values, where) for item in template]
     if isinstance(template, Mapping):
@@ -287,7 +289,7 @@ def _asserts(test: Lined, path: Path) -> list[tuple[str, Mapping[str, Any]]]:
     found: list[tuple[str, Mapping[str, Any]]] = []
     for item in listed:
         where = f"{path}:{test.line}"
-        if isinstance(item, str):  # of a table
+        if isinstance(item, str):  # from a table
             found.append((where, assertions.parsed(item, where) or {"type": "equals", "value": item}))
         else:
             mapping = _mapping(item, f"{where}: assert")
@@ -297,5 +299,5 @@ def _asserts(test: Lined, path: Path) -> list[tuple[str, Mapping[str, Any]]]:
 
 def _rendered(assertion: Mapping[str, Any], values: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The assertion with the variables of its value filled in."""
-    known = assertions.is_one(assertion.get("type"))  # else it is refused whatever its value says
+    known = assertions.is_one(assertion.get("type"))  # otherwise it is refused anyway
     return {**assertion, "value": _filled(assertion.get("value"), values, where)} if known else dict(assertion)

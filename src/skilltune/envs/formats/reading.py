@@ -1,4 +1,4 @@
-"""The silent choices of reading a source, and the keys in it that nothing would read."""
+"""Defaults that were chosen while reading a source, and keys in it that nothing would read."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class Suspect:
-    """A key that looks like criteria and is read as nothing: where it stands, and as what it might be read."""
+    """A key that looks like criteria but is not read: its places, and its probable role."""
 
     role: str
     places: list[str] = field(default_factory=list)
@@ -17,22 +17,22 @@ class Suspect:
 
 @dataclass(slots=True)
 class Reading:
-    """Choices that reading a source made by itself. Counts are samples."""
+    """Defaults that were chosen while reading a source. Counts are samples."""
 
     notes: Counter[str] = field(default_factory=Counter)
     columns: Counter[str] = field(default_factory=Counter)  # keys of rows that became metadata
     suspects: dict[str, Suspect] = field(default_factory=dict)
-    mapped: set[str] = field(default_factory=set)  # keys that `fields` names and a row had
-    evals: bool = False  # the rows are a skill's evals, whose `expected_output` describes an answer
-    described: int = 0  # samples whose check is that description
+    mapped: set[str] = field(default_factory=set)  # keys named by `fields` that a row had
+    evals: bool = False  # True if the rows are a skill's evals, whose `expected_output` describes an answer
+    described: int = 0  # samples whose only check is that description
 
     def told(self) -> list[str]:
-        """The notes, each with the number of samples that it holds for."""
+        """The notes, each with the number of its samples."""
         return [f"{note} ({count:,} sample{'s' * (count > 1)})" for note, count in self.notes.items()]
 
 
 def unread_criteria(reading: Reading, shown: Collection[str], samples: int) -> list[str]:
-    """The problem with keys that look like criteria and that nothing would read; those in `shown` are in the prompt."""
+    """The problem with keys that look like criteria and that nothing would read. Keys in `shown` are in the prompt."""
     suspects = {key: suspect for key, suspect in reading.suspects.items() if key not in shown}
     if not suspects:
         return []
@@ -63,7 +63,7 @@ def unread_criteria(reading: Reading, shown: Collection[str], samples: int) -> l
 
 
 def no_judge(reading: Reading, problems: Sequence[str], samples: int) -> str:
-    """The problem with samples that have checks in prose where no judge is named, from what is wrong with each."""
+    """The error for samples with checks in prose and no judge, made of the problem of each sample."""
     described = reading.described
     said = (
         f"the expected_output of {described} of {samples} samples describes an answer, and comparing it letter by "

@@ -1,10 +1,10 @@
-"""From a row, whatever format it comes from, to a Sample.
+"""Turns a row of any format into a Sample.
 
-A sample without an id gets one made from its content: it stays the same when other lines come and go, which is what
-lets a run resume after samples were added.
+A sample without an id gets one made from its content. Such an id does not change when other lines are added or removed,
+so a run can resume after samples were added.
 
-Whatever is decided here without being asked is put into a `Reading`, so that `check` can tell it: a key that became
-metadata, a type of check that no scorer has.
+Defaults that are chosen without being requested are recorded in a `Reading`, so that `check` can report them: a key
+that became metadata, or an unknown type of check.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from skilltune.errors import UsageError
 from skilltune.samples import Sample
 from skilltune.scorers.reading import nearest, quote
 
-Row = tuple[str, Mapping[str, Any] | UsageError]  # where it stands, and its keys or what is wrong with it
+Row = tuple[str, Mapping[str, Any] | UsageError]  # its place, and its keys or its problem
 Placed = tuple[str, Sample]
 
 ALIASES: dict[str, tuple[str, ...]] = {
@@ -43,7 +43,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
         "expected_response",
     ),
 }
-INSTRUCTION = "instruction"  # alpaca's: the task, which `input` is material for
+INSTRUCTION = "instruction"  # alpaca's name of the task; `input` is then its material
 SPLIT_NAMES = {
     "train": "train",
     "select": "select",
@@ -53,8 +53,8 @@ SPLIT_NAMES = {
     "dev": "select",
     "test": "test",
 }
-IGNORE = "ignore"  # in `fields`: keys that are meant to do nothing
-MOST_SHOWN = 10  # problems of one source
+IGNORE = "ignore"  # in `fields`: keys that are deliberately unused
+MOST_SHOWN = 10  # problems of one source in one message
 DEEPEST = 100  # levels of nesting in a row
 _LEAVES = {"input": ("text", "content", "messages", "task"), "target": ("text", "content", "response", "reference")}
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -63,9 +63,11 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 def assemble(
     rows: Iterable[Row | Sample], fields: Mapping[str, str] | None = None, reading: Reading | None = None
 ) -> list[Placed]:
-    """Rows to samples with unique ids, each with its place. A row without an id gets 12 hex digits of its
-    content's hash; when the same content comes again, "-2", "-3", … is appended (`split` keeps such twins together).
-    Raises UsageError with what is wrong with each row, a line for each."""
+    """Convert rows to samples with unique ids, each with its place.
+
+    A row without an id gets 12 hex digits of its content's hash. If the same content repeats, "-2", "-3", … is appended
+    (`split` keeps such twins together). Raises UsageError with one line for each problem.
+    """
     fields, reading = dict(fields or {}), Reading() if reading is None else reading
     known = [*Sample.model_fields, *criteria.ROLES, IGNORE]
     for ours in fields:
@@ -82,7 +84,7 @@ def assemble(
             sample = _whole(where, content) if isinstance(content, Sample) else parse(where, content, fields, reading)
             if sample.id in places:
                 raise UsageError(
-                    f'{where}: the id "{sample.id}" is already that of {places[sample.id]}; ids are unique'
+                    f'{where}: the id "{sample.id}" is already used by {places[sample.id]}; ids must be unique'
                 )
         except UsageError as error:
             problems.append(str(error))
@@ -100,8 +102,8 @@ def assemble(
 
 
 def refuse(problems: Sequence[str]) -> None:
-    """Raises UsageError with the first ten of the problems, if there are any. Problems that differ only in their place
-    and sample are one, with their number."""
+    """Raise UsageError with the first ten problems, if there are any. Problems that differ only in place and sample are
+    merged, with their number."""
     alike: dict[str, list[str]] = {}
     for problem in problems:
         alike.setdefault(_PLACE.sub("", problem), []).append(problem)
@@ -112,7 +114,7 @@ def refuse(problems: Sequence[str]) -> None:
 
 
 _PLACE = re.compile(r'^(?:\S.*?:\d+|\S.*?, row \d+|sample \d+): |(?<=sample )"(?:[^"\\]|\\.)*"')
-_FEW = 3  # equal problems that are still shown one by one
+_FEW = 3  # equal problems that are still listed one by one
 
 
 def _folded(same: Sequence[str]) -> list[str]:
@@ -187,20 +189,23 @@ def parse(where: str, row: Mapping[str, Any] | UsageError, fields: Mapping[str, 
 
 
 def plain(where: str, value: Any, depth: int = 0) -> Any:
-    """A copy of data as JSON has it: NaN, pandas' mark of an empty cell, is no value. Raises UsageError for what no
-    file of a run could hold: half a surrogate pair, an infinite number, a hundred levels of nesting."""
+    """A copy of the data in JSON's types. NaN, pandas' mark of an empty cell, becomes None.
+
+    Raises UsageError for data that the files of a run cannot store: half a surrogate pair, an infinite number, a
+    hundred levels of nesting.
+    """
     if isinstance(value, str):
         if found := _SURROGATE.search(value):
             raise UsageError(
-                f"{where}: a text holds half a surrogate pair (\\u{ord(found[0]):x}), which is no character: write the "
-                "whole character"
+                f"{where}: a text holds half a surrogate pair (\\u{ord(found[0]):x}) and not a character: "
+                "write the whole character"
             )
         return value
     if isinstance(value, float) and not math.isfinite(value):
         if math.isnan(value):
             return None
-        raise UsageError(f"{where}: {value} is no number that JSON has")
-    if type(value).__name__ in ("NAType", "NaTType"):  # pandas' other marks
+        raise UsageError(f"{where}: {value} is not a number in JSON")
+    if type(value).__name__ in ("NAType", "NaTType"):  # pandas' other marks of an empty cell
         return None
     if not isinstance(value, Mapping | list):
         return value
@@ -212,23 +217,23 @@ def plain(where: str, value: Any, depth: int = 0) -> Any:
 
 
 def _whole(where: str, sample: Sample) -> Sample:
-    """A sample from Python, if all of it can be written down."""
+    """Check that all of a sample from Python can be stored."""
     plain(f'{where} ("{sample.id}")', sample.model_dump())
     return sample
 
 
-# -- which key is what
+# -- the meaning of keys
 
 
 def _keys(ours: str, theirs: str) -> list[str]:
-    """The keys that one entry of `fields` names: one for a field of a sample, else as many as commas divide."""
+    """The keys in one entry of `fields`: one for a field of a sample, otherwise a list separated by commas."""
     return [theirs] if ours in Sample.model_fields else [key.strip() for key in theirs.split(",") if key.strip()]
 
 
 def _mapped(
     where: str, rest: dict[str, Any], fields: Mapping[str, str], reading: Reading
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The values of a sample and the checks that `fields` names, taken out of the row."""
+    """Remove the keys of `fields` from the row. Returns their values for the sample, and their checks."""
     values: dict[str, Any] = {}
     checks: list[dict[str, Any]] = []
     for ours, theirs in fields.items():
@@ -247,8 +252,7 @@ def _mapped(
 
 
 def _path(row: Mapping[str, Any], name: str) -> list[str] | None:
-    """The path to a name in a row, None if there is none. The name is a key, or keys with dots between them; a number
-    is a place in a list."""
+    """The path to a name in a row, or None. The name is a key, or a dotted path; a number is an index of a list."""
     if name in row:
         return [name]
     inner: Any = row
@@ -263,7 +267,8 @@ def _path(row: Mapping[str, Any], name: str) -> list[str] | None:
 
 
 def _popped(row: dict[str, Any], path: Sequence[str]) -> Any:
-    """The value at a path, taken out with the objects that it leaves empty: an expected answer must not stay behind."""
+    """Remove and return the value at a path, together with the objects that become empty. An expected answer must not
+    stay in the row."""
     first, *deeper = path
     if not deeper:
         return row.pop(first)
@@ -278,8 +283,11 @@ def _popped(row: dict[str, Any], path: Sequence[str]) -> Any:
 
 
 def _asked(where: str, rest: dict[str, Any]) -> Any:
-    """The input by its usual names, taken out of the row; None if there is none. Alpaca's `instruction` and `input` are
-    one text, in that order; otherwise two keys that could both be the input are refused."""
+    """Remove the input by its usual names from the row and return it, or None.
+
+    Alpaca's `instruction` and `input` are joined to one text in that order. Other pairs of keys that could both be the
+    input are refused.
+    """
     names = ("input", *ALIASES["input"])
     found = [name for name in names if rest.get(name) not in (None, "", [])]
     instruction = rest.get(INSTRUCTION)
@@ -297,12 +305,12 @@ def _asked(where: str, rest: dict[str, Any]) -> Any:
         )
     chosen = next((name for name in (*found, *names) if rest.get(name) is not None), None)
     value = None if chosen is None else rest.pop(chosen)
-    rest.pop("input", None)  # empty beside another one
+    rest.pop("input", None)  # an empty one beside another
     return value
 
 
 def _take_target(where: str, rest: dict[str, Any], values: dict[str, Any]) -> str | None:
-    """Takes the target by its usual names out of the row, and says by which."""
+    """Move the target by its usual names from the row to the values. Returns the name that was found."""
     found = [alias for alias in ALIASES["target"] if rest.get(alias) is not None]
     if len(found) > 1:
         raise UsageError(
@@ -314,8 +322,8 @@ def _take_target(where: str, rest: dict[str, Any], values: dict[str, Any]) -> st
 
 
 def _expected(where: str, rest: dict[str, Any], values: dict[str, Any], fields: Mapping[str, str]) -> list[Any]:
-    """The checks of promptfoo's columns `__expected`, `__expected1`, …, which are taken out of the row. A text without
-    an assertion's name is the expected answer."""
+    """Remove promptfoo's columns `__expected`, `__expected1`, … from the row and return their checks. A text without an
+    assertion's name is the expected answer."""
     checks: list[Any] = []
     target = values.get("target") if fields.get("target", "").startswith("__expected") else None
     if isinstance(target, str) and (assertion := assertions.parsed(target, where)) is not None:
@@ -327,7 +335,7 @@ def _expected(where: str, rest: dict[str, Any], values: dict[str, Any], fields: 
     if refused := [
         key for key in rest if key in ("__prefix", "__suffix", "__threshold") or key.startswith("__config:")
     ]:
-        raise UsageError(f'{where}: the column "{refused[0]}" is not supported: nothing here does what it asks for')
+        raise UsageError(f'{where}: the column "{refused[0]}" is not supported: skilltune would ignore it')
     return checks
 
 
@@ -338,18 +346,18 @@ def _no_input(where: str, row: Mapping[str, Any], fields: Mapping[str, str]) -> 
     if "input" in deeper:
         odd = isinstance(row.get("input"), Mapping)
         said = (
-            f"input is no text but an object; the keys are {keys}"
+            f"input is an object and not a text; the keys are {keys}"
             if odd
             else f"no {' or '.join(names)} among its keys: {keys}"
         )
-        return f"{where}: {said}; it stands deeper: {_naming(deeper)}"
+        return f"{where}: {said}; the fields are probably deeper: {_naming(deeper)}"
     hint = next(filter(None, (nearest(name, row) for name in names)), "")
     how = "" if "input" in fields else f"; name it with {_named('input', '…')}"
     return f"{where}: no {' or '.join(names)} among its keys{hint}: {keys}{how}"
 
 
 def _deeper(row: Mapping[str, Any], ours: str) -> str:
-    """The dotted path to what is probably our field inside of the row's objects; "" for none."""
+    """The dotted path inside the row's objects that is probably our field, or ""."""
     names = (ours, *ALIASES[ours], *((INSTRUCTION,) if ours == "input" else ()), *_LEAVES[ours])
     level = [(str(key), value) for key, value in row.items() if isinstance(value, Mapping) and key != "metadata"]
     for _ in range(3):
@@ -368,15 +376,15 @@ def _naming(paths: Mapping[str, str]) -> str:
 
 
 def _named(ours: str, theirs: str) -> str:
-    """How to say which key is ours, in a config and to a command."""
+    """The way to name a key as our field, in a config and in a command."""
     return _naming({ours: theirs})
 
 
-# -- what the values must look like
+# -- the form of values
 
 
 def _describes(expected: Any) -> bool:
-    """Does an eval's `expected_output` describe an answer, as skill-creator means it? One word is an answer itself."""
+    """True if an eval's `expected_output` describes an answer, as in skill-creator. One word is an answer itself."""
     texts = [expected] if isinstance(expected, str) else expected
     return (
         isinstance(texts, list)
@@ -416,7 +424,7 @@ def _split_name(where: str, raw: Any) -> str | None:
 
 
 def _files(where: str, raw: Any) -> Any:
-    """A list of paths means: each under its own name in the workspace."""
+    """A list of paths means that each file keeps its own name in the workspace."""
     raw = [raw] if isinstance(raw, str) and raw else raw
     if not isinstance(raw, list | tuple):
         return raw or {}

@@ -1,4 +1,4 @@
-"""CSV and TSV with a header: quoted cells may hold delimiters, lines and megabytes."""
+"""CSV and TSV with a header. Quoted cells may contain delimiters, line breaks and megabytes."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from skilltune.errors import UsageError
 
 
 def records(path: Path, *, keep_empty: bool = False) -> Iterator[tuple[str, dict[str, str] | UsageError]]:
-    """The records with their places. An empty cell is no value, unless `keep_empty`. A .csv whose header has semicolons
-    and no comma is split at those, as spreadsheets write it in half of Europe; a column without a name is called
-    "column N"."""
+    """Yield the records with their places. Empty cells are left out, unless `keep_empty`.
+
+    A .csv file whose header has semicolons and no comma is split at semicolons, as spreadsheets write it in much of
+    Europe. A column without a name is called "column N".
+    """
     text, start = read_text(path), 1
     limit = csv.field_size_limit(2**31 - 1)  # the default refuses cells beyond 128 kB
     try:

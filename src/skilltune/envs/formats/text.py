@@ -1,4 +1,4 @@
-"""The text of a sample file."""
+"""Reads the text of a sample file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from skilltune.errors import UsageError
 
 
 def read_text(path: Path) -> str:
-    """A file's UTF-8 text without its byte order mark; UsageError names the line that is something else."""
+    """A file's UTF-8 text without its byte order mark. Raises UsageError with the line that is not UTF-8."""
     try:
         data = path.read_bytes()
         return data.decode("utf-8-sig")

@@ -1,6 +1,6 @@
-"""YAML as promptfoo's parser reads it: YAML 1.2's core types, every mapping with its line, and nothing that explodes.
+"""Reads YAML like promptfoo's parser: core types of YAML 1.2, the line of every mapping, and a limit on expansion.
 
-A few hundred bytes of aliases can stand for billions of values. They are counted before any value is made.
+A few hundred bytes of aliases can stand for billions of values. Values are counted before any of them is built.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from skilltune.envs.formats.text import read_text
 from skilltune.errors import UsageError
 
 DEEPEST = 100  # levels of nesting
-MOST_VALUES = 2_000_000  # of one document, each alias counted as what it stands for
+MOST_VALUES = 2_000_000  # values of one document, with aliases expanded
 
 
 class Lined(dict):
-    """A mapping that knows its line, and its file where that matters."""
+    """A mapping that knows its line, and its file if that matters."""
 
     def __init__(self, line: int) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ def load(path: Path) -> Any:
 
 
 def parse(text: str, where: str) -> Any:
-    """The value of a text; `where` stands before the line in the message of a UsageError."""
+    """The value of a text. `where` precedes the line in the message of a UsageError."""
     try:
         return loaded(text)
     except yaml.MarkedYAMLError as error:
@@ -63,7 +63,7 @@ def loaded(text: str) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """`yes`, `1:30` and `2024-01-01` are texts, a key comes only once."""
+    """Reads `yes`, `1:30` and `2024-01-01` as texts, and refuses duplicate keys."""
 
 
 _Loader.yaml_implicit_resolvers = {}
@@ -83,7 +83,7 @@ _Loader.add_implicit_resolver(
 
 
 def _expanded(node: yaml.Node, known: dict[int, int], depth: int) -> int:
-    """The number of values that a node stands for. `known` has those that are counted, and 0 for the open ones."""
+    """The number of values that a node expands to. `known` has the counted nodes, with 0 for open ones."""
     if id(node) in known:
         if known[id(node)] == 0:
             raise yaml.constructor.ConstructorError(None, None, "an alias that holds itself", node.start_mark)
