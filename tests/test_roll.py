@@ -24,6 +24,7 @@ from skilltune.errors import (
     InfraError,
     InfraStopped,
     JudgeError,
+    RejectedError,
     SampleError,
 )
 from skilltune.journal.run import Run
@@ -727,3 +728,35 @@ async def test_the_key_of_a_rollout_holds_the_content_of_its_files(run: Run, tmp
     after = [Roller(Gated(), env, run).key(SKILL, sample, 0) for sample in env.samples]
     assert before[0] != after[0]
     assert before[1] == after[1]
+
+
+# -- a request that is refused as it is
+
+UNREAD = RejectedError("400: the request could not be processed")
+
+
+@pytest.mark.parametrize("refused", [["s0"], ["s5"], ["s0", "s5"]])
+async def test_a_rejected_sample_is_named_with_the_way_to_go_on_without_it(run: Run, refused: list[str]) -> None:
+    target = Gated()
+    target.errors = dict.fromkeys(refused, UNREAD)
+    with pytest.raises(CallConfigError, match=rf"^sample {refused[0]}: 400: .*\nIf only .* add --drop {refused[0]} to"):
+        await Roller(target, MANY, run)(SKILL, MANY.samples)
+    assert target.asked["s1"] == 1
+
+
+@pytest.mark.parametrize("second", [UNREAD, FILTERED, CallConfigError("404: no such model"), InfraError("500: oops")])
+async def test_the_first_rejection_stands_if_the_second_sample_is_not_answered_either(
+    run: Run, second: CallError
+) -> None:
+    target = Gated()
+    target.errors = {sample.id: second for sample in MANY.samples} | {"s0": UNREAD}
+    with pytest.raises(CallConfigError, match=r"^sample s0: 400: the request could not be processed$"):
+        await Roller(target, MANY, run)(SKILL, MANY.samples)
+    assert target.asked == {"s0": 1, "s1": 1}
+
+
+async def test_a_key_that_expires_is_no_samples_fault(run: Run) -> None:
+    target = Gated()
+    target.errors["s7"] = CallConfigError("401: the token has expired")
+    with pytest.raises(CallConfigError, match=r"^sample s7: 401: the token has expired$"):
+        await Roller(target, MANY, run)(SKILL, MANY.samples)

@@ -25,7 +25,7 @@ from itertools import islice
 
 from skilltune.aio import background, run_all
 from skilltune.envs import Env
-from skilltune.errors import CallConfigError, CallError, InfraStopped, Outcome
+from skilltune.errors import CallConfigError, CallError, InfraStopped, Outcome, RejectedError, Stopped
 from skilltune.journal.keys import digest
 from skilltune.journal.run import Paid, Run
 from skilltune.metering.client import looking_ahead
@@ -318,10 +318,21 @@ class Roller:
             """One sample alone, then the few that tell a bad sample from a bad endpoint."""
             async with self._first:
                 for together in (1, ALIKE - 1):
-                    if not self._heard:
-                        await run_all([one(index, sample) for index, sample in islice(waiting, together)])
+                    first = list(islice(waiting, together)) if not self._heard else []
+                    try:
+                        await run_all([one(index, sample) for index, sample in first])
+                    except RejectedError as error:
+                        if together == 1 and not self.answered and await answers_another():
+                            raise error.reworded(f"{error}{_without(first[0][1])}") from error
+                        raise
                     if stop:
                         raise stop[0]
+
+        async def answers_another() -> bool:
+            """True if the endpoint answers the next sample: then the one before was refused for what it says."""
+            with suppress(CallError, Stopped):
+                await run_all([one(index, sample) for index, sample in islice(waiting, 1)])
+            return self.answered
 
         try:
             if not self._heard:
@@ -383,8 +394,8 @@ class Roller:
                 try:
                     trajectory = await self.target.run(skill, sample, self.env, attempt)
                 except CallConfigError as error:
-                    way = f"\nIf only this sample is to blame, add --drop {shlex.quote(sample.id)} to go on without it."
-                    raise CallConfigError(f"sample {sample.id}: {error}{way if self.answered else ''}") from error
+                    lone = isinstance(error, RejectedError) and self.answered
+                    raise error.reworded(f"sample {sample.id}: {error}{_without(sample) if lone else ''}") from error
                 rollout, cost = Rollout(sample.id, skill.hash, attempt, trajectory, None), trajectory.usage
             self.answered = True
             try:
@@ -442,6 +453,10 @@ def _of_scorer(failures: Failures) -> bool:
 
 def _causes(failures: Failures) -> dict[str, str]:
     return {sample: failure.cause for sample, failure in failures.items()}
+
+
+def _without(sample: Sample) -> str:
+    return f"\nIf only this sample is to blame, add --drop {shlex.quote(sample.id)} to go on without it."
 
 
 def _few(samples: Sequence[str]) -> str:

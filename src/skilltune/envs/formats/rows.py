@@ -213,7 +213,7 @@ def plain(where: str, value: Any, depth: int = 0) -> Any:
 
 def _whole(where: str, sample: Sample) -> Sample:
     """A sample from Python, if all of it can be written down."""
-    plain(f'{where} ("{sample.id}")', sample.model_dump())
+    plain(where, sample.model_dump())
     return sample
 
 
