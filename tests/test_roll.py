@@ -6,7 +6,7 @@ import asyncio
 import gc
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from skilltune.parts import Parts
 from skilltune.rollout import Rollout, Trajectory
 from skilltune.rollouts.roller import ALIKE, MOMENT_S, REFUSED, Roller
 from skilltune.samples import Sample
+from skilltune.scorers.judge import Verdict
 from skilltune.skill import Skill
 from skilltune.usage import Usage
 from training import prepare, small, train
@@ -760,3 +761,36 @@ async def test_a_key_that_expires_is_no_samples_fault(run: Run) -> None:
     target.errors["s7"] = CallConfigError("401: the token has expired")
     with pytest.raises(CallConfigError, match=r"^sample s7: 401: the token has expired$"):
         await Roller(target, MANY, run)(SKILL, MANY.samples)
+
+
+# -- another judge
+
+JUDGED = Env(
+    [{"id": f"s{i}", "input": f"q{i}", "checks": [{"type": "judge", "text": "Is short"}]} for i in range(40)],
+    {"judge": "openai/judge"},
+)
+
+
+@pytest.mark.parametrize("silent", [range(0, 40), range(10, 40), range(20, 25)])
+async def test_another_judge_reads_the_answers_that_are_there(
+    run: Run, silent: range, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("skilltune.rollouts.roller.WAITS_S", (0.0,))
+    mute = {f"s{i}" for i in silent}
+
+    async def one(sample: Sample, answer: str, lines: Sequence[str]) -> list[Verdict]:
+        if sample.id in mute:
+            raise JudgeError("no verdict: it passes without a quote")
+        return [Verdict(line, False, "") for line in lines]
+
+    async def other(sample: Sample, answer: str, lines: Sequence[str]) -> list[Verdict]:
+        return [Verdict(line, True, answer) for line in lines]
+
+    target = Gated()
+    with pytest.raises(InfraStopped, match="name another with --fork"):
+        await Roller(target, JUDGED.bound(one, "one"), run)(SKILL, JUDGED.samples)
+    asked = set(target.asked)
+    rollouts = await Roller(target, JUDGED.bound(other, "other"), run)(SKILL, JUDGED.samples)
+    assert [rollout.score.value for rollout in rollouts if rollout.score] == [1.0] * 40
+    assert asked
+    assert set(target.asked.values()) == {1}

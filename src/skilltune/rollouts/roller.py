@@ -128,7 +128,7 @@ class Roller:
             await asyncio.sleep(pause)
             rollouts, failures = await self._all(skill, samples, attempt, purpose, left_out, on_result)
         if not closed and (_too_many(failures, len(rollouts)) or self._all_refused(skill, failures, len(rollouts))):
-            if self._raises(failures):
+            if _of_scorer(failures):
                 self._keep_answers(rollouts)
             raise self._stop(purpose, len(rollouts), failures)
         if failures and not closed:
@@ -248,7 +248,8 @@ class Roller:
         )
 
     def _keep_answers(self, rollouts: Sequence[Rollout]) -> None:
-        """Keep what the target did so far where a mended scorer finds it, the answers that had a score included."""
+        """Keep what the target did so far where a mended scorer or another judge finds it, the answers that had a score
+        included."""
         samples = {sample.id: sample for sample in self.env.samples}
         for rollout in (*self.seen.values(), *(r for r in rollouts if r.scored)):
             if rollout.sample not in samples:  # dropped, and no longer in the file
@@ -339,7 +340,7 @@ class Roller:
                 await ahead()
             await run_all([work() for _ in range(min(self.under_way, len(samples)))])
         except InfraStopped:
-            if stop and self._raises(failures):
+            if stop and _of_scorer(failures):
                 self._keep_answers(list(rollouts.values()))
             raise
         ordered = {sample.id: failures[sample.id] for sample in samples if sample.id in failures}

@@ -4,13 +4,15 @@ A scorer may raise anything, compute for ever, block an event loop or change the
 end or hang the run. Plain functions share one thread and come one after another, so that they need not be safe for
 threads. What a function gives to be awaited is awaited in an event loop of its own. Nothing can end a Python thread:
 a call that outlasts its limit is abandoned together with its thread, and the next call gets a new one. All threads are
-daemons, so that none of them keeps the process. `os._exit` and a crash of the interpreter cannot be caught here.
+daemons, so that none of them keeps the process. `os._exit` is an error of the call like `sys.exit`: its exit code would
+be taken for the run's. A crash of the interpreter cannot be caught here.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import inspect
 import itertools
 import os
@@ -21,8 +23,8 @@ from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
-from threading import Thread
-from typing import Any
+from threading import Thread, current_thread
+from typing import Any, NoReturn
 
 from skilltune.streams import USERS_THREAD
 
@@ -90,7 +92,21 @@ class _Worker:
 _workers: list[_Worker] = []  # the one in use; empty before the first call
 
 
+@functools.cache
+def _contain_exit() -> None:
+    """Let `os._exit` raise SystemExit in a thread of a user's calls. A process that was forked there really ends."""
+    end, process = os._exit, os.getpid()
+
+    def exit_or_raise(status: int) -> NoReturn:
+        if os.getpid() == process and current_thread().name == USERS_THREAD:
+            raise SystemExit(status)
+        end(status)
+
+    os._exit = exit_or_raise
+
+
 def _worker() -> _Worker:
+    _contain_exit()
     if not _workers:
         _workers.append(_Worker())
     return _workers[0]
