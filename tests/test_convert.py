@@ -130,7 +130,9 @@ def test_a_key_that_looks_like_criteria_is_refused_and_read_or_left_as_the_optio
         assert len(sample.checks) == checks
 
 
-@pytest.mark.parametrize("key", ["must_mention", "forbidden_words", "should_trigger"])
+@pytest.mark.parametrize(
+    "key", ["must_mention", "forbidden_words", "should_trigger", "gradingNotes", "evaluation_steps"]
+)
 def test_convert_refuses_whatever_check_refuses(tmp_path, key):
     (tmp_path / "a.json").write_text(json.dumps([{"input": "q", "target": "t", key: ["x"]}]))
     errors = []
