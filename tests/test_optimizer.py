@@ -236,7 +236,8 @@ async def test_pitfall_35_an_odd_answer_in_the_journal_is_called_damaged(run: Ru
         return await Run.memo(run, key, kind, pay)
 
     optimizer = build(run, answers)
-    optimizer.answers.run = SimpleNamespace(memo=memo, reading=run.reading, notify=run.notify)
+    by_model: Any = optimizer.answers
+    by_model.run = SimpleNamespace(memo=memo, reading=run.reading, notify=run.notify)
     with pytest.raises(RunError, match="is damaged"):
         await optimizer.learning_rate(SKILL, [Proposal(Edit("add", text="- A rule."), ("s1",))], Memory(), STEP, 4)
     assert not answers.asked

@@ -13,6 +13,7 @@ from skilltune.envs import Env
 from skilltune.envs.prompt import INLINED
 from skilltune.errors import UsageError
 from skilltune.journal.run import Run
+from skilltune.targets.chat import ChatTarget
 
 pytestmark = pytest.mark.anyio
 
@@ -240,8 +241,11 @@ async def test_a_judge_reads_the_task_as_the_target_is_asked_it(tmp_path):
     with Run.open(tmp_path / "run") as run:
         parts = build_parts(make_config({**config, "optimizer": {"model": "examples"}}), run, tmp_path, env=made)
         sample = parts.env.samples[0]
-        question = parts.judge.request(sample, "nine", parts.env.lines(sample)).messages[-1].text
-        told = parts.roll.target.request(parts.skill, sample, parts.env, 0).messages[-1].text
+        judge, target = parts.judge, parts.roll.target
+        assert judge is not None
+        assert isinstance(target, ChatTarget)
+        question = judge.request(sample, "nine", parts.env.lines(sample)).messages[-1].text
+        told = target.request(parts.skill, sample, parts.env, 0).messages[-1].text
         await parts.aclose()
     assert "In Bern: How many boxes?\n\nA) nine\nB) ten" in told
     assert "4,9" in told

@@ -750,7 +750,8 @@ async def test_the_first_rejection_stands_if_the_second_sample_is_not_answered_e
     run: Run, second: CallError
 ) -> None:
     target = Gated()
-    target.errors = {sample.id: second for sample in MANY.samples} | {"s0": UNREAD}
+    target.errors = {sample.id: second for sample in MANY.samples}
+    target.errors["s0"] = UNREAD
     with pytest.raises(CallConfigError, match=r"^sample s0: 400: the request could not be processed$"):
         await Roller(target, MANY, run)(SKILL, MANY.samples)
     assert target.asked == {"s0": 1, "s1": 1}
