@@ -324,7 +324,7 @@ class Roller:
                         await run_all([one(index, sample) for index, sample in first])
                     except RejectedError as error:
                         if together == 1 and not self.answered and await answers_another():
-                            raise error.reworded(f"{error}{_without(first[0][1])}") from error
+                            raise RejectedError(f"{error}{_without(first[0][1])}") from error
                         raise
                     if stop:
                         raise stop[0]
@@ -395,8 +395,10 @@ class Roller:
                 try:
                     trajectory = await self.target.run(skill, sample, self.env, attempt)
                 except CallConfigError as error:
-                    lone = isinstance(error, RejectedError) and self.answered
-                    raise error.reworded(f"sample {sample.id}: {error}{_without(sample) if lone else ''}") from error
+                    if not isinstance(error, RejectedError):
+                        raise CallConfigError(f"sample {sample.id}: {error}") from error
+                    way = _without(sample) if self.answered else ""
+                    raise RejectedError(f"sample {sample.id}: {error}{way}") from error
                 rollout, cost = Rollout(sample.id, skill.hash, attempt, trajectory, None), trajectory.usage
             self.answered = True
             try:
