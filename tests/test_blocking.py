@@ -21,7 +21,7 @@ from skilltune.rollout import Rollout, Score, Trajectory
 from skilltune.samples import Sample
 from skilltune.scorers import build, evaluate
 from skilltune.scorers.apart import limit_s
-from skilltune.scorers.scorer import LONGEST_ERROR, LONGEST_WHY
+from skilltune.scorers.scorer import LONGEST_ERROR, LONGEST_WHY, ScoreFn
 from skilltune.streams import USERS_THREAD
 
 pytestmark = pytest.mark.anyio
@@ -129,6 +129,33 @@ async def test_pitfall_36_whatever_a_scorer_raises_is_a_judge_error_with_its_lin
         await evaluate(build(broken_too if asynchronous else broken), SAMPLE, rollout())
     assert "broken" in str(told.value)
     assert (await evaluate(build(lambda sample, rollout: 1.0), SAMPLE, rollout())).value == 1  # the thread lives on
+
+
+def ends_the_process(sample: Sample, rollout: Rollout) -> float:
+    os._exit(0)
+
+
+async def ends_the_process_later(sample: Sample, rollout: Rollout) -> float:
+    await asyncio.sleep(0)
+    os._exit(0)
+
+
+def ends_a_process_of_its_own(sample: Sample, rollout: Rollout) -> float:
+    child = os.fork()
+    if child == 0:
+        os._exit(7)
+    return float(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7)
+
+
+@pytest.mark.parametrize("scorer", [ends_the_process, ends_the_process_later])
+async def test_pitfall_36_a_scorer_cannot_end_the_process_with_an_exit_code(scorer: ScoreFn) -> None:
+    with pytest.raises(JudgeError, match="SystemExit: 0"):
+        await evaluate(build(scorer), SAMPLE, rollout())
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+async def test_a_process_that_a_scorer_forked_ends_as_it_says() -> None:
+    assert (await evaluate(build(ends_a_process_of_its_own), SAMPLE, rollout())).value == 1
 
 
 async def test_an_async_scorer_that_cancels_itself_or_ends_its_loop_fails_alone() -> None:

@@ -1,6 +1,7 @@
 """Convert: plain JSONL that loads to equal samples, whatever they came from."""
 
 import json
+import re
 
 import pytest
 from hypothesis import given, settings
@@ -96,3 +97,47 @@ def test_paths_follow_the_file_that_names_them(tmp_path):
     (tmp_path / "elsewhere").mkdir()
     with pytest.raises(UsageError, match=r"lies outside of .*elsewhere: write the samples into .*skill"):
         convert(skill, tmp_path / "elsewhere" / "data.jsonl")
+
+
+CRITERIA = {
+    "prompt": "Write to team 4.",
+    "target": "Dear team 4",
+    "must_mention": ["team 4"],
+    "must_not_have": ["sorry"],
+}
+
+
+def test_a_key_that_looks_like_criteria_is_refused_and_read_or_left_as_the_options_say(tmp_path):
+    source, out = tmp_path / "a.jsonl", tmp_path / "out.jsonl"
+    source.write_text(json.dumps(CRITERIA) + "\n")
+    args = ["convert", str(source), "-o", str(out)]
+    refused = CliRunner().invoke(app, args)
+    assert refused.exit_code == 2
+    assert not out.exists()
+    with pytest.raises(UsageError, match="must_mention and must_not_have in 1 of 1 samples") as told:
+        Env(source)
+    assert str(told.value) in refused.stderr.replace("error: ", "")
+
+    options = re.findall(r"--field (\S+?)[):]*(?= |$)", refused.stderr, re.MULTILINE)
+    ignored = [option for option in options if option.startswith("ignore=")]
+    read = [option for option in options if option not in ignored]
+    assert ignored == ["ignore=must_mention,must_not_have"]
+    for chosen, checks in ((read, 2), (ignored, 0)):
+        flags = [part for option in chosen for part in ("--field", option)]
+        done = CliRunner().invoke(app, [*args, *flags, "--force"])
+        assert done.exit_code == 0, done.stderr
+        (sample,) = load_samples(out)
+        assert len(sample.checks) == checks
+
+
+@pytest.mark.parametrize(
+    "key", ["must_mention", "forbidden_words", "should_trigger", "gradingNotes", "evaluation_steps"]
+)
+def test_convert_refuses_whatever_check_refuses(tmp_path, key):
+    (tmp_path / "a.json").write_text(json.dumps([{"input": "q", "target": "t", key: ["x"]}]))
+    errors = []
+    for read in (convert, Env):
+        with pytest.raises(UsageError, match=key) as told:
+            read(tmp_path / "a.json")
+        errors.append(str(told.value))
+    assert errors[0] == errors[1]

@@ -6,7 +6,6 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from skilltune.authoring.convert import convert
 from skilltune.envs import Env
 from skilltune.envs.formats import load_samples
 from skilltune.envs.formats.criteria import AVERSE, PROSE
@@ -187,14 +186,6 @@ def test_a_type_that_is_no_scorer_is_noted_once_with_its_count(tmp_path):
     assert (
         note == 'the type "manual" of an expectation is not a scorer of skilltune: a judge reads its text (2 samples)'
     )
-
-
-def test_convert_warns_of_what_it_cannot_read(tmp_path):
-    said = []
-    path = evals(tmp_path, {"prompt": "a", "target": "b", "must_have": ["c"]})
-    assert '"must_have": ["c"]' in convert(path, warn=said.append)
-    assert "must_have" in said[0]
-    assert "--field contains=must_have" in said[0]
 
 
 def test_a_list_of_descriptions_is_a_description_too(tmp_path):

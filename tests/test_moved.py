@@ -111,7 +111,7 @@ async def test_a_fork_says_how_many_rollouts_can_be_reused_and_keeps_its_word(
             tell = Run.notify
             patch.setattr(
                 Run,
-                "tell",
+                "notify",
                 lambda run, type, **data: (forks.append(data) if type == "forked" else None, tell(run, type, **data)),
             )
             declared = same if moved == "declared" else {}

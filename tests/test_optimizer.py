@@ -16,7 +16,8 @@ import pytest
 from skilltune.config import OptimizerConfig, TrainConfig
 from skilltune.edits import Edit
 from skilltune.envs import Env
-from skilltune.journal.run import Run
+from skilltune.errors import RunError
+from skilltune.journal.run import Paid, Run
 from skilltune.models import Reply, Request
 from skilltune.optimizer import Memory, Pair, Proposal, Step, join
 from skilltune.optimizer.model import SLOW_HEADING, ModelOptimizer
@@ -218,4 +219,25 @@ async def test_no_learning_rate_is_asked_of_no_proposals(run: Run) -> None:
     optimizer = build(run, answers)
     assert await optimizer.learning_rate(SKILL, [], Memory(), STEP, 4) == 4
     assert await optimizer.learning_rate(SKILL, [], Memory(lr=2), STEP, 4) == 2
+    assert not answers.asked
+
+
+# -- the journal
+
+
+@pytest.mark.parametrize(
+    "odd", [None, 7, [], "text", {}, {"text": 7, "finish": "stop"}, {"text": "{}", "finish": None}]
+)
+async def test_pitfall_35_an_odd_answer_in_the_journal_is_called_damaged(run: Run, odd: Any) -> None:
+    answers = Answers({"edits": 1, "reason": ""})
+
+    async def memo(key: str, kind: str, pay: Any) -> Any:
+        run.put(key, kind, Paid(odd, Usage()))
+        return await Run.memo(run, key, kind, pay)
+
+    optimizer = build(run, answers)
+    by_model: Any = optimizer.answers
+    by_model.run = SimpleNamespace(memo=memo, reading=run.reading, notify=run.notify)
+    with pytest.raises(RunError, match="is damaged"):
+        await optimizer.learning_rate(SKILL, [Proposal(Edit("add", text="- A rule."), ("s1",))], Memory(), STEP, 4)
     assert not answers.asked

@@ -7,9 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from skilltune.build import build_parts
+from skilltune.config import make_config
 from skilltune.envs import Env
 from skilltune.envs.prompt import INLINED
 from skilltune.errors import UsageError
+from skilltune.journal.run import Run
+from skilltune.targets.chat import ChatTarget
 
 pytestmark = pytest.mark.anyio
 
@@ -224,3 +228,31 @@ def test_a_dotted_name_may_lead_through_a_list_and_a_key_may_hold_dots():
     assert (sample.input, sample.target) == ("q", "x")
     with pytest.raises(UsageError, match=r'no sample has the key "a\.c"'):
         Env([{"input": "q", **row}], fields={"target": "a.c"}, score=lambda sample, rollout: 1.0)
+
+
+async def test_a_judge_reads_the_task_as_the_target_is_asked_it(tmp_path):
+    (tmp_path / "rooms.csv").write_text("room,boxes\n4,9\n")
+    row = {"input": "How many boxes?", "city": "Bern", "choices": ["nine", "ten"], "target": "A"}
+    row |= {"files": {"rooms.csv": "rooms.csv"}, "checks": [{"type": "choice"}, {"type": "judge", "text": "Is short"}]}
+    rows = [{**row, "id": split, "group": split, "split": split} for split in ("train", "select", "test")]
+    score = {"judge": "openai@http://127.0.0.1:1/v1/judge"}
+    made = Env(rows, score, prompt="In {city}: {input}", root=tmp_path)
+    config = {"skill": "SKILL.md", "target": {"model": "openai@http://127.0.0.1:1/v1/m"}}
+    with Run.open(tmp_path / "run") as run:
+        parts = build_parts(make_config({**config, "optimizer": {"model": "examples"}}), run, tmp_path, env=made)
+        sample = parts.env.samples[0]
+        judge, target = parts.judge, parts.roll.target
+        assert judge is not None
+        assert isinstance(target, ChatTarget)
+        question = judge.request(sample, "nine", parts.env.lines(sample)).messages[-1].text
+        told = target.request(parts.skill, sample, parts.env, 0).messages[-1].text
+        await parts.aclose()
+    assert "In Bern: How many boxes?\n\nA) nine\nB) ten" in told
+    assert "4,9" in told
+    assert f"<task>\n{told}\n</task>" in question
+
+
+def test_what_is_asked_is_all_turns_of_a_chat():
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "How many?"}]
+    made = Env([{"input": turns, "target": "A", "city": "Bern"}], prompt="{city}: {input}")
+    assert made.asked(made.samples[0]) == "Be brief.\n\nBern: How many?"

@@ -6,7 +6,7 @@ import asyncio
 import gc
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from skilltune.errors import (
     InfraError,
     InfraStopped,
     JudgeError,
+    RejectedError,
     SampleError,
 )
 from skilltune.journal.run import Run
@@ -32,6 +33,7 @@ from skilltune.parts import Parts
 from skilltune.rollout import Rollout, Trajectory
 from skilltune.rollouts.roller import ALIKE, REFUSED, SPECULATION_DELAY_S, Roller
 from skilltune.samples import Sample
+from skilltune.scorers.judge import Verdict
 from skilltune.skill import Skill
 from skilltune.usage import Usage
 from training import prepare, small, train
@@ -727,3 +729,69 @@ async def test_the_key_of_a_rollout_holds_the_content_of_its_files(run: Run, tmp
     after = [Roller(Gated(), env, run).key(SKILL, sample, 0) for sample in env.samples]
     assert before[0] != after[0]
     assert before[1] == after[1]
+
+
+# -- a request that is refused as it is
+
+UNREAD = RejectedError("400: the request could not be processed")
+
+
+@pytest.mark.parametrize("refused", [["s0"], ["s5"], ["s0", "s5"]])
+async def test_a_rejected_sample_is_named_with_the_way_to_go_on_without_it(run: Run, refused: list[str]) -> None:
+    target = Gated()
+    target.errors = dict.fromkeys(refused, UNREAD)
+    with pytest.raises(CallConfigError, match=rf"^sample {refused[0]}: 400: .*\nIf only .* add --drop {refused[0]} to"):
+        await Roller(target, MANY, run)(SKILL, MANY.samples)
+    assert target.asked["s1"] == 1
+
+
+@pytest.mark.parametrize("second", [UNREAD, FILTERED, CallConfigError("404: no such model"), InfraError("500: oops")])
+async def test_the_first_rejection_stands_if_the_second_sample_is_not_answered_either(
+    run: Run, second: CallError
+) -> None:
+    target = Gated()
+    target.errors = {sample.id: second for sample in MANY.samples}
+    target.errors["s0"] = UNREAD
+    with pytest.raises(CallConfigError, match=r"^sample s0: 400: the request could not be processed$"):
+        await Roller(target, MANY, run)(SKILL, MANY.samples)
+    assert target.asked == {"s0": 1, "s1": 1}
+
+
+async def test_a_key_that_expires_is_no_samples_fault(run: Run) -> None:
+    target = Gated()
+    target.errors["s7"] = CallConfigError("401: the token has expired")
+    with pytest.raises(CallConfigError, match=r"^sample s7: 401: the token has expired$"):
+        await Roller(target, MANY, run)(SKILL, MANY.samples)
+
+
+# -- another judge
+
+JUDGED = Env(
+    [{"id": f"s{i}", "input": f"q{i}", "checks": [{"type": "judge", "text": "Is short"}]} for i in range(40)],
+    {"judge": "openai/judge"},
+)
+
+
+@pytest.mark.parametrize("silent", [range(0, 40), range(10, 40), range(20, 25)])
+async def test_another_judge_reads_the_answers_that_are_there(
+    run: Run, silent: range, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("skilltune.rollouts.roller.WAITS_S", (0.0,))
+    mute = {f"s{i}" for i in silent}
+
+    async def one(sample: Sample, answer: str, lines: Sequence[str]) -> list[Verdict]:
+        if sample.id in mute:
+            raise JudgeError("no verdict: it passes without a quote")
+        return [Verdict(line, False, "") for line in lines]
+
+    async def other(sample: Sample, answer: str, lines: Sequence[str]) -> list[Verdict]:
+        return [Verdict(line, True, answer) for line in lines]
+
+    target = Gated()
+    with pytest.raises(InfraStopped, match="name another with --fork"):
+        await Roller(target, JUDGED.bound(one, "one"), run)(SKILL, JUDGED.samples)
+    asked = set(target.asked)
+    rollouts = await Roller(target, JUDGED.bound(other, "other"), run)(SKILL, JUDGED.samples)
+    assert [rollout.score.value for rollout in rollouts if rollout.score] == [1.0] * 40
+    assert asked
+    assert set(target.asked.values()) == {1}

@@ -5,6 +5,7 @@ import inspect
 import json
 import re
 import textwrap
+import time
 from typing import Any
 
 import pytest
@@ -442,3 +443,32 @@ async def test_a_reason_names_every_failed_check() -> None:
     assert why.startswith("0 of 7 checks pass; contains: ")
     assert all(word in why for word in words[:5])
     assert why.endswith("(and 2 more)")
+
+
+OPENINGS = 60_000
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{" * OPENINGS,
+        '["' * OPENINGS,
+        "[-" * OPENINGS,
+        ("[" * 900 + "x") * (OPENINGS // 300),
+        ('{"a":' * 900 + "x ") * (OPENINGS // 900),
+        ("[" + "1," * 200) * (OPENINGS // 100),
+        '{"a\\' * OPENINGS,
+        "```json\n" * OPENINGS,
+        "```" + "\n" * 4 * OPENINGS,
+    ],
+)
+@pytest.mark.parametrize("read", ["answer", "anywhere"])
+def test_pitfall_35_a_text_full_of_openings_is_read_in_no_time(text: str, read: str) -> None:
+    started = time.process_time()
+    assert score({"type": "json", "read": read}, {"a": 1}, text).value == 0.0
+    assert time.process_time() - started < 2.0  # a try at each opening takes half a minute
+
+
+@pytest.mark.parametrize("before", ["if (x) { y[i] = z; }\n" * 5000, "\\frac{a}{b} " * 5000, "[] {} [1] " * 500])
+def test_json_is_found_behind_long_code(before: str) -> None:
+    assert score({"type": "json", "read": "anywhere"}, {"a": 1}, before + ' so {\n "a": 1}').value == 1.0

@@ -197,7 +197,7 @@ def build_parts(
     _refuse_planned("target", cfg.target.model)
     judge = None
     if judging is not None:
-        judge = Reader(client(judging, "judge"), run, judging.temperature, judging.max_tokens)
+        judge = Reader(client(judging, "judge"), run, env.asked, judging.temperature, judging.max_tokens)
         env = env.bound(judge, judge.fingerprint, judging.same_as)
     splits = fixed_split(cfg, run, env, drop)
     train_by_id = {sample.id: sample for sample in splits.train}

@@ -99,6 +99,10 @@ class CallConfigError(CallError):
     outcome: Outcome = "config_error"
 
 
+class RejectedError(CallConfigError):
+    """400 or 422: the endpoint refuses this request as it is. Another sample's may be answered."""
+
+
 class Stopped(SkilltuneError):
     """The run ended early on purpose. The same command resumes it."""
 

@@ -37,7 +37,7 @@ class Plugin:
             ) from error
 
 
-_found: dict[tuple[Kind, str], Plugin | None] = {}  # cache, because a search reads the metadata of every installed package
+_found: dict[tuple[Kind, str], Plugin | None] = {}  # cache: a search reads the metadata of every installed package
 
 
 def group(kind: Kind) -> str:

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from skilltune.envs.formats import Reading, placed_samples, root_of
+from skilltune.envs.formats import Reading, placed_samples, refuse, root_of
+from skilltune.envs.formats.reading import unread_criteria
 from skilltune.errors import UsageError
 from skilltune.journal.run import write_atomic
 from skilltune.samples import Sample
@@ -31,18 +32,14 @@ def convert(
     only a scorer of the user's own could score: those without target and checks.
 
     Paths of files and images are relative to the sample file, so they are rewritten for the folder of `out`. Raises
-    UsageError where `out` exists (unless `force`), or where such a path would lead out of its folder.
+    UsageError where `out` exists (unless `force`), where such a path would lead out of its folder, and for a key that
+    looks like criteria: as metadata it would not be noticed again.
     """
     reading = Reading()
     placed = placed_samples(source, fields, reading)
     for note in reading.told():
         warn(note)
-    for key, found in reading.suspects.items():
-        have, role = f"{len(found.places):,} of {len(placed):,} samples", found.role or "judge"
-        warn(
-            f'{found.places[0]}: "{key}" of {have} looks like a check. It stays in the metadata, where no scorer of '
-            f"skilltune reads it; say what it is, e.g. --field {role}={key}"
-        )
+    refuse(unread_criteria(reading, (), len(placed)))
     samples = [sample for _, sample in placed]
     if bare := [place for place, sample in placed if sample.target is None and not sample.checks]:
         places = ", ".join(bare[:5]) + (", …" if len(bare) > 5 else "")

@@ -138,6 +138,10 @@ class Env:
             made.append(Message(turn.role, text, images))
         return tuple(made)
 
+    def asked(self, sample: Sample) -> str:
+        """The text of all messages: what a judge reads as the task. Images are not part of it."""
+        return "\n\n".join(message.text for message in self.messages(sample))
+
     def files(self, sample: Sample) -> dict[str, Path]:
         """The files of a sample on disk, by their names in the workspace."""
         return {name: self._inside(sample, path) for name, path in sample.files.items()}

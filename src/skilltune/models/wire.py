@@ -21,7 +21,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from skilltune.errors import CallConfigError, CallError, InfraError, SampleError, UnreachableError, UsageError
+from skilltune.errors import (
+    CallConfigError,
+    CallError,
+    InfraError,
+    RejectedError,
+    SampleError,
+    UnreachableError,
+    UsageError,
+)
 from skilltune.keys import OWN, all_keys, key_of, key_variable, loopback
 from skilltune.models import Message, Reply, Request
 from skilltune.models.reading import CUT, Context, NoText, Raw, finished, sane
@@ -70,7 +78,7 @@ _ECHOES = {"input", "failed_generation"}  # fields of an error body that repeat 
 _SLIP = re.compile(r"json_validate_failed|failed_generation|failed to generate json")
 
 
-class Rejected(CallConfigError):
+class Rejected(RejectedError):
     """The endpoint rejects the request as it is (400 or 422).
 
     `said` is the complaint in lower case. `passing` is raised instead if the request cannot be adapted and the

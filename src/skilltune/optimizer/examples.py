@@ -59,7 +59,7 @@ class ExamplesOptimizer:
     def example(self, sample: Sample) -> str:
         """A sample as the target would see it, followed by the answer that it states; "" where it states none."""
         expected = self.env.stated(sample)
-        asked = "\n\n".join(message.text for message in self.env.messages(sample)).rstrip()
+        asked = self.env.asked(sample).rstrip()
         joint = " " if asked.endswith(":") else "\n"
         text = re.sub(r"\r\n?", "\n", f"{asked}{joint}{expected}")
         return text.strip("\n").rstrip() if expected else ""  # as it will stand in the skill

@@ -159,9 +159,13 @@ class ByModel:
         key = digest("optimizer", self.client.model.fingerprint, asdict(request))
         reply = await self.run.memo(key, "optimizer", pay)
         self.run.notify("optimizer", stage=request.schema.name if request.schema else "")
-        if "no_text" in reply:
-            raise NoText(reply["no_text"])
-        return Reply(reply["text"], Usage(), reply["finish"])
+        with self.run.reading():
+            if "no_text" in reply:
+                raise NoText(str(reply["no_text"]))
+            text, finish = reply["text"], reply["finish"]
+            if not (isinstance(text, str) and isinstance(finish, str)):
+                raise TypeError("an answer of the optimizer is no text")
+            return Reply(text, Usage(), finish)
 
     async def _patiently(self, request: Request) -> Reply:
         """The client's reply. An endpoint that answered before is waited for; a dead one stops the run, because no

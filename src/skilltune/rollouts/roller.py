@@ -26,7 +26,7 @@ from itertools import islice
 
 from skilltune.aio import background, run_all
 from skilltune.envs import Env
-from skilltune.errors import CallConfigError, CallError, InfraStopped, Outcome
+from skilltune.errors import CallConfigError, CallError, InfraStopped, Outcome, RejectedError, Stopped
 from skilltune.journal.keys import digest
 from skilltune.journal.run import Paid, Run
 from skilltune.metering.client import looking_ahead
@@ -131,7 +131,7 @@ class Roller:
             await asyncio.sleep(pause)
             rollouts, failures = await self._all(skill, samples, attempt, purpose, left_out, on_result)
         if not closed and (_too_many(failures, len(rollouts)) or self._all_refused(skill, failures, len(rollouts))):
-            if self._raises(failures):
+            if _of_scorer(failures):
                 self._keep_answers(rollouts)
             raise self._stop(purpose, len(rollouts), failures)
         if failures and not closed:
@@ -258,7 +258,7 @@ class Roller:
         )
 
     def _keep_answers(self, rollouts: Sequence[Rollout]) -> None:
-        """Store all answers so far, scored ones too, under the keys where a repaired scorer finds them."""
+        """Store all answers so far, scored ones too, under the keys where a repaired scorer or another judge finds them."""
         samples = {sample.id: sample for sample in self.env.samples}
         for rollout in (*self.seen.values(), *(r for r in rollouts if r.scored)):
             if rollout.sample not in samples:  # dropped, and no longer in the sample file
@@ -328,17 +328,28 @@ class Roller:
             """Roll one sample alone, then a few more, to tell a bad sample from a bad endpoint."""
             async with self._first:
                 for together in (1, ALIKE - 1):
-                    if not self._heard:
-                        await run_all([one(index, sample) for index, sample in islice(waiting, together)])
+                    first = list(islice(waiting, together)) if not self._heard else []
+                    try:
+                        await run_all([one(index, sample) for index, sample in first])
+                    except RejectedError as error:
+                        if together == 1 and not self.answered and await answers_another():
+                            raise RejectedError(f"{error}{_without(first[0][1])}") from error
+                        raise
                     if stop:
                         raise stop[0]
+
+        async def answers_another() -> bool:
+            """True if the endpoint answers the next sample: then the one before was refused for what it says."""
+            with suppress(CallError, Stopped):
+                await run_all([one(index, sample) for index, sample in islice(waiting, 1)])
+            return self.answered
 
         try:
             if not self._heard:
                 await ahead()
             await run_all([work() for _ in range(min(self.under_way, len(samples)))])
         except InfraStopped:
-            if stop and self._raises(failures):
+            if stop and _of_scorer(failures):
                 self._keep_answers(list(rollouts.values()))
             raise
         ordered = {sample.id: failures[sample.id] for sample in samples if sample.id in failures}
@@ -393,8 +404,10 @@ class Roller:
                 try:
                     trajectory = await self.target.run(skill, sample, self.env, attempt)
                 except CallConfigError as error:
-                    way = f"\nIf only this sample is to blame, add --drop {shlex.quote(sample.id)} to go on without it."
-                    raise CallConfigError(f"sample {sample.id}: {error}{way if self.answered else ''}") from error
+                    if not isinstance(error, RejectedError):
+                        raise CallConfigError(f"sample {sample.id}: {error}") from error
+                    way = _without(sample) if self.answered else ""
+                    raise RejectedError(f"sample {sample.id}: {error}{way}") from error
                 rollout, cost = Rollout(sample.id, skill.hash, attempt, trajectory, None), trajectory.usage
             self.answered = True
             try:
@@ -452,6 +465,11 @@ def _of_scorer(failures: Failures) -> bool:
 
 def _causes(failures: Failures) -> dict[str, str]:
     return {sample: failure.cause for sample, failure in failures.items()}
+
+
+def _without(sample: Sample) -> str:
+    """The hint to drop the sample."""
+    return f"\nIf only this sample is to blame, add --drop {shlex.quote(sample.id)} to go on without it."
 
 
 def _first_few(samples: Sequence[str]) -> str:

@@ -5,14 +5,15 @@ or hang the run. Plain functions share one thread and run one after another, so 
 results are awaited in a separate event loop.
 
 A Python thread cannot be killed. A call that exceeds its limit is abandoned together with its thread, and the next call
-gets a new one. All threads are daemons, so they do not keep the process alive. `os._exit` and a crash of the
-interpreter cannot be caught here.
+gets a new one. All threads are daemons, so they do not keep the process alive. `os._exit` is an error of the call like
+`sys.exit`, because its exit code would be taken for the run's. A crash of the interpreter cannot be caught here.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import inspect
 import itertools
 import os
@@ -23,8 +24,8 @@ from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
-from threading import Thread
-from typing import Any
+from threading import Thread, current_thread
+from typing import Any, NoReturn
 
 from skilltune.streams import USERS_THREAD
 
@@ -92,7 +93,21 @@ class _Worker:
 _workers: list[_Worker] = []  # the current one; empty before the first call
 
 
+@functools.cache
+def _contain_exit() -> None:
+    """Let `os._exit` raise SystemExit in a thread of a user's calls. A process that was forked there really ends."""
+    end, process = os._exit, os.getpid()
+
+    def exit_or_raise(status: int) -> NoReturn:
+        if os.getpid() == process and current_thread().name == USERS_THREAD:
+            raise SystemExit(status)
+        end(status)
+
+    os._exit = exit_or_raise
+
+
 def _worker() -> _Worker:
+    _contain_exit()
     if not _workers:
         _workers.append(_Worker())
     return _workers[0]

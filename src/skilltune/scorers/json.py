@@ -16,7 +16,10 @@ from skilltune.rollout import Score
 from skilltune.samples import Sample
 from skilltune.scorers.reading import as_text, final_answer, nearest, quote
 
-_OPENING = re.compile(r"[{\[]")
+_OPENING = re.compile(r"\{(?=\s*[\"}])|\[(?=\s*[\"\[\]{\-0-9tfn])")  # no JSON object or list begins otherwise
+_ROOM = 5_000_000  # characters of work on openings that turn out to begin no JSON, about half a second
+_TRY = 1_000  # of them, at least, for each opening
+_REBASED = 4_096  # characters before an opening; a JSON error counts the lines of all text before it
 _FENCE = re.compile(r"```[a-zA-Z]*[ \t]*\n(.*?)```", re.DOTALL)
 _TYPES: dict[str, Callable[[Any], bool]] = {
     "object": lambda value: isinstance(value, dict),
@@ -81,14 +84,19 @@ def _compare(value: Any, schema: dict[str, Any] | None, target: tuple[Any] | Non
 
 
 def _values(text: str) -> Iterator[Any]:
-    """Yield the outermost JSON objects and lists in a text."""
-    decoder, place = json.JSONDecoder(parse_constant=_refuse_constant), 0
-    while opening := _OPENING.search(text, place):
+    """Yield the outermost JSON objects and lists in a text. The search ends early in a hostile text, because an attempt at
+    each opening takes quadratic time."""
+    decoder, place, room = json.JSONDecoder(parse_constant=_refuse_constant), 0, _ROOM
+    while room > 0 and (opening := _OPENING.search(text, place)):
+        if opening.start() > _REBASED:
+            text, place = text[opening.start() :], 0
+            continue
         try:
             value, place = decoder.raw_decode(text, opening.start())
             yield value
-        except ValueError:
+        except ValueError as error:
             place = opening.end()
+            room -= _TRY + getattr(error, "pos", place) - opening.start()
         except RecursionError:  # no answer nests a thousand levels deep; each further try would be as slow
             return
 

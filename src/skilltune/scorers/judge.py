@@ -174,6 +174,7 @@ class Reader:
 
     client: Client
     run: Run
+    task: Callable[[Sample], str]  # the text that the target is asked, see `Env.asked`
     temperature: float | None = None
     max_tokens: int | None = None
 
@@ -186,7 +187,7 @@ class Reader:
         """The question: task, answer and numbered lines, with the sample's target as a reference."""
         reference = [] if sample.target is None else [_part("reference", as_text(sample.target))]
         checks = [_part("check", line, f' id="{number}"') for number, line in enumerate(lines, 1)]
-        parts = [_part("task", sample.text), *reference, _part("answer", answer), *checks]
+        parts = [_part("task", self.task(sample)), *reference, _part("answer", answer), *checks]
         return Request(
             messages=(system(load_prompt()), user("\n\n".join(parts))),
             temperature=self.temperature,
@@ -227,7 +228,8 @@ class Reader:
         except InfraError as error:
             why = f'the judge {self.client.model.name} gave no verdict on sample "{sample.id}": {error}'
             raise JudgeError(why, retry_after=error.retry_after, systemic=error.systemic) from error
-        return [Verdict(**verdict) for verdict in found]
+        with self.run.reading():
+            return [Verdict(**verdict) for verdict, _ in zip(found, lines, strict=True)]
 
 
 def read_verdicts(data: Any, answer: str, lines: Sequence[str]) -> list[Verdict]:

@@ -94,7 +94,9 @@ _LOOKS = re.compile(
     r"|(.*_)?(assertions?|checks|criteria|criterion|rubrics?|expectations?|requirements|graders?)"
     r"|(pass|fail)(_(if|when|criteria|conditions?))?|(not_)?(contains|regex)(_.*)?|(answer_|expected_)?regex(es)?"
     r"|test_list|challenge_test_list"
+    r"|(grading|judge|judging|scoring|evaluation|eval)_(notes?|steps?|guidance|guidelines?|instructions?|rules?|prompt)"
 )
+_FOR_A_READER = re.compile(r".*_(notes?|steps?|guidance|guidelines?|instructions?|rules?|prompt)")
 _TEXTS = (  # keys for the text of a criterion written as an object
     "text",
     "check",
@@ -164,6 +166,8 @@ def role_of(key: str, value: Any) -> str:
     if not isinstance(value, str) and not (isinstance(value, list) and all(isinstance(text, str) for text in value)):
         return ""
     name, text = snake(key), json.dumps(value, default=str)
+    if _FOR_A_READER.fullmatch(name):
+        return "judge"
     averse = re.search(r"not_|forbid|prohibit|disallow|banned|unexpect", name) is not None
     pattern = re.search(r"regex|pattern|match", name) or re.search(r"\\\\[a-zA-Z(.\[]|\.\*|\(\?", text)
     return f"{'not_' if averse else ''}{'regex' if pattern else 'contains'}"

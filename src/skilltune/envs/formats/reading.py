@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -53,13 +54,20 @@ def unread_criteria(reading: Reading, shown: Collection[str], samples: int) -> l
     )
     if by_role:
         how = ", ".join(f'{role} = "{", ".join(keys)}"' for role, keys in by_role.items())
+        options = " ".join(_option(role, keys) for role, keys in by_role.items())
         said += (
-            f". Say what its texts are, e.g. env.fields = {{{how}}}: contains (words), regex (patterns) or judge "
-            "(prose), with not_ before it for what must not be"
+            f". Say what its texts are, e.g. env.fields = {{{how}}} (skilltune convert: {options}): contains (words), "
+            "regex (patterns) or judge (prose), with not_ before it for what must not be"
         )
     else:
         said += ". A scorer of your own can read it in sample.metadata: python:file.py:fn"
-    return [f'{said}. If it does nothing: env.fields = {{ignore = "{", ".join(suspects)}"}}']
+    ignored, option = ", ".join(suspects), _option("ignore", suspects)
+    return [f'{said}. If it does nothing: env.fields = {{ignore = "{ignored}"}} (skilltune convert: {option})']
+
+
+def _option(role: str, keys: Collection[str]) -> str:
+    """The option of `skilltune convert` that reads keys as a role."""
+    return "--field " + shlex.quote(f"{role}={','.join(keys)}")
 
 
 def no_judge(reading: Reading, problems: Sequence[str], samples: int) -> str:

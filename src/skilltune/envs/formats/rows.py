@@ -218,7 +218,7 @@ def plain(where: str, value: Any, depth: int = 0) -> Any:
 
 def _whole(where: str, sample: Sample) -> Sample:
     """Check that all of a sample from Python can be stored."""
-    plain(f'{where} ("{sample.id}")', sample.model_dump())
+    plain(where, sample.model_dump())
     return sample
 
 
