@@ -346,7 +346,7 @@ def test_a_folder_that_no_run_has_used_is_refused_and_left_as_it_is(tmp_path: Pa
     (tmp_path / "notes.md").write_text("mine")
     for more in ([], ["--next"], ["1"], ["--loop", "true", "--idle", 0]):
         ended = cli("answer", tmp_path, *more, stdin=RANK)
-        assert (ended.returncode, "is no folder of questions" in ended.stderr) == (2, True)
+        assert (ended.returncode, "holds no questions" in ended.stderr) == (2, True)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.md"]
 
 
@@ -495,7 +495,7 @@ async def test_the_command_notes_what_does_not_stand_in_the_question(tmp_path: P
     filed = cli("answer", tmp_path / "answers", question.name, stdin=json.dumps(said))
     notes = filed.stderr.splitlines()
     assert filed.returncode == 0
-    assert notes[0] == "note: edit 1: none of its quotes stands in the trajectory that it names"
+    assert notes[0] == "note: edit 1: the trajectory that it names contains none of its quotes"
     assert notes[1] == 'note: edit 2: the question shows no sample "nobody"'
     assert notes[2].startswith("note: edit 3: not found: the text it names (`target` or `after`) is not in the skill")
     assert notes[3] == "note: edit 4: replace needs target"
