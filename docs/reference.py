@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from typer.models import OptionInfo
 
-from skilltune.cli.options import app
+from skilltune.cli.main import app
 from skilltune.config import MAY_DIFFER, PRESETS, Config
 from skilltune.scorers import BUILTIN, checks, judge
 

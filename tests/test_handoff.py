@@ -573,7 +573,7 @@ async def test_a_question_holds_all_that_its_answer_needs_and_nothing_of_select_
     ("tree", "message"),
     [
         ({"optimizer": {"model": "handoff:answers", "temperature": 0.5}}, "optimizer.temperature is for models"),
-        ({"optimizer": {"model": "examples", "wait": False}}, "optimizer.wait is for handoff"),
+        ({"optimizer": {"model": "examples", "wait": False}}, "optimizer.wait=false needs optimizer.model=handoff"),
         ({"target": {"model": "handoff:answers"}}, "cannot be a target"),
         ({"optimizer": {"model": "handoff:skill/answers"}, "skill": "skill"}, "inside the skill's own folder"),
         ({"optimizer": {"model": "handoff:skill/answers"}, "skill": "skill/SKILL.md"}, "inside the skill's own folder"),

@@ -69,7 +69,7 @@ def unwritable(sample: Sample, rollout: Rollout) -> Score:
         (lambda sample, rollout: 0.5 * (rollout.answer == sample.target), "its expected answer scores 0.5"),
         (lucky(), "a score that changes"),
         (fussy, "ValueError: invalid literal"),
-        (unwritable, "cannot be written down"),
+        (unwritable, "cannot be written as JSON"),
     ],
 )
 def test_a_scorer_that_misleads_is_found(score: Any, message: str) -> None:
@@ -169,7 +169,7 @@ def test_the_chat_target_passes(tmp_path: Any) -> None:
         (Altered(answer=4), "not a text"),
         (Altered(turns=()), "no turns"),
         (Altered(turns=(("user", "x"),)), r"Turn\(role, text\)"),
-        (Altered(seconds=object()), "cannot be written down"),
+        (Altered(seconds=object()), "cannot be written as JSON"),
         (Cheating(), "expected answer"),
         (Braces(), "braces"),
         (Deaf(), "has not ended"),
@@ -227,7 +227,7 @@ def test_sound_optimizers_pass() -> None:
         (object(), "an optimizer has"),
         (Fixed(RULE), "not a Proposal"),
         (Fixed(Proposal(RULE, ("t9",))), r"not shown: \['t9'\]"),
-        (Fixed(Proposal(Edit("delete", target="- Nowhere."))), "finds no place"),
+        (Fixed(Proposal(Edit("delete", target="- Nowhere."))), "cannot be placed"),
         (Fixed(Proposal(Edit("add", text=" "))), "add needs text"),
         (Fixed(Proposal(RULE), rate=0), "learning_rate returned 0"),
         (Fixed(Proposal(RULE), rate=9), "learning_rate returned 9"),
