@@ -51,8 +51,8 @@ def _command(name: str, function: Callable[..., Any]) -> Iterator[str]:
         if title == "Exit codes:":
             if name != "train":  # those have a section
                 yield f"Exit codes of `{name}`:\n\n{_exit_codes(paragraph)}"
-        elif title == "Examples:":
-            yield f"```text\n{inspect.cleandoc(block)}\n```"
+        elif title.endswith(":") and block.startswith("  "):
+            yield ("" if title == "Examples:" else f"{title}\n\n") + f"```text\n{inspect.cleandoc(block)}\n```"
         else:
             yield paragraph
     yield _table(("argument or option", "meaning"), [(f"`{p.name}`", p.meaning) for p in parameters])

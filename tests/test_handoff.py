@@ -313,7 +313,7 @@ def test_an_answer_that_no_run_has_used_can_be_replaced(folder: Path) -> None:
     file = folder / "0001-rank-0a1b2c3d.answer.json"
     assert cli("answer", folder, "1", stdin=RANK).stdout == "answered 0001-rank-0a1b2c3d\n"
     again = cli("answer", folder, "1", stdin='{"order": [0]}')
-    assert again.stdout == "answered 0001-rank-0a1b2c3d, in place of an answer that no run had used\n"
+    assert again.stdout == "answered 0001-rank-0a1b2c3d; it replaces an answer that no run had used\n"
     assert json.loads(file.read_text()) == {"order": [0]}
     file.with_suffix(".md").write_text("later")
     assert cli("answer", folder, "1", stdin=RANK).returncode == 0
@@ -572,7 +572,7 @@ async def test_a_question_holds_all_that_its_answer_needs_and_nothing_of_select_
 @pytest.mark.parametrize(
     ("tree", "message"),
     [
-        ({"optimizer": {"model": "handoff:answers", "temperature": 0.5}}, "optimizer.temperature is for models"),
+        ({"optimizer": {"model": "handoff:answers", "temperature": 0.5}}, "optimizer.temperature is an option of models"),
         ({"optimizer": {"model": "examples", "wait": False}}, "optimizer.wait=false needs optimizer.model=handoff"),
         ({"target": {"model": "handoff:answers"}}, "cannot be a target"),
         ({"optimizer": {"model": "handoff:skill/answers"}, "skill": "skill"}, "inside the skill's own folder"),
