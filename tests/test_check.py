@@ -232,7 +232,9 @@ async def test_files_that_a_chat_target_never_sees_are_a_problem(tmp_path: Path,
 async def test_samples_that_contradict_each_other_are_told(tmp_path: Path, world: World) -> None:
     data = [{"id": f"s{i}", "input": f"task {i // 2}", "target": f"answer {i}", "facts": f"f{i}"} for i in range(12)]
     (problem,) = (await check(config(tmp_path, world, rows=data), tmp_path)).problems
-    assert problem.startswith("12 of 12 samples ask the same as another sample but expect another answer (such as s0, s1)")
+    assert problem.startswith(
+        "12 of 12 samples ask the same as another sample but expect another answer (such as s0, s1)"
+    )
     assert (await check(config(tmp_path, world, 'env.prompt="{facts} {input}"', rows=data), tmp_path)).problems == []
     noisy = await check(config(tmp_path, world, rows=[*rows(18), {**rows(1)[0], "id": "x", "target": "y"}]), tmp_path)
     assert noisy.problems == []

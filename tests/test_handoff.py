@@ -572,7 +572,10 @@ async def test_a_question_holds_all_that_its_answer_needs_and_nothing_of_select_
 @pytest.mark.parametrize(
     ("tree", "message"),
     [
-        ({"optimizer": {"model": "handoff:answers", "temperature": 0.5}}, "optimizer.temperature is an option of models"),
+        (
+            {"optimizer": {"model": "handoff:answers", "temperature": 0.5}},
+            "optimizer.temperature is an option of models",
+        ),
         ({"optimizer": {"model": "examples", "wait": False}}, "optimizer.wait=false needs optimizer.model=handoff"),
         ({"target": {"model": "handoff:answers"}}, "cannot be a target"),
         ({"optimizer": {"model": "handoff:skill/answers"}, "skill": "skill"}, "inside the skill's own folder"),

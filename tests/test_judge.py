@@ -473,7 +473,9 @@ async def test_check_measures_how_far_the_judge_agrees(tmp_path: Path) -> None:
         agreement = found.agreement
         assert agreement is not None
         assert said[0].startswith(f"asking openai@{world.url}/judge 4 times: at most about ")
-        assert said[0].endswith(" tokens, $0; an answer without a verdict is asked for once more, at about the same cost")
+        assert said[0].endswith(
+            " tokens, $0; an answer without a verdict is asked for once more, at about the same cost"
+        )
         assert (agreement.n, agreement.accuracy) == (5, 0.8)
         assert agreement.counts == {(True, True): 2, (False, False): 2, (False, True): 1, (True, False): 0}
         assert [str(d) for d in agreement.differences] == [f'{path}:3: it fails "Says \\"bye\\"", you say it passes']
