@@ -123,7 +123,7 @@ async def test_a_target_that_is_a_pattern_is_tried_as_text() -> None:
 
 async def test_an_answer_that_meets_the_checks_of_many_samples_is_noted() -> None:
     other = [{"input": f"else {WORDS[i]}", "checks": [{"type": "exact", "target": WORDS[i]}]} for i in range(20)]
-    only(await audited(checked(CONTAINS, n=40) + other), 'the fixed answer "refund" solves 40 of 60')
+    only(await audited(checked(CONTAINS, n=40) + other), 'the answer "refund" to every task solves 40 of 60')
     only(await audited(checked({"type": "length", "max_chars": 2}, n=40) + other), 'the answer "OK"', "40 of 60")
 
 
@@ -204,7 +204,7 @@ async def test_a_place_that_is_right_too_often_is_named() -> None:
         row["target"] = "C"
     found = await audited(rows, "choice")
     assert any("at place 3" in note and "by chance: 25 %" in note for note in found.notes)
-    assert any('the fixed answer "C" solves' in note for note in found.notes)
+    assert any('the answer "C" to every task solves' in note for note in found.notes)
 
 
 async def test_metadata_that_gives_the_key_away_is_named() -> None:

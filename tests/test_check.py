@@ -179,7 +179,7 @@ async def test_stated_answers_are_tried_with_the_checks(tmp_path: Path) -> None:
     assert 'of 1 of 12 samples fail their own checks (first: "s3": 0 of 1 checks pass; contains: "answer"' in note
     data[4]["target"] = None
     notes = (await check(config(tmp_path, None, rows=data), tmp_path)).notes
-    assert notes[0].startswith("1 of 12 samples cannot be tried")
+    assert notes[0].startswith("1 of 12 samples could not be tested")
 
 
 async def test_one_sample_is_shown_as_the_target_gets_it_and_as_it_is_scored(tmp_path: Path, world: World) -> None:

@@ -25,10 +25,12 @@ def check(
 
     The expected answer of every sample must score 1, and an empty answer must not. The command also looks for samples
     that contradict each other, and for tricks that would score without doing the task. It calls no model unless --probe
-    or --judge is given. Exit code 0: no problems; 2: at least one problem.
+    or --judge is given.
 
     --judge measures the agreement of the judge with you. Each line of LABELS is a JSON object {"id": "…", "answer":
     "…", "passed": [true, false]}: a sample's id, an answer to it, and your verdict on each check that the judge reads.
+
+    Exit code 0: no problems; 2: at least one problem.
 
     \b
     Examples:

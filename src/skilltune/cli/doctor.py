@@ -26,8 +26,9 @@ def doctor(
 
     With a config, each model answers one call and a judge gives one verdict. Without a config no model is called. The
     other lines show versions, keys (set or not, never their values), the confinement of your own code, disk, clock and
-    terminal. Each line is ok, warn or fail, and tells how to fix a fault. Exit code 0: nothing fails; 2: something
-    fails.
+    terminal. Each line is ok, warn or fail, and tells how to fix a fault.
+
+    Exit code 0: nothing fails; 2: something fails.
 
     \b
     Examples:

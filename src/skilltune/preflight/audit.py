@@ -94,7 +94,7 @@ async def _fixed_answers(
         found.problems.append(f"the answer {_quote(best)} solves every sample, so there is nothing to learn or certify")
     elif asked and hits / asked >= chance + WORTH / 2 and _tail(hits, asked, chance) < SURE:
         found.notes.append(
-            f"the fixed answer {_quote(best)} solves {_share(hits, asked)} (by chance: "
+            f"the answer {_quote(best)} to every task solves {_share(hits, asked)} (by chance: "
             f"{100 * chance:.0f} %): compare every score with that"
         )
 
