@@ -74,7 +74,7 @@ async def run_training(
             session = build_parts(cfg, run, root, env=env, drop=drop)
             try:
                 if forked is not None:
-                    _tell_of(forked, session)
+                    _notify_fork(forked, session)
                 refuse_unread(session.env.samples, cfg.env.samples)
                 write_config(session)
                 pin_inputs(session)
@@ -83,11 +83,11 @@ async def run_training(
                     session.handoff.open()
                 if ready is not None:
                     ready(session)
-                async with _in_time(session):
+                async with _time_limit(session):
                     await try_models(session)
                     result = await fit_and_certify(session)
             except asyncio.CancelledError:
-                raise asyncio.CancelledError(_how_to_go_on(run.folder, forked=old is not None)) from None
+                raise asyncio.CancelledError(_resume_hint(run.folder, forked=old is not None)) from None
             finally:
                 await session.aclose()
             write_results(session, result)
@@ -103,7 +103,7 @@ class _Fork:
     answers: int
 
 
-def _tell_of(fork: _Fork, session: Parts) -> None:
+def _notify_fork(fork: _Fork, session: Parts) -> None:
     """Notify listeners of a fork: the number of reusable rollouts, the changed settings that make other rollouts
     useless, and the number of other copied answers, which are reused if the same question is asked again."""
     held, rollouts = session.roll.held_in(session.run)
@@ -120,7 +120,7 @@ def _tell_of(fork: _Fork, session: Parts) -> None:
 
 
 @asynccontextmanager
-async def _in_time(session: Parts) -> AsyncIterator[None]:
+async def _time_limit(session: Parts) -> AsyncIterator[None]:
     """Raise `BudgetExceeded` if the block runs `target.timeout_s` seconds longer than `budget.minutes`.
 
     Usually the loop stops by itself before its next call, and running calls may finish because they are paid for.
@@ -164,7 +164,7 @@ def _run_to_end(fn: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
     return call
 
 
-def _how_to_go_on(folder: Path, *, forked: bool = False) -> str:
+def _resume_hint(folder: Path, *, forked: bool = False) -> str:
     once = " and without fork" if forked else ""
     return f"interrupted; what was paid is kept: the same call with run={str(folder)!r}{once} goes on"
 
@@ -316,7 +316,7 @@ async def aevaluate(
         try:
             return await run_evaluation(session, text, split, attempts)
         except asyncio.CancelledError:
-            raise asyncio.CancelledError(_how_to_go_on(journal.folder) if run else "interrupted") from None
+            raise asyncio.CancelledError(_resume_hint(journal.folder) if run else "interrupted") from None
         finally:
             await session.aclose()
 

@@ -62,13 +62,13 @@ PLANNED_SCHEMES = ("claude-code", "codex", "command", "fake")
 
 def build_env(cfg: Config, root: Path, env: Env | None = None) -> Env:
     """The environment of a config: `env` if given, else `file.py:factory` or a sample file. Raises `UsageError`."""
-    made = _made_env(cfg, root, env)
+    made = _env_of(cfg, root, env)
     if "score_timeout_s" in cfg.env.model_fields_set:
         made.score_timeout_s = cfg.env.score_timeout_s
     return made
 
 
-def _made_env(cfg: Config, root: Path, env: Env | None) -> Env:
+def _env_of(cfg: Config, root: Path, env: Env | None) -> Env:
     if env is not None:
         return env
     spec = cfg.env.samples
@@ -346,12 +346,12 @@ def fixed_split(cfg: Config, run: Run, env: Env, drop: Sequence[str] = ()) -> Sp
     if lost:
         raise UsageError(
             f"{len(lost)} samples of this run are no longer in the sample file (first: {lost[0]!r}): put them back, go "
-            f"on without them by {_dropping(lost)}, or start a new run with `--fork`"
+            f"on without them by {_drop_options(lost)}, or start a new run with `--fork`"
         )
     if changed:
         raise RunError(
             f"{len(changed)} samples changed since the run in {run.folder} was started (first: {changed[0]!r}): "
-            f"restore the old content to resume it, go on without them by {_dropping(changed)}, or start a new run "
+            f"restore the old content to resume it, go on without them by {_drop_options(changed)}, or start a new run "
             "that reuses every rollout that still applies with `--fork`"
         )
     if run.events("start"):  # before that event no score decided anything, so a broken scorer may still be fixed
@@ -363,7 +363,7 @@ def fixed_split(cfg: Config, run: Run, env: Env, drop: Sequence[str] = ()) -> Sp
     return Splits(**{name: tuple(then[id] if id in then else now[id] for id in ids) for name, ids in names.items()})
 
 
-def _dropping(samples: Sequence[str]) -> str:
+def _drop_options(samples: Sequence[str]) -> str:
     """The command-line options that drop the samples."""
     more = " …" if len(samples) > NAMED else ""
     return " ".join(f"--drop {shlex.quote(sample)}" for sample in samples[:NAMED]) + more

@@ -21,11 +21,11 @@ from skilltune.limits import MAX_WAIT_S, Limits, parse_budget
 from skilltune.names import parse_name
 
 ROLES = ("target", "optimizer", "judge")
-PLAYED = ("workers", "timeout_s", "price", "key_env", "max_wait_s")
+ROLE_KEYS = ("workers", "timeout_s", "price", "key_env", "max_wait_s")
 MAY_DIFFER = (
     "budget.",
     "log.",
-    *(f"{role}.{key}" for role in ROLES for key in PLAYED),
+    *(f"{role}.{key}" for role in ROLES for key in ROLE_KEYS),
     "env.score_timeout_s",
     "target.hedge",
     "target.lookahead",

@@ -147,7 +147,7 @@ def _string(fields: dict[Any, Any], name: str) -> str | None:
     value = fields.get(name)
     if value is not None and not isinstance(value, str):
         raise _Refused(f"{name} must be a text, not {_kind_of(value)}")
-    if value is not None and not _encodable(value):
+    if value is not None and not _is_unicode(value):
         raise _Refused(f"{name} is not valid Unicode")
     return value
 
@@ -349,7 +349,7 @@ class _Regions:
 
     @classmethod
     def of(cls, skill: Skill, protect: tuple[str, ...]) -> _Regions:
-        found = [(0, _floor(skill), "the frontmatter")] if _floor(skill) else []
+        found = [(0, _body_start(skill), "the frontmatter")] if _body_start(skill) else []
         found += [(start, end, "a locked region") for start, end in skill.locked]
         for text in filter(None, protect):
             places = re.finditer(re.escape(text), skill.text)
@@ -374,7 +374,7 @@ def _plan(skill: Skill, edit: Edit, protect: tuple[str, ...]) -> _Plan | str:
     try:
         if edit.op not in _PLANNERS:
             raise _Refused(f"unknown op {edit.op!r}")
-        if edit.text is not None and not _encodable(edit.text):
+        if edit.text is not None and not _is_unicode(edit.text):
             raise _Refused("the text is not valid Unicode")
         if edit.text is not None and edit.op in ("add", "replace") and LOCK_MARKER.search(edit.text):
             raise _Refused("the text contains a lock marker")
@@ -398,7 +398,7 @@ def _plan_add(skill: Skill, edit: Edit, regions: _Regions) -> _Plan:
         raise _Refused("there is no text to add")
     text = skill.text
     if edit.after is None or not edit.after.strip():
-        at = _line_end(text, max(_floor(skill), len(text.rstrip())))
+        at = _line_end(text, max(_body_start(skill), len(text.rstrip())))
         if (inside := regions.hit(at, at)) is not None:
             at = regions.spans[inside][1]  # only whitespace follows, so this is the end too
         return _Plan((at, at), at, at, _block(text, at, edit.text), "end")
@@ -424,7 +424,7 @@ def _plan_replace(skill: Skill, edit: Edit, regions: _Regions) -> _Plan:
 def _plan_delete(skill: Skill, edit: Edit, regions: _Regions) -> _Plan:
     start, end, match, note = _locate(skill.text, regions, edit.target)
     text = skill.text
-    line = (max(_floor(skill), text.rfind("\n", 0, start) + 1), _line_end(text, end))
+    line = (max(_body_start(skill), text.rfind("\n", 0, start) + 1), _line_end(text, end))
     if not (text[line[0] : start] + text[end : line[1]]).strip():  # nothing else on these lines: they go whole
         newline = re.compile(r"\r?\n").match(text, line[1])
         whole = (line[0], newline.end() if newline else line[1])
@@ -441,7 +441,7 @@ def _plan_rewrite(skill: Skill, edit: Edit, regions: _Regions) -> _Plan:
         if front.split() != skill.frontmatter.split():
             raise _Refused("it would change the frontmatter")
         text = text[len(front) :]
-    floor = _floor(skill)
+    floor = _body_start(skill)
     old = skill.text[floor:]
     margins = (old[: len(old) - len(old.lstrip("\r\n"))], old[len(old.rstrip("\r\n")) :])
     fence_is_open = bool(skill.frontmatter) and not skill.frontmatter.endswith("\n")
@@ -473,7 +473,7 @@ def _locate(text: str, regions: _Regions, anchor: str | None) -> tuple[int, int,
         raise _Refused("it names no text to act on")
     searches: tuple[tuple[Match, Callable[[str, str], list[Span]]], ...] = (("exact", _exact), ("whitespace", _loose))
     for match, search in searches:
-        found = [_trimmed(text, *span) for span in search(text, anchor)]
+        found = [_without_line_breaks(text, *span) for span in search(text, anchor)]
         free = [span for span in found if regions.hit(*span) is None]
         if len(found) == MOST_PLACES:
             raise _Refused(f"ambiguous: the text it names occurs {MOST_PLACES} times or more")
@@ -601,7 +601,7 @@ def _line_end(text: str, at: int) -> int:
     return end - 1 if end > at and text[end - 1] == "\r" else end
 
 
-def _trimmed(text: str, start: int, end: int) -> Span:
+def _without_line_breaks(text: str, start: int, end: int) -> Span:
     """The span without the line breaks at its ends, so that an anchor with stray newlines does not join lines."""
     part = text[start:end]
     return start + len(part) - len(part.lstrip("\r\n")), end - len(part) + len(part.rstrip("\r\n"))
@@ -611,7 +611,7 @@ def _indent(text: str) -> str:
     return text[: len(text) - len(text.lstrip(" \t"))]
 
 
-def _floor(skill: Skill) -> int:
+def _body_start(skill: Skill) -> int:
     """The offset of the editable text: after the frontmatter, or after a BOM without frontmatter."""
     return len(skill.frontmatter) or int(skill.text.startswith("\ufeff"))
 
@@ -624,7 +624,7 @@ def _squeeze(text: str) -> str:
     return " ".join(text.split())
 
 
-def _encodable(text: str) -> bool:
+def _is_unicode(text: str) -> bool:
     return not re.search(r"[\ud800-\udfff]", text)
 
 

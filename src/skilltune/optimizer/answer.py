@@ -24,7 +24,7 @@ from skilltune.skill import Skill
 
 TRIES = 3  # answers that a command may give to one question
 POLL_S = 0.25
-ENDING_S = 1.0  # between SIGTERM and SIGKILL
+GRACE_S = 1.0  # between SIGTERM and SIGKILL
 _SKILL = re.compile(r"^<skill>\n(.*?)\n</skill>$", re.DOTALL | re.MULTILINE)
 _TRAJECTORY = re.compile(r'^<trajectory sample="([^"]*)"[^>]*>\n(.*?)\n</trajectory>$', re.DOTALL | re.MULTILINE)
 
@@ -159,7 +159,7 @@ async def _output(command: str, question: Question) -> str:
             while process.poll() is None:
                 await asyncio.sleep(POLL_S / 5)
         finally:
-            _end(process)
+            _terminate(process)
         said.seek(0)
         out = said.read()
     if process.returncode:
@@ -167,11 +167,11 @@ async def _output(command: str, question: Question) -> str:
     return out.decode("utf-8", "replace")
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End the remaining processes of the group: SIGTERM first, SIGKILL after `ENDING_S`."""
+def _terminate(process: subprocess.Popen[bytes]) -> None:
+    """End the remaining processes of the group: SIGTERM first, SIGKILL after `GRACE_S`."""
     with suppress(ProcessLookupError, PermissionError):  # the group is empty
         os.killpg(process.pid, signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
-            process.wait(ENDING_S)
+            process.wait(GRACE_S)
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

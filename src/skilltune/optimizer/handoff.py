@@ -221,8 +221,8 @@ class Handoff:
     budget: Budget
     wait: bool = True
     _lock: IO[str] | None = field(default=None, init=False)
-    _told: set[str] = field(default_factory=set, init=False)  # reasons that were reported, each once
-    _looked: float = field(default=0.0, init=False)  # time of the last search for strays
+    _reported: set[str] = field(default_factory=set, init=False)  # reasons that were reported, each once
+    _last_search: float = field(default=0.0, init=False)  # time of the last search for strays
 
     def open(self) -> None:
         """Lock the folder, which shows answerers that a run uses it. Raises UsageError if it cannot be used."""
@@ -305,22 +305,22 @@ class Handoff:
                     f"`skilltune answer {self.folder}` lists all that do. "
                     "Answer them and run the same command to go on."
                 )
-            if fault and (path := question.answer) and _settled(path):
-                self._tell_once(question.name, fault)
-            self._tell_strays()
+            if fault and (path := question.answer) and _unchanged_lately(path):
+                self._report_once(question.name, fault)
+            self._report_strays()
             await asyncio.sleep(POLL_S)
             text = question.fetch()
         return text
 
-    def _tell_strays(self) -> None:
-        if time.monotonic() - self._looked > SETTLED_S:
-            self._looked = time.monotonic()
+    def _report_strays(self) -> None:
+        if time.monotonic() - self._last_search > SETTLED_S:
+            self._last_search = time.monotonic()
             for path in strays(self.folder):
-                self._tell_once(str(_answers(path.name)), f"{path.name}: {STRAY}")
+                self._report_once(str(_answers(path.name)), f"{path.name}: {STRAY}")
 
-    def _tell_once(self, name: str, why: str) -> None:
-        if why not in self._told:
-            self._told.add(why)
+    def _report_once(self, name: str, why: str) -> None:
+        if why not in self._reported:
+            self._reported.add(why)
             self.run.notify("handoff", name=name, folder=str(self.folder), refused=why)
 
 
@@ -347,7 +347,7 @@ def _read(path: Path) -> str:
     return path.read_text(encoding="utf-8-sig", errors="replace")
 
 
-def _settled(path: Path) -> bool:
+def _unchanged_lately(path: Path) -> bool:
     try:
         return abs(time.time() - path.stat().st_mtime) > SETTLED_S
     except OSError:  # gone

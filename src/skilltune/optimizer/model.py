@@ -68,11 +68,11 @@ class ModelOptimizer:
         self, skill: Skill, rollouts: AsyncIterable[Rollout], memory: Memory, step: Step, limit: int
     ) -> list[Proposal]:
         context, seen = self._context(skill, memory, step), list[Rollout]()
-        reflected = await self._reflect_all(_noting(rollouts, seen), context, limit)
+        reflected = await self._reflect_all(_collecting(rollouts, seen), context, limit)
         patches = {prompt: [answer.proposals for answer in answers] for prompt, answers in reflected.items()}
         if self.cfg.patterns:
             found = [pattern for answer in reflected[FAILURES] for pattern in answer.patterns]
-            self.unfixed = still_unfixed(self.unfixed, found, _solved(seen))
+            self.unfixed = still_unfixed(self.unfixed, found, _solved_samples(seen))
         if self.train.merge == "pool":
             proposals = join(proposal for patch in patches[FAILURES] for proposal in patch)
             proposals = [replace(proposal, among=len(step.batch)) for proposal in proposals]
@@ -154,10 +154,10 @@ class ModelOptimizer:
             mine = [answer for asked, answer in answers if asked == prompt]
             errors = [answer for answer in mine if isinstance(answer, CallError)]
             if errors and len(errors) == len(mine):
-                self.run.decide(_unread(prompt, step, redraw), functools.partial(str, errors[0]))
+                self.run.decide(_unreadable_key(prompt, step, redraw), functools.partial(str, errors[0]))
                 raise InfraStopped(
                     f"the optimizer failed on every minibatch of step {step}: {errors[0]}\n"
-                    "Run the same command to ask it anew."
+                    "Run the same command to ask again."
                 )
             for error in errors:
                 self.run.record("fallback", step=step, stage="reflect", reason=f"a minibatch is left out: {error}")
@@ -166,7 +166,7 @@ class ModelOptimizer:
 
     def _redraws(self, prompt: str, step: int) -> int:
         """The number of earlier attempts of the step in which no answer could be read."""
-        return next(n for n in itertools.count() if self.run.recall(_unread(prompt, step, n)) is None)
+        return next(n for n in itertools.count() if self.run.recall(_unreadable_key(prompt, step, n)) is None)
 
     async def _minibatches(self, rollouts: AsyncIterable[Rollout]) -> AsyncIterator[tuple[str, list[Rollout]]]:
         """Yield (prompt, rollouts to show) for each minibatch of failures or successes as soon as it is complete.
@@ -336,18 +336,18 @@ def nearest(failures: Sequence[Rollout], successes: Sequence[Rollout], samples: 
     return sorted(successes, key=likeness, reverse=True)
 
 
-def _unread(prompt: str, step: int, redraw: int) -> str:
+def _unreadable_key(prompt: str, step: int, redraw: int) -> str:
     """The journal key that notes that no minibatch's answer could be read."""
     return digest("unread", prompt, step, redraw)
 
 
-async def _noting(rollouts: AsyncIterable[Rollout], seen: list[Rollout]) -> AsyncIterator[Rollout]:
+async def _collecting(rollouts: AsyncIterable[Rollout], seen: list[Rollout]) -> AsyncIterator[Rollout]:
     async for rollout in rollouts:
         seen.append(rollout)
         yield rollout
 
 
-def _solved(rollouts: Sequence[Rollout]) -> set[str]:
+def _solved_samples(rollouts: Sequence[Rollout]) -> set[str]:
     """The samples that no attempt failed."""
     scored = [(rollout.sample, rollout.score.hard) for rollout in rollouts if rollout.score is not None]
     return {sample for sample, _ in scored} - {sample for sample, hard in scored if not hard}

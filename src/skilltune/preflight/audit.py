@@ -32,11 +32,11 @@ FILLERS = ("OK", "I cannot answer this.")  # answers without content, tried on a
 LISTED = 100  # most expected answers in the answer that lists all
 QUESTIONS = 400  # most multiple-choice samples that are searched for give-aways
 PHRASES = (1, 2, 4)  # words
-FEWEST = 8  # least number of questions to which a rule must apply
+LEAST_QUESTIONS = 8  # least number of questions to which a rule must apply
 GIVEAWAYS = 5  # most rules named, the most certain first
-SURE = 1e-4  # error rate over all rules that were tried
-WORTH = 0.10  # least share of the samples that makes a trick worth a note
-LIKENESS = 0.8  # least Jaccard index of two near-duplicates
+ALPHA = 1e-4  # error rate over all rules that were tried
+LEAST_SHARE = 0.10  # least share of the samples that makes a trick worth a note
+SIMILARITY = 0.8  # least Jaccard index of two near-duplicates
 SKETCH = 8  # number of smallest shingle hashes per text, by which near-duplicates are found (Broder 1997)
 SHORT = 4  # characters; many texts contain a shorter answer by accident
 SHOWN = 3  # most ids or pairs that a note names
@@ -92,7 +92,7 @@ async def _fixed_answers(
             best, hits, asked = answer, sum(solved.values()), len(solved)
     if asked and hits == asked == len(probed) > 1:
         found.problems.append(f"the answer {_quote(best)} solves every sample, so there is nothing to learn or certify")
-    elif asked and hits / asked >= chance + WORTH / 2 and _tail(hits, asked, chance) < SURE:
+    elif asked and hits / asked >= chance + LEAST_SHARE / 2 and _tail(hits, asked, chance) < ALPHA:
         found.notes.append(
             f"the answer {_quote(best)} to every task solves {_share(hits, asked)} (by chance: "
             f"{100 * chance:.0f} %): compare every score with that"
@@ -109,7 +109,7 @@ async def _fixed_answers(
         )
     for name, answer in tricks.items():
         solved = await _solved(env, probed, answer)
-        if solved and (hits := sum(solved.values())) >= (known_share + WORTH) * len(solved):
+        if solved and (hits := sum(solved.values())) >= (known_share + LEAST_SHARE) * len(solved):
             ids = [sample for sample, right in solved.items() if right]
             found.notes.append(
                 f"{name} solves {_share(hits, len(solved))} ({_some(ids)}): the scorer accepts an answer that "
@@ -183,12 +183,12 @@ def _giveaways(env: Env, samples: Sequence[Sample], options: Mapping[str, Mappin
             picks[rule].append((question, picked))
     found: list[tuple[float, str, list[tuple[_Question, int]]]] = []
     for rule, picked in picks.items():
-        if len(picked) < FEWEST:
+        if len(picked) < LEAST_QUESTIONS:
             continue
         hits = sum(q.right == i for q, i in picked)
         chance = fmean(1 / len(q.texts) for q, _ in picked)
         tail = _tail(hits, len(picked), chance)
-        if tail * len(picks) < SURE and hits / len(picked) >= chance + WORTH:
+        if tail * len(picks) < ALPHA and hits / len(picked) >= chance + LEAST_SHARE:
             found.append((tail, rule, picked))
     notes, explained = [], set[tuple[str, int]]()
     for _, rule, picked in sorted(found, key=lambda item: (item[0], -len(item[2]), -len(item[1]), item[1])):
@@ -265,18 +265,18 @@ def _answers_in_sight(
     for sample, other in zip(open_ended, [*open_ended[1:], *open_ended[:1]], strict=True):
         texts = {f"metadata.{key}": value for key, value in sample.metadata.items() if key != "example"}
         for place, text in {"the input": sample.text, **texts}.items():
-            if isinstance(text, str) and _stands(expected[sample.id], text):
+            if isinstance(text, str) and _contains_words(expected[sample.id], text):
                 places[place].append(sample.id)
-            elsewhere[place] += isinstance(text, str) and _stands(expected[other.id], text)
+            elsewhere[place] += isinstance(text, str) and _contains_words(expected[other.id], text)
     return [
         f"the expected answer stands in {place} of {_share(len(ids), len(open_ended))} ({_some(ids)}): unless the task "
         "is to find it there, an answer can be right for the wrong reason"
         for place, ids in places.items()
-        if len(ids) - elsewhere[place] >= WORTH * len(open_ended)
+        if len(ids) - elsewhere[place] >= LEAST_SHARE * len(open_ended)
     ]
 
 
-def _stands(answer: str, text: str) -> bool:
+def _contains_words(answer: str, text: str) -> bool:
     """True if the text contains the answer as whole words."""
     place = text.casefold().find(answer.casefold())
     if place < 0:
@@ -313,7 +313,7 @@ def _near_duplicates(splits: Splits) -> list[str]:
     equal = {names[0]: names for names in same.values() if len({split_of[name] for name in names}) > 1}
     pairs = [next(apart(names)) for names in equal.values()]
     near = {pair for names in sketched.values() for pair in apart(names)}
-    near = {(a, b) for a, b in near if texts[a] != texts[b] and _jaccard(own[a], own[b]) >= LIKENESS}
+    near = {(a, b) for a, b in near if texts[a] != texts[b] and _jaccard(own[a], own[b]) >= SIMILARITY}
     notes = []
     advice = "give such samples the same `group`, so that they stay in one split"
     if pairs:

@@ -73,17 +73,17 @@ async def check(
         for sink in cfg.log.sinks:
             find_sink(sink)
     with _collecting(found):
-        found.skill = _look_at_skill(cfg, root, found)
+        found.skill = _check_skill(cfg, root, found)
     env = None
     with _collecting(found):
         env = build_env(cfg, root)
         found.notes += env.notes()
-        _look_for_contradictions(env, found)
-        await _look_at_samples(cfg, env, found)
+        _check_contradictions(env, found)
+        await _check_samples(cfg, env, found)
     if found.skill is None or env is None or found.splits is None:
         return found
     if cfg.gate.policy == "eprocess":
-        _look_at_bets(cfg, found.splits, found)
+        _check_eprocess(cfg, found.splits, found)
     with _collecting(found), scratch_run(None) as run:
         session = build_parts(cfg, run, root, env=env, skill=found.skill)
         found.preview = preview(session.env, session.skill, session.splits.train[0])
@@ -116,7 +116,7 @@ def stated_name(skill: Skill) -> str:
     return ""
 
 
-def _look_at_skill(cfg: Config, root: Path, found: Check) -> Skill:
+def _check_skill(cfg: Config, root: Path, found: Check) -> Skill:
     skill = load_skill(cfg, root)
     if not (root / cfg.skill).exists():
         found.notes.append(f"the skill {cfg.skill} does not exist yet: training starts from an empty one")
@@ -133,11 +133,11 @@ def _look_at_skill(cfg: Config, root: Path, found: Check) -> Skill:
     return skill
 
 
-async def _look_at_samples(cfg: Config, env: Env, found: Check) -> None:
+async def _check_samples(cfg: Config, env: Env, found: Check) -> None:
     found.samples = len(env.samples)
     found.groups = len({sample.group for sample in env.samples if sample.group is not None})
     found.splits = split(env.samples, cfg.env.split, cfg.seed)
-    await _try_stated_answers(env, found)
+    await _check_stated_answers(env, found)
     if "\\n" in env.prompt:
         found.notes.append(
             r"env.prompt contains \n as two characters and no line break: in TOML use double quotes, "
@@ -151,7 +151,7 @@ async def _look_at_samples(cfg: Config, env: Env, found: Check) -> None:
         found.notes += tricks.notes
 
 
-def _look_at_bets(cfg: Config, splits: Splits, found: Check) -> None:
+def _check_eprocess(cfg: Config, splits: Splits, found: Check) -> None:
     """Report that `select` is too small for the e-process to accept any candidate, or any late one."""
     alone = [1 for sample in splits.select if sample.group is None]
     groups = Counter(sample.group for sample in splits.select if sample.group is not None)
@@ -172,7 +172,7 @@ def _look_at_bets(cfg: Config, splits: Splits, found: Check) -> None:
         )
 
 
-def _look_for_contradictions(env: Env, found: Check) -> None:
+def _check_contradictions(env: Env, found: Check) -> None:
     """Report samples with the same question and different expected answers.
 
     A few are noise in the data: a note. Many are a problem, because the prompt then lacks something that the answer
@@ -194,7 +194,7 @@ def _look_for_contradictions(env: Env, found: Check) -> None:
         )
 
 
-async def _try_stated_answers(env: Env, found: Check) -> None:
+async def _check_stated_answers(env: Env, found: Check) -> None:
     """Note samples without an answer to try, and stated answers that fail a check which does not use them.
     `Env.validate` reports the other failing answers."""
     untried, failing = 0, []

@@ -85,10 +85,10 @@ async def _roles(cfg: Config, root: Path) -> list[Finding]:
                 await session.aclose()
     except UsageError as error:
         return [Finding("fail", "config", str(error), "`skilltune check` names every problem of the input")]
-    return [finding for probe in probes for finding in _answered(probe)]
+    return [finding for probe in probes for finding in _findings_of(probe)]
 
 
-def _answered(probe: Probe) -> Iterator[Finding]:
+def _findings_of(probe: Probe) -> Iterator[Finding]:
     """The result of a probe, and a warning for each thing that the endpoint does not know."""
     if probe.error:
         fix = f"no sample was scored; fix {_section(probe.role)}, then run doctor again"

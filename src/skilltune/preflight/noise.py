@@ -27,9 +27,9 @@ from skilltune.rollouts.roller import Roller
 from skilltune.samples import Sample
 from skilltune.skill import Skill
 
-RUNS = 200  # simulated null edits
+NULL_SIMULATIONS = 200  # simulated null edits
 POWER = 0.8
-TRIES = 60  # simulated candidates per gain
+SIMULATIONS = 60  # simulated candidates per gain
 HALVINGS = 5  # steps of the bisection for the smallest detectable gain
 KEY = "calibration"
 INPUT, CHANGE = Skill("Do the task.\n"), Proposal(Edit("add", text="A line that may or may not help."))
@@ -55,7 +55,7 @@ class Calibration:
     detectable: float | None
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"simulations": RUNS, "reason": str(self)}
+        return asdict(self) | {"simulations": NULL_SIMULATIONS, "reason": str(self)}
 
     def __str__(self) -> str:
         seen = f"4 times out of 5 if it gains {100 * (self.detectable or 0):.0f} points"
@@ -103,12 +103,12 @@ async def _figures(arena: Arena, scores: Sequence[tuple[float, float]]) -> dict[
             await asyncio.sleep(0)  # lets an interrupt cancel the simulation
         return hits / runs
 
-    null, low, high = await accepted(0.0, RUNS), 0.0, 1.0 - mean
-    if high <= 0 or await accepted(high, TRIES) < POWER:
+    null, low, high = await accepted(0.0, NULL_SIMULATIONS), 0.0, 1.0 - mean
+    if high <= 0 or await accepted(high, SIMULATIONS) < POWER:
         return {"false_accept": null, "detectable": None}
     for _ in range(HALVINGS):
         middle = (low + high) / 2
-        low, high = (low, middle) if await accepted(middle, TRIES) >= POWER else (middle, high)
+        low, high = (low, middle) if await accepted(middle, SIMULATIONS) >= POWER else (middle, high)
     return {"false_accept": null, "detectable": high}
 
 

@@ -30,7 +30,7 @@ async def try_scorer(s: Parts) -> None:
         await s.env.score(sample, rollout)
     except JudgeError as error:
         raise UsageError(f"{error}\nNothing was spent: fix the scorer and run the same command again.") from error
-    if not s.env.lines(sample) and await _indifferent(s):
+    if not s.env.lines(sample) and await _empty_solves_all(s):
         raise UsageError(
             "the scorer gives full marks to an empty answer, so a skill could not learn anything: `skilltune check` "
             "lists the samples. Nothing was spent."
@@ -43,7 +43,7 @@ def require_evidence(s: Parts) -> None:
         require_answers(s.env, s.splits.train)
 
 
-async def _indifferent(s: Parts) -> bool:
+async def _empty_solves_all(s: Parts) -> bool:
     """True if an empty answer solves each tried sample that has an expected answer."""
     known = (sample for sample in s.splits.select if sample.id not in s.roll.dropped)
     tried = [sample for sample in known if s.env.expected(sample)][:TRIED]
