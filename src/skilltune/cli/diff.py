@@ -17,7 +17,9 @@ def diff(
     old: Annotated[str, typer.Argument(metavar="V1", help="A version's number, or best.")] = "0",
     new: Annotated[str, typer.Argument(metavar="V2", help="A version's number, or best.")] = "best",
 ) -> None:
-    """Show the difference between two versions of the skill, by default the input and the best.
+    """Show the difference between two versions of the skill.
+
+    Version 0 is the input, and best is the version that the run ships.
 
     \b
     Examples:
