@@ -96,9 +96,10 @@ def _exit_codes(text: str) -> str:
 
 def _configuration() -> Iterator[str]:
     yield (
-        "A config is a TOML file of any name; in a skill folder it is `skilltune.toml`. `KEY=VALUE` on the command line "
-        "overrides a key (`train.epochs=2`). In Python the tables are keyword arguments. An unknown key is an error that "
-        "names the nearest known key. API keys are not part of the config: they are read from the environment."
+        "A config is a TOML file of any name; in a skill folder it is `skilltune.toml`. `KEY=VALUE` on the command "
+        "line overrides a key (`train.epochs=2`). In Python the tables are keyword arguments. An unknown key is an "
+        "error that names the nearest known key. API keys are not part of the config: they are read from the "
+        "environment."
     )
     yield (
         "The same command resumes a run. It refuses a changed configuration; only these keys may change: "
