@@ -69,7 +69,7 @@ def unwritable(sample: Sample, rollout: Rollout) -> Score:
         (lambda sample, rollout: 0.5 * (rollout.answer == sample.target), "its expected answer scores 0.5"),
         (lucky(), "a score that changes"),
         (fussy, "ValueError: invalid literal"),
-        (unwritable, "cannot be written as JSON"),
+        (unwritable, "cannot be written down"),
     ],
 )
 def test_a_scorer_that_misleads_is_found(score: Any, message: str) -> None:

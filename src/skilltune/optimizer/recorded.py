@@ -1,7 +1,7 @@
-"""Record an optimizer's answers in the journal, and replay them.
+"""What an optimizer said, written down, and an optimizer that says it again.
 
-A verdict can then be recomputed without the optimizer's model, its prompts and the samples. Each answer is recorded
-once, in the form that the loop uses.
+What a gate is asked to judge is part of the evidence. So that a verdict can be recomputed without the optimizer's
+model, its prompts and the samples, every answer goes into the journal once, in the form in which the loop takes it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from skilltune.skill import Skill
 
 @dataclass(slots=True)
 class Recording:
-    """Implements `Optimizer` by another one, and records its answers in the journal."""
+    """An optimizer whose answers are written down. Implements `Optimizer`."""
 
     optimizer: Optimizer
     run: Run
@@ -55,7 +55,7 @@ class Recording:
 
 @dataclass(slots=True)
 class Recorded:
-    """Implements `Optimizer` from recorded answers. Raises `Stopped` for an answer that was not recorded."""
+    """Says again what was written down; raises `Stopped` for what was not. Implements `Optimizer`."""
 
     run: Run
     looks_back: bool
@@ -78,7 +78,7 @@ class Recorded:
         return edit_of(data) if data else None
 
     async def notes(self, skill: Skill, pairs: Sequence[Pair], memory: Memory, step: Step) -> str:
-        return memory.notes  # only the optimizer reads them, and none is asked here
+        return memory.notes  # read by the optimizer alone
 
     def _recall(self, what: str, step: int) -> Any:
         known = self.run.recall(_key(what, step))
@@ -96,6 +96,6 @@ def _to_json(proposal: Proposal) -> dict[str, Any]:
 
 
 def edit_of(data: Mapping[str, Any]) -> Edit:
-    """The inverse of `Edit.to_json`; unknown keys are ignored."""
+    """The inverse of `Edit.to_json`; other keys are left out."""
     evidence = tuple(Citation(item["sample"], item["quote"]) for item in data["evidence"])
     return Edit(data["op"], data["after"], data["target"], data["text"], data["why"], evidence)
