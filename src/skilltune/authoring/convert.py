@@ -27,11 +27,11 @@ def convert(
     force: bool = False,
     warn: Callable[[str], None] = lambda text: None,
 ) -> str:
-    """Read `source`, return its samples as JSONL, and write them to `out` if given.
+    """Read `source`, return its samples as JSONL, and write them to `out` if given. `warn` gets a message about samples
+    without target and checks, because only the user's own scorer can score them.
 
-    `warn` gets a message about samples without target and checks, because only the user's own scorer can score them.
     Paths of files and images are relative to the sample file, so they are rewritten for the folder of `out`. Raises
-    UsageError if `out` exists (unless `force`), or if a path would lead out of its folder.
+    UsageError where `out` exists (unless `force`), or where such a path would lead out of its folder.
     """
     reading = Reading()
     placed = placed_samples(source, fields, reading)
