@@ -213,7 +213,7 @@ async def test_the_optimizers_own_model_does_not_judge_unless_wished(tmp_path: P
 
 async def test_a_judge_section_without_a_judge_is_refused(tmp_path: Path) -> None:
     env = Env([{"input": str(n), "target": "x"} for n in range(6)])
-    with Run.open(tmp_path / "run") as run, pytest.raises(UsageError, match="the score names none"):
+    with Run.open(tmp_path / "run") as run, pytest.raises(UsageError, match="the score names no judge"):
         build_parts(make_config(plain(env, tmp_path, "", judge={"workers": 2})), run, tmp_path, env=env)
 
 
@@ -572,4 +572,4 @@ async def test_labels_without_a_judge_are_refused(tmp_path: Path) -> None:
     with small() as world:
         tree = {**judged_world(tmp_path, world), "env": {"samples": str(world.write(tmp_path / "plain.jsonl"))}}
         found = await check(make_config(tree), tmp_path, labels=tmp_path / "labels.jsonl")
-        assert any("the score names none" in problem for problem in found.problems)
+        assert any("--judge needs a score with a judge" in problem for problem in found.problems)
