@@ -1,7 +1,7 @@
 """Write reference.md, beside this file, from the code: commands, exit codes, configuration, built-in scorers.
 
-`python docs/reference.py` writes it. A test compares the committed page with what `page()` gives, so that it cannot
-lag behind. Help texts are rendered here and not by typer, whose layout changes from version to version.
+Run `python docs/reference.py` to write it. A test compares the committed page with `page()`, so that it is never out of
+date. Help texts are rendered here, because typer's layout changes from version to version.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from typer.models import OptionInfo
 
-from skilltune.cli.options import app
+from skilltune.cli.main import app
 from skilltune.config import MAY_DIFFER, PRESETS, Config
 from skilltune.scorers import BUILTIN, checks, judge
 
@@ -28,7 +28,7 @@ BOUNDS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
 
 
 def page() -> str:
-    """The whole page."""
+    """The text of the page."""
     parts = ["# Reference", "Written by `docs/reference.py` from the code; do not edit it by hand.", "## Commands"]
     commands = {c.name or c.callback.__name__: c.callback for c in app.registered_commands if c.callback}
     for name, command in commands.items():
@@ -49,17 +49,17 @@ def _command(name: str, function: Callable[..., Any]) -> Iterator[str]:
     for paragraph in inspect.cleandoc(function.__doc__ or "").replace("\b\n", "").split("\n\n"):
         title, _, block = paragraph.partition("\n")
         if title == "Exit codes:":
-            if name != "train":  # those have a section
+            if name != "train":  # its codes have their own section
                 yield f"Exit codes of `{name}`:\n\n{_exit_codes(paragraph)}"
-        elif title == "Examples:":
-            yield f"```text\n{inspect.cleandoc(block)}\n```"
+        elif title.endswith(":") and block.startswith("  "):
+            yield ("" if title == "Examples:" else f"{title}\n\n") + f"```text\n{inspect.cleandoc(block)}\n```"
         else:
             yield paragraph
     yield _table(("argument or option", "meaning"), [(f"`{p.name}`", p.meaning) for p in parameters])
 
 
 class _Parameter:
-    """An argument or an option of a command, as its function declares it; `name` is how it is written."""
+    """An argument or an option of a command, as its function declares it. `name` is its written form."""
 
     def __init__(self, name: str, parameter: inspect.Parameter) -> None:
         kind, info = get_args(parameter.annotation)
@@ -82,7 +82,7 @@ class _Parameter:
 
 
 def _many(kind: Any) -> bool:
-    """Is it a list, or a list and None?"""
+    """True for a list type, or for a list type or None."""
     return any(get_origin(part) is list for part in (kind, *get_args(kind)))
 
 
@@ -96,12 +96,13 @@ def _exit_codes(text: str) -> str:
 
 def _configuration() -> Iterator[str]:
     yield (
-        "TOML, in a file of any name, in a skill folder `skilltune.toml`. `KEY=VALUE` on the command line overrides a "
-        "key (`train.epochs=2`); in Python the tables are keyword arguments. An unknown key is an error that names the "
-        "nearest one. Keys of providers are no part of it: they are read from the environment."
+        "A config is a TOML file of any name; in a skill folder it is `skilltune.toml`. `KEY=VALUE` on the command "
+        "line overrides a key (`train.epochs=2`). In Python the tables are keyword arguments. An unknown key is an "
+        "error that names the nearest known key. API keys are not part of the config: they are read from the "
+        "environment."
     )
     yield (
-        "The same command resumes a run. It refuses a changed configuration, except for these keys: "
+        "The same command resumes a run. It refuses a changed configuration; only these keys may change: "
         + ", ".join(f"`{key}`" if not key.endswith(".") else f"all of `[{key[:-1]}]`" for key in MAY_DIFFER)
         + "."
     )
@@ -159,9 +160,9 @@ def _type(annotation: Any) -> str:
 
 def _scorers() -> Iterator[str]:
     yield (
-        "As `env.score`, and as the `type` of a [check](formats.md#checks). `NAME:VALUE` sets the first option, a "
-        'table sets any: `score = {type = "number", tolerance = 0.01}`. An empty answer scores 0 before a scorer sees '
-        "it. A scorer of your own is `python:file.py:fn`, or a [plug-in](plugins.md)."
+        "Use these names as `env.score`, or as the `type` of a [check](formats.md#checks). `NAME:VALUE` sets the first "
+        'option; a table sets any option: `score = {type = "number", tolerance = 0.01}`. An empty answer scores 0 '
+        "without a call of the scorer. Your own scorer is `python:file.py:fn`, or a [plug-in](plugins.md)."
     )
     for name, compare in BUILTIN.items():
         yield from (f"### {name}", inspect.getdoc(compare) or "")

@@ -83,7 +83,7 @@ async def test_a_skewed_label_is_measured_against_chance() -> None:
 
 async def test_one_answer_that_solves_everything_is_a_problem() -> None:
     found = await audited([{"input": f"case {i} {WORDS[i]}", "target": "done"} for i in range(30)])
-    assert found.problems == ['the answer "done" solves every sample: there is nothing to learn or to certify']
+    assert found.problems == ['the answer "done" solves every sample, so there is nothing to learn or certify']
 
 
 def checked(*checks: dict[str, Any], n: int = 60) -> Rows:
@@ -113,7 +113,7 @@ CONTAINS = {"type": "contains", "target": "refund"}
 async def test_one_answer_that_meets_the_checks_of_all_samples_is_a_problem(checks: Rows, answer: str) -> None:
     found = await audited(checked(*checks), {"type": "checks"})
     quoted = f'the answer "{answer}" solves every sample'
-    assert found.problems == [f"{quoted}: there is nothing to learn or to certify"]
+    assert found.problems == [f"{quoted}, so there is nothing to learn or certify"]
 
 
 async def test_a_target_that_is_a_pattern_is_tried_as_text() -> None:
@@ -123,7 +123,7 @@ async def test_a_target_that_is_a_pattern_is_tried_as_text() -> None:
 
 async def test_an_answer_that_meets_the_checks_of_many_samples_is_noted() -> None:
     other = [{"input": f"else {WORDS[i]}", "checks": [{"type": "exact", "target": WORDS[i]}]} for i in range(20)]
-    only(await audited(checked(CONTAINS, n=40) + other), 'the answer "refund", whatever is asked, solves 40 of 60')
+    only(await audited(checked(CONTAINS, n=40) + other), 'the answer "refund" to every task solves 40 of 60')
     only(await audited(checked({"type": "length", "max_chars": 2}, n=40) + other), 'the answer "OK"', "40 of 60")
 
 
@@ -204,7 +204,7 @@ async def test_a_place_that_is_right_too_often_is_named() -> None:
         row["target"] = "C"
     found = await audited(rows, "choice")
     assert any("at place 3" in note and "by chance: 25 %" in note for note in found.notes)
-    assert any('the answer "C", whatever is asked' in note for note in found.notes)
+    assert any('the answer "C" to every task solves' in note for note in found.notes)
 
 
 async def test_metadata_that_gives_the_key_away_is_named() -> None:

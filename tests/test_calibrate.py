@@ -89,7 +89,7 @@ async def test_a_deterministic_target_is_detected(tmp_path: Path) -> None:
     assert found.deterministic
     assert (found.sd, found.differing, found.false_accept, arena.noise) == (0.0, 0.0, 0.0, 0.0)
     assert arena.draws(3) == 1
-    assert "paid for twice" in str(found)
+    assert "attempted twice" in str(found)
     assert "sd" not in str(found)  # nothing was measured of it, and nothing assumed
 
 

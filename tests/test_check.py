@@ -179,7 +179,7 @@ async def test_stated_answers_are_tried_with_the_checks(tmp_path: Path) -> None:
     assert 'of 1 of 12 samples fail their own checks (first: "s3": 0 of 1 checks pass; contains: "answer"' in note
     data[4]["target"] = None
     notes = (await check(config(tmp_path, None, rows=data), tmp_path)).notes
-    assert notes[0].startswith("1 of 12 samples cannot be tried")
+    assert notes[0].startswith("1 of 12 samples could not be tested")
 
 
 async def test_one_sample_is_shown_as_the_target_gets_it_and_as_it_is_scored(tmp_path: Path, world: World) -> None:
@@ -232,7 +232,9 @@ async def test_files_that_a_chat_target_never_sees_are_a_problem(tmp_path: Path,
 async def test_samples_that_contradict_each_other_are_told(tmp_path: Path, world: World) -> None:
     data = [{"id": f"s{i}", "input": f"task {i // 2}", "target": f"answer {i}", "facts": f"f{i}"} for i in range(12)]
     (problem,) = (await check(config(tmp_path, world, rows=data), tmp_path)).problems
-    assert problem.startswith("12 of 12 samples ask the same as another one and expect something else (such as s0, s1)")
+    assert problem.startswith(
+        "12 of 12 samples ask the same as another sample but expect another answer (such as s0, s1)"
+    )
     assert (await check(config(tmp_path, world, 'env.prompt="{facts} {input}"', rows=data), tmp_path)).problems == []
     noisy = await check(config(tmp_path, world, rows=[*rows(18), {**rows(1)[0], "id": "x", "target": "y"}]), tmp_path)
     assert noisy.problems == []
@@ -245,7 +247,7 @@ def test_the_command_prints_the_sample_below_the_notes(tmp_path: Path, world: Wo
     (tmp_path / "skilltune.toml").write_text(settings)
     done = CliRunner().invoke(app, ["check", str(tmp_path / "skilltune.toml"), 'env.prompt="One:\\n{input}"'])
     assert done.exit_code == 0
-    assert re.search(r"\nsample    \"s\d+\", as the target gets it", done.stdout)
+    assert re.search(r"\nsample    \"s\d+\": the messages to the target", done.stdout)
     assert re.search(r"\n  user    One:\n          task \d+\n  score   exact: expects \"answer \d+\"\n", done.stdout)
 
 

@@ -165,7 +165,7 @@ def test_an_error_of_our_own_is_exit_70_and_the_run_goes_on(
         patched.setattr("skilltune.parts.Session.record", lambda *_, **__: broken_now(error))
         ended = skilltune("train", desk.config, "target.key_env=DESK_KEY")
     assert ended.exit_code == 70
-    assert f"an error of skilltune itself, not of yours ({type(error).__name__}" in ended.stderr
+    assert f"a bug in skilltune, not your mistake ({type(error).__name__}" in ended.stderr
     assert "Traceback" not in ended.output
     (crash,) = Path(desk.run).glob("crash-*.txt")
     assert str(crash) in ended.stderr
@@ -548,7 +548,7 @@ def test_a_journal_of_another_shape_is_damaged_for_whoever_reads_it(finished: De
     refused.append(skilltune("train", finished.config, "--run", tmp_path / "run"))  # a traceback would be raised
     said = [done.stderr for done in refused if done.exit_code == 2]
     assert said
-    ways_out = "damaged|no longer holds|lacking|another configuration|only that one can use it"
+    ways_out = "damaged|no longer holds|lacking|another configuration|can be used only with it"
     assert [text for text in said if not re.search(ways_out, text)] == []
 
 

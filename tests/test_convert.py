@@ -67,7 +67,7 @@ def test_the_command_writes_a_file_once_and_maps_fields(tmp_path):
     assert (sample.input, sample.target) == ("1+1", "2")
     again = CliRunner().invoke(app, [*args, "-o", str(out)])
     assert again.exit_code == 2
-    assert "exists and was left alone" in again.stderr
+    assert "exists and was not changed" in again.stderr
     assert json.loads(CliRunner().invoke(app, args).stdout)["input"] == "1+1"
     wrong = CliRunner().invoke(app, [*args, "--field", "input"])
     assert "must look like input=question" in wrong.stderr

@@ -121,7 +121,7 @@ def test_keys_are_named_as_set_or_not_and_never_shown(
     missing = doctor(config(tmp_path, world, **models))
     assert missing.exit_code == 2
     assert "OPENAI_API_KEY is not set; the target needs it" in missing.stdout
-    assert "the optimizer's server is sent none; if it wants one, optimizer.key_env names" in missing.stdout
+    assert "the optimizer's server gets no key; if it needs one, set optimizer.key_env" in missing.stdout
     monkeypatch.setenv("DESK_KEY", SECRET)
     result = doctor(config(tmp_path, world, target=f"anthropic@{world.root}/target"), "target.key_env=DESK_KEY")
     assert "DESK_KEY is set (for the target)" in result.stdout

@@ -156,7 +156,7 @@ def test_what_no_agent_could_read_is_refused(tmp_path: Path, skill: Skill, state
 def test_an_unknown_kind_and_an_ignored_option_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=", ".join(KINDS)):
         export(Skill("x"), "clod", tmp_path)
-    with pytest.raises(UsageError, match="for an agent only"):
+    with pytest.raises(UsageError, match="only agents need"):
         export(Skill("x"), "file", tmp_path, description="x")
     with pytest.raises(UsageError, match="cannot name a folder"):
         export(Skill("x", "../up"), "file", tmp_path)
@@ -182,7 +182,7 @@ def test_a_differing_file_of_the_folder_is_protected_and_foreign_files_stay(tmp_
     path = export(folder_skill(), "claude", tmp_path)
     (path / "data.bin").write_bytes(b"mine")
     (path / "mine.txt").write_text("mine")
-    with pytest.raises(UsageError, match=r"different: data\.bin"):
+    with pytest.raises(UsageError, match=r"differs \(data\.bin\)"):
         export(folder_skill(), "claude", tmp_path)
     export(folder_skill(), "claude", tmp_path, force=True)
     assert (path / "mine.txt").read_text() == "mine"

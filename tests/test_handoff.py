@@ -314,7 +314,7 @@ def test_an_answer_that_no_run_has_used_can_be_replaced(folder: Path) -> None:
     file = folder / "0001-rank-0a1b2c3d.answer.json"
     assert cli("answer", folder, "1", stdin=RANK).stdout == "answered 0001-rank-0a1b2c3d\n"
     again = cli("answer", folder, "1", stdin='{"order": [0]}')
-    assert again.stdout == "answered 0001-rank-0a1b2c3d, in place of an answer that no run had used\n"
+    assert again.stdout == "answered 0001-rank-0a1b2c3d; it replaces an answer that no run had used\n"
     assert json.loads(file.read_text()) == {"order": [0]}
     file.with_suffix(".md").write_text("later")
     assert cli("answer", folder, "1", stdin=RANK).returncode == 0
@@ -348,7 +348,7 @@ def test_a_folder_that_no_run_has_used_is_refused_and_left_as_it_is(tmp_path: Pa
     (tmp_path / "notes.md").write_text("mine")
     for more in ([], ["--next"], ["1"], ["--loop", "true", "--idle", 0]):
         ended = cli("answer", tmp_path, *more, stdin=RANK)
-        assert (ended.returncode, "is no folder of questions" in ended.stderr) == (2, True)
+        assert (ended.returncode, "holds no questions" in ended.stderr) == (2, True)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.md"]
 
 
@@ -497,7 +497,7 @@ async def test_the_command_notes_what_does_not_stand_in_the_question(tmp_path: P
     filed = cli("answer", tmp_path / "answers", question.name, stdin=json.dumps(said))
     notes = filed.stderr.splitlines()
     assert filed.returncode == 0
-    assert notes[0] == "note: edit 1: none of its quotes stands in the trajectory that it names"
+    assert notes[0] == "note: edit 1: the trajectory that it names contains none of its quotes"
     assert notes[1] == 'note: edit 2: the question shows no sample "nobody"'
     assert notes[2].startswith("note: edit 3: not found: the text it names (`target` or `after`) is not in the skill")
     assert notes[3] == "note: edit 4: replace needs target"
@@ -574,8 +574,11 @@ async def test_a_question_holds_all_that_its_answer_needs_and_nothing_of_select_
 @pytest.mark.parametrize(
     ("tree", "message"),
     [
-        ({"optimizer": {"model": "handoff:answers", "temperature": 0.5}}, "optimizer.temperature is for models"),
-        ({"optimizer": {"model": "examples", "wait": False}}, "optimizer.wait is for handoff"),
+        (
+            {"optimizer": {"model": "handoff:answers", "temperature": 0.5}},
+            "optimizer.temperature is an option of models",
+        ),
+        ({"optimizer": {"model": "examples", "wait": False}}, "optimizer.wait=false needs optimizer.model=handoff"),
         ({"target": {"model": "handoff:answers"}}, "cannot be a target"),
         ({"optimizer": {"model": "handoff:skill/answers"}, "skill": "skill"}, "inside the skill's own folder"),
         ({"optimizer": {"model": "handoff:skill/answers"}, "skill": "skill/SKILL.md"}, "inside the skill's own folder"),

@@ -152,10 +152,10 @@ def test_what_a_skill_has_answered_is_not_asked_and_not_ignored(tmp_path):
         (["--score", "exat"], 'did you mean "exact"'),
         (["--optimizer", "gtp-5"], "optimizer.model"),
         (["--from", "nowhere.md", "--optimizer", MODEL], "cannot read nowhere.md"),
-        (["--from", "nowhere.md"], "--from needs a model that drafts, and examples cannot"),
+        (["--from", "nowhere.md"], "--from needs a model for the drafts, and examples is none"),
         (
             ["--from", "nowhere.md", "--optimizer", "handoff:a"],
-            "then set optimizer.model to handoff:a in skilltune.toml",
+            "afterwards set optimizer.model to handoff:a in skilltune.toml",
         ),
     ],
 )
@@ -222,7 +222,7 @@ async def test_drafts_come_from_the_document_and_await_review(tmp_path):
     found = await check(*load_config(tmp_path / "s"))
     assert found.problems == [
         "9 of 9 samples are drafts that nobody has reviewed (0, 1, 2, 3, 4, …): "
-        'read each, mend or delete it, then set its "reviewed" to true'
+        'read each, fix or delete it, then set its "reviewed" to true'
     ]
 
 

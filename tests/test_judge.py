@@ -213,7 +213,7 @@ async def test_the_optimizers_own_model_does_not_judge_unless_wished(tmp_path: P
 
 async def test_a_judge_section_without_a_judge_is_refused(tmp_path: Path) -> None:
     env = Env([{"input": str(n), "target": "x"} for n in range(6)])
-    with Run.open(tmp_path / "run") as run, pytest.raises(UsageError, match="the score names none"):
+    with Run.open(tmp_path / "run") as run, pytest.raises(UsageError, match="the score names no judge"):
         build_parts(make_config(plain(env, tmp_path, "", judge={"workers": 2})), run, tmp_path, env=env)
 
 
@@ -473,7 +473,9 @@ async def test_check_measures_how_far_the_judge_agrees(tmp_path: Path) -> None:
         agreement = found.agreement
         assert agreement is not None
         assert said[0].startswith(f"asking openai@{world.url}/judge 4 times: at most about ")
-        assert said[0].endswith(" tokens, $0; once more, for about as much again, where it gives no verdict")
+        assert said[0].endswith(
+            " tokens, $0; an answer without a verdict is asked for once more, at about the same cost"
+        )
         assert (agreement.n, agreement.accuracy) == (5, 0.8)
         assert agreement.counts == {(True, True): 2, (False, False): 2, (False, True): 1, (True, False): 0}
         assert [str(d) for d in agreement.differences] == [f'{path}:3: it fails "Says \\"bye\\"", you say it passes']
@@ -489,7 +491,7 @@ def test_a_judge_without_a_verdict_is_not_measured_and_that_is_a_problem(tmp_pat
         rows = [{"id": world.samples()[0]["id"], "answer": text, "passed": [True]} for text in ("a", "b")]
         ended = CliRunner().invoke(app, ["check", str(first), "--judge", str(labels(tmp_path / "labels.jsonl", *rows))])
         assert ended.exit_code == 2
-        assert "is not measured: it gave no verdict on any of 2 labels (4 calls, " in ended.stderr
+        assert "could not be measured: it gave no verdict on any of 2 labels (4 calls, " in ended.stderr
         assert "fine" not in ended.stdout
         assert world.calls == {"judge": 4}
 
@@ -576,4 +578,4 @@ async def test_labels_without_a_judge_are_refused(tmp_path: Path) -> None:
     with small() as world:
         tree = {**judged_world(tmp_path, world), "env": {"samples": str(world.write(tmp_path / "plain.jsonl"))}}
         found = await check(make_config(tree), tmp_path, labels=tmp_path / "labels.jsonl")
-        assert any("the score names none" in problem for problem in found.problems)
+        assert any("--judge needs a score with a judge" in problem for problem in found.problems)

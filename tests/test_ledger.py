@@ -144,7 +144,7 @@ def test_a_run_that_accepted_nothing_has_an_empty_ledger(tmp_path: Path) -> None
     done, _ = trained(tmp_path, q=0.0, harmful=0.0)
     assert done.result.best.text == START
     assert shown(done.folder)["edits"] == []
-    assert "no edit stands" in CliRunner().invoke(app, ["show", str(done.folder), "--edits"]).stdout
+    assert "contains no edit" in CliRunner().invoke(app, ["show", str(done.folder), "--edits"]).stdout
 
 
 def test_under_the_published_rule_a_whole_patch_shares_the_credit(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def test_json_is_json_alone_whatever_a_scorer_writes_and_how(
 
 def test_no_text_from_outside_drives_the_terminal(tmp_path: Path, world: World) -> None:
     """Sample ids, file names and a traceback's words: all that `check` and `train` say."""
-    rows = [{**row, "id": f"s{n}\x1b]0;gone\x07\u202e\nfine: nothing to mend"} for n, row in enumerate(ROWS)]
+    rows = [{**row, "id": f"s{n}\x1b]0;gone\x07\u202e\nfine: no problems"} for n, row in enumerate(ROWS)]
     (tmp_path / "evil\x1b[2J.py").write_text(
         "def score(sample, rollout):\n    raise ValueError('\\x1b[31m\\x9b1m red')\n"
     )
@@ -81,7 +81,7 @@ def test_no_text_from_outside_drives_the_terminal(tmp_path: Path, world: World) 
         said = done.stdout + done.stderr
         assert not re.findall(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", said)
         assert r"\x1b" in said
-        assert "fine: nothing to mend" not in said.splitlines()
+        assert "fine: no problems" not in said.splitlines()
 
 
 def test_warnings_and_tracebacks_are_shown_too(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The Python front door: `train`, `atrain`, `evaluate` and `aevaluate`, keyword arguments in place of a config file."""
+"""The Python interface: `train`, `atrain`, `evaluate`, `aevaluate` take keyword arguments instead of a config file."""
 
 from __future__ import annotations
 
@@ -51,11 +51,12 @@ async def run_training(
     listeners: Sequence[Listener] = (),
     ready: Callable[[Parts], None] | None = None,
 ) -> Result:
-    """Train as configured in the run folder (created, or resumed if it exists) and write its derived files.
+    """Train in the run folder and write its derived files. The folder is created; if it exists, the run is resumed.
 
-    `fork` leaves an existing run alone and starts a new one beside it that reuses every paid answer that still
-    applies. `drop` takes samples out of the run for good, by id. `ready` is called with the session when all is built
-    and nothing is spent.
+    `fork` leaves an existing run alone and starts a new one beside it, which reuses every paid answer that still
+    applies. `drop` removes samples from the run for good, by id. `ready` is called with the parts once they are built,
+    before anything is spent. Raises `UsageError` and `RunError` before anything is spent, `InfraStopped` or
+    `CallConfigError` if a provider fails for good; the run can be resumed.
     """
     folder = default_folder(cfg, root) if folder is None else folder
     if inside_skill(folder, root / cfg.skill):
@@ -73,7 +74,7 @@ async def run_training(
             session = build_parts(cfg, run, root, env=env, drop=drop)
             try:
                 if forked is not None:
-                    _tell_of(forked, session)
+                    _notify_fork(forked, session)
                 refuse_unread(session.env.samples, cfg.env.samples)
                 write_config(session)
                 pin_inputs(session)
@@ -82,11 +83,11 @@ async def run_training(
                     session.handoff.open()
                 if ready is not None:
                     ready(session)
-                async with _in_time(session):
+                async with _time_limit(session):
                     await try_models(session)
                     result = await fit_and_certify(session)
             except asyncio.CancelledError:
-                raise asyncio.CancelledError(_how_to_go_on(run.folder, forked=old is not None)) from None
+                raise asyncio.CancelledError(_resume_hint(run.folder, forked=old is not None)) from None
             finally:
                 await session.aclose()
             write_results(session, result)
@@ -95,16 +96,16 @@ async def run_training(
 
 @dataclass(frozen=True, slots=True)
 class _Fork:
-    """The run that another one was forked from: its folder, its configuration, how many paid answers it held."""
+    """The source of a fork: its folder, its configuration and the number of paid answers that were copied from it."""
 
     source: Path
     config: Mapping[str, Any]
     answers: int
 
 
-def _tell_of(fork: _Fork, session: Parts) -> None:
-    """Say how many rollouts of the old run hold for the new one, which changed settings the others rest on, and how
-    many other answers (verdicts, edits) were taken along, to be used if the same is asked again."""
+def _notify_fork(fork: _Fork, session: Parts) -> None:
+    """Notify listeners of a fork: the number of reusable rollouts, the changed settings that make other rollouts
+    useless, and the number of other copied answers, which are reused if the same question is asked again."""
     held, rollouts = session.roll.held_in(session.run)
     why = differences(fork.config, session.cfg.to_json(), MAY_DIFFER)
     session.run.notify(
@@ -119,9 +120,12 @@ def _tell_of(fork: _Fork, session: Parts) -> None:
 
 
 @asynccontextmanager
-async def _in_time(session: Parts) -> AsyncIterator[None]:
-    """End what outlasts `budget.minutes`. The loop stops by itself before its next call, and what is under way is paid
-    for and let finish; this is for what does not come to an end, `target.timeout_s` seconds later."""
+async def _time_limit(session: Parts) -> AsyncIterator[None]:
+    """Raise `BudgetExceeded` if the block runs `target.timeout_s` seconds longer than `budget.minutes`.
+
+    Usually the loop stops by itself before its next call, and running calls may finish because they are paid for.
+    This limit is for calls that never finish.
+    """
     minutes, grace = session.cfg.budget.minutes, session.cfg.target.timeout_s
     left = None if minutes is None else max(0.0, 60 * minutes - session.run.elapsed_s) + grace
     limit = asyncio.timeout(left)
@@ -145,26 +149,28 @@ def _tables(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, An
 
 
 def _run_to_end(fn: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
-    """The blocking twin of an async function; inside a running event loop await the async one instead. Ctrl-C ends
-    the work in good order, and is a `KeyboardInterrupt` that says how to go on."""
+    """The blocking twin of an async function; inside a running event loop, await the async function instead.
+
+    Ctrl-C cancels the work and raises a `KeyboardInterrupt` whose text says how to resume.
+    """
 
     @functools.wraps(fn)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return asyncio.run(fn(*args, **kwargs))
-        except KeyboardInterrupt as stop:  # asyncio cancels the work, and raises this from what came of it
+        except KeyboardInterrupt as stop:  # asyncio has cancelled the work; the context is its CancelledError
             raise KeyboardInterrupt(str(stop.__context__ or "") or "interrupted") from None
 
     return call
 
 
-def _how_to_go_on(folder: Path, *, forked: bool = False) -> str:
+def _resume_hint(folder: Path, *, forked: bool = False) -> str:
     once = " and without fork" if forked else ""
     return f"interrupted; what was paid is kept: the same call with run={str(folder)!r}{once} goes on"
 
 
 def _environment(env: Environment) -> tuple[dict[str, Any], Env | None]:
-    """What is given as `env`: as the config's table, and the Env itself where it was made in Python."""
+    """The argument `env` as the config's table, and the `Env` itself if it was made in Python."""
     table = dict(env) if isinstance(env, Mapping) else {"samples": env}
     made: Any = table.get("samples", "")
     if callable(made):
@@ -194,22 +200,22 @@ async def atrain(
     drop: Sequence[str] = (),
     **sections: Mapping[str, Any],
 ) -> Result:
-    """Train a skill and return the result; the same call again resumes, or replays for free.
+    """Train a skill and return the result. The same call again resumes the run, or replays a finished one for free.
 
     skill:     a folder with SKILL.md or a .md file; created if missing.
     env:       an `Env`, a function that makes one, a sample file, a folder with evals/evals.json, "env.py:factory", or
-               a whole table: {"samples": any of these, "score": "f1", "split": [2, 1, 1], "prompt": …, "fields": …}.
+               the whole table [env]: {"samples": any of these, "score": "f1", "split": [2, 1, 1], "prompt": …}.
     target:    the frozen model ("openai@http://127.0.0.1:8000/v1/qwen3", "local/smollm2-135m", …).
-    optimizer: the model that proposes edits, or "examples"; empty: the target's model.
-               Both may be a whole table, e.g. {"model": "openai/gpt-5.5", "workers": 32}.
+    optimizer: the model that proposes edits, or "examples"; empty means the target's model.
+               Target and optimizer may also be a whole table, e.g. {"model": "openai/gpt-5.5", "workers": 32}.
     budget:    "5 usd", "2000 calls, 30 minutes", or {"usd": 5}.
     run:       the run folder; by default runs/NAME in the current folder.
-    fork:      start a new run beside an existing one, with every paid answer of it that still applies.
-    controls:  at the end, measure cheaper ways to a skill on the same samples; doubles the cost.
-    drop:      ids of samples that leave the run for good, such as one that the endpoint's filter refuses.
+    fork:      start a new run beside an existing one, and reuse every paid answer that still applies.
+    controls:  at the end, also measure control arms (cheaper ways to a skill); doubles the cost.
+    drop:      ids of samples to remove from the run for good, such as one that the endpoint's filter refuses.
     sections:  the config's other tables by name, e.g. train={"epochs": 2}, gate={"policy": "strict"}.
 
-    Raises `UsageError` before anything is spent, `InfraStopped` or `CallConfigError` when a provider fails for good.
+    Raises `UsageError` before anything is spent, `InfraStopped` or `CallConfigError` if a provider fails for good.
     """
     table, made = _environment(env)
     tree: dict[str, Any] = {"preset": preset, "skill": str(skill), "seed": seed, "env": table}
@@ -229,7 +235,10 @@ train = _run_to_end(atrain)
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Mean score over the `n` samples of `total` that could be scored, with its 95 % interval and what it cost."""
+    """The mean score of a skill with its 95 % interval, 0 to 1, and its cost.
+
+    `n` of `total` samples were scored. `score` is None if none was.
+    """
 
     score: float | None
     low: float
@@ -249,7 +258,8 @@ class Evaluation:
 
 
 async def run_evaluation(session: Parts, skill: Skill, split: SplitName | None = None, attempts: int = 1) -> Evaluation:
-    """Roll a skill over one split (None: all samples) of a built session."""
+    """Score a skill on one split of a run's parts; None means all samples. Raises `UsageError` for a split that does
+    not exist or is empty."""
     parts = session.splits
     by_name = {"train": parts.train, "select": parts.select, "test": parts.test}
     if split and split not in by_name:
@@ -289,8 +299,11 @@ async def aevaluate(
     seed: int = 42,
     **sections: Mapping[str, Any],
 ) -> Evaluation:
-    """Score a skill ("" for none) on a split, or on all samples. `run` keeps the rollouts in a folder for reuse; the
-    other arguments are those of `train`."""
+    """Score a skill on a split, or on all samples if `split` is None. The skill "" scores the target without one.
+
+    `run` names a folder that keeps the rollouts for reuse. The other arguments are those of `train`, and so are the
+    errors.
+    """
     table, made = _environment(env)
     tree: dict[str, Any] = {"seed": seed, "env": table, **_tables(sections)}
     tree |= {"target": _table(target), "optimizer": {"model": "examples"}}
@@ -303,7 +316,7 @@ async def aevaluate(
         try:
             return await run_evaluation(session, text, split, attempts)
         except asyncio.CancelledError:
-            raise asyncio.CancelledError(_how_to_go_on(journal.folder) if run else "interrupted") from None
+            raise asyncio.CancelledError(_resume_hint(journal.folder) if run else "interrupted") from None
         finally:
             await session.aclose()
 
@@ -312,7 +325,7 @@ evaluate = _run_to_end(aevaluate)
 
 
 def _table(model: str | Mapping[str, Any]) -> dict[str, Any]:
-    """A model's name, or its whole table of the config."""
+    """The config's table of a model; a name alone becomes {"model": name}."""
     return {"model": model} if isinstance(model, str) else dict(model)
 
 

@@ -1,7 +1,7 @@
-"""From a config to the parts of a run, and from what happened to the files of its folder.
+"""Build the parts of a run from its config.
 
-Everything that a loop needs stands ready here before anything is spent: a typo, a missing key or a split that is too
-small is found while building, not in the middle of a paid run.
+All parts are ready before anything is spent. So a typo, a missing key or a split that is too small is found here, and
+not in the middle of a paid run.
 """
 
 from __future__ import annotations
@@ -61,14 +61,14 @@ PLANNED_SCHEMES = ("claude-code", "codex", "command", "fake")
 
 
 def build_env(cfg: Config, root: Path, env: Env | None = None) -> Env:
-    """The environment of a config: the one given, `file.py:factory`, or a sample file. Raises `UsageError`."""
-    made = _made_env(cfg, root, env)
+    """The environment of a config: `env` if given, else `file.py:factory` or a sample file. Raises `UsageError`."""
+    made = _env_of(cfg, root, env)
     if "score_timeout_s" in cfg.env.model_fields_set:
         made.score_timeout_s = cfg.env.score_timeout_s
     return made
 
 
-def _made_env(cfg: Config, root: Path, env: Env | None) -> Env:
+def _env_of(cfg: Config, root: Path, env: Env | None) -> Env:
     if env is not None:
         return env
     spec = cfg.env.samples
@@ -84,20 +84,20 @@ def _made_env(cfg: Config, root: Path, env: Env | None) -> Env:
 
 
 def write_config(s: Parts) -> None:
-    """Write the settings of a run as a file of its folder."""
+    """Write the settings into the run folder as config.toml."""
     unsaid = made_in_python(s.cfg, s.env)
     s.run.write("config.toml", (f"# {unsaid}\n\n" if unsaid else "") + to_toml(s.cfg))
 
 
 def pin_inputs(s: Parts) -> None:
-    """Refuse to resume with another start skill or skilltune than the run's decisions were made with."""
+    """Pin the run's inputs. Raises `RunError` if the start skill or skilltune's version changed since it started."""
     require_unchanged(s.run, "version", "skilltune's own version", __version__)
     require_unchanged(s.run, "skill", f"the skill {s.cfg.skill}", s.skill.hash)
     pin(s.run, s.skill, s.roll, s.optimizer.looks_back, (*s.splits.train, *s.splits.select))
 
 
 def made_in_python(cfg: Config, env: Env) -> str:
-    """What the settings cannot say of an environment that was made in Python; "" where they say it all."""
+    """A remark that the settings do not describe an environment made in Python; "" if they describe it."""
     if cfg.env.samples:
         return ""
     factory = f", by {env.name}()" if env.name else ""
@@ -109,8 +109,11 @@ def made_in_python(cfg: Config, env: Env) -> str:
 
 
 def load_skill(cfg: Config, root: Path, path: Path | None = None) -> Skill:
-    """The skill of a config, or the one at `path`: of a folder, without the samples, the user's own code and the
-    handoff's questions and answers, where the config puts them. Raises `UsageError`."""
+    """The skill of a config, or the one at `path`.
+
+    A skill folder is loaded without the samples, the user's own code and the handoff folder that the config names.
+    Raises `UsageError`.
+    """
     samples = cfg.env.samples
     named = [
         without_split(samples.removeprefix(HF)) if samples.startswith(HF) else re.sub(r"(?<=\.py):.*", "", samples)
@@ -123,8 +126,7 @@ def load_skill(cfg: Config, root: Path, path: Path | None = None) -> Skill:
 
 
 def describe_overlong(cfg: Config, skill: Skill) -> str:
-    """The problem that the input has more tokens than train.max_skill_tokens allows, so that every edit that adds
-    something would be refused; "" if it has not."""
+    """A message if the input is longer than train.max_skill_tokens, because no edit could add anything; else ""."""
     most = cfg.train.max_skill_tokens
     if most is None or skill.tokens <= most or not cfg.train.epochs:
         return ""
@@ -143,10 +145,10 @@ def build_parts(
     skill: Skill | None = None,
     drop: Sequence[str] = (),
 ) -> Parts:
-    """Everything that a run needs, from its config; relative paths are relative to `root`. No file is written.
+    """Build the parts of a run. Relative paths start at `root`. No file is written and nothing is spent.
 
-    The split is made once per run and kept; `drop` takes samples out of the run for good. Raises `UsageError` for what
-    the user can fix; nothing is spent.
+    The split is made once per run and journaled. `drop` removes samples from the run for good, by id. Raises
+    `UsageError` for mistakes that the user can fix.
     """
     env = build_env(cfg, root, env)
     start = load_skill(cfg, root) if skill is None else skill
@@ -154,7 +156,7 @@ def build_parts(
     known = {"target": run.paid("rollout"), "optimizer": run.paid("optimizer"), "judge": run.paid("judge")}
     budget = Budget(cfg.budget.limits, spent, lambda: run.elapsed_s, known=known)
     endpoints: dict[tuple[str, str | None], Endpoint] = {}  # a rate limit belongs to a host and a key
-    models: dict[tuple[object, ...], Model] = {}  # the same model in two roles is loaded once
+    models: dict[tuple[object, ...], Model] = {}  # a model in two roles is loaded once
 
     optimizer_name = cfg.optimizer.model or cfg.target.model
     proposing = cfg.optimizer.model_copy(update={"model": optimizer_name})
@@ -238,8 +240,8 @@ def build_parts(
     optimizer = Recording(optimizer, run)
     if not cfg.optimizer.wait and handoff is None:
         raise UsageError(
-            "optimizer.wait is for handoff:DIR: a model is always waited for; leave it out, or where the config has it "
-            "add optimizer.wait=true to the command"
+            "optimizer.wait=false needs optimizer.model=handoff:DIR; a run always waits for a model. Leave it out; if "
+            "the config sets it, add optimizer.wait=true to the command"
         )
     parts = Parts(
         cfg,
@@ -262,8 +264,8 @@ def build_parts(
 
 
 def endpoint_key(section: ModelConfig, sections: Sequence[ModelConfig]) -> str | None:
-    """The variable that `section` names for its key. A section that names none takes the one that the other sections
-    name for the same endpoint, if they agree."""
+    """The environment variable of the section's key. If the section names none, it shares the variable that other
+    sections name for the same endpoint, provided that they agree."""
     if section.key_env is not None:
         return section.key_env
     named = {other.key_env for other in sections if other.key_env and _same_place(other, section)}
@@ -275,13 +277,16 @@ def _same_place(one: ModelConfig, other: ModelConfig) -> bool:
 
 
 def judge_section(cfg: Config, env: Env, optimizer: str) -> ModelConfig | None:
-    """The judge of the score as a model to call; None where the score has none. Raises UsageError where it is the
-    optimizer's own model, unless that is wished: its edits would be graded by themselves."""
+    """The judge of the score as a model to call; None if the score needs no judge.
+
+    Raises UsageError if the judge is also the optimizer's model, because it would grade its own edits;
+    `judge.same_as_optimizer` allows that.
+    """
     if env.judge is None:
         if cfg.judge != JudgeConfig():
             raise UsageError(
-                '[judge] says how a judge is called, but the score names none: score = {judge = "MODEL"} under [env] '
-                "names one"
+                'the config has a section [judge], but the score names no judge: set score = {judge = "MODEL"} under '
+                "[env], or remove [judge]"
             )
         return None
     judge, proposer = parse_name(env.judge.model), parse_name(optimizer)
@@ -296,24 +301,29 @@ def judge_section(cfg: Config, env: Env, optimizer: str) -> ModelConfig | None:
 
 
 def handoff_folder(cfg: Config, root: Path, name: Name, skill: Skill) -> Path:
-    """The folder of `handoff:DIR`, relative to the config. Raises UsageError where it would become part of the skill,
-    and for settings of a model, which nobody would look at."""
+    """The folder of `handoff:DIR`; a relative DIR starts at `root`.
+
+    Raises UsageError if it lies inside the skill's folder, or if the config sets options that only a model uses.
+    """
     for key, option in CallConfig.model_fields.items():
         if getattr(cfg.optimizer, key) != option.default:
-            raise UsageError(f"optimizer.{key} is for models: nobody looks at it with {name}; leave it out")
+            raise UsageError(f"optimizer.{key} is an option of models and has no effect with {name}; leave it out")
     folder, home = (root / Path(name.model).expanduser()).resolve(), (root / cfg.skill).resolve()
     home = home.parent if home.is_file() else home
     if skill.folder and folder.is_relative_to(home):
         raise UsageError(
-            f"{name}: {folder} lies inside the skill's own folder {home}, with which it would ship; name one outside, "
-            "e.g. handoff:../answers (a relative folder counts from the config's)"
+            f"{name}: {folder} lies inside the skill's own folder {home} and would ship with it; name one outside, "
+            "e.g. handoff:../answers (a relative folder starts at the config's folder)"
         )
     return folder
 
 
 def fixed_split(cfg: Config, run: Run, env: Env, drop: Sequence[str] = ()) -> Splits:
-    """The split of the samples, decided once per run. Samples that came later are left out. Samples that were lost or
-    changed are refused, unless they were dropped: these are as they were. Raises `UsageError`."""
+    """The split of the samples, decided once per run.
+
+    Samples added later are left out. Dropped samples keep their old content. Raises `UsageError` if other samples are
+    missing, and `RunError` if they changed.
+    """
 
     def decide() -> dict[str, list[str]]:
         made = _parts(split(env.samples, cfg.env.split, cfg.seed))
@@ -336,15 +346,15 @@ def fixed_split(cfg: Config, run: Run, env: Env, drop: Sequence[str] = ()) -> Sp
     if lost:
         raise UsageError(
             f"{len(lost)} samples of this run are no longer in the sample file (first: {lost[0]!r}): put them back, go "
-            f"on without them by {_dropping(lost)}, or start a new run with `--fork`"
+            f"on without them by {_drop_options(lost)}, or start a new run with `--fork`"
         )
     if changed:
         raise RunError(
             f"{len(changed)} samples changed since the run in {run.folder} was started (first: {changed[0]!r}): "
-            f"restore the old content to resume it, go on without them by {_dropping(changed)}, or start a new run "
+            f"restore the old content to resume it, go on without them by {_drop_options(changed)}, or start a new run "
             "that reuses every rollout that still applies with `--fork`"
         )
-    if run.events("start"):  # until then nothing was decided by a score, and a scorer that raised can be mended
+    if run.events("start"):  # before that event no score decided anything, so a broken scorer may still be fixed
         require_unchanged(run, "env", "the scorer or the prompt", env.fingerprint)
     names = split_ids(run) or names
     if empty := [name for name in ("train", "select") if not set(names[name]) - gone.keys()]:
@@ -353,8 +363,8 @@ def fixed_split(cfg: Config, run: Run, env: Env, drop: Sequence[str] = ()) -> Sp
     return Splits(**{name: tuple(then[id] if id in then else now[id] for id in ids) for name, ids in names.items()})
 
 
-def _dropping(samples: Sequence[str]) -> str:
-    """The options that drop samples."""
+def _drop_options(samples: Sequence[str]) -> str:
+    """The command-line options that drop the samples."""
     more = " …" if len(samples) > NAMED else ""
     return " ".join(f"--drop {shlex.quote(sample)}" for sample in samples[:NAMED]) + more
 
@@ -364,8 +374,11 @@ def _parts(splits: Splits) -> dict[str, tuple[Sample, ...]]:
 
 
 def may_look_ahead(cfg: Config, target: Client, judge: Client | None) -> bool:
-    """As configured, else where a wasted rollout costs nothing: endpoints that are free, the judge's too, not the
-    embedded model (whose cores have better things to do), and no limit but dollars."""
+    """True if rollouts may be made before they are needed.
+
+    Without a setting, that is the case if a wasted rollout costs nothing: target and judge are free, the budget limits
+    neither calls nor tokens, and the target is not the embedded model, which would need its cores for other calls.
+    """
     if cfg.target.lookahead is not None:
         return cfg.target.lookahead
     limits = cfg.budget
@@ -383,8 +396,11 @@ def _refuse_planned(role: str, text: str) -> None:
 
 
 def default_folder(cfg: Config, root: Path) -> Path:
-    """Where a run goes unless told otherwise: runs/NAME beside the config, NAME being the skill's folder or file. For
-    a skill folder without a config: in the current folder, but never inside the skill, whose part it would become."""
+    """The default run folder: runs/NAME beside the config; NAME is the name of the skill's folder or file.
+
+    If the config lies in the skill's folder, runs/NAME is in the current folder, or beside the skill if the current
+    folder is inside it, because a run folder must not become part of the skill.
+    """
     path = (root / cfg.skill).resolve()
     if path.name.upper() == "SKILL.MD":
         return root / "runs" / path.parent.name
@@ -395,5 +411,5 @@ def default_folder(cfg: Config, root: Path) -> Path:
 
 
 def inside_skill(folder: Path, skill: Path) -> bool:
-    """Is the folder within the skill's own (where its files would become part of the skill)?"""
+    """True if the folder lies inside the skill's own folder; its files would become part of the skill."""
     return skill.is_dir() and folder.resolve().is_relative_to(skill.resolve())

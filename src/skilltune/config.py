@@ -1,7 +1,7 @@
-"""The configuration: one frozen tree, read from TOML, keyword arguments and `key=value` overrides alike.
+"""The configuration: one frozen tree, read from TOML, keyword arguments and `key=value` overrides.
 
-A preset is nothing but other defaults: `default` is skilltune's method, `paper` SkillOpt's published one. The
-resolved tree is stored in the run; keys that cannot change a result (`MAY_DIFFER`) may change on resume.
+A preset is a set of defaults: `default` is skilltune's method, `paper` is SkillOpt's published one. The run stores the
+resolved tree. Keys that cannot change a result (`MAY_DIFFER`) may change on resume.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from skilltune.limits import MAX_WAIT_S, Limits, parse_budget
 from skilltune.names import parse_name
 
 ROLES = ("target", "optimizer", "judge")
-PLAYED = ("workers", "timeout_s", "price", "key_env", "max_wait_s")
+ROLE_KEYS = ("workers", "timeout_s", "price", "key_env", "max_wait_s")
 MAY_DIFFER = (
     "budget.",
     "log.",
-    *(f"{role}.{key}" for role in ROLES for key in PLAYED),
+    *(f"{role}.{key}" for role in ROLES for key in ROLE_KEYS),
     "env.score_timeout_s",
     "target.hedge",
     "target.lookahead",
@@ -42,49 +42,51 @@ class _Section(BaseModel):
 
 
 class EnvConfig(_Section):
-    """The tasks: where the samples are, how an answer is scored, how a sample becomes a prompt."""
+    """The tasks: the sample file, the scorer of answers, and the prompt of a sample."""
 
     samples: str = Field(
-        default="", description="a sample file or folder, or file.py:factory; left out: the config's evals/evals.json"
+        default="",
+        description="a sample file or folder, or file.py:factory; default: evals/evals.json beside the config",
     )
     score: str | dict[str, Any] = Field(
         default="exact", description='exact, number, f1, …, python:file.py:fn, {judge = "MODEL"}'
     )
     prompt: str | None = Field(
-        default=None, description="the user message; {input} is the sample's input, {column} its column of that name"
+        default=None, description="template of the user message: {input} is the sample's input, {NAME} its column NAME"
     )
-    split: tuple[float, float, float] = Field(default=(4, 3, 3), description="train : select : test")
+    split: tuple[float, float, float] = Field(default=(4, 3, 3), description="ratio train : select : test")
     fields: dict[str, str] = Field(
-        default={}, description="our field name → the name in your file; inputs.question leads into an object"
+        default={},
+        description="skilltune's field name → the name in your file; a dot, as in inputs.question, enters an object",
     )
     score_timeout_s: float = Field(
         default=60.0,
         gt=0,
-        description="seconds that one call of your own scorer may take; then the sample has no score",
+        description="most seconds for one call of your own scorer; after that the sample has no score",
     )
 
 
 class CallConfig(_Section):
-    """How a model is called."""
+    """Options of every model call."""
 
-    workers: int = Field(default=8, ge=1, description="calls under way at once")
-    timeout_s: float = Field(default=120.0, gt=0, description="seconds until one call is given up")
+    workers: int = Field(default=8, ge=1, description="most calls at the same time")
+    timeout_s: float = Field(default=120.0, gt=0, description="seconds after which one call is abandoned")
     temperature: float | None = Field(default=None, ge=0, description="None: the provider's default")
-    max_tokens: int | None = Field(default=None, ge=1, description="bound of one answer")
-    api: Literal["chat", "responses"] = Field(default="chat", description="which of OpenAI's two APIs is asked")
+    max_tokens: int | None = Field(default=None, ge=1, description="most tokens of one answer")
+    api: Literal["chat", "responses"] = Field(default="chat", description="OpenAI's chat completions or responses API")
     price: tuple[float, float] | None = Field(default=None, description="dollars per million input and output tokens")
     key_env: str | None = Field(
         default=None,
-        description="the environment variable that holds the endpoint's key; None: OPENAI_API_KEY or "
-        "ANTHROPIC_API_KEY at the provider's own host, no key elsewhere",
+        description="name of the environment variable with the endpoint's key; None: OPENAI_API_KEY or "
+        "ANTHROPIC_API_KEY at the provider's own host, no key at other hosts",
     )
     max_wait_s: float = Field(
         default=MAX_WAIT_S,
         gt=0,
-        description="longest wait for a quota or a busy server; beyond it the run stops (exit 3)",
+        description="longest wait in seconds for a quota or a busy server; after that the run stops (exit 3)",
     )
     same_as: str | None = Field(
-        default=None, description="the model's earlier name, if only its address has changed: its answers are reused"
+        default=None, description="earlier name of the same model at another address; its paid answers are reused"
     )
 
     @field_validator("key_env")
@@ -101,7 +103,7 @@ class CallConfig(_Section):
 
 
 class ModelConfig(CallConfig):
-    """What a target and an optimizer have in common."""
+    """A model with the options of its calls; the base of target and optimizer."""
 
     model: str = Field(default="", description="openai/gpt-…, openai@http://127.0.0.1:8000/v1/qwen3, local/…")
 
@@ -116,74 +118,79 @@ class ModelConfig(CallConfig):
 class TargetConfig(ModelConfig):
     """The frozen agent that does the tasks."""
 
-    attempts: int = Field(default=1, ge=1, description="rollouts of each sample of a training batch")
+    attempts: int = Field(default=1, ge=1, description="rollouts per sample of a training batch")
     activation: Literal["inline"] = Field(default="inline", description="the skill is the system message")
-    hedge: bool = Field(default=False, description="send a straggler's request once more; costs some calls, saves time")
+    hedge: bool = Field(default=False, description="send a slow request a second time; costs some calls, saves time")
     lookahead: bool | None = Field(
         default=None,
-        description="use idle workers for calls that will probably be needed next; some are wasted. "
-        "None: where calls, the judge's included, are free and not limited",
+        description="use idle workers for calls that are likely to be needed next; some are wasted. "
+        "None: yes if the calls of target and judge are free and the budget does not limit them",
     )
 
     @model_validator(mode="after")
     def _hedge_elsewhere(self) -> TargetConfig:
         if self.hedge and self.model and parse_name(self.model).scheme == "local":
-            raise ValueError("the embedded model has no stragglers, two copies of a call only slow it: leave hedge out")
+            raise ValueError("a second copy of a call only slows the embedded model down: leave hedge out")
         return self
 
 
 class OptimizerConfig(ModelConfig):
-    """The model that turns scored trajectories into edits; empty: the target's model where that can be one."""
+    """The model that turns scored trajectories into edits. If `model` is empty, it is the target's model."""
 
     model: str = Field(
         default="",
         description="a model as for the target, examples, plugin:NAME, or handoff:DIR "
-        "(a relative DIR counts from the config's folder)",
+        "(a relative DIR starts at the config's folder); default: the target's model",
     )
-    show_expected: bool = Field(default=True, description="show the expected answers of train samples")
-    show_rubric: bool = Field(default=False, description="show which of a judge's checks failed on train samples")
-    wait: bool = Field(default=True, description="handoff: wait for the answers; false: stop (exit 4), to be resumed")
+    show_expected: bool = Field(default=True, description="show it the expected answers of train samples")
+    show_rubric: bool = Field(default=False, description="show it which of a judge's checks failed on train samples")
+    wait: bool = Field(default=True, description="handoff: wait for the answers; false: stop (exit 4) and resume later")
     checks: Literal["enforce", "record"] = Field(
-        default="enforce", description="of an edit whose evidence does not hold"
+        default="enforce",
+        description="refuse an edit whose citations are wrong or that copies a sample, or only record the fault",
     )
     patterns: bool = Field(
         default=True,
-        description="remember beyond an epoch: failure patterns that nothing has fixed, rejected edits, judged texts",
+        description="remember across epochs: unfixed failure patterns, rejected edits, judged texts",
     )
-    trajectory_chars: int = Field(default=6000, ge=200, description="a longer trajectory is elided in its middle")
+    trajectory_chars: int = Field(default=6000, ge=200, description="longer trajectories are cut in the middle")
 
 
 class JudgeConfig(CallConfig):
-    """How the judge of `env.score = {judge = "MODEL"}` is called. Verdicts should repeat, hence temperature 0."""
+    """Options of the judge's calls; `env.score = {judge = "MODEL"}` names it. Temperature 0: verdicts should repeat."""
 
-    temperature: float | None = Field(default=0.0, ge=0, description="of its verdicts")
+    temperature: float | None = Field(default=0.0, ge=0, description="temperature of its verdicts")
     same_as_optimizer: bool = Field(
-        default=False, description="let the optimizer's own model judge; it then grades edits of its own"
+        default=False, description="allow the optimizer's model as judge, although it then grades its own edits"
     )
 
 
 class TrainConfig(_Section):
-    """The loop."""
+    """The training loop."""
 
-    epochs: int = Field(default=4, ge=0, description="passes over the train samples; 0: only score the input")
+    epochs: int = Field(default=4, ge=0, description="passes over the train samples; 0 only scores the input")
     batch_size: int = Field(default=30, ge=1, description="train samples rolled out per step")
     minibatch_size: int = Field(default=8, ge=1, description="trajectories per reflection")
-    merge: Literal["pool", "rank"] = Field(default="pool", description="measure the edits, or let a model rank")
-    merge_batch_size: int = Field(default=8, ge=2, description="patches per merge call")
-    lr: int = Field(default=4, ge=1, description="edits applied per step at most")
-    lr_min: int = Field(default=2, ge=1, description="where linear and cosine schedules of lr end")
-    schedule: Literal["constant", "linear", "cosine", "autonomous"] = Field(
-        default="cosine", description="how lr falls to lr_min over the run; autonomous: the optimizer's model chooses"
+    merge: Literal["pool", "rank"] = Field(
+        default="pool", description="pool: the gate measures the edits; rank: a model merges and ranks them"
     )
-    update: Literal["patch", "rewrite"] = Field(default="patch", description="apply edits, or let a model rewrite all")
+    merge_batch_size: int = Field(default=8, ge=2, description="patches per merge call")
+    lr: int = Field(default=4, ge=1, description="most edits applied per step")
+    lr_min: int = Field(default=2, ge=1, description="last value of lr under the linear and cosine schedules")
+    schedule: Literal["constant", "linear", "cosine", "autonomous"] = Field(
+        default="cosine", description="curve of lr down to lr_min; autonomous: the optimizer's model chooses lr"
+    )
+    update: Literal["patch", "rewrite"] = Field(
+        default="patch", description="patch: apply the edits; rewrite: a model rewrites the whole skill by them"
+    )
     confirm: bool = Field(
         default=True,
-        description="once half is solved, roll failures again and show the optimizer only what fails twice",
+        description="once half of a batch is solved, repeat its failures and show the optimizer those that fail twice",
     )
     patience: int = Field(
         default=3,
         ge=0,
-        description="stop after so many steps without an accept, or when nearly all is solved; 0: never",
+        description="stop after this number of steps without an accept, or when nearly all is solved; 0: never",
     )
     target_score: float | None = Field(
         default=None, ge=0, le=1, description="stop when the estimated score on select reaches this"
@@ -191,10 +198,10 @@ class TrainConfig(_Section):
     max_skill_tokens: int | None = Field(
         default=None,
         ge=1,
-        description="an edit that grows the skill past this is refused. "
-        "None: 2,000, or a fifth more than the input where that is larger",
+        description="an edit that makes the skill longer than this is refused. "
+        "None: 2,000, or a fifth more than the input if that is larger",
     )
-    compact: bool = Field(default=False, description="at the end, drop each rule that carries less than a point")
+    compact: bool = Field(default=False, description="at the end, remove each rule that adds less than a point")
 
     @model_validator(mode="after")
     def _rates(self) -> TrainConfig:
@@ -203,45 +210,51 @@ class TrainConfig(_Section):
         return self
 
     def skill_limit(self, tokens: int) -> int:
-        """Tokens that the skill may grow to, given those of the input."""
+        """The most tokens that the skill may have, for an input of `tokens` tokens."""
         return self.max_skill_tokens or room_for(tokens)
 
 
 def room_for(tokens: int) -> int:
-    """The limit of a skill whose input has that many tokens: a fifth more, and never less than SKILL_TOKENS."""
+    """The default limit for an input of `tokens` tokens: a fifth more, and at least SKILL_TOKENS."""
     return max(SKILL_TOKENS, -(-tokens * 6 // 5))
 
 
 class GateConfig(_Section):
-    """What a change must show before it is kept."""
+    """The gate: the evidence that a change needs before it is accepted."""
 
     policy: str = Field(default="race", description="race, strict, eprocess, or the name of an installed plug-in")
-    metric: Literal["score", "hard", "soft", "mixed"] = Field(default="score", description="what of a score counts")
+    metric: Literal["score", "hard", "soft", "mixed"] = Field(
+        default="score", description="the number that the gate compares: the score, its hard or soft part, or a mix"
+    )
     weight: float = Field(default=0.5, ge=0, le=1, description="mixed = weight·hard + (1 − weight)·soft")
-    confidence: float = Field(default=0.90, gt=0.5, lt=1, description="race: accept when P(better) passes this")
-    last_confidence: float = Field(default=0.88, gt=0.5, lt=1, description="race: the bar when all passes are used up")
+    confidence: float = Field(default=0.90, gt=0.5, lt=1, description="race: accept if P(better) reaches this")
+    last_confidence: float = Field(
+        default=0.88, gt=0.5, lt=1, description="race: the bar at the last interim analysis (all passes used up)"
+    )
     proven_confidence: float = Field(
         default=0.55,
         gt=0.5,
         lt=1,
-        description="race: the same, while an accepted version stands: the optimizer has proved itself",
+        description="race: the last bar while an accepted version stands: the optimizer has proved itself",
     )
-    futility: float = Field(default=0.25, ge=0, lt=0.5, description="race: reject when P(gain > 0) falls below this")
+    futility: float = Field(default=0.25, ge=0, lt=0.5, description="race: reject if P(better) falls below this")
     alpha: float = Field(default=0.05, gt=0, lt=1, description="eprocess: P(any accept without a gain), per run")
-    block: int = Field(default=8, ge=1, description="race, eprocess: samples before the first look")
-    passes: int = Field(default=1, ge=1, description="race, eprocess: draws of each `select` sample at most")
+    block: int = Field(default=8, ge=1, description="race, eprocess: samples before the first interim analysis")
+    passes: int = Field(default=1, ge=1, description="race, eprocess: most attempts of each `select` sample")
     regression_bound: float = Field(
-        default=0.02, ge=0, le=1, description="race: vetoed if select alone says that it harms by more"
+        default=0.02, ge=0, le=1, description="race: no accept if `select` alone makes a loss above this likely"
     )
-    length_price: float = Field(default=0.01, ge=0, description="race: gain that 1,000 more tokens must bring")
+    length_price: float = Field(default=0.01, ge=0, description="race: gain required per 1,000 additional tokens")
     pool: int = Field(
         default=12,
         ge=1,
-        description="edits screened per step at most; three times as many where their claims mean nothing",
+        description="most edits screened per step; three times as many if their claims turn out to predict nothing",
     )
     screen: int = Field(default=80, ge=0, description="train rollouts of the factorial screen")
-    texts: int = Field(default=20, ge=2, description="distinct subsets in the screen")
-    calibrate: bool = Field(default=False, description="score the start skill twice, and test the gate by it")
+    texts: int = Field(default=20, ge=2, description="distinct subsets of the edits in the screen")
+    calibrate: bool = Field(
+        default=False, description="score the start skill twice, and simulate the gate with the measured noise"
+    )
 
     @model_validator(mode="after")
     def _bars(self) -> GateConfig:
@@ -249,25 +262,25 @@ class GateConfig(_Section):
             low, high = getattr(self, lower), getattr(self, upper)
             if low > high and lower in self.model_fields_set:
                 raise ValueError(f"gate.{lower} ({low}) is above {upper} ({high})")
-            object.__setattr__(self, lower, min(low, high))  # a default follows the bar above it
+            object.__setattr__(self, lower, min(low, high))  # a default is lowered with the bar above it
         return self
 
 
 class SlowConfig(_Section):
     """The epoch's slow update and the optimizer's notes, from the second epoch on."""
 
-    enabled: bool = Field(default=True, description="propose guidance from what the epoch changed")
-    samples: int = Field(default=20, ge=1, description="train samples on which the epoch's two ends are compared")
-    notes: bool = Field(default=True, description="let the optimizer write notes that only it reads later")
+    enabled: bool = Field(default=True, description="propose guidance from the changes of an epoch")
+    samples: int = Field(default=20, ge=1, description="train samples that compare an epoch's first and last skill")
+    notes: bool = Field(default=True, description="let the optimizer write notes for its own later steps")
 
 
 class BudgetConfig(_Section):
-    """Hard limits; the certificate's cost is kept back from the start."""
+    """Hard limits of the whole run. The cost of the certificate is reserved from the start."""
 
-    usd: float | None = Field(default=None, gt=0, description="dollars, of all models; needs the price of each")
-    tokens: int | None = Field(default=None, gt=0, description="input and output tokens, of all models")
-    calls: int | None = Field(default=None, gt=0, description="calls to all models; a retry of one is another")
-    minutes: float | None = Field(default=None, gt=0, description="wall clock, of all lives of the run")
+    usd: float | None = Field(default=None, gt=0, description="dollars for all models; needs the price of each model")
+    tokens: int | None = Field(default=None, gt=0, description="input and output tokens of all models")
+    calls: int | None = Field(default=None, gt=0, description="calls to all models; a retry counts as a call")
+    minutes: float | None = Field(default=None, gt=0, description="wall-clock minutes, summed over resumes")
 
     @property
     def limits(self) -> Limits:
@@ -277,16 +290,18 @@ class BudgetConfig(_Section):
 class CertifyConfig(_Section):
     """The certificate on the untouched test split."""
 
-    attempts: int = Field(default=1, ge=1, description="draws of each test sample")
-    alpha: float = Field(default=0.05, gt=0, lt=0.5, description="one-sided error of 'better'")
-    controls: bool = Field(default=False, description="then measure cheaper ways to a skill; doubles the cost")
+    attempts: int = Field(default=1, ge=1, description="attempts of each test sample")
+    alpha: float = Field(default=0.05, gt=0, lt=0.5, description="one-sided error rate of the verdict 'better'")
+    controls: bool = Field(
+        default=False, description="also measure control arms (cheaper ways to a skill); doubles the cost"
+    )
 
 
 class LogConfig(_Section):
-    """Where the figures of the run go, beside metrics.jsonl."""
+    """Sinks that get the run's metrics in addition to metrics.jsonl."""
 
     sinks: tuple[str, ...] = Field(default=(), description="wandb, mlflow, or the names of installed plug-ins")
-    project: str = Field(default="skilltune", min_length=1, description="the project or experiment there")
+    project: str = Field(default="skilltune", min_length=1, description="name of the sink's project or experiment")
 
     @field_validator("sinks", mode="before")
     @classmethod
@@ -298,10 +313,10 @@ class Config(_Section):
     """Everything that defines a run."""
 
     preset: Literal["default", "paper"] = Field(
-        default="default", description="whose defaults: skilltune's, or those of the published method"
+        default="default", description="set of defaults: skilltune's own, or those of SkillOpt as published"
     )
     skill: str = Field(default="SKILL.md", description="a folder with SKILL.md, or a .md file; created if missing")
-    seed: int = Field(default=42, description="of the split, of the order of the samples and of every random choice")
+    seed: int = Field(default=42, description="seed of the split, the sample order and every random choice")
     env: EnvConfig = EnvConfig()
     target: TargetConfig = TargetConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -329,11 +344,10 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def load_config(path: Path, overrides: Iterable[str] = ()) -> tuple[Config, Path]:
-    """Read a TOML file, or a skill folder (its skilltune.toml, or its evals/evals.json alone). A config that names no
-    samples has those of evals/evals.json beside it.
+    """Read a TOML file, or a skill folder with skilltune.toml or with evals/evals.json alone.
 
-    `overrides` are "dotted.key=value" with TOML values (bare words are strings). Returns the config and the folder
-    that its relative paths are relative to. Raises `UsageError`.
+    A config without samples uses evals/evals.json beside it. `overrides` are "dotted.key=value" with TOML values; bare
+    words are strings. Returns the config and the folder at which its relative paths start. Raises `UsageError`.
     """
     path = Path(path)
     root = path if path.is_dir() else path.parent
@@ -357,9 +371,9 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> tuple[Config, Path
 
 
 def make_config(tree: Mapping[str, Any], overrides: Iterable[str] = (), *, source: str = "the configuration") -> Config:
-    """A Config from a nested mapping, its preset's defaults beneath and the overrides on top."""
+    """A Config from the preset's defaults, a nested mapping and the overrides; later ones win. Raises `UsageError`."""
     given = _merge({}, tree)
-    _read_budget(given)  # before and after: an override may change one limit of a written budget, or bring one
+    _read_budget(given)  # before and after the overrides: one may change a limit of a budget, or set a whole budget
     overridden = list[str]()
     for override in overrides:
         key, equals, value = override.partition("=")
@@ -381,13 +395,13 @@ def make_config(tree: Mapping[str, Any], overrides: Iterable[str] = (), *, sourc
 
 
 def stored_config(tree: Mapping[str, Any], folder: Path) -> Config:
-    """The Config that the run in a folder was made with. Raises `RunError` where this version cannot read it."""
+    """The stored Config of the run in `folder`. Raises `RunError` if this version cannot read it."""
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
         problems = "; ".join(_explain(item, "its configuration") for item in error.errors())
         raise RunError(
-            f"the run in {folder} was made by another version of skilltune, and only that one can use it: {problems}"
+            f"the run in {folder} was made by another version of skilltune and can be used only with it: {problems}"
         ) from error
 
 
@@ -424,10 +438,10 @@ def _merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _explain(item: Any, source: str) -> str:
-    """One validation error as what, where and how to fix it."""
+    """One validation error as a message: the source, the key, the fault and a suggestion."""
     where = [str(part) for part in item["loc"]]
     key = ".".join(where)
-    if item["type"] == "value_error":  # our own message, which names the value unless it holds a password
+    if item["type"] == "value_error":  # our own message; the value is not repeated, because it may hold a password
         return f"{source}: {key}: {item['msg'].removeprefix('Value error, ')}"
     if item["type"] != "extra_forbidden":
         return f"{source}: {key}: {item['msg']} (got {item['input']!r:.80})"
@@ -440,7 +454,7 @@ def _explain(item: Any, source: str) -> str:
 
 
 def to_toml(cfg: Config) -> str:
-    """The resolved config as TOML that `load_config` reads back to an equal Config; unset values are left out."""
+    """The resolved config as TOML; `load_config` reads it back to an equal Config. Unset values are left out."""
     tree = cfg.to_json()
     lines = [f"{key} = {_toml(value)}" for key, value in tree.items() if not isinstance(value, dict)]
     for name, section in tree.items():
@@ -450,7 +464,7 @@ def to_toml(cfg: Config) -> str:
 
 
 def _toml(value: Any) -> str:
-    """A TOML value: JSON's scalars and arrays are TOML's too, objects become inline tables; TOML has no null."""
+    """A TOML value. JSON's scalars and arrays are valid TOML; objects become inline tables; null is left out."""
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{_toml(key)} = {_toml(item)}" for key, item in value.items() if item is not None) + "}"
     if isinstance(value, list):

@@ -1,9 +1,8 @@
-"""The gradient: small structured edits, and what becomes of each when it meets the document.
+"""The gradient: small structured edits, and their application to the document.
 
-The one non-obvious decision: an edit changes exactly one span, `[start, start + len(removed))`, and its report says
-which bytes went and which came. So everything outside is untouched by construction, every edit has an exact inverse,
-and whoever wants to know what an edit did never has to diff. An edit that cannot be placed for certain is rejected
-with the reason; it is never placed somewhere else.
+An edit changes exactly one span, `[start, start + len(removed))`, and its report states the removed and the inserted
+text. So text outside the span stays as it is, every edit has an exact inverse, and no diff is needed to see what an
+edit did. An edit is rejected with a reason if its place is not certain; it is never placed somewhere else.
 """
 
 from __future__ import annotations
@@ -25,18 +24,18 @@ Op = Literal["add", "replace", "delete", "rewrite"]
 Match = Literal["exact", "whitespace", "similar", "end"]
 Span = tuple[int, int]
 
-MOST_PLACES = 200  # occurrences of an anchor that are told apart
+MOST_PLACES = 200  # most occurrences of an anchor that are searched for
 SIMILARITY = 0.9  # least difflib ratio between an anchor and a window of lines
-MARGIN = 0.02  # by which the best window must beat the ones that it overlaps
-SIMILAR_ANCHOR = 2_000  # characters; longer anchors must be quoted, not remembered
-SIMILAR_TEXT = 2_000_000  # characters of all windows together
-SIMILAR_WORK = 4_000_000  # pairs of characters compared (difflib is quadratic)
+MARGIN = 0.02  # least lead of the best window over windows that it overlaps
+SIMILAR_ANCHOR = 2_000  # characters; a longer anchor must be an exact quote
+SIMILAR_TEXT = 2_000_000  # most characters of all windows together
+SIMILAR_WORK = 4_000_000  # most pairs of characters compared (difflib is quadratic)
 MALFORMED_RAW = 300  # characters kept of an edit that could not be read
 
 
 @dataclass(frozen=True, slots=True)
 class Citation:
-    """A sample id, and words of its trajectory that support the edit."""
+    """Evidence for an edit: a sample id, and a quote from that sample's trajectory."""
 
     sample: str
     quote: str
@@ -44,7 +43,7 @@ class Citation:
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """One change to a skill's body. `rewrite` (`text` is the whole new body) is made by us, never read from a model."""
+    """One change to a skill's body. For `rewrite`, `text` is the whole new body; it is never read from a model."""
 
     op: Op
     after: str | None = None
@@ -54,7 +53,7 @@ class Edit:
     evidence: tuple[Citation, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """The shape that optimizers write and read."""
+        """The edit in the JSON form that optimizers write and read."""
         return {
             "op": self.op,
             "after": self.after,
@@ -66,14 +65,14 @@ class Edit:
 
     @property
     def key(self) -> str:
-        """16 hex digits, the same for edits that differ only in whitespace, `why` and evidence."""
+        """16 hex digits, equal for edits that differ only in whitespace, `why` and evidence."""
         parts = [self.op, *(part and _squeeze(part) for part in (self.after, self.target, self.text))]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True)
 class Malformed:
-    """An edit that could not be read: its beginning, and why."""
+    """An edit that could not be read: its beginning, and the reason."""
 
     raw: str
     reason: str
@@ -101,10 +100,10 @@ EDIT_SCHEMA: dict[str, Any] = _strict(
 
 
 def parse_edits(data: object) -> list[Edit | Malformed]:
-    """Read what an optimizer sent: a list of edits or an object with "edits". Never raises.
+    """Read an optimizer's answer: a list of edits, or an object with "edits". Never raises.
 
-    Null and blank fields count as absent, fields that the operation does not use are dropped. What cannot be read
-    stays in its place as `Malformed`.
+    Null and blank fields count as absent. Fields that the operation does not use are dropped. An edit that cannot be
+    read becomes `Malformed`, at its place in the list.
     """
     if isinstance(data, dict) and "edits" in data:
         data = cast(Any, data)["edits"]
@@ -148,7 +147,7 @@ def _string(fields: dict[Any, Any], name: str) -> str | None:
     value = fields.get(name)
     if value is not None and not isinstance(value, str):
         raise _Refused(f"{name} must be a text, not {_kind_of(value)}")
-    if value is not None and not _encodable(value):
+    if value is not None and not _is_unicode(value):
         raise _Refused(f"{name} is not valid Unicode")
     return value
 
@@ -164,7 +163,7 @@ def _evidence(value: object) -> tuple[Citation, ...]:
             raise _Refused(f"evidence must hold objects with sample and quote, not {_kind_of(item)}")
         fields: dict[Any, Any] = dict(item)
         if isinstance(fields.get("sample"), int) and not isinstance(fields["sample"], bool):
-            fields["sample"] = _show(fields["sample"])  # ids that are numbers lose their quotes in many answers
+            fields["sample"] = _show(fields["sample"])  # models often write a numeric id without quotes
         sample, quote = _string(fields, "sample"), _string(fields, "quote")
         if sample is None or quote is None:
             raise _Refused("evidence needs both sample and quote")
@@ -180,17 +179,17 @@ def _kind_of(value: object) -> str:
 def _show(value: object) -> str:
     try:
         shown = json.dumps(value, ensure_ascii=False, default=lambda part: type(part).__name__)
-    except (TypeError, ValueError, RecursionError):  # odd keys, cycles and huge numbers, depth
+    except (TypeError, ValueError, RecursionError):  # odd keys; cycles and huge numbers; depth
         shown = f"({_kind_of(value)})"
     return shown[:MALFORMED_RAW].encode("utf-8", "replace").decode("utf-8")
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What became of one edit. `start`, `removed` and `inserted` refer to the document as it was before this edit.
+    """The outcome of one edit. `start`, `removed` and `inserted` refer to the document before this edit.
 
-    `match` says how its anchor was found ("end": no anchor was needed), `overlaps` lists earlier edits of the patch
-    whose change this one touches. A rejected edit has `start` -1 and the reason.
+    `match` tells how its anchor was found; "end" means that no anchor was needed. `overlaps` lists earlier edits of the
+    patch whose change this one touches. A rejected edit has `start` -1 and a reason.
     """
 
     edit: Edit
@@ -205,7 +204,7 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """The skill after a patch, one report per edit in order, and whether the text differs at all."""
+    """The skill after a patch, one report per edit in order, and `changed`: True if the text differs."""
 
     skill: Skill
     reports: tuple[Report, ...]
@@ -220,13 +219,13 @@ def apply(
     limit: int | None = None,
     max_tokens: int | None = None,
 ) -> Applied:
-    """Apply edits one after another, each to the document that the previous one left. Never raises on their content.
+    """Apply edits one after another, each to the document that the previous one left. Never raises for their content.
 
-    Texts in `protect` are kept like locked regions wherever they occur. At most `limit` edits are applied. An edit
-    that makes the body longer and longer than `max_tokens` is refused.
+    Texts in `protect` are kept like locked regions wherever they occur. At most `limit` edits are applied. An edit is
+    rejected if it makes the body longer and the new body has more than `max_tokens` tokens.
     """
     now, reports = skill, list[Report]()
-    changes: dict[int, Span] = {}  # where the text of each applied edit is now
+    changes: dict[int, Span] = {}  # the current span of each applied edit's text
     for index, edit in enumerate(edits):
         if limit is not None and len(changes) >= limit:
             reports.append(Report(edit, "rejected", f"over the edit budget of {limit}"))
@@ -252,9 +251,9 @@ def apply(
 
 
 def undo(skill: Skill, report: Report) -> Skill:
-    """The inverse of one report; undoing all reports of a patch in reverse order restores the bytes.
+    """Undo the edit of one report. Undoing all reports of a patch in reverse order restores the original bytes.
 
-    `ValueError` where the skill is not the one that the edit left behind.
+    Raises `ValueError` if the skill is not the result of that edit.
     """
     if report.status == "rejected":
         return skill
@@ -265,7 +264,7 @@ def undo(skill: Skill, report: Report) -> Skill:
 
 
 def inverse(op: Op, removed: str, inserted: str, why: str) -> Edit | None:
-    """The edit that takes an applied one back, wherever its text stands by now; what was deleted returns at the end.
+    """An edit that takes an applied edit back, even if its text has moved. Deleted text returns at the end of the body.
     None for a rewrite."""
     old, new = removed.strip("\r\n"), inserted.strip("\r\n")
     match op:
@@ -280,7 +279,10 @@ def inverse(op: Op, removed: str, inserted: str, why: str) -> Edit | None:
 
 
 def addition(edit: Edit) -> Edit:
-    """An edit that repeats what it replaces and goes on below is an addition after it: models write both."""
+    """Convert a replacement that repeats its target and continues below into an addition after the target.
+
+    Models write both forms. Other edits are returned as they are.
+    """
     target, text = (edit.target or "").strip(), (edit.text or "").strip()
     more = text.removeprefix(target)
     if edit.op != "replace" or not target or more == text or not more.startswith(("\n", "\r\n")):
@@ -289,13 +291,13 @@ def addition(edit: Edit) -> Edit:
 
 
 def says(text: str, part: str) -> bool:
-    """Do the lines of `part` stand in a row in a text, whatever blank lines and white space are between?"""
+    """True if the text contains the lines of `part` in a row; blank lines and white space are ignored."""
     whole, lines = ([_squeeze(line) for line in t.splitlines() if line.strip()] for t in (text, part))
     return bool(lines) and any(whole[i : i + len(lines)] == lines for i in range(len(whole) - len(lines) + 1))
 
 
 def conflict(skill: Skill, a: Edit, b: Edit, protect: Sequence[str] = ()) -> str:
-    """Why two edits cannot stand together in this skill, "" where they can, in whichever order."""
+    """The reason why two edits cannot be combined in this skill; "" if they can, in any order."""
     if a.key == b.key:
         return "the same edit"
     first, second = (_plan(skill, edit, tuple(protect)) for edit in (a, b))
@@ -303,7 +305,7 @@ def conflict(skill: Skill, a: Edit, b: Edit, protect: Sequence[str] = ()) -> str
         return f"one of them cannot be applied: {first if isinstance(first, str) else second}"
     if "rewrite" in (a.op, b.op):
         return "a rewrite stands alone"
-    if "end" not in (first.match, second.match):  # the end of the document is there whatever else is edited
+    if "end" not in (first.match, second.match):  # no edit can remove the end of the document
         if _meet(first.span, second.span):
             return "they change the same text"
         if _meet(first.span, second.anchor) or _meet(second.span, first.anchor):
@@ -319,12 +321,12 @@ def conflict(skill: Skill, a: Edit, b: Edit, protect: Sequence[str] = ()) -> str
 
 
 class _Refused(Exception):
-    """Why an edit is malformed or rejected."""
+    """An edit is malformed or rejected; the text is the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """Replace [start, end) by `inserted`; `anchor` is the text that the edit names (empty where it names none)."""
+    """Replace [start, end) by `inserted`. `anchor` is the span of the text that the edit names; empty if none."""
 
     anchor: Span
     start: int
@@ -340,14 +342,14 @@ class _Plan:
 
 @dataclass(frozen=True, slots=True)
 class _Regions:
-    """Sorted, disjoint spans that no edit may touch, and what each of them is."""
+    """Sorted, disjoint spans that no edit may touch, with a name for each."""
 
     spans: tuple[Span, ...]
     names: tuple[str, ...]
 
     @classmethod
     def of(cls, skill: Skill, protect: tuple[str, ...]) -> _Regions:
-        found = [(0, _floor(skill), "the frontmatter")] if _floor(skill) else []
+        found = [(0, _body_start(skill), "the frontmatter")] if _body_start(skill) else []
         found += [(start, end, "a locked region") for start, end in skill.locked]
         for text in filter(None, protect):
             places = re.finditer(re.escape(text), skill.text)
@@ -361,18 +363,18 @@ class _Regions:
         return cls(tuple((start, end) for start, end, _ in merged), tuple(name for *_, name in merged))
 
     def hit(self, start: int, end: int) -> int | None:
-        """The region that [start, end) overlaps, or that strictly contains the empty span."""
+        """The index of a region that overlaps [start, end), or that strictly contains it if it is empty; else None."""
         last = bisect_left(self.spans, end, key=lambda span: span[0]) - 1
         return last if last >= 0 and start < self.spans[last][1] else None
 
 
-@lru_cache(maxsize=256)  # a pool's edits are placed again for every pair and every subset
+@lru_cache(maxsize=256)  # every pair and every subset of a pool places the same edits again
 def _plan(skill: Skill, edit: Edit, protect: tuple[str, ...]) -> _Plan | str:
-    """Where the edit goes and what it writes, or why it is rejected."""
+    """The place and the new text of an edit, or the reason why it is rejected."""
     try:
         if edit.op not in _PLANNERS:
             raise _Refused(f"unknown op {edit.op!r}")
-        if edit.text is not None and not _encodable(edit.text):
+        if edit.text is not None and not _is_unicode(edit.text):
             raise _Refused("the text is not valid Unicode")
         if edit.text is not None and edit.op in ("add", "replace") and LOCK_MARKER.search(edit.text):
             raise _Refused("the text contains a lock marker")
@@ -381,7 +383,7 @@ def _plan(skill: Skill, edit: Edit, protect: tuple[str, ...]) -> _Plan | str:
         new = skill.with_text(skill.text[: plan.start] + plan.inserted + skill.text[plan.end :])
         if new.text == skill.text:
             raise _Refused("it changes nothing")
-        # Joining the text left and right of an edit can complete a fence or a marker that nobody wrote.
+        # An edit joins the text on its left and right, which can complete a fence or a marker by accident.
         if new.frontmatter.rstrip() != skill.frontmatter.rstrip():
             raise _Refused("it would change what is read as frontmatter")
         if _locked_texts(new) != _locked_texts(skill):
@@ -396,9 +398,9 @@ def _plan_add(skill: Skill, edit: Edit, regions: _Regions) -> _Plan:
         raise _Refused("there is no text to add")
     text = skill.text
     if edit.after is None or not edit.after.strip():
-        at = _line_end(text, max(_floor(skill), len(text.rstrip())))
+        at = _line_end(text, max(_body_start(skill), len(text.rstrip())))
         if (inside := regions.hit(at, at)) is not None:
-            at = regions.spans[inside][1]  # only whitespace follows, so this is still the end
+            at = regions.spans[inside][1]  # only whitespace follows, so this is the end too
         return _Plan((at, at), at, at, _block(text, at, edit.text), "end")
     start, end, match, note = _locate(text, regions, edit.after)
     at = _line_end(text, end)
@@ -414,7 +416,7 @@ def _plan_replace(skill: Skill, edit: Edit, regions: _Regions) -> _Plan:
         return _plan_delete(skill, edit, regions)
     start, end, match, note = _locate(skill.text, regions, edit.target)
     text = _with_newlines(edit.text.strip("\r\n"), skill.text)
-    if match != "exact" and edit.target:  # the match begins after the indentation, which therefore stays
+    if match != "exact" and edit.target:  # the match begins after the indentation, so the old indentation stays
         text = text.removeprefix(_indent(edit.target.strip("\r\n")))
     return _Plan((start, end), start, end, text, match, note)
 
@@ -422,7 +424,7 @@ def _plan_replace(skill: Skill, edit: Edit, regions: _Regions) -> _Plan:
 def _plan_delete(skill: Skill, edit: Edit, regions: _Regions) -> _Plan:
     start, end, match, note = _locate(skill.text, regions, edit.target)
     text = skill.text
-    line = (max(_floor(skill), text.rfind("\n", 0, start) + 1), _line_end(text, end))
+    line = (max(_body_start(skill), text.rfind("\n", 0, start) + 1), _line_end(text, end))
     if not (text[line[0] : start] + text[end : line[1]]).strip():  # nothing else on these lines: they go whole
         newline = re.compile(r"\r?\n").match(text, line[1])
         whole = (line[0], newline.end() if newline else line[1])
@@ -435,11 +437,11 @@ def _plan_rewrite(skill: Skill, edit: Edit, regions: _Regions) -> _Plan:
     if not edit.text or not edit.text.strip():
         raise _Refused("the new body is empty")
     text = edit.text
-    if front := Skill.parse(text).frontmatter:  # models tend to send the whole document back
+    if front := Skill.parse(text).frontmatter:  # models often send the whole document back
         if front.split() != skill.frontmatter.split():
             raise _Refused("it would change the frontmatter")
         text = text[len(front) :]
-    floor = _floor(skill)
+    floor = _body_start(skill)
     old = skill.text[floor:]
     margins = (old[: len(old) - len(old.lstrip("\r\n"))], old[len(old.rstrip("\r\n")) :])
     fence_is_open = bool(skill.frontmatter) and not skill.frontmatter.endswith("\n")
@@ -465,12 +467,13 @@ _PLANNERS: dict[str, Callable[[Skill, Edit, _Regions], _Plan]] = {
 
 
 def _locate(text: str, regions: _Regions, anchor: str | None) -> tuple[int, int, Match, str]:
-    """Start, end, how it was found and a note. Exact, then whitespace-normalised, then similar; unique or refused."""
+    """(start, end, kind of match, note) of the anchor. Searches exactly, then up to whitespace, then by similarity.
+    Raises `_Refused` if the place is not unique."""
     if not anchor or not anchor.strip():
         raise _Refused("it names no text to act on")
     searches: tuple[tuple[Match, Callable[[str, str], list[Span]]], ...] = (("exact", _exact), ("whitespace", _loose))
     for match, search in searches:
-        found = [_trimmed(text, *span) for span in search(text, anchor)]
+        found = [_without_line_breaks(text, *span) for span in search(text, anchor)]
         free = [span for span in found if regions.hit(*span) is None]
         if len(found) == MOST_PLACES:
             raise _Refused(f"ambiguous: the text it names occurs {MOST_PLACES} times or more")
@@ -486,7 +489,7 @@ def _locate(text: str, regions: _Regions, anchor: str | None) -> tuple[int, int,
 
 
 def _exact(text: str, anchor: str) -> list[Span]:
-    """The first occurrences, overlapping ones included."""
+    """The first `MOST_PLACES` occurrences, overlapping ones included."""
     found: list[Span] = []
     start = text.find(anchor)
     while start >= 0 and len(found) < MOST_PLACES:
@@ -496,7 +499,7 @@ def _exact(text: str, anchor: str) -> list[Span]:
 
 
 def _loose(text: str, anchor: str) -> list[Span]:
-    """Occurrences where any run of whitespace equals any other. One linear search in the squeezed text."""
+    """Occurrences if all runs of whitespace count as equal. One linear search in the squeezed text."""
     words = [(word.start(), len(word.group())) for word in re.finditer(r"\S+", text)]
     if not words:
         return []
@@ -511,7 +514,8 @@ def _loose(text: str, anchor: str) -> list[Span]:
 
 
 def _similar(text: str, regions: _Regions, anchor: str) -> tuple[int, int, float]:
-    """The window of as many non-blank lines as the anchor has that resembles it most, if it clearly does."""
+    """(start, end, ratio) of the window most similar to the anchor; a window has as many non-blank lines as the anchor.
+    Raises `_Refused` if no window is similar enough, or if two are."""
     wanted = _squeeze(anchor)
     height = sum(1 for line in anchor.split("\n") if line.strip())
     if len(wanted) > SIMILAR_ANCHOR or len(text) * height > SIMILAR_TEXT:
@@ -541,10 +545,10 @@ def _similar(text: str, regions: _Regions, anchor: str) -> tuple[int, int, float
 
 
 def _block(text: str, at: int, new: str) -> str:
-    """`new` as lines of its own at `at`, with the newlines that it needs before and after.
+    """`new` as separate lines at offset `at`, with the newlines that it needs before and after.
 
-    A paragraph, heading or fenced block is set off by blank lines. Where both neighbours are items of one list, rows
-    of one table or lines of one quote, or the place is inside a code block, a line break is enough.
+    Blank lines set off a paragraph, heading or fenced block. One line break is enough inside a code block, and between
+    two items of a list, rows of a table or lines of a quote.
     """
     new = new.strip("\r\n").rstrip()
     before, after = text[:at].removeprefix("\ufeff"), text[at:]
@@ -562,12 +566,12 @@ def _block(text: str, at: int, new: str) -> str:
     lead = max(0, breaks(above_line, lines[0]) - gap_above) if above else 0
     trail = max(0, breaks(lines[-1], below_line) - gap_below) if below else 0
     if not after and (not before or before.endswith("\n")):
-        trail = 1  # the document ended with a newline, or is new and should
+        trail = 1  # the document ended with a newline, or is empty
     return _with_newlines("\n" * lead + new + "\n" * trail, text)
 
 
 def _kind(line: str) -> str | None:
-    if re.match(r"[ \t]*(?:[-*+]|\d{1,9}[.)])[ \t]", line) or re.match(r"[ \t]+\S", line):  # or an item's second line
+    if re.match(r"[ \t]*(?:[-*+]|\d{1,9}[.)])[ \t]", line) or re.match(r"[ \t]+\S", line):  # or a continuation line
         return "list"
     return {"|": "table", ">": "quote"}.get(line[:1])
 
@@ -584,7 +588,7 @@ def _in_code(text: str, at: int) -> bool:
 
 
 def _with_newlines(text: str, document: str) -> str:
-    """`text` with the line ends of `document`."""
+    """`text` with the line endings of `document`."""
     crlf = document.count("\r\n")
     newline = "\r\n" if crlf and 2 * crlf >= document.count("\n") else "\n"
     return re.sub(r"\r\n?|\n", newline, text)
@@ -597,8 +601,8 @@ def _line_end(text: str, at: int) -> int:
     return end - 1 if end > at and text[end - 1] == "\r" else end
 
 
-def _trimmed(text: str, start: int, end: int) -> Span:
-    """The span without the line breaks at its ends, so that a sloppy anchor does not join lines."""
+def _without_line_breaks(text: str, start: int, end: int) -> Span:
+    """The span without the line breaks at its ends, so that an anchor with stray newlines does not join lines."""
     part = text[start:end]
     return start + len(part) - len(part.lstrip("\r\n")), end - len(part) + len(part.rstrip("\r\n"))
 
@@ -607,8 +611,8 @@ def _indent(text: str) -> str:
     return text[: len(text) - len(text.lstrip(" \t"))]
 
 
-def _floor(skill: Skill) -> int:
-    """Where the editable text begins: after the frontmatter, or after a BOM that stands alone."""
+def _body_start(skill: Skill) -> int:
+    """The offset of the editable text: after the frontmatter, or after a BOM without frontmatter."""
     return len(skill.frontmatter) or int(skill.text.startswith("\ufeff"))
 
 
@@ -620,17 +624,17 @@ def _squeeze(text: str) -> str:
     return " ".join(text.split())
 
 
-def _encodable(text: str) -> bool:
+def _is_unicode(text: str) -> bool:
     return not re.search(r"[\ud800-\udfff]", text)
 
 
 def _meet(a: Span, b: Span) -> bool:
-    """Whether two spans share a character, or an empty one lies strictly inside the other."""
+    """True if two spans share a character, or if an empty one lies strictly inside the other."""
     return a[0] < b[1] and b[0] < a[1]
 
 
 def _moved(span: Span, plan: _Plan) -> Span:
-    """Where `span` is after the plan was carried out; what the plan touched grows to cover its text."""
+    """The position of `span` after the plan is applied. A span that the plan touches grows to cover the new text."""
     shift = len(plan.inserted) - (plan.end - plan.start)
     start, end = span
     if end <= plan.start:

@@ -1,9 +1,9 @@
-"""Put a trained skill where an agent finds it, changing nothing but the trained lines.
+"""Export a trained skill to the place where an agent looks for skills.
 
-Agents look for a folder NAME/SKILL.md whose frontmatter says name and description (agentskills.io). A skill that has
-frontmatter is copied byte for byte; one that was a plain document gets it only from a name and a description that
-the user states, because a description decides when an agent loads the skill and is nothing to make up. What belongs
-to training (`evals/`, the config, runs) is no part of a skill: `Skill.load` leaves it out.
+Agents look for a folder NAME/SKILL.md with name and description in its frontmatter (agentskills.io). A skill with
+frontmatter is copied byte for byte. A plain document gets frontmatter only from a name and a description that the user
+states: the description decides when an agent loads the skill, so skilltune does not invent one. `Skill.load` leaves out
+files that belong to the training (`evals/`, the config, runs).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from skilltune.frontmatter import BadFrontmatter, read_block
 from skilltune.journal.run import Run, write_atomic
 from skilltune.skill import MAIN, Skill
 
-# Where each agent looks for a project's skills; docs/export.md cites the page of each.
+# The folder in which each agent looks for a project's skills; docs/export.md cites the sources.
 FOLDERS = {
     "claude": ".claude/skills",
     "codex": ".agents/skills",
@@ -47,26 +47,27 @@ def export(
     description: str | None = None,
     force: bool = False,
 ) -> Path:
-    """Write the skill below the folder `to` (None: the current one) and return the file or folder that holds it.
+    """Write the skill below the folder `to` (None: the current folder), and return its file or folder.
 
-    `file` gives NAME.md (NAME/ for a skill with files), an agent the folder NAME where it looks for a project's skills
-    (`FOLDERS`), `plugin` a Claude Code plugin NAME/ with the skill in it.
-    `name` and `description` become the frontmatter of a document that has none; an agent needs both. What is already
-    there and differs is kept unless `force`; the same bytes are left alone. Nothing goes into the user's home unless
-    `to` names it. Raises `UsageError`.
+    The kind `file` writes NAME.md, or NAME/ for a skill with files. The name of an agent writes NAME/ into the folder
+    where that agent looks for a project's skills (`FOLDERS`). `plugin` writes a Claude Code plugin NAME/.
+    `name` and `description` become the frontmatter of a document without one; an agent needs both.
+
+    Raises `UsageError` if another skill is already there (unless `force`), if frontmatter is missing or invalid, and if
+    the current folder is the user's home and `to` does not name it.
     """
     if kind not in KINDS:
         raise UsageError(f'cannot export to "{kind}"; known: {", ".join(KINDS)}')
     if to is None and kind != "file" and Path.cwd() == Path.home().resolve():
         raise UsageError(
-            "the current folder is your home, where every project's agent would read the skill: name the project with "
-            "--out DIR (Python: to=DIR)"
+            "the current folder is your home, from which the agents of all projects would read the skill: name the "
+            "project's folder with --out DIR (Python: to=DIR)"
         )
     root = Path(to or ".").expanduser()
     manifest: dict[str, bytes] = {}
     if kind == "file":
         if description is not None:
-            raise UsageError("a description is written for an agent only; leave it out to export a file")
+            raise UsageError("only agents need a description; leave it out to export a file")
         chosen = _safe(name or skill.name)
         path = home = root / (chosen if skill.folder else f"{chosen}.md")
     else:
@@ -83,7 +84,7 @@ def export(
             )
     if not force and (differing := [*_differing(_content(skill), home), *_differing(manifest, path)]):
         raise UsageError(
-            f"{path} is there and is another one (different: {', '.join(differing)}): nothing was written. "
+            f"{path} exists and differs ({', '.join(differing)}): nothing was written. "
             "Compare them, then export again with --force (Python: force=True), or choose another folder."
         )
     if skill.folder or not home.exists() or home.read_bytes() != _bytes(skill):
@@ -94,7 +95,8 @@ def export(
 
 
 def best_of(run: Run) -> Skill:
-    """The skill that a finished run ships, from its journal; a folder's other files from its `best/NAME`."""
+    """The skill that a finished run ships. Its text comes from the journal, the other files of a skill folder from
+    `best/NAME`. Raises `UsageError` if the run has not finished or lacks the files."""
     finished = run.events("finish")
     if not finished:
         raise UsageError(f"the run in {run.folder} has not finished: run the same `skilltune train` command to go on")
@@ -115,7 +117,7 @@ def best_of(run: Run) -> Skill:
 
 
 def _for_agent(skill: Skill, name: str | None, description: str | None) -> Skill:
-    """The skill as a folder NAME with SKILL.md, its frontmatter complete."""
+    """The skill as a folder with complete frontmatter. Raises `UsageError` if name or description is missing."""
     if skill.frontmatter:
         if name is not None or description is not None:
             raise UsageError("the skill's own frontmatter states name and description: change them there")
@@ -136,7 +138,7 @@ def _for_agent(skill: Skill, name: str | None, description: str | None) -> Skill
     else:
         bom = "\ufeff" if skill.text.startswith("\ufeff") else ""
         text = f"{bom}{_header(name, description)}\n{skill.text.removeprefix(bom)}"
-    # The two keys by which agents find a skill must keep to the standard; other keys are the author's affair.
+    # Agents find a skill by these two keys, so both must follow the standard; other keys are not checked.
     if problems := Skill(_header(name, description), name, folder=True).check():
         raise UsageError(" ".join(problems))
     return replace(skill, text=text, name=name, folder=True)
@@ -147,7 +149,7 @@ def _header(name: str, description: str) -> str:
 
 
 def _scalar(text: str) -> str:
-    """As it stands where YAML reads it back as the same text, else quoted: `on` and `12` are names too."""
+    """The text as a YAML scalar, quoted if YAML would read it as another type; `on` and `12` are valid names."""
     try:
         plain = yaml.safe_load(text) == text
     except (yaml.YAMLError, ValueError):
@@ -173,12 +175,12 @@ def _bytes(skill: Skill) -> bytes:
 
 
 def _content(skill: Skill) -> dict[str, bytes]:
-    """The skill's files by their path below the place where it is saved; "" is that place itself."""
+    """The skill's files by path, relative to the place where it is saved; "" is that place itself."""
     return {MAIN: _bytes(skill), **skill.files} if skill.folder else {"": _bytes(skill)}
 
 
 def _differing(content: Mapping[str, bytes], place: Path) -> list[str]:
-    """The files below `place` that are there with other content than they would be given."""
+    """The files below `place` that exist and differ from `content`."""
     targets = {name: (place / name if name else place, data) for name, data in content.items()}
     return [
         name or place.name

@@ -1,4 +1,4 @@
-"""The parts of one run, ready to use: the loop, the gate and the finish get them from here."""
+"""The parts of one run, ready to use. The loop, the gate and the finish get them from here."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from skilltune.skill import Skill
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """The parts of one run. `build.build_parts` makes them from a config; they hold no state of the training.
+    """The parts of one run. `build.build_parts` makes them from a config. They hold no state of the training.
 
-    `aclose` frees models and connections; the run stays the caller's.
+    `aclose` frees models and connections. The caller closes the run.
     """
 
     cfg: Config

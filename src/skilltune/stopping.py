@@ -1,4 +1,4 @@
-"""Stopping: the reasons for which training ends before its last step."""
+"""Reasons to end the training before its last step."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ LEFT, CONFIDENCE = 0.1, 0.9  # training ends if the interval of the share of fai
 
 @dataclass(frozen=True, slots=True)
 class Stopping:
-    """Decides if training ends; each reason is recorded as an event."""
+    """Decides if the training ends, and records the reason as an event."""
 
     run: Run
     cfg: TrainConfig
 
     def before_step(self, outcomes: Sequence[str], steps_without_accept: int, score: float | None) -> bool:
-        """True if patience is used up or the target score is reached. `outcomes`: of each step so far. Raises `Paused`
-        like `pause_if_wanted`."""
+        """True if patience is used up or the target score is reached. `outcomes` has one text per finished step.
+        Raises `Paused` like `pause_if_wanted`."""
         self.pause_if_wanted()
         reason = ""
         if self.cfg.patience and steps_without_accept >= self.cfg.patience:
@@ -35,13 +35,16 @@ class Stopping:
         return self._record(reason)
 
     def pause_if_wanted(self) -> None:
-        """Raise `Paused` if a file named `stop` lies in the run folder: the user asked for a pause."""
+        """Raise `Paused` if the run folder contains a file named `stop`, by which the user asks for a pause."""
         if (self.run.place / "stop").exists():
             raise Paused(f"{self.run.folder / 'stop'} exists; delete it and run the same command to go on")
 
     def nothing_left(self, failed: Mapping[str, bool]) -> bool:
-        """True if too few tasks fail to learn from. `failed` maps each train sample that the incumbent did to True if
-        it failed; a failure that a second try solved does not count."""
+        """True if too few failing tasks are left to learn from.
+
+        `failed` maps each train sample that the incumbent did to True if it failed. A failure that a second attempt
+        solved does not count as failed.
+        """
         left = sum(failed.values())
         few = self.cfg.patience and failed and wilson(left, len(failed), CONFIDENCE)[1] <= LEFT
         counts = f"{left} of {len(failed)} train tasks are left to learn from, too few"

@@ -1,7 +1,7 @@
-"""Contract suites: what skilltune relies on in environments, scorers, targets and optimizers that it did not write.
+"""Contract suites: tests of the properties that skilltune needs from your environment, scorer, target or optimizer.
 
-Each is a plain function that returns None or raises `AssertionError` saying what is broken and why it matters. They
-need no test framework, and as they start an event loop they are called from outside of one.
+Each suite is a plain function. It raises `AssertionError`, which says what is broken and why that matters, or returns
+None. No test framework is needed. A suite starts an event loop, so call it from outside of one.
 """
 
 from __future__ import annotations
@@ -34,15 +34,16 @@ ODD_ANSWERS = (
     "<answer></answer>",
 )
 ODD_SKILLS = ("", "---\r\nname: odd\r\ndescription: Odd.\r\n---\r\n\r\n# {braces} %s\r\n\r\n- 🙂", "x" * 20_000)
-CANCEL_S = 10.0  # until a cancelled run of a target must have ended
+CANCEL_S = 10.0  # seconds within which a cancelled `run` of a target must end
 _SECRET = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD)S?$", re.IGNORECASE)
 
 
 def check_env(env: Env) -> None:
-    """Samples that can be split, prompts and scores that repeat, a scorer that tells right from wrong.
+    """Check an environment.
 
-    Every expected answer scores 1, an empty one does not, and no answer of whatever shape breaks the scorer. Calls the
-    scorer about ten times a sample, on at most 20 samples beyond the expected answers of all.
+    Its samples can be split. Prompts and scores repeat. Every expected answer scores 1, an empty answer does not, and
+    odd answers do not break the scorer. Scores all expected answers once, and about ten more answers on each of at most
+    20 samples.
     """
     asyncio.run(_check_env(env))
 
@@ -50,23 +51,23 @@ def check_env(env: Env) -> None:
 def check_scorer(
     score: str | Mapping[str, Any] | Callable[..., Any], samples: Iterable[Sample | Mapping[str, Any]]
 ) -> None:
-    """`check_env` for a scorer alone: its spec or function, and samples that it can score, at least two."""
+    """`check_env` for a scorer alone: `score` is its spec or function; `samples` are at least two that it can score."""
     check_env(Env(samples, score))
 
 
 def check_target(target: Target, env: Env) -> None:
-    """A target that does the samples of `env` (at most four of them) and honours the contract of `Target`.
+    """Check that a target honours the contract of `Target` on at most four samples of `env`.
 
-    Runs every sample once, one of them under odd skills, one with another expected answer, and cancels one run. At the
-    end `target.aclose()` is awaited, where there is one.
+    Runs each sample once, one of them also under odd skills, one also with another expected answer, and cancels one
+    run. Awaits `target.aclose()` at the end if the target has that method.
     """
     asyncio.run(_check_target(target, env))
 
 
 def check_optimizer(optimizer: Optimizer, env: Env, skill: Skill | None = None) -> None:
-    """An optimizer that proposes edits for the samples of `env`, all of them failed, all solved, or none given.
+    """Check an optimizer with batches from `env`: all samples failed, all solved, and none at all.
 
-    Its proposals can be placed in `skill` (by default a small one), name samples that it was shown, and repeat.
+    Its proposals must apply to `skill` (by default a small one), name only samples that it was shown, and repeat.
     """
     asyncio.run(_check_optimizer(optimizer, env, skill or Skill("# Notes\n\nDo the task.\n")))
 
@@ -134,27 +135,27 @@ def _check_trajectory(sample: Sample, trajectory: Trajectory) -> None:
     where = f'run of sample "{sample.id}": '
     assert isinstance(trajectory, Trajectory), f"{where}it returned {type(trajectory).__name__}, not a Trajectory"
     assert trajectory.outcome in ("ok", "agent_limit"), (
-        f'{where}outcome "{trajectory.outcome}": what went wrong is raised as InfraError or CallConfigError, so that '
-        "it is tried again or stops the run, and is never scored"
+        f'{where}outcome "{trajectory.outcome}": raise a failure as InfraError or CallConfigError, so that it is '
+        "retried or stops the run, and is never scored"
     )
     assert isinstance(trajectory.answer, str), f"{where}the answer is a {type(trajectory.answer).__name__}, not a text"
-    assert trajectory.turns, f"{where}no turns: they are what the optimizer reads"
-    assert all(isinstance(turn, Turn) for turn in trajectory.turns), f"{where}a turn is a Turn(role, text)"
+    assert trajectory.turns, f"{where}no turns: the optimizer reads the turns"
+    assert all(isinstance(turn, Turn) for turn in trajectory.turns), f"{where}each turn must be a Turn(role, text)"
     rollout = Rollout(sample.id, "", 0, trajectory, Score(1.0))
     stored = _stored(rollout_to_json(rollout), f"{where}the trajectory")
-    assert rollout_from_json(stored) == rollout, f"{where}it does not come back from the journal as it went in"
+    assert rollout_from_json(stored) == rollout, f"{where}the journal returns it changed"
 
 
 def _stored(value: Any, what: str) -> Any:
-    """The value as it comes back from a journal."""
+    """The value after a round trip through the journal's JSON."""
     try:
         return json.loads(json.dumps(value))
     except (TypeError, ValueError) as error:
-        raise AssertionError(f"{what} cannot be written down as JSON: {error}") from error
+        raise AssertionError(f"{what} cannot be written as JSON: {error}") from error
 
 
 async def _check_firewall(target: Target, skill: Skill, sample: Sample, env: Env) -> None:
-    """The expected answer is the examiner's: nothing of it may reach the one who is examined."""
+    """The expected answer and the checks must not reach the target."""
     secret = "zq-expected-answer-7141"
     marked = sample.model_copy(update={"target": secret, "checks": ({"type": "contains", "target": secret},)})
     told = await _run(target, skill, marked, env)
@@ -186,7 +187,7 @@ async def _check_optimizer(optimizer: Optimizer, env: Env, skill: Skill) -> None
         proposals = await optimizer.propose(skill, _one_by_one(rollouts), Memory(), step, 4)
         _check_proposals(proposals, rollouts, skill)
         again = await optimizer.propose(skill, _one_by_one(rollouts), Memory(), step, 4)
-        assert again == proposals, "the same rollouts give other proposals: a run that is resumed would go elsewhere"
+        assert again == proposals, "the same rollouts give other proposals: a resumed run would take another course"
         rate = await optimizer.learning_rate(skill, proposals, Memory(), step, 4)
         assert rate in range(1, 5), f"learning_rate returned {rate!r}, not a whole number from 1 to `most` (here 4)"
     if optimizer.looks_back:
@@ -217,7 +218,7 @@ def _check_proposals(proposals: Sequence[Proposal], rollouts: Sequence[Rollout],
             f"an edit is supported by samples that were not shown: {sorted(set(proposal.support) - shown)}"
         )
         (report,) = apply(skill, [proposal.edit]).reports
-        assert report.status == "applied", f"an edit finds no place in the skill: {report.reason}"
+        assert report.status == "applied", f"an edit cannot be placed in the skill: {report.reason}"
 
 
 __all__ = ["check_env", "check_optimizer", "check_scorer", "check_target"]

@@ -40,16 +40,16 @@ from skilltune.versions import record_choice, record_start, record_verdict
 
 @dataclass(slots=True)
 class State:
-    """The progress of a run. `versions` are the accepted skills, the input first, the incumbent last."""
+    """The progress of a run. `versions` holds the accepted skills: the input first, the incumbent last."""
 
     versions: list[Skill]
     memory: Memory = field(default_factory=Memory)
     verdicts: list[Verdict] = field(default_factory=list)
-    outcomes: list[str] = field(default_factory=list)  # of each step, in words
-    score: float | None = None  # of the incumbent on `select`
+    outcomes: list[str] = field(default_factory=list)  # one per step, in words
+    score: float | None = None  # the incumbent's score on `select`
     since_accept: int = 0  # steps
     stopped: Stopped | None = None
-    revived: str = ""  # hash of a candidate that the race rejected and that was chosen at the end
+    revived: str = ""  # hash of the chosen skill if it is a candidate that the race had rejected
 
     @property
     def skill(self) -> Skill:
@@ -59,10 +59,10 @@ class State:
 async def train(s: Parts) -> Result:
     """Train, choose a version, certify it.
 
-    Every await that costs money is journaled: killed anywhere and called again with the same parts, it gives the same
-    versions and pays nothing twice. A budget that runs out ends the training, not the run, because the cost of the
-    certificate was kept back. A pause ends both, and the test split is not read. Raises `InfraStopped` and
-    `CallConfigError` (resumable).
+    Every await that costs money is journaled. If the process is killed and `train` is called again with the same
+    parts, it gives the same versions and pays nothing twice. A budget that runs out ends the training, but the skill
+    is still certified, because the cost of the certificate was reserved. A pause ends the run before the test split
+    is read. Raises `InfraStopped` and `CallConfigError`; both can be resumed.
     """
     state, stop = State([s.skill]), Stopping(s.run, s.cfg.train)
     hold_back(s)
@@ -81,7 +81,7 @@ async def train(s: Parts) -> Result:
 
 
 async def fit(s: Parts, state: State, stop: Stopping) -> None:
-    """The loop: roll a batch, propose edits, let the gate judge them, take over its verdict."""
+    """The training loop. A step rolls out a batch, proposes edits, lets the gate judge them and applies the verdict."""
     cfg = s.cfg.train
     state.score = await s.gate.baseline(state.skill)
     record_start(s, state.skill, state.score)
@@ -105,7 +105,7 @@ async def fit(s: Parts, state: State, stop: Stopping) -> None:
             if stop.nothing_left(forward.failed):
                 break
             proposals = await s.optimizer.propose(state.skill, rollouts, memory, step, step.lr or cfg.lr)
-            async for _ in rollouts:  # the gate uses the whole batch, also what the optimizer did not wait for
+            async for _ in rollouts:  # the gate needs the whole batch; the optimizer may have stopped reading early
                 pass
         limit = step.lr or await s.optimizer.learning_rate(state.skill, proposals, memory, step, cfg.lr)
         s.arena.upcoming = step.upcoming
@@ -117,13 +117,16 @@ async def fit(s: Parts, state: State, stop: Stopping) -> None:
 
         if s.cfg.slow.enabled and s.optimizer.looks_back and step.ends_epoch and step.epoch > 1:
             await slow_update(s, state, step, epoch_start)
-        if state.since_accept == 0:  # another incumbent
+        if state.since_accept == 0:  # the incumbent changed
             forward.failed.clear()
 
 
 async def slow_update(s: Parts, state: State, step: Step, epoch_start: Skill) -> None:
-    """The epoch's slow update: compare its two ends on the same train samples, write guidance, and take it through the
-    same gate as any other edit. Two equal skills have nothing to teach."""
+    """Run the epoch's slow update.
+
+    The skills at the epoch's start and end do the same train samples. The optimizer writes guidance from the
+    comparison, and the gate judges that guidance like any other edit. Nothing is done if the skill did not change.
+    """
     if epoch_start.text == state.skill.text:
         s.run.record("slow", epoch=step.epoch, skipped="the skill did not change in this epoch")
         return
@@ -143,12 +146,12 @@ async def slow_update(s: Parts, state: State, step: Step, epoch_start: Skill) ->
         verdict = await s.gate.judge(state.skill, [Proposal(guidance)], limit=1, name=name, alone=True)
         applied = [r for r in verdict.reports if verdict.accepted and r.edit == guidance and r.status == "applied"]
         if applied:
-            state.memory = replace(state.memory, slow=applied[0].inserted.strip())  # as it stands there, line ends too
+            state.memory = replace(state.memory, slow=applied[0].inserted.strip())  # as inserted, with its newlines
         apply_verdict(s, state, step, verdict, 1)
 
 
 def apply_verdict(s: Parts, state: State, step: Step, verdict: Verdict, limit: int) -> None:
-    """Take over what the gate decided, and record it."""
+    """Apply the gate's verdict to the state, and record it."""
     state.score = verdict.score
     state.verdicts.append(verdict)
     if verdict.accepted:
@@ -162,11 +165,14 @@ def apply_verdict(s: Parts, state: State, step: Step, verdict: Verdict, limit: i
 
 @contextmanager
 def ordered_stop(state: State) -> Iterator[None]:
-    """An ordered stop, such as the budget's, ends the block, not the run; what was reached stands."""
+    """Catch an ordered stop, such as a used-up budget, and note it in the state. The run continues after the block.
+
+    `InfraStopped` and `Unanswered` pass through.
+    """
     try:
         yield
     except Stopped as stop:
-        if isinstance(stop, InfraStopped | Unanswered):  # there is nothing to certify with, or nothing yet
+        if isinstance(stop, InfraStopped | Unanswered):  # the certificate would need the same endpoint or answer
             raise
         state.stopped = stop
 
@@ -175,7 +181,7 @@ def ordered_stop(state: State) -> Iterator[None]:
 
 
 def choose(s: Parts, state: State) -> Skill:
-    """The skill that goes to the certificate. If it is a candidate that the race rejected, it becomes a version."""
+    """Choose the skill to certify. A chosen candidate that the race had rejected becomes a version."""
     if (chosen := reselect(s.arena, state.versions[0], state.verdicts)) is None:
         return state.skill
     if chosen.best.version is None:
@@ -186,7 +192,7 @@ def choose(s: Parts, state: State) -> Skill:
 
 
 async def shorten(s: Parts, state: State, best: Skill) -> Skill:
-    """The best skill without the rules that the journal shows to carry nothing (`train.compact`)."""
+    """Remove the rules that add nothing according to the journal (`train.compact`), and return the shorter skill."""
     rules = ledger_of(s.run, s.roll.seen.values(), s.arena.metric, best.hash)
     judged = {verdict.candidate.hash for verdict in state.verdicts if verdict.candidate}
     steps = steps_per_epoch(s.cfg.train, len(s.splits.train)) * s.cfg.train.epochs
@@ -200,8 +206,10 @@ async def shorten(s: Parts, state: State, best: Skill) -> Skill:
 
 
 async def prove(s: Parts, state: State, best: Skill) -> Result:
-    """Certify the best skill on `test`, the only place where that split is read, and measure the control arms. A skill
-    that is not better on unseen samples is not shipped."""
+    """Certify the best skill on `test`, and measure the control arms if asked to.
+
+    No other code reads `test`. If the skill does not gain on it, the input is shipped.
+    """
     start, certificate, arms, training = state.versions[0], None, None, s.budget.spent
     proof = s.cfg.certify.model_copy(update={"attempts": s.arena.draws(s.cfg.certify.attempts)})
     with ordered_stop(state):

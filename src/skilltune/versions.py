@@ -1,4 +1,4 @@
-"""Versions: the events and files in which a run keeps its verdicts and the skills that it accepted."""
+"""Record verdicts and accepted skills as events and files of the run."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from skilltune.verdict import Verdict, verdict_to_json
 
 
 def record_start(s: Parts, skill: Skill, score: float | None) -> None:
-    """Record the input as version 0, with its score on `select` and the standard error of that score. From now on the
-    scorer and the prompt are fixed."""
+    """Record the input as version 0, with its score on `select` and that score's standard error.
+
+    From now on the scorer and the prompt must not change: raises `RunError` if they did.
+    """
     scores = [s.arena.metric(r.score) for r in s.roll.seen.values() if r.score and r.skill == skill.hash]
     level = {"skill": skill.hash, "score": score, "score_sd": standard_error(scores)}
     _write(s.run, 0, skill, {"version": 0, **level, "reason": "the input"})
@@ -27,7 +29,7 @@ def record_start(s: Parts, skill: Skill, score: float | None) -> None:
 
 
 def record_verdict(s: Parts, step: Step, verdict: Verdict, limit: int, version: int) -> None:
-    """Record a verdict: one event with all its figures and, if a version was accepted, the version's files."""
+    """Record a verdict: an event with all its figures and, if it accepts, the files of the new version."""
     if verdict.candidate is not None:
         _keep(s.run, verdict.candidate)
     data = verdict_to_json(verdict) | {"step": step.index, "epoch": step.epoch, "lr": limit, "version": version}
@@ -37,7 +39,7 @@ def record_verdict(s: Parts, step: Step, verdict: Verdict, limit: int, version: 
 
 
 def record_choice(s: Parts, chosen: Reselection, version: int) -> None:
-    """Record the choice at the end: an event and, if a rejected candidate was chosen, the files of its new version."""
+    """Record the final choice: an event and, if a rejected candidate was chosen, the files of its new version."""
     data = chosen.to_json()
     if chosen.best.version is None:
         data["version"] = version

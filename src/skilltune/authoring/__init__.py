@@ -1,1 +1,1 @@
-"""Authoring: scaffold a skill, convert samples, review drafts."""
+"""Create a skill folder, convert samples, and refuse samples that nobody has reviewed."""

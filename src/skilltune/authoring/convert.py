@@ -1,4 +1,4 @@
-"""Any readable format to plain JSONL, one sample a line, that loads to the same samples."""
+"""Convert samples of any readable format to plain JSONL, one sample per line, that loads to the same samples."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from skilltune.samples import Sample
 
 
 def to_jsonl(samples: Iterable[Sample]) -> str:
-    """The samples as JSONL in our own names, ids included; what a sample leaves open is left out."""
+    """The samples as JSONL with skilltune's field names and with ids. Unset fields are left out."""
     return "".join(_line(sample.model_dump(mode="json", exclude_defaults=True)) for sample in samples)
 
 
@@ -28,8 +28,8 @@ def convert(
     force: bool = False,
     warn: Callable[[str], None] = lambda text: None,
 ) -> str:
-    """Read `source` and return its samples as JSONL; with `out`, write them there, too. `warn` hears of samples that
-    only a scorer of the user's own could score: those without target and checks.
+    """Read `source`, return its samples as JSONL, and write them to `out` if given. `warn` gets a message about samples
+    without target and checks, because only the user's own scorer can score them.
 
     Paths of files and images are relative to the sample file, so they are rewritten for the folder of `out`. Raises
     UsageError where `out` exists (unless `force`), where such a path would lead out of its folder, and for a key that
@@ -46,7 +46,7 @@ def convert(
         warn(f"{len(bare)} of {len(samples)} samples have neither target nor checks: {places}")
     if out is not None:
         if out.exists() and not force:
-            raise UsageError(f"{out} exists and was left alone: choose another file with -o, or add --force")
+            raise UsageError(f"{out} exists and was not changed: choose another file with -o, or add --force")
         samples = [_moved(sample, root_of(source).resolve(), root_of(out).resolve()) for sample in samples]
     text = to_jsonl(samples)
     if out is not None:
@@ -61,13 +61,13 @@ def _line(row: Mapping[str, Any]) -> str:
     text = json.dumps(row, ensure_ascii=False)
     try:
         text.encode("utf-8")
-    except UnicodeEncodeError:  # half a surrogate pair, which only an escape can carry
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can write only as an escape
         text = json.dumps(row)
     return f"{text}\n"
 
 
 def _moved(sample: Sample, old: Path, new: Path) -> Sample:
-    """The sample with its paths relative to another folder."""
+    """The sample with its paths rewritten relative to the folder `new`. Raises UsageError for a file outside of it."""
 
     def moved(path: str) -> str:
         relative = os.path.relpath(old / path, new)

@@ -1,6 +1,6 @@
-"""Samples that nobody has read yet, and that must not decide what a skill learns.
+"""Refuse to train on samples that nobody has reviewed.
 
-Examples of a template and drafts of a model carry a mark in their metadata, `"template": true` or `"reviewed": false`.
+Their metadata marks them: `"template": true` for a template's example, `"reviewed": false` for a model's draft.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from skilltune.samples import Sample
 
 
 def unread(samples: Iterable[Sample]) -> list[str]:
-    """Why samples must not be trained on yet, one sentence for each kind of reason; nothing if they may."""
+    """The reasons why the samples must not be used for training yet, one sentence each; empty if they may."""
     samples = list(samples)
     templates = [sample.id for sample in samples if sample.metadata.get("template") is True]
     drafts = [sample.id for sample in samples if sample.metadata.get("reviewed") is False]
@@ -25,13 +25,13 @@ def unread(samples: Iterable[Sample]) -> list[str]:
     if drafts:
         found.append(
             f"{len(drafts)} of {len(samples)} samples are drafts that nobody has reviewed ({_some(drafts)}): read "
-            'each, mend or delete it, then set its "reviewed" to true'
+            'each, fix or delete it, then set its "reviewed" to true'
         )
     return found
 
 
 def refuse_unread(samples: Iterable[Sample], source: str) -> None:
-    """Raises UsageError for samples that must not be trained on yet, naming where they are."""
+    """Raise UsageError, with the sample file's name, if samples must not be used for training yet."""
     if problems := unread(samples):
         raise UsageError("\n".join(f"{source}: {problem}" if source else problem for problem in problems))
 

@@ -1,8 +1,8 @@
-"""A skill folder to begin with: `init` writes the skill, five examples to overwrite, and a commented config. A SKILL.md
-that is there already is what will be trained, and an evals/evals.json what it is trained on: nothing replaces them.
+"""Create a skill folder for `init`: a skill, five example tasks to replace, and a commented config.
 
-Examples of the template and drafts of a model are marked in their metadata (`"template": true`, `"reviewed": false`)
-and training refuses them: what nobody has read must not decide what a skill learns.
+An existing SKILL.md or evals/evals.json is never replaced. The template's examples and a model's drafts are marked in
+their metadata (`"template": true`, `"reviewed": false`). Training refuses marked samples, because a person must review
+them first.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from skilltune.usage import Usage
 
 DESCRIPTION = "TODO: say what this skill does and when an agent should use it."
 ANSWER_ONLY = "Answer the question, with nothing but the answer."
-CHUNK = 6000  # characters of a document per call: enough context for a task, short enough to be read closely
+CHUNK = 6000  # characters of a document per call: enough context for a task, short enough for the model to read closely
 PER_CHUNK = 5
 WORKERS = 4
 _EXAMPLES = {"number": "number", "choice": "choice", "json": "json", "regex": "regex", "checks": "checks"}
@@ -63,8 +63,8 @@ _SCHEMA: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a new skill folder is to hold; names of models and scorers as in the config. `description` and
-    `task` fill in the template of a SKILL.md; drafts follow the `task` too."""
+    """The content of a new skill folder. Models and scorers are named as in the config. `description` and `task` fill
+    in the template of SKILL.md; `task` also guides the drafts."""
 
     name: str
     description: str
@@ -72,10 +72,10 @@ class Plan:
     score: str
     target: str
     optimizer: str
-    key_env: str = ""  # the variable that holds the key of the optimizer's endpoint
+    key_env: str = ""  # the environment variable with the key of the optimizer's endpoint
 
     def samples(self, folder: Path, *, drafted: bool = False) -> str:
-        """The file of the tasks: the evals that are there already, unless others were drafted."""
+        """The name of the task file: existing evals, unless tasks were drafted."""
         evals = _kind(self.score) == "checks" or (folder / EVALS).is_file()
         return EVALS if evals and not drafted else "samples.jsonl"
 
@@ -96,11 +96,10 @@ class Drafts(BaseModel):
 
 
 def scaffold(folder: Path, plan: Plan, *, drafts: Iterable[Sample] = (), force: bool = False) -> list[Path]:
-    """Write the folder and return the files written. `drafts` take the place of the examples.
+    """Write the folder and return the files written. `drafts` replace the examples.
 
-    A SKILL.md and an evals/evals.json that are there are left as they are, with `force` too. Everything is checked
-    before the first byte is written. Raises UsageError for a name, a model or a scorer that cannot be, and where
-    another file is already there (unless `force`).
+    An existing SKILL.md or evals/evals.json is kept, even with `force`. Everything is checked before the first byte is
+    written. Raises UsageError for an invalid name, model or scorer, and if another file exists (unless `force`).
     """
     files: dict[str, str] = {}
     if not (folder / MAIN).exists():
@@ -137,12 +136,12 @@ def scaffold(folder: Path, plan: Plan, *, drafts: Iterable[Sample] = (), force: 
 
 
 def propose(folder: Path, *, drafting: bool = False) -> dict[str, tuple[str, str]]:
-    """The questions that a plan takes, each with its default; not those that a SKILL.md in the folder has answered."""
+    """The questions for a plan, each with its default. An existing SKILL.md answers some of them."""
     name = re.sub(r"[^a-z0-9]+", "-", folder.resolve().name.lower()).strip("-")[:64].strip("-") or "my-skill"
     new = not (folder / MAIN).exists()
     skill = {
         "name": ("Name of the skill", name),
-        "description": ("What does it do, and when should an agent use it?", DESCRIPTION),
+        "description": ("What does the skill do, and when should an agent use it?", DESCRIPTION),
     }
     task = {"task": ("What does a task look like?", ANSWER_ONLY)}
     return {
@@ -150,12 +149,13 @@ def propose(folder: Path, *, drafting: bool = False) -> dict[str, tuple[str, str
         **(task if new or drafting else {}),
         "score": ("How is an answer scored? (exact, contains, number, choice, json, regex, f1, checks)", "exact"),
         "target": ("Which model does the tasks?", "local/smollm2-135m"),
-        "optimizer": ("Which model proposes edits? (examples: none)", "examples"),
+        "optimizer": ("Which model proposes edits? (examples: no model, it adds worked examples)", "examples"),
     }
 
 
 def describe_evals(path: Path) -> str:
-    """How many tasks an evals.json has, and what it takes to score them. Raises UsageError for one that is broken."""
+    """A text on the tasks of an evals.json: their number, and if they need a judge. Raises UsageError if the file is
+    broken."""
     samples = load_samples(path)
     prose = sum(any(check.get("type") == "judge" for check in sample.checks) for sample in samples)
     text = f"{len(samples)} tasks"
@@ -165,12 +165,12 @@ def describe_evals(path: Path) -> str:
 
 
 async def draft_with(plan: Plan, document: Path) -> list[Sample]:
-    """`draft` with the plan's optimizer model; UsageError where that is no model."""
+    """`draft` with the plan's optimizer model. Raises UsageError if the optimizer is not a model."""
     name = parse_name(plan.optimizer)
     if name.scheme not in MODEL_SCHEMES:
         raise UsageError(
-            f"--from needs a model that drafts, and {plan.optimizer} cannot: name one with --optimizer, e.g. "
-            f"anthropic/claude-opus-5; then set optimizer.model to {plan.optimizer} in {FILE_NAME}"
+            f"--from needs a model for the drafts, and {plan.optimizer} is none: name one with --optimizer, e.g. "
+            f"anthropic/claude-opus-5; afterwards set optimizer.model to {plan.optimizer} in {FILE_NAME}"
         )
     model = build_model(plan.optimizer, key_env=plan.key_env or None)
     try:
@@ -182,9 +182,10 @@ async def draft_with(plan: Plan, document: Path) -> list[Sample]:
 
 
 async def draft(call: Callable[[Request], Awaitable[Reply]], document: Path, plan: Plan) -> list[Sample]:
-    """Samples drafted from a document, one structured call a chunk, none of them reviewed.
+    """Samples drafted from a document, by one structured call per chunk, all marked as not reviewed.
 
-    A task that the plan's scorer could not score is told to the model, once. Raises what the calls raise.
+    If the plan's scorer cannot score a task, the model is asked once more with the reason. Raises the errors of the
+    calls, and UsageError for a document that cannot be read.
     """
     try:
         text = document.read_text(encoding="utf-8-sig")
@@ -193,7 +194,7 @@ async def draft(call: Callable[[Request], Awaitable[Reply]], document: Path, pla
     if _kind(plan.score) == "checks":
         raise UsageError("drafts have one expected answer each: choose another --score than checks, e.g. exact")
     if not text.strip():
-        raise UsageError(f"{document} is empty: there is nothing to draft samples from")
+        raise UsageError(f"{document} is empty: samples cannot be drafted from it")
 
     async def one(line: int, chunk: str) -> list[Sample]:
         asked = [tag("kind", plan.task), tag("tasks", str(PER_CHUNK)), tag("document", chunk)]
@@ -217,9 +218,9 @@ async def draft(call: Callable[[Request], Awaitable[Reply]], document: Path, pla
 
 
 def chunks(text: str, size: int = CHUNK) -> list[tuple[int, str]]:
-    """The text in parts of at most about `size` characters, cut at blank lines where there are any: (first line, part).
+    """Parts of the text as (number of the first line, part), each of at most about `size` characters.
 
-    Joined, the parts are the text.
+    Parts are cut at blank lines if possible. Joined, they give the text.
     """
     parts: list[tuple[int, str]] = []
     place = 0
@@ -228,7 +229,7 @@ def chunks(text: str, size: int = CHUNK) -> list[tuple[int, str]]:
         if end < len(text):
             breaks = [text.rfind(mark, place + size // 2, end) + len(mark) for mark in ("\n#", "\n\n", "\n", " ")]
             end = next((cut for cut in breaks if cut > place + size // 2), end)
-            end -= text[end - 2 : end] == "\n#"  # a heading begins the next part
+            end -= text[end - 2 : end] == "\n#"  # a heading starts the next part
         if text[place:end].strip():
             parts.append((text.count("\n", 0, place) + 1, text[place:end]))
         place = end
@@ -249,7 +250,7 @@ def _kind(score: str) -> str:
 
 
 def _quoted(text: str) -> str:
-    """A text in double quotes, as YAML and TOML both read it."""
+    """A text in double quotes, valid in YAML and in TOML."""
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 

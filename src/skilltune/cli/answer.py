@@ -12,13 +12,14 @@ from skilltune.cli.boundary import boundary, interrupts, say
 from skilltune.cli.options import app
 from skilltune.errors import UsageError
 
-REFUSED = "note: the run refuses such edits, unless optimizer.checks is record; hand in a better answer in the same way"
+REFUSED = "note: the run refuses such edits unless optimizer.checks=record; hand in a better answer in the same way"
 
 
 @app.command()
 def answer(
     folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="The folder of handoff:DIR. In a config it counts from the config's.")
+        Path,
+        typer.Argument(metavar="DIR", help="The folder of handoff:DIR, relative to the current folder."),
     ],
     name: Annotated[
         str | None, typer.Argument(metavar="[NAME]", help="A question, by its name or number.", show_default=False)
@@ -31,18 +32,18 @@ def answer(
         str | None, typer.Option("--loop", metavar="COMMAND", help="Let a command answer all questions.")
     ] = None,
     idle: Annotated[
-        float, typer.Option("--idle", min=0, help="With --loop: end when no run used DIR for so many seconds.")
+        float, typer.Option("--idle", min=0, help="With --loop: end if no run has used DIR for this many seconds.")
     ] = 10.0,
 ) -> None:
     """Answer the questions of a run whose optimizer is handoff:DIR.
 
-    Without options it lists what is open. An answer is checked for its form here, with a note on quotes and places that
-    the question does not hold, and by the run for the rest; what cannot be used is moved aside with the reason, and the
-    question stays open. Until a run has used it, an answer can be replaced by another.
+    Without options it lists the open questions. This command checks an answer's form, and notes quotes and places that
+    the question does not contain. The run checks the rest: it moves an answer that it cannot use aside, with the
+    reason, and the question stays open. You can replace an answer until a run has used it.
 
-    With --loop the COMMAND gets each question on stdin and prints the answer. It runs in an empty folder, and with
-    your whole environment, keys included: name a command that you trust with them. Run several loops to answer several
-    questions at once.
+    With --loop, COMMAND gets each question on stdin and prints the answer. It runs in an empty folder with your whole
+    environment, keys included, so name only a command that you trust. Start several loops to answer several questions
+    at the same time.
 
     \b
     Examples:
@@ -54,8 +55,8 @@ def answer(
     \b
     Exit codes:
       0  done
-      1  --next, and nothing is open
-      2  an answer that cannot be used, a command that failed, a DIR that no run has used
+      1  no question is open (with --next)
+      2  the answer cannot be used, COMMAND failed, or no run has used DIR
     """
     from skilltune.optimizer.answer import answer_by, hand_in, named, open_questions
     from skilltune.optimizer.handoff import STRAY, strays
@@ -73,7 +74,7 @@ def answer(
                 text = sys.stdin.read() if file is None else file.read_text(encoding="utf-8-sig")
             except (OSError, UnicodeDecodeError) as error:
                 raise UsageError(f"cannot read the answer: {error}") from error
-            again = "" if question.is_open else ", in place of an answer that no run had used"
+            again = "" if question.is_open else "; it replaces an answer that no run had used"
             doubts = hand_in(question, text)
             say(f"answered {question.name}{again}")
             for doubt in doubts:
@@ -85,7 +86,7 @@ def answer(
             if next_ and found:
                 say(found[0].text(), nl=False)
             elif next_:
-                say(f"nothing is open in {folder}", err=True)
+                say(f"no question is open in {folder}", err=True)
                 raise typer.Exit(1)
             else:
                 say(describe_questions(folder, found))

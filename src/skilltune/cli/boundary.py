@@ -23,19 +23,19 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 4
 interrupts = Interrupts(INTERRUPTED)
-PIPE_CLOSED = 141  # as of a program that SIGPIPE ends: the reader had enough, and nothing is wrong
-FULL = {errno.ENOSPC, errno.EDQUOT}  # no fault of ours
-OUR_FAULT = 70  # as EX_SOFTWARE of sysexits.h: no end of a run, but an error of skilltune itself
+PIPE_CLOSED = 141  # like a program that SIGPIPE ends: the reader stopped reading, which is no error
+FULL = {errno.ENOSPC, errno.EDQUOT}  # the disk or the quota is full
+OUR_FAULT = 70  # EX_SOFTWARE of sysexits.h: a bug in skilltune
 
 
 def say(text: str, *, nl: bool = True, err: bool = False) -> None:
-    """Print text that may come from anywhere."""
+    """Print text from any source; control characters are made visible."""
     typer.echo(visible(text), nl=nl, err=err)
 
 
 def our_fault(error: Exception, folder: Path | None) -> str:
-    """What to say of an error that nobody foresaw. Its traceback is written to the run folder, or where there is none
-    to a temporary file; both without keys."""
+    """The message for an unexpected error. The traceback, without keys, is written to the run folder, or to a temporary
+    file if there is no run."""
     import tempfile
     import traceback
 
@@ -52,19 +52,19 @@ def our_fault(error: Exception, folder: Path | None) -> str:
                 file.write(f"skilltune {__version__}, Python {sys.version}\n{trace}")
             where = f"the traceback is in {path}"
             break
-    kept = " What was paid is kept, and the same command goes on." if folder else ""
-    return f"an error of skilltune itself, not of yours ({what}); please report it: {where}{kept}"
+    kept = " Paid answers are kept, and the same command resumes the run." if folder else ""
+    return f"a bug in skilltune, not your mistake ({what}); please report it: {where}{kept}"
 
 
 def delivered() -> bool:
-    """Has all output reached its readers? Where one has gone, what is left is dropped, or the interpreter's own last
-    flush would complain of it."""
+    """True if all output reached its readers. If a reader has gone, the rest is dropped, because the interpreter's last
+    flush would print an error."""
     arrived = True
     for stream in (sys.stdout, sys.stderr, *streams.claimed):
         try:
             if not stream.closed:
                 stream.flush()
-        except OSError:  # the reader has gone, or the disk is full
+        except OSError:  # the reader is gone, or the disk is full
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
             arrived = False
     return arrived
@@ -86,11 +86,12 @@ def boundary(
     gone: str = "",
     folder: Callable[[], Path | None] = lambda: None,
 ) -> Iterator[None]:
-    """What was raised on purpose becomes a message and an exit code. Anything else is an error of skilltune itself:
-    `OUR_FAULT`, with its traceback in the run's `folder`.
+    """Turn skilltune's own errors into a message and an exit code. Any other error is a bug: `OUR_FAULT`, with its
+    traceback in the run's `folder`.
 
-    What only a call could reveal (a wrong key, a full disk) is 2 while nothing was `spent`, 3 after. Output that nobody
-    reads any more ends a command quietly, and one that it cuts short with the message `gone`, as an interrupt.
+    A fault that only a call can reveal, such as a wrong key or a full disk, exits with 2 while nothing was `spent`, and
+    with 3 after. If the reader of the output is gone, the command ends quietly; if that cuts it short, it prints `gone`
+    and ends like an interrupt.
     """
 
     def leave(text: str, exit_code: int) -> NoReturn:

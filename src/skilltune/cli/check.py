@@ -15,18 +15,22 @@ from skilltune.cli.options import Here, Overrides, app, config_and_overrides, in
 def check(
     config: Here = None,
     overrides: Overrides = None,
-    probe: Annotated[bool, typer.Option("--probe", help="Also ask each model once.")] = False,
+    probe: Annotated[bool, typer.Option("--probe", help="Also call each model once.")] = False,
     judge: Annotated[
-        Path | None, typer.Option("--judge", metavar="LABELS", help="Also let the judge read answers you have graded.")
+        Path | None,
+        typer.Option("--judge", metavar="LABELS", help="Also compare the judge with answers that you have graded."),
     ] = None,
 ) -> None:
-    """Look before you pay: is the input sound, what may a run take?
+    """Test skill, samples and scorer, and estimate the cost of a run.
 
-    Reads the skill and the samples, and tries the scorer: the expected answer of every sample must score 1, an empty
-    one must not. No model is called without --probe or --judge. Exit code 0: fine, 2: there are problems.
+    The expected answer of every sample must score 1, and an empty answer must not. The command also looks for samples
+    that contradict each other, and for tricks that would score without doing the task. It calls no model unless --probe
+    or --judge is given.
 
-    --judge measures how far the judge agrees with you. LABELS is JSONL, a line being {"id": "…", "answer": "…",
-    "passed": [true, false]}: the sample, an answer to it, and your verdict on each check that the judge reads.
+    --judge measures the agreement of the judge with you. Each line of LABELS is a JSON object {"id": "…", "answer":
+    "…", "passed": [true, false]}: a sample's id, an answer to it, and your verdict on each check that the judge reads.
+
+    Exit code 0: no problems; 2: at least one problem.
 
     \b
     Examples:
@@ -69,4 +73,4 @@ def check(
         if found.problems:
             raise typer.Exit(2)
         small = too_small(found.splits) if found.splits else ""
-        console.print(f"sound, but too few samples: {small}" if small else "fine: nothing to mend")
+        console.print(f"sound, but too few samples: {small}" if small else "fine: no problems")

@@ -15,18 +15,19 @@ from skilltune.text import visible_json
 
 @app.command()
 def convert(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="a sample file or folder, or hf:NAME")],
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A sample file or folder, or hf:NAME.")],
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", metavar="FILE", help="Where to write. [default: stdout]")
+        Path | None, typer.Option("-o", "--out", metavar="FILE", help="The file to write. [default: stdout]")
     ] = None,
     fields: Annotated[
-        list[str] | None, typer.Option("--field", metavar="OURS=THEIRS", help="A field by its name in SOURCE.")
+        list[str] | None,
+        typer.Option("--field", metavar="OURS=THEIRS", help="Our field's name, and its name in SOURCE."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite FILE.")] = False,
 ) -> None:
-    """Write samples of any readable format as plain JSONL.
+    """Convert samples of any readable format to plain JSONL.
 
-    The result loads to the same samples: ids, checks, files and splits included.
+    The result loads to the same samples, including ids, checks, files and splits.
 
     \b
     Examples:

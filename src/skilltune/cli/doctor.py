@@ -15,16 +15,20 @@ from skilltune.cli.options import AsJson, Overrides, app, indented, json_stream,
 def doctor(
     config: Annotated[
         Path | None,
-        typer.Argument(metavar="[CONFIG|SKILL_DIR]", help="a TOML file, or a folder with SKILL.md", show_default=False),
+        typer.Argument(
+            metavar="[CONFIG|SKILL_DIR]", help="A TOML file, or a folder with SKILL.md.", show_default=False
+        ),
     ] = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Look at the machine and let each model answer once.
+    """Test the machine, the keys and each model.
 
-    With a config, each model answers one call (a model in two roles, one), and a judge gives a verdict. Then:
-    versions, keys (set or not, never their values), how your own code is confined, disk, clock, terminal. Each line is
-    ok, warn or fail, and says how to mend what is wrong. Exit code 0: nothing fails, 2: something does.
+    With a config, each model answers one call and a judge gives one verdict. Without a config no model is called. The
+    other lines show versions, keys (set or not, never their values), the confinement of your own code, disk, clock and
+    terminal. Each line is ok, warn or fail, and tells how to fix a fault.
+
+    Exit code 0: nothing fails; 2: something fails.
 
     \b
     Examples:

@@ -41,17 +41,18 @@ def evaluate(
     only: Annotated[
         Side | None, typer.Option("--only", help="Score only with, or only without the skill. [default: both]")
     ] = None,
-    attempts: Annotated[int, typer.Option("--attempts", min=1, help="Draws of each sample.")] = 1,
+    attempts: Annotated[int, typer.Option("--attempts", min=1, help="Attempts per sample.")] = 1,
     run: Annotated[
-        Path | None, typer.Option("--run", metavar="DIR", help="Keep the answers there; a run of train is reused.")
+        Path | None,
+        typer.Option("--run", metavar="DIR", help="Keep the answers in this folder; answers of a training are reused."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score a skill, with and without it.
+    """Score the target with and without a skill.
 
-    Shows mean scores with 95 % intervals, the paired difference, and what a task costs; what a judge took now stands
-    apart. Name the folder of a training run with --run and no answer that it holds is paid again; the optimizer, which
-    is asked nothing, may be another one then.
+    Shows both mean scores with 95 % intervals, the paired difference and the cost of a task. The cost of a judge stands
+    on its own line. With --run naming the folder of a training, answers that it holds are not paid again. The optimizer
+    is never called, so its settings may differ from those of the training.
 
     \b
     Examples:
@@ -71,12 +72,12 @@ def evaluate(
     out = json_stream(as_json)
 
     def judged(journal: Run) -> Usage:
-        """What the run has paid for verdicts."""
+        """The usage that the run has paid for the judge's verdicts."""
         failed = [usage for _, value, usage in journal.memos(FAILED) if value["role"] == "judge"]
         return sum(failed, journal.usage.get("judge", Usage()))
 
     async def score() -> tuple[dict[str, Evaluation], Usage | None]:
-        may_differ = (*MAY_DIFFER, "optimizer.")  # which is asked nothing: a run keeps the one that it was started with
+        may_differ = (*MAY_DIFFER, "optimizer.")  # never called here; the run keeps its own
         with Run.open(run, cfg.to_json(), may_differ=may_differ) if run else scratch_run(None) as journal:
             kept = journal.recall("config")
             with journal.reading():
@@ -87,7 +88,7 @@ def evaluate(
             path = skill or root / cfg.skill
             if not path.exists() and (only is None or only.value == "with"):
                 raise UsageError(
-                    f"the skill {path} does not exist; name another with --skill, e.g. a run's best_skill.md"
+                    f"the skill {path} does not exist; name another one with --skill, e.g. a run's best_skill.md"
                 )
             chosen = load_skill(cfg, root, path)
             try:
@@ -115,7 +116,7 @@ def evaluate(
 def _print_evaluation(
     sides: dict[str, Evaluation], session: Parts, verdicts: Usage | None, split: str, out: TextIO | None
 ) -> None:
-    """`verdicts` is what the judge took now, None where there is none."""
+    """Print the scores of both sides. `verdicts` is the judge's usage in this command; None without a judge."""
     from dataclasses import asdict
 
     from skilltune.report.terminal import columns, per_task, stdout
@@ -132,7 +133,7 @@ def _print_evaluation(
     console = stdout()
     console.print(columns((f"split {split}", "score".ljust(widest), "per task"), rows))
     if verdicts is not None:
-        console.print(f"the judge took {describe_usage(verdicts)}, beside what a task costs")
+        console.print(f"the judge took {describe_usage(verdicts)}, not included in the cost of a task")
     if paired is not None:
         console.print(
             f"difference: {100 * paired['gain']:+.1f} points (95 % CI {100 * paired['low']:+.1f}…"
@@ -142,7 +143,7 @@ def _print_evaluation(
 
 
 def _paired(session: Parts, before: Any, after: Any) -> dict[str, Any] | None:
-    """The difference over the samples scored on both sides, with its 95 % interval."""
+    """The paired difference on samples scored on both sides, with its 95 % interval; None without such samples."""
     from skilltune.finish.certify import by_group
     from skilltune.stats import difference_interval
 

@@ -39,24 +39,34 @@ def export(
     to: Annotated[
         Kind,
         typer.Option(
-            "--to", parser=_kind, metavar="KIND", help="What to write: a plain file, or an agent's skill folder."
+            "--to", parser=_kind, metavar="KIND", help="The form to write: a plain file, or an agent's skill folder."
         ),
     ],
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="The project to write into. [default: current folder]")
     ] = None,
-    name: Annotated[str | None, typer.Option("--name", help="The skill's name, where it has none.")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="The skill's name, if it has no frontmatter.")] = None,
     description: Annotated[
-        str | None, typer.Option("--description", help="When an agent should use it, where the skill does not say.")
+        str | None,
+        typer.Option("--description", help="When an agent should use the skill, if it has no frontmatter."),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite a skill of that name that differs.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite another skill of that name.")] = False,
 ) -> None:
-    """Write the trained skill where an agent finds it.
+    """Write the trained skill to the folder where an agent looks for skills.
 
-    claude writes .claude/skills/NAME/, codex and agents .agents/skills/NAME/, copilot .github/skills/NAME/, cursor,
-    gemini and opencode .cursor/, .gemini/ and .opencode/skills/NAME/, plugin a Claude Code plugin NAME/, file NAME.md.
-    Only the trained lines differ from the input; evals/, runs and skilltune.toml stay behind.
-    skill-creator writes the run's answers and grades as NAME-workspace/iteration-N/ for the viewer of that skill.
+    \b
+    The KIND decides what is written below DIR:
+      claude         .claude/skills/NAME/
+      codex, agents  .agents/skills/NAME/
+      copilot        .github/skills/NAME/
+      cursor         .cursor/skills/NAME/
+      gemini         .gemini/skills/NAME/
+      opencode       .opencode/skills/NAME/
+      plugin         NAME/, a Claude Code plugin
+      file           NAME.md
+      skill-creator  NAME-workspace/iteration-N/, answers and grades for the viewer of that skill
+
+    Only the trained lines differ from the input. Files of the training (evals/, runs, skilltune.toml) are not exported.
 
     \b
     Examples:

@@ -14,7 +14,7 @@ from skilltune.errors import UsageError
 
 
 def _declared(variable: str) -> str:
-    """The name of a variable that holds a key, "" for none. Raises UsageError for what may be the key itself."""
+    """The name of an environment variable, or "". Raises UsageError if the text may be the key itself."""
     from skilltune.keys import declared
 
     try:
@@ -30,25 +30,26 @@ def init(
     description: Annotated[
         str | None, typer.Option("--description", help="What it does and when an agent should use it.")
     ] = None,
-    task: Annotated[str | None, typer.Option("--task", help="What a task looks like, in a sentence.")] = None,
-    score: Annotated[str | None, typer.Option("--score", help="How answers are scored, e.g. exact, number.")] = None,
+    task: Annotated[str | None, typer.Option("--task", help="A sentence that describes a task.")] = None,
+    score: Annotated[str | None, typer.Option("--score", help="The scorer of answers, e.g. exact, number.")] = None,
     target: Annotated[str | None, typer.Option("--target", help="The model that does the tasks.")] = None,
     optimizer: Annotated[str | None, typer.Option("--optimizer", help="The model that proposes edits.")] = None,
     key_env: Annotated[
-        str, typer.Option("--key-env", metavar="VARIABLE", help="What holds the key of the optimizer's endpoint.")
+        str, typer.Option("--key-env", metavar="VARIABLE", help="Environment variable with the optimizer's API key.")
     ] = "",
     document: Annotated[
-        Path | None, typer.Option("--from", metavar="FILE", help="Draft samples from it with the optimizer's model.")
+        Path | None, typer.Option("--from", metavar="FILE", help="Let the optimizer's model draft samples from FILE.")
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing; take the defaults.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite config and samples; never a SKILL.md.")] = False,
 ) -> None:
-    """Begin a skill: SKILL.md, five example tasks to overwrite, and a commented config.
+    """Start a skill: write SKILL.md, five example tasks to replace, and a commented config.
 
-    A SKILL.md and an evals/evals.json that are there already are kept byte for byte, with --force too: the config is
-    added, and tasks where there are no evals. (Delete them first to begin from the template.) Asks what no option says.
-    With --from, the optimizer's model drafts tasks from a document; each is marked "reviewed": false, and training
-    refuses it until you have read it and set that to true.
+    The command asks for everything that no option states. An existing SKILL.md or evals/evals.json is never changed,
+    not even with --force; delete it first to start from the template.
+
+    With --from, the optimizer's model drafts tasks from a document. Each draft is marked "reviewed": false. Training
+    refuses it until you have read it and changed that to true.
 
     \b
     Examples:
@@ -66,17 +67,17 @@ def init(
         questions = propose(folder, drafting=document is not None)
         if answered := [f"--{key}" for key, value in given.items() if value is not None and key not in questions]:
             raise UsageError(
-                f"{folder} has a SKILL.md already, which is kept as it is: leave out {', '.join(answered)}, or delete "
-                "it to begin from the template"
+                f"{folder} already has a SKILL.md, which is kept as it is: leave out {', '.join(answered)}, or delete "
+                "the file to start from the template"
             )
         for key, (question, default) in questions.items():
             value = given[key]
             if value is None and not yes:
                 if not sys.stdin.isatty():
-                    raise UsageError(f"nobody is there to answer: add --{key}, or --yes for the default ({default})")
+                    raise UsageError(f"no terminal to ask: add --{key}, or --yes for the default ({default})")
                 value = typer.prompt(question, default=default)
             plan[key] = default if value is None else value
-        kept = {"name": folder.resolve().name, "description": "", "task": ANSWER_ONLY}  # of a SKILL.md that is there
+        kept = {"name": folder.resolve().name, "description": "", "task": ANSWER_ONLY}  # for a SKILL.md that exists
         chosen = Plan(**(kept | plan), key_env=_declared(key_env))
         evals = describe_evals(folder / EVALS) if document is None and (folder / EVALS).is_file() else ""
         drafts = interrupts.run(draft_with(chosen, document)) if document is not None else []

@@ -1,8 +1,8 @@
-"""SIGINT and SIGTERM: a process that is told to end leaves soon, in good order, always with the same exit code.
+"""SIGINT and SIGTERM: an interrupted process cleans up, ends soon, and always has the same exit code.
 
-The first signal cancels the work; later ones change nothing, because a second Ctrl-C must not tear apart what the
-first one is tidying up. What has not ended after `GRACE_S` (a scorer that computes, a thread that cannot be
-cancelled) is left where it is: the journal holds every answer whenever the process ends.
+The first signal cancels the work. Later signals change nothing, because a second Ctrl-C must not disturb the cleanup.
+Work that has not ended after `GRACE_S`, such as a thread that cannot be cancelled, is abandoned. No answer is lost,
+because the journal holds every answer at any time.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ SHOW_CURSOR = b"\x1b[?25h\n"
 
 
 class Interrupts:
-    """The signals of one process, for all its life; `exit_code` is what an interrupted one ends with."""
+    """Handles the signals of one process until it ends. `exit_code` is the exit code of an interrupted process."""
 
     def __init__(self, exit_code: int) -> None:
         self.received = False
         self._exit_code = exit_code
-        self._message = ""  # of the command under way; "" while none is
+        self._message = ""  # printed if the running command is interrupted; "" if no command is running
         self._running: tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]] | None = None
 
     def install(self) -> None:
-        """Take both signals over; a SIGINT that is ignored (a background job of a script) stays so."""
+        """Handle both signals. An ignored SIGINT, as in a script's background job, stays ignored."""
         for number in SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._on_signal)
@@ -41,7 +41,7 @@ class Interrupts:
 
     @contextmanager
     def during(self, message: str) -> Iterator[None]:
-        """While a command is under way: a signal that finds no coroutine to cancel raises `KeyboardInterrupt`."""
+        """In the block, a signal raises `KeyboardInterrupt` if there is no coroutine to cancel."""
         self._message = message
         try:
             yield
@@ -49,7 +49,7 @@ class Interrupts:
             self._message = ""
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """`asyncio.run`, in which a signal cancels the work wherever it waits."""
+        """Like `asyncio.run`, but a signal cancels the work."""
 
         async def main() -> T:
             task = asyncio.current_task()
@@ -63,8 +63,8 @@ class Interrupts:
         return asyncio.run(main())
 
     def end(self, code: object) -> None:
-        """The last act of the process. From here no signal can change its exit code, and an interrupted one waits for
-        no thread."""
+        """Call last in the process. Afterwards no signal changes the exit code, and an interrupted process waits for no
+        thread."""
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
         if self.received:
@@ -87,7 +87,7 @@ class Interrupts:
             self._leave()
 
     def _leave(self) -> None:
-        """End here and now. Only `os.write`: the streams may be in the middle of a write of their own."""
+        """End the process at once. Writes by `os.write` only, because the streams may be in the middle of a write."""
         with suppress(OSError):
             os.write(2, f"error: {self._message or 'interrupted'}\n".encode())
             if os.isatty(1):

@@ -1,6 +1,6 @@
-"""The command line: each command reads its arguments, calls the library, prints, and maps the end to an exit code.
+"""The command line. Each command reads its arguments, calls the library, prints, and maps the outcome to an exit code.
 
-Only typer and the errors are imported at the top, so that `skilltune --help` stays fast; a command imports the rest.
+Commands import the library inside their functions, so that `skilltune --help` stays fast.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def main() -> None:
     try:
         try:
             app()
-        except Exception as error:  # beyond the boundary of a command
+        except Exception as error:  # raised outside of a command's `boundary`
             fail(our_fault(error, None), OUR_FAULT)
             raise SystemExit(OUR_FAULT) from None
     except SystemExit as end:
@@ -48,16 +48,23 @@ def _root(
 ) -> None:
     """Train an agent's skill document like model weights.
 
-    A frozen target does your tasks with the skill, an optimizer proposes small edits, and an edit stays only if
-    held-out samples say so. What ships is one document.
+    A frozen model (the target) does your tasks with the skill. Another model (the optimizer) reads the failures and
+    proposes small edits. An edit is accepted only if samples that the optimizer never saw improve. At the end, unused
+    test samples certify the gain. The result is one document, best_skill.md.
 
     \b
-    Begin with:
-      skilltune doctor skilltune.toml       is the machine fit, does each model answer?
-      skilltune check skilltune.toml        is everything sound, what would it cost?
-      skilltune train skilltune.toml        train; the same command resumes
-      skilltune show runs/NAME              what happened
+    Start here, in this order:
+      skilltune init skills/NAME            write a skill, example tasks and a config
+      skilltune check skills/NAME           test samples and scorer, estimate the cost; calls no model
+      skilltune doctor skills/NAME          test the machine, the keys and each model
+      skilltune train skills/NAME           train; the same command resumes
+      skilltune show runs/NAME              read the verdicts and the certificate
       skilltune export runs/NAME --to claude
+
+    \b
+    Other commands:
+      skilltune eval skills/NAME            score a skill without training it
+      skilltune COMMAND --help              options and examples of a command
     """
 
 

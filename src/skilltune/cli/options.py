@@ -22,24 +22,24 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-Source = Annotated[Path, typer.Argument(metavar="CONFIG|SKILL_DIR", help="a TOML file, or a folder with SKILL.md")]
+Source = Annotated[Path, typer.Argument(metavar="CONFIG|SKILL_DIR", help="A TOML file, or a folder with SKILL.md.")]
 Here = Annotated[
-    str | None,  # as it was written: it may be an override, and Path would fold the // of a URL
+    str | None,  # not a Path, which would fold the // of a URL if the argument is an override
     typer.Argument(
         metavar="[CONFIG|SKILL_DIR]",
-        help="a TOML file, or a folder with SKILL.md; left out: the current folder",
+        help="A TOML file, or a folder with SKILL.md. [default: the current folder]",
         show_default=False,
     ),
 ]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="config keys to override, e.g. train.epochs=2")
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Override keys of the config, e.g. train.epochs=2.")
 ]
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="the folder of a run, e.g. runs/invoice-totals")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, e.g. runs/invoice-totals.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Write JSON to stdout and nothing else.")]
 
 
 def config_and_overrides(config: str | None, overrides: list[str] | None) -> tuple[Path, list[str]]:
-    """The config of a command, the current folder's where none is named, and the overrides."""
+    """The config (the current folder's if none is named), and the overrides."""
     given = list(overrides or ())
     if config is None or ("=" in config and not Path(config).exists()):
         return Path(), [*([config] if config else []), *given]
@@ -47,7 +47,7 @@ def config_and_overrides(config: str | None, overrides: list[str] | None) -> tup
 
 
 def json_stream(wanted: bool) -> TextIO | None:
-    """Stdout for JSON alone, if that is wanted; from then on nothing else can be written there."""
+    """Reserve stdout for JSON if `wanted`: everything else goes to stderr from now on. None if not wanted."""
     return streams.claim_stdout() if wanted else None
 
 
@@ -57,7 +57,7 @@ def write_json(value: Any, stream: TextIO) -> None:
 
 @contextmanager
 def reading(folder: Path) -> Iterator[Run]:
-    """A run to look at. All that shows it belongs into the block: a journal of another shape is "damaged" there."""
+    """Open a run for reading. In the block, unexpected content of the journal is reported as a damaged file."""
     from skilltune.journal.run import Run
 
     with Run.read(folder) as journal, journal.reading():
@@ -65,5 +65,5 @@ def reading(folder: Path) -> Iterator[Run]:
 
 
 def indented(text: str, by: int) -> str:
-    """Text for one entry of a list: none of its lines can pass for an entry of ours."""
+    """Indent all lines of a list entry but the first, so that none looks like an entry of its own."""
     return text.replace("\n", "\n" + " " * by)

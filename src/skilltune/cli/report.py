@@ -16,13 +16,14 @@ from skilltune.errors import UsageError
 def report(
     run: RunFolder,
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", metavar="FILE", help="Where to write it. [default: RUN/report.html]")
+        Path | None, typer.Option("-o", "--out", metavar="FILE", help="The file to write. [default: RUN/report.html]")
     ] = None,
 ) -> None:
-    """Write what happened in a run as one HTML file.
+    """Write a run's report as one HTML file.
 
-    Verdict and certificate, scores, what changed in the skill and why, every sample under every version, transcripts,
-    spend. The file needs no network and stays under 2 MB; a run that is under way is shown as far as it is.
+    It shows the verdicts and the certificate, the scores, each change of the skill with its reason, every sample under
+    every version, transcripts and the cost. The file needs no network and stays under 2 MB. A report of a running
+    training shows the steps so far.
 
     \b
     Examples:

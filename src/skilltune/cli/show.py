@@ -14,16 +14,16 @@ from skilltune.cli.options import AsJson, RunFolder, app, indented, json_stream,
 @app.command()
 def show(
     run: RunFolder,
-    edits: Annotated[bool, typer.Option("--edits", help="What each rule of the best skill is worth.")] = False,
+    edits: Annotated[bool, typer.Option("--edits", help="Show the gain of each rule in the best skill.")] = False,
     again: Annotated[
-        bool, typer.Option("--recompute", help="Make every decision again from the journal alone, and compare.")
+        bool, typer.Option("--recompute", help="Repeat every decision from the journal alone, and compare.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show what happened in a run.
+    """Show the state, the verdicts and the certificate of a run.
 
-    Whether it is running, was stopped or has finished; its verdicts, its certificate, what it cost and where its files
-    are. Exit codes of --recompute: 0 all equal, 1 something differs, 2 the journal lacks something.
+    Also shows the cost of the run and the paths of its files. Works while the run is under way. Exit codes of
+    --recompute: 0 all decisions are equal, 1 a decision differs, 2 the journal is incomplete.
 
     \b
     Examples:
@@ -49,7 +49,7 @@ def show(
 
 
 def _show_edits(folder: Path, out: TextIO | None) -> None:
-    """The ledger of the best skill."""
+    """Print the ledger of the best skill: each rule with its estimated gain."""
     from skilltune.history.ledger import ABOUT, HEADERS, read_ledger, row, to_json
     from skilltune.report.terminal import History, columns, stdout
 
@@ -63,11 +63,11 @@ def _show_edits(folder: Path, out: TextIO | None) -> None:
             stdout().print(f"{ABOUT}\n")
             stdout().print(columns(HEADERS, [row(rule) for rule in rules]))
         else:
-            stdout().print("no edit stands in the best skill: it is the input")
+            stdout().print("the best skill contains no edit: it is the input")
 
 
 def _recompute(folder: Path, out: TextIO | None) -> NoReturn:
-    """One line per decision, with what differs below it; exits."""
+    """Print one line per decision, with the differences below it, and exit."""
     from dataclasses import asdict
 
     from skilltune.history.replay import recompute

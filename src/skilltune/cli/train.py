@@ -26,29 +26,37 @@ def train(
     overrides: Overrides = None,
     run: Annotated[
         Path | None,
-        typer.Option("--run", metavar="DIR", help="Run folder. [default: runs/NAME by the config]", show_default=False),
+        typer.Option(
+            "--run", metavar="DIR", help="Run folder. [default: runs/NAME beside the config]", show_default=False
+        ),
     ] = None,
     fork: Annotated[
         bool,
         typer.Option(
             "--fork",
-            help="Start a new run beside the old one, reusing answers that still apply; each time another. Resume it "
-            "with --run DIR.",
+            help="Start another run beside the old one and reuse its answers that still apply. Resume the new run with "
+            "--run DIR.",
         ),
     ] = False,
     controls: Annotated[
-        bool, typer.Option("--controls", help="At the end, measure cheaper ways on the same samples; doubles the cost.")
+        bool,
+        typer.Option("--controls", help="At the end, also measure cheaper ways to a skill; doubles the cost."),
     ] = False,
     drop: Annotated[
         list[str] | None,
-        typer.Option("--drop", metavar="ID", help="Go on without a sample, for good. Can be given several times."),
+        typer.Option("--drop", metavar="ID", help="Remove a sample from the run for good. May be given several times."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train a skill; run the same command again to resume.
+    """Train a skill. The same command again resumes the run.
 
-    Prints the plan and the estimated cost, then trains. Every paid answer is kept in the run folder, so a run that was
-    stopped anywhere goes on where it was and pays nothing twice. With --json every event is one JSON line on stdout.
+    Each step runs a batch of train samples, asks the optimizer for edits and lets the gate judge them on the select
+    samples. The best version is certified on the test samples and written to best_skill.md in the run folder. If none
+    is better, the input is kept.
+
+    The command first prints the plan and the estimated cost; set a limit with budget.usd, budget.calls or
+    budget.minutes. The run folder keeps every paid answer, so a stopped run continues and pays nothing twice. To pause
+    a run, create a file named stop in its folder. With --json each event is one JSON line on stdout.
 
     \b
     Examples:
@@ -59,12 +67,12 @@ def train(
     \b
     Exit codes:
       0  a better skill is certified or, without a test split, accepted
-      1  finished, nothing better found; the input is shipped unchanged
+      1  finished, nothing better found; the input is kept unchanged
       2  usage or configuration error, nothing spent
       3  stopped by a provider or the network (resumable)
       4  stopped by the budget or an interrupt (resumable)
-      5  finished undecided: accepted, but not certified
-      70  an error of skilltune itself: its traceback is in the run folder (resumable)
+      5  finished undecided: a version was accepted, but not certified
+      70  a bug in skilltune: the traceback is in the run folder (resumable)
     """
     from skilltune.api import run_training
     from skilltune.config import load_config
@@ -73,7 +81,7 @@ def train(
     source, given = config_and_overrides(config, overrides)
 
     def again(folder: Path) -> str:
-        """The command that resumes the run in a folder."""
+        """The command that resumes the run in `folder`."""
         place = ["--run", str(folder)] if fork or run else []
         return shlex.join(["skilltune", "train", str(source), *given, *place, *["--controls"] * controls])
 

@@ -1,4 +1,4 @@
-"""The optimizer: turns scored rollouts into proposed edits. A new kind is one class with the members of `Optimizer`."""
+"""The optimizer turns scored rollouts into proposed edits. A new kind is one class with the members of `Optimizer`."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ from skilltune.skill import Skill
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """An edit and the train samples that it answers (`support`, counted by us from citations that hold) of the `among`
-    samples that the optimizer was shown (0: unknown)."""
+    """An edit with its evidence.
+
+    `support` names the train samples that the edit cites correctly; skilltune checks the citations, the optimizer does
+    not. `among` is the number of samples that the optimizer was shown; 0 means unknown.
+    """
 
     edit: Edit
     support: tuple[str, ...] = ()
@@ -24,7 +27,7 @@ class Proposal:
 
 
 def join(proposals: Iterable[Proposal]) -> list[Proposal]:
-    """The same edit from several minibatches becomes one with their joint support; best supported first, stable."""
+    """Join equal edits into one with the union of their support. Best supported first; ties keep their order."""
     joined: dict[str, Proposal] = {}
     for proposal in proposals:
         old = joined.get(proposal.edit.key)
@@ -36,14 +39,14 @@ def join(proposals: Iterable[Proposal]) -> list[Proposal]:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """One train sample under the skill of the epoch's start and under the current one."""
+    """Two rollouts of one train sample: under the skill at the epoch's start, and under the current skill."""
 
     before: Rollout
     after: Rollout
 
     @property
     def kind(self) -> str:
-        """improved, regressed, still passing, still failing; or unknown where a side has no score."""
+        """improved, regressed, still passing or still failing; unknown if a side has no score."""
         if self.before.score is None or self.after.score is None:
             return "unknown"
         change = self.after.score.value - self.before.score.value
@@ -54,15 +57,16 @@ class Pair:
 
 @runtime_checkable
 class Optimizer(Protocol):
-    """Proposes; never judges. It sees rollouts of train samples only.
+    """Proposes edits and never judges them. It sees rollouts of train samples only.
 
-    `propose` returns the edits of one step, best supported first: a patch of at most `limit` edits, or a pool to be
-    measured. The rollouts come one by one in the order of the batch, so that it need not wait for the last of them,
-    nor read them all.
-    `learning_rate` names how many of the proposals a step applies under the autonomous schedule.
-    `slow_update` returns the epoch's guidance as an edit, or None; `notes` the optimizer's own notes. These two are
-    not asked, and the rollouts that they would compare are not paid for, where `looks_back` is False.
-    Whoever derives from this class need not write more than `propose`.
+    `propose` returns the edits of one step, best supported first: either a patch of at most `limit` edits, or a larger
+    pool that the gate measures. The rollouts arrive in the order of the batch. `propose` may use the first ones before
+    the last are done, and it may stop reading early.
+    `learning_rate` returns the number of proposals that a step applies under the autonomous schedule, at most `most`.
+    `slow_update` returns the epoch's guidance as an edit, or None.
+    `notes` returns the optimizer's own notes.
+    If `looks_back` is False, `slow_update` and `notes` are not called, and no rollouts are paid for them.
+    A class that derives from this one must define `propose` only.
     """
 
     looks_back: bool = False

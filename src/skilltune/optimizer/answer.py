@@ -1,4 +1,4 @@
-"""The other side of `handoff:DIR`: which questions are open, and answering them by hand or by a command."""
+"""The answering side of `handoff:DIR`: list the open questions, and answer them by hand or by a command."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ from skilltune.optimizer.handoff import REQUEST, Question, claimed, in_use, is_h
 from skilltune.optimizer.render import support
 from skilltune.skill import Skill
 
-TRIES = 3  # answers of a command to one question
+TRIES = 3  # answers that a command may give to one question
 POLL_S = 0.25
-ENDING_S = 1.0  # that a command which is told to end is given
+GRACE_S = 1.0  # between SIGTERM and SIGKILL
 _SKILL = re.compile(r"^<skill>\n(.*?)\n</skill>$", re.DOTALL | re.MULTILINE)
 _TRAJECTORY = re.compile(r'^<trajectory sample="([^"]*)"[^>]*>\n(.*?)\n</trajectory>$', re.DOTALL | re.MULTILINE)
 
 
 def open_questions(folder: Path) -> list[Question]:
-    """The questions that want an answer, the oldest first. Raises UsageError if there is no such folder, or it is not
-    one of questions."""
+    """The open questions, the oldest first. Raises UsageError if the folder does not exist or no run has used it."""
     if not folder.is_dir():
         raise UsageError(
-            f"there is no folder {folder.absolute()}. A run with optimizer.model=handoff:DIR makes DIR: there it "
-            "counts from the config's folder, here from where you are"
+            f"there is no folder {folder.absolute()}. A run with optimizer.model=handoff:DIR makes DIR. In a config, a "
+            "relative DIR starts at the config's folder; here it starts at the current folder"
         )
     if not is_handoff(folder):
         raise UsageError(
-            f"{folder.absolute()} is no folder of questions: no run has used it. Name the DIR of "
-            "optimizer.model=handoff:DIR; there it counts from the config's folder, here from where you are"
+            f"{folder.absolute()} holds no questions: no run has used it. Name the DIR of optimizer.model=handoff:DIR. "
+            "In a config, a relative DIR starts at the config's folder; here it starts at the current folder"
         )
     return [question for question in questions(folder) if question.is_open]
 
 
 def named(folder: Path, name: str) -> Question:
-    """A question by its name or its number, open or with an answer that no run has used yet. Raises UsageError."""
+    """A question by its name or number: an open one, or one with an answer that no run has used yet. Raises UsageError
+    if there is none."""
     name = name.removesuffix(".md")
     known = open_questions(folder)
     found = _by_name(questions(folder), name)
@@ -62,9 +62,9 @@ def _by_name(known: Sequence[Question], name: str) -> list[Question]:
 
 
 def hand_in(question: Question, text: str) -> list[str]:
-    """File an answer; what the run will find wrong with it, as far as the question tells, see `doubts`. Raises
-    UsageError that says what is wrong with its form; the question stays as it was then."""
-    asked = question.text()  # a run that waits files it away at once
+    """File an answer and return its `doubts`. Raises UsageError if the answer does not fit the schema; the question
+    then stays as it was."""
+    asked = question.text()  # read first: a waiting run moves the question as soon as it has an answer
     try:
         question.hand_in(text)
     except ValueError as error:
@@ -73,9 +73,12 @@ def hand_in(question: Question, text: str) -> list[str]:
 
 
 def doubts(question: str, data: Mapping[str, Any]) -> list[str]:
-    """What speaks against the edits of an answer to a question about trajectories: a sample that was not shown, a
-    quote that does not stand there, a place that the skill does not have. No verdict, which only the run can give: it
-    knows the skill to the byte, and whether it enforces its checks."""
+    """Likely faults of the edits in an answer about trajectories, one message each.
+
+    Faults are a sample that the question does not show, a quote that its trajectory does not contain, and a place that
+    the skill does not contain. Only the run decides, because it has the skill's exact bytes and the setting
+    `optimizer.checks`.
+    """
     request = question.partition(REQUEST)[2]
     shown: dict[str, str] = {}
     for name, text in _TRAJECTORY.findall(request):
@@ -92,7 +95,7 @@ def doubts(question: str, data: Mapping[str, Any]) -> list[str]:
         unknown = sorted({cited.sample for cited in edit.evidence} - shown.keys())
         found += [f'edit {number}: the question shows no sample "{sample}"' for sample in unknown]
         if not unknown and not support(edit, shown):
-            found.append(f"edit {number}: none of its quotes stands in the trajectory that it names")
+            found.append(f"edit {number}: the trajectory that it names contains none of its quotes")
         report = apply(Skill(skill[1]), [edit]).reports[0]
         if report.status == "rejected":
             found.append(f"edit {number}: {report.reason}")
@@ -100,11 +103,11 @@ def doubts(question: str, data: Mapping[str, Any]) -> list[str]:
 
 
 async def answer_by(folder: Path, command: str, *, idle: float, say: Callable[[str], None]) -> int:
-    """Let a shell command answer every question until no run has had the folder open for `idle` seconds; how many.
+    """Let a shell command answer all questions, and return their number.
 
-    The command gets the question on stdin and prints the answer. It runs in an empty folder, so that an agent does not
-    find the samples by chance, and with the whole environment. Raises UsageError where it fails, or where `TRIES` of
-    its answers to one question could not be used.
+    Ends when no run has had the folder open for `idle` seconds. The command gets the question on stdin and prints the
+    answer. It inherits the whole environment, and runs in an empty folder so that an agent does not find the samples by
+    chance. Raises UsageError if the command fails, or if `TRIES` of its answers to one question could not be used.
     """
     answered, tries = 0, Counter[str]()
     seen = time.monotonic()
@@ -133,15 +136,17 @@ async def answer_by(folder: Path, command: str, *, idle: float, say: Callable[[s
         if found or in_use(folder):
             seen = time.monotonic()
         elif time.monotonic() - seen >= idle:
-            open_questions(folder)  # says so if there is no such folder
+            open_questions(folder)  # raises if there is no such folder
             return answered
         if not worked:
             await asyncio.sleep(POLL_S)
 
 
 async def _output(command: str, question: Question) -> str:
-    """What the command prints. It and all that it started end with us: through files, because a pipe that a grandchild
-    holds open would keep us waiting."""
+    """The output of the command. The command and its children end with this process.
+
+    Input and output are files, because a grandchild could hold a pipe open and keep us waiting.
+    """
     with (
         tempfile.TemporaryDirectory(prefix="skilltune-answer-") as empty,
         tempfile.TemporaryFile() as asked,
@@ -154,7 +159,7 @@ async def _output(command: str, question: Question) -> str:
             while process.poll() is None:
                 await asyncio.sleep(POLL_S / 5)
         finally:
-            _end(process)
+            _terminate(process)
         said.seek(0)
         out = said.read()
     if process.returncode:
@@ -162,11 +167,11 @@ async def _output(command: str, question: Question) -> str:
     return out.decode("utf-8", "replace")
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End what is left of the process's group, in good order where there is time for it."""
-    with suppress(ProcessLookupError, PermissionError):  # nobody is left
+def _terminate(process: subprocess.Popen[bytes]) -> None:
+    """End the remaining processes of the group: SIGTERM first, SIGKILL after `GRACE_S`."""
+    with suppress(ProcessLookupError, PermissionError):  # the group is empty
         os.killpg(process.pid, signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
-            process.wait(ENDING_S)
+            process.wait(GRACE_S)
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

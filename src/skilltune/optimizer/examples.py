@@ -1,9 +1,9 @@
-"""An optimizer without a model: worked examples taken from train failures, and what to do with those already there.
+"""An optimizer without a model: it proposes worked examples from train failures, and changes to earlier examples.
 
-Small models ignore rules and follow examples, and no key is needed to copy one: this makes training possible
-offline, and is the baseline that a paid optimizer has to beat. It proposes, in the form in which the target is
-asked: an example from a failed train sample, the removal of an example, the exchange of two neighbours, and one line
-on the format that all expected answers share. Which of them help is for the gate to measure.
+Small models ignore rules and follow examples, and copying an example needs no key. So training works offline, and a
+paid optimizer has a baseline to beat. It proposes to add an example from a failed train sample, to remove an example,
+to exchange two neighbours, and to add one line on the format that all expected answers share. Examples have the form of
+the target's prompt. The gate measures which proposals help.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from skilltune.rollout import Rollout
 from skilltune.samples import Sample
 from skilltune.skill import Skill
 
-REMOVALS = 2  # proposed per step at most, so that most of the pool are new examples
-CHARS = 1200  # a longer example is no example
+REMOVALS = 2  # most removals proposed per step, so that most of the pool are new examples
+CHARS = 1200  # longest example
 
 
 @dataclass(slots=True)
 class ExamplesOptimizer:
-    """Implements `Optimizer`; `samples` are the train samples by id, all that it can ever copy from."""
+    """Implements `Optimizer`. `samples` are the train samples by id; it copies from no others."""
 
     env: Env
     samples: Mapping[str, Sample]
@@ -40,7 +40,7 @@ class ExamplesOptimizer:
     async def propose(
         self, skill: Skill, rollouts: AsyncIterable[Rollout], memory: Memory, step: Step, limit: int
     ) -> list[Proposal]:
-        """Up to `pool` edits: the format line, removals and one exchange, the rest new examples, failures first."""
+        """Up to `pool` edits: the format line, removals, one exchange, and new examples from failures for the rest."""
         seen = [rollout async for rollout in rollouts]
         draw = rng(self.seed, "examples", step.index)
         body = skill.body.replace("\r\n", "\n")
@@ -57,12 +57,12 @@ class ExamplesOptimizer:
         return [replace(p, among=len(step.batch)) for p in _mixed(others, fresh, max(self.pool, limit))]
 
     def example(self, sample: Sample) -> str:
-        """A sample as the target would see it, followed by the answer that it states; "" where it states none."""
+        """The sample in the form of the target's prompt, followed by its answer; "" if it states no answer."""
         expected = self.env.stated(sample)
         asked = self.env.asked(sample).rstrip()
         joint = " " if asked.endswith(":") else "\n"
         text = re.sub(r"\r\n?", "\n", f"{asked}{joint}{expected}")
-        return text.strip("\n").rstrip() if expected else ""  # as it will stand in the skill
+        return text.strip("\n").rstrip() if expected else ""  # as an edit inserts it
 
     def _add(self, sample: Sample) -> Proposal:
         why = f"a worked example of train sample {sample.id}, which failed"
@@ -74,7 +74,7 @@ class ExamplesOptimizer:
         return [Proposal(Edit("delete", target=text, why="does this example still help?")) for text in chosen]
 
     def _exchange(self, body: str, present: Sequence[str], draw: Random) -> list[Proposal]:
-        """Two neighbouring examples in the other order: for small models the last one weighs most."""
+        """Exchange two neighbouring examples, because small models follow the last one most."""
         pairs = [
             (target, f"{second}{between}{first}")
             for first, second in pairwise(present)
@@ -88,7 +88,7 @@ class ExamplesOptimizer:
         return [Proposal(Edit("replace", target=target, text=text, why="the other order of two examples"))]
 
     def _format(self, body: str, rollouts: Sequence[Rollout]) -> list[Proposal]:
-        """One line on the shape that the expected answers of this batch share, if they share one."""
+        """One line on the shape of this batch's expected answers, if all share one."""
         answers = [self.env.stated(self.samples[r.sample]) for r in rollouts]
         line = describe_format([answer for answer in answers if answer])
         failed = tuple(r.sample for r in rollouts if r.score is not None and not r.score.hard)
@@ -99,7 +99,7 @@ class ExamplesOptimizer:
     async def learning_rate(
         self, skill: Skill, proposals: Sequence[Proposal], memory: Memory, step: Step, most: int
     ) -> int:
-        """All that is allowed: an optimizer without a model has no reason for less."""
+        """Always the maximum: without a model there is no reason for less."""
         return most
 
     async def slow_update(self, skill: Skill, pairs: Sequence[Pair], memory: Memory, step: Step) -> Edit | None:
@@ -110,7 +110,7 @@ class ExamplesOptimizer:
 
 
 def require_answers(env: Env, train: Sequence[Sample]) -> None:
-    """Raises UsageError where no train sample states an answer: there would be nothing to propose."""
+    """Raise UsageError if no train sample states an answer, because there would be nothing to propose."""
     if not any(env.stated(sample) for sample in train):
         raise UsageError(
             f"optimizer.model=examples copies worked examples, but none of the {len(train)} train samples states an "
@@ -119,8 +119,10 @@ def require_answers(env: Env, train: Sequence[Sample]) -> None:
 
 
 def describe_format(answers: Sequence[str]) -> str:
-    """A rule for the shape that all answers share ("" if none): runs of digits, letters and punctuation, by example.
-    Where all answers are the same there is no shape to see, and the rule would be the answer."""
+    """A rule for the shape that all answers share, such as <digits>-<digits>, or for their common beginning.
+
+    "" if they share none, if there are fewer than three, or if all are equal, because the rule would be the answer.
+    """
     if len(answers) < 3 or len(set(answers)) == 1:
         return ""
     shapes = {re.sub(r"\d+", "0", re.sub(r"[^\W\d_]+", "a", answer)) for answer in answers}
@@ -135,11 +137,11 @@ def describe_format(answers: Sequence[str]) -> str:
 
 
 def _place(body: str, text: str) -> int:
-    """Where the text stands in the body on lines of its own, or -1: within a longer example it is no example."""
+    """The offset of the text in the body if it fills whole lines there, else -1."""
     found = re.search(rf"^{re.escape(text)}[ \t]*$", body, re.MULTILINE)
     return found.start() if found else -1
 
 
 def _mixed(others: list[Proposal], fresh: list[Proposal], most: int) -> list[Proposal]:
-    """Others for at most a third of `most`, then new examples."""
+    """At most `most` proposals: others for up to a third of them, then new examples."""
     return [*others[: max(1, most // 3)], *fresh][:most]

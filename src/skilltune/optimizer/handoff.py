@@ -1,10 +1,11 @@
-"""The optimizer that is a person or another agent: each question is a file in a folder, and so is its answer.
+"""The handoff: a person or another agent is the optimizer. Each question is a file in a folder, and so is its answer.
 
-A question's name holds a hash of its content, so a run that was killed finds its open questions again, and answers
-that came meanwhile. Both sides share the folder and nothing else: the run writes `NAME.md`, whoever answers writes
-`NAME.answer.json` (or `.md`); a used pair is moved to `done/`, an answer that cannot be used to `NAME.refused-1.json`.
-A file may be read while it is written, so what is not a whole JSON object is no answer yet. Nothing is repaired: an
-end that is guessed is an answer that nobody gave.
+The two sides share the folder and nothing else. The run writes `NAME.md`, the answerer writes `NAME.answer.json` (or
+`.md`). The run moves a used pair to `done/`, and an answer that it cannot use to `NAME.refused-1.json`. A question's
+name holds a hash of its content, so a resumed run finds its open questions and their answers again.
+
+A file may be read while it is being written, so an incomplete JSON object does not count as an answer yet. Broken JSON
+is never repaired, because a guessed ending is an answer that nobody gave.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ from skilltune.usage import Usage
 T = TypeVar("T")
 
 POLL_S = 0.25
-SETTLED_S = 1.0  # a file that did not change for so long and is not whole is worth a word
+SETTLED_S = 1.0  # an incomplete file is reported once it has not changed for this long
 LOCK = ".lock"
 BODY = "\n## What to do\n"
 REQUEST = "\n## The request\n"
-STRAY = "it answers no open question: give it the name of one, or delete it (questions that are done lie in done/)"
+STRAY = "it answers no open question: rename it after one, or delete it (answered questions are in done/)"
 _NAME = re.compile(r"(\d{4,})-([a-z_]+)-([0-9a-f]{8})")
 _ANSWER = re.compile(r"(.+)\.answer\.(?:json|md)")
 _FENCE_OPEN = re.compile(r"```\w*[ \t]*\n\s*\{")
@@ -62,17 +63,17 @@ class Question:
 
     @property
     def answer(self) -> Path | None:
-        """The file of its answer, if there is one."""
+        """The file with the answer, if there is one."""
         return next((path for kind in ("json", "md") if (path := self._part(f"answer.{kind}")).is_file()), None)
 
     @property
     def fault(self) -> str:
-        """Why the file of its answer cannot be used as it is ("" if it can, or if there is none)."""
+        """The reason why the answer's file cannot be used ("" if it can, or if there is none)."""
         if (path := self.answer) is None:
             return ""
         try:
             read_answer(_read(path), self.stage)
-        except OSError:  # moved under our hands
+        except OSError:  # another process moved it
             return ""
         except ValueError as error:
             return f"{path.name}: {error}"
@@ -80,12 +81,12 @@ class Question:
 
     @property
     def is_open(self) -> bool:
-        """Does it want an answer? Not while a usable one waits for the run."""
+        """True unless a usable answer waits for the run."""
         return self.answer is None or bool(self.fault)
 
     @property
     def refusals(self) -> list[str]:
-        """Why answers could not be used, last the one that is there."""
+        """The reasons why answers could not be used; the current answer's comes last."""
         return [*(_read(path).strip() for path in self._refused("txt")), *filter(None, [self.fault])]
 
     @property
@@ -94,7 +95,7 @@ class Question:
         return [_read(path) for path in self._refused("json")]
 
     def fetch(self) -> str | None:
-        """The text of its answer, once a whole JSON object stands there."""
+        """The text of the answer if it holds a complete JSON object, else None."""
         try:
             if (path := self.answer) is not None:
                 read_object(text := _read(path))
@@ -104,7 +105,7 @@ class Question:
         return None
 
     def text(self) -> str:
-        """The question as it stands, and what was wrong with earlier answers. Raises UsageError if it is gone."""
+        """The question, and the faults of earlier answers. Raises UsageError if its file is gone."""
         try:
             text = self.file.read_text(encoding="utf-8")
         except OSError as error:
@@ -119,14 +120,13 @@ class Question:
         return f"{load_prompt('handoff_stdout')}\n{BODY}{self.text().partition(BODY)[2]}"
 
     def hand_in(self, text: str) -> None:
-        """File an answer, in place of one that no run has used yet. Raises ValueError for what cannot be an answer to
-        this question."""
+        """File an answer; it replaces one that no run has used yet. Raises ValueError if it does not fit the schema."""
         data = read_answer(text, self.stage)
         write_atomic(self._part("answer.json"), json.dumps(data, indent=1, ensure_ascii=False) + "\n")
         self._part("answer.md").unlink(missing_ok=True)
 
     def refuse(self, text: str, reason: str) -> None:
-        """Move an answer aside, its reason beside it; one that has taken its place meanwhile stays."""
+        """Move an answer aside and write the reason beside it. A newer answer that has replaced it stays."""
         number = len(self._refused("txt")) + 1
         write_atomic(self._part(f"refused-{number}.json"), text)
         write_atomic(self._part(f"refused-{number}.txt"), f"{reason}\n")
@@ -148,26 +148,28 @@ class Question:
 
 
 def questions(folder: Path) -> list[Question]:
-    """The questions of a folder that are not done, by number; also those whose answer no run has fetched yet."""
+    """The questions of a folder that are not done, by number, including those with an answer that no run has used."""
     names = [path.stem for path in folder.glob("*.md") if _NAME.fullmatch(path.stem)]
     return [Question(folder, name) for name in sorted(names, key=_number)]
 
 
 def strays(folder: Path) -> list[Path]:
-    """Files of answers to no question of the folder: a wrong name, or a question that is done."""
+    """Answer files without an open question: the name is wrong, or the question is done."""
     named = {question.name for question in questions(folder)}
     return sorted(path for path in folder.glob("*.answer.*") if _answers(path.name) not in {None, *named})
 
 
 def _answers(file: str) -> str | None:
-    """The name of the question that a file's name makes it an answer to, if it is one."""
+    """The question's name in an answer file's name; None for other files."""
     found = _ANSWER.fullmatch(file)
     return found and found[1]
 
 
 def read_object(text: str) -> dict[str, Any]:
-    """The JSON object in an answer: the last fenced block, or what stands between the outer braces. Raises ValueError,
-    in words for whoever answers, where there is none or it is not whole."""
+    """The JSON object in an answer: the last fenced block, or the text between the outer braces.
+
+    Raises ValueError, with a message for the answerer, if there is none or it is incomplete.
+    """
     text = text.strip()
     if not text.startswith("{"):
         text = _last_fenced(text)
@@ -183,8 +185,10 @@ def read_object(text: str) -> dict[str, Any]:
 
 
 def _last_fenced(text: str) -> str:
-    """The content of the last fenced block that holds an object; the text itself if none is closed. One pass: a text
-    may be long, and a run reads it again and again while it waits."""
+    """The content of the last fenced block that holds an object; the text itself if no block is closed.
+
+    It takes one pass, because a text may be long and a waiting run reads it again and again.
+    """
     found, end = text, 0
     while opening := _FENCE_OPEN.search(text, end):
         closing = _FENCE_CLOSE.search(text, opening.end())
@@ -197,7 +201,7 @@ def _last_fenced(text: str) -> str:
 
 
 def read_answer(text: str, stage: str) -> dict[str, Any]:
-    """As `read_object`; raises ValueError also where the object breaks the schema of the stage."""
+    """As `read_object`; also raises ValueError if the object breaks the schema of the stage."""
     data = read_object(text)
     problems = list(violations(data, SCHEMAS[stage], stage))
     if problems:
@@ -210,18 +214,18 @@ def read_answer(text: str, stage: str) -> dict[str, Any]:
 
 @dataclass(slots=True)
 class Handoff:
-    """Implements `Answers` by files. Without `wait`, an open question ends the run (`Unanswered`), to be resumed."""
+    """Implements `Answers` by files. Without `wait`, an open question raises `Unanswered`; the run can be resumed."""
 
     folder: Path
     run: Run
     budget: Budget
     wait: bool = True
     _lock: IO[str] | None = field(default=None, init=False)
-    _told: set[str] = field(default_factory=set, init=False)  # why files are no answers, each said once
-    _looked: float = field(default=0.0, init=False)  # for strays
+    _reported: set[str] = field(default_factory=set, init=False)  # reasons that were reported, each once
+    _last_search: float = field(default=0.0, init=False)  # time of the last search for strays
 
     def open(self) -> None:
-        """Show to those who answer that a run is there. Raises UsageError where the folder cannot be used."""
+        """Lock the folder, which shows answerers that a run uses it. Raises UsageError if it cannot be used."""
         try:
             make_private(self.folder)
             self._lock = (self.folder / LOCK).open("a")
@@ -237,8 +241,10 @@ class Handoff:
             self._lock = None
 
     async def ask(self, request: Request, read: Callable[[Any], T]) -> T:
-        """An answer that `read` refuses is moved aside with the reason, as often as it takes. What `read` makes of an
-        answer may rest on those before it, which it is shown again: in another life of the run, and in a replay."""
+        """The first answer that `read` accepts. Each refused answer is moved aside with the reason.
+
+        `read` may depend on the answers before, so a resumed run and a replay show it the refused ones again, in order.
+        """
         assert request.schema is not None
         stage, key = request.schema.name, digest("optimizer", "handoff", asdict(request))
         found: list[T] = []
@@ -275,7 +281,7 @@ class Handoff:
         return found[0]
 
     def _put(self, request: Request, stage: str, key: str) -> Question:
-        """The question's file; it is there already where an earlier life of the run asked."""
+        """The question's file, written unless an earlier session of the run did."""
         if (question := self._find(stage, key)) is None:
             taken = [path.stem for path in self.folder.glob("**/*.md") if _NAME.fullmatch(path.stem)]
             number = max(map(_number, taken), default=0) + 1
@@ -288,7 +294,7 @@ class Handoff:
         return Question(self.folder, found[0].stem) if found else None
 
     async def _answer(self, question: Question) -> str:
-        """The text of the answer, once there is one that is whole."""
+        """Wait for a complete answer and return its text. Raises `Unanswered` if the run does not wait."""
         if (text := question.fetch()) is None:
             self.run.notify("handoff", name=question.name, folder=str(self.folder), refused="")
         while text is None:
@@ -299,27 +305,27 @@ class Handoff:
                     f"`skilltune answer {self.folder}` lists all that do. "
                     "Answer them and run the same command to go on."
                 )
-            if fault and (path := question.answer) and _settled(path):
-                self._tell_once(question.name, fault)
-            self._tell_strays()
+            if fault and (path := question.answer) and _unchanged_lately(path):
+                self._report_once(question.name, fault)
+            self._report_strays()
             await asyncio.sleep(POLL_S)
             text = question.fetch()
         return text
 
-    def _tell_strays(self) -> None:
-        if time.monotonic() - self._looked > SETTLED_S:
-            self._looked = time.monotonic()
+    def _report_strays(self) -> None:
+        if time.monotonic() - self._last_search > SETTLED_S:
+            self._last_search = time.monotonic()
             for path in strays(self.folder):
-                self._tell_once(str(_answers(path.name)), f"{path.name}: {STRAY}")
+                self._report_once(str(_answers(path.name)), f"{path.name}: {STRAY}")
 
-    def _tell_once(self, name: str, why: str) -> None:
-        if why not in self._told:
-            self._told.add(why)
+    def _report_once(self, name: str, why: str) -> None:
+        if why not in self._reported:
+            self._reported.add(why)
             self.run.notify("handoff", name=name, folder=str(self.folder), refused=why)
 
 
 def render(name: str, request: Request) -> str:
-    """A question as a file: what to do, the schema, an example, and the parts of the request at the end."""
+    """The text of a question's file: instructions, schema, an example, then the parts of the request."""
     assert request.schema is not None
     instructions, *parts = (message.text for message in request.messages)
     example = json.loads(load_prompt("examples.json"))[request.schema.name]
@@ -341,7 +347,7 @@ def _read(path: Path) -> str:
     return path.read_text(encoding="utf-8-sig", errors="replace")
 
 
-def _settled(path: Path) -> bool:
+def _unchanged_lately(path: Path) -> bool:
     try:
         return abs(time.time() - path.stat().st_mtime) > SETTLED_S
     except OSError:  # gone
@@ -352,16 +358,16 @@ def _number(name: str) -> int:
     return int(name.partition("-")[0])
 
 
-# -- seen from the other side
+# -- for the answering side
 
 
 def is_handoff(folder: Path) -> bool:
-    """Did a run ever use the folder?"""
+    """True if a run has ever used the folder."""
     return (folder / LOCK).exists() or bool(questions(folder) or questions(folder / "done"))
 
 
 def in_use(folder: Path) -> bool:
-    """Does a run have the folder open, on this machine?"""
+    """True if a run on this machine has the folder open."""
     import fcntl
 
     try:
@@ -376,7 +382,7 @@ def in_use(folder: Path) -> bool:
 
 @contextmanager
 def claimed(question: Question) -> Iterator[bool]:
-    """Whether nobody else is at work on the question; while the block lasts, nobody else will be."""
+    """Lock the question for the block. Yields False if another process has locked it, or if it is gone."""
     import fcntl
 
     try:

@@ -1,4 +1,4 @@
-"""What the optimizer remembers between steps: state of the optimizer, never part of the skill."""
+"""The optimizer's memory between steps. It is never part of the skill."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from skilltune.edits import Edit, apply
 from skilltune.skill import Skill
 from skilltune.verdict import Rejected
 
-MAX_REJECTED = 24  # entries shown; the oldest go first
-MAX_PATTERNS = 12  # entries shown; those of the fewest samples go first
+MAX_REJECTED = 24  # entries kept; the oldest are dropped first
+MAX_PATTERNS = 12  # entries kept; patterns with the fewest samples are dropped first
 
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """What some failures have in common, in the optimizer's words, and the train samples that failed so."""
+    """A common cause of failures, in the optimizer's words, and the train samples that failed by it."""
 
     text: str
     samples: tuple[str, ...]
@@ -23,8 +23,12 @@ class Pattern:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Rejected edits, failure patterns that nothing has fixed, the optimizer's notes, the slow section that stands in
-    the skill, the last learning rate, the hashes of the bodies that were judged on `select`."""
+    """The optimizer's memory.
+
+    `rejected`: edits that were rejected. `unfixed`: failure patterns that no edit has fixed. `notes`: the optimizer's
+    own notes. `slow`: the skill's slow section. `lr`: the last learning rate. `judged`: hashes of the bodies that
+    `select` has judged.
+    """
 
     rejected: tuple[Rejected, ...] = ()
     unfixed: tuple[Pattern, ...] = ()
@@ -36,10 +40,11 @@ class Memory:
     def remember(
         self, rejected: Sequence[Rejected], body: str, candidate: Skill | None = None, *, grown: bool = False
     ) -> Memory:
-        """Add what was tried and not kept, and the `candidate` that was judged. `body` is the incumbent's from now
-        on: an earlier rejection whose anchor is no longer there has expired, because what was measured then says little
-        of the text that stands there now. One without an anchor was measured at the end of the skill: it has expired
-        once that has `grown`."""
+        """Add rejected edits and the judged `candidate`; `body` is the incumbent's.
+
+        An earlier rejection expires if the body no longer contains its anchor, because it was measured on another text.
+        A rejection without an anchor was measured at the end of the skill. It expires if the skill has `grown`.
+        """
         text = _squeeze(body)
         new = {entry.edit.key: entry for entry in rejected}
 
@@ -53,16 +58,16 @@ class Memory:
 
     @property
     def protected(self) -> tuple[str, ...]:
-        """Text that the edits of a step must not touch: the slow section has a road of its own."""
+        """Text that a step's edits must not touch: the slow section, which only the slow update changes."""
         return (self.slow,) if self.slow else ()
 
     def new_epoch(self) -> Memory:
-        """The published rejected-edit buffer spans one epoch."""
+        """The memory without rejected edits: SkillOpt's published buffer spans one epoch."""
         return replace(self, rejected=())
 
 
 def outcome(body: str, edit: Edit) -> str:
-    """The hash of the body that the edit makes of another one; "" where it cannot be applied."""
+    """The hash of the body after the edit; "" if the edit changes nothing or cannot be applied."""
     applied = apply(Skill(body), [edit])
     return _hash(applied.skill.body) if applied.changed else ""
 
@@ -72,8 +77,11 @@ def _hash(body: str) -> str:
 
 
 def still_unfixed(known: Sequence[Pattern], found: Sequence[Pattern], fixed: Container[str]) -> tuple[Pattern, ...]:
-    """The patterns with the samples that still fail so. A sample belongs to the newest pattern that names it, so that
-    new words for an old pattern replace it; equal words are one pattern."""
+    """The patterns with their samples that are not in `fixed`; patterns without such a sample are dropped.
+
+    A sample belongs to the newest pattern that names it, so a reworded pattern replaces the old one. Patterns of equal
+    text are one pattern.
+    """
     of_sample = {sample: pattern.text for pattern in (*known, *found) for sample in pattern.samples}
     samples: dict[str, list[str]] = {}
     for sample, text in of_sample.items():

@@ -1,4 +1,4 @@
-"""Many patches into one, the published way: merged hierarchically, failures before successes, ranked, clipped."""
+"""Merge patches as published by SkillOpt: hierarchically, failures before successes, then ranked and clipped."""
 
 from __future__ import annotations
 
@@ -18,8 +18,11 @@ SIDES = ("failures", "successes")
 async def merge(
     stages: Stages, context: Context, failures: Sequence[Patch], successes: Sequence[Patch], size: int, limit: int
 ) -> Patch:
-    """At most `limit` edits: `size` patches are merged at a time inside each side, then both sides with failures
-    having priority; if more edits than allowed remain, a ranking decides which are clipped."""
+    """Merge all patches into at most `limit` edits.
+
+    Each side is merged `size` patches at a time, then the two sides, with priority for failures. If more than `limit`
+    edits remain, a ranking decides which to keep.
+    """
     sides = await run_all([_tree(stages, context, side, size) for side in (failures, successes)])
     merged = [side for side in sides if side]
     if len(merged) == 2:
@@ -31,7 +34,7 @@ async def merge(
 
 
 async def _tree(stages: Stages, context: Context, patches: Sequence[Patch], size: int) -> Patch:
-    """All merges of a level at once, level after level, until one patch is left."""
+    """Merge level by level until one patch is left. The merges of a level run at the same time."""
     level = [patch for patch in patches if patch]
     while len(level) > 1:
         groups = [level[start : start + size] for start in range(0, len(level), size)]
@@ -42,7 +45,7 @@ async def _tree(stages: Stages, context: Context, patches: Sequence[Patch], size
 async def _merge_once(
     stages: Stages, context: Context, patches: Sequence[Patch], *, prompt: str = "merge", names: Sequence[str] = ()
 ) -> Patch:
-    """One merge call. Where it fails, the patches are joined without exact duplicates, and that is said."""
+    """One merge call. If its answer cannot be read, the patches are joined without duplicates; an event says so."""
     if len(patches) == 1:
         return patches[0]
     supported = {sample for patch in patches for proposal in patch for sample in proposal.support}
@@ -67,7 +70,7 @@ async def _merge_once(
 
 
 async def _rank(stages: Stages, context: Context, proposals: Patch, limit: int) -> list[int]:
-    """Indices, best first. Where the call fails, the better supported edits come first, and that is said."""
+    """Indices, best first. If the answer cannot be read, the best supported edits come first; an event says so."""
 
     def read(data: Any) -> list[int]:
         order = data.get("order")
@@ -85,5 +88,5 @@ async def _rank(stages: Stages, context: Context, proposals: Patch, limit: int) 
 
 
 def numbered(proposals: Sequence[Proposal]) -> list[str]:
-    """The edits as numbered evidence."""
+    """The edits as tagged text for a question, numbered from 0."""
     return [tag("edit", as_json(proposal.edit.to_json()), index=i) for i, proposal in enumerate(proposals)]

@@ -1,8 +1,8 @@
-"""The optimizer that is a model: it reflects on rollouts, and its prose is held to the same rules as its edits.
+"""An optimizer that asks a model to reflect on rollouts. Its prose must pass the same checks as its edits.
 
-With `merge = "rank"` it is SkillOpt's: failures and successes are reflected on apart, their patches merged
-hierarchically with failures first, ranked and clipped. With `merge = "pool"` no model decides which edits are good:
-every edit whose evidence holds enters a pool, and the gate measures it.
+`merge = "rank"` follows SkillOpt: it reflects on failures and successes apart, merges the patches hierarchically with
+failures first, ranks the edits and clips them. With `merge = "pool"` no model decides which edits are good: every edit
+with sound evidence enters a pool, and the gate measures it.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from skilltune.skill import Skill
 
 FAILURES, SUCCESSES = "reflect_failures", "reflect_successes"  # prompts
 SLOW_HEADING = "## What experience shows"
-PATTERN_CHARS = 200  # of a failure pattern that are remembered
-SHOWN_SUCCESSES = 2  # successes shown beside the failures of a minibatch, for contrast
+PATTERN_CHARS = 200  # longest failure pattern; the rest is cut
+SHOWN_SUCCESSES = 2  # shown with the failures of a minibatch, for contrast
 
 
 @dataclass(frozen=True, slots=True)
 class Reflection:
-    """What one reflection proposed, and the patterns that it saw in the failures."""
+    """The result of one reflection: proposed edits, and patterns found in the failures."""
 
     proposals: list[Proposal]
     patterns: tuple[Pattern, ...]
@@ -46,17 +46,17 @@ class Reflection:
 
 @dataclass(slots=True)
 class ModelOptimizer:
-    """Implements `Optimizer` by questions to a chat model, or to whoever else answers them."""
+    """Implements `Optimizer` by asking questions, which a chat model or a handoff folder answers."""
 
     answers: Answers
     run: Run
     env: Env
     cfg: OptimizerConfig
     train: TrainConfig
-    samples: Mapping[str, Sample]  # train samples by id: all that this optimizer can ever show
+    samples: Mapping[str, Sample]  # train samples by id; no others can be shown
     looks_back: bool = True
     unfixed: tuple[Pattern, ...] = ()
-    made: list[Proposal] = field(default_factory=list)  # not seen in the skill yet
+    made: list[Proposal] = field(default_factory=list)  # proposals that the skill does not contain yet
 
     @property
     def stages(self) -> Stages:
@@ -68,11 +68,11 @@ class ModelOptimizer:
         self, skill: Skill, rollouts: AsyncIterable[Rollout], memory: Memory, step: Step, limit: int
     ) -> list[Proposal]:
         context, seen = self._context(skill, memory, step), list[Rollout]()
-        reflected = await self._reflect_all(_noting(rollouts, seen), context, limit)
+        reflected = await self._reflect_all(_collecting(rollouts, seen), context, limit)
         patches = {prompt: [answer.proposals for answer in answers] for prompt, answers in reflected.items()}
         if self.cfg.patterns:
             found = [pattern for answer in reflected[FAILURES] for pattern in answer.patterns]
-            self.unfixed = still_unfixed(self.unfixed, found, _solved(seen))
+            self.unfixed = still_unfixed(self.unfixed, found, _solved_samples(seen))
         if self.train.merge == "pool":
             proposals = join(proposal for patch in patches[FAILURES] for proposal in patch)
             proposals = [replace(proposal, among=len(step.batch)) for proposal in proposals]
@@ -89,7 +89,7 @@ class ModelOptimizer:
     async def learning_rate(
         self, skill: Skill, proposals: Sequence[Proposal], memory: Memory, step: Step, most: int
     ) -> int:
-        """The number that the model names, clamped to what is available; a failed answer keeps the last value."""
+        """The number that the model names, clamped to 1…`most`. If its answer cannot be read, the last value stays."""
         if not proposals:
             return memory.lr or most
         most = min(most, len(proposals))
@@ -132,10 +132,10 @@ class ModelOptimizer:
     async def _reflect_all(
         self, rollouts: AsyncIterable[Rollout], context: Context, limit: int
     ) -> dict[str, list[Reflection]]:
-        """What was read from each minibatch by prompt; one call each, made as soon as the minibatch is complete.
+        """The reflections by prompt. Each minibatch takes one call, made as soon as the minibatch is complete.
 
-        A minibatch whose answer cannot be read is left out and said so. Where none can be read the run stops; that is
-        written down, so that resuming it draws the answers anew.
+        A minibatch is left out, with an event, if its answer cannot be read. If no answer to a prompt can be read, the
+        run stops; the journal notes it, so that a resumed run asks for new answers.
         """
         step = context.step.index
         redraws = {prompt: self._redraws(prompt, step) for prompt in (FAILURES, SUCCESSES)}
@@ -154,10 +154,10 @@ class ModelOptimizer:
             mine = [answer for asked, answer in answers if asked == prompt]
             errors = [answer for answer in mine if isinstance(answer, CallError)]
             if errors and len(errors) == len(mine):
-                self.run.decide(_unread(prompt, step, redraw), functools.partial(str, errors[0]))
+                self.run.decide(_unreadable_key(prompt, step, redraw), functools.partial(str, errors[0]))
                 raise InfraStopped(
                     f"the optimizer failed on every minibatch of step {step}: {errors[0]}\n"
-                    "Run the same command to ask it anew."
+                    "Run the same command to ask again."
                 )
             for error in errors:
                 self.run.record("fallback", step=step, stage="reflect", reason=f"a minibatch is left out: {error}")
@@ -165,12 +165,15 @@ class ModelOptimizer:
         return reflected
 
     def _redraws(self, prompt: str, step: int) -> int:
-        """How often all answers of the step could not be read before."""
-        return next(n for n in itertools.count() if self.run.recall(_unread(prompt, step, n)) is None)
+        """The number of earlier attempts of the step in which no answer could be read."""
+        return next(n for n in itertools.count() if self.run.recall(_unreadable_key(prompt, step, n)) is None)
 
     async def _minibatches(self, rollouts: AsyncIterable[Rollout]) -> AsyncIterator[tuple[str, list[Rollout]]]:
-        """(prompt, what it shows) of each minibatch of failures or of successes as soon as it is complete. For a pool
-        the failures are shown beside the nearest successes that the batch had until then; successes alone are not."""
+        """Yield (prompt, rollouts to show) for each minibatch of failures or successes as soon as it is complete.
+
+        For a pool, each minibatch of failures also shows the nearest successes so far, and no minibatch of successes
+        is made.
+        """
         parts: dict[str, list[Rollout]] = {FAILURES: [], SUCCESSES: []}
         successes: list[Rollout] = []
         pool = self.train.merge == "pool"
@@ -209,8 +212,8 @@ class ModelOptimizer:
         failing = {rollout.sample for rollout in group if rollout.score is not None and not rollout.score.hard}
 
         def read(data: Any) -> Reflection:
-            """Collect the edits that hold; complain of the others, which re-asks once, then leave them out. With
-            `checks = "record"` an edit that can be read is kept whatever speaks against it, and that is recorded."""
+            """Keep the edits that pass their checks. Raise ValueError once for the others, which asks again; the
+            second time leave them out. With `checks = "record"` failed checks are recorded and the edits kept."""
             patterns[:] = _patterns(data, failing)
             refused, doubtful = [], []
             for edit in parse_edits(data):
@@ -238,10 +241,10 @@ class ModelOptimizer:
                 raise
             return Reflection(
                 list(kept.values()), tuple(patterns)
-            )  # the mended answer could not be read; what held of the first one stands
+            )  # the second answer could not be read; the good edits of the first are kept
 
     def _check(self, edit: Edit, shown: Mapping[str, str], context: Context) -> tuple[Proposal, str]:
-        """The proposal with the support that holds, and what speaks against it ("" if nothing)."""
+        """The proposal with its verified support, and the reason why it fails a check ("" if it passes all)."""
         proposal = Proposal(edit, support(edit, shown))
         report = self._try(edit, context)
         if not proposal.support:
@@ -254,8 +257,10 @@ class ModelOptimizer:
         return proposal, f"{label}: {fault}" if fault else ""
 
     def _context(self, skill: Skill, memory: Memory, step: Step) -> Context:
-        """With the patterns of whose samples no edit in the skill answers any. Where such an edit did not help, they
-        fail again and are diagnosed again."""
+        """The context of a question. Its patterns leave out each one with a sample that an edit in the skill answers.
+
+        If such an edit did not help, its samples fail again and are diagnosed again.
+        """
         taken = [p for p in self.made if p.edit.text and p.edit.text.strip() in skill.body]
         self.made = [p for p in self.made if p not in taken]
         answered = {sample for p in taken for sample in p.support}
@@ -265,7 +270,7 @@ class ModelOptimizer:
     # -- prose
 
     async def _rewrite(self, context: Context, proposals: Sequence[Proposal]) -> list[Proposal]:
-        """The suggestions carried out in a whole new body, as one edit; none where no answer can be used."""
+        """One edit that rewrites the whole body to carry out the proposals; empty if no answer can be used."""
         skill = context.skill
 
         def read(data: Any) -> Edit:
@@ -287,12 +292,12 @@ class ModelOptimizer:
         return [Proposal(edit, tuple(sorted({s for p in proposals for s in p.support})))] if edit else []
 
     def _try(self, edit: Edit, context: Context) -> Report:
-        """What would become of an edit, were it applied alone."""
+        """The report of applying the edit alone; the skill stays as it is."""
         limits = {"protect": context.memory.protected, "max_tokens": self.train.max_skill_tokens}
         return apply(context.skill, [edit], **limits).reports[0]
 
     def _refuse_copies(self, skill: Skill, text: str) -> None:
-        """Hold prose (guidance, a rewrite) to the rule for edits: it must not copy a train sample or its answer."""
+        """Raise ValueError if prose (guidance or a rewrite) copies a train sample or its answer, like for edits."""
         copy = copied(Edit("add", text=text), skill.body, list(self.samples.values()), self.env)
         if copy and self.cfg.checks == "enforce":
             raise ValueError(f"{copy}; write general guidance instead")
@@ -321,7 +326,7 @@ class ModelOptimizer:
 
 
 def nearest(failures: Sequence[Rollout], successes: Sequence[Rollout], samples: Mapping[str, Sample]) -> list[Rollout]:
-    """The successes in order of likeness to the failures: shared words of the tasks (Jaccard), ties by order."""
+    """The successes, most similar to the failures first: Jaccard index of the tasks' words; ties keep their order."""
     words = set().union(*(samples[rollout.sample].text.lower().split() for rollout in failures))
 
     def likeness(rollout: Rollout) -> float:
@@ -331,25 +336,25 @@ def nearest(failures: Sequence[Rollout], successes: Sequence[Rollout], samples: 
     return sorted(successes, key=likeness, reverse=True)
 
 
-def _unread(prompt: str, step: int, redraw: int) -> str:
-    """The journal key of the fact that no minibatch's answer could be read."""
+def _unreadable_key(prompt: str, step: int, redraw: int) -> str:
+    """The journal key that notes that no minibatch's answer could be read."""
     return digest("unread", prompt, step, redraw)
 
 
-async def _noting(rollouts: AsyncIterable[Rollout], seen: list[Rollout]) -> AsyncIterator[Rollout]:
+async def _collecting(rollouts: AsyncIterable[Rollout], seen: list[Rollout]) -> AsyncIterator[Rollout]:
     async for rollout in rollouts:
         seen.append(rollout)
         yield rollout
 
 
-def _solved(rollouts: Sequence[Rollout]) -> set[str]:
-    """The samples of which no attempt failed."""
+def _solved_samples(rollouts: Sequence[Rollout]) -> set[str]:
+    """The samples that no attempt failed."""
     scored = [(rollout.sample, rollout.score.hard) for rollout in rollouts if rollout.score is not None]
     return {sample for sample, _ in scored} - {sample for sample, hard in scored if not hard}
 
 
 def _patterns(data: Any, failing: Container[str]) -> list[Pattern]:
-    """The diagnosis of an answer; what cannot be read of it, or names no failure that was shown, is left out."""
+    """The patterns in an answer. A pattern is left out if it cannot be read, or if it names no failure in `failing`."""
     entries = data.get("diagnosis") if isinstance(data, Mapping) else None
     patterns = []
     for entry in entries if isinstance(entries, list) else ():

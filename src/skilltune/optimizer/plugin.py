@@ -1,4 +1,4 @@
-"""A plug-in's optimizer, and all that it is given."""
+"""Load an optimizer from a plug-in, and the material that it gets."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from skilltune.samples import Sample
 
 @dataclass(frozen=True, slots=True)
 class Material:
-    """All that a plug-in's optimizer may use.
+    """The material of a plug-in's optimizer.
 
-    `env` and `samples` (by id) hold the train samples and no others. `client` is the model that follows the plug-in's
-    name, as in "plugin:mine/openai/gpt-5.5": called with a `Request`, within the budget, retried, priced; None where
-    no model follows. What it answers goes through `run.once`, so that it is paid once. `root` is the config's folder,
-    from which relative paths count.
+    `env` and `samples` (by id) hold the train samples and no others. `client` is the model after the plug-in's name, as
+    in "plugin:mine/openai/gpt-5.5", or None without one. Call it with a `Request`: it is retried, priced and counted
+    against the budget. Wrap such calls in `run.memo`, so that an answer is paid for once. Relative paths start at
+    `root`, the config's folder.
     """
 
     cfg: Config
@@ -37,16 +37,16 @@ class Material:
 
 
 def train_only(env: Env, samples: Mapping[str, Sample]) -> Env:
-    """The environment as an optimizer may know it: its prompt and scorer, and train samples alone."""
+    """The environment that an optimizer may know: the same prompt and scorer, and the train samples alone."""
     shown = copy.copy(env)
     shown.samples = tuple(samples.values())
     return shown
 
 
 def load_optimizer(name: Name, material: Material) -> tuple[Optimizer, str]:
-    """The optimizer plug-in that `name` ("plugin:NAME/REST") means, made as `make(REST, material)`, and its package.
+    """The optimizer of the plug-in "plugin:NAME/REST", made by `make(REST, material)`, and the plug-in's package.
 
-    Raises `UsageError` where there is none, and for what it makes if that is no `Optimizer`.
+    Raises `UsageError` if there is no such plug-in, or if it does not make an `Optimizer`.
     """
     plugin = plugins.require("optimizer", name.plugin)
     optimizer = plugin.make(name.model, material)

@@ -1,7 +1,7 @@
-"""What the optimizer is shown of a rollout, and whether an edit's evidence holds.
+"""Render rollouts for the optimizer, and check the evidence of its edits.
 
-Both live here because they must agree: a quote counts only if it stands in the text that was shown. The optimizer is
-shown train rollouts only; whoever calls `render_rollout` with another split has broken the firewall.
+Both live here because they must agree: a quote counts only if the rendered text contains it. Call `render_rollout` for
+train samples only, because the optimizer must not see `select` or `test`.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from skilltune.samples import Sample
 from skilltune.scorers.judge import hidden
 from skilltune.words import LETTER, SIGN, tokens
 
-COPIED_WORDS = 8  # so many consecutive words of a sample's text in an edit are a copy, not a rule
-COPIED_SIGNS = 16  # or so many ideographs and kana: eight of them are four or five words, as ordinary phrases have
-COPIED_LETTERS = 24  # or so many letters of Thai and its like, whose words have three beside the vowel signs
-COPIED_ANSWER = 20  # an expected answer or a check's text of so many characters must not stand in an edit
-BARE_ANSWER = 10  # and not with other punctuation either, if so many of them are letters or digits
-COPIED_PATTERN = 8  # nor a regular expression of so many: nobody writes one by accident
+# From these lengths on, text that an edit shares with a sample is a copy, not a rule.
+COPIED_WORDS = 8  # consecutive words
+COPIED_SIGNS = 16  # consecutive ideographs or kana, about two to a word
+COPIED_LETTERS = 24  # consecutive letters of a script without spaces, such as Thai: about three to a word
+COPIED_ANSWER = 20  # characters of an expected answer or of a check's text
+BARE_ANSWER = 10  # letters and digits of such an answer; punctuation is ignored from this number on
+COPIED_PATTERN = 8  # characters of a regular expression: nobody writes the same one by accident
 _PATTERN = re.compile(r"\\[AbBdDsSwWZ]|\[[^]]*\]|\(\?|[)\]}.\w][*+]|\{\d+(?:,\d*)?\}|^\^|\$$")
 _RUN = math.lcm(COPIED_WORDS, COPIED_SIGNS, COPIED_LETTERS)
 ANSWER, PATTERN = "the expected answer", "a check"
@@ -36,7 +37,7 @@ _TAGS = re.compile(r"</?(?=(?:skill|edit_budget|notes|unfixed|rejected|trajector
 
 
 def tag(name: str, text: str, **attributes: object) -> str:
-    """<name a="…">text</name>; text that looks like one of our tags is defused, attributes are escaped."""
+    """<name a="…">text</name>. Attributes are escaped, and so are parts of the text that look like one of our tags."""
     shown = "".join(f' {key}="{html.escape(str(value))}"' for key, value in attributes.items())
     return f"<{name}{shown}>\n{_defused(text)}\n</{name}>"
 
@@ -48,10 +49,13 @@ def _defused(text: str) -> str:
 def render_rollout(
     rollout: Rollout, sample: Sample, env: Env, *, chars: int, show_expected: bool, show_rubric: bool = False
 ) -> str:
-    """What the agent did, its final answer, the scorer's reason; elided in the middle to `chars`, never at the end.
-    The text of a judge's checks is hidden, but for `show_rubric`: a skill must not be written to please the judge."""
+    """The turns, the final answer and the scorer's reason, in about `chars` characters; long text is cut in its middle.
+
+    Without `show_expected` the expected answer is hidden. Without `show_rubric` the text of a judge's checks is hidden,
+    so that the skill is not written to please the judge. The rollout must be scored.
+    """
     assert rollout.score is not None
-    shown = [turn for turn in rollout.trajectory.turns if turn.role != THINKING]  # long, and no part of the answer
+    shown = [turn for turn in rollout.trajectory.turns if turn.role != THINKING]  # reasoning is long and not scored
     turns = "\n\n".join(f"[{turn.role}]\n{turn.text}" for turn in shown)
     expected, why = env.expected(sample), rollout.score.why
     ending = [f"Final answer: {rollout.answer}"]
@@ -70,13 +74,13 @@ def render_rollout(
 
 
 def _hide(why: str, expected: str) -> str:
-    """A scorer's reason without what it quotes: the expected answer in whatever spelling, or a checker's pattern."""
+    """A scorer's reason without its quotes and without the expected answer, because they give the answer away."""
     why = _QUOTED.sub("(hidden)", why)
     return re.sub(rf"(?<!\w){re.escape(expected)}(?!\w)", "(hidden)", why, flags=re.IGNORECASE) if expected else why
 
 
 def elide(text: str, chars: int) -> str:
-    """At most about `chars` characters of text: its beginning and its end, and how much is missing between."""
+    """At most about `chars` characters of text: its beginning, the number of characters left out, its end."""
     if len(text) <= chars:
         return text
     head, tail = chars // 3, chars - chars // 3
@@ -96,7 +100,8 @@ def trajectory_tag(rollout: Rollout, text: str) -> str:
 
 
 def support(edit: Edit, shown: Mapping[str, str]) -> tuple[str, ...]:
-    """The samples whose citation holds: the quote is not empty and stands, up to white space, in what was shown."""
+    """The samples that the edit cites correctly: the text in `shown` contains the quote, which is not empty. White
+    space and case are ignored."""
     texts = {sample: _squeeze(_defused(text)) for sample, text in shown.items()}
     return tuple(
         dict.fromkeys(
@@ -108,17 +113,18 @@ def support(edit: Edit, shown: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def copied(edit: Edit, skill_body: str, samples: Sequence[Sample], env: Env) -> str:
-    """What the edit copies from a sample ("" if nothing): a long expected answer, a check's text, pattern or schema, or
-    a long run of words of any of these or of the task, whatever the case, the spacing and the punctuation (of a
-    pattern, whatever the case and the spacing).
+    """A message that says which text of a sample the edit copies; "" if it copies nothing.
 
-    What the skill holds already may be kept, and plain text that most of the samples demand (a heading, a label) is
-    what they have in common, not what gives one of them away.
+    A copy is a long expected answer, a check's text, pattern or schema, or a long run of words from these or from the
+    task. Case, spacing and punctuation are ignored; in a pattern, punctuation counts.
+
+    Text that the skill contains already may stay. Plain text that most samples demand, such as a heading, is allowed
+    too, because it gives no single sample away.
     """
     text = edit.text or ""
     packed, packed_known = _packed(text), _packed(skill_body)
     bare, bare_known = _bare(text), _bare(skill_body)
-    starts = {bare[i : i + COPIED_WORDS] for i in range(len(bare))}  # rules most runs out: none is shorter
+    starts = {bare[i : i + COPIED_WORDS] for i in range(len(bare))}  # a quick test; no run is shorter
 
     def repeats(secret: str) -> bool:
         return any(run[:COPIED_WORDS] in starts and run in bare and run not in bare_known for run in _runs(secret))
@@ -147,11 +153,11 @@ def copied(edit: Edit, skill_body: str, samples: Sequence[Sample], env: Env) -> 
 
 
 def _secrets(sample: Sample, env: Env) -> Iterator[tuple[str, str]]:
-    """(what it is, text) of all that a sample's score is decided by."""
+    """Yield (kind, text) for each text that decides the sample's score."""
     expected = env.expected(sample)
     yield ANSWER, expected
     for text in _texts(sample.target):
-        yield (ANSWER if expected else PATTERN), text  # a target that is no answer is what answers are matched with
+        yield (ANSWER if expected else PATTERN), text  # a target that states no answer is a pattern for answers
     for spec in sample.checks:
         for key, value in spec.items():
             if key != "type":
@@ -159,7 +165,7 @@ def _secrets(sample: Sample, env: Env) -> Iterator[tuple[str, str]]:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """The strings in a JSON value, and what is not a string as JSON."""
+    """The strings in a JSON value, and each object and array as JSON text."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping | list | tuple):
@@ -177,12 +183,12 @@ def _packed(text: str) -> str:
 
 
 def _bare(text: str) -> str:
-    """Letters and digits alone: no markup, hyphen or space hides a copy, or parts its words in another way."""
+    """Letters and digits alone, so that markup, hyphens and spaces cannot hide a copy."""
     return "".join(tokens(text, punctuation=False))
 
 
 def _runs(text: str) -> Iterator[str]:
-    """From each word on, the shortest run that is long enough to be a copy, bare."""
+    """For each word, the shortest run from there that is long enough to be a copy; letters and digits alone."""
     words = tokens(text, punctuation=False)
     weights = [_weight(word) for word in words]
     end = total = size = 0
@@ -197,7 +203,10 @@ def _runs(text: str) -> Iterator[str]:
 
 
 def _weight(word: str) -> tuple[int, int]:
-    """The part of a run that it is, so that a run may go over several scripts; and its letters, of which a run of short
-    words needs enough too (1 2 3 4 5 6 7 8 is no copy). A sign counts as two."""
+    """(share of a run, number of letters) of a token.
+
+    Shares add up over several scripts; a run is complete at `_RUN`. The letters keep a run of very short words, such
+    as single digits, from being a copy. A token of a script without spaces counts as two letters.
+    """
     enough = COPIED_LETTERS if LETTER.match(word) else COPIED_SIGNS if SIGN.match(word) else COPIED_WORDS
     return _RUN // enough, len(word) if enough == COPIED_WORDS else 2

@@ -1,4 +1,4 @@
-"""The schedule of a run: which samples each step sees, and how many edits it may apply (the textual learning rate)."""
+"""The schedule of a run: the samples of each step, and the number of edits it may apply (the textual learning rate)."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from skilltune.samples import Sample
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step. `index` and `epoch` count from 1; `lr` is None where the optimizer names the number itself. `upcoming`
-    is the next step's batch, empty at the last."""
+    """One step. `index` and `epoch` count from 1. `lr` is None if the optimizer names the number of edits itself.
+    `upcoming` is the next step's batch; it is empty in the last step."""
 
     index: int
     epoch: int
@@ -26,7 +26,10 @@ class Step:
 
 
 def learning_rate(schedule: str, step: int, steps: int, lr: int, lr_min: int) -> int | None:
-    """Edits allowed at step 1…steps (design: algorithm, section 4); None for "autonomous"."""
+    """The number of edits allowed at `step` (1…`steps`); None for "autonomous".
+
+    Linear and cosine fall from `lr` to `lr_min`, which the last step reaches.
+    """
     if schedule == "constant":
         return lr
     if schedule == "linear":
@@ -41,7 +44,7 @@ def steps_per_epoch(cfg: TrainConfig, samples: int) -> int:
 
 
 def schedule(cfg: TrainConfig, samples: Sequence[Sample], seed: int) -> Iterator[Step]:
-    """All steps of a run: each epoch visits every train sample once, in an order of its own."""
+    """All steps of a run. Each epoch visits every train sample once, in a new random order."""
     per_epoch = steps_per_epoch(cfg, len(samples))
     batches: list[tuple[Sample, ...]] = []
     for epoch in range(1, cfg.epochs + 1):

@@ -1,7 +1,7 @@
-"""One structured question to whoever is the optimizer: its prompt, its schema, the journal around it.
+"""One structured question to the optimizer: its prompt, its schema and its journal entry.
 
-A stage is a question with a fixed answer format (`SCHEMAS`); a prompt file words it, and several prompts may share a
-stage. All that is decided on the answers is a pure function of them, so a replay from the journal decides the same.
+A stage is a question with a fixed answer format (`SCHEMAS`). A prompt file words it; several prompts may share a stage.
+Every decision is a pure function of the answers, so a replay from the journal decides the same.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from skilltune.verdict import Rejected
 
 T = TypeVar("T")
 
-REDRAW = 1_000_000  # apart from the number of any step, which is the draw of its first try
+REDRAW = 1_000_000  # larger than any step number: a first request uses the step number as its draw
 
 
 def _object(**properties: object) -> dict[str, Any]:
@@ -67,7 +67,7 @@ _STAGE_OF = {
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What every call of a step is told: the skill and what the optimizer remembers."""
+    """The part that all questions of a step share: the skill and the optimizer's memory."""
 
     skill: Skill
     memory: Memory
@@ -75,18 +75,20 @@ class Context:
 
 
 class Answers(Protocol):
-    """Who answers: a model (`ByModel`), or whoever reads a folder (`handoff.Handoff`)."""
+    """Answers questions: a model (`ByModel`), or a person or agent who reads a folder (`handoff.Handoff`)."""
 
     async def ask(self, request: Request, read: Callable[[Any], T]) -> T:
-        """What `read` makes of the answer, which is asked for once per run; a ValueError of `read` is told to whoever
-        answers. Raises `InfraError` where no answer can be read, `Stopped` where none came, `CallConfigError` where
-        none can come."""
+        """Ask once per run, and return `read(answer)`. If `read` raises ValueError, the answerer gets its text.
+
+        Raises `InfraError` if no answer can be read, `Stopped` if no answer came, `CallConfigError` if no answer can
+        come.
+        """
         ...
 
 
 @dataclass(slots=True)
 class Stages:
-    """Asks one question at a time, on behalf of an optimizer."""
+    """Asks an optimizer's questions, one at a time."""
 
     answers: Answers
     run: Run
@@ -102,8 +104,8 @@ class Stages:
         limit: int | None = None,
         redraw: int = 0,
     ) -> T:
-        """What `read` makes of the answer to a prompt; see `Answers.ask` for what it raises. Stable parts come first,
-        so that provider prompt caches hit."""
+        """Ask a prompt and return `read(answer)`; raises as `Answers.ask`. Parts that rarely change come first, so
+        that provider prompt caches hit."""
         memory, stage = context.memory, _STAGE_OF.get(prompt, prompt)
         parts = [tag("skill", context.skill.body)]
         if limit is not None:
@@ -126,7 +128,7 @@ class Stages:
     async def ask_or_none(
         self, prompt: str, context: Context, evidence: Sequence[str], read: Callable[[Any], T], **options: int
     ) -> T | None:
-        """As `ask`, but None where no answer can be read: the caller goes on without it, and the event says so."""
+        """As `ask`, but None if no answer can be read. The caller continues without it; an event says so."""
         try:
             return await self.ask(prompt, context, evidence, read, **options)
         except CallConfigError:
@@ -139,7 +141,7 @@ class Stages:
 
 @dataclass(slots=True)
 class ByModel:
-    """A model answers, through the run's journal; what cannot be read is asked again once. Implements `Answers`."""
+    """Implements `Answers` by a model and the run's journal. An answer that cannot be read is asked for once more."""
 
     client: Client
     run: Run
@@ -149,10 +151,10 @@ class ByModel:
 
     async def _call(self, request: Request) -> Reply:
         async def pay() -> Paid:
-            """A request that gets no text is kept as such, so that a replay decides the same without it."""
+            """The paid answer. A request without any text is journaled too, so that a replay decides the same."""
             try:
                 reply = await self._patiently(request)
-            except (NoText, SampleError) as none:  # its attempts are counted already
+            except (NoText, SampleError) as none:  # the client has counted its calls
                 return Paid({"no_text": str(none)}, Usage())
             return Paid({"text": reply.text, "finish": reply.finish}, reply.usage)
 
@@ -168,8 +170,8 @@ class ByModel:
             return Reply(text, Usage(), finish)
 
     async def _patiently(self, request: Request) -> Reply:
-        """The client's reply. An endpoint that answered before is waited for; a dead one stops the run, because no
-        decision may rest on a call that never came."""
+        """The client's reply. Waits if the endpoint answered before, then raises `InfraStopped`, because no decision
+        may rest on a missing answer."""
         for pause in (*WAITS_S, None):
             try:
                 return await self.client(request)
@@ -185,7 +187,7 @@ class ByModel:
 
 @functools.cache
 def load_prompt(name: str) -> str:
-    """The text of a prompt file, NAME.md unless it is named with its ending."""
+    """The text of a prompt file. A name without a suffix means NAME.md."""
     file = name if "." in name else f"{name}.md"
     return (resources.files("skilltune.optimizer") / "prompts" / file).read_text(encoding="utf-8").strip()
 

@@ -1,7 +1,6 @@
-"""How far a judge agrees with a person: it reads answers whose verdicts are known.
+"""Measure the agreement of a judge with a person, on answers with known verdicts.
 
-A judge that was never measured is an opinion. Agreement by chance is taken off (Cohen's kappa), because a judge that
-passes everything agrees well wherever most answers are good.
+Cohen's kappa removes agreement by chance, because a judge that passes everything agrees well if most answers are good.
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ from skilltune.stats import wilson
 from skilltune.usage import Usage, describe_usage, minus
 
 KEYS = ("id", "input", "answer", "checks", "passed")
-SHOWN = 20  # disagreements that are listed
+SHOWN = 20  # most disagreements listed
 
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """An answer with a person's verdict on each line; `where` is its place in the file."""
+    """An answer with a person's verdict on each line that a judge reads. `where` is "FILE:LINE"."""
 
     where: str
     sample: Sample
@@ -38,7 +37,7 @@ class Label:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A line on which judge and person differ."""
+    """A verdict on which judge and person disagree."""
 
     label: Label
     verdict: Verdict
@@ -51,7 +50,10 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """Counts of (the judge passes, the person passes), the differences, what could not be read, and what it took."""
+    """The judge's agreement with a person.
+
+    `counts` has the key (judge passes, person passes). `unread` names labels that got no verdict. `usage` is the cost.
+    """
 
     model: str
     counts: Mapping[tuple[bool, bool], int]
@@ -69,27 +71,30 @@ class Agreement:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 % interval of the accuracy (Wilson). Lines of one answer are taken as independent, which is optimistic."""
+        """95 % interval of the accuracy (Wilson). It treats the lines of one answer as independent, which makes it
+        too narrow."""
         return wilson(self.counts[True, True] + self.counts[False, False], self.n)
 
     @property
     def chance(self) -> float:
-        """The agreement of two who pass as often as these, but independently of each other."""
+        """The expected agreement by chance: two independent readers with these pass rates."""
         judge = (self.counts[True, True] + self.counts[True, False]) / self.n
         person = (self.counts[True, True] + self.counts[False, True]) / self.n
         return judge * person + (1 - judge) * (1 - person)
 
     @property
     def kappa(self) -> tuple[float, float, float] | None:
-        """Cohen's kappa with its 95 % interval; None where both say the same of everything, so that nothing is shown.
-        kappa = (accuracy - chance) / (1 - chance); the interval takes `chance` as known (Cohen 1960, section 3)."""
+        """Cohen's kappa with its 95 % interval; None if it is undefined, because both give one verdict everywhere.
+
+        kappa = (accuracy - chance) / (1 - chance). The interval treats `chance` as known (Cohen 1960, section 3).
+        """
         if self.chance == 1:
             return None
         value, low, high = ((share - self.chance) / (1 - self.chance) for share in (self.accuracy, *self.interval))
         return value, low, high
 
     def rows(self) -> list[tuple[str, str]]:
-        """As (name, value) rows for a terminal."""
+        """Rows (name, value) for a terminal."""
         low, high = (100 * bound for bound in self.interval)
         kappa = "kappa not defined: all verdicts are the same, label some answers that pass and some that fail"
         if self.kappa is not None:
@@ -100,7 +105,7 @@ class Agreement:
         )
         rows = [
             ("judge", f"{self.model} agrees with you on {share} of {self.n} verdicts, {kappa}"),
-            ("", f"both pass {both}, both fail {none}, only it passes {lenient}, only you pass {harsh}"),
+            ("", f"both pass {both}, both fail {none}, only the judge passes {lenient}, only you pass {harsh}"),
             ("", f"it took {describe_usage(self.usage)}"),
         ]
         for name, texts in (("differs", [str(difference) for difference in self.differences]), ("unread", self.unread)):
@@ -111,9 +116,11 @@ class Agreement:
 
 
 def read_labels(path: Path, env: Env) -> list[Label]:
-    """JSONL of {"id" or "input", "answer", "passed"} and maybe "checks". `id` names a sample of the environment, whose
-    checks are meant where the line brings none. `passed` has one verdict for each line that a judge reads, in order.
-    Raises UsageError with a line for each label that cannot be read, naming file and line."""
+    """Read labels from JSONL: objects with "id" or "input", "answer", "passed" and optionally "checks".
+
+    `id` names a sample of the environment; its checks are used if the label has none. `passed` has one verdict for each
+    line that a judge reads, in order. Raises UsageError with one message per unreadable label, each with file and line.
+    """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -153,7 +160,7 @@ def _label(where: str, line: str, env: Env, by_id: Mapping[str, Sample]) -> Labe
     else:
         lines = env.lines(sample)
     if not lines:
-        raise UsageError(f'{where}: the judge reads nothing of this sample: give the label "checks", a list of texts')
+        raise UsageError(f'{where}: the sample has no check for a judge: give the label "checks", a list of texts')
     answer, passed = row.get("answer"), row.get("passed")
     if not isinstance(answer, str) or not answer.strip():
         raise UsageError(f'{where}: "answer" must be the text of an answer')
@@ -168,7 +175,7 @@ def _label(where: str, line: str, env: Env, by_id: Mapping[str, Sample]) -> Labe
 
 def _sample(where: str, row: Mapping[str, Any], by_id: Mapping[str, Sample]) -> Sample:
     if ("id" in row) == ("input" in row):
-        raise UsageError(f'{where}: a label has either "id", of a sample, or "input", a task of its own')
+        raise UsageError(f'{where}: a label needs either "id" (of a sample) or "input" (a new task)')
     if "input" in row:
         if not isinstance(row["input"], str):
             raise UsageError(f'{where}: "input" must be a text')
@@ -179,19 +186,19 @@ def _sample(where: str, row: Mapping[str, Any], by_id: Mapping[str, Sample]) -> 
 
 
 def describe_cost(judge: Reader, labels: Sequence[Label]) -> str:
-    """How often the judge will be asked, and what that takes at most where nothing has to be asked for again."""
+    """A text with the number of calls and an upper bound of their cost, without repeated calls."""
     bounds = [judge.client.bound(judge.request(label.sample, label.answer, label.lines)) for label in labels]
     total = sum(bounds, Usage())
     price = "price unknown" if total.usd is None else f"${total.usd:.2f}" if total.usd else "$0"
     return (
         f"asking {judge.client.model.name} {len(labels)} times: at most about {total.tokens:,} tokens, {price}; "
-        "once more, for about as much again, where it gives no verdict"
+        "an answer without a verdict is asked for once more, at about the same cost"
     )
 
 
 async def measure(judge: Reader, labels: Sequence[Label]) -> Agreement:
-    """Let the judge read all labelled answers. What it gives no verdict on is left out of the counts and named. Raises
-    `InfraStopped` where it gives none at all: nothing is measured then."""
+    """Let the judge read all labelled answers. Labels without a verdict are not counted, but named in the result.
+    Raises `InfraStopped` if no label gets a verdict."""
     before = judge.client.budget.spent
 
     async def one(label: Label) -> list[Verdict] | str:
@@ -214,7 +221,7 @@ async def measure(judge: Reader, labels: Sequence[Label]) -> Agreement:
     usage, model = minus(judge.client.budget.spent, before), judge.client.model.name
     if len(unread) == len(labels):
         raise InfraStopped(
-            f"the judge {model} is not measured: it gave no verdict on any of {len(labels)} labels "
+            f"the judge {model} could not be measured: it gave no verdict on any of {len(labels)} labels "
             f"({describe_usage(usage)}). The first: {unread[0]}"
         )
     return Agreement(model, counts, tuple(differences), unread, usage)

@@ -1,9 +1,8 @@
-"""Cheap tricks: what a skill could learn from this sample set instead of the task, and still score.
+"""Search a sample set for cheap tricks: ways to score without doing the task, which a skill could learn instead.
 
-Every finding is a note with its numbers and a few sample ids, because each also occurs in honest data (a skewed label,
-an answer that stands in the text). One is a problem: where a single fixed answer solves every sample there is
-nothing to train or to certify. The scorer is asked about a hundred samples only, evenly spread, and no judge; the rest
-is text.
+A finding is a note with its numbers and a few sample ids, because honest data has such patterns too, e.g. a skewed
+label. It is a problem only if one fixed answer solves every sample, because then there is nothing to train. The scorer
+is called on at most `PROBED` samples, evenly spaced. No judge is called.
 """
 
 from __future__ import annotations
@@ -27,35 +26,38 @@ from skilltune.scorers.reading import as_text
 from skilltune.scorers.scorer import first_target
 from skilltune.words import tokens
 
-PROBED = 100  # samples on which the scorer is asked, for each of a dozen answers
-CONSTANTS = 3  # most frequent expected answers that are tried everywhere, and as many values that checks name
-FILLERS = ("OK", "I cannot answer this.")  # tried everywhere first: they say nothing
-LISTED = 100  # expected answers in the list of all
-QUESTIONS = 400  # multiple-choice samples that are searched for give-aways
+PROBED = 100  # most samples on which the scorer is called, for each of a dozen answers
+CONSTANTS = 3  # number of most frequent expected answers to try on all samples, and of values that checks name
+FILLERS = ("OK", "I cannot answer this.")  # answers without content, tried on all samples first
+LISTED = 100  # most expected answers in the answer that lists all
+QUESTIONS = 400  # most multiple-choice samples that are searched for give-aways
 PHRASES = (1, 2, 4)  # words
-FEWEST = 8  # questions to which a rule must apply
-GIVEAWAYS = 5  # rules that are named, the surest first
-SURE = 1e-4  # by chance, over all the rules that were tried
-WORTH = 0.10  # a share of the samples from which on a trick is worth a note
-LIKENESS = 0.8  # Jaccard index of two near-duplicates
-SKETCH = 8  # smallest hashes of a text's shingles by which near-duplicates are found (Broder 1997)
-SHORT = 4  # characters; a shorter answer stands in many texts by accident
-SHOWN = 3  # ids or pairs that a note names
-# of patterns; a character that is escaped, and the first of a class, stay
+LEAST_QUESTIONS = 8  # least number of questions to which a rule must apply
+GIVEAWAYS = 5  # most rules named, the most certain first
+ALPHA = 1e-4  # error rate over all rules that were tried
+LEAST_SHARE = 0.10  # least share of the samples that makes a trick worth a note
+SIMILARITY = 0.8  # least Jaccard index of two near-duplicates
+SKETCH = 8  # number of smallest shingle hashes per text, by which near-duplicates are found (Broder 1997)
+SHORT = 4  # characters; many texts contain a shorter answer by accident
+SHOWN = 3  # most ids or pairs that a note names
+# Syntax of patterns to remove; an escaped character and the first of a class stay.
 _SYNTAX = re.compile(r"\\([^\w\s])|\[(\w)[^]]*\]|\(\?(?:[a-z]+\)|:)|\\[AbBZ]|[\^$()]")
 
 
 @dataclass(slots=True)
 class Audit:
-    """What was found, one line each; see the module for what is a problem."""
+    """The findings, one line each; the module's docstring tells problems from notes."""
 
     notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
 
 async def audit(env: Env, splits: Splits) -> Audit:
-    """Look for cheap tricks in all splits. Calls the scorer, and so a model if a user's scorer calls one, but no judge;
-    a sample that has lines for one, or that the scorer fails on, is left out."""
+    """Search all splits for cheap tricks.
+
+    Calls the scorer, which may call a model if the user wrote it so, but no judge. A sample is left out if it needs a
+    judge or if the scorer fails on it.
+    """
     samples = [*splits.train, *splits.select, *splits.test]
     expected = {sample.id: env.expected(sample).strip() for sample in samples}
     options = {sample.id: options_of(sample) for sample in samples if _has_options(sample)}
@@ -67,7 +69,7 @@ async def audit(env: Env, splits: Splits) -> Audit:
     return found
 
 
-# -- answers that know nothing of the sample
+# -- answers that ignore the sample
 
 
 async def _fixed_answers(
@@ -77,7 +79,7 @@ async def _fixed_answers(
     options: Mapping[str, Mapping[str, str]],
     found: Audit,
 ) -> None:
-    """One answer for all samples, and answers that only repeat what is there, scored by the real scorer."""
+    """Score fixed answers, and answers that only repeat the input or list all possible answers."""
     known = Counter(filter(None, expected.values()))
     named = Counter(itertools.chain.from_iterable(_named(sample, expected[sample.id]) for sample in samples))
     tried = (answer for answer, _ in (*known.most_common(CONSTANTS), *named.most_common(CONSTANTS)))
@@ -89,11 +91,11 @@ async def _fixed_answers(
         if sum(solved.values()) > hits:
             best, hits, asked = answer, sum(solved.values()), len(solved)
     if asked and hits == asked == len(probed) > 1:
-        found.problems.append(f"the answer {_quote(best)} solves every sample: there is nothing to learn or to certify")
-    elif asked and hits / asked >= chance + WORTH / 2 and _tail(hits, asked, chance) < SURE:
+        found.problems.append(f"the answer {_quote(best)} solves every sample, so there is nothing to learn or certify")
+    elif asked and hits / asked >= chance + LEAST_SHARE / 2 and _tail(hits, asked, chance) < ALPHA:
         found.notes.append(
-            f"the answer {_quote(best)}, whatever is asked, solves {_share(hits, asked)} (by chance: "
-            f"{100 * chance:.0f} %): read every score against that"
+            f"the answer {_quote(best)} to every task solves {_share(hits, asked)} (by chance: "
+            f"{100 * chance:.0f} %): compare every score with that"
         )
 
     known_share = max(chance, hits / asked if asked else 0.0)
@@ -107,16 +109,16 @@ async def _fixed_answers(
         )
     for name, answer in tricks.items():
         solved = await _solved(env, probed, answer)
-        if solved and (hits := sum(solved.values())) >= (known_share + WORTH) * len(solved):
+        if solved and (hits := sum(solved.values())) >= (known_share + LEAST_SHARE) * len(solved):
             ids = [sample for sample, right in solved.items() if right]
             found.notes.append(
                 f"{name} solves {_share(hits, len(solved))} ({_some(ids)}): the scorer accepts an answer that "
-                "names everything; a stricter one, such as exact or choice, does not"
+                "names everything; a stricter scorer, such as exact or choice, does not"
             )
 
 
 async def _solved(env: Env, samples: Sequence[Sample], answer: Callable[[Sample], str]) -> dict[str, bool]:
-    """Whether the answer solves each of the samples that the scorer can score without a judge."""
+    """Maps each sample that can be scored without a judge to True if the answer solves it."""
     solved = {}
     for sample in samples:
         if env.lines(sample):
@@ -130,15 +132,16 @@ async def _solved(env: Env, samples: Sequence[Sample], answer: Callable[[Sample]
 
 
 def _named(sample: Sample, expected: str) -> Iterator[str]:
-    """Answers that the checks of the sample suggest, or the pattern that is its target, each once: all values that
-    they name together, and each alone."""
+    """Answers that the sample's checks or its target pattern suggest, each once: all named values together, then each
+    value alone."""
     checks = sample.checks if expected else (*sample.checks, {"pattern": first_target(sample)})
     values = list(filter(str.strip, _values(checks)))
     yield from filter(None, dict.fromkeys(("\n".join(values), *values)))
 
 
 def _values(checks: Iterable[Mapping[str, Any]]) -> Iterator[str]:
-    """The targets of checks, and their patterns as text that may match: without anchors, up to the first `|`."""
+    """The targets of checks, and text that may match their patterns: the pattern without anchors, up to the first
+    `|`."""
     for check in checks:
         if check.get("type") == "checks":
             yield from _values(check.get("checks") or ())
@@ -150,8 +153,8 @@ def _values(checks: Iterable[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _chance(samples: Sequence[Sample], options: Mapping[str, Mapping[str, str]], answers: int) -> float:
-    """Share that a guess solves: among the options where there are some, else among the distinct answers; 0 where
-    there are no two."""
+    """The share that a guess solves, among a sample's options or, without options, among the distinct answers; 0 if
+    there is only one."""
     choices = [len(options.get(sample.id, ())) or answers for sample in samples]
     return fmean(1 / n if n > 1 else 0.0 for n in choices) if choices else 0.0
 
@@ -168,9 +171,9 @@ class _Question:
 
 
 def _giveaways(env: Env, samples: Sequence[Sample], options: Mapping[str, Mapping[str, str]]) -> list[str]:
-    """Rules that pick the right option more often than chance allows: a phrase, a place, a length, a likeness.
+    """Rules that pick the right option more often than chance allows: by a phrase, a place, a length or a similarity.
 
-    A rule is applied where it picks exactly one option. Its hits are compared with guessing, where the binomial with
+    A rule applies to a question if it picks exactly one option. Its hits are compared with guessing: the binomial with
     the mean chance bounds the tail (Hoeffding 1956), corrected for the number of rules that were tried (Bonferroni).
     """
     questions = list(_questions(env, _spread([s for s in samples if options.get(s.id)], QUESTIONS), options))
@@ -180,17 +183,17 @@ def _giveaways(env: Env, samples: Sequence[Sample], options: Mapping[str, Mappin
             picks[rule].append((question, picked))
     found: list[tuple[float, str, list[tuple[_Question, int]]]] = []
     for rule, picked in picks.items():
-        if len(picked) < FEWEST:
+        if len(picked) < LEAST_QUESTIONS:
             continue
         hits = sum(q.right == i for q, i in picked)
         chance = fmean(1 / len(q.texts) for q, _ in picked)
         tail = _tail(hits, len(picked), chance)
-        if tail * len(picks) < SURE and hits / len(picked) >= chance + WORTH:
+        if tail * len(picks) < ALPHA and hits / len(picked) >= chance + LEAST_SHARE:
             found.append((tail, rule, picked))
     notes, explained = [], set[tuple[str, int]]()
     for _, rule, picked in sorted(found, key=lambda item: (item[0], -len(item[2]), -len(item[1]), item[1])):
         keys = {(q.sample.id, i) for q, i in picked}
-        if len(keys - explained) < len(keys) / 2:  # the same options by another of their words
+        if len(keys - explained) < len(keys) / 2:  # mostly the same options as an earlier rule
             continue
         explained |= keys
         right = [q.sample.id for q, i in picked if q.right == i]
@@ -210,7 +213,7 @@ def _questions(env: Env, samples: Sequence[Sample], options: Mapping[str, Mappin
 
 
 def _picks(question: _Question) -> Iterator[tuple[str, int]]:
-    """(rule, the option it picks), for the rules that pick exactly one."""
+    """Yield (rule, index of the option) for each rule that picks exactly one option."""
     n = len(question.texts)
     for i in range(n):
         yield f"at place {i + 1}", i
@@ -224,7 +227,7 @@ def _picks(question: _Question) -> Iterator[tuple[str, int]]:
             for i, words in enumerate(question.words)
         ],
     }
-    if not all(text in question.sample.text for text in question.texts):  # else all stand in it
+    if not all(text in question.sample.text for text in question.texts):  # else the question contains all options
         rules["most like the question"] = [_overlap(words, asked) for words in question.words]
     for key, value in question.sample.metadata.items():
         if isinstance(value, str) and " " in value:
@@ -249,32 +252,32 @@ def _overlap(words: Sequence[str], others: set[str]) -> float:
     return len(own & others) / (len(own) or 1)
 
 
-# -- answers that stand where they should not
+# -- answers that the input or the metadata contain
 
 
 def _answers_in_sight(
     samples: Sequence[Sample], expected: Mapping[str, str], options: Mapping[str, Mapping[str, str]]
 ) -> list[str]:
-    """Expected answers that stand verbatim in the input, or in metadata that a prompt or a file might show."""
+    """Notes on expected answers that the input contains verbatim, or metadata that a prompt or a file might show."""
     open_ended = [s for s in samples if len(expected[s.id]) >= SHORT and s.id not in options]
     places: defaultdict[str, list[str]] = defaultdict(list)
-    elsewhere: Counter[str] = Counter()  # how often another sample's answer stands there: so much is accident
+    elsewhere: Counter[str] = Counter()  # hits with another sample's answer, which estimate the accidental hits
     for sample, other in zip(open_ended, [*open_ended[1:], *open_ended[:1]], strict=True):
         texts = {f"metadata.{key}": value for key, value in sample.metadata.items() if key != "example"}
         for place, text in {"the input": sample.text, **texts}.items():
-            if isinstance(text, str) and _stands(expected[sample.id], text):
+            if isinstance(text, str) and _contains_words(expected[sample.id], text):
                 places[place].append(sample.id)
-            elsewhere[place] += isinstance(text, str) and _stands(expected[other.id], text)
+            elsewhere[place] += isinstance(text, str) and _contains_words(expected[other.id], text)
     return [
         f"the expected answer stands in {place} of {_share(len(ids), len(open_ended))} ({_some(ids)}): unless the task "
-        "is to find it there, it can be right for the wrong reason"
+        "is to find it there, an answer can be right for the wrong reason"
         for place, ids in places.items()
-        if len(ids) - elsewhere[place] >= WORTH * len(open_ended)
+        if len(ids) - elsewhere[place] >= LEAST_SHARE * len(open_ended)
     ]
 
 
-def _stands(answer: str, text: str) -> bool:
-    """As a whole, not within a word."""
+def _contains_words(answer: str, text: str) -> bool:
+    """True if the text contains the answer as whole words."""
     place = text.casefold().find(answer.casefold())
     if place < 0:
         return False
@@ -286,7 +289,8 @@ def _stands(answer: str, text: str) -> bool:
 
 
 def _near_duplicates(splits: Splits) -> list[str]:
-    """Pairs of samples in different splits with equal words, or nearly so beside what many tasks share."""
+    """Notes on pairs of samples in different splits with equal words, or with nearly equal words apart from words that
+    many tasks share."""
     split_of = {sample.id: name for name in SPLITS for sample in getattr(splits, name)}
     texts = {sample.id: tokens(sample.text) for name in SPLITS for sample in getattr(splits, name)}
     shingles = {
@@ -294,7 +298,7 @@ def _near_duplicates(splits: Splits) -> list[str]:
         for name, words in texts.items()
     }
     frequency = Counter(itertools.chain.from_iterable(shingles.values()))
-    common = max(5, len(texts) // 200)  # samples; a shingle of more of them is a template's
+    common = max(5, len(texts) // 200)  # a shingle that more samples contain belongs to a template
     own = {name: {s for s in them if frequency[s] <= common} for name, them in shingles.items()}
     same: defaultdict[str, list[str]] = defaultdict(list)
     sketched: defaultdict[int, list[str]] = defaultdict(list)
@@ -309,9 +313,9 @@ def _near_duplicates(splits: Splits) -> list[str]:
     equal = {names[0]: names for names in same.values() if len({split_of[name] for name in names}) > 1}
     pairs = [next(apart(names)) for names in equal.values()]
     near = {pair for names in sketched.values() for pair in apart(names)}
-    near = {(a, b) for a, b in near if texts[a] != texts[b] and _jaccard(own[a], own[b]) >= LIKENESS}
+    near = {(a, b) for a, b in near if texts[a] != texts[b] and _jaccard(own[a], own[b]) >= SIMILARITY}
     notes = []
-    advice = "give such samples one `group`, and they stay in one split"
+    advice = "give such samples the same `group`, so that they stay in one split"
     if pairs:
         n = sum(map(len, equal.values()))
         notes.append(f"{n} samples have the words of a sample in another split ({_pairs(pairs, split_of)}): {advice}")
@@ -350,7 +354,7 @@ def _fold(text: str) -> str:
 
 
 def _spread(samples: Sequence[Sample], n: int) -> Sequence[Sample]:
-    """At most n samples, evenly spread."""
+    """At most n samples, evenly spaced."""
     return samples if len(samples) <= n else [samples[i * len(samples) // n] for i in range(n)]
 
 

@@ -1,6 +1,6 @@
-"""What can be known before the first paid call: is the input sound, what could a run show, what may it take.
+"""Check the input and estimate a run before the first paid call.
 
-Problems are collected rather than raised, so that one look names them all. Nothing here calls a model but `probe`.
+Problems are collected, not raised, so that one check names them all. A model is called only for `probe` and `labels`.
 """
 
 from __future__ import annotations
@@ -34,12 +34,13 @@ from skilltune.samples import Splits, split
 from skilltune.sinks import find_sink
 from skilltune.skill import Skill
 
-CONTRADICTING = 0.2  # share of samples that ask the same and expect something else, from which on it is a problem
+CONTRADICTING = 0.2  # from this share of contradicting samples on, contradictions are a problem and not a note
 
 
 @dataclass(slots=True)
 class Check:
-    """What was found. `problems` must be mended, `notes` should be known; the rest is None where not reached."""
+    """The findings. `problems` must be fixed, `notes` are worth knowing. Other fields are None if a problem prevented
+    them."""
 
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -50,7 +51,7 @@ class Check:
     estimate: Estimate | None = None
     probes: list[Probe] = field(default_factory=list)
     agreement: Agreement | None = None
-    preview: list[tuple[str, str]] = field(default_factory=list)  # one sample as the target gets it and as it is scored
+    preview: list[tuple[str, str]] = field(default_factory=list)  # (label, text): prompt and score of one sample
 
 
 async def check(
@@ -61,27 +62,28 @@ async def check(
     labels: Path | None = None,
     announce: Callable[[str], None] = lambda text: None,
 ) -> Check:
-    """Look at everything that a run with this config needs. `probe` makes one call to each model; with `labels`,
-    answers with known verdicts, the judge reads them, at a price that is announced first.
+    """Check everything that a run with this config needs.
 
-    A scorer written by the user is run on the expected answers, and may itself call what it likes.
+    `probe` makes one call to each model. `labels` is a file of answers with known verdicts, which the judge then reads;
+    `announce` gets the expected cost first. A scorer written by the user runs on the expected answers, and may make
+    calls of its own.
     """
     found = Check()
     with _collecting(found):
         for sink in cfg.log.sinks:
             find_sink(sink)
     with _collecting(found):
-        found.skill = _look_at_skill(cfg, root, found)
+        found.skill = _check_skill(cfg, root, found)
     env = None
     with _collecting(found):
         env = build_env(cfg, root)
         found.notes += env.notes()
-        _look_for_contradictions(env, found)
-        await _look_at_samples(cfg, env, found)
+        _check_contradictions(env, found)
+        await _check_samples(cfg, env, found)
     if found.skill is None or env is None or found.splits is None:
         return found
     if cfg.gate.policy == "eprocess":
-        _look_at_bets(cfg, found.splits, found)
+        _check_eprocess(cfg, found.splits, found)
     with _collecting(found), scratch_run(None) as run:
         session = build_parts(cfg, run, root, env=env, skill=found.skill)
         found.preview = preview(session.env, session.skill, session.splits.train[0])
@@ -108,13 +110,13 @@ def _collecting(found: Check) -> Iterator[None]:
 
 
 def stated_name(skill: Skill) -> str:
-    """The name in a skill's frontmatter; "" where it states none."""
+    """The name in a skill's frontmatter; "" if it states none."""
     with suppress(BadFrontmatter):
         return str(read_block(skill.frontmatter).get("name") or "")
     return ""
 
 
-def _look_at_skill(cfg: Config, root: Path, found: Check) -> Skill:
+def _check_skill(cfg: Config, root: Path, found: Check) -> Skill:
     skill = load_skill(cfg, root)
     if not (root / cfg.skill).exists():
         found.notes.append(f"the skill {cfg.skill} does not exist yet: training starts from an empty one")
@@ -125,32 +127,32 @@ def _look_at_skill(cfg: Config, root: Path, found: Check) -> Skill:
         found.problems.append(too_long)
     if DESCRIPTION in skill.frontmatter:
         found.notes.append(
-            f"the description in {cfg.skill} is still the template's: say what the skill does and when to use it, for "
-            "that is what agents find it by"
+            f"the description in {cfg.skill} is still the template's: say what the skill does and when to use it, "
+            "because agents find a skill by its description"
         )
     return skill
 
 
-async def _look_at_samples(cfg: Config, env: Env, found: Check) -> None:
+async def _check_samples(cfg: Config, env: Env, found: Check) -> None:
     found.samples = len(env.samples)
     found.groups = len({sample.group for sample in env.samples if sample.group is not None})
     found.splits = split(env.samples, cfg.env.split, cfg.seed)
-    await _try_stated_answers(env, found)
+    await _check_stated_answers(env, found)
     if "\\n" in env.prompt:
         found.notes.append(
-            r"env.prompt holds \n as two characters and no line break: TOML reads it as one between double quotes, "
+            r"env.prompt contains \n as two characters and no line break: in TOML use double quotes, "
             r"""in a command 'env.prompt="Input: {input}\nOutput:"'"""
         )
     invalid = [*unread(env.samples), *await env.validate()]
     found.problems += invalid
-    if not invalid:  # else that is what an audit would find
+    if not invalid:  # else the audit would only repeat these problems
         tricks = await audit(env, found.splits)
         found.problems += tricks.problems
         found.notes += tricks.notes
 
 
-def _look_at_bets(cfg: Config, splits: Splits, found: Check) -> None:
-    """Say if the e-process cannot accept a candidate, or only early ones, however good it is: `select` is too small."""
+def _check_eprocess(cfg: Config, splits: Splits, found: Check) -> None:
+    """Report that `select` is too small for the e-process to accept any candidate, or any late one."""
     alone = [1 for sample in splits.select if sample.group is None]
     groups = Counter(sample.group for sample in splits.select if sample.group is not None)
     units = [*alone, *groups.values()]
@@ -159,20 +161,23 @@ def _look_at_bets(cfg: Config, splits: Splits, found: Check) -> None:
     enough = next(n for n in count(1) if reachable([1] * n, cfg.gate.alpha, cfg.gate.passes))
     if not last:
         found.problems.append(
-            f"gate.policy=eprocess can accept nothing with {of}: even a candidate that wins all of them stays below "
-            f"the bar. Give select at least {enough} independent samples (more samples, or a larger share in "
+            f"gate.policy=eprocess cannot accept anything with {of}: even a candidate that wins all of them stays "
+            f"below the bar. Give select at least {enough} independent samples (more samples, or a larger share in "
             f"env.split), raise gate.alpha ({cfg.gate.alpha:g}), or use gate.policy=race"
         )
     elif last < (steps := steps_per_epoch(cfg.train, len(splits.train)) * cfg.train.epochs):
         found.notes.append(
-            f"gate.policy=eprocess with {of}: if the first {last} candidates fail, no later one can be accepted, and "
-            f"the run has {steps} steps: more select samples allow more candidates"
+            f"gate.policy=eprocess with {of}: if the first {last} candidates fail, no later one can be accepted, but "
+            f"the run has {steps} steps; more select samples allow more candidates"
         )
 
 
-def _look_for_contradictions(env: Env, found: Check) -> None:
-    """Samples that ask the same and expect different answers. A few are noise in the data. If they are many, something
-    that the answer depends on is not shown: a problem."""
+def _check_contradictions(env: Env, found: Check) -> None:
+    """Report samples with the same question and different expected answers.
+
+    A few are noise in the data: a note. Many are a problem, because the prompt then lacks something that the answer
+    depends on.
+    """
     asked: defaultdict[str, set[str]] = defaultdict(set)
     ids: defaultdict[str, list[str]] = defaultdict(list)
     for sample in env.samples:
@@ -184,14 +189,14 @@ def _look_for_contradictions(env: Env, found: Check) -> None:
     unlike = [ids[text] for text, wanted in asked.items() if len(wanted) > 1]
     if n := sum(map(len, unlike)):
         (found.problems if n >= CONTRADICTING * len(env.samples) else found.notes).append(
-            f"{n} of {len(env.samples)} samples ask the same as another one and expect something else (such as "
-            f"{', '.join(unlike[0][:3])}): does the prompt show all that the answer depends on?"
+            f"{n} of {len(env.samples)} samples ask the same as another sample but expect another answer (such as "
+            f"{', '.join(unlike[0][:3])}): does the prompt show everything that the answer depends on?"
         )
 
 
-async def _try_stated_answers(env: Env, found: Check) -> None:
-    """Notes on answers that nothing could be tried with, and on those that fail a check which does not look at them
-    (`Env.validate` reports the others)."""
+async def _check_stated_answers(env: Env, found: Check) -> None:
+    """Note samples without an answer to try, and stated answers that fail a check which does not use them.
+    `Env.validate` reports the other failing answers."""
     untried, failing = 0, []
     for sample in env.samples:
         if env.expected(sample) and not env.lines(sample):
@@ -206,12 +211,13 @@ async def _try_stated_answers(env: Env, found: Check) -> None:
             failing.append(f'"{sample.id}": {score.why}')
     if untried:
         found.notes.append(
-            f"{untried} of {found.samples} samples cannot be tried: they state no answer, or only a judge could read it"
+            f"{untried} of {found.samples} samples could not be tested: they state no answer, or only a judge could "
+            "score it"
         )
     if failing:
         found.notes.append(
             f"the stated answers of {len(failing)} of {found.samples} samples fail their own checks (first: "
-            f"{failing[0]}): mend one or the other, unless they describe an answer rather than give it"
+            f"{failing[0]}): fix the answers or the checks, unless the answers only describe a correct one"
         )
 
 
@@ -223,7 +229,7 @@ async def _probe(session: Parts, found: Check) -> None:
 
 async def _measure_judge(session: Parts, path: Path, announce: Callable[[str], None], found: Check) -> None:
     if session.judge is None:
-        raise UsageError('--judge measures a judge, but the score names none: score = {judge = "MODEL"} names one')
+        raise UsageError('--judge needs a score with a judge: set score = {judge = "MODEL"} under [env]')
     labels = read_labels(path, session.env)
     announce(describe_cost(session.judge, labels))
     try:

@@ -1,7 +1,7 @@
-"""What `skilltune doctor` looks at: does every role answer, and is this machine fit for a run?
+"""The tests of `skilltune doctor`: each model answers a call, and the machine is fit for a run.
 
-Findings are collected, never raised, so that one look names all that is wrong. Nothing here prints a key, and the
-programs that are asked for their version inherit none.
+Findings are collected, never raised, so that one call names all faults. No key is ever printed. Programs that are asked
+for their version inherit no key.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ from skilltune.version import __version__
 
 Level = Literal["ok", "warn", "fail"]
 
-PYTHONS = ((3, 11), (3, 13))  # the oldest and the newest that skilltune is tested with
+PYTHONS = ((3, 11), (3, 13))  # the oldest and the newest version that skilltune is tested with
 PROGRAMS = ("git", "claude", "codex")
-NEEDED_MB, SPARE_MB = 100, 1000  # free space without which a run cannot be kept, and with which nobody need worry
-VERDICT = "judge's verdict"  # the role of the probe that asks for one
+NEEDED_MB, SPARE_MB = 100, 1000  # free space: below the first is a failure, below the second a warning
+VERDICT = "judge's verdict"  # the role of the probe that asks the judge for a verdict
 CLOCK_S = 60.0
 VERSION_S = 10.0
-SIGNS = "…·→±≥█"  # what the reports are drawn with
+SIGNS = "…·→±≥█"  # the special characters of the reports
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line: what was looked at, how it is, and how to mend it ("" where nothing is to be mended)."""
+    """One line: the level, the subject, its state, and the fix ("" if nothing is wrong)."""
 
     level: Level
     topic: str
@@ -57,13 +57,13 @@ class Finding:
 
 
 async def examine(source: Path | None = None, overrides: Sequence[str] = ()) -> list[Finding]:
-    """All findings, in the order of the page. Without a config only the machine is looked at and no model called."""
+    """All findings, in the order of the output. Without a config only the machine is tested and no model is called."""
     cfg, root, broken = None, Path(), []
     if source is not None:
         try:
             cfg, root = load_config(source, overrides)
         except UsageError as error:
-            broken = [Finding("fail", "config", str(error), "mend the config and look again")]
+            broken = [Finding("fail", "config", str(error), "fix the config, then run doctor again")]
     findings = [*_versions(), *broken, *_keys(cfg)]
     if cfg is not None:
         findings += await _roles(cfg, root)
@@ -72,8 +72,8 @@ async def examine(source: Path | None = None, overrides: Sequence[str] = ()) -> 
 
 
 async def _roles(cfg: Config, root: Path) -> list[Finding]:
-    """One call to each model, and one verdict of a judge that answers. What keeps a session from being built keeps
-    a run from starting."""
+    """One call to each model, and one verdict of the judge if it answers. A config that cannot be built is a failure,
+    because no run could start with it."""
     try:
         with scratch_run(None) as run:
             session = build_parts(cfg, run, root)
@@ -85,22 +85,22 @@ async def _roles(cfg: Config, root: Path) -> list[Finding]:
                 await session.aclose()
     except UsageError as error:
         return [Finding("fail", "config", str(error), "`skilltune check` names every problem of the input")]
-    return [finding for probe in probes for finding in _answered(probe)]
+    return [finding for probe in probes for finding in _findings_of(probe)]
 
 
-def _answered(probe: Probe) -> Iterator[Finding]:
+def _findings_of(probe: Probe) -> Iterator[Finding]:
     """The result of a probe, and a warning for each thing that the endpoint does not know."""
     if probe.error:
-        fix = f"nothing was scored; mend {_section(probe.role)}, then look again"
+        fix = f"no sample was scored; fix {_section(probe.role)}, then run doctor again"
         yield Finding("fail", probe.role, probe.error, fix)
     else:
         yield Finding("ok", probe.role, f"{probe.model} answered in {probe.seconds:.2f} s")
     for what in probe.learned:
-        yield Finding("warn", probe.role, what, "nothing to mend: it is done so in every call, and the card says it")
+        yield Finding("warn", probe.role, what, "no action needed: every call does so, and the model card says so")
 
 
 async def _verdict(judge: Reader) -> Probe:
-    """Can the judge's model give a verdict in the form that is asked for? Many a model only talks."""
+    """Ask the judge's model for one verdict, because some models answer but do not keep to the required form."""
     started, error = time.monotonic(), ""
     try:
         async with asyncio.timeout(PATIENCE_S):
@@ -140,7 +140,7 @@ def _versions() -> Iterator[Finding]:
 
 
 def _extras() -> Mapping[str, list[str]]:
-    """The packages of each extra that a user may install, as skilltune's own metadata lists them."""
+    """The packages of each optional extra, from skilltune's own metadata."""
     extras: dict[str, list[str]] = {}
     for requirement in metadata.requires("skilltune") or ():
         package, _, condition = requirement.partition(";")
@@ -158,10 +158,10 @@ def _installed(package: str) -> str | None:
 
 
 def _program(name: str) -> Finding:
-    """A program on the PATH and what it says its version is; it needs a home and a path, and gets nothing else."""
+    """A program on the PATH with its version. It gets HOME and PATH, and no other variable."""
     path = shutil.which(name)
     if path is None:
-        return Finding("ok", name, "not on the PATH; this version needs it for nothing")
+        return Finding("ok", name, "not on the PATH; this version does not need it")
     bare = {key: os.environ[key] for key in ("PATH", "HOME", "LANG", "TMPDIR") if key in os.environ}
     try:
         done = subprocess.run(
@@ -169,7 +169,7 @@ def _program(name: str) -> Finding:
             errors="replace", timeout=VERSION_S,
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired) as error:
-        return Finding("warn", name, f"{path} does not say its version: {error}", f"try `{name} --version`")
+        return Finding("warn", name, f"{path} does not tell its version: {error}", f"try `{name} --version`")
     said = (done.stdout.strip() or done.stderr.strip() or "no word").splitlines()[0][:80]
     if done.returncode:
         return Finding("warn", name, f"{path} ended with {done.returncode}: {said}", f"try `{name} --version`")
@@ -177,7 +177,7 @@ def _program(name: str) -> Finding:
 
 
 def _models(cfg: Config) -> dict[str, ModelConfig]:
-    """The models by role, as far as their names can be read; `_roles` tells of the others."""
+    """The models by role. A name that cannot be read is left out; `_roles` reports it."""
     judge = cfg.env.score.get("judge") if isinstance(cfg.env.score, dict) else None
     options = cfg.judge.model_dump(exclude={"same_as_optimizer"})
     given = {
@@ -196,7 +196,7 @@ def _models(cfg: Config) -> dict[str, ModelConfig]:
 
 
 def _keys(cfg: Config | None) -> Iterator[Finding]:
-    """Is each key that a role needs set? The value is never shown, nor anything made from it."""
+    """Report for each role if its key is set. The value is never shown, nor anything derived from it."""
     models = {} if cfg is None else _models(cfg)
     if not models:
         for scheme, (variable, _) in OWN.items():
@@ -207,12 +207,12 @@ def _keys(cfg: Config | None) -> Iterator[Finding]:
         try:
             variable = key_variable(name, named)
         except UsageError as error:
-            yield Finding("fail", "key", str(error), f"mend {role}.model or {role}.key_env")
+            yield Finding("fail", "key", str(error), f"fix {role}.model or {role}.key_env")
             continue
         if name.scheme not in OWN:
-            yield Finding("ok", "key", f"the {role} needs none")
+            yield Finding("ok", "key", f"the {role} needs no key")
         elif variable is None:
-            text = f"the {role}'s server is sent none; if it wants one, {role}.key_env names the variable that holds it"
+            text = f"the {role}'s server gets no key; if it needs one, set {role}.key_env to the variable's name"
             yield Finding("ok", "key", text)
         elif key_of(variable):
             yield Finding("ok", "key", f"{variable} is set (for the {role})")
@@ -221,18 +221,18 @@ def _keys(cfg: Config | None) -> Iterator[Finding]:
 
 
 def _sandbox(cfg: Config | None) -> Iterator[Finding]:
-    """How user code is confined: as it is, not as one would wish."""
+    """Report the actual confinement of user code."""
     spec = cfg.env.samples if cfg is not None else ""
     own = cfg is not None and (spec.rpartition(":")[0].endswith(".py") or "python:" in str(cfg.env.score))
     text = "Python scorers and env.py factories run inside skilltune, unconfined: your files, your keys, the network"
     yield Finding("warn" if own else "ok", "sandbox", text, "use only code that you trust" if own else "")
     path = shutil.which("bwrap")
-    text = f"{path or 'not on the PATH'}; this version runs no command that it could confine"
+    text = f"{path or 'not on the PATH'}; this version does not use it"
     yield Finding("ok", "bubblewrap", text)
 
 
 def _disk(folder: Path) -> Iterator[Finding]:
-    """Space and write access where the run would be; its folder need not exist yet."""
+    """Free space and write access at the run's folder, which need not exist yet."""
     place = _existing(folder)
     try:
         with tempfile.TemporaryFile(dir=place) as file:
@@ -254,7 +254,8 @@ def _existing(folder: Path) -> Path:
 
 
 def _clock(folder: Path) -> Iterator[Finding]:
-    """Is the time believable, and is it the file system's too? Times are shown, budgets of minutes do not need them."""
+    """Compare the clock with skilltune's installation time and with the file system's clock. Only displayed times
+    depend on it."""
     now, place = time.time(), _existing(folder)
     today = date.fromtimestamp(now).isoformat()
     if now < Path(__file__).stat().st_mtime - CLOCK_S:
@@ -263,7 +264,7 @@ def _clock(folder: Path) -> Iterator[Finding]:
     try:
         with tempfile.TemporaryFile(dir=place) as file:
             apart = abs(os.fstat(file.fileno()).st_mtime - time.time())
-    except OSError:  # `_disk` says so
+    except OSError:  # `_disk` reports it
         apart = 0.0
     if apart > CLOCK_S:
         text = f"the files in {place} get times that are {apart:,.0f} s off"

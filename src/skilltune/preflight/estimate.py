@@ -19,19 +19,19 @@ from skilltune.samples import Sample
 from skilltune.scorers.judge import Reader
 from skilltune.usage import Usage
 
-MEASURED = 50  # samples whose prompts are built for the estimate; images are read for it
-PROMPT_TOKENS = (100, 1500)  # least and most of an optimizer's instructions, notes and rejected edits
-VERDICT_TOKENS = 20  # of a verdict with a short quote
+MEASURED = 50  # most samples whose prompts are built for the estimate, because that reads their images
+PROMPT_TOKENS = (100, 1500)  # least and most tokens of an optimizer's instructions, notes and rejected edits
+VERDICT_TOKENS = 20  # a verdict with a short quote
 Range = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What a whole run takes, each as (least, most): calls by role, tokens of both, dollars (None: price unknown).
+    """Bounds of a whole run's cost as (least, most): calls by role, tokens of all models, dollars (None: no price).
 
-    Least: no edit is ever worth a race. Most: every candidate is raced to the end with a skill as large as allowed
-    and answers as long as allowed; real runs stay well below it. `after_calls` of the target are the certificate and
-    the control arms, which the budget keeps back.
+    Least: no edit is ever worth a race. Most: every candidate is raced to the end, with a skill and answers as long as
+    allowed; real runs stay well below. `after_calls` counts the target's calls for the certificate and the control
+    arms, which the budget reserves.
     """
 
     target_calls: Range
@@ -43,13 +43,13 @@ class Estimate:
 
     @property
     def typical_calls(self) -> int:
-        """Of the target, by a rule of thumb: a training takes 20 to 60 % of the way to its most, as our benches and
-        examples did, and a certificate follows."""
+        """The target's calls in a typical run, by a rule of thumb from our benches and examples: the training takes
+        the share TYPICAL of the range from least to most, and the certificate follows."""
         return round(_typical(*self.target_calls, self.after_calls))
 
 
 def estimate(session: Parts) -> Estimate:
-    """Calls, tokens and dollars of a whole run, judged from the samples; see `Estimate` for what the ends mean."""
+    """Estimate the calls, tokens and dollars of a whole run from its samples and settings."""
     cfg, target, optimizer = session.cfg, session.target, session.optimizer_client
     samples = _spread([*session.splits.train, *session.splits.select, *session.splits.test], MEASURED)
     asked = [session.roll.target.guess(session.skill, sample, session.env).input_tokens for sample in samples]
@@ -83,7 +83,7 @@ def estimate(session: Parts) -> Estimate:
     judging = (0, 0)
     if session.judge is not None:
         judged = [sample for sample in samples if session.env.lines(sample)]
-        # Least: an answer is read once. Most: every answer is another one, and each verdict is asked for again once.
+        # Least: each answer is read once. Most: all answers differ, and each verdict is asked for twice.
         judging = ceil(least * len(judged) / len(samples)), ceil(2 * most * len(judged) / len(samples))
         ends += [(session.judge.client, usage) for usage in _judging(session, session.judge, judged, judging, longest)]
     low, high = ends[::2], ends[1::2]
@@ -95,19 +95,19 @@ def estimate(session: Parts) -> Estimate:
         tokens=(sum(usage.tokens for _, usage in low), sum(usage.tokens for _, usage in high)),
         usd=None if dollars[0] is None or dollars[1] is None else (dollars[0], dollars[1]),
         judge_calls=judging,
-        after_calls=after + least * cfg.certify.controls,  # the dearest arm takes as much as the training
+        after_calls=after + least * cfg.certify.controls,  # the most expensive arm costs as much as the training
     )
 
 
 def _typical(least: int, most: int, after: int) -> float:
-    """Calls of a typical run whose training takes from `least` to `most - after` calls and is followed by `after`."""
+    """Calls of a typical run: a training of between `least` and `most - after` calls, then `after` calls."""
     return after + least + TYPICAL * max(0, most - after - least)
 
 
 def _judging(
     session: Parts, judge: Reader, samples: Sequence[Sample], calls: Range, longest: int
 ) -> tuple[Usage, Usage]:
-    """What the judge reads and writes, least (short answers, bare verdicts) and most (long ones, asked for twice)."""
+    """The judge's usage: least (short answers, bare verdicts) and most (long answers, each verdict asked for twice)."""
     few, many = calls
     asked = [judge.client.bound(judge.request(s, "", session.env.lines(s))).input_tokens for s in samples] or [0]
     read, lines = ceil(sum(asked) / len(asked)), sum(len(session.env.lines(s)) for s in samples) / max(len(samples), 1)
@@ -118,7 +118,8 @@ def _judging(
 
 
 def _optimizer_calls(cfg: Config, train: int) -> Range:
-    """Least: nothing ever fails. Most: every call is asked again once, and every merge, ranking and epoch's end is."""
+    """The optimizer's calls. Least: no sample ever fails. Most: every call is made twice, in all merges, rankings and
+    ends of epochs too."""
     loop = cfg.train
     sizes = [min(loop.batch_size, train - start) for start in range(0, train, loop.batch_size)]
     groups = [ceil(size * cfg.target.attempts / loop.minibatch_size) for size in sizes]
@@ -126,7 +127,7 @@ def _optimizer_calls(cfg: Config, train: int) -> Range:
     slow = 2 * max(0, loop.epochs - 1) if cfg.slow.enabled else 0
     if (
         loop.merge == "rank"
-    ):  # failures and successes apart: one minibatch more; fewer merges than patches, and the last
+    ):  # failures and successes apart: one more minibatch; fewer merges than patches, and the final merge
         return loop.epochs * sum(groups), 2 * (loop.epochs * sum(2 * (n + 1) + 2 + extra for n in groups) + slow)
     return 0, 2 * (loop.epochs * sum(n + extra for n in groups) + slow)
 
@@ -142,12 +143,12 @@ def _dollars(parts: Sequence[tuple[Client, Usage]]) -> float | None:
 
 
 def _spread(samples: Sequence[Sample], n: int) -> Sequence[Sample]:
-    """At most n samples, evenly spread."""
+    """At most n samples, evenly spaced."""
     return samples if len(samples) <= n else [samples[i * len(samples) // n] for i in range(n)]
 
 
 def _rounded(value: float) -> str:
-    """A number as the command line takes it, rounded up to two digits: 1234.5 → "1300", 0.0123 → "0.013"."""
+    """A number for the command line, rounded up to two digits: 1234.5 → "1300", 0.0123 → "0.013"."""
     if not value:
         return "0"
     unit = 10.0 ** (floor(log10(value)) - 1)
@@ -156,8 +157,10 @@ def _rounded(value: float) -> str:
 
 
 def remarks(session: Parts, expected: Estimate) -> list[str]:
-    """Where a limit of the budget is less than what a run takes, certificate and control arms included: one sentence
-    for each, with the number to raise it to. `minutes` cannot be estimated."""
+    """One sentence for each limit of the budget that is lower than a typical run needs, with a sufficient number.
+
+    Certificate and control arms are included. `minutes` cannot be estimated.
+    """
     cfg = session.cfg
     planned = replace(session, budget=Budget(Limits(), Usage()))
     hold_back(planned)
@@ -165,7 +168,7 @@ def remarks(session: Parts, expected: Estimate) -> list[str]:
     ranges = (expected.target_calls, expected.optimizer_calls, expected.judge_calls)
     few, many = (sum(ends) for ends in zip(*ranges, strict=True))
     following = kept.calls + few * cfg.certify.controls
-    stretch = (_typical(few, many, following) - following) / few  # a typical training against the shortest
+    stretch = (_typical(few, many, following) - following) / few  # ratio of a typical training to the shortest
     what = "the certificate and the control arms" if cfg.certify.controls else "the certificate"
     found = []
     for name, shortest, after in (
@@ -176,12 +179,12 @@ def remarks(session: Parts, expected: Estimate) -> list[str]:
         limit = getattr(cfg.budget, name)
         if limit is None or not shortest or after is None:
             continue
-        after += shortest * cfg.certify.controls  # the dearest arm takes as much as the training
+        after += shortest * cfg.certify.controls  # the most expensive arm costs as much as the training
         least, typical = after + shortest, after + stretch * shortest
         if limit >= typical:
             continue
         short = "is too little for" if limit < least else "may not last for"
-        held = f"with {_rounded(after)} kept for {what}, " if after else ""
+        held = f"with {_rounded(after)} reserved for {what}, " if after else ""
         found.append(
             f"budget.{name}={limit:.15g} {short} a whole run: {held}the shortest takes about {_rounded(least)} in all, "
             f"a typical one {_rounded(typical)}; raise it, e.g. budget.{name}={_rounded(typical)}"

@@ -1,9 +1,9 @@
-"""Calibration: the start skill twice on `select` (A/A), and what its noise means for the gate that was chosen.
+"""Calibration: score the start skill twice on `select` (A/A), and simulate the chosen gate with the measured noise.
 
-How often would this gate accept an edit that does nothing? What gain would it see? The gate itself is asked: it judges
-simulated candidates whose samples are solved with the probabilities, and repeat with the noise, that were measured.
-Each is one edit that no screen has measured, judged under the bar of a first accept; what a run screens, and what comes
-after its first accept, is found with smaller gains.
+Two questions are answered: the rate at which this gate accepts an edit that does nothing, and the smallest gain that it
+detects. The real gate judges simulated candidates; their success probabilities and their noise are those measured. Each
+candidate is one edit without a screen, judged at the bar of a first accept. In a run, screened edits and edits after
+the first accept are detected at smaller gains.
 """
 
 from __future__ import annotations
@@ -27,20 +27,24 @@ from skilltune.rollouts.roller import Roller
 from skilltune.samples import Sample
 from skilltune.skill import Skill
 
-RUNS = 200  # simulated null edits
+NULL_SIMULATIONS = 200  # simulated null edits
 POWER = 0.8
-TRIES = 60  # simulated candidates for each gain that is tried
-HALVINGS = 5  # of the range in which the smallest detectable gain lies
+SIMULATIONS = 60  # simulated candidates per gain
+HALVINGS = 5  # steps of the bisection for the smallest detectable gain
 KEY = "calibration"
 INPUT, CHANGE = Skill("Do the task.\n"), Proposal(Edit("add", text="A line that may or may not help."))
 
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What `n` samples showed that were scored twice: the share whose score differs, the standard deviation of a repeat
-    in scores (assumed if no score differed, but the target may not be deterministic), whether it is deterministic; and
-    of the gate `policy`, for an edit that no screen has measured, while nothing was accepted yet: how often it accepts
-    one that does nothing, and the smallest true gain that it accepts 4 times out of 5 (None: no gain at all)."""
+    """The noise of `n` samples that were scored twice, and the behaviour of the gate `policy` under it.
+
+    `differing`: share of samples whose two scores differ. `sd`: standard deviation of a repeat, in scores; it is
+    assumed if no score differed although answers did. `same`: True if all answers and scores repeated.
+    `false_accept`: rate at which the gate accepts an edit that does nothing. `detectable`: smallest true gain that it
+    accepts with probability `POWER`; None if it does not reach that at any gain. Both hold for an edit without a
+    screen, before the first accept.
+    """
 
     n: int
     differing: float
@@ -51,7 +55,7 @@ class Calibration:
     detectable: float | None
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"simulations": RUNS, "reason": str(self)}
+        return asdict(self) | {"simulations": NULL_SIMULATIONS, "reason": str(self)}
 
     def __str__(self) -> str:
         seen = f"4 times out of 5 if it gains {100 * (self.detectable or 0):.0f} points"
@@ -60,7 +64,7 @@ class Calibration:
         sd = f"sd {self.sd:.2f}" if self.differing else f"sd assumed, not measured: {self.sd:.2f}"
         repeat = f"{100 * self.differing:.0f} % of {self.n} select samples score differently when repeated ({sd})"
         if self.deterministic:
-            repeat = f"a repeat of {self.n} select samples gave the same answers: no draw of a sample is paid for twice"
+            repeat = f"a repeat of {self.n} select samples gave the same answers, so no sample is attempted twice"
         return (
             f"{repeat}; a change that no screen has measured, while nothing was accepted yet, is accepted by "
             f"{self.policy} in {100 * self.false_accept:.1f} % of cases if it does nothing, and {seen}"
@@ -68,8 +72,8 @@ class Calibration:
 
 
 async def calibrate(arena: Arena, skill: Skill) -> Calibration | None:
-    """Roll the skill twice on `select`, tell the arena the noise, and ask the gate. None where nothing was scored
-    twice. The simulation is made once per run."""
+    """Score the skill twice on `select`, store the noise in the arena, and simulate the gate. None if no sample was
+    scored twice. The journal keeps the simulation's result, so it runs once per run."""
     draws = [arena.roll(skill, arena.select, attempt=attempt, purpose=KEY) for attempt in (0, 1)]
     pairs = [(a, b) for a, b in zip(*await run_all(draws), strict=True) if a.score and b.score]
     if not pairs:
@@ -78,7 +82,7 @@ async def calibrate(arena: Arena, skill: Skill) -> Calibration | None:
     same = repeats_itself([(a.answer, b.answer) for a, b in pairs]) and all(a == b for a, b in scores)
     noise = sum((a - b) ** 2 for a, b in scores) / (2 * len(scores))
     if not same:
-        noise = noise or 1 / (2 * len(scores) + 4)  # no score differed: as if the next two were to differ
+        noise = noise or 1 / (2 * len(scores) + 4)  # no score differed: assume that one in n + 2 pairs would
     arena.noise = noise
     known = arena.roll.run.recall(KEY)
     figures = known[0] if known else await _figures(arena, scores)
@@ -88,28 +92,28 @@ async def calibrate(arena: Arena, skill: Skill) -> Calibration | None:
 
 
 async def _figures(arena: Arena, scores: Sequence[tuple[float, float]]) -> dict[str, Any]:
-    """The rate of false accepts and the smallest gain that is seen with `POWER`, by simulation."""
+    """Simulate the rate of false accepts and the smallest gain that is accepted with probability `POWER`."""
     mean = fmean(value for pair in scores for value in pair)
 
     async def accepted(gain: float, runs: int) -> float:
-        """The share of simulated candidates with that true gain that the gate accepts."""
+        """The share of accepted candidates among `runs` simulated ones with this true gain."""
         hits = 0
         for number in range(runs):
             hits += await _trial(arena, scores, gain / (1 - mean) if gain else 0.0, rng(arena.seed, KEY, number))
-            await asyncio.sleep(0)  # so that an interrupt is heard
+            await asyncio.sleep(0)  # lets an interrupt cancel the simulation
         return hits / runs
 
-    null, low, high = await accepted(0.0, RUNS), 0.0, 1.0 - mean
-    if high <= 0 or await accepted(high, TRIES) < POWER:
+    null, low, high = await accepted(0.0, NULL_SIMULATIONS), 0.0, 1.0 - mean
+    if high <= 0 or await accepted(high, SIMULATIONS) < POWER:
         return {"false_accept": null, "detectable": None}
     for _ in range(HALVINGS):
         middle = (low + high) / 2
-        low, high = (low, middle) if await accepted(middle, TRIES) >= POWER else (middle, high)
+        low, high = (low, middle) if await accepted(middle, SIMULATIONS) >= POWER else (middle, high)
     return {"false_accept": null, "detectable": high}
 
 
 async def _trial(arena: Arena, scores: Sequence[tuple[float, float]], share: float, draw: Random) -> bool:
-    """Does the gate accept a candidate that solves this share of what the input does not?"""
+    """True if the gate accepts a simulated candidate that solves this share of the input's failures."""
     samples = [Sample(id=f"s{i:06d}", input="") for i in range(len(scores))]
     before = _solving(scores, draw)
     after = [p + share * (1 - p) for p in before]
@@ -128,9 +132,9 @@ async def _trial(arena: Arena, scores: Sequence[tuple[float, float]], share: flo
 
 
 def _solving(scores: Sequence[tuple[float, float]], draw: Random) -> list[float]:
-    """A probability for each sample, or a mean score where scores are fractions, drawn from what two scores leave open.
+    """A success probability for each sample, given its two scores; the mean score if scores are fractions.
 
-    Binary scores: the posterior of a beta-binomial model whose intraclass correlation is that of the pairs.
+    For binary scores it is drawn from the posterior of a beta-binomial model with the pairs' intraclass correlation.
     """
     if not _binary(scores):
         return [fmean(pair) for pair in scores]
@@ -148,7 +152,7 @@ def _binary(scores: Sequence[tuple[float, float]]) -> bool:
 
 
 class Simulated:
-    """Stands for the roller of a gate under test: every score is drawn."""
+    """Replaces the roller in a simulated gate; `score` draws every score."""
 
     def __init__(self, score: Callable[[Skill, int], float]) -> None:
         self.score = score
@@ -167,4 +171,4 @@ class Simulated:
         return rolled
 
     def prefetch(self, skill: Skill, samples: Sequence[Sample], attempt: int = 0) -> None:
-        """Nothing is made ahead of its need."""
+        """Does nothing: simulated rollouts are free."""

@@ -1,4 +1,4 @@
-"""One sample as the target gets it and as the scorer judges it, so that no choice of ours stays out of sight."""
+"""Show one sample: the target's messages and the scorer's checks, so that the user sees every default."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from skilltune.samples import Sample
 from skilltune.skill import Skill
 from skilltune.targets.chat import with_skill
 
-SHOWN = 4000  # characters of one message
-SKILL = 200  # characters of the skill, of which the reader has the file
+SHOWN = 4000  # most characters of one message
+SKILL = 200  # most characters of the skill; the reader has its file
 
 
 def preview(env: Env, skill: Skill, sample: Sample) -> list[tuple[str, str]]:
-    """Rows of (label, text): every message, then how an answer is scored."""
-    rows = [("sample", f'"{sample.id}", as the target gets it and as its answer is scored:')]
+    """Rows (label, text): every message, then the scoring of an answer."""
+    rows = [("sample", f'"{sample.id}": the messages to the target, and the scoring of its answer:')]
     body = f"{_cut(skill.body.strip(), SKILL)}\n" if skill.body.strip() else ""
     rows += [(f"  {message.role}", _text(message)) for message in with_skill(body, env.messages(sample))]
     if not body:
-        rows.append(("  system", "no skill yet: its text will stand here"))
+        rows.append(("  system", "(the skill's text; it is empty now)"))
     return [*rows, ("  score", "\n".join([*_judged(env, sample)]))]
 
 

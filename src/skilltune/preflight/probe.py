@@ -1,4 +1,4 @@
-"""One call to each model, to see that it answers: for `check --probe`, for `doctor`, and before a run spends."""
+"""Test each model with one call: for `check --probe`, for `doctor`, and at the start of a run."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from skilltune.parts import Parts
 from skilltune.targets.chat import ChatTarget
 from skilltune.usage import Usage
 
-PATIENCE_S = 30.0  # of `probe_roles`, retries included
+PATIENCE_S = 30.0  # time limit of one probe in `probe_roles`, retries included
 REQUEST = Request((user("Reply with the word: ready"),))
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """One call to one role; `seconds` until the answer, `error` if none came. `learned`: what the endpoint turned out
-    not to know."""
+    """The result of one call to a role: `seconds` until the answer, or the `error`. `learned` lists options that the
+    endpoint turned out not to support."""
 
     role: str
     model: str
@@ -32,20 +32,20 @@ class Probe:
 
 
 async def probe(client: Client, request: Request = REQUEST) -> Usage:
-    """The cost of one call. Raises all that a call may raise.
+    """Make one call and return its usage. Raises the errors of a call.
 
-    The call has a role of its own, because its cost tells nothing about the cost of a real one."""
+    The call counts under a separate role, because its cost does not predict the cost of a real call."""
     usage = (await replace(client, role=PROBE)(request)).usage
     client.answered = True
     return usage
 
 
 def probe_of(session: Parts, client: Client) -> Request:
-    """The question that shows best if a role will do.
+    """The request that tests a role.
 
-    The target's is a real one, with the skill and the longest sample: a server may cut a long prompt, refuse a system
-    message, or put the whole answer where nobody looks for it. The others are asked for one word, under the settings of
-    their role.
+    The target gets a real task, with the skill and the longest sample, because a server may cut a long prompt, refuse a
+    system message or put the answer into an unexpected field. Other roles are asked for one word, with their own
+    settings.
     """
     if session.judge is not None and client is session.judge.client:
         return replace(REQUEST, temperature=session.judge.temperature, max_tokens=session.judge.max_tokens)
@@ -60,7 +60,7 @@ def probe_of(session: Parts, client: Client) -> Request:
 
 
 async def probe_roles(session: Parts) -> list[Probe]:
-    """Probe each model of a session, once where it has both roles; an error is part of the result."""
+    """Probe each model of a run, once if it has two roles. An error is part of the result."""
     probes = []
     for role, client in roles(session):
         started, error = time.monotonic(), ""
@@ -77,7 +77,7 @@ async def probe_roles(session: Parts) -> list[Probe]:
 
 
 def roles(session: Parts) -> list[tuple[str, Client]]:
-    """(role, client) of each model that a session calls; a model in two roles is named once, by both."""
+    """(role, client) of each model that a run calls. A model in two roles appears once, with both names."""
     judge = session.judge.client if session.judge else None
     found: dict[str, tuple[str, Client]] = {}
     for role, client in (("target", session.target), ("optimizer", session.optimizer_client), ("judge", judge)):
@@ -88,12 +88,11 @@ def roles(session: Parts) -> list[tuple[str, Client]]:
 
 
 async def try_models(session: Parts) -> None:
-    """Let the models of the optimizer and of the judge answer once before anything is spent on the target, once per run
-    and model.
+    """Call the models of the optimizer and the judge once, before anything is spent on the target; once per run.
 
-    Raises `CallConfigError` for a wrong key, model or path, `InfraStopped` where one cannot be reached. No call where
-    the target is the same model, whose first answer shows as much. A budget too small even for this is left to the
-    loop, which says so.
+    Raises `CallConfigError` for a wrong key, model or path, and `InfraStopped` if a model cannot be reached. A model
+    that is also the target is not called, because the target's first call tests it. If the budget is too small even for
+    this, the loop reports it.
     """
     for role, client in roles(session):
         if client is session.target:
@@ -107,9 +106,9 @@ async def try_models(session: Parts) -> None:
         except BudgetExceeded:
             return
         except CallConfigError as error:
-            raise CallConfigError(f"the {role} cannot be used, so nothing was asked of the target. {error}") from error
+            raise CallConfigError(f"the {role} cannot be used, so the target was not called. {error}") from error
         except InfraError as error:
             raise InfraStopped(
-                f"the {role} cannot be reached, so nothing was asked of the target. {error}\n"
+                f"the {role} cannot be reached, so the target was not called. {error}\n"
                 "Run the same command again when it can."
             ) from error

@@ -58,7 +58,7 @@ EXIT_CODES = {
     3: "stopped by a provider or the network (resumable)",
     4: "stopped by the budget or an interrupt (resumable)",
     5: "finished undecided: accepted, but not certified",
-    70: "an error of skilltune itself: the traceback is in the run folder (resumable)",
+    70: "a bug in skilltune: the traceback is in the run folder (resumable)",
 }
 
 INSTEAD = {  # what an optimizer's stage goes on with where no answer could be read

@@ -258,7 +258,7 @@ class Roller:
         )
 
     def _keep_answers(self, rollouts: Sequence[Rollout]) -> None:
-        """Store all answers so far, scored ones too, under the keys where a repaired scorer or another judge finds them."""
+        """Store all answers so far, scored ones too, where a repaired scorer or another judge finds them."""
         samples = {sample.id: sample for sample in self.env.samples}
         for rollout in (*self.seen.values(), *(r for r in rollouts if r.scored)):
             if rollout.sample not in samples:  # dropped, and no longer in the sample file
