@@ -52,7 +52,8 @@ SHORT = 60  # lines; a skill up to this length is shown whole in its diff
 MOST_CHANGES = 10  # changed lines of the skill that the end of a training shows
 WIDEST = 100  # characters of such a line
 HEARTBEAT_S = 15.0  # a log file hears at least so often that paid work goes on
-FIRST_BEAT_S = 3.0  # and this soon after the start, with the time left
+FIRST_BEAT_S = 5.0  # and this soon after the start, with the time left
+FEWEST_CALLS = 5  # calls that give a pace; the first ones wait for a model to load
 
 EXIT_CODES = {
     0: "a better skill was found",
@@ -166,9 +167,9 @@ class Progress:
         return None
 
     def seconds_left(self) -> float | None:
-        """Time for the calls that are still expected, at the pace of this process; None before its first call."""
+        """Time for the calls that are still expected, at the pace of this process; None before `FEWEST_CALLS`."""
         left = self.calls_left()
-        return None if left is None or not self.calls else left * (self.clock() - self._began) / self.calls
+        return None if left is None or self.calls < FEWEST_CALLS else left * (self.clock() - self._began) / self.calls
 
     def describe_score(self) -> str:
         """The incumbent's estimated level on `select`; it was selected for being high, so it is no proof."""
