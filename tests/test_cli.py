@@ -346,7 +346,7 @@ def test_an_interrupt_ends_with_4_and_the_same_command_goes_on(tmp_path: Path, n
         assert process.returncode == 4, err
         assert "interrupted; run the same command to go on" in err
         assert "Traceback" not in err
-        assert "start · select" in out
+        assert "start · the input scores" in out
         world.latency = 0.0
         resumed = skilltune("train", desk.config, "target.workers=2")
         assert resumed.exit_code == 0
