@@ -203,16 +203,13 @@ class Progress:
         return f"{self.phase} · {counted(self.session.budget.spent.calls)}{self.time_left} · {self.learned}"
 
 
-def line(
-    type: str, data: Mapping[str, Any], steps: int, gate: GateConfig | None = None, slow: bool = False
-) -> Text | None:
-    """The one line that an event is worth, or None. `slow`: the verdict is of the epoch's slow update; `gate` has the
-    bars that it was held against."""
+def line(type: str, data: Mapping[str, Any], steps: int, slow: bool = False) -> Text | None:
+    """The one line that an event is worth, or None. `slow`: the verdict is of the epoch's slow update."""
     match type:
         case "start":
             return _text(f"start · the input scores {percent(data['score'])} on {data['select']} select tasks")
         case "verdict":
-            return _verdict(data, steps, gate, slow)
+            return _verdict(data, steps, slow)
         case "refused":
             more = f" (and {len(data['edits']) - 1} more)" if len(data["edits"]) > 1 else ""
             return _text(f"step {data['step']} · proposed edit refused: {_short(data['edits'][0])}{more}", "dim")
@@ -262,7 +259,7 @@ def _reusable(data: Mapping[str, Any]) -> str:
     return text
 
 
-def _verdict(data: Mapping[str, Any], steps: int, gate: GateConfig | None, slow: bool) -> Text:
+def _verdict(data: Mapping[str, Any], steps: int, slow: bool) -> Text:
     where = f"step {data['step']} of {steps}" + (", slow update" if slow else "")
     if data["numbers"].get("rule") == COMPACT:
         where = "compact"
@@ -361,16 +358,15 @@ class Lines:
         self.console.print()
 
     def __call__(self, type: str, data: Mapping[str, Any]) -> None:
-        steps, gate, slow = 0, None, False
+        steps, slow = 0, False
         if self.progress is not None:
             steps, slow = self.progress.steps, type == "verdict" and data["step"] == self.progress.step
-            gate = self.progress.session.cfg.gate
             self.progress.hear(type, data)
         if type == LEFT_OUT:  # each sample is named once; the end says them all
             new = {sample: failure for sample, failure in data["samples"].items() if sample not in self._left_out}
             self._left_out |= summed(new)
             data = {**data, "samples": new}
-        if (text := line(type, data, steps, gate, slow)) is not None:
+        if (text := line(type, data, steps, slow)) is not None:
             self.console.print(text)
         if type == "forked":
             self.console.print(_text(f"  {self.command(Path(data['folder']))}", "bold"))
