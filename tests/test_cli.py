@@ -29,7 +29,7 @@ from skilltune.api import run_training
 from skilltune.cli.main import app
 from skilltune.config import load_config
 from skilltune.journal.run import Run
-from skilltune.report.terminal import Lines, Live, Progress, columns, difference, stdout
+from skilltune.report.terminal import Lines, Live, Progress, changed_lines, columns, difference, stdout
 from skilltune.text import visible
 from skilltune.usage import Usage, describe_usage
 from world import Faults, World
@@ -213,15 +213,17 @@ def test_train_prints_plan_verdicts_diff_certificate_and_cost(desk: Desk, preset
     order = [
         "paired samples see a gain",
         "of the target",
-        "start · select 0.0 %",
-        "accepted as version 1",
-        *(["measured 0.0 % → ", "believed +", "P(better) = ", "needed 0.90"] if preset == "default" else ["→"]),
+        "start · the input scores 0.0 %",
+        "step 1 of 2 · accepted: ",
+        *([" points estimated, ", " tasks looked at · 1 version"] if preset == "default" else ["→"]),
         "step 2 of 2",
     ]
-    order += ["+++ the trained skill", "+" + desk.world.rule(0), "Certified better", "unseen samples"]
+    order += ["the skill: ", "  +" + desk.world.rule(0), "skilltune diff ", "Certified better", "unseen samples"]
     order += ["\nrollout   ", "best_skill.md", "0: a better skill"]
     places = [out.index(part) for part in order]
     assert places == sorted(places)
+    assert "P(better)" not in out
+    assert out[out.index("the skill: ") :].count("\n") <= 30
     assert desk.world.true_score(Path(desk.run, "best_skill.md").read_text()) == 1.0
 
 
@@ -344,7 +346,7 @@ def test_an_interrupt_ends_with_4_and_the_same_command_goes_on(tmp_path: Path, n
         assert process.returncode == 4, err
         assert "interrupted; run the same command to go on" in err
         assert "Traceback" not in err
-        assert "start · select" in out
+        assert "start · the input scores" in out
         world.latency = 0.0
         resumed = skilltune("train", desk.config, "target.workers=2")
         assert resumed.exit_code == 0
@@ -674,9 +676,10 @@ async def test_the_live_view_shows_step_score_and_cost_and_leaves_the_lines(desk
         result = await run_training(cfg, root, listeners=[view, watch], ready=view.ready)
     view.finished(result)
     assert "select: not measured yet" in statuses[0]
+    assert any("scoring the input" in text and "left" in text for text in statuses[:5])
     assert any("step 1 of 2" in text and "select about 0 ± 5 %" in text for text in statuses)
-    assert any("finishing" in text and "1 accepted" in text and "left" in text for text in statuses)
-    assert "accepted as version 1" in out.getvalue()
+    assert any("finishing" in text and "1 version" in text and "left" in text for text in statuses)
+    assert "step 1 of 2 · accepted: " in out.getvalue()
     assert "\x1b[" in out.getvalue()
 
 
@@ -695,19 +698,48 @@ async def test_the_status_never_wraps_where_it_is_redrawn(desk: Desk) -> None:
     assert max(widths) == 49
 
 
-def test_time_left_is_unknown_before_a_paid_step_and_then_follows_the_pace() -> None:
+def test_time_left_follows_the_estimate_and_then_the_pace_of_the_steps() -> None:
     budget = SimpleNamespace(spent=Usage())
     cfg = SimpleNamespace(train=SimpleNamespace(epochs=1, batch_size=10), certify=SimpleNamespace(attempts=1))
     splits = SimpleNamespace(train=[0] * 40, test=[0] * 10)
     now = [0.0]
     session: Any = SimpleNamespace(cfg=cfg, splits=splits, budget=budget)
-    progress = Progress(session, clock=lambda: now[0])
+    progress = Progress(session, clock=lambda: now[0], typical=100)
     assert progress.seconds_left() is None
+    budget.spent, now[0] = Usage(calls=10), 5.0
+    assert progress.seconds_left() == pytest.approx(90 / 2)
+    assert progress.phase == "scoring the input"
     budget.spent, now[0] = Usage(calls=20), 20.0
     progress.hear("start", {"score": 0.5, "score_sd": 0.1, "select": 20})
     budget.spent, now[0] = Usage(calls=60), 60.0
     progress.hear("verdict", {"step": 1, "score": 0.5, "score_sd": 0.1, "accepted": False})
     assert progress.seconds_left() == pytest.approx(3 * 40 + 20)
+    assert progress.phase == "step 2 of 4"
+    progress.hear("stopping", {"reason": "nothing is left to learn"})  # only the certificate is still to come
+    assert progress.seconds_left() == pytest.approx(20)
+    assert progress.phase == "finishing"
+
+
+def test_time_left_counts_what_earlier_lives_of_a_run_paid() -> None:
+    budget = SimpleNamespace(spent=Usage(calls=60))
+    cfg = SimpleNamespace(train=SimpleNamespace(epochs=1, batch_size=10), certify=SimpleNamespace(attempts=1))
+    now = [0.0]
+    session: Any = SimpleNamespace(cfg=cfg, splits=SimpleNamespace(train=[0] * 40, test=[0] * 10), budget=budget)
+    progress = Progress(session, clock=lambda: now[0], typical=100)
+    budget.spent, now[0] = Usage(calls=70), 10.0
+    assert progress.seconds_left() == pytest.approx(30)
+    budget.spent, now[0] = Usage(calls=95), 35.0  # more than expected: the certificate is still to come
+    assert progress.seconds_left() == pytest.approx(20)
+
+
+def test_the_end_of_a_training_shows_a_few_changed_lines() -> None:
+    few = changed_lines("a\nb", "a\n\nc\n\x1b[2J", "skilltune diff RUN").plain
+    assert few.splitlines() == ["  -b", "  +c", "  +\\x1b[2J", "  the whole difference: skilltune diff RUN"]
+    many = changed_lines("", "\n".join(["x" * 300, *map(str, range(40))]), "skilltune diff RUN").plain.splitlines()
+    assert len(many) == 10
+    assert many[0].endswith("x…")
+    assert many[-1] == "  … 32 more changed lines: skilltune diff RUN"
+    assert "  --- a ---" in changed_lines("-- a ---", "b", "").plain  # a line of the skill is no header
 
 
 def test_a_skill_cannot_drive_the_terminal() -> None:
@@ -730,7 +762,7 @@ def test_markup_in_a_skill_is_text(desk: Desk) -> None:
     (desk.root / "SKILL.md").write_text("# [bold]Desk[/nonsense]\n")
     result = skilltune("train", desk.config)
     assert result.exit_code == 0
-    assert " # [bold]Desk[/nonsense]" in result.stdout
+    assert " # [bold]Desk[/nonsense]" in skilltune("diff", desk.run).stdout
 
 
 @pytest.mark.slow

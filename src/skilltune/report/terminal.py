@@ -45,11 +45,15 @@ from skilltune.samples import describe_power
 from skilltune.skill import Skill
 from skilltune.text import one_line
 from skilltune.text import visible as clean
-from skilltune.usage import Usage, describe_usage
+from skilltune.usage import Usage, counted, describe_usage
 from skilltune.verdict import GIVEN_UP
 
 SHORT = 60  # lines; a skill up to this length is shown whole in its diff
+MOST_CHANGES = 10  # changed lines of the skill that the end of a training shows
+WIDEST = 100  # characters of such a line
 HEARTBEAT_S = 15.0  # a log file hears at least so often that paid work goes on
+FIRST_BEAT_S = 5.0  # and this soon after the start, with the time left
+FEWEST_CALLS = 5  # calls that give a pace; the first ones wait for a model to load
 
 EXIT_CODES = {
     0: "a better skill was found",
@@ -100,10 +104,12 @@ def stdout() -> Console:
 
 @dataclass(slots=True)
 class Progress:
-    """How far a run is, from its events; `clock` gives seconds."""
+    """How far a run is, from its events; `clock` gives seconds. `typical` are the calls that the whole run is expected
+    to make: the pace of the first seconds is applied to them, until a step has been paid for."""
 
     session: Parts
     clock: Callable[[], float] = time.monotonic
+    typical: int = 0
     steps: int = 0
     step: int = 0  # the last one that was judged
     score: float | None = None  # of the incumbent on `select`, with its standard deviation
@@ -111,6 +117,7 @@ class Progress:
     n: int = 0
     accepted: int = 0
     waiting: str = ""
+    ending: bool = False  # the training is over, the certificate is not
     _began: float = 0.0
     _paid: int = 0  # calls paid in earlier lives of the run
     _at_verdict: int = 0  # calls paid by this process until the last verdict
@@ -128,6 +135,7 @@ class Progress:
         return self.session.budget.spent.calls - self._paid
 
     def hear(self, type: str, data: Mapping[str, Any]) -> None:
+        self.ending |= type in ("stopping", "reselection", "certify")
         if type == "waiting":
             until = f", until {data['until']}" if "until" in data else ""
             self.waiting = f"waiting {data['seconds']:g} s{until}: {_short(data['why'])}"
@@ -145,14 +153,23 @@ class Progress:
             self._paid_steps += self.calls > self._at_verdict
             self._at_verdict = self.calls
 
-    def seconds_left(self) -> float | None:
-        """Calls still expected, at the pace of this process; None before a first step has been paid for."""
-        if not self._paid_steps or not self.calls:
-            return None
-        per_step = (self._at_verdict - self._at_start) / self._paid_steps
+    def calls_left(self) -> float | None:
+        """Calls that are still expected; None if nothing is known of them yet."""
         certificate = 2 * self.session.cfg.certify.attempts * len(self.session.splits.test)
-        expected = per_step * (self.steps - self.step) + certificate - (self.calls - self._at_verdict)
-        return max(0.0, expected) * (self.clock() - self._began) / self.calls
+        since = self.calls - self._at_verdict
+        if self.ending or self.step >= self.steps:
+            return max(0.0, certificate - since)
+        if self._paid_steps:
+            per_step = (self._at_verdict - self._at_start) / self._paid_steps
+            return max(0.0, per_step * (self.steps - self.step) + certificate - since)
+        if self.typical:
+            return float(max(certificate, self.typical - self._paid - self.calls))
+        return None
+
+    def seconds_left(self) -> float | None:
+        """Time for the calls that are still expected, at the pace of this process; None before `FEWEST_CALLS`."""
+        left = self.calls_left()
+        return None if left is None or self.calls < FEWEST_CALLS else left * (self.clock() - self._began) / self.calls
 
     def describe_score(self) -> str:
         """The incumbent's estimated level on `select`; it was selected for being high, so it is no proof."""
@@ -161,28 +178,38 @@ class Progress:
         return f"select about {100 * self.score:.0f} ± {100 * self.score_sd:.0f} %"
 
     @property
+    def phase(self) -> str:
+        """ "step 2 of 4"; before the first step and after the last one, what is done instead."""
+        if self.score is None and not self.step:
+            return "scoring the input"
+        if self.ending or self.step >= self.steps:
+            return "finishing"
+        return f"step {self.step + 1} of {self.steps}"
+
+    @property
+    def time_left(self) -> str:
+        left = self.seconds_left()
+        return f" · about {duration(left)} left" if left else ""
+
+    @property
     def learned(self) -> str:
-        return f"{self.describe_score()} · {self.accepted} accepted"
+        return f"{self.describe_score()} · {counted_versions(self.accepted)}"
 
     @property
     def spent(self) -> str:
-        left = self.seconds_left()
-        return describe_usage(self.session.budget.spent) + (f" · about {duration(left)} left" if left else "")
+        return describe_usage(self.session.budget.spent)
 
     def __str__(self) -> str:
-        return f"{self.learned} · {self.spent}"
+        return f"{self.phase} · {counted(self.session.budget.spent.calls)}{self.time_left} · {self.learned}"
 
 
-def line(
-    type: str, data: Mapping[str, Any], steps: int, gate: GateConfig | None = None, slow: bool = False
-) -> Text | None:
-    """The one line that an event is worth, or None. `slow`: the verdict is of the epoch's slow update; `gate` has the
-    bars that it was held against."""
+def line(type: str, data: Mapping[str, Any], steps: int, slow: bool = False) -> Text | None:
+    """The one line that an event is worth, or None. `slow`: the verdict is of the epoch's slow update."""
     match type:
         case "start":
-            return _text(f"start · select {percent(data['score'])} on {data['select']} samples")
+            return _text(f"start · the input scores {percent(data['score'])} on {data['select']} select tasks")
         case "verdict":
-            return _verdict(data, steps, gate, slow)
+            return _verdict(data, steps, slow)
         case "refused":
             more = f" (and {len(data['edits']) - 1} more)" if len(data["edits"]) > 1 else ""
             return _text(f"step {data['step']} · proposed edit refused: {_short(data['edits'][0])}{more}", "dim")
@@ -232,23 +259,32 @@ def _reusable(data: Mapping[str, Any]) -> str:
     return text
 
 
-def _verdict(data: Mapping[str, Any], steps: int, gate: GateConfig | None, slow: bool) -> Text:
+def _verdict(data: Mapping[str, Any], steps: int, slow: bool) -> Text:
     where = f"step {data['step']} of {steps}" + (", slow update" if slow else "")
     if data["numbers"].get("rule") == COMPACT:
         where = "compact"
-    edits = sum(edit["status"] == "applied" for edit in data["edits"])
-    counted = f"{edits} edit{'s' * (edits != 1)}"
-    why = explained(data, gate)
-    if not data["accepted"]:
-        tried = f" ({counted})" if edits else ""
-        return _text(f"{where} · rejected{tried}: {why}", "dim")
-    return _text(f"{where} · accepted as version {data['version']} ({counted}): {why}", "green")
+    judged = "accepted" if data["accepted"] else "rejected"
+    versions = counted_versions(data["version"])
+    return _text(f"{where} · {judged}: {_outcome(data)} · {versions}", "green" if data["accepted"] else "dim")
+
+
+def _outcome(data: Mapping[str, Any]) -> str:
+    """A verdict in a few words; `explained` has its details."""
+    if data["numbers"].get("rule") != "race":
+        return data["reason"]
+    last = data["numbers"]["looks"][-1]
+    estimate = f"{100 * last['gain']:+.1f} ± {100 * last['sd']:.1f} points estimated"
+    return f"{estimate}, {len(data['differences'])} tasks looked at"
+
+
+def counted_versions(n: int) -> str:
+    return f"{n} version{'s' * (n != 1)}"
 
 
 def explained(data: Mapping[str, Any], gate: GateConfig | None) -> str:
-    """The reason of a verdict, in words; of a race what was measured, what is believed of it, and the bar.
+    """The reason of a verdict, in words. For a race: the measured scores, the estimated gain and the bar.
 
-    A race's belief is nearer to 0 than what it measured: most edits do nothing, so a part of any gain is luck.
+    The estimate is nearer to 0 than the measured gain: most edits do nothing, so a part of any gain is luck.
     """
     numbers = data["numbers"]
     if numbers.get("rule") != "race" or gate is None:
@@ -257,17 +293,17 @@ def explained(data: Mapping[str, Any], gate: GateConfig | None) -> str:
     measured = (
         f"measured {percent(data['before'])} → {percent(data['after'])} on {len(data['differences'])} select samples"
     )
-    believed = f"believed {100 * look['gain']:+.1f} ± {100 * look['sd']:.1f} points after allowing for luck"
-    bar = f"P(better) = {look['better']:.2f}, needed {needed:.2f}"
+    estimated = f"estimated gain {100 * look['gain']:+.1f} ± {100 * look['sd']:.1f} points"
+    bar = f"P(better) {look['better']:.2f} {'≥' if look['better'] >= needed else '<'} {needed:.2f}"
     if numbers["decision"] == GIVEN_UP:
-        bar += f", given up below {gate.futility:.2f}"
+        bar += f", given up because it is below {gate.futility:.2f}"
     elif not data["accepted"] and look["better"] >= needed and look["harm"] < VETO:
         bar += f", but {numbers['unscored']} samples could not be scored on both sides"
     elif not data["accepted"] and look["better"] >= needed:
         bar += f", but P(worse by {100 * gate.regression_bound:g} points) = {look['harm']:.2f}"
     elif not data["accepted"]:
         bar += ": undecided when the samples were used up"
-    return f"{measured} · {believed} · {bar}"
+    return f"{measured} · {estimated} · {bar}"
 
 
 # -- the views
@@ -310,27 +346,27 @@ class Lines:
 
     def ready(self, session: Parts) -> None:
         """Print the plan: what is trained, on what, what it can show, and what it may take."""
-        self.progress = Progress(session)
-        self._beat = self.progress.clock()
+        expected = estimate(session)
+        self.progress = Progress(session, typical=expected.typical_calls)
+        self._beat = self.progress.clock() + FIRST_BEAT_S - HEARTBEAT_S
         self._left_out |= left_out(session.run)
         self.paid = sum(usage.calls for kind, usage in session.run.usage.items() if kind != FAILED)
-        for name, value in plan(session, estimate(session)):
+        for name, value in plan(session, expected):
             self.console.print(Text.assemble((f"{name:<10}", "bold"), clean(value)))
         if self.paid:
             self.console.print(f"{'resuming':<10}{self.paid:,} answers are in the journal and are replayed for free")
         self.console.print()
 
     def __call__(self, type: str, data: Mapping[str, Any]) -> None:
-        steps, gate, slow = 0, None, False
+        steps, slow = 0, False
         if self.progress is not None:
             steps, slow = self.progress.steps, type == "verdict" and data["step"] == self.progress.step
-            gate = self.progress.session.cfg.gate
             self.progress.hear(type, data)
         if type == LEFT_OUT:  # each sample is named once; the end says them all
             new = {sample: failure for sample, failure in data["samples"].items() if sample not in self._left_out}
             self._left_out |= summed(new)
             data = {**data, "samples": new}
-        if (text := line(type, data, steps, gate, slow)) is not None:
+        if (text := line(type, data, steps, slow)) is not None:
             self.console.print(text)
         if type == "forked":
             self.console.print(_text(f"  {self.command(Path(data['folder']))}", "bold"))
@@ -345,12 +381,13 @@ class Lines:
         self.console.print(f"… {progress}")
 
     def finished(self, result: Result) -> None:
-        """What came out, on what evidence, at what price, and where it is."""
+        """Print the result: the changed lines, the certificate, the cost and the files. It fits on one screen."""
         assert self.progress is not None
         session, console = self.progress.session, self.console
         console.print()
         if result.best.text != result.start.text:
-            console.print(difference(result.start.text, result.best.text, ("the input", "the trained skill")))
+            console.print(_text(f"the skill: {result.start.tokens:,} → {result.best.tokens:,} tokens", "bold"))
+            console.print(changed_lines(result.start.text, result.best.text, f"skilltune diff {session.run.folder}"))
             console.print()
         console.print(_text(headline(result), "bold green" if result.exit_code == 0 else "bold"))
         if result.certificate is not None:
@@ -360,7 +397,7 @@ class Lines:
             if c.unscored:
                 console.print(f"test samples {c.unscored}")
             if c.gain > 0:
-                console.print(f"a point gained took {per_point(result.training, c)} of training and certificate")
+                console.print(f"each point gained cost {per_point(result.training, c)} (training and certificate)")
         else:
             console.print(f"no certificate: {result.uncertified}")
         if result.controls is not None:
@@ -417,11 +454,12 @@ class Live(Lines):
     def status(self) -> Group:
         assert self.progress is not None
         progress = self.progress
-        current = min(progress.step + 1, progress.steps)
+        paid, left = progress.session.budget.spent.calls, progress.calls_left()
         bar = Table.grid(padding=(0, 1))
-        where = f"step {current} of {progress.steps}" if progress.step < progress.steps else "finishing"
-        bar.add_row(ProgressBar(total=progress.steps or 1, completed=progress.step, width=30), where)
-        texts = [_text(progress.learned), _text(progress.spent), _text(progress.waiting, "yellow")]
+        total = paid + left if left is not None else None
+        bar.add_row(ProgressBar(total=total or 1, completed=paid if total else 0, width=30), progress.phase)
+        texts = [_text(f"{progress.spent}{progress.time_left}"), _text(progress.learned)]
+        texts.append(_text(progress.waiting, "yellow"))
         for text in texts:  # a line that the terminal wraps would be redrawn in the wrong place
             text.truncate(self.console.width - 1, overflow="ellipsis")
         return Group(bar, *(text for text in texts if text.plain))
@@ -739,6 +777,23 @@ def difference(before: str, after: str, names: tuple[str, str]) -> Text:
         style = "bold" if number < 2 else _DIFF_STYLES.get(row[:1], "")
         text.append(row + ("\n" if number < len(rows) - 1 else ""), style)
     return text
+
+
+def changed_lines(before: str, after: str, whole: str) -> Text:
+    """The lines that came and went, at most `MOST_CHANGES` of them, and the command that shows all."""
+    rows = list(difflib.unified_diff(clean(before).splitlines(), clean(after).splitlines(), lineterm="", n=0))[2:]
+    changed = [row for row in rows if not row.startswith("@") and row[1:].strip()]
+    shown = changed if len(changed) <= MOST_CHANGES else changed[: MOST_CHANGES - 1]
+    text = Text()
+    for row in shown:
+        text.append(f"  {_short_row(row)}\n", _DIFF_STYLES[row[0]])
+    rest = len(changed) - len(shown)
+    text.append(f"  … {rest} more changed lines: {whole}" if rest else f"  the whole difference: {whole}")
+    return text
+
+
+def _short_row(row: str) -> str:
+    return row if len(row) <= WIDEST else f"{row[: WIDEST - 1]}…"
 
 
 def columns(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
