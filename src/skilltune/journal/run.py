@@ -32,12 +32,6 @@ from skilltune.usage import Usage
 
 T = TypeVar("T")
 
-_FROM_1 = """
-ALTER TABLE event RENAME TO event_1;
-CREATE TABLE event (id INTEGER PRIMARY KEY, t REAL NOT NULL, type TEXT NOT NULL, json TEXT NOT NULL);
-INSERT INTO event SELECT id, t, type, json FROM event_1;
-DROP TABLE event_1;
-"""  # schema 1 kept equal events once, so that of A, B, A the last was lost
 # Kinds of memos that belong to one run's history; all others are paid answers, which another run may reuse.
 DECISIONS = "fix"
 FAILED = "failed attempt"

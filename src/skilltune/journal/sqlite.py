@@ -10,7 +10,6 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 
 from skilltune.errors import RunError
-from skilltune.journal.run import _FROM_1
 
 SCHEMA_VERSION = 2
 _TABLES = """
@@ -18,6 +17,12 @@ CREATE TABLE memo (key TEXT PRIMARY KEY, kind TEXT NOT NULL, value TEXT NOT NULL
 CREATE TABLE event (id INTEGER PRIMARY KEY, t REAL NOT NULL, type TEXT NOT NULL, json TEXT NOT NULL);
 CREATE TABLE blob (hash TEXT PRIMARY KEY, data BLOB NOT NULL) WITHOUT ROWID;
 """  # noqa: E501
+_FROM_1 = """
+ALTER TABLE event RENAME TO event_1;
+CREATE TABLE event (id INTEGER PRIMARY KEY, t REAL NOT NULL, type TEXT NOT NULL, json TEXT NOT NULL);
+INSERT INTO event SELECT id, t, type, json FROM event_1;
+DROP TABLE event_1;
+"""  # schema 1 kept equal events once, so that of A, B, A the last was lost
 PAGE_BYTES = 8192  # a rollout of the usual 1.5 kB then lies within its page; with SQLite's 4096 it spills over
 _ACCESS = "restore write access to the folder and the files in it"
 _REMEDIES = {
