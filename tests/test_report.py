@@ -236,10 +236,11 @@ async def test_the_page_is_written_at_the_end_of_a_run_and_says_what_the_journal
     assert f"{100 * certificate.gain:+.1f} points" in page
     assert page.count("accepted as version") == len(trained.result.versions) - 1
     assert parsed.tags.count("article") == len(trained.verdicts)
-    run = Run.read(trained.folder)
-    assert report(run) == page
-    record = Record.of(run)
-    run.close()
+    with Run.read(trained.folder) as run:
+        assert report(run) == page
+        record = Record.of(run)
+        spend, draws = record.spend, record.draws
+    assert draws
     best, start = record.best, record.start
     assert best is not None
     assert start is not None
@@ -249,7 +250,7 @@ async def test_the_page_is_written_at_the_end_of_a_run_and_says_what_the_journal
     assert (old.mean, test.mean, test.n) == (certificate.before, certificate.after, certificate.n)
     moved = [record.change(sample) for sample in record.splits["test"]]
     assert sum(change is not None and change > 0 for change in moved) == certificate.fixed
-    assert sum((row.usage.calls for row in record.spend), 0) == sum(u.calls for u in run.usage.values())
+    assert sum((row.usage.calls for row in spend), 0) == sum(u.calls for u in run.usage.values())
     embedded = json.loads(parsed.scripts[0])["versions"]
     assert embedded == {str(i): visible(version.text) for i, version in enumerate(trained.result.versions)}
 

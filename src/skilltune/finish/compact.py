@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Collection, Sequence
 
 from skilltune.aio import run_all
 from skilltune.edits import Applied, apply, inverse
-from skilltune.finish.ledger import COMPACT, Rule
+from skilltune.finish.ledger import Rule
 from skilltune.finish.reselect import NOTHING
 from skilltune.gate import Arena
 from skilltune.gate.priors import LEVEL, WIDE
@@ -16,7 +16,7 @@ from skilltune.skill import Skill
 from skilltune.stats import normal_cdf, updated
 from skilltune.stats.linear import Observation, Posterior, fit
 from skilltune.stats.proportions import mean
-from skilltune.verdict import Verdict
+from skilltune.verdict import CompactFigures, DropInterim, Verdict
 
 HOPELESS = 0.5  # P(less than the margin is lost) below which a drop is given up
 CERTAIN = 0.99  # P(a rule carries more than the margin) at which its drop is not even tried
@@ -47,7 +47,7 @@ async def compact(
             verdict = await _drop(arena, skill, applied, rule, {*judged, best.hash, skill.hash}, margin)
             skill = verdict.skill
             if verdict.accepted:
-                margin = max(0.0, margin + min(0.0, verdict.numbers["looks"][-1]["gain"]))
+                margin = max(0.0, margin + min(0.0, verdict.figures.estimate.gain or 0.0))
             yield verdict
 
 
@@ -60,10 +60,10 @@ async def _drop(
     enough = len(order) + len(arena.select)
     for split in (arena.select, arena.train):
         part = sorted((sample for sample in split if sample.id not in rule.evidence), key=lambda sample: sample.id)
-        rng(arena.seed, COMPACT, rule.key).shuffle(part)
+        rng(arena.seed, CompactFigures.rule, rule.key).shuffle(part)
         order += part[: len(arena.select)]
     prior = (NOTHING, (1 - NOTHING[0], -rule.effect, rule.sd))
-    looks: list[tuple[int, float, float, float]] = []
+    looks: list[DropInterim] = []
     posterior = None
     for block in doubling(order, cfg.block):
         purpose = f"compact {candidate.hash} {block[0].id}"
@@ -72,12 +72,12 @@ async def _drop(
         middle, sd = posterior.contrast({"drop": 1.0})
         said = max(1 / sd**2 - 1 / WIDE[1] ** 2, 1e-6)
         gain = updated(prior, middle / sd**2 / said, 1 / said)
-        looks.append(((looks[-1][0] if looks else 0) + len(block), gain.mean, gain.sd, gain.above(-margin)))
-        n, _, _, safe = looks[-1]
-        if safe < HOPELESS or (safe >= cfg.confidence and n >= enough):
+        n = (looks[-1].n if looks else 0) + len(block)
+        looks.append(DropInterim(n, gain.mean, gain.sd, gain.above(-margin)))
+        if looks[-1].safe < HOPELESS or (looks[-1].safe >= cfg.confidence and n >= enough):
             break
-    n, gain, sd, safe = looks[-1]
-    dropped = safe >= cfg.confidence
+    last = looks[-1]
+    dropped = last.safe >= cfg.confidence
     seen = arena.scores("select")
     old, new = (
         {s: score for (t, s, n), score in seen.items() if (t, n) == (text.hash, 0)} for text in (skill, candidate)
@@ -89,8 +89,8 @@ async def _drop(
     return Verdict(
         skill=candidate if dropped else skill,
         accepted=dropped,
-        reason=f'without "{text:.60}": {100 * gain:+.1f} ± {100 * sd:.1f} points on {n} rollouts, '
-        f"P(loss < {100 * margin:.2g} point) = {safe:.3f}, needed {cfg.confidence:g}: "
+        reason=f'without "{text:.60}": {100 * last.gain:+.1f} ± {100 * last.sd:.1f} points on {last.n} rollouts, '
+        f"P(loss < {100 * margin:.2g} point) = {last.safe:.3f}, needed {cfg.confidence:g}: "
         f"{'dropped' if dropped else 'it stays'}",
         score=min(1.0, max(0.0, level)),
         score_sd=spread,
@@ -99,13 +99,7 @@ async def _drop(
         after=mean([new[sample] for sample in differences]),
         differences=differences,
         reports=applied.reports,
-        numbers={
-            "rule": COMPACT,
-            "edit": rule.key,
-            "effect": (rule.effect, rule.sd),
-            "margin": margin,
-            "looks": [dict(zip(("n", "gain", "sd", "safe"), look, strict=True)) for look in looks],
-        },
+        numbers=CompactFigures(rule.key, (rule.effect, rule.sd), margin, tuple(looks)),
     )
 
 

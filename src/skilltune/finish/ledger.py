@@ -14,22 +14,19 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from statistics import fmean
-from typing import Any
 
-from skilltune.edits import Op
+from skilltune.edits import Op, Report
 from skilltune.gate.priors import DEVIATION, LEVEL, SHRINK, WIDE
 from skilltune.journal.run import Run
-from skilltune.optimizer.recorded import edit_of
 from skilltune.rollout import Rollout, Score
 from skilltune.skill import Skill
 from skilltune.stats import normal_cdf, normal_quantile
 from skilltune.stats.linear import Observation, Posterior, fit
+from skilltune.verdict import VerdictRecord
 
 MOVED = 0.5  # a sample is fixed or broken where its mean score moves by so much
 MISSES = 4  # rules that missed what a screen foretold by `DEVIATION`, as if seen before: what is believed at first
 ROUNDS = 8  # of re-estimating that deviation
-COMPACT = "compact"  # the rule of a verdict that drops what carries nothing
-Json = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,41 +102,39 @@ class Seen:
 class _Change:
     """An applied edit of an accepted verdict, as it was recorded."""
 
-    verdict: Json
-    edit: Json
+    verdict: VerdictRecord
+    report: Report
 
     @property
     def key(self) -> str:
-        return edit_of(self.edit).key
+        return self.report.edit.key
 
     @property
     def claims(self) -> frozenset[str]:
         """The samples that it quotes."""
-        return frozenset(item["sample"] for item in self.edit["evidence"])
+        return frozenset(citation.sample for citation in self.report.edit.evidence)
 
     @property
     def foretold(self) -> tuple[float, float] | None:
         """Its effect by the screen, with the standard deviation; None if no screen measured it."""
-        for row in self.verdict["numbers"].get("screen", ()):
-            if row["key"] == self.key and row["sd"]:
-                return SHRINK * row["effect"], row["sd"]
-        return None
+        row = self.verdict.screen.row(self.key) if self.verdict.screen else None
+        return (SHRINK * row.effect, row.sd) if row else None
 
     def takes_back(self, earlier: Iterable[_Change]) -> bool:
         """Does it undo an earlier one? Then nothing stands of both."""
-        own = _squeeze(self.edit["removed"]), _squeeze(self.edit["inserted"])
-        return any(own == (_squeeze(c.edit["inserted"]), _squeeze(c.edit["removed"])) for c in earlier)
+        own = _squeeze(self.report.removed), _squeeze(self.report.inserted)
+        return any(own == (_squeeze(c.report.inserted), _squeeze(c.report.removed)) for c in earlier)
 
     def stands_in(self, text: str) -> bool:
         """In a squeezed text: all lines that it brought are there; of an edit that brought nothing new, what it took
         away is not."""
-        removed = _squeeze(self.edit["removed"])
-        new = [line for line in map(_squeeze, self.edit["inserted"].splitlines()) if line not in removed]
+        removed = _squeeze(self.report.removed)
+        new = [line for line in map(_squeeze, self.report.inserted.splitlines()) if line not in removed]
         return all(line in text for line in new) if new else removed not in text
 
 
 def ledger(
-    verdicts: Sequence[Json],
+    verdicts: Sequence[VerdictRecord],
     start: str,
     best: str,
     seen: Seen,
@@ -155,8 +150,8 @@ def ledger(
     """
     changes: dict[str, _Change] = {}
     for verdict in verdicts:
-        if (verdict["accepted"] or verdict["candidate"] == best) and verdict["numbers"].get("rule") != COMPACT:
-            applied = [_Change(verdict, edit) for edit in verdict["edits"] if edit["status"] == "applied"]
+        if (verdict.accepted or verdict.candidate == best) and not verdict.compacts:
+            applied = [_Change(verdict, report) for report in verdict.applied]
             changes |= {change.key: change for change in applied if not change.takes_back(changes.values())}
     standing = [change for change in changes.values() if change.stands_in(seen.text_of(best))]
     columns, posterior = _fitted(verdicts, start, list(changes.values()), seen, {*train, *select}, repeat)
@@ -164,18 +159,18 @@ def ledger(
     mixed = _together([change for change in standing if change.foretold is None], columns, posterior)
     rules = []
     for change in standing:
-        edit, moved = change.edit, matched[change.key]
+        report, moved = change.report, matched[change.key]
         effect, sd = posterior.contrast({change.key: 1.0})
         rules.append(
             Rule(
                 key=change.key,
-                op=edit["op"] if edit["inserted"].strip() else "delete",
-                text=edit["inserted"] or edit["removed"],
-                removed=edit["removed"],
-                why=edit["why"],
-                evidence=tuple(dict.fromkeys(item["sample"] for item in edit["evidence"])),
-                step=change.verdict["step"],
-                version=change.verdict["version"],
+                op=report.edit.op if report.inserted.strip() else "delete",
+                text=report.inserted or report.removed,
+                removed=report.removed,
+                why=report.edit.why,
+                evidence=tuple(dict.fromkeys(citation.sample for citation in report.edit.evidence)),
+                step=change.verdict.step,
+                version=change.verdict.version,
                 effect=effect,
                 sd=sd,
                 fixed=sum(difference >= MOVED for difference in moved),
@@ -189,7 +184,7 @@ def ledger(
 
 def ledger_of(run: Run, rollouts: Iterable[Rollout], metric: Callable[[Score], float], best: str) -> list[Rule]:
     """The ledger of a skill of a run by these rollouts and the verdicts in its journal."""
-    verdicts = [data for _, _, data in run.events("verdict")]
+    verdicts = [VerdictRecord.from_json(data) for _, _, data in run.events("verdict")]
     (_, _, start), *_ = run.events("start")
     split = (run.recall("split") or [{"train": [], "select": []}])[0]
     repeat = next((data["sd"] ** 2 for _, _, data in run.events("calibration")), None)
@@ -198,7 +193,7 @@ def ledger_of(run: Run, rollouts: Iterable[Rollout], metric: Callable[[Score], f
 
 
 def _fitted(
-    verdicts: Sequence[Json],
+    verdicts: Sequence[VerdictRecord],
     start: str,
     changes: Sequence[_Change],
     seen: Seen,
@@ -206,8 +201,8 @@ def _fitted(
     repeat: float | None,
 ) -> tuple[dict[str, dict[str, float]], Posterior]:
     """What each judged text holds, of those that were seen on these samples, and the posterior of all that."""
-    rejected = {v["candidate"] for v in verdicts if v["candidate"] and not v["accepted"]}
-    judged = rejected | {start} | {v["skill"] for v in verdicts}
+    rejected = {v.candidate for v in verdicts if v.candidate and not v.accepted}
+    judged = rejected | {start} | {v.skill for v in verdicts}
     foretold = {change.key: change.foretold for change in changes}
     screened = {key: found for key, found in foretold.items() if found}
     prior = {"level": LEVEL} | dict.fromkeys(foretold, WIDE)

@@ -20,7 +20,7 @@ from skilltune.journal.keys import rng
 from skilltune.skill import Skill
 from skilltune.stats import Mixture, updated
 from skilltune.stats.linear import Observation, Posterior, fit
-from skilltune.verdict import Verdict
+from skilltune.verdict import RaceFigures, Verdict
 
 IDLE = 0.2  # share of the changes that were screened and raced that do nothing on `select`
 NOTHING = (0.5, 0.0, 0.002)  # prior weight, mean and sd of a rule that carries nothing
@@ -85,11 +85,10 @@ class Lineage:
             hash = verdict.candidate.hash
             if hash not in texts:
                 texts[hash], changes[hash] = verdict.candidate, (*changes[versions[-1]], hash)
-                foretold = verdict.numbers.get("prior")
                 prior[hash] = UNSCREENED
-                if foretold and any(row["sd"] for row in verdict.numbers.get("screen", ())):
-                    believed = foretold[0], math.hypot(foretold[1], FORETOLD_SD)
-                    prior[hash] = ((IDLE, *NOTHING[1:]), (1 - IDLE, *believed))
+                if isinstance(verdict.figures, RaceFigures) and verdict.screen and verdict.screen.measured:
+                    gain, sd = verdict.figures.prior
+                    prior[hash] = ((IDLE, *NOTHING[1:]), (1 - IDLE, gain, math.hypot(sd, FORETOLD_SD)))
             if verdict.accepted:
                 versions.append(hash)
         return cls(texts, changes, prior, tuple(versions))
@@ -130,7 +129,7 @@ def reselect(arena: Arena, start: Skill, verdicts: Sequence[Verdict]) -> Reselec
     beliefs = lineage.beliefs(posterior)
     draw = rng(arena.seed, "reselection")
     drawn = {change: belief.draws(DRAWS, draw) for change, belief in sorted(beliefs.items())}
-    rejected = {v.candidate.hash for v in verdicts if v.candidate and v.numbers.get("rule") == "race"}
+    rejected = {v.candidate.hash for v in verdicts if v.candidate and v.figures.rule == RaceFigures.rule}
     rejected -= set(lineage.versions)
     numbers = {hash: number for number, hash in reversed(list(enumerate(lineage.versions)))}  # the first of equals
     seen = Counter(text for text, _, _ in arena.scores("select"))

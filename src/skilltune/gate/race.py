@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from random import Random
 from statistics import fmean
 from typing import Any
@@ -56,7 +56,19 @@ from skilltune.stats import Mixture, normal_cdf, standard_error, updated
 from skilltune.stats.effects import Draw
 from skilltune.stats.linear import Observation, Posterior, fit
 from skilltune.stats.proportions import mean
-from skilltune.verdict import ACCEPTED, FAILED, GIVEN_UP, UNDECIDED, Interim, Rejected, Verdict
+from skilltune.verdict import (
+    ACCEPTED,
+    GIVEN_UP,
+    UNDECIDED,
+    Figures,
+    Interim,
+    RaceFigures,
+    Rejected,
+    Screen,
+    ScreenRow,
+    Verdict,
+    raced,
+)
 
 SAID = "the skill says this already"
 
@@ -272,22 +284,19 @@ class Race:
             f"{100 * look.gain:+.1f} ± {100 * look.sd:.1f} points on {look.n} select rollouts, "
             f"P(better) = {look.better:.2f}: {decision}"
         )
-        numbers = {
-            "rule": "race",
-            "decision": decision,
-            "prior": (belief_before.mean, belief_before.sd),
-            "looks": [asdict(look) for look in looks],
-            "unscored": asked - scored,
-            "needed": self._bar(last=len(looks) == len(blocks)),
-            "price": price,
-        }
-        return self._verdict(pool.skill, applied, accepted, reason, numbers)
+        figures = RaceFigures(
+            decision=decision,
+            prior=(belief_before.mean, belief_before.sd),
+            interims=tuple(looks),
+            unscored=asked - scored,
+            needed=self._bar(last=len(looks) == len(blocks)),
+            price=price,
+        )
+        return self._verdict(pool.skill, applied, accepted, reason, figures)
 
-    def _verdict(
-        self, incumbent: Skill, applied: Applied, accepted: bool, reason: str, numbers: Mapping[str, Any]
-    ) -> Verdict:
-        """On a candidate that was raced: both sides are compared on the `select` samples that both have done, a sample
-        by its mean over the draws that both have."""
+    def _verdict(self, incumbent: Skill, applied: Applied, accepted: bool, reason: str, figures: Figures) -> Verdict:
+        """The verdict on a candidate that was raced. Both sides are compared on the `select` samples that both have
+        done; a sample counts with its mean over the attempts that both have."""
         candidate = applied.skill
         pairs = self._paired(incumbent, candidate)
         return Verdict(
@@ -301,7 +310,7 @@ class Race:
             after=mean([after for _, after in pairs.values()]),
             differences={sample: after - before for sample, (before, after) in pairs.items()},
             reports=applied.reports,
-            numbers=numbers,
+            numbers=figures,
         )
 
     def _look(
@@ -438,20 +447,19 @@ def _explained(
     good: Sequence[int],
     effects: Sequence[tuple[float, float, float]] | None,
 ) -> Verdict:
-    """The verdict with every edit's measured effect; what is neither taken nor kept for later is rejected with it.
-    Without a screen (None) what was not raced was not tried."""
+    """The verdict with the measured effect of every edit. Edits that were neither accepted nor kept for later are
+    rejected, with their effect as the reason. Without a screen (`effects` is None) only raced edits were tried."""
     taken = chosen if verdict.accepted else ()
 
     def measured(i: int) -> str:
-        """Of train samples alone: the optimizer is told this."""
-        raced = f"raced{' with others' if len(chosen) > 1 else ''}: {FAILED}" if i in chosen else ""
+        """The reason that the optimizer is told; it rests on train samples alone."""
         screened = (
             "measured effect {:+.1f} ± {:.1f} points".format(*(100 * x for x in effects[i][:2])) if effects else ""
         )
-        return "; ".join(filter(None, (screened, raced)))
+        return "; ".join(filter(None, (screened, raced(len(chosen)) if i in chosen else "")))
 
-    table = [
-        {"key": proposal.edit.key, "text": proposal.edit.text or proposal.edit.target, "effect": gain, "sd": sd}
+    rows = [
+        ScreenRow(proposal.edit.key, proposal.edit.text or proposal.edit.target, gain, sd)
         for proposal, (gain, sd, _) in zip(
             pool.proposals, effects or [(0.0, 0.0, 0.0)] * len(pool.proposals), strict=True
         )
@@ -460,5 +468,5 @@ def _explained(
     return replace(
         verdict,
         rejected=tuple(Rejected(pool.proposals[i].edit, measured(i)) for i in dropped),
-        numbers={**verdict.numbers, "screen": table, "chosen": list(chosen)},
+        screen=Screen(tuple(rows), tuple(chosen)),
     )

@@ -12,7 +12,7 @@ from skilltune.config import to_toml
 from skilltune.finish.certify import Certificate
 from skilltune.finish.controls import TRAINED, Controls
 from skilltune.history.left_out import describe, left_out
-from skilltune.history.record import accepted_versions
+from skilltune.history.record import Record
 from skilltune.journal.run import FAILED
 from skilltune.metering.client import LEARNED
 from skilltune.parts import Parts
@@ -86,7 +86,7 @@ def _controls(found: Controls) -> list[str]:
 
 
 def _versions(session: Parts, result: Result) -> list[str]:
-    versions = accepted_versions(session.run)
+    versions = Record.of(session.run).versions
     rows = [
         (
             f"**{version.number}** (shipped)" if version.hash == result.best.hash else str(version.number),
