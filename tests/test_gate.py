@@ -22,6 +22,7 @@ from skilltune.finish.reserve import estimate_calls
 from skilltune.gate import Arena
 from skilltune.gate.eprocess import EProcess
 from skilltune.gate.race import Race, harmful
+from skilltune.gate.race import rule as decide
 from skilltune.gate.screen import Pool, balanced
 from skilltune.gate.strict import Strict
 from skilltune.optimizer import Proposal
@@ -31,7 +32,7 @@ from skilltune.samples import Sample, Splits
 from skilltune.skill import Skill
 from skilltune.stats import standard_error
 from skilltune.stats.effects import draw_effects
-from skilltune.verdict import OwnFigures, RaceFigures, Verdict, VerdictRecord
+from skilltune.verdict import Interim, OwnFigures, RaceFigures, Verdict, VerdictRecord
 
 pytestmark = pytest.mark.anyio
 START = Skill("# Desk\n\nAnswer.\n")
@@ -700,11 +701,37 @@ async def test_pitfall_1_no_screen_outvotes_the_tasks_that_were_held_out(n: int,
             gate = Race(made)
             look = gate._look(START, candidate, foretold, 0.0)
             assert look.harm == harmful([-1] * broken + [1] * mended + [0] * (n - broken - mended), 0.02)
-            taken = gate._decide(look, last=True) == "accepted"
+            taken = decide(look, made.cfg, last=True) == "accepted"
             assert not taken or more_often_broken(broken, mended) < 0.76, (broken, mended)
             assert not taken or broken - mended < 2 or mended > 3, (broken, mended)
             assert not taken or (broken, mended) != (1, 0) or n > 8
             assert taken or mended < broken or look.better < 0.88
+
+
+@pytest.mark.parametrize(
+    ("better", "harm", "given", "decision"),
+    [
+        (0.95, 0.0, {}, "accepted"),
+        (0.95, 0.0, {"enough": False}, ""),
+        (0.95, 0.0, {"enough": False, "last": True}, "undecided"),
+        (0.95, 0.7, {}, ""),
+        (0.95, 0.7, {"last": True}, "undecided"),
+        (0.85, 0.0, {}, ""),
+        (0.85, 0.0, {"last": True}, "accepted"),
+        (0.75, 0.0, {"last": True}, "undecided"),
+        (0.75, 0.0, {"last": True, "proven": True}, "accepted"),
+        (0.75, 0.0, {"proven": True}, ""),
+        (0.45, 0.0, {}, ""),
+        (0.45, 0.0, {"again": True}, "undecided"),
+        (0.55, 0.0, {"again": True}, ""),
+        (0.05, 0.0, {}, "given up"),
+        (0.05, 0.0, {"last": True}, "given up"),
+    ],
+)
+def test_the_rule_of_a_race(better: float, harm: float, given: dict[str, bool], decision: str) -> None:
+    cfg = GateConfig(confidence=0.9, last_confidence=0.8, proven_confidence=0.7, futility=0.1)
+    interim = Interim(8, (0.5, 0.1), (0.6, 0.1), 0.1, 0.1, better, harm)
+    assert decide(interim, cfg, **{"last": False, **given}) == decision
 
 
 # -- race: groups

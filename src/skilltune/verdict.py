@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from skilltune.edits import Edit, Report
 from skilltune.skill import Skill
 
-ACCEPTED, GIVEN_UP, UNDECIDED = "accepted", "given up", "undecided"  # the ends of a race
+Decision = Literal["accepted", "given up", "undecided", ""]
+"""The end of a race; "" while it goes on."""
+ACCEPTED: Literal["accepted"] = "accepted"
+GIVEN_UP: Literal["given up"] = "given up"
+UNDECIDED: Literal["undecided"] = "undecided"
 FAILED = "given up: not shown to be better"
 """All that the optimizer is told about a candidate that was not accepted."""
 

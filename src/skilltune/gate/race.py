@@ -17,6 +17,7 @@ from statistics import fmean
 from typing import Any
 
 from skilltune.aio import run_all
+from skilltune.config import GateConfig
 from skilltune.edits import Applied, addition, apply, says
 from skilltune.gate import Arena
 from skilltune.gate.priors import (
@@ -60,6 +61,7 @@ from skilltune.verdict import (
     ACCEPTED,
     GIVEN_UP,
     UNDECIDED,
+    Decision,
     Figures,
     Interim,
     RaceFigures,
@@ -253,7 +255,8 @@ class Race:
         blocks = [(0, block) for block in doubling(order, cfg.block)]
         blocks += [(attempt, order) for attempt in range(1, arena.draws(cfg.passes))]
         looks: list[Interim] = []
-        decision, likelier = "", candidate
+        decision: Decision = ""
+        likelier = candidate
         asked = scored = 0
         for number, (attempt, block) in enumerate(blocks):
             for ahead, samples in blocks[number + 1 : number + 2]:
@@ -267,15 +270,10 @@ class Race:
             scored += sum(a.scored and b.scored for a, b in zip(*done, strict=True))
             looks.append(self._look(pool.skill, candidate, prior, price))
             enough = scored > 0 and scored >= (1 - MAX_UNSCORED) * asked
-            decision = self._decide(looks[-1], last=len(looks) == len(blocks), enough=enough)
-            if (
-                not decision
-                and number + 1 < len(blocks)
-                and blocks[number + 1][0] > attempt
-                and looks[-1].better < AGAIN
-            ):
-                decision = UNDECIDED
-            if decision:
+            last = len(looks) == len(blocks)
+            again = not last and blocks[number + 1][0] > attempt
+            proven = self.evidence.proven
+            if decision := rule(looks[-1], cfg, last=last, enough=enough, proven=proven, again=again):
                 break
             likelier = candidate if looks[-1].better > 0.5 else pool.skill
         look, accepted = looks[-1], decision == ACCEPTED
@@ -289,7 +287,7 @@ class Race:
             prior=(belief_before.mean, belief_before.sd),
             interims=tuple(looks),
             unscored=asked - scored,
-            needed=self._bar(last=len(looks) == len(blocks)),
+            needed=needed(cfg, last=len(looks) == len(blocks), proven=self.evidence.proven),
             price=price,
         )
         return self._verdict(pool.skill, applied, accepted, reason, figures)
@@ -328,25 +326,6 @@ class Race:
         harm = harmful(list(map(fmean, witnesses.values())), self.arena.cfg.regression_bound)
         seen = len(self._select_draws(candidate.hash))
         return Interim(seen, _bounded(before), _bounded(after), gain.mean, gain.sd, gain.above(price + MATTERS), harm)
-
-    def _decide(self, look: Interim, *, last: bool, enough: bool = True) -> str:
-        """ "" to go on. The veto on harm holds for the last, lower bar too. Nothing is accepted unless `enough` samples
-        were scored on both sides, or a candidate whose calls fail on hard samples would be flattered."""
-        cfg = self.arena.cfg
-        if enough and look.better >= self._bar(last=last) and look.harm < VETO:
-            return ACCEPTED
-        if look.better < cfg.futility:
-            return GIVEN_UP
-        return UNDECIDED if last else ""
-
-    def _bar(self, *, last: bool) -> float:
-        """P(better) that an accept needs. When all passes are used up it is lower, and much lower while an accepted
-        version stands: an optimizer that was right once deserves more credit. If the run is back at the input, because
-        all that was accepted was taken back, the optimizer has not been right yet."""
-        cfg = self.arena.cfg
-        if not last:
-            return cfg.confidence
-        return cfg.proven_confidence if self.evidence.proven else cfg.last_confidence
 
     def _fit_race(self, incumbent: Skill, candidate: Skill, gain: tuple[float, float]) -> Posterior:
         """All that was ever seen on `select`: the incumbent's level, the candidate's gain, other versions' distance. A
@@ -392,6 +371,38 @@ class Race:
             for (skill, sample, attempt), score in self.arena.scores("select").items()
             if skill == version
         }
+
+
+def rule(
+    interim: Interim, cfg: GateConfig, *, last: bool, enough: bool = True, proven: bool = False, again: bool = False
+) -> Decision:
+    """The decision after an interim analysis. The first condition that holds decides:
+
+        accepted    enough  and  P(better) ≥ needed  and  P(harm) < VETO
+        given up    P(better) < gate.futility
+        undecided   last,  or  again and P(better) < AGAIN
+        ""          otherwise: go on
+
+    `last`: there are no more samples. `again`: the next samples are another pass over `select`. `enough`: enough
+    samples were scored on both sides; without this condition a candidate whose calls fail on hard samples would be
+    flattered. `needed` depends on `last` and `proven`, see `needed`.
+    """
+    if enough and interim.better >= needed(cfg, last=last, proven=proven) and interim.harm < VETO:
+        return ACCEPTED
+    if interim.better < cfg.futility:
+        return GIVEN_UP
+    if last or (again and interim.better < AGAIN):
+        return UNDECIDED
+    return ""
+
+
+def needed(cfg: GateConfig, *, last: bool, proven: bool) -> float:
+    """The P(better) that an accept needs: `gate.confidence` while samples are left. At the last interim analysis it is
+    `gate.last_confidence`, or the still lower `gate.proven_confidence` while an accepted version stands (`proven`),
+    because an optimizer that was right once deserves a better prior."""
+    if not last:
+        return cfg.confidence
+    return cfg.proven_confidence if proven else cfg.last_confidence
 
 
 def _transferred(gains: Sequence[float]) -> tuple[tuple[float, float, float], ...]:
