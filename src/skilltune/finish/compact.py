@@ -7,9 +7,8 @@ from collections.abc import AsyncGenerator, Collection, Sequence
 from skilltune.aio import run_all
 from skilltune.edits import Applied, apply, inverse
 from skilltune.finish.ledger import Rule
-from skilltune.finish.reselect import NOTHING
 from skilltune.gate import Arena
-from skilltune.gate.priors import LEVEL, WIDE
+from skilltune.gate.priors import CERTAIN, HOPELESS, LEVEL, MARGIN, NOTHING, WIDE
 from skilltune.gate.race import doubling
 from skilltune.journal.keys import rng
 from skilltune.skill import Skill
@@ -17,10 +16,6 @@ from skilltune.stats import normal_cdf, updated
 from skilltune.stats.linear import Observation, Posterior, fit
 from skilltune.stats.proportions import mean
 from skilltune.verdict import CompactFigures, DropInterim, Verdict
-
-HOPELESS = 0.5  # P(less than the margin is lost) below which a drop is given up
-CERTAIN = 0.99  # P(a rule carries more than the margin) at which its drop is not even tried
-MARGIN = 0.01  # one point: what may be lost by dropping a rule
 
 
 async def compact(

@@ -16,17 +16,13 @@ from functools import cache
 from statistics import fmean
 
 from skilltune.edits import Op, Report
-from skilltune.gate.priors import DEVIATION, LEVEL, SHRINK, WIDE
+from skilltune.gate.priors import DEVIATION, EM_ROUNDS, LEVEL, MISSES, MOVED, SHRINK, WIDE
 from skilltune.journal.run import Run
 from skilltune.rollout import Rollout, Score
 from skilltune.skill import Skill
 from skilltune.stats import normal_cdf, normal_quantile
 from skilltune.stats.linear import Observation, Posterior, fit
 from skilltune.verdict import VerdictRecord
-
-MOVED = 0.5  # a sample is fixed or broken where its mean score moves by so much
-MISSES = 4  # rules that missed what a screen foretold by `DEVIATION`, as if seen before: what is believed at first
-ROUNDS = 8  # of re-estimating that deviation
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +220,7 @@ def _fitted(
         return fit(observations, prior | believed, repeat)
 
     deviation = DEVIATION
-    for _ in range(ROUNDS if screened else 0):
+    for _ in range(EM_ROUNDS if screened else 0):
         deviation = _deviation(screened, fitted(deviation), deviation)
     tried = {text for text, sample in seen.scores if sample in samples}
     return {text: held for text, held in columns.items() if text in tried}, fitted(deviation)

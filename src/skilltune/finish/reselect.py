@@ -15,19 +15,14 @@ from statistics import fmean
 from typing import Any
 
 from skilltune.gate import Arena
-from skilltune.gate.priors import LEVEL, UNSCREENED, WIDE
+from skilltune.gate.priors import FORETOLD_SD, GAIN_DRAWS, IDLE, LEVEL, NOTHING, TIE, UNSCREENED, WIDE
 from skilltune.journal.keys import rng
 from skilltune.skill import Skill
 from skilltune.stats import Mixture, updated
 from skilltune.stats.linear import Observation, Posterior, fit
 from skilltune.verdict import RaceFigures, Verdict
 
-IDLE = 0.2  # share of the changes that were screened and raced that do nothing on `select`
-NOTHING = (0.5, 0.0, 0.002)  # prior weight, mean and sd of a rule that carries nothing
 Prior = tuple[tuple[float, float, float], ...]
-FORETOLD_SD = 0.15  # by which a gain may miss what a screen foretold: where `select` has spoken, it decides
-DRAWS = 4000  # of the gains of versions, to compare them
-TIE = 0.005  # half a point: a version this close to another is as good
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,13 +123,13 @@ def reselect(arena: Arena, start: Skill, verdicts: Sequence[Verdict]) -> Reselec
     posterior = lineage.fit(arena)
     beliefs = lineage.beliefs(posterior)
     draw = rng(arena.seed, "reselection")
-    drawn = {change: belief.draws(DRAWS, draw) for change, belief in sorted(beliefs.items())}
+    drawn = {change: belief.draws(GAIN_DRAWS, draw) for change, belief in sorted(beliefs.items())}
     rejected = {v.candidate.hash for v in verdicts if v.candidate and v.figures.rule == RaceFigures.rule}
     rejected -= set(lineage.versions)
     numbers = {hash: number for number, hash in reversed(list(enumerate(lineage.versions)))}  # the first of equals
     seen = Counter(text for text, _, _ in arena.scores("select"))
     among = [hash for hash in lineage.texts if hash in numbers or hash in rejected]
-    gains = {hash: [math.fsum(drawn[c][t] for c in lineage.changes[hash]) for t in range(DRAWS)] for hash in among}
+    gains = {hash: [math.fsum(drawn[c][t] for c in lineage.changes[hash]) for t in range(GAIN_DRAWS)] for hash in among}
 
     def contender(hash: str) -> Contender:
         changes = lineage.changes[hash]

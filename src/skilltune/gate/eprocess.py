@@ -24,6 +24,7 @@ from random import Random
 from statistics import fmean
 
 from skilltune.aio import run_all
+from skilltune.gate.priors import HOPE, PATHS, STAKES
 from skilltune.gate.race import Race, doubling
 from skilltune.gate.screen import Pool, Screened
 from skilltune.journal.keys import rng
@@ -33,10 +34,6 @@ from skilltune.skill import Skill
 from skilltune.stats import standard_error
 from skilltune.stats.proportions import mean
 from skilltune.verdict import ACCEPTED, FAILED, GIVEN_UP, BettingInterim, EProcessFigures, Verdict
-
-STAKES = tuple((j + 0.5) / 16 for j in range(16))  # shares of the wealth that the gamblers bet, in equal numbers
-PATHS = 200  # continuations that are drawn to see whether going on can still pay
-HOPE = 0.05  # a race ends when fewer of them than this reach the bar
 
 
 @dataclass(slots=True)

@@ -16,13 +16,11 @@ from random import Random
 from statistics import fmean, pstdev
 
 from skilltune.edits import Applied, apply, conflict
+from skilltune.gate.priors import PASSING_SHARE, ROUNDING
 from skilltune.gate.trials import lines
 from skilltune.optimizer import Proposal
 from skilltune.skill import Skill
 from skilltune.stats.effects import Draw, solved
-
-NOTHING = 1e-9  # a gain up to which it is rounding
-PASSING_SHARE = 0.25  # of a text's rollouts go to samples that the incumbent solves: that is where harm shows
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,13 +225,15 @@ class Screened:
         return fmean(gains), pstdev(gains), sum(gain > 0 for gain in gains) / len(gains)
 
     def converged(self, limit: int, share: float) -> bool:
-        """Whether `limit` edits stand together of which each adds something in at least a share of the draws."""
+        """True if the best team has `limit` edits and each adds something in at least this share of the draws."""
         team = self.assemble(limit, share)
-        return len(team) == limit and all(
-            sum(b - a > NOTHING for a, b in zip(self.gains([j for j in team if j != i]), self.gains(team), strict=True))
-            >= share * len(self.draws)
-            for i in team
-        )
+        gains = self.gains(team)
+
+        def helps(i: int) -> bool:
+            without = self.gains([j for j in team if j != i])
+            return sum(b - a > ROUNDING for a, b in zip(without, gains, strict=True)) >= share * len(self.draws)
+
+        return len(team) == limit and all(map(helps, team))
 
     def sampled(self, n: int, limit: int) -> list[tuple[int, ...]]:
         """For each of `n` draws the set that is best if that draw is the truth (Thompson 1933): what to try next."""
@@ -256,7 +256,7 @@ class Screened:
                     continue
                 with_it = {t: self._under(t, bits | 1 << i) for t in draws if self._moving[t] >> i & 1}
                 added = [gain - gains[t] for t, gain in with_it.items()]  # nothing under the other draws
-                mean, helped = math.fsum(added) / len(draws), sum([gain > NOTHING for gain in added])
+                mean, helped = math.fsum(added) / len(draws), sum([gain > ROUNDING for gain in added])
                 if mean > 0 and helped >= worth * len(draws):
                     rank = mean, -len(proposal.edit.text or ""), -i
                     best = (rank, with_it) if best is None or rank > best[0] else best

@@ -16,13 +16,11 @@ from random import Random
 from statistics import fmean
 
 from skilltune.edits import Edit, Report, inverse
+from skilltune.gate.priors import CLAIMS, KNOWN, SOME
 from skilltune.optimizer import Proposal
 from skilltune.skill import Skill
 from skilltune.stats.effects import CHAINS, DRAWS, EVERYWHERE, Draw, Odds, Trial, draw_effects
 
-CLAIMS = 0.1  # share of edits with an effect on the samples that they claim, below which claims mean nothing
-SOME = 0.2  # score of the incumbent from which on this can be said: where next to nothing is solved, nothing shows
-KNOWN = 0.9  # P(it helps) of an edit of the incumbent, from which on the incumbent is no mere luck
 DOUBT = "what was seen since it came does not speak for it"
 
 Scores = Mapping[tuple[str, str], Sequence[float]]  # by text hash and sample
