@@ -12,7 +12,7 @@ from skilltune.gate.priors import CERTAIN, HOPELESS, LEVEL, MARGIN, NOTHING, WID
 from skilltune.gate.race import doubling
 from skilltune.journal.keys import rng
 from skilltune.skill import Skill
-from skilltune.stats import normal_cdf, updated
+from skilltune.stats import normal_cdf
 from skilltune.stats.linear import Observation, Posterior, fit
 from skilltune.stats.proportions import mean
 from skilltune.verdict import CompactFigures, DropInterim, Verdict
@@ -64,9 +64,7 @@ async def _drop(
         purpose = f"compact {candidate.hash} {block[0].id}"
         await run_all([arena.roll(text, block, purpose=purpose) for text in (candidate, skill)])
         posterior = _fit_drop(arena, skill, candidate, judged)
-        middle, sd = posterior.contrast({"drop": 1.0})
-        said = max(1 / sd**2 - 1 / WIDE[1] ** 2, 1e-6)
-        gain = updated(prior, middle / sd**2 / said, 1 / said)
+        gain = posterior.shrunk("drop", WIDE[1], prior)
         n = (looks[-1].n if looks else 0) + len(block)
         looks.append(DropInterim(n, gain.mean, gain.sd, gain.above(-margin)))
         if looks[-1].safe < HOPELESS or (looks[-1].safe >= cfg.confidence and n >= enough):

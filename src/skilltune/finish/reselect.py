@@ -18,7 +18,7 @@ from skilltune.gate import Arena
 from skilltune.gate.priors import FORETOLD_SD, GAIN_DRAWS, IDLE, LEVEL, NOTHING, TIE, UNSCREENED, WIDE
 from skilltune.journal.keys import rng
 from skilltune.skill import Skill
-from skilltune.stats import Mixture, updated
+from skilltune.stats import Mixture
 from skilltune.stats.linear import Observation, Posterior, fit
 from skilltune.verdict import RaceFigures, Verdict
 
@@ -98,14 +98,9 @@ class Lineage:
         return fit(observations, {"level": LEVEL, **dict.fromkeys(self.prior, WIDE)}, arena.noise)
 
     def beliefs(self, posterior: Posterior) -> dict[str, Mixture]:
-        """What each change did, shrunk towards its own prior: most changes do nothing, so what may be luck is no gain.
-        What a text gains over the input is the sum of its changes."""
-        beliefs = {}
-        for change, prior in self.prior.items():
-            middle, sd = posterior.contrast({change: 1.0})
-            said = max(1 / sd**2 - 1 / WIDE[1] ** 2, 1e-6)  # precision of the data alone, the wide prior taken out
-            beliefs[change] = updated(prior, middle / sd**2 / said, 1 / said)
-        return beliefs
+        """The posterior of each change under its own prior. Most changes do nothing, so a gain that may be luck counts
+        for little. The gain of a text over the input is the sum of its changes."""
+        return {change: posterior.shrunk(change, WIDE[1], prior) for change, prior in self.prior.items()}
 
 
 def reselect(arena: Arena, start: Skill, verdicts: Sequence[Verdict]) -> Reselection | None:

@@ -53,7 +53,7 @@ from skilltune.optimizer import Proposal, join
 from skilltune.rollouts.roller import MAX_UNSCORED, comparable
 from skilltune.samples import Sample
 from skilltune.skill import Skill
-from skilltune.stats import Mixture, normal_cdf, standard_error, updated
+from skilltune.stats import Mixture, normal_cdf, standard_error
 from skilltune.stats.effects import Draw
 from skilltune.stats.linear import Observation, Posterior, fit
 from skilltune.stats.proportions import mean
@@ -314,11 +314,9 @@ class Race:
     def _look(
         self, incumbent: Skill, candidate: Skill, prior: Sequence[tuple[float, float, float]], price: float
     ) -> Interim:
-        """What all evidence says of the candidate now."""
+        """The state of the race by all evidence so far."""
         posterior = self._fit_race(incumbent, candidate, WIDE)
-        middle, sd = posterior.contrast({"gain": 1.0})
-        said = max(1 / sd**2 - 1 / WIDE[1] ** 2, 1e-6)  # precision of the data alone, the normal prior taken out
-        gain = updated(prior, middle / sd**2 / said, 1 / said)
+        gain = posterior.shrunk("gain", WIDE[1], prior)
         before, after = posterior.contrast({"level": 1.0}), posterior.contrast({"level": 1.0, "gain": 1.0})
         name, witnesses = self._witnesses(), dict[str, list[float]]()
         for sample, (old, new) in self._paired(incumbent, candidate).items():
