@@ -1,4 +1,4 @@
-"""Compaction: drop each rule that the journal shows to carry nothing."""
+"""Compaction: drop each rule that has no effect, by the journal and a few more rollouts."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ from skilltune.verdict import CompactFigures, DropInterim, Verdict
 async def compact(
     arena: Arena, best: Skill, rules: Sequence[Rule], judged: Collection[str]
 ) -> AsyncGenerator[Verdict, None]:
-    """One verdict for each rule that may carry nothing, the least first; each goes on from what the last one left.
+    """One verdict for each rule that may have no effect, the smallest effect first. Each starts from the skill that the
+    last one left.
 
-    A rule is dropped when P(less than the margin is lost) reaches the gate's confidence; the margin is `MARGIN` less
-    what earlier drops are believed to have lost. Both texts are seen on the train
-    samples that the rule claims, where a loss would show first, on all of `select`, and where that does not suffice on
-    as many other train samples, in growing blocks; a drop that is hopeless ends early. A rule that is known to carry
-    something costs nothing. `judged` are the hashes of the texts whose rollouts tell samples apart.
+    A rule is dropped if P(the loss is smaller than the margin) reaches the gate's confidence. The margin is `MARGIN`
+    minus the estimated loss by earlier drops. Both texts are rolled in growing blocks: on the train samples that the
+    rule claims, where a loss would show first, on all of `select`, and, if that does not suffice, on as many other
+    train samples. A hopeless drop ends early. A rule that is known to have an effect costs nothing. `judged` are the
+    hashes of the texts whose rollouts tell easy samples from hard ones.
     """
     skill, margin = best, MARGIN
     for rule in sorted(rules, key=lambda rule: rule.carries(MARGIN)):
@@ -49,7 +50,7 @@ async def compact(
 async def _drop(
     arena: Arena, skill: Skill, applied: Applied, rule: Rule, judged: Collection[str], margin: float
 ) -> Verdict:
-    """Is the skill without the rule no worse, by more than the margin?"""
+    """The verdict on the skill without the rule: it is accepted if it is worse by no more than the margin."""
     cfg, candidate = arena.cfg, applied.skill
     order = [sample for sample in arena.train if sample.id in rule.evidence]
     enough = len(order) + len(arena.select)
@@ -97,7 +98,8 @@ async def _drop(
 
 
 def _fit_drop(arena: Arena, skill: Skill, candidate: Skill, judged: Collection[str]) -> Posterior:
-    """All that was seen of judged texts on train and `select`: the skill's level, and what it is without the rule."""
+    """The posterior of the skill's level and of the gain by the drop, by all scores of judged texts on train and
+    `select`."""
     others = sorted({*judged} - {skill.hash, candidate.hash})
     columns = {text: {"level": 1.0, text: 1.0} for text in others}
     columns |= {skill.hash: {"level": 1.0}, candidate.hash: {"level": 1.0, "drop": 1.0}}

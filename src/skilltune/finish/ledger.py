@@ -1,10 +1,10 @@
-"""Credit: what each rule that stands in a skill is worth, by everything that was seen with and without it.
+"""The ledger: the effect of each rule that stands in a skill, by every rollout with and without it.
 
-A rule's effect is a column of the crossed model over all judged texts: what the screen foretold of it is its prior, and
-every rollout of a text that holds it, or does not, is evidence. A screen credits a rule for the samples that it claims,
-so by how much it misses is learned with the effects: what foretold a team badly does not tell its rules apart well.
-Texts of the screen itself stay out of that model, because their samples were chosen for the edits; they count where the
-same sample was seen with and without a rule.
+The effect of a rule is a column of the linear mixed model over all judged texts. Its screened effect is the prior;
+every rollout of a judged text is evidence. A screen measures a rule on the samples that the rule claims. So the error
+of the screens is estimated together with the effects: screens that missed the effect of a team badly do not separate
+its rules well. The texts of the screens themselves stay out of the model, because their samples were chosen for the
+edits. They count if the same sample was seen with and without a rule.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from skilltune.verdict import VerdictRecord
 
 @dataclass(frozen=True, slots=True)
 class Together:
-    """Rules, by their keys, that no screen measured and no judged text holds a part of. In scores, of all of them."""
+    """Rules, by their keys, that the data cannot separate: no screen measured them, and every judged text holds all or
+    none of them. `effect` and `sd` are those of all of them together, in scores."""
 
     keys: tuple[str, ...]
     effect: float
@@ -41,11 +42,12 @@ class Together:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """An edit that stands in a skill: what it says (`text`; for a deletion what is gone), why, and since when.
+    """An edit that stands in a skill: its `text` (of a deletion the text that is gone), the reason for it, and the step
+    and version that brought it.
 
-    `effect` and `sd` are its posterior in scores. Of `known` train samples, which were seen with and without it under
-    otherwise the same rules, it fixed some and broke others. With `together` set, nothing tells it from the others
-    there: its own effect is no more than a share of theirs.
+    `effect` and `sd` are its posterior in scores. `known` train samples were seen with and without it under otherwise
+    the same rules; `fixed` and `broken` count those that it fixed and broke. If `together` is set, the data cannot
+    separate it from the other rules there: its own effect is only a share of theirs.
     """
 
     key: str
@@ -117,13 +119,13 @@ class _Change:
         return (SHRINK * row.effect, row.sd) if row else None
 
     def takes_back(self, earlier: Iterable[_Change]) -> bool:
-        """Does it undo an earlier one? Then nothing stands of both."""
+        """True if it undoes an earlier change; then neither of the two stands."""
         own = _squeeze(self.report.removed), _squeeze(self.report.inserted)
         return any(own == (_squeeze(c.report.inserted), _squeeze(c.report.removed)) for c in earlier)
 
     def stands_in(self, text: str) -> bool:
-        """In a squeezed text: all lines that it brought are there; of an edit that brought nothing new, what it took
-        away is not."""
+        """True if a squeezed text holds all lines that the edit brought. If the edit brought nothing new: true if the
+        text does not hold what the edit removed."""
         removed = _squeeze(self.report.removed)
         new = [line for line in map(_squeeze, self.report.inserted.splitlines()) if line not in removed]
         return all(line in text for line in new) if new else removed not in text
@@ -196,7 +198,7 @@ def _fitted(
     samples: set[str],
     repeat: float | None,
 ) -> tuple[dict[str, dict[str, float]], Posterior]:
-    """What each judged text holds, of those that were seen on these samples, and the posterior of all that."""
+    """The columns of each judged text that was seen on these samples, and the posterior of the effects."""
     rejected = {v.candidate for v in verdicts if v.candidate and not v.accepted}
     judged = rejected | {start} | {v.skill for v in verdicts}
     foretold = {change.key: change.foretold for change in changes}

@@ -1,8 +1,7 @@
-"""The end of training, before the test split is read: which version is really the best, and what in it carries nothing.
+"""The choice of a version at the end of training, before the test split is read.
 
-A version that was accepted had a good day. Looked at again with everything that was seen on `select` since, another one
-may be surely better, or shorter and no worse; that costs nothing. To drop a rule, a few rollouts without it must show
-that next to nothing is lost.
+A version that was accepted may have been lucky. By everything that was seen on `select` since, another version may be
+better with confidence, or shorter and no worse. The choice costs no rollout.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ Prior = tuple[tuple[float, float, float], ...]
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """A version, or a candidate that was rejected: its gain over the input on `select` with its standard deviation, by
-    all evidence, and the rollouts of its own. `version` is None for a rejected one."""
+    """A version, or a rejected candidate (`version` is None): its gain over the input on `select` and the standard
+    deviation of the gain, in scores, by all evidence. `n` is the number of its own rollouts."""
 
     skill: Skill
     version: int | None
@@ -43,7 +42,7 @@ class Contender:
 
 @dataclass(frozen=True, slots=True)
 class Reselection:
-    """Which contender goes to the certificate, and why."""
+    """The contender that goes to the certificate, and the reason for the choice."""
 
     best: Contender
     contenders: tuple[Contender, ...]
@@ -56,11 +55,11 @@ class Reselection:
 
 @dataclass(frozen=True, slots=True)
 class Lineage:
-    """Every text that was ever judged, with the changes that led to it from the input, in order of its judgement.
+    """Every judged text, in the order of the verdicts, with the changes that lead to it from the input.
 
-    `changes` maps a text's hash to its column names, one for each change on the way; a change is named after the text
-    that it led to first. `prior` holds what was believed of the gain by each change before `select` was asked, as
-    components (weight, mean, sd).
+    `changes` maps the hash of a text to its column names, one for each change on the way. A change is named after the
+    first text that it led to. `prior` has the prior of the gain of each change before `select` was seen, as components
+    (weight, mean, sd).
     """
 
     texts: Mapping[str, Skill]
@@ -104,13 +103,15 @@ class Lineage:
 
 
 def reselect(arena: Arena, start: Skill, verdicts: Sequence[Verdict]) -> Reselection | None:
-    """The last accepted version, unless by the crossed model of all that was seen on `select` another one, or a
-    candidate that the race rejected, is better with the race's own confidence, or an accepted one is shorter and with
-    that confidence no worse. None that is not expected to be better than the input. None where there is nothing to
-    choose from.
+    """Choose a version by the linear mixed model of every score on `select`.
 
-    A mean that is a little higher is no reason: to follow it loses more than it wins. Under `strict` there is no choice
-    either: the published rule keeps the last accepted version.
+    The choice is the last accepted version, with these exceptions, each with the race's own confidence: another
+    version, or a candidate that the race rejected, is better; or an accepted version is shorter and no worse. If the
+    choice is not expected to be better than the input, the input is chosen. A mean that is a little higher is no reason
+    to change: on average that loses more than it wins.
+
+    Returns None if there is only the input, and under `strict`, because the published rule keeps the last accepted
+    version.
     """
     lineage = Lineage.of(start, verdicts)
     if len(lineage.texts) == 1 or arena.cfg.policy == "strict":

@@ -95,7 +95,8 @@ class EProcess(Race):
         return looks, accepted, len(looks) < len(blocks)
 
     def _units(self, name: str) -> list[list[Sample]]:
-        """What one bet is made on, in seeded order: a sample, or a whole group, whose samples are not independent."""
+        """The units of the bets, in seeded order: a sample, or a whole group, because its samples are not
+        independent."""
         units: dict[tuple[str, str], list[Sample]] = {}
         for sample in sorted(self.arena.select, key=lambda sample: sample.id):
             key = ("sample", sample.id) if sample.group is None else ("group", sample.group)
@@ -131,7 +132,7 @@ class EProcess(Race):
         return made, [math.fsum(map(room, unit)) / largest for unit in units[complete:]]
 
     def _compared(self, incumbent: Skill, candidate: Skill, rolled: Sequence[Sample], draw: int) -> tuple[int, float]:
-        """How many samples of a draw are scored on both sides, and the mean difference of these."""
+        """The number of samples of a pass that are scored on both sides, and their mean difference."""
         known = [self._difference(incumbent, candidate, sample, draw) for sample in rolled]
         scored = [difference for difference in known if difference is not None]
         return len(scored), fmean(scored) if scored else 0.0
@@ -163,7 +164,7 @@ def _share(value: float) -> str:
 
 
 def share(k: int) -> float:
-    """Of the run's error for its k-th candidate, k ≥ 1; they sum up to 1 (Euler)."""
+    """The share of the run's error for its k-th candidate, k ≥ 1; the shares sum up to 1 (Euler)."""
     return 6 / (math.pi * k) ** 2
 
 
@@ -204,7 +205,7 @@ def chance(made: Sequence[float], trend: Sequence[float], room: Sequence[float],
 
 @functools.lru_cache(maxsize=4096)
 def _growth(difference: float) -> tuple[float, ...]:
-    """By how much a bet moves the logarithm of each gambler's wealth."""
+    """The change of the logarithm of each gambler's wealth by a bet."""
     return tuple(math.log1p(stake * difference) for stake in STAKES)
 
 

@@ -1,8 +1,8 @@
-"""The default gate: screen every edit on train, assemble the best, race the assembly on `select` in blocks.
+"""The default gate: screen every edit on train, assemble the best edits, race the candidate on `select` in blocks.
 
-The strict rule asks one noisy question of a whole patch. Here every edit is measured before it may stand in a
-candidate, a hopeless candidate costs one block instead of a pass, a doubtful one gets up to `passes` draws, and
-edits that look good but were not taken stay in the pool, with what was learned about them.
+The strict rule makes one noisy test of a whole patch. This gate measures every edit before it may enter a candidate. A
+hopeless candidate costs one block instead of a pass over `select`; a doubtful one gets up to `passes` attempts. Edits
+that look good but were not taken stay in the pool, with their measurements.
 """
 
 from __future__ import annotations
@@ -231,7 +231,7 @@ class Race:
         return await asyncio.to_thread(self.evidence.draws, self._scores(), pool.keys, random, **options)
 
     def _scores(self) -> Scores:
-        """All scores on train samples. Scores on `select` must not be among them: the screen chooses the candidates
+        """Every score on train samples. Scores on `select` must not be among them: the screen chooses the candidates
         that `select` judges, and its figures are told to the optimizer."""
         scores: dict[tuple[str, str], list[float]] = {}
         for (skill, sample, _), score in self.arena.scores("train").items():
@@ -326,8 +326,9 @@ class Race:
         return Interim(seen, _bounded(before), _bounded(after), gain.mean, gain.sd, gain.above(price + MATTERS), harm)
 
     def _fit_race(self, incumbent: Skill, candidate: Skill, gain: tuple[float, float]) -> Posterior:
-        """All that was ever seen on `select`: the incumbent's level, the candidate's gain, other versions' distance. A
-        group counts once, as the mean of those of its samples that the candidate has done, or of all if it did none."""
+        """The posterior of the incumbent's level, the candidate's gain and the distance of other versions, by every
+        score on `select`. A group counts once: as the mean of its samples that the candidate has done, or of all its
+        samples if the candidate has done none."""
         scores, name = self.arena.scores("select"), self._witnesses()
         done: dict[str, set[str]] = {}
         for version, sample, _ in scores:
@@ -404,7 +405,7 @@ def needed(cfg: GateConfig, *, last: bool, proven: bool) -> float:
 
 
 def _transferred(gains: Sequence[float]) -> tuple[tuple[float, float, float], ...]:
-    """What gains on train, drawn from their posterior, foretell for `select`: components (weight, mean, sd)."""
+    """The prior of the gain on `select`, by draws of the posterior of the gain on train: (weight, mean, sd) each."""
     each = (1 - OVERFIT) / len(gains)
     spike = OVERFIT + each * sum(gain == 0 for gain in gains)
     return ((spike, 0.0, 0.002), *((each, SHRINK * gain, DEVIATION) for gain in gains if gain))

@@ -158,8 +158,8 @@ _Parts = tuple[list[int], list[tuple[str, float, list[int]]], float]
 
 
 class Screened:
-    """What is known of the pool's edits: the gain of a set of edits over the incumbent, averaged over the train samples
-    on which the incumbent was seen, under draws of the posterior."""
+    """The posterior of the pool's edits: the gain of a set of edits over the incumbent under each draw, averaged over
+    the train samples on which the incumbent was seen."""
 
     def __init__(self, pool: Pool, draws: Sequence[Draw], known: Sequence[str]) -> None:
         """`known`: the samples that stand for all tasks."""
@@ -167,7 +167,7 @@ class Screened:
         self._support = [frozenset(proposal.support).intersection(known) for proposal in pool.proposals]
         self._share = [1 / (proposal.among or len(self.known) or 1) for proposal in pool.proposals]
         self._counts = [Counter(map(draw.bases.__getitem__, self.known)) for draw in draws]
-        # Of each draw, as bits: the edits that do something. The others change nothing, and most are of that kind.
+        # For each draw, as bits: the edits that have an effect. Most edits have none.
         self._moving = [
             sum([1 << i for i, of in enumerate(self._support) if draw.general[i] or (of and draw.claimed[i])])
             for draw in draws
@@ -274,7 +274,7 @@ def _rises(effect: int) -> _Rises:
 
 
 class _Rises(dict[int, float]):
-    """What an effect in units adds to P(solved), by the sample's base."""
+    """The rise of P(solved) by an effect in units, by the sample's base."""
 
     def __init__(self, effect: int) -> None:
         super().__init__()

@@ -258,7 +258,7 @@ class Record:
 
     @property
     def best_hash(self) -> str | None:
-        """The hash of what ships; before the end, of the last accepted version."""
+        """The hash of the skill that ships; before the end, of the last accepted version."""
         return self.finish.best if self.finish else self.versions[-1].hash if self.versions else None
 
     def hash_of(self, version: str) -> str:
@@ -320,7 +320,7 @@ class Record:
 
     @cached_property
     def spend(self) -> tuple[Spend, ...]:
-        """What each role was paid in each phase."""
+        """The cost of each role in each phase."""
         targets = (Spend("target", phase, usage) for phase, usage in self._rollouts[2].items())
         return (*targets, *_other_spend(self.run))
 
@@ -330,7 +330,7 @@ class Record:
 
     @property
     def best(self) -> Version | None:
-        """What ships; before the end, the last accepted version."""
+        """The version that ships; before the end, the last accepted one."""
         if self.finish is None:
             return self.versions[-1] if self.versions else None
         return next((version for version in self.versions if version.hash == self.finish.best), None)

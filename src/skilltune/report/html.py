@@ -397,7 +397,7 @@ def _chosen_talks(record: Record) -> dict[tuple[str, str], int]:
 
 
 def _group(record: Record, version: Version, sample: str) -> int:
-    """Which of `_GROUPS` a sample's rollouts under a version belong to."""
+    """The index in `_GROUPS` of a sample's rollouts under a version."""
     assert record.start is not None
     assert record.best is not None
     if version.hash not in (record.start.hash, record.best.hash):
@@ -473,7 +473,7 @@ def _transcripts(record: Record, talks: Mapping[tuple[str, str], int]) -> Html:
 
 
 def _talk(record: Record, skill: str, sample: str, number: int) -> Html:
-    """All draws of one sample under one version, folded."""
+    """Every attempt at one sample under one version, folded."""
     version = next(version for version in record.versions if version.hash == skill)
     score = record.score(version, sample)
     said = "not scored" if score is None else f"score {score:.2f}"

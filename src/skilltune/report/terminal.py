@@ -95,7 +95,7 @@ def stdout() -> Console:
 
 @dataclass(slots=True)
 class Progress:
-    """How far a run is, from its events; `clock` gives seconds."""
+    """The progress of a run, from its events; `clock` gives seconds."""
 
     session: Parts
     clock: Callable[[], float] = time.monotonic
@@ -171,8 +171,8 @@ class Progress:
 def line(
     type: str, data: Mapping[str, Any], steps: int, gate: GateConfig | None = None, slow: bool = False
 ) -> Text | None:
-    """The one line that an event is worth, or None. `slow`: the verdict is of the epoch's slow update; `gate` has the
-    bars that it was held against."""
+    """The line for an event, None if it has none. `slow`: the verdict is about the epoch's slow update. `gate` has the
+    bars of the verdict."""
     match type:
         case "start":
             return _text(f"start · select {percent(data['score'])} on {data['select']} samples")
@@ -217,7 +217,7 @@ def line(
 
 
 def _reusable(data: Mapping[str, Any]) -> str:
-    """How much of what the old run paid for holds in its fork, and what the rest was lost to."""
+    """The share of the paid answers that a fork can reuse, and the changes that make the others useless."""
     lost = data["rollouts"] - data["answers"]
     text = f"{data['answers']:,} of {data['rollouts']:,} rollouts can be reused"
     if lost and data["changed"]:
@@ -271,7 +271,7 @@ def explained(verdict: VerdictRecord, gate: GateConfig | None) -> str:
 
 
 def _command(folder: Path) -> str:
-    """What resumes the run in a folder, where nobody knows the command that began it."""
+    """The command that resumes the run in a folder if the command that began it is unknown."""
     return f"skilltune train CONFIG --run {folder}"
 
 
@@ -332,7 +332,7 @@ class Lines:
         self.console.print(f"… {progress}")
 
     def finished(self, result: Result) -> None:
-        """What came out, on what evidence, at what price, and where it is."""
+        """Print the result, the evidence for it, its cost and its files."""
         assert self.progress is not None
         session, console = self.progress.session, self.console
         console.print()
