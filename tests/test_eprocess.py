@@ -22,7 +22,7 @@ from skilltune.optimizer import Proposal
 from skilltune.rollout import Rollout, Score, Trajectory
 from skilltune.samples import Sample
 from skilltune.skill import Skill
-from skilltune.verdict import FAILED, Verdict
+from skilltune.verdict import FAILED, EProcessFigures, Verdict
 from training import small, train
 
 pytestmark = pytest.mark.anyio
@@ -178,6 +178,11 @@ def gate_on(score: Scores, n: int = 40, group: Callable[[int], str | None] = lam
     return gate
 
 
+def figures_of(verdict: Verdict) -> EProcessFigures:
+    assert isinstance(verdict.figures, EProcessFigures)
+    return verdict.figures
+
+
 async def raced(gate: EProcess, *rules: str, skill: Skill = START, name: str = "step 1") -> Verdict:
     if not gate.arena.roll.seen:
         await gate.baseline(skill)
@@ -190,21 +195,21 @@ async def test_a_gain_is_accepted_and_its_numbers_are_said() -> None:
     verdict = await raced(gate, "a")
     assert verdict.accepted
     assert "- a" in verdict.skill.text
-    look = verdict.numbers["looks"][-1]
-    assert verdict.numbers["bar"] == pytest.approx(1 / (ALPHA * share(1)))
-    assert look["most"] >= verdict.numbers["bar"]
-    assert look["n"] < 40  # it need not see them all
-    assert len(verdict.differences) == look["n"]
-    assert look["gain"] == pytest.approx(sum(verdict.differences.values()) / look["n"])
+    look = figures_of(verdict).interims[-1]
+    assert figures_of(verdict).bar == pytest.approx(1 / (ALPHA * share(1)))
+    assert look.most >= figures_of(verdict).bar
+    assert look.n < 40  # it need not see them all
+    assert len(verdict.differences) == look.n
+    assert look.gain == pytest.approx(sum(verdict.differences.values()) / look.n)
     said = re.fullmatch(
-        rf"\{100 * look['gain']:+.1f} points in (\d+) comparisons on select; "
+        rf"\{100 * look.gain:+.1f} points in (\d+) comparisons on select; "
         r"luck alone does as well in up to ([\d.]+) % of cases, allowed: 3\.04 %: accepted",
         verdict.reason,
     )
     assert said is not None, verdict.reason
-    assert int(said[1]) == look["bets"]
-    assert float(said[2]) == pytest.approx(100 / look["most"], rel=0.01)
-    assert float(said[2]) <= 100 / verdict.numbers["bar"]
+    assert int(said[1]) == look.bets
+    assert float(said[2]) == pytest.approx(100 / look.most, rel=0.01)
+    assert float(said[2]) <= 100 / figures_of(verdict).bar
 
 
 @pytest.mark.parametrize("effect", [0.0, -0.5])
@@ -213,7 +218,7 @@ async def test_what_does_nothing_or_harm_is_given_up_early(effect: float) -> Non
     verdict = await raced(gate, "a")
     assert not verdict.accepted
     assert verdict.skill is START
-    assert verdict.numbers["looks"][-1]["n"] <= 16
+    assert figures_of(verdict).interims[-1].n <= 16
     assert "luck alone does as well in up to 100 % of cases" in verdict.reason
     assert verdict.reason.endswith(f"the samples left can hardly change that: {FAILED}")
 
@@ -246,7 +251,7 @@ async def test_nothing_is_begun_that_the_incumbents_scores_make_hopeless() -> No
     gate = gate_on(lambda text, i, attempt: float(i >= 3 or "- a" in text))
     verdict = await raced(gate, "a")
     assert not verdict.accepted
-    assert [look["n"] for look in verdict.numbers["looks"]] == [8]
+    assert [look.n for look in figures_of(verdict).interims] == [8]
 
 
 async def test_the_same_seed_gives_the_same_order_and_another_step_another() -> None:
@@ -263,7 +268,7 @@ async def test_the_level_falls_with_each_candidate_and_passes_on_when_it_was_wel
     levels, skill = [], START
     for step, rule in enumerate("nadn"):
         verdict = await raced(gate, rule, skill=skill, name=f"step {step}")
-        levels.append(verdict.numbers["level"] / ALPHA)
+        levels.append(figures_of(verdict).level / ALPHA)
         assert verdict.accepted == (rule in "ad")
         skill = verdict.skill
     one, two, three, four = (share(k) for k in range(1, 5))
@@ -288,7 +293,7 @@ async def test_samples_of_a_group_are_one_bet() -> None:
     verdict = await raced(tied, "a")
     assert alone.accepted
     assert not verdict.accepted
-    assert verdict.numbers["looks"][-1]["bets"] <= 2
+    assert figures_of(verdict).interims[-1].bets <= 2
     assert {unit[0].group for unit in tied._units("x")} == {"g0", "g1"}
 
 
@@ -299,7 +304,7 @@ async def test_samples_that_could_not_be_scored_are_bets_on_nothing_and_too_many
     few, many = await verdict(1), await verdict(3)
     assert few.accepted
     assert not many.accepted
-    assert many.numbers["looks"][-1]["most"] >= many.numbers["bar"]  # it is coverage that is missing
+    assert figures_of(many).interims[-1].most >= figures_of(many).bar  # it is coverage that is missing
     assert many.reason.endswith(f"too many samples could not be scored: {FAILED}")
     assert "luck" not in many.reason
 
@@ -314,14 +319,14 @@ async def test_a_second_pass_is_a_new_game_on_means_of_both_draws() -> None:
     verdict = await raced(gate, "a")
     rolls: Any = gate.arena.roll
     assert verdict.accepted
-    assert verdict.numbers["bar"] == pytest.approx(2 / (ALPHA * share(1)))
-    draws = [look["draw"] for look in verdict.numbers["looks"]]
+    assert figures_of(verdict).bar == pytest.approx(2 / (ALPHA * share(1)))
+    draws = [look.draw for look in figures_of(verdict).interims]
     assert draws == sorted(draws)
     assert set(draws) == {0, 1}
     assert {attempt for skill, _, attempt in rolls.asked if skill == START.hash} == {0, 1}
-    first, last = verdict.numbers["looks"][draws.count(0) - 1], verdict.numbers["looks"][-1]
-    assert first["bets"] == 40
-    assert first["most"] < verdict.numbers["bar"] <= last["most"]
+    first, last = figures_of(verdict).interims[draws.count(0) - 1], figures_of(verdict).interims[-1]
+    assert first.bets == 40
+    assert first.most < figures_of(verdict).bar <= last.most
 
 
 @pytest.mark.slow

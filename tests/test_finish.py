@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from skilltune.report.html import report
 from skilltune.rollout import Rollout, Score, Trajectory
 from skilltune.samples import Sample
 from skilltune.skill import Skill
-from skilltune.verdict import Verdict
+from skilltune.verdict import CompactFigures, EProcessFigures, RaceFigures, Screen, ScreenRow, Verdict
 from test_gate import arena
 from training import START, Trained, events, small, train
 from world import Dice, Prompt, World
@@ -37,9 +38,20 @@ def longer(skill: Skill, line: str) -> Skill:
     return skill.with_text(f"{skill.text}{line}\n")
 
 
-def verdict(incumbent: Skill, candidate: Skill, accepted: bool, **numbers: Any) -> Verdict:
-    numbers = {"rule": "race", **numbers}
-    return Verdict(candidate if accepted else incumbent, accepted, "", None, candidate=candidate, numbers=numbers)
+def verdict(
+    incumbent: Skill,
+    candidate: Skill,
+    accepted: bool,
+    prior: tuple[float, float] = (0.0, 0.0),
+    screen: Screen | None = None,
+) -> Verdict:
+    kept = candidate if accepted else incumbent
+    figures = RaceFigures("", prior, (), 0, 0.9, 0.0)
+    return Verdict(kept, accepted, "", None, candidate=candidate, numbers=figures, screen=screen)
+
+
+def screen(sd: float) -> Screen:
+    return Screen((ScreenRow("key", "- one", 0.1, sd),), (0,))
 
 
 def chosen(solved: dict[Skill, int | range], *verdicts: Verdict, **cfg: Any) -> Reselection | None:
@@ -79,7 +91,7 @@ def test_the_last_accepted_version_stays_unless_a_shorter_one_is_surely_no_worse
 
 def test_a_mean_that_is_a_little_higher_is_no_reason_to_go_back() -> None:
     """The screen of the last accept foretold ten points, of which `select` saw five: luck alone does as much."""
-    foretold = verdict(ONE, TWO, True, prior=(0.1, 0.03), screen=[{"sd": 0.03}])
+    foretold = verdict(ONE, TWO, True, prior=(0.1, 0.03), screen=screen(0.03))
     choice = chosen({INPUT: 8, ONE: 30, TWO: 32}, ACCEPTED[0], foretold)
     assert choice is not None
     assert choice.best.skill == TWO
@@ -95,14 +107,14 @@ def test_the_input_is_chosen_where_it_is_surely_no_worse(solved: int, why: str) 
 
 @pytest.mark.parametrize("solved", range(20, 31))
 def test_no_version_is_shipped_that_is_not_expected_to_be_better_than_the_input(solved: int) -> None:
-    for prior in ({}, {"prior": (0.1, 0.03), "screen": [{"sd": 0.03}]}):
+    for prior in ({}, {"prior": (0.1, 0.03), "screen": screen(0.03)}):
         choice = chosen({INPUT: 30, ONE: solved}, verdict(INPUT, ONE, True, **prior))
         assert choice is not None
         assert choice.best.version == 0 or choice.best.gain > 0
 
 
 def test_the_input_is_chosen_where_less_is_expected_though_nothing_is_sure() -> None:
-    foretold = verdict(INPUT, ONE, True, prior=(0.1, 0.03), screen=[{"sd": 0.03}])
+    foretold = verdict(INPUT, ONE, True, prior=(0.1, 0.03), screen=screen(0.03))
     choice = chosen({INPUT: range(20), ONE: range(26, 40)}, foretold)
     assert choice is not None
     assert choice.best.version == 0
@@ -129,14 +141,14 @@ def test_a_rejected_candidate_wins_only_with_the_confidence_of_the_race(solved: 
     assert choice is not None
     assert (choice.best.skill == OTHER) == wins
     assert choice.best.version is None if wins else choice.best.version is not None
-    other_rule = verdict(INPUT, OTHER, False, rule="eprocess")
+    other_rule = replace(verdict(INPUT, OTHER, False), numbers=EProcessFigures("given up", 1, 0.03, 33.0, ()))
     kept = chosen({INPUT: 10, ONE: 11, OTHER: solved}, other_rule, verdict(INPUT, ONE, True))
     assert kept is not None
     assert kept.best.skill != OTHER  # another rule's promise would be broken
 
 
 def test_what_a_screen_foretold_is_believed_where_select_says_little() -> None:
-    believed = verdict(INPUT, ONE, True, prior=(0.1, 0.05), screen=[{"sd": 0.05}])
+    believed = verdict(INPUT, ONE, True, prior=(0.1, 0.05), screen=screen(0.05))
     choices = [chosen({INPUT: 20, ONE: 22}, known) for known in (believed, verdict(INPUT, ONE, True))]
     gains = [choice.contenders[1].gain for choice in choices if choice]
     assert gains[0] > gains[1] + 0.005
@@ -286,8 +298,10 @@ async def test_compact_loses_no_more_than_a_point_in_all() -> None:
     best = Skill("# Desk\n" + "".join(f"- {key}\n" for key in keys))
     rules = [rule(key, 0.0025) for key in keys]
     verdicts = [v async for v in compact(place, best, rules, {best.hash})]
-    margins = [v.numbers["margin"] for v in verdicts]
-    lost = [-v.numbers["looks"][-1]["gain"] if v.accepted else 0.0 for v in verdicts]
+    figures = [v.figures for v in verdicts if isinstance(v.figures, CompactFigures)]
+    assert len(figures) == len(verdicts)
+    margins = [drop.margin for drop in figures]
+    lost = [-drop.interims[-1].gain if v.accepted else 0.0 for v, drop in zip(verdicts, figures, strict=True)]
     assert 2 <= sum(v.accepted for v in verdicts) < len(keys)
     assert margins == pytest.approx([0.01 - math.fsum(lost[:done]) for done in range(len(keys))])
 

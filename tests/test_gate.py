@@ -22,6 +22,7 @@ from skilltune.finish.reserve import estimate_calls
 from skilltune.gate import Arena
 from skilltune.gate.eprocess import EProcess
 from skilltune.gate.race import Race, harmful
+from skilltune.gate.race import rule as decide
 from skilltune.gate.screen import Pool, balanced
 from skilltune.gate.strict import Strict
 from skilltune.optimizer import Proposal
@@ -31,7 +32,7 @@ from skilltune.samples import Sample, Splits
 from skilltune.skill import Skill
 from skilltune.stats import standard_error
 from skilltune.stats.effects import draw_effects
-from skilltune.verdict import Verdict, verdict_to_json
+from skilltune.verdict import Interim, OwnFigures, RaceFigures, Verdict, VerdictRecord
 
 pytestmark = pytest.mark.anyio
 START = Skill("# Desk\n\nAnswer.\n")
@@ -76,8 +77,13 @@ def rule(name: str, *support: str) -> Proposal:
     return Proposal(Edit("add", text=f"- {name}"), support or ("t0",))
 
 
-def judged(verdict: Verdict) -> list[str]:
-    return [row["text"] for row in verdict.numbers["screen"]]
+def figures_of(verdict: Verdict) -> RaceFigures:
+    assert isinstance(verdict.figures, RaceFigures)
+    return verdict.figures
+
+
+def judged(verdict: Verdict) -> list[str | None]:
+    return [row.text for row in verdict.screen.rows] if verdict.screen else []
 
 
 # -- race: the pool
@@ -305,11 +311,11 @@ async def test_idle_workers_are_told_what_comes_next() -> None:
     rolls.asked.clear()
     verdict = await gate.judge(START, [rule("a")], limit=1, name="step 1")
     assert verdict.candidate is not None
-    new, looks = verdict.candidate.hash, verdict.numbers["looks"]
+    new, looks = verdict.candidate.hash, figures_of(verdict).interims
     assert len(looks) > 1
-    assert looks[-1]["n"] == len(SELECT)
+    assert looks[-1].n == len(SELECT)
     for skill in (new, START.hash):
-        later = [key for key in rolls.asked if key[0] == skill][looks[0]["n"] :]
+        later = [key for key in rolls.asked if key[0] == skill][looks[0].n :]
         assert set(later) <= set(rolls.expected)
     assert {(new, "t0", 0), (new, "t1", 0), (new, "t2", 0)} <= set(rolls.expected)  # most candidates that get here win
     assert {skill for skill, _, _ in rolls.expected} <= {new, START.hash}
@@ -644,11 +650,11 @@ async def test_a_proved_optimizer_needs_less() -> None:
     first, later = await raced(), await raced(other)
     for taken_back in ([START, other], [START, other, Skill("# A third one\n")]):
         again = await raced(*taken_back)  # back at the input, nothing that was accepted stands any more
-        assert (again.accepted, again.numbers["needed"]) == (False, 0.99)
-    assert first.numbers["looks"] == later.numbers["looks"]
-    assert 0.55 < first.numbers["looks"][-1]["better"] < 0.99
-    assert (first.accepted, first.numbers["needed"]) == (False, 0.99)
-    assert (later.accepted, later.numbers["needed"]) == (True, 0.55)
+        assert (again.accepted, figures_of(again).needed) == (False, 0.99)
+    assert figures_of(first).interims == figures_of(later).interims
+    assert 0.55 < figures_of(first).interims[-1].better < 0.99
+    assert (first.accepted, figures_of(first).needed) == (False, 0.99)
+    assert (later.accepted, figures_of(later).needed) == (True, 0.55)
 
 
 async def test_the_last_bar_is_the_configured_one() -> None:
@@ -662,9 +668,9 @@ async def test_the_last_bar_is_the_configured_one() -> None:
         gate = Race(likely)
         await gate.baseline(START)
         verdict = await gate.judge(START, [rule("a")], limit=1, name="step 1")
-        [look] = verdict.numbers["looks"]
-        assert look["n"] == len(SELECT)
-        return verdict, look["better"]
+        [look] = figures_of(verdict).interims
+        assert look.n == len(SELECT)
+        return verdict, look.better
 
     _, better = await raced(0.9)
     assert 0.55 < better < 0.98
@@ -695,11 +701,37 @@ async def test_pitfall_1_no_screen_outvotes_the_tasks_that_were_held_out(n: int,
             gate = Race(made)
             look = gate._look(START, candidate, foretold, 0.0)
             assert look.harm == harmful([-1] * broken + [1] * mended + [0] * (n - broken - mended), 0.02)
-            taken = gate._decide(look, last=True) == "accepted"
+            taken = decide(look, made.cfg, last=True) == "accepted"
             assert not taken or more_often_broken(broken, mended) < 0.76, (broken, mended)
             assert not taken or broken - mended < 2 or mended > 3, (broken, mended)
             assert not taken or (broken, mended) != (1, 0) or n > 8
             assert taken or mended < broken or look.better < 0.88
+
+
+@pytest.mark.parametrize(
+    ("better", "harm", "given", "decision"),
+    [
+        (0.95, 0.0, {}, "accepted"),
+        (0.95, 0.0, {"enough": False}, ""),
+        (0.95, 0.0, {"enough": False, "last": True}, "undecided"),
+        (0.95, 0.7, {}, ""),
+        (0.95, 0.7, {"last": True}, "undecided"),
+        (0.85, 0.0, {}, ""),
+        (0.85, 0.0, {"last": True}, "accepted"),
+        (0.75, 0.0, {"last": True}, "undecided"),
+        (0.75, 0.0, {"last": True, "proven": True}, "accepted"),
+        (0.75, 0.0, {"proven": True}, ""),
+        (0.45, 0.0, {}, ""),
+        (0.45, 0.0, {"again": True}, "undecided"),
+        (0.55, 0.0, {"again": True}, ""),
+        (0.05, 0.0, {}, "given up"),
+        (0.05, 0.0, {"last": True}, "given up"),
+    ],
+)
+def test_the_rule_of_a_race(better: float, harm: float, given: dict[str, bool], decision: str) -> None:
+    cfg = GateConfig(confidence=0.9, last_confidence=0.8, proven_confidence=0.7, futility=0.1)
+    interim = Interim(8, (0.5, 0.1), (0.6, 0.1), 0.1, 0.1, better, harm)
+    assert decide(interim, cfg, **{"last": False, **given}) == decision
 
 
 # -- race: groups
@@ -718,7 +750,7 @@ async def test_samples_of_a_group_are_one_witness_of_a_race(groups: int, accepte
     made = tied(groups, lambda text, i: float("- a" in text and i % 8 < 4))
     verdict = await Race(made).judge(START, [rule("a")], limit=1, name="step 1")
     assert verdict.accepted == accepted
-    assert len(verdict.differences) == verdict.numbers["looks"][-1]["n"]
+    assert len(verdict.differences) == figures_of(verdict).interims[-1].n
 
 
 async def test_a_group_of_one_sample_is_that_sample() -> None:
@@ -726,7 +758,7 @@ async def test_a_group_of_one_sample_is_that_sample() -> None:
     for groups in (0, 16):
         made = tied(groups, lambda text, i: float(i % 3 == 0 or ("- a" in text and i % 2)))
         verdicts.append(await Race(made).judge(START, [rule("a")], limit=1, name="step 1"))
-    assert verdicts[0].numbers["looks"] == verdicts[1].numbers["looks"]
+    assert figures_of(verdicts[0]).interims == figures_of(verdicts[1]).interims
     assert verdicts[0].differences == verdicts[1].differences
 
 
@@ -813,10 +845,10 @@ async def test_pitfall_4_a_race_accepts_nothing_on_less_than_nine_tenths(lost: i
     made = arena(lambda text, i: None if "- a" in text and i < lost else float("- a" in text), block=16)
     verdict = await Race(made).judge(START, [rule("a")], limit=1, name="step 1")
     assert verdict.accepted == accepted
-    assert verdict.numbers["unscored"] == lost
-    assert verdict.numbers["decision"] == ("accepted" if accepted else "undecided")
-    data = {**verdict_to_json(verdict), "step": 1, "version": 0}
-    assert ("could not be scored on both sides" in explained(data, made.cfg)) != accepted
+    assert figures_of(verdict).unscored == lost
+    assert figures_of(verdict).decision == ("accepted" if accepted else "undecided")
+    record = VerdictRecord.from_json({**verdict.to_json(), "step": 1, "version": 0})
+    assert ("could not be scored on both sides" in explained(record, made.cfg)) != accepted
 
 
 async def test_what_was_measured_is_the_mean_over_the_draws_that_both_sides_have() -> None:
@@ -840,7 +872,7 @@ async def test_a_sample_that_was_drawn_twice_counts_with_its_mean() -> None:
     for key, rollout in rolls.seen.items():
         if key[0] == START.hash and key[2] == 1:
             rolls.seen[key] = replace(rollout, score=Score(1.0))
-    verdict = Race(made)._verdict(START, applied, accepted=False, reason="", numbers={})
+    verdict = Race(made)._verdict(START, applied, accepted=False, reason="", figures=OwnFigures())
     assert (verdict.before, verdict.after) == (0.5, 1.0)
 
 

@@ -13,11 +13,12 @@ import pytest
 from typer.testing import CliRunner
 
 from skilltune.cli.main import app
-from skilltune.edits import Edit, apply, inverse
+from skilltune.edits import Edit, Report, apply, inverse
 from skilltune.finish.ledger import Rule, Seen, ledger
 from skilltune.history.ledger import read_ledger, row
 from skilltune.journal.run import Run
 from skilltune.skill import Skill
+from skilltune.verdict import Screen, ScreenRow, VerdictRecord
 from training import START, Trained, small, train
 from world import World
 
@@ -35,9 +36,13 @@ def shown(folder: Path) -> dict[str, Any]:
     return json.loads(told.stdout)
 
 
-def applied(edit: Edit, inserted: str, removed: str) -> dict[str, Any]:
-    """An edit as a verdict records it."""
-    return {**edit.to_json(), "status": "applied", "inserted": inserted, "removed": removed}
+def applied(edit: Edit, inserted: str, removed: str) -> Report:
+    return Report(edit, "applied", inserted=inserted, removed=removed)
+
+
+def accepted(version: int, skill: str, *edits: Report) -> VerdictRecord:
+    """The verdict that made a version, one a step."""
+    return VerdictRecord(version, version, True, skill, candidate=skill, reports=edits)
 
 
 def test_right_rules_get_the_credit_that_they_deserve(tmp_path: Path) -> None:
@@ -72,10 +77,6 @@ def test_the_table_holds_every_rule_and_what_was_undone_is_not_in_it(tmp_path: P
 def test_a_rule_that_was_taken_back_leaves_nothing_behind() -> None:
     """Its removal is no rule either: what it removes was never in the input."""
     texts = {"start": "# Desk", "lucky": "# Desk\n\n- luck\n\n- good", "best": "# Desk\n\n- good"}
-
-    def accepted(version: int, skill: str, *edits: dict[str, Any]) -> dict[str, Any]:
-        at = {"step": version, "version": version, "skill": skill, "candidate": skill, "accepted": True}
-        return {**at, "edits": list(edits), "numbers": {}}
 
     brought = [applied(Edit("add", text=f"- {name}"), f"\n- {name}\n", "") for name in ("luck", "good")]
     undone = applied(Edit("delete", target="- luck", why="luck"), "", "- luck\n")
@@ -114,8 +115,7 @@ def test_a_rule_is_where_its_words_stand_in_the_body_and_shows_what_is_new(start
     done = apply(skill, [edit])
     [report] = done.reports
     texts = {"start": skill, "best": done.skill}
-    at = {"step": 1, "version": 1, "skill": "best", "candidate": "best", "accepted": True, "numbers": {}}
-    verdict = {**at, "edits": [applied(edit, report.inserted, report.removed)]}
+    verdict = accepted(1, "best", report)
     samples = [f"t{i}" for i in range(12)]
     scores = {(text, sample): [float(text == "best")] for text in texts for sample in samples}
     seen = Seen(scores, lambda hash: " ".join(texts[hash].body.split()))
@@ -131,11 +131,7 @@ def test_a_rule_stands_though_a_later_one_came_between_its_lines() -> None:
     both = applied(Edit("add", text="- a\n- b"), "\n- a\n- b", "")
     later = applied(Edit("add", after="- a", text="- c"), "\n- c", "")
     texts = {"start": "# Desk", "first": "# Desk - a - b", "best": "# Desk - a - c - b"}
-    at = {"accepted": True, "numbers": {}}
-    verdicts = [
-        {**at, "step": i, "version": i, "skill": text, "candidate": text, "edits": [edit]}
-        for i, (text, edit) in enumerate((("first", both), ("best", later)), 1)
-    ]
+    verdicts = [accepted(1, "first", both), accepted(2, "best", later)]
     seen = Seen({(text, "t1"): [1.0] for text in texts}, texts.__getitem__)
     assert len(ledger(verdicts, "start", "best", seen, ["t1"], [])) == 2
 
@@ -183,7 +179,7 @@ def simulated(seed: int, credited: tuple[float, float]) -> list[tuple[Rule, floa
     draw = Random(seed)
     classes = draw.sample(range(CLASSES), CLASSES)
     texts, held, scores = {"start": "# Desk"}, {"start": frozenset[int]()}, dict[tuple[str, str], list[float]]()
-    truths, verdicts, incumbent = dict[str, float](), list[dict[str, Any]](), "start"
+    truths, verdicts, incumbent = dict[str, float](), list[VerdictRecord](), "start"
 
     def seen(text: str, samples: list[str]) -> float:
         for sample in samples:
@@ -203,16 +199,16 @@ def simulated(seed: int, credited: tuple[float, float]) -> list[tuple[Rule, floa
                 solves.add(classes.pop())
             truths[edit.key] = (1 - 2 * FLIPS) / CLASSES * right
             foretold = draw.uniform(*credited) * truths[edit.key] + draw.gauss(0, 0.03)
-            screen.append({"key": edit.key, "effect": foretold if right else abs(foretold), "sd": 0.03})
+            screen.append(ScreenRow(edit.key, line, foretold if right else abs(foretold), 0.03))
             edits.append(applied(edit, line, ""))
         candidate = f"step {step}"
-        texts[candidate] = "\n".join([texts[incumbent], *(edit["inserted"] for edit in edits)])
+        texts[candidate] = "\n".join([texts[incumbent], *(edit.inserted for edit in edits)])
         held[candidate] = frozenset(solves)
         after = seen(candidate, SELECT)
-        accepted = after > before
-        verdict = {"step": step, "version": step, "candidate": candidate, "accepted": accepted, "edits": edits}
-        incumbent, before = (candidate, after) if accepted else (incumbent, before)
-        verdicts.append({**verdict, "skill": incumbent, "numbers": {"screen": screen}})
+        kept = after > before
+        incumbent, before = (candidate, after) if kept else (incumbent, before)
+        tried = {"candidate": candidate, "reports": tuple(edits), "screen": Screen(tuple(screen))}
+        verdicts.append(VerdictRecord(step, step, kept, incumbent, **tried))
     evidence = Seen(scores, lambda hash: " ".join(texts[hash].split()))
     rules = ledger(verdicts, "start", incumbent, evidence, TRAIN, SELECT)
     return [(rule, truths[rule.key]) for rule in rules]

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from browser import Page, browser
 from skilltune.cli.main import app
+from skilltune.edits import Edit
 from skilltune.history.record import Record
 from skilltune.journal.keys import digest
 from skilltune.journal.run import Paid, Run
@@ -236,10 +237,11 @@ async def test_the_page_is_written_at_the_end_of_a_run_and_says_what_the_journal
     assert f"{100 * certificate.gain:+.1f} points" in page
     assert page.count("accepted as version") == len(trained.result.versions) - 1
     assert parsed.tags.count("article") == len(trained.verdicts)
-    run = Run.read(trained.folder)
-    assert report(run) == page
-    record = Record.of(run)
-    run.close()
+    with Run.read(trained.folder) as run:
+        assert report(run) == page
+        record = Record.of(run)
+        spend, draws = record.spend, record.draws
+    assert draws
     best, start = record.best, record.start
     assert best is not None
     assert start is not None
@@ -249,7 +251,7 @@ async def test_the_page_is_written_at_the_end_of_a_run_and_says_what_the_journal
     assert (old.mean, test.mean, test.n) == (certificate.before, certificate.after, certificate.n)
     moved = [record.change(sample) for sample in record.splits["test"]]
     assert sum(change is not None and change > 0 for change in moved) == certificate.fixed
-    assert sum((row.usage.calls for row in record.spend), 0) == sum(u.calls for u in run.usage.values())
+    assert sum((row.usage.calls for row in spend), 0) == sum(u.calls for u in run.usage.values())
     embedded = json.loads(parsed.scripts[0])["versions"]
     assert embedded == {str(i): visible(version.text) for i, version in enumerate(trained.result.versions)}
 
@@ -457,3 +459,26 @@ def test_no_part_is_wider_than_the_window(page: Page, file: Path, width: int, sc
     colour = page.value("getComputedStyle(document.body).backgroundColor")
     assert colour == {"light": "rgb(255, 255, 255)", "dark": "rgb(18, 22, 27)"}[scheme]
     quiet(page)
+
+
+def test_the_effect_of_an_edit_and_the_reason_for_its_fate_are_said_once(tmp_path: Path) -> None:
+    """The optimizer is told both in one text; the page has a line for each, from the figures."""
+    edits = [Edit("add", text=f"- {name}") for name in ("raced", "screened", "misplaced")]
+    effect = "measured effect -2.0 ± 1.0 points"
+    reasons = [f"{effect}; raced: given up: not shown to be better", effect, "not found"]
+    rows = [{"key": edit.key, "text": edit.text, "effect": -0.02, "sd": 0.01} for edit in edits[:2]]
+    with a_run(tmp_path, ["# Desk"], splits(1)) as run:
+        (_, _, start), *_ = run.events("start")
+        run.record(
+            "verdict",
+            **{"accepted": False, "reason": "no gain", "score": 0.5, "score_sd": 0.1, "skill": start["skill"]},
+            **{"candidate": "abc", "before": 0.5, "after": 0.5, "step": 1, "epoch": 1, "lr": 4, "version": 0},
+            **{"differences": {}, "edits": [{**edits[0].to_json(), "status": "applied"}]},
+            rejected=[{"edit": e.to_json(), "reason": why} for e, why in zip(edits, reasons, strict=True)],
+            numbers={"screen": rows, "chosen": [0]},
+        )
+        page = report(run)
+    assert page.count("Measured effect on train: -2.0 ± 1.0 points.") == 2
+    assert "measured effect" not in page
+    assert page.count("Verdict: raced: given up: not shown to be better") == 1
+    assert page.count("Verdict: not found") == 1

@@ -23,7 +23,7 @@ from skilltune.samples import Sample
 from skilltune.skill import Skill
 from skilltune.stats import Mixture, mcnemar, normal_cdf, normal_quantile, updated, wilson
 from skilltune.stats import linear as crossed
-from skilltune.stats.linear import Observation, fit
+from skilltune.stats.linear import Observation, Posterior, fit
 from skilltune.usage import Usage
 
 Matrix = list[list[float]]
@@ -454,3 +454,13 @@ def test_a_race_looks_after_twice_as_much_as_before_and_sees_every_sample_once(n
         assert after == max(first, 2 * before) or (last and after - max(first, 2 * before) < first)
     assert len(cut) <= 1 + math.log2(max(1, n / first)) + 1
     assert bool(cut) == bool(n)
+
+
+@given(st.floats(-0.5, 0.5), st.floats(0.01, 0.2), st.floats(0.1, 0.6))
+def test_a_prior_that_is_taken_out_leaves_no_trace(middle: float, sd: float, wide: float) -> None:
+    """A normal measurement (middle, sd) under the wide prior, then under another: as if the wide one had never been."""
+    prior = [(0.7, 0.0, 0.002), (0.3, 0.1, 0.2)]
+    variance = 1 / (1 / sd**2 + 1 / wide**2)
+    known = Posterior(("x",), {"x": middle * variance / sd**2}, ((variance,),), 0.1, 0.1)
+    shrunk, direct = known.shrunk("x", wide, prior), updated(prior, middle, sd**2)
+    assert (shrunk.mean, shrunk.sd) == pytest.approx((direct.mean, direct.sd), rel=1e-6, abs=1e-9)

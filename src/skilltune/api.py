@@ -135,9 +135,11 @@ async def _time_limit(session: Parts) -> AsyncIterator[None]:
     except TimeoutError as error:
         if not limit.expired():
             raise
+        larger, how = raise_it("minutes", minutes or 0)
         raise BudgetExceeded(
             f"the budget of {minutes:g} minutes is used up, and something under way did not end within {grace:g} s "
-            f"more (target.timeout_s); {raise_it('minutes', minutes or 0)}"
+            f"more (target.timeout_s); {how}",
+            larger,
         ) from error
 
 

@@ -403,6 +403,8 @@ def stored_config(tree: Mapping[str, Any], folder: Path) -> Config:
         raise RunError(
             f"the run in {folder} was made by another version of skilltune and can be used only with it: {problems}"
         ) from error
+    except UnicodeEncodeError as error:
+        raise RunError(f"the run in {folder} has a damaged configuration: it is not valid Unicode ({error})") from error
 
 
 def _read_budget(tree: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from functools import lru_cache
@@ -62,6 +62,12 @@ class Edit:
             "why": self.why,
             "evidence": [{"sample": evidence.sample, "quote": evidence.quote} for evidence in self.evidence],
         }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Edit:
+        """The inverse of `to_json`. Only "op" must be there; other keys than the fields are ignored."""
+        evidence = tuple(Citation(item["sample"], item["quote"]) for item in data.get("evidence", ()))
+        return cls(data["op"], data.get("after"), data.get("target"), data.get("text"), data.get("why", ""), evidence)
 
     @property
     def key(self) -> str:
@@ -200,6 +206,35 @@ class Report:
     removed: str = ""
     inserted: str = ""
     overlaps: tuple[int, ...] = ()
+
+    @property
+    def applied(self) -> bool:
+        return self.status == "applied"
+
+    def to_json(self) -> dict[str, Any]:
+        """The edit and its fate in one object; `start` is left out."""
+        return {
+            **self.edit.to_json(),
+            "status": self.status,
+            "match": self.match,
+            "reason": self.reason,
+            "removed": self.removed,
+            "inserted": self.inserted,
+            "overlaps": list(self.overlaps),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Report:
+        """The inverse of `to_json`; `start` is unknown and becomes -1."""
+        return cls(
+            edit=Edit.from_json(data),
+            status=data["status"],
+            reason=data.get("reason", ""),
+            match=data.get("match"),
+            removed=data.get("removed", ""),
+            inserted=data.get("inserted", ""),
+            overlaps=tuple(data.get("overlaps", ())),
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,13 +104,23 @@ class RejectedError(CallConfigError):
 
 
 class Stopped(SkilltuneError):
-    """The run ended early on purpose. The same command resumes it."""
+    """The run ended early on purpose and can be resumed by the same command.
+
+    `larger` is a setting without which the command would stop again, as the command line takes it ("" if the command
+    needs none).
+    """
 
     exit_code = 4
+    larger = ""
 
 
 class BudgetExceeded(Stopped):
-    """The next call could exceed a limit of the budget, so it was not made."""
+    """The next call would pass a limit of the budget; it was not made. `larger` is a limit that is large enough, for
+    example "budget.calls=240"."""
+
+    def __init__(self, message: str, larger: str = "") -> None:
+        super().__init__(message)
+        self.larger = larger
 
 
 class Paused(Stopped):

@@ -16,7 +16,7 @@ from skilltune.usage import Usage
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a run ended with. `best` is the input itself where nothing better was found."""
+    """The end of a run. `best` is the input itself if nothing better was found."""
 
     start: Skill
     best: Skill
@@ -31,7 +31,7 @@ class Result:
     revived: bool = False  # `best` was rejected by its race, and chosen at the end
 
     def __repr__(self) -> str:
-        """What may be claimed, on what evidence, at what price, and where it is: a line each."""
+        """The claim, the evidence for it, the cost and the file, in a line each."""
         from skilltune.usage import describe_usage
 
         best = f"best/{self.best.name}" if self.best.folder else "best_skill.md"
@@ -54,7 +54,7 @@ class Result:
 
     @property
     def uncertified(self) -> str:
-        """Why there is no certificate, "" if there is one."""
+        """The reason for which there is no certificate, "" if there is one."""
         if self.certificate is not None:
             return ""
         if self.best.text == self.start.text:
@@ -65,7 +65,7 @@ class Result:
 
 
 def headline(result: Result) -> str:
-    """One sentence that says what may be claimed, and no more."""
+    """The claim that the evidence allows, in one sentence."""
     changed = result.best.text != result.start.text
     return claim(changed, result.certificate, result.stopped is not None, result.uncertified, revived=result.revived)
 
@@ -73,8 +73,11 @@ def headline(result: Result) -> str:
 def claim(
     changed: bool, certificate: Certificate | None, stopped: bool, uncertified: str, *, revived: bool = False
 ) -> str:
-    """What may be claimed, and no more. `changed`: what ships is not the input; `uncertified`: why there is no
-    certificate; `revived`: the race rejected what ships, and it was chosen at the end by all evidence."""
+    """The claim that the evidence allows, in one sentence.
+
+    `changed`: the skill that ships is not the input. `uncertified`: the reason for which there is no certificate.
+    `revived`: the race rejected the skill that ships, and it was chosen at the end by all evidence.
+    """
     taken = "Rejected by its race, then chosen by all evidence" if revived else "Accepted"
     if not changed and certificate is not None:
         return "Not better on the untouched test split; the input is shipped unchanged."

@@ -13,7 +13,7 @@ from skilltune.parts import Parts
 from skilltune.rollouts.inputs import require_unchanged
 from skilltune.skill import Skill
 from skilltune.stats import standard_error
-from skilltune.verdict import Verdict, verdict_to_json
+from skilltune.verdict import Verdict
 
 
 def record_start(s: Parts, skill: Skill, score: float | None) -> None:
@@ -32,7 +32,7 @@ def record_verdict(s: Parts, step: Step, verdict: Verdict, limit: int, version: 
     """Record a verdict: an event with all its figures and, if it accepts, the files of the new version."""
     if verdict.candidate is not None:
         _keep(s.run, verdict.candidate)
-    data = verdict_to_json(verdict) | {"step": step.index, "epoch": step.epoch, "lr": limit, "version": version}
+    data = verdict.to_json() | {"step": step.index, "epoch": step.epoch, "lr": limit, "version": version}
     if verdict.accepted:
         _write(s.run, version, verdict.skill, data)
     s.run.record("verdict", **data)

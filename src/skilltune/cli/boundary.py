@@ -15,7 +15,7 @@ import typer
 
 from skilltune import __version__, streams
 from skilltune.cli.interrupts import Interrupts
-from skilltune.errors import CallConfigError, RunError, SkilltuneError
+from skilltune.errors import CallConfigError, RunError, SkilltuneError, Stopped
 from skilltune.text import visible
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def delivered() -> bool:
     return arrived
 
 
-def fail(message: str, exit_code: int) -> None:
+def fail(message: str, exit_code: int, larger: str = "") -> None:
     say(f"error: {message}", err=True)
 
 
@@ -81,7 +81,7 @@ def folder_of(opened: list[Parts]) -> Path | None:
 @contextmanager
 def boundary(
     spent: Callable[[], bool] = lambda: False,
-    fail: Callable[[str, int], None] = fail,
+    fail: Callable[[str, int, str], None] = fail,
     message: str = "interrupted",
     gone: str = "",
     folder: Callable[[], Path | None] = lambda: None,
@@ -94,9 +94,9 @@ def boundary(
     and ends like an interrupt.
     """
 
-    def leave(text: str, exit_code: int) -> NoReturn:
+    def leave(text: str, exit_code: int, larger: str = "") -> NoReturn:
         with suppress(BrokenPipeError):
-            fail(text, exit_code)
+            fail(text, exit_code, larger)
         raise typer.Exit(exit_code)
 
     try:
@@ -112,6 +112,8 @@ def boundary(
         raise typer.Exit(PIPE_CLOSED) from None
     except (RunError, CallConfigError) as error:
         leave(str(error), 3 if spent() else 2)
+    except Stopped as error:
+        leave(str(error), error.exit_code, error.larger)
     except SkilltuneError as error:
         leave(str(error), error.exit_code)
     except OSError as error:

@@ -26,12 +26,13 @@ def diff(
       skilltune diff runs/invoice-totals
       skilltune diff runs/invoice-totals 2 3
     """
-    from skilltune.report.terminal import History, difference, stdout
+    from skilltune.history.record import Record
+    from skilltune.report.terminal import difference, stdout
 
     with boundary():
         with reading(run) as journal:
-            history = History.of(journal)
-            before, after = (journal.blob(history.hash_of(version)) for version in (old, new))
+            record = Record.of(journal)
+            before, after = (journal.blob(record.hash_of(version)) for version in (old, new))
             if before is None or after is None:
                 raise UsageError(f"{run} no longer contains the text of that version")
             names = (f"version {old}" if old != "best" else old, f"version {new}" if new != "best" else new)

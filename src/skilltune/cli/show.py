@@ -32,7 +32,8 @@ def show(
       skilltune show runs/invoice-totals --edits
       skilltune show runs/invoice-totals --recompute
     """
-    from skilltune.report.terminal import History, show_run, stdout
+    from skilltune.history.record import Record
+    from skilltune.report.terminal import show_run, stdout
 
     out = json_stream(as_json)
     if again:
@@ -41,21 +42,22 @@ def show(
         _show_edits(run, out)
         return
     with boundary(), reading(run) as journal:
-        history = History.of(journal)
+        record = Record.of(journal)
         if out:
-            write_json(history.to_json(), out)
+            write_json(record.to_json(), out)
         else:
-            show_run(history, stdout())
+            show_run(record, stdout())
 
 
 def _show_edits(folder: Path, out: TextIO | None) -> None:
     """Print the ledger of the best skill: each rule with its estimated gain."""
     from skilltune.history.ledger import ABOUT, HEADERS, read_ledger, row, to_json
-    from skilltune.report.terminal import History, columns, stdout
+    from skilltune.history.record import Record
+    from skilltune.report.terminal import columns, stdout
 
     with boundary():
         with reading(folder) as journal:
-            best = History.of(journal).best
+            best = Record.of(journal).best_hash
             rules = read_ledger(journal, best)
         if out:
             write_json({"run": str(folder), "best": best, "edits": [to_json(rule) for rule in rules]}, out)

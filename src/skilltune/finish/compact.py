@@ -1,4 +1,4 @@
-"""Compaction: drop each rule that the journal shows to carry nothing."""
+"""Compaction: drop each rule that has no effect, by the journal and a few more rollouts."""
 
 from __future__ import annotations
 
@@ -6,33 +6,29 @@ from collections.abc import AsyncGenerator, Collection, Sequence
 
 from skilltune.aio import run_all
 from skilltune.edits import Applied, apply, inverse
-from skilltune.finish.ledger import COMPACT, Rule
-from skilltune.finish.reselect import NOTHING
+from skilltune.finish.ledger import Rule
 from skilltune.gate import Arena
-from skilltune.gate.priors import LEVEL, WIDE
+from skilltune.gate.priors import CERTAIN, HOPELESS, LEVEL, MARGIN, NOTHING, WIDE
 from skilltune.gate.race import doubling
 from skilltune.journal.keys import rng
 from skilltune.skill import Skill
-from skilltune.stats import normal_cdf, updated
+from skilltune.stats import normal_cdf
 from skilltune.stats.linear import Observation, Posterior, fit
 from skilltune.stats.proportions import mean
-from skilltune.verdict import Verdict
-
-HOPELESS = 0.5  # P(less than the margin is lost) below which a drop is given up
-CERTAIN = 0.99  # P(a rule carries more than the margin) at which its drop is not even tried
-MARGIN = 0.01  # one point: what may be lost by dropping a rule
+from skilltune.verdict import CompactFigures, DropInterim, Verdict
 
 
 async def compact(
     arena: Arena, best: Skill, rules: Sequence[Rule], judged: Collection[str]
 ) -> AsyncGenerator[Verdict, None]:
-    """One verdict for each rule that may carry nothing, the least first; each goes on from what the last one left.
+    """One verdict for each rule that may have no effect, the smallest effect first. Each starts from the skill that the
+    last one left.
 
-    A rule is dropped when P(less than the margin is lost) reaches the gate's confidence; the margin is `MARGIN` less
-    what earlier drops are believed to have lost. Both texts are seen on the train
-    samples that the rule claims, where a loss would show first, on all of `select`, and where that does not suffice on
-    as many other train samples, in growing blocks; a drop that is hopeless ends early. A rule that is known to carry
-    something costs nothing. `judged` are the hashes of the texts whose rollouts tell samples apart.
+    A rule is dropped if P(the loss is smaller than the margin) reaches the gate's confidence. The margin is `MARGIN`
+    minus the estimated loss by earlier drops. Both texts are rolled in growing blocks: on the train samples that the
+    rule claims, where a loss would show first, on all of `select`, and, if that does not suffice, on as many other
+    train samples. A hopeless drop ends early. A rule that is known to have an effect costs nothing. `judged` are the
+    hashes of the texts whose rollouts tell easy samples from hard ones.
     """
     skill, margin = best, MARGIN
     for rule in sorted(rules, key=lambda rule: rule.carries(MARGIN)):
@@ -47,37 +43,35 @@ async def compact(
             verdict = await _drop(arena, skill, applied, rule, {*judged, best.hash, skill.hash}, margin)
             skill = verdict.skill
             if verdict.accepted:
-                margin = max(0.0, margin + min(0.0, verdict.numbers["looks"][-1]["gain"]))
+                margin = max(0.0, margin + min(0.0, verdict.figures.estimate.gain or 0.0))
             yield verdict
 
 
 async def _drop(
     arena: Arena, skill: Skill, applied: Applied, rule: Rule, judged: Collection[str], margin: float
 ) -> Verdict:
-    """Is the skill without the rule no worse, by more than the margin?"""
+    """The verdict on the skill without the rule: it is accepted if it is worse by no more than the margin."""
     cfg, candidate = arena.cfg, applied.skill
     order = [sample for sample in arena.train if sample.id in rule.evidence]
     enough = len(order) + len(arena.select)
     for split in (arena.select, arena.train):
         part = sorted((sample for sample in split if sample.id not in rule.evidence), key=lambda sample: sample.id)
-        rng(arena.seed, COMPACT, rule.key).shuffle(part)
+        rng(arena.seed, CompactFigures.rule, rule.key).shuffle(part)
         order += part[: len(arena.select)]
     prior = (NOTHING, (1 - NOTHING[0], -rule.effect, rule.sd))
-    looks: list[tuple[int, float, float, float]] = []
+    looks: list[DropInterim] = []
     posterior = None
     for block in doubling(order, cfg.block):
         purpose = f"compact {candidate.hash} {block[0].id}"
         await run_all([arena.roll(text, block, purpose=purpose) for text in (candidate, skill)])
         posterior = _fit_drop(arena, skill, candidate, judged)
-        middle, sd = posterior.contrast({"drop": 1.0})
-        said = max(1 / sd**2 - 1 / WIDE[1] ** 2, 1e-6)
-        gain = updated(prior, middle / sd**2 / said, 1 / said)
-        looks.append(((looks[-1][0] if looks else 0) + len(block), gain.mean, gain.sd, gain.above(-margin)))
-        n, _, _, safe = looks[-1]
-        if safe < HOPELESS or (safe >= cfg.confidence and n >= enough):
+        gain = posterior.shrunk("drop", WIDE[1], prior)
+        n = (looks[-1].n if looks else 0) + len(block)
+        looks.append(DropInterim(n, gain.mean, gain.sd, gain.above(-margin)))
+        if looks[-1].safe < HOPELESS or (looks[-1].safe >= cfg.confidence and n >= enough):
             break
-    n, gain, sd, safe = looks[-1]
-    dropped = safe >= cfg.confidence
+    last = looks[-1]
+    dropped = last.safe >= cfg.confidence
     seen = arena.scores("select")
     old, new = (
         {s: score for (t, s, n), score in seen.items() if (t, n) == (text.hash, 0)} for text in (skill, candidate)
@@ -89,8 +83,8 @@ async def _drop(
     return Verdict(
         skill=candidate if dropped else skill,
         accepted=dropped,
-        reason=f'without "{text:.60}": {100 * gain:+.1f} ± {100 * sd:.1f} points on {n} rollouts, '
-        f"P(loss < {100 * margin:.2g} point) = {safe:.3f}, needed {cfg.confidence:g}: "
+        reason=f'without "{text:.60}": {100 * last.gain:+.1f} ± {100 * last.sd:.1f} points on {last.n} rollouts, '
+        f"P(loss < {100 * margin:.2g} point) = {last.safe:.3f}, needed {cfg.confidence:g}: "
         f"{'dropped' if dropped else 'it stays'}",
         score=min(1.0, max(0.0, level)),
         score_sd=spread,
@@ -99,18 +93,13 @@ async def _drop(
         after=mean([new[sample] for sample in differences]),
         differences=differences,
         reports=applied.reports,
-        numbers={
-            "rule": COMPACT,
-            "edit": rule.key,
-            "effect": (rule.effect, rule.sd),
-            "margin": margin,
-            "looks": [dict(zip(("n", "gain", "sd", "safe"), look, strict=True)) for look in looks],
-        },
+        numbers=CompactFigures(rule.key, (rule.effect, rule.sd), margin, tuple(looks)),
     )
 
 
 def _fit_drop(arena: Arena, skill: Skill, candidate: Skill, judged: Collection[str]) -> Posterior:
-    """All that was seen of judged texts on train and `select`: the skill's level, and what it is without the rule."""
+    """The posterior of the skill's level and of the gain by the drop, by all scores of judged texts on train and
+    `select`."""
     others = sorted({*judged} - {skill.hash, candidate.hash})
     columns = {text: {"level": 1.0, text: 1.0} for text in others}
     columns |= {skill.hash: {"level": 1.0}, candidate.hash: {"level": 1.0, "drop": 1.0}}

@@ -125,7 +125,7 @@ async def _tested(s: Parts, skill: Skill) -> dict[str, float]:
 
 
 def _fixed(s: Parts, name: str, usage: Usage) -> Usage:
-    """What was paid by the time when it was first asked for: a replay pays nothing."""
+    """The spend when this was first asked for, from the journal, because a replay pays nothing."""
     known: dict[str, Any] = s.run.decide(name, usage.to_json)
     return Usage(**known)
 

@@ -1,10 +1,10 @@
-"""Credit: what each rule that stands in a skill is worth, by everything that was seen with and without it.
+"""The ledger: the effect of each rule that stands in a skill, by every rollout with and without it.
 
-A rule's effect is a column of the crossed model over all judged texts: what the screen foretold of it is its prior, and
-every rollout of a text that holds it, or does not, is evidence. A screen credits a rule for the samples that it claims,
-so by how much it misses is learned with the effects: what foretold a team badly does not tell its rules apart well.
-Texts of the screen itself stay out of that model, because their samples were chosen for the edits; they count where the
-same sample was seen with and without a rule.
+The effect of a rule is a column of the linear mixed model over all judged texts. Its screened effect is the prior;
+every rollout of a judged text is evidence. A screen measures a rule on the samples that the rule claims. So the error
+of the screens is estimated together with the effects: screens that missed the effect of a team badly do not separate
+its rules well. The texts of the screens themselves stay out of the model, because their samples were chosen for the
+edits. They count if the same sample was seen with and without a rule.
 """
 
 from __future__ import annotations
@@ -14,27 +14,21 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from statistics import fmean
-from typing import Any
 
-from skilltune.edits import Op
-from skilltune.gate.priors import DEVIATION, LEVEL, SHRINK, WIDE
+from skilltune.edits import Op, Report
+from skilltune.gate.priors import DEVIATION, EM_ROUNDS, LEVEL, MISSES, MOVED, SHRINK, WIDE
 from skilltune.journal.run import Run
-from skilltune.optimizer.recorded import edit_of
 from skilltune.rollout import Rollout, Score
 from skilltune.skill import Skill
 from skilltune.stats import normal_cdf, normal_quantile
 from skilltune.stats.linear import Observation, Posterior, fit
-
-MOVED = 0.5  # a sample is fixed or broken where its mean score moves by so much
-MISSES = 4  # rules that missed what a screen foretold by `DEVIATION`, as if seen before: what is believed at first
-ROUNDS = 8  # of re-estimating that deviation
-COMPACT = "compact"  # the rule of a verdict that drops what carries nothing
-Json = Mapping[str, Any]
+from skilltune.verdict import VerdictRecord
 
 
 @dataclass(frozen=True, slots=True)
 class Together:
-    """Rules, by their keys, that no screen measured and no judged text holds a part of. In scores, of all of them."""
+    """Rules, by their keys, that the data cannot separate: no screen measured them, and every judged text holds all or
+    none of them. `effect` and `sd` are those of all of them together, in scores."""
 
     keys: tuple[str, ...]
     effect: float
@@ -48,11 +42,12 @@ class Together:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """An edit that stands in a skill: what it says (`text`; for a deletion what is gone), why, and since when.
+    """An edit that stands in a skill: its `text` (of a deletion the text that is gone), the reason for it, and the step
+    and version that brought it.
 
-    `effect` and `sd` are its posterior in scores. Of `known` train samples, which were seen with and without it under
-    otherwise the same rules, it fixed some and broke others. With `together` set, nothing tells it from the others
-    there: its own effect is no more than a share of theirs.
+    `effect` and `sd` are its posterior in scores. `known` train samples were seen with and without it under otherwise
+    the same rules; `fixed` and `broken` count those that it fixed and broke. If `together` is set, the data cannot
+    separate it from the other rules there: its own effect is only a share of theirs.
     """
 
     key: str
@@ -105,41 +100,39 @@ class Seen:
 class _Change:
     """An applied edit of an accepted verdict, as it was recorded."""
 
-    verdict: Json
-    edit: Json
+    verdict: VerdictRecord
+    report: Report
 
     @property
     def key(self) -> str:
-        return edit_of(self.edit).key
+        return self.report.edit.key
 
     @property
     def claims(self) -> frozenset[str]:
         """The samples that it quotes."""
-        return frozenset(item["sample"] for item in self.edit["evidence"])
+        return frozenset(citation.sample for citation in self.report.edit.evidence)
 
     @property
     def foretold(self) -> tuple[float, float] | None:
         """Its effect by the screen, with the standard deviation; None if no screen measured it."""
-        for row in self.verdict["numbers"].get("screen", ()):
-            if row["key"] == self.key and row["sd"]:
-                return SHRINK * row["effect"], row["sd"]
-        return None
+        row = self.verdict.screen.row(self.key) if self.verdict.screen else None
+        return (SHRINK * row.effect, row.sd) if row else None
 
     def takes_back(self, earlier: Iterable[_Change]) -> bool:
-        """Does it undo an earlier one? Then nothing stands of both."""
-        own = _squeeze(self.edit["removed"]), _squeeze(self.edit["inserted"])
-        return any(own == (_squeeze(c.edit["inserted"]), _squeeze(c.edit["removed"])) for c in earlier)
+        """True if it undoes an earlier change; then neither of the two stands."""
+        own = _squeeze(self.report.removed), _squeeze(self.report.inserted)
+        return any(own == (_squeeze(c.report.inserted), _squeeze(c.report.removed)) for c in earlier)
 
     def stands_in(self, text: str) -> bool:
-        """In a squeezed text: all lines that it brought are there; of an edit that brought nothing new, what it took
-        away is not."""
-        removed = _squeeze(self.edit["removed"])
-        new = [line for line in map(_squeeze, self.edit["inserted"].splitlines()) if line not in removed]
+        """True if a squeezed text holds all lines that the edit brought. If the edit brought nothing new: true if the
+        text does not hold what the edit removed."""
+        removed = _squeeze(self.report.removed)
+        new = [line for line in map(_squeeze, self.report.inserted.splitlines()) if line not in removed]
         return all(line in text for line in new) if new else removed not in text
 
 
 def ledger(
-    verdicts: Sequence[Json],
+    verdicts: Sequence[VerdictRecord],
     start: str,
     best: str,
     seen: Seen,
@@ -155,8 +148,8 @@ def ledger(
     """
     changes: dict[str, _Change] = {}
     for verdict in verdicts:
-        if (verdict["accepted"] or verdict["candidate"] == best) and verdict["numbers"].get("rule") != COMPACT:
-            applied = [_Change(verdict, edit) for edit in verdict["edits"] if edit["status"] == "applied"]
+        if (verdict.accepted or verdict.candidate == best) and not verdict.compacts:
+            applied = [_Change(verdict, report) for report in verdict.applied]
             changes |= {change.key: change for change in applied if not change.takes_back(changes.values())}
     standing = [change for change in changes.values() if change.stands_in(seen.text_of(best))]
     columns, posterior = _fitted(verdicts, start, list(changes.values()), seen, {*train, *select}, repeat)
@@ -164,18 +157,18 @@ def ledger(
     mixed = _together([change for change in standing if change.foretold is None], columns, posterior)
     rules = []
     for change in standing:
-        edit, moved = change.edit, matched[change.key]
+        report, moved = change.report, matched[change.key]
         effect, sd = posterior.contrast({change.key: 1.0})
         rules.append(
             Rule(
                 key=change.key,
-                op=edit["op"] if edit["inserted"].strip() else "delete",
-                text=edit["inserted"] or edit["removed"],
-                removed=edit["removed"],
-                why=edit["why"],
-                evidence=tuple(dict.fromkeys(item["sample"] for item in edit["evidence"])),
-                step=change.verdict["step"],
-                version=change.verdict["version"],
+                op=report.edit.op if report.inserted.strip() else "delete",
+                text=report.inserted or report.removed,
+                removed=report.removed,
+                why=report.edit.why,
+                evidence=tuple(dict.fromkeys(citation.sample for citation in report.edit.evidence)),
+                step=change.verdict.step,
+                version=change.verdict.version,
                 effect=effect,
                 sd=sd,
                 fixed=sum(difference >= MOVED for difference in moved),
@@ -189,7 +182,7 @@ def ledger(
 
 def ledger_of(run: Run, rollouts: Iterable[Rollout], metric: Callable[[Score], float], best: str) -> list[Rule]:
     """The ledger of a skill of a run by these rollouts and the verdicts in its journal."""
-    verdicts = [data for _, _, data in run.events("verdict")]
+    verdicts = [VerdictRecord.from_json(data) for _, _, data in run.events("verdict")]
     (_, _, start), *_ = run.events("start")
     split = (run.recall("split") or [{"train": [], "select": []}])[0]
     repeat = next((data["sd"] ** 2 for _, _, data in run.events("calibration")), None)
@@ -198,16 +191,16 @@ def ledger_of(run: Run, rollouts: Iterable[Rollout], metric: Callable[[Score], f
 
 
 def _fitted(
-    verdicts: Sequence[Json],
+    verdicts: Sequence[VerdictRecord],
     start: str,
     changes: Sequence[_Change],
     seen: Seen,
     samples: set[str],
     repeat: float | None,
 ) -> tuple[dict[str, dict[str, float]], Posterior]:
-    """What each judged text holds, of those that were seen on these samples, and the posterior of all that."""
-    rejected = {v["candidate"] for v in verdicts if v["candidate"] and not v["accepted"]}
-    judged = rejected | {start} | {v["skill"] for v in verdicts}
+    """The columns of each judged text that was seen on these samples, and the posterior of the effects."""
+    rejected = {v.candidate for v in verdicts if v.candidate and not v.accepted}
+    judged = rejected | {start} | {v.skill for v in verdicts}
     foretold = {change.key: change.foretold for change in changes}
     screened = {key: found for key, found in foretold.items() if found}
     prior = {"level": LEVEL} | dict.fromkeys(foretold, WIDE)
@@ -229,7 +222,7 @@ def _fitted(
         return fit(observations, prior | believed, repeat)
 
     deviation = DEVIATION
-    for _ in range(ROUNDS if screened else 0):
+    for _ in range(EM_ROUNDS if screened else 0):
         deviation = _deviation(screened, fitted(deviation), deviation)
     tried = {text for text, sample in seen.scores if sample in samples}
     return {text: held for text, held in columns.items() if text in tried}, fitted(deviation)

@@ -48,9 +48,11 @@ def note_fork(fork: Run, source: Run) -> None:
 
 
 def earlier_looks(run: Run, best: str, contents: Sequence[str]) -> int:
-    """How often samples of these hashes were read before this run reads them for the skill `best`: for other skills in
-    this run, and in all other runs of its family that can be found beside it or beside the run it was forked from.
-    Decided once for each skill."""
+    """The number of times that samples of these hashes were read before this run reads them for `best`.
+
+    Reads for other skills in this run count, and those of every other run of its family that stands beside it or beside
+    the run from which it was forked. Decided once for each skill.
+    """
 
     def count() -> list[str]:
         origin = run.recall(ORIGIN)

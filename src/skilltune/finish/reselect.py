@@ -1,8 +1,7 @@
-"""The end of training, before the test split is read: which version is really the best, and what in it carries nothing.
+"""The choice of a version at the end of training, before the test split is read.
 
-A version that was accepted had a good day. Looked at again with everything that was seen on `select` since, another one
-may be surely better, or shorter and no worse; that costs nothing. To drop a rule, a few rollouts without it must show
-that next to nothing is lost.
+A version that was accepted may have been lucky. By everything that was seen on `select` since, another version may be
+better with confidence, or shorter and no worse. The choice costs no rollout.
 """
 
 from __future__ import annotations
@@ -15,25 +14,20 @@ from statistics import fmean
 from typing import Any
 
 from skilltune.gate import Arena
-from skilltune.gate.priors import LEVEL, UNSCREENED, WIDE
+from skilltune.gate.priors import FORETOLD_SD, GAIN_DRAWS, IDLE, LEVEL, NOTHING, TIE, UNSCREENED, WIDE
 from skilltune.journal.keys import rng
 from skilltune.skill import Skill
-from skilltune.stats import Mixture, updated
+from skilltune.stats import Mixture
 from skilltune.stats.linear import Observation, Posterior, fit
-from skilltune.verdict import Verdict
+from skilltune.verdict import RaceFigures, Verdict
 
-IDLE = 0.2  # share of the changes that were screened and raced that do nothing on `select`
-NOTHING = (0.5, 0.0, 0.002)  # prior weight, mean and sd of a rule that carries nothing
 Prior = tuple[tuple[float, float, float], ...]
-FORETOLD_SD = 0.15  # by which a gain may miss what a screen foretold: where `select` has spoken, it decides
-DRAWS = 4000  # of the gains of versions, to compare them
-TIE = 0.005  # half a point: a version this close to another is as good
 
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """A version, or a candidate that was rejected: its gain over the input on `select` with its standard deviation, by
-    all evidence, and the rollouts of its own. `version` is None for a rejected one."""
+    """A version, or a rejected candidate (`version` is None): its gain over the input on `select` and the standard
+    deviation of the gain, in scores, by all evidence. `n` is the number of its own rollouts."""
 
     skill: Skill
     version: int | None
@@ -48,7 +42,7 @@ class Contender:
 
 @dataclass(frozen=True, slots=True)
 class Reselection:
-    """Which contender goes to the certificate, and why."""
+    """The contender that goes to the certificate, and the reason for the choice."""
 
     best: Contender
     contenders: tuple[Contender, ...]
@@ -61,11 +55,11 @@ class Reselection:
 
 @dataclass(frozen=True, slots=True)
 class Lineage:
-    """Every text that was ever judged, with the changes that led to it from the input, in order of its judgement.
+    """Every judged text, in the order of the verdicts, with the changes that lead to it from the input.
 
-    `changes` maps a text's hash to its column names, one for each change on the way; a change is named after the text
-    that it led to first. `prior` holds what was believed of the gain by each change before `select` was asked, as
-    components (weight, mean, sd).
+    `changes` maps the hash of a text to its column names, one for each change on the way. A change is named after the
+    first text that it led to. `prior` has the prior of the gain of each change before `select` was seen, as components
+    (weight, mean, sd).
     """
 
     texts: Mapping[str, Skill]
@@ -85,11 +79,10 @@ class Lineage:
             hash = verdict.candidate.hash
             if hash not in texts:
                 texts[hash], changes[hash] = verdict.candidate, (*changes[versions[-1]], hash)
-                foretold = verdict.numbers.get("prior")
                 prior[hash] = UNSCREENED
-                if foretold and any(row["sd"] for row in verdict.numbers.get("screen", ())):
-                    believed = foretold[0], math.hypot(foretold[1], FORETOLD_SD)
-                    prior[hash] = ((IDLE, *NOTHING[1:]), (1 - IDLE, *believed))
+                if isinstance(verdict.figures, RaceFigures) and verdict.screen and verdict.screen.measured:
+                    gain, sd = verdict.figures.prior
+                    prior[hash] = ((IDLE, *NOTHING[1:]), (1 - IDLE, gain, math.hypot(sd, FORETOLD_SD)))
             if verdict.accepted:
                 versions.append(hash)
         return cls(texts, changes, prior, tuple(versions))
@@ -104,24 +97,21 @@ class Lineage:
         return fit(observations, {"level": LEVEL, **dict.fromkeys(self.prior, WIDE)}, arena.noise)
 
     def beliefs(self, posterior: Posterior) -> dict[str, Mixture]:
-        """What each change did, shrunk towards its own prior: most changes do nothing, so what may be luck is no gain.
-        What a text gains over the input is the sum of its changes."""
-        beliefs = {}
-        for change, prior in self.prior.items():
-            middle, sd = posterior.contrast({change: 1.0})
-            said = max(1 / sd**2 - 1 / WIDE[1] ** 2, 1e-6)  # precision of the data alone, the wide prior taken out
-            beliefs[change] = updated(prior, middle / sd**2 / said, 1 / said)
-        return beliefs
+        """The posterior of each change under its own prior. Most changes do nothing, so a gain that may be luck counts
+        for little. The gain of a text over the input is the sum of its changes."""
+        return {change: posterior.shrunk(change, WIDE[1], prior) for change, prior in self.prior.items()}
 
 
 def reselect(arena: Arena, start: Skill, verdicts: Sequence[Verdict]) -> Reselection | None:
-    """The last accepted version, unless by the crossed model of all that was seen on `select` another one, or a
-    candidate that the race rejected, is better with the race's own confidence, or an accepted one is shorter and with
-    that confidence no worse. None that is not expected to be better than the input. None where there is nothing to
-    choose from.
+    """Choose a version by the linear mixed model of every score on `select`.
 
-    A mean that is a little higher is no reason: to follow it loses more than it wins. Under `strict` there is no choice
-    either: the published rule keeps the last accepted version.
+    The choice is the last accepted version, with these exceptions, each with the race's own confidence: another
+    version, or a candidate that the race rejected, is better; or an accepted version is shorter and no worse. If the
+    choice is not expected to be better than the input, the input is chosen. A mean that is a little higher is no reason
+    to change: on average that loses more than it wins.
+
+    Returns None if there is only the input, and under `strict`, because the published rule keeps the last accepted
+    version.
     """
     lineage = Lineage.of(start, verdicts)
     if len(lineage.texts) == 1 or arena.cfg.policy == "strict":
@@ -129,13 +119,13 @@ def reselect(arena: Arena, start: Skill, verdicts: Sequence[Verdict]) -> Reselec
     posterior = lineage.fit(arena)
     beliefs = lineage.beliefs(posterior)
     draw = rng(arena.seed, "reselection")
-    drawn = {change: belief.draws(DRAWS, draw) for change, belief in sorted(beliefs.items())}
-    rejected = {v.candidate.hash for v in verdicts if v.candidate and v.numbers.get("rule") == "race"}
+    drawn = {change: belief.draws(GAIN_DRAWS, draw) for change, belief in sorted(beliefs.items())}
+    rejected = {v.candidate.hash for v in verdicts if v.candidate and v.figures.rule == RaceFigures.rule}
     rejected -= set(lineage.versions)
     numbers = {hash: number for number, hash in reversed(list(enumerate(lineage.versions)))}  # the first of equals
     seen = Counter(text for text, _, _ in arena.scores("select"))
     among = [hash for hash in lineage.texts if hash in numbers or hash in rejected]
-    gains = {hash: [math.fsum(drawn[c][t] for c in lineage.changes[hash]) for t in range(DRAWS)] for hash in among}
+    gains = {hash: [math.fsum(drawn[c][t] for c in lineage.changes[hash]) for t in range(GAIN_DRAWS)] for hash in among}
 
     def contender(hash: str) -> Contender:
         changes = lineage.changes[hash]

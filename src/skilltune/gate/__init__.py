@@ -47,7 +47,7 @@ class Gate(Protocol):
 
 @dataclass(slots=True)
 class Arena:
-    """All that a gate may use: the roller, the two splits it may touch (never `test`), its settings, the seed.
+    """The parts that a gate may use: the roller, the two splits it may touch (never `test`), its settings, the seed.
 
     A gate reads scores by split. The optimizer sees what follows from scores on `train`: the screen, the choice of
     candidates, the reasons of rejections. Scores on `select` are for the accept decision and for reselection only;
@@ -67,8 +67,8 @@ class Arena:
     noise: float | None = None
 
     def draws(self, wanted: int) -> int:
-        """How often a sample is rolled where `wanted` draws are configured: to repeat what is known is to pay for
-        nothing."""
+        """The number of attempts at a sample if `wanted` are configured: one if the target is deterministic, because a
+        repetition would tell nothing."""
         return 1 if self.noise == 0 else wanted
 
     def metric(self, score: Score) -> float:

@@ -19,11 +19,12 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from random import Random
 from statistics import fmean
 
 from skilltune.aio import run_all
+from skilltune.gate.priors import HOPE, PATHS, STAKES
 from skilltune.gate.race import Race, doubling
 from skilltune.gate.screen import Pool, Screened
 from skilltune.journal.keys import rng
@@ -32,25 +33,7 @@ from skilltune.samples import Sample
 from skilltune.skill import Skill
 from skilltune.stats import standard_error
 from skilltune.stats.proportions import mean
-from skilltune.verdict import ACCEPTED, FAILED, GIVEN_UP, Verdict
-
-STAKES = tuple((j + 0.5) / 16 for j in range(16))  # shares of the wealth that the gamblers bet, in equal numbers
-PATHS = 200  # continuations that are drawn to see whether going on can still pay
-HOPE = 0.05  # a race ends when fewer of them than this reach the bar
-
-
-@dataclass(frozen=True, slots=True)
-class Interim:
-    """The state of a race after `n` select rollouts of the candidate: `bets` made in this `draw` (pass) with their mean
-    `gain`, the gamblers' wealth and the most it was, the chance to reach the bar on the present trend."""
-
-    n: int
-    draw: int
-    bets: int
-    gain: float
-    wealth: float
-    most: float
-    hope: float
+from skilltune.verdict import ACCEPTED, FAILED, GIVEN_UP, BettingInterim, EProcessFigures, Verdict
 
 
 @dataclass(slots=True)
@@ -72,19 +55,13 @@ class EProcess(Race):
         kept = candidate if accepted else incumbent
         scores = list(self._select_draws(kept.hash).values())
         self.level = (mean(scores), standard_error(scores))
-        numbers = {
-            "rule": "eprocess",
-            "decision": ACCEPTED if accepted else GIVEN_UP,
-            "number": self.raced,
-            "level": level,
-            "bar": _exp(bar),
-            "looks": [asdict(look) for look in looks],
-        }
-        return self._verdict(incumbent, applied, accepted, _why(looks[-1], bar, accepted, left), numbers)
+        decision = ACCEPTED if accepted else GIVEN_UP
+        figures = EProcessFigures(decision, self.raced, level, _exp(bar), tuple(looks))
+        return self._verdict(incumbent, applied, accepted, _why(looks[-1], bar, accepted, left), figures)
 
     async def _play(
         self, incumbent: Skill, candidate: Skill, bar: float, name: str
-    ) -> tuple[list[Interim], bool, bool]:
+    ) -> tuple[list[BettingInterim], bool, bool]:
         """Roll both skills in blocks until the logarithm of the wealth reached the bar, or nothing is to be hoped.
 
         Returns the looks, whether the candidate is accepted, and whether there were bets left.
@@ -93,7 +70,7 @@ class EProcess(Race):
         units = self._units(name)
         order = [sample for unit in units for sample in unit]
         blocks = [(draw, block) for draw in range(arena.draws(cfg.passes)) for block in doubling(order, cfg.block)]
-        looks: list[Interim] = []
+        looks: list[BettingInterim] = []
         accepted, asked, end = False, 0, 0
         for number, (draw, block) in enumerate(blocks):
             for ahead, samples in blocks[number + 1 : number + 2]:
@@ -111,14 +88,15 @@ class EProcess(Race):
             hope = chance(made, trend, room, bar, rng(arena.seed, "hope", name, number))
             scored, gain = self._compared(incumbent, candidate, order[:end], draw)
             n, most = len(self._select_draws(candidate.hash)), max(path, default=0.0)
-            looks.append(Interim(n, draw, len(path), gain, _exp(path[-1] if path else 0.0), _exp(most), hope))
+            looks.append(BettingInterim(n, draw, len(path), gain, _exp(path[-1] if path else 0.0), _exp(most), hope))
             accepted = most >= bar and scored >= (1 - MAX_UNSCORED) * asked
             if accepted or hope < HOPE:
                 break
         return looks, accepted, len(looks) < len(blocks)
 
     def _units(self, name: str) -> list[list[Sample]]:
-        """What one bet is made on, in seeded order: a sample, or a whole group, whose samples are not independent."""
+        """The units of the bets, in seeded order: a sample, or a whole group, because its samples are not
+        independent."""
         units: dict[tuple[str, str], list[Sample]] = {}
         for sample in sorted(self.arena.select, key=lambda sample: sample.id):
             key = ("sample", sample.id) if sample.group is None else ("group", sample.group)
@@ -154,7 +132,7 @@ class EProcess(Race):
         return made, [math.fsum(map(room, unit)) / largest for unit in units[complete:]]
 
     def _compared(self, incumbent: Skill, candidate: Skill, rolled: Sequence[Sample], draw: int) -> tuple[int, float]:
-        """How many samples of a draw are scored on both sides, and the mean difference of these."""
+        """The number of samples of a pass that are scored on both sides, and their mean difference."""
         known = [self._difference(incumbent, candidate, sample, draw) for sample in rolled]
         scored = [difference for difference in known if difference is not None]
         return len(scored), fmean(scored) if scored else 0.0
@@ -168,7 +146,7 @@ class EProcess(Race):
         return None if rollout is None or rollout.score is None else self.arena.metric(rollout.score)
 
 
-def _why(look: Interim, bar: float, accepted: bool, left: bool) -> str:
+def _why(look: BettingInterim, bar: float, accepted: bool, left: bool) -> str:
     """The decision in terms of luck: without a gain, a wealth of x is ever reached with probability at most 1/x, and
     the bar states how much luck this candidate is allowed."""
     seen = f"{100 * look.gain:+.1f} points in {look.bets} comparisons on select"
@@ -186,7 +164,7 @@ def _share(value: float) -> str:
 
 
 def share(k: int) -> float:
-    """Of the run's error for its k-th candidate, k ≥ 1; they sum up to 1 (Euler)."""
+    """The share of the run's error for its k-th candidate, k ≥ 1; the shares sum up to 1 (Euler)."""
     return 6 / (math.pi * k) ** 2
 
 
@@ -227,7 +205,7 @@ def chance(made: Sequence[float], trend: Sequence[float], room: Sequence[float],
 
 @functools.lru_cache(maxsize=4096)
 def _growth(difference: float) -> tuple[float, ...]:
-    """By how much a bet moves the logarithm of each gambler's wealth."""
+    """The change of the logarithm of each gambler's wealth by a bet."""
     return tuple(math.log1p(stake * difference) for stake in STAKES)
 
 

@@ -1,8 +1,8 @@
-"""The default gate: screen every edit on train, assemble the best, race the assembly on `select` in blocks.
+"""The default gate: screen every edit on train, assemble the best edits, race the candidate on `select` in blocks.
 
-The strict rule asks one noisy question of a whole patch. Here every edit is measured before it may stand in a
-candidate, a hopeless candidate costs one block instead of a pass, a doubtful one gets up to `passes` draws, and
-edits that look good but were not taken stay in the pool, with what was learned about them.
+The strict rule makes one noisy test of a whole patch. This gate measures every edit before it may enter a candidate. A
+hopeless candidate costs one block instead of a pass over `select`; a doubtful one gets up to `passes` attempts. Edits
+that look good but were not taken stay in the pool, with their measurements.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from random import Random
 from statistics import fmean
 from typing import Any
 
 from skilltune.aio import run_all
+from skilltune.config import GateConfig
 from skilltune.edits import Applied, addition, apply, says
 from skilltune.gate import Arena
 from skilltune.gate.priors import (
@@ -52,11 +53,24 @@ from skilltune.optimizer import Proposal, join
 from skilltune.rollouts.roller import MAX_UNSCORED, comparable
 from skilltune.samples import Sample
 from skilltune.skill import Skill
-from skilltune.stats import Mixture, normal_cdf, standard_error, updated
+from skilltune.stats import Mixture, normal_cdf, standard_error
 from skilltune.stats.effects import Draw
 from skilltune.stats.linear import Observation, Posterior, fit
 from skilltune.stats.proportions import mean
-from skilltune.verdict import ACCEPTED, FAILED, GIVEN_UP, UNDECIDED, Interim, Rejected, Verdict
+from skilltune.verdict import (
+    ACCEPTED,
+    GIVEN_UP,
+    UNDECIDED,
+    Decision,
+    Figures,
+    Interim,
+    RaceFigures,
+    Rejected,
+    Screen,
+    ScreenRow,
+    Verdict,
+    raced,
+)
 
 SAID = "the skill says this already"
 
@@ -217,7 +231,7 @@ class Race:
         return await asyncio.to_thread(self.evidence.draws, self._scores(), pool.keys, random, **options)
 
     def _scores(self) -> Scores:
-        """All scores on train samples. Scores on `select` must not be among them: the screen chooses the candidates
+        """Every score on train samples. Scores on `select` must not be among them: the screen chooses the candidates
         that `select` judges, and its figures are told to the optimizer."""
         scores: dict[tuple[str, str], list[float]] = {}
         for (skill, sample, _), score in self.arena.scores("train").items():
@@ -241,7 +255,8 @@ class Race:
         blocks = [(0, block) for block in doubling(order, cfg.block)]
         blocks += [(attempt, order) for attempt in range(1, arena.draws(cfg.passes))]
         looks: list[Interim] = []
-        decision, likelier = "", candidate
+        decision: Decision = ""
+        likelier = candidate
         asked = scored = 0
         for number, (attempt, block) in enumerate(blocks):
             for ahead, samples in blocks[number + 1 : number + 2]:
@@ -255,15 +270,10 @@ class Race:
             scored += sum(a.scored and b.scored for a, b in zip(*done, strict=True))
             looks.append(self._look(pool.skill, candidate, prior, price))
             enough = scored > 0 and scored >= (1 - MAX_UNSCORED) * asked
-            decision = self._decide(looks[-1], last=len(looks) == len(blocks), enough=enough)
-            if (
-                not decision
-                and number + 1 < len(blocks)
-                and blocks[number + 1][0] > attempt
-                and looks[-1].better < AGAIN
-            ):
-                decision = UNDECIDED
-            if decision:
+            last = len(looks) == len(blocks)
+            again = not last and blocks[number + 1][0] > attempt
+            proven = self.evidence.proven
+            if decision := rule(looks[-1], cfg, last=last, enough=enough, proven=proven, again=again):
                 break
             likelier = candidate if looks[-1].better > 0.5 else pool.skill
         look, accepted = looks[-1], decision == ACCEPTED
@@ -272,22 +282,19 @@ class Race:
             f"{100 * look.gain:+.1f} ± {100 * look.sd:.1f} points on {look.n} select rollouts, "
             f"P(better) = {look.better:.2f}: {decision}"
         )
-        numbers = {
-            "rule": "race",
-            "decision": decision,
-            "prior": (belief_before.mean, belief_before.sd),
-            "looks": [asdict(look) for look in looks],
-            "unscored": asked - scored,
-            "needed": self._bar(last=len(looks) == len(blocks)),
-            "price": price,
-        }
-        return self._verdict(pool.skill, applied, accepted, reason, numbers)
+        figures = RaceFigures(
+            decision=decision,
+            prior=(belief_before.mean, belief_before.sd),
+            interims=tuple(looks),
+            unscored=asked - scored,
+            needed=needed(cfg, last=len(looks) == len(blocks), proven=self.evidence.proven),
+            price=price,
+        )
+        return self._verdict(pool.skill, applied, accepted, reason, figures)
 
-    def _verdict(
-        self, incumbent: Skill, applied: Applied, accepted: bool, reason: str, numbers: Mapping[str, Any]
-    ) -> Verdict:
-        """On a candidate that was raced: both sides are compared on the `select` samples that both have done, a sample
-        by its mean over the draws that both have."""
+    def _verdict(self, incumbent: Skill, applied: Applied, accepted: bool, reason: str, figures: Figures) -> Verdict:
+        """The verdict on a candidate that was raced. Both sides are compared on the `select` samples that both have
+        done; a sample counts with its mean over the attempts that both have."""
         candidate = applied.skill
         pairs = self._paired(incumbent, candidate)
         return Verdict(
@@ -301,17 +308,15 @@ class Race:
             after=mean([after for _, after in pairs.values()]),
             differences={sample: after - before for sample, (before, after) in pairs.items()},
             reports=applied.reports,
-            numbers=numbers,
+            numbers=figures,
         )
 
     def _look(
         self, incumbent: Skill, candidate: Skill, prior: Sequence[tuple[float, float, float]], price: float
     ) -> Interim:
-        """What all evidence says of the candidate now."""
+        """The state of the race by all evidence so far."""
         posterior = self._fit_race(incumbent, candidate, WIDE)
-        middle, sd = posterior.contrast({"gain": 1.0})
-        said = max(1 / sd**2 - 1 / WIDE[1] ** 2, 1e-6)  # precision of the data alone, the normal prior taken out
-        gain = updated(prior, middle / sd**2 / said, 1 / said)
+        gain = posterior.shrunk("gain", WIDE[1], prior)
         before, after = posterior.contrast({"level": 1.0}), posterior.contrast({"level": 1.0, "gain": 1.0})
         name, witnesses = self._witnesses(), dict[str, list[float]]()
         for sample, (old, new) in self._paired(incumbent, candidate).items():
@@ -320,28 +325,10 @@ class Race:
         seen = len(self._select_draws(candidate.hash))
         return Interim(seen, _bounded(before), _bounded(after), gain.mean, gain.sd, gain.above(price + MATTERS), harm)
 
-    def _decide(self, look: Interim, *, last: bool, enough: bool = True) -> str:
-        """ "" to go on. The veto on harm holds for the last, lower bar too. Nothing is accepted unless `enough` samples
-        were scored on both sides, or a candidate whose calls fail on hard samples would be flattered."""
-        cfg = self.arena.cfg
-        if enough and look.better >= self._bar(last=last) and look.harm < VETO:
-            return ACCEPTED
-        if look.better < cfg.futility:
-            return GIVEN_UP
-        return UNDECIDED if last else ""
-
-    def _bar(self, *, last: bool) -> float:
-        """P(better) that an accept needs. When all passes are used up it is lower, and much lower while an accepted
-        version stands: an optimizer that was right once deserves more credit. If the run is back at the input, because
-        all that was accepted was taken back, the optimizer has not been right yet."""
-        cfg = self.arena.cfg
-        if not last:
-            return cfg.confidence
-        return cfg.proven_confidence if self.evidence.proven else cfg.last_confidence
-
     def _fit_race(self, incumbent: Skill, candidate: Skill, gain: tuple[float, float]) -> Posterior:
-        """All that was ever seen on `select`: the incumbent's level, the candidate's gain, other versions' distance. A
-        group counts once, as the mean of those of its samples that the candidate has done, or of all if it did none."""
+        """The posterior of the incumbent's level, the candidate's gain and the distance of other versions, by every
+        score on `select`. A group counts once: as the mean of its samples that the candidate has done, or of all its
+        samples if the candidate has done none."""
         scores, name = self.arena.scores("select"), self._witnesses()
         done: dict[str, set[str]] = {}
         for version, sample, _ in scores:
@@ -385,8 +372,40 @@ class Race:
         }
 
 
+def rule(
+    interim: Interim, cfg: GateConfig, *, last: bool, enough: bool = True, proven: bool = False, again: bool = False
+) -> Decision:
+    """The decision after an interim analysis. The first condition that holds decides:
+
+        accepted    enough  and  P(better) ≥ needed  and  P(harm) < VETO
+        given up    P(better) < gate.futility
+        undecided   last,  or  again and P(better) < AGAIN
+        ""          otherwise: go on
+
+    `last`: there are no more samples. `again`: the next samples are another pass over `select`. `enough`: enough
+    samples were scored on both sides; without this condition a candidate whose calls fail on hard samples would be
+    flattered. `needed` depends on `last` and `proven`, see `needed`.
+    """
+    if enough and interim.better >= needed(cfg, last=last, proven=proven) and interim.harm < VETO:
+        return ACCEPTED
+    if interim.better < cfg.futility:
+        return GIVEN_UP
+    if last or (again and interim.better < AGAIN):
+        return UNDECIDED
+    return ""
+
+
+def needed(cfg: GateConfig, *, last: bool, proven: bool) -> float:
+    """The P(better) that an accept needs: `gate.confidence` while samples are left. At the last interim analysis it is
+    `gate.last_confidence`, or the still lower `gate.proven_confidence` while an accepted version stands (`proven`),
+    because an optimizer that was right once deserves a better prior."""
+    if not last:
+        return cfg.confidence
+    return cfg.proven_confidence if proven else cfg.last_confidence
+
+
 def _transferred(gains: Sequence[float]) -> tuple[tuple[float, float, float], ...]:
-    """What gains on train, drawn from their posterior, foretell for `select`: components (weight, mean, sd)."""
+    """The prior of the gain on `select`, by draws of the posterior of the gain on train: (weight, mean, sd) each."""
     each = (1 - OVERFIT) / len(gains)
     spike = OVERFIT + each * sum(gain == 0 for gain in gains)
     return ((spike, 0.0, 0.002), *((each, SHRINK * gain, DEVIATION) for gain in gains if gain))
@@ -438,20 +457,19 @@ def _explained(
     good: Sequence[int],
     effects: Sequence[tuple[float, float, float]] | None,
 ) -> Verdict:
-    """The verdict with every edit's measured effect; what is neither taken nor kept for later is rejected with it.
-    Without a screen (None) what was not raced was not tried."""
+    """The verdict with the measured effect of every edit. Edits that were neither accepted nor kept for later are
+    rejected, with their effect as the reason. Without a screen (`effects` is None) only raced edits were tried."""
     taken = chosen if verdict.accepted else ()
 
     def measured(i: int) -> str:
-        """Of train samples alone: the optimizer is told this."""
-        raced = f"raced{' with others' if len(chosen) > 1 else ''}: {FAILED}" if i in chosen else ""
+        """The reason that the optimizer is told; it rests on train samples alone."""
         screened = (
             "measured effect {:+.1f} ± {:.1f} points".format(*(100 * x for x in effects[i][:2])) if effects else ""
         )
-        return "; ".join(filter(None, (screened, raced)))
+        return "; ".join(filter(None, (screened, raced(len(chosen)) if i in chosen else "")))
 
-    table = [
-        {"key": proposal.edit.key, "text": proposal.edit.text or proposal.edit.target, "effect": gain, "sd": sd}
+    rows = [
+        ScreenRow(proposal.edit.key, proposal.edit.text or proposal.edit.target, gain, sd)
         for proposal, (gain, sd, _) in zip(
             pool.proposals, effects or [(0.0, 0.0, 0.0)] * len(pool.proposals), strict=True
         )
@@ -460,5 +478,5 @@ def _explained(
     return replace(
         verdict,
         rejected=tuple(Rejected(pool.proposals[i].edit, measured(i)) for i in dropped),
-        numbers={**verdict.numbers, "screen": table, "chosen": list(chosen)},
+        screen=Screen(tuple(rows), tuple(chosen)),
     )

@@ -16,13 +16,11 @@ from random import Random
 from statistics import fmean, pstdev
 
 from skilltune.edits import Applied, apply, conflict
+from skilltune.gate.priors import PASSING_SHARE, ROUNDING
 from skilltune.gate.trials import lines
 from skilltune.optimizer import Proposal
 from skilltune.skill import Skill
 from skilltune.stats.effects import Draw, solved
-
-NOTHING = 1e-9  # a gain up to which it is rounding
-PASSING_SHARE = 0.25  # of a text's rollouts go to samples that the incumbent solves: that is where harm shows
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,8 +158,8 @@ _Parts = tuple[list[int], list[tuple[str, float, list[int]]], float]
 
 
 class Screened:
-    """What is known of the pool's edits: the gain of a set of edits over the incumbent, averaged over the train samples
-    on which the incumbent was seen, under draws of the posterior."""
+    """The posterior of the pool's edits: the gain of a set of edits over the incumbent under each draw, averaged over
+    the train samples on which the incumbent was seen."""
 
     def __init__(self, pool: Pool, draws: Sequence[Draw], known: Sequence[str]) -> None:
         """`known`: the samples that stand for all tasks."""
@@ -169,7 +167,7 @@ class Screened:
         self._support = [frozenset(proposal.support).intersection(known) for proposal in pool.proposals]
         self._share = [1 / (proposal.among or len(self.known) or 1) for proposal in pool.proposals]
         self._counts = [Counter(map(draw.bases.__getitem__, self.known)) for draw in draws]
-        # Of each draw, as bits: the edits that do something. The others change nothing, and most are of that kind.
+        # For each draw, as bits: the edits that have an effect. Most edits have none.
         self._moving = [
             sum([1 << i for i, of in enumerate(self._support) if draw.general[i] or (of and draw.claimed[i])])
             for draw in draws
@@ -227,13 +225,15 @@ class Screened:
         return fmean(gains), pstdev(gains), sum(gain > 0 for gain in gains) / len(gains)
 
     def converged(self, limit: int, share: float) -> bool:
-        """Whether `limit` edits stand together of which each adds something in at least a share of the draws."""
+        """True if the best team has `limit` edits and each adds something in at least this share of the draws."""
         team = self.assemble(limit, share)
-        return len(team) == limit and all(
-            sum(b - a > NOTHING for a, b in zip(self.gains([j for j in team if j != i]), self.gains(team), strict=True))
-            >= share * len(self.draws)
-            for i in team
-        )
+        gains = self.gains(team)
+
+        def helps(i: int) -> bool:
+            without = self.gains([j for j in team if j != i])
+            return sum(b - a > ROUNDING for a, b in zip(without, gains, strict=True)) >= share * len(self.draws)
+
+        return len(team) == limit and all(map(helps, team))
 
     def sampled(self, n: int, limit: int) -> list[tuple[int, ...]]:
         """For each of `n` draws the set that is best if that draw is the truth (Thompson 1933): what to try next."""
@@ -256,7 +256,7 @@ class Screened:
                     continue
                 with_it = {t: self._under(t, bits | 1 << i) for t in draws if self._moving[t] >> i & 1}
                 added = [gain - gains[t] for t, gain in with_it.items()]  # nothing under the other draws
-                mean, helped = math.fsum(added) / len(draws), sum([gain > NOTHING for gain in added])
+                mean, helped = math.fsum(added) / len(draws), sum([gain > ROUNDING for gain in added])
                 if mean > 0 and helped >= worth * len(draws):
                     rank = mean, -len(proposal.edit.text or ""), -i
                     best = (rank, with_it) if best is None or rank > best[0] else best
@@ -274,7 +274,7 @@ def _rises(effect: int) -> _Rises:
 
 
 class _Rises(dict[int, float]):
-    """What an effect in units adds to P(solved), by the sample's base."""
+    """The rise of P(solved) by an effect in units, by the sample's base."""
 
     def __init__(self, effect: int) -> None:
         super().__init__()

@@ -16,7 +16,7 @@ from skilltune.rollouts.roller import MAX_UNSCORED, comparable
 from skilltune.skill import Skill
 from skilltune.stats import standard_error
 from skilltune.stats.proportions import mean
-from skilltune.verdict import FAILED, Rejected, Verdict
+from skilltune.verdict import FAILED, Rejected, StrictFigures, Verdict
 
 
 @dataclass(slots=True)
@@ -70,7 +70,7 @@ class Strict:
             differences=differences,
             reports=applied.reports,
             rejected=_rejected(applied, "" if accepted else FAILED),
-            numbers={"rule": "strict", "before": before, "after": after, "n": len(differences)},
+            numbers=StrictFigures(before, after, len(differences)),
         )
 
     async def _roll(self, skill: Skill) -> list[Rollout]:

@@ -1,11 +1,11 @@
-"""All that was ever tried on an incumbent or on it with edits of a pool, in one model of effects.
+"""Every trial of the run: which edits each text contained and how it scored. One posterior is fitted to all of them.
 
-A small effect shows only in what several screens say of it together, so no trial is forgotten when a step ends or the
-incumbent changes: an accepted edit is in every later trial, and its effect is drawn with the others'. Each rollout
-counts once, whatever it was made for.
+A small effect shows only in several screens together. So no trial is dropped when a step ends or the incumbent changes:
+an accepted edit is part of every later trial, and its effect is estimated with the others. Each rollout counts once,
+whatever it was made for.
 
-An accept may have been luck. While no edit of the incumbent is known to help, the removal of each is an edit like any
-other: its effect is that of the edit, reversed.
+An accept may have been luck. While no edit of the incumbent is known to help, the removal of each edit is an edit of
+the pool; its effect is that of the edit, with the other sign.
 """
 
 from __future__ import annotations
@@ -16,13 +16,11 @@ from random import Random
 from statistics import fmean
 
 from skilltune.edits import Edit, Report, inverse
+from skilltune.gate.priors import CLAIMS, KNOWN, SOME
 from skilltune.optimizer import Proposal
 from skilltune.skill import Skill
 from skilltune.stats.effects import CHAINS, DRAWS, EVERYWHERE, Draw, Odds, Trial, draw_effects
 
-CLAIMS = 0.1  # share of edits with an effect on the samples that they claim, below which claims mean nothing
-SOME = 0.2  # score of the incumbent from which on this can be said: where next to nothing is solved, nothing shows
-KNOWN = 0.9  # P(it helps) of an edit of the incumbent, from which on the incumbent is no mere luck
 DOUBT = "what was seen since it came does not speak for it"
 
 Scores = Mapping[tuple[str, str], Sequence[float]]  # by text hash and sample
@@ -30,7 +28,7 @@ Scores = Mapping[tuple[str, str], Sequence[float]]  # by text hash and sample
 
 @dataclass(slots=True)
 class Trials:
-    """Which edits the texts of a run hold, and what was learned of these."""
+    """The edits that each text of a run holds, and the posterior of their effects."""
 
     texts: dict[str, tuple[str, ...]] = field(default_factory=dict)  # the keys of a text's edits, by its hash
     incumbents: list[str] = field(default_factory=list)  # hashes, the present one last
@@ -51,7 +49,7 @@ class Trials:
 
     @property
     def diffuse(self) -> bool:
-        """Whether claims were found to mean nothing: what edits do, they do to all samples."""
+        """True if claims were found to mean nothing: edits act on all samples alike."""
         return self.claims < CLAIMS and self.solved >= SOME
 
     @property
@@ -60,14 +58,14 @@ class Trials:
         return self.incumbents[:1] != self.incumbents[-1:]
 
     def set_incumbent(self, skill: Skill) -> tuple[str, ...]:
-        """Take note of the incumbent; the edits that it holds."""
+        """Store the incumbent. Returns the keys of the edits that it holds."""
         if skill.hash not in self.incumbents[-1:]:
             self.incumbents.append(skill.hash)
             self.versions[skill.hash] = skill
         return self.texts.setdefault(skill.hash, ())
 
     def note(self, text: Skill, incumbent: Skill, proposals: Sequence[Proposal]) -> None:
-        """Take note of what a text holds: the incumbent's edits, but for those that were overwritten, and these."""
+        """Store the edits of a text: those of the incumbent that were not overwritten, and these."""
         gone = {self.removals[p.edit.key] for p in proposals if p.edit.key in self.removals}
         new = {p.edit.key: p for p in proposals if p.edit.key not in self.removals}
         self.edits |= new
@@ -81,7 +79,7 @@ class Trials:
         return _plain(self.edits[key].edit.text or "")
 
     def accept(self, reports: Sequence[Report]) -> None:
-        """Take note of how the edits of an accepted candidate are taken back; the optimizer may think of that too."""
+        """Store the removal of each edit of an accepted candidate; the optimizer may propose the same removal."""
         for report in reports:
             key = report.edit.key
             back = inverse(report.edit.op, report.removed, report.inserted, DOUBT)
@@ -109,13 +107,13 @@ class Trials:
         return [removal for removal in removals if (incumbent, removal.edit.key) not in self.refuted]
 
     def drop(self, incumbent: Skill, proposals: Sequence[Proposal]) -> None:
-        """Take note of edits that a screen found hardly any good, for the samples that they claim."""
+        """Store the edits that a screen dropped, with the samples that they claim."""
         for proposal in proposals:
             key = incumbent.hash, proposal.edit.key
             self.dropped[key] = self.dropped.get(key, frozenset()).union(proposal.support)
 
     def judged(self, proposal: Proposal, incumbent: Skill) -> bool:
-        """Was it found hardly any good beside this incumbent, and claims nothing new?"""
+        """True if a screen dropped this edit beside this incumbent, and the edit claims no new sample."""
         claimed = self.dropped.get((incumbent.hash, proposal.edit.key))
         return claimed is not None and claimed.issuperset(proposal.support)
 
@@ -193,17 +191,17 @@ class Trials:
 
 
 def _does_good(general: int, claimed: int) -> bool:
-    """Does an edit with these effects help somewhere, and harm nowhere?"""
+    """True if an edit with these effects helps on some samples and harms on none."""
     return general > 0 or (general == 0 and claimed > 0)
 
 
 def lines(skill: Skill) -> tuple[str, ...]:
-    """What a text says, whatever blank lines removals left in it."""
+    """The lines of a text without blank lines, because removals may leave some."""
     return tuple(line.rstrip() for line in skill.text.splitlines() if line.strip())
 
 
 def _stands(part: str, document: str) -> bool:
-    """Does all of it stand there, if need be with later edits between its lines?"""
+    """True if every line of the part stands in the document; later edits may stand between the lines."""
     return all(line.strip() in document for line in part.splitlines())
 
 

@@ -1,1 +1,1 @@
-"""A finished or running run, read back from its journal."""
+"""Readers of a run, finished or under way, by its journal."""

@@ -1,4 +1,4 @@
-"""The ledger of a run: each rule that stands in its best skill, what it is worth, and by which evidence."""
+"""The ledger of a run as a table: each rule of its best skill, its effect, and the evidence."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ def read_ledger(run: Run, best: str | None) -> list[Rule]:
 
 
 def to_json(rule: Rule) -> dict[str, Any]:
-    """With `low` and `high` of 95 %; a rule that cannot be told from others has them in `together`, and no effect."""
+    """The rule with the 95 % interval `low` to `high`. A rule that the data cannot separate from others has the
+    interval in `together`, and no effect of its own."""
     low, high = rule.interval
     if rule.together is None:
         return asdict(rule) | {"low": low, "high": high}
@@ -57,7 +58,7 @@ def row(rule: Rule) -> tuple[str, ...]:
 
 
 def _words(rule: Rule) -> str:
-    """What the edit brought; of one that brought nothing new, what it took away."""
+    """The text that the edit brought or, if it brought nothing new, the text that it removed."""
     came, went = ([" ".join(line.split()) for line in part.splitlines()] for part in (rule.text, rule.removed))
     if rule.op != "delete" and (new := " ".join(line for line in came if line not in went).strip()):
         return new
@@ -65,7 +66,7 @@ def _words(rule: Rule) -> str:
 
 
 def _effect(rule: Rule) -> str:
-    """Of rules that cannot be told apart the first says what all of them add."""
+    """The effect of a rule. Of rules that the data cannot separate, the first row has the effect of all of them."""
     together = rule.together
     if together is None:
         return _points(rule.effect, rule.interval)

@@ -1,4 +1,4 @@
-"""The samples that a run could not score, in one line: which, how and why."""
+"""The samples that a run could not score, in one line, with outcome and cause."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WORDS = {
 
 
 def left_out(run: Run) -> dict[str, Mapping[str, Any]]:
-    """Outcome and cause of each sample that was left out of a batch, as the journal last said it."""
+    """Outcome and cause of each sample that was left out of a batch, by the last event that names it."""
     found: dict[str, Mapping[str, Any]] = {}
     for _, _, event in run.events(LEFT_OUT):
         found |= summed(event["samples"])

@@ -1,21 +1,32 @@
-"""A run as its journal tells it, put in order for a reader: versions, verdicts, rollouts by sample, spend."""
+"""The one reader of a run: what its journal says, typed and in order.
+
+Terminal, page, card and exports show a run from here. All but the rollouts is read at once; the rollouts are read when
+they are first asked for, because there may be many.
+"""
 
 from __future__ import annotations
 
+import shlex
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 from skilltune import stats
+from skilltune.config import GateConfig, stored_config
+from skilltune.errors import RunError, UsageError
 from skilltune.finish.certify import Certificate
-from skilltune.finish.ledger import COMPACT
+from skilltune.history.left_out import left_out
 from skilltune.journal.run import FAILED, Run
 from skilltune.result import claim
 from skilltune.rollout import Rollout, Score, rollout_from_json
 from skilltune.skill import Skill
 from skilltune.usage import Usage
+from skilltune.verdict import VerdictRecord
 
 SPLITS = ("test", "select", "train")
 PHASES = {"train": "learning (train)", "select": "gate (select)", "test": "certificate (test)"}
@@ -24,17 +35,18 @@ Z95 = stats.normal_quantile(0.975)
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """An accepted skill; number 0 is the input. `score` and `sd` are the gate's estimate on `select`."""
+    """An accepted skill; number 0 is the input. `score` and `sd` are the gate's estimate on `select`. `revived`: the
+    race rejected it, and it was chosen at the end from all evidence."""
 
     number: int
     hash: str
-    text: str | None  # None where the journal no longer holds it
+    text: str | None  # None: the journal no longer holds it
     score: float | None
     sd: float | None
     reason: str
     step: int | None = None
     edits: int = 0
-    revived: bool = False  # its race rejected it, and it was chosen at the end by all evidence
+    revived: bool = False
 
     @property
     def tokens(self) -> int | None:
@@ -50,7 +62,7 @@ class Version:
 
 @dataclass(frozen=True, slots=True)
 class Spend:
-    """What one role paid in one phase."""
+    """The cost of one role in one phase."""
 
     role: str
     phase: str
@@ -69,8 +81,8 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """One rollout: where the journal keeps it, and its score (None: not scored). A run may hold more transcripts than
-    memory does, so they are read one by one when they are shown."""
+    """One rollout: its key in the journal, and its score (None: not scored). All transcripts may not fit into memory,
+    so each is read when it is shown."""
 
     key: str
     attempt: int
@@ -78,43 +90,239 @@ class Draw:
 
 
 @dataclass(frozen=True, slots=True)
+class Judged:
+    """A verdict, and its subject: the patch of a step, the slow update of an epoch (it comes second under the number of
+    its step), or the drop of a rule after the training."""
+
+    verdict: VerdictRecord
+    kind: Literal["step", "slow", "compact"]
+
+    def to_json(self) -> dict[str, Any]:
+        """The verdict in figures, in scores: the means `before` and `after` on `n` `select` samples, the estimated
+        `gain` and its `sd`, and P(better). None: the gate has no such figure."""
+        v, estimate = self.verdict, self.verdict.figures.estimate
+        return {
+            "step": v.step,
+            "epoch": v.epoch,
+            "version": v.version,
+            "accepted": v.accepted,
+            "score": v.score,
+            "reason": v.reason,
+            "kind": self.kind,
+            "edits": len(v.applied),
+            "before": v.before,
+            "after": v.after,
+            "n": len(v.differences),
+            "gain": estimate.gain,
+            "sd": estimate.sd,
+            "p_better": estimate.better,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """The end of a run: the name of the skill, the hashes of input and shipped skill, the exit code, the certificate
+    (None: there is none), the reason if the run was stopped, and the larger limit with which it would go on."""
+
+    name: str
+    start: str
+    best: str
+    exit_code: int
+    certificate: Certificate | None = None
+    stopped: str = ""
+    larger: str = ""
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Finish:
+        return cls(
+            name=data["name"],
+            start=data["start"],
+            best=data["best"],
+            exit_code=data["exit_code"],
+            certificate=Certificate(**data["certificate"]) if data["certificate"] else None,
+            stopped=data["stopped"] or "",
+            larger=data.get("larger", ""),
+        )
+
+
+@dataclass(frozen=True)
 class Record:
-    """All that a report shows, while its run is open. `draws` are the rollouts of the versions, by skill hash and
-    sample; `others` counts those of texts that were only tried. `splits` are the sample ids of each split."""
+    """A run as its journal tells it, also while the run is under way. Read it while its journal is open.
+
+    `rows` are the input, every verdict in order and, if a rejected candidate was chosen at the end, that version.
+    `versions` are the skills that were accepted or chosen, by number. `finish` is the end of the run: None before it,
+    and after a stopped run has gone on. `stopped` is the reason if the last process ended too early, and `larger` the
+    limit that it needs to go on. `writer` is the process that has the run open now. `command` is the last command that
+    trained it: its `line`, and the `folder` in which it was given. `gate` is None if the configuration was made by
+    another version of skilltune. `estimated` is the number of failed attempts whose cost is unknown. `left_out` has
+    the outcome and cause of the samples that were left out.
+    """
 
     run: Run
     name: str
     config: Mapping[str, Any]
+    gate: GateConfig | None
     splits: Mapping[str, Sequence[str]]
+    rows: tuple[Version | Judged, ...]
     versions: tuple[Version, ...]
-    verdicts: tuple[Mapping[str, Any], ...]
-    finish: Mapping[str, Any] | None
-    draws: Mapping[tuple[str, str], Sequence[Draw]]
-    others: int
-    spend: tuple[Spend, ...]
-    program: str  # skilltune's version, "" where the run did not record it
+    finish: Finish | None
+    controls: Mapping[str, Any] | None
+    command: Mapping[str, str] | None
+    stopped: str
+    larger: str
+    usage: Mapping[str, Usage]
+    writer: int | None
+    estimated: int
+    program: str  # the version of skilltune, "" if the run did not record it
+    left_out: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, run: Run) -> Record:
-        versions = accepted_versions(run)
-        finished = run.events("finish")
-        finish = finished[-1][2] if finished else None
+        rows: list[Version | Judged] = []
+        versions: dict[int, Version] = {}
+        finish: Finish | None = None
+        controls = command = None
+        stopped = larger = ""
+        for _, type, data in run.events():
+            if type == "start" and not versions:
+                versions[0] = _version(run, 0, data["skill"], "the input", score=data["score"], sd=data["score_sd"])
+                rows.append(versions[0])
+            elif type == "verdict":
+                verdict = VerdictRecord.from_json(data)
+                if not verdict.compacts and (void := [v for v in versions.values() if v.revived]):
+                    versions = {number: v for number, v in versions.items() if not v.revived}  # the run went on
+                    rows = [row for row in rows if row not in void]
+                rows.append(Judged(verdict, _kind(verdict, rows[-1] if rows else None)))
+                if verdict.accepted:
+                    versions[verdict.version] = _accepted(run, verdict)
+                finish, stopped, larger = None, "", ""
+            elif type == "reselection" and (number := data.get("version")) is not None:
+                why = f"chosen at the end: {data['reason']}"
+                versions[number] = replace(_version(run, number, data["best"], why), revived=True)
+                rows.append(versions[number])
+            elif type == "controls":
+                controls = data
+            elif type == "command":
+                command = data
+            elif type == "stopped" and (finish is None or finish.stopped):
+                finish, stopped, larger = None, data["reason"], data.get("larger", "")
+            elif type == "finish":
+                finish = Finish.from_json(data)
+                stopped, larger = finish.stopped, finish.larger
         splits = (run.recall("split") or ({},))[0]
-        draws, others, by_phase = _draws(run, {version.hash for version in versions}, splits)
+        gate = None
+        with suppress(RunError):  # the reasons of another version's verdicts are shown as they were recorded
+            gate = stored_config(run.config, run.folder).gate if run.config else None
         program = run.recall("input version")
         return cls(
             run=run,
-            name=finish["name"] if finish else run.folder.resolve().name,
+            name=finish.name if finish else run.folder.resolve().name,
             config=run.config or {},
+            gate=gate,
             splits={name: splits.get(name, []) for name in SPLITS},
-            versions=versions,
-            verdicts=tuple(event for _, _, event in run.events("verdict")),
+            rows=tuple(rows),
+            versions=tuple(version for _, version in sorted(versions.items())),
             finish=finish,
-            draws=draws,
-            others=others,
-            spend=(*(Spend("target", phase, usage) for phase, usage in by_phase.items()), *_other_spend(run)),
+            controls=controls,
+            command=command,
+            stopped=stopped,
+            larger=larger,
+            usage=dict(run.usage),
+            writer=run.writer,
+            estimated=run.estimated,
             program=program[0] if program else "",
+            left_out=left_out(run),
         )
+
+    @property
+    def folder(self) -> Path:
+        return self.run.folder
+
+    @property
+    def verdicts(self) -> tuple[VerdictRecord, ...]:
+        return tuple(row.verdict for row in self.rows if isinstance(row, Judged))
+
+    @property
+    def state(self) -> Literal["running", "stopped", "finished"]:
+        finished = self.finish is not None and not self.finish.stopped
+        return "running" if self.writer is not None else "finished" if finished else "stopped"
+
+    @property
+    def resume(self) -> str:
+        """The command that goes on with a stopped run."""
+        if self.command is None:
+            return f"the same call or command that began it, with {self.folder} as its run"
+        elsewhere = Path.cwd() != Path(self.command["folder"])
+        line = affordable(self.command["line"], self.larger)
+        return line + (f"   (in {self.command['folder']})" if elsewhere else "")
+
+    @property
+    def best_hash(self) -> str | None:
+        """The hash of the skill that ships; before the end, of the last accepted version."""
+        return self.finish.best if self.finish else self.versions[-1].hash if self.versions else None
+
+    def hash_of(self, version: str) -> str:
+        """The hash of a version by its number, or of "best". Raises `UsageError`."""
+        if version == "best" and self.best_hash is not None:
+            return self.best_hash
+        hashes = {str(known.number): known.hash for known in self.versions}
+        if version.isdecimal() and str(int(version)) in hashes:
+            return hashes[str(int(version))]
+        known = ", ".join(hashes) or "none yet"
+        raise UsageError(f"no version {version!r} in {self.folder}; there are {known} and best")
+
+    @property
+    def files(self) -> list[Path]:
+        """The files for a reader, those that exist."""
+        places = [self.folder / "best_skill.md", *sorted(self.folder.glob("best/*")), self.folder / "card.md"]
+        return [path for path in (*places, self.folder / "rollouts.jsonl") if path.exists()]
+
+    def to_json(self) -> dict[str, Any]:
+        """The record for programs, without the rollouts."""
+        return {
+            "run": str(self.folder),
+            "state": self.state,
+            "pid": self.writer,
+            "finished": self.finish is not None,
+            "exit_code": self.finish.exit_code if self.finish else None,
+            "stopped": self.stopped or None,
+            "resume": self.resume if self.state == "stopped" else None,
+            "best": self.best_hash,
+            "versions": {str(version.number): version.hash for version in self.versions},
+            "verdicts": [
+                row.to_json()
+                if isinstance(row, Judged)
+                else {"version": row.number, "score": row.score, "reason": row.reason}
+                for row in self.rows
+            ],
+            "certificate": self.finish.certificate.to_json() if self.finish and self.finish.certificate else None,
+            "controls": self.controls,
+            "left_out": self.left_out,
+            "usage": {kind: asdict(usage) for kind, usage in self.usage.items()},
+            "files": [str(path) for path in self.files],
+        }
+
+    # -- the rollouts
+
+    @cached_property
+    def _rollouts(self) -> tuple[dict[tuple[str, str], list[Draw]], int, dict[str, Usage]]:
+        return _draws(self.run, {version.hash for version in self.versions}, self.splits)
+
+    @property
+    def draws(self) -> Mapping[tuple[str, str], Sequence[Draw]]:
+        """The rollouts of the versions, by skill hash and sample."""
+        return self._rollouts[0]
+
+    @property
+    def others(self) -> int:
+        """The number of rollouts of texts that were only tried."""
+        return self._rollouts[1]
+
+    @cached_property
+    def spend(self) -> tuple[Spend, ...]:
+        """The cost of each role in each phase."""
+        targets = (Spend("target", phase, usage) for phase, usage in self._rollouts[2].items())
+        return (*targets, *_other_spend(self.run))
 
     @property
     def start(self) -> Version | None:
@@ -122,14 +330,14 @@ class Record:
 
     @property
     def best(self) -> Version | None:
-        """What ships; before the end, the last accepted version."""
+        """The version that ships; before the end, the last accepted one."""
         if self.finish is None:
             return self.versions[-1] if self.versions else None
-        return next((version for version in self.versions if version.hash == self.finish["best"]), None)
+        return next((version for version in self.versions if version.hash == self.finish.best), None)
 
     @property
     def certificate(self) -> Certificate | None:
-        return Certificate(**self.finish["certificate"]) if self.finish and self.finish["certificate"] else None
+        return self.finish.certificate if self.finish else None
 
     @property
     def claim(self) -> str:
@@ -138,24 +346,23 @@ class Record:
             return "Not finished: it is still running, or was stopped. The same `skilltune train` command goes on."
         why = "there is no test split"
         if self.splits["test"]:
-            stopped = self.finish["stopped"]
-            why = "the run was stopped before it" if stopped else "no test sample was scored on both sides"
-        changed = self.finish["best"] != self.finish["start"]
+            why = "the run was stopped before it" if self.finish.stopped else "no test sample was scored on both sides"
+        changed = self.finish.best != self.finish.start
         revived = self.best is not None and self.best.revived
-        return claim(changed, self.certificate, bool(self.finish["stopped"]), why, revived=revived)
+        return claim(changed, self.certificate, bool(self.finish.stopped), why, revived=revived)
 
     def rollouts(self, skill: str, sample: str) -> list[Rollout]:
-        """The transcripts of a sample under a version, in the order of the draws."""
+        """The transcripts of a sample under a version, in the order of the attempts."""
         found = (self.run.recall(draw.key) for draw in self.draws[skill, sample])
         return [rollout_from_json(known[0]) for known in found if known]
 
     def score(self, version: Version, sample: str) -> float | None:
-        """The mean over the version's draws of a sample, None where it was not seen."""
+        """The mean over the version's attempts at a sample, None if it has no score."""
         scores = [draw.score for draw in self.draws.get((version.hash, sample), ()) if draw.score is not None]
         return fmean(scores) if scores else None
 
     def measured(self, version: Version, split: str) -> Measured | None:
-        """The plain mean over the samples of a split on which the version was seen; None for none."""
+        """The plain mean over the samples of a split on which the version has a score; None if it has none."""
         found = [score for sample in self.splits[split] if (score := self.score(version, sample)) is not None]
         if not found:
             return None
@@ -164,47 +371,39 @@ class Record:
         return Measured(middle, low, high, len(found))
 
     def change(self, sample: str) -> float | None:
-        """The sample's score under what ships minus under the input, None where one was not seen."""
+        """The sample's score under what ships minus its score under the input, None if one is missing."""
         if self.start is None or self.best is None:
             return None
         before, after = self.score(self.start, sample), self.score(self.best, sample)
         return None if before is None or after is None else after - before
 
 
-def accepted_versions(run: Run) -> tuple[Version, ...]:
-    """The input and every accepted skill, in order, and a rejected one that was chosen at the end of the training."""
-    versions: dict[int, Version] = {}
-    revived: int | None = None
-    for _, type, event in run.events():
-        if type == "start":
-            versions.setdefault(0, _version(run, 0, event, "the input"))
-        elif type == "verdict":
-            if revived is not None and event["numbers"].get("rule") != COMPACT:  # the run went on: the choice is void
-                del versions[revived]
-                revived = None
-            if event["accepted"]:
-                versions[event["version"]] = _version(run, event["version"], event, event["reason"])
-        elif type == "reselection" and (number := event.get("version")) is not None:
-            revived = number
-            unknown = {"skill": event["best"], "score": None, "score_sd": None}
-            versions[number] = replace(
-                _version(run, number, unknown, f"chosen at the end: {event['reason']}"), revived=True
-            )
-    return tuple(version for _, version in sorted(versions.items()))
+def affordable(command: str, larger: str) -> str:
+    """The command that resumes a run, with the larger limit of the budget that it needs ("": none)."""
+    if not larger:
+        return command
+    name, words = larger.partition("=")[0], shlex.split(command)
+    raised = [larger if word.startswith(f"{name}=") else word for word in words]
+    return shlex.join(raised if larger in raised else [*raised, larger])
 
 
-def _version(run: Run, number: int, event: Mapping[str, Any], reason: str) -> Version:
-    raw = run.blob(event["skill"])
-    return Version(
-        number=number,
-        hash=event["skill"],
-        text=None if raw is None else raw.decode("utf-8", "surrogatepass"),
-        score=event["score"],
-        sd=event["score_sd"],
-        reason=reason,
-        step=event.get("step"),
-        edits=sum(edit["status"] == "applied" for edit in event.get("edits", ())),
-    )
+def _kind(verdict: VerdictRecord, before: Version | Judged | None) -> Literal["step", "slow", "compact"]:
+    if verdict.compacts:
+        return "compact"
+    return "slow" if isinstance(before, Judged) and before.verdict.step == verdict.step else "step"
+
+
+def _accepted(run: Run, verdict: VerdictRecord) -> Version:
+    version = _version(run, verdict.version, verdict.skill, verdict.reason, score=verdict.score, sd=verdict.score_sd)
+    return replace(version, step=verdict.step, edits=len(verdict.applied))
+
+
+def _version(
+    run: Run, number: int, hash: str, reason: str, *, score: float | None = None, sd: float | None = None
+) -> Version:
+    raw = run.blob(hash)
+    text = None if raw is None else raw.decode("utf-8", "surrogatepass")
+    return Version(number, hash, text, score, sd, reason)
 
 
 def _draws(

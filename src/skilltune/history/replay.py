@@ -17,7 +17,6 @@ from typing import Any, cast
 from skilltune.config import stored_config
 from skilltune.envs import Env
 from skilltune.errors import RunError, Stopped
-from skilltune.finish.ledger import COMPACT
 from skilltune.gate import Arena, build_gate
 from skilltune.journal.run import Run
 from skilltune.limits import Limits
@@ -33,6 +32,7 @@ from skilltune.samples import Sample, Splits
 from skilltune.skill import Skill
 from skilltune.train import train
 from skilltune.usage import Usage
+from skilltune.verdict import CompactFigures, VerdictRecord
 
 TOLERANCE = 1e-9
 DECISIONS = ("start", "verdict", "reselection")  # events that are compared, in this order of a run
@@ -110,7 +110,7 @@ def _standing(run: Run) -> tuple[dict[str, list[Any]], Any]:
     for t, type, data in run.events():
         if type == "finish":
             finish, ended = data, t if data["stopped"] else math.inf
-        elif type == "verdict" and data["numbers"].get("rule") != COMPACT:
+        elif type == "verdict" and not VerdictRecord.from_json(data).compacts:
             recorded["reselection"].clear()
             finish, ended = None, math.inf
         if type in DECISIONS:
@@ -138,7 +138,7 @@ def differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
 
 def _name(type: str, data: Any) -> str:
     if type == "verdict":
-        return COMPACT if data["numbers"].get("rule") == COMPACT else f"step {data['step']}"
+        return CompactFigures.rule if VerdictRecord.from_json(data).compacts else f"step {data['step']}"
     return type
 
 

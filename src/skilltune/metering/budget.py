@@ -179,30 +179,25 @@ class Budget:
             if limit is not None and value is not None and value > limit + 1e-9:
                 kept = " (part of it is kept for the certificate)" if self.held.calls else ""
                 spent = getattr(self.spent, name)
-                raise BudgetExceeded(
-                    f"the next call could pass the budget of {limit:.12g} {name}{kept}; "
-                    f"{self._raise_it(name, limit, spent)}"
-                )
+                larger, how = self._raise_it(name, limit, spent)
+                raise BudgetExceeded(f"the next call could pass the budget of {limit:.12g} {name}{kept}; {how}", larger)
         if self.limits.minutes is not None and self._elapsed() + self._held_s() > self.limits.minutes * 60:
-            raise BudgetExceeded(
-                f"the budget of {self.limits.minutes:g} minutes is used up; "
-                f"{self._raise_it('minutes', self.limits.minutes, self._elapsed() / 60)}"
-            )
+            larger, how = self._raise_it("minutes", self.limits.minutes, self._elapsed() / 60)
+            raise BudgetExceeded(f"the budget of {self.limits.minutes:g} minutes is used up; {how}", larger)
 
-    def _raise_it(self, name: str, limit: float, spent: float) -> str:
-        """Advice for the error: a limit that is enough for the rest of the run, if it can be estimated."""
+    def _raise_it(self, name: str, limit: float, spent: float) -> tuple[str, str]:
+        """A setting with a limit that lasts for the whole run, as far as that can be estimated, and how to go on."""
         kind, units, guess = self.rest()
         done = self.units(kind)
         one = getattr(self.estimate(kind, guess), name, None) or 0.0
         each = max(one, spent / done) if done >= FEW else one
         enough = SPARE * (spent + units * each)
         if not units or enough <= limit:
-            return (
-                f"raise it with budget.{name}={2 * limit or 1:.12g} (twice as much) and run the same command to go on"
-            )
-        return (
-            f"raise it with budget.{name}={_round_up(enough)} and run the same command to go on: {spent:.4g} are "
-            f"spent, and the rest of a typical run takes {units:,} more {kind} calls, its certificate included"
+            return raise_it(name, limit)
+        larger = f"budget.{name}={_round_up(enough)}"
+        return larger, (
+            f"raise it with {larger} and run the same command to go on: {spent:.4g} are spent, and the rest of a "
+            f"typical run takes {units:,} more {kind} calls, its certificate included"
         )
 
     def spend(self, usage: Usage) -> None:
@@ -249,6 +244,7 @@ def _round_up(value: float) -> str:
     return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
 
 
-def raise_it(name: str, limit: float) -> str:
-    """Advice for the error of a limit: double it."""
-    return f"raise it with budget.{name}={2 * limit or 1:.12g} (twice as much) and run the same command to go on"
+def raise_it(name: str, limit: float) -> tuple[str, str]:
+    """A setting with twice the limit, and the advice to go on with it."""
+    larger = f"budget.{name}={2 * limit or 1:.12g}"
+    return larger, f"raise it with {larger} (twice as much) and run the same command to go on"

@@ -1,16 +1,16 @@
-"""What an optimizer said, written down, and an optimizer that says it again.
+"""An optimizer that records its answers, and an optimizer that repeats recorded answers.
 
-What a gate is asked to judge is part of the evidence. So that a verdict can be recomputed without the optimizer's
-model, its prompts and the samples, every answer goes into the journal once, in the form in which the loop takes it.
+The answers go into the journal in the form in which the loop uses them. A verdict can therefore be recomputed without
+the optimizer's model, its prompts and the samples.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Mapping, Sequence
+from collections.abc import AsyncIterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from skilltune.edits import Citation, Edit
+from skilltune.edits import Edit
 from skilltune.errors import Stopped
 from skilltune.journal.keys import digest
 from skilltune.journal.run import Run
@@ -21,7 +21,7 @@ from skilltune.skill import Skill
 
 @dataclass(slots=True)
 class Recording:
-    """An optimizer whose answers are written down. Implements `Optimizer`."""
+    """Passes calls on to an optimizer and records its answers. Implements `Optimizer`."""
 
     optimizer: Optimizer
     run: Run
@@ -55,7 +55,7 @@ class Recording:
 
 @dataclass(slots=True)
 class Recorded:
-    """Says again what was written down; raises `Stopped` for what was not. Implements `Optimizer`."""
+    """Repeats recorded answers. Raises `Stopped` if an answer was not recorded. Implements `Optimizer`."""
 
     run: Run
     looks_back: bool
@@ -64,7 +64,7 @@ class Recorded:
         self, skill: Skill, rollouts: AsyncIterable[Rollout], memory: Memory, step: Step, limit: int
     ) -> list[Proposal]:
         return [
-            Proposal(edit_of(data["edit"]), tuple(data["support"]), data["among"])
+            Proposal(Edit.from_json(data["edit"]), tuple(data["support"]), data["among"])
             for data in self._recall("proposals", step.index)
         ]
 
@@ -75,7 +75,7 @@ class Recorded:
 
     async def slow_update(self, skill: Skill, pairs: Sequence[Pair], memory: Memory, step: Step) -> Edit | None:
         data = self._recall("slow update", step.index)
-        return edit_of(data) if data else None
+        return Edit.from_json(data) if data else None
 
     async def notes(self, skill: Skill, pairs: Sequence[Pair], memory: Memory, step: Step) -> str:
         return memory.notes  # read by the optimizer alone
@@ -93,9 +93,3 @@ def _key(what: str, step: int) -> str:
 
 def _to_json(proposal: Proposal) -> dict[str, Any]:
     return {"edit": proposal.edit.to_json(), "support": list(proposal.support), "among": proposal.among}
-
-
-def edit_of(data: Mapping[str, Any]) -> Edit:
-    """The inverse of `Edit.to_json`; other keys are left out."""
-    evidence = tuple(Citation(item["sample"], item["quote"]) for item in data["evidence"])
-    return Edit(data["op"], data["after"], data["target"], data["text"], data["why"], evidence)

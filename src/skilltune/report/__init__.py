@@ -1,1 +1,1 @@
-"""What a person sees of a run: files, cards, the terminal."""
+"""Views of a run for people: files, the card, the page, the terminal."""

@@ -12,7 +12,7 @@ from skilltune.config import to_toml
 from skilltune.finish.certify import Certificate
 from skilltune.finish.controls import TRAINED, Controls
 from skilltune.history.left_out import describe, left_out
-from skilltune.history.record import accepted_versions
+from skilltune.history.record import Record
 from skilltune.journal.run import FAILED
 from skilltune.metering.client import LEARNED
 from skilltune.parts import Parts
@@ -86,7 +86,7 @@ def _controls(found: Controls) -> list[str]:
 
 
 def _versions(session: Parts, result: Result) -> list[str]:
-    versions = accepted_versions(session.run)
+    versions = Record.of(session.run).versions
     rows = [
         (
             f"**{version.number}** (shipped)" if version.hash == result.best.hash else str(version.number),
@@ -140,7 +140,7 @@ def _cost(session: Parts, result: Result) -> list[str]:
 
 
 def _again(session: Parts, result: Result) -> list[str]:
-    """How to reproduce it: the resolved config, and the hashes of what went in and came out."""
+    """The section on reproduction: the resolved config, and the hashes of input and trained skill."""
     cfg = session.cfg
     toml = visible(to_toml(cfg)).rstrip()
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", toml)), default=0))
@@ -178,7 +178,7 @@ def inline(text: str) -> str:
 
 
 def looks(certificate: Certificate) -> str:
-    """How often this run and its forks have read the test split, and what that does to the bar."""
+    """The number of times that this run and its forks have read the test split, and the effect on the bar."""
     if certificate.look == 1:
         return "read once"
     return (
@@ -188,14 +188,14 @@ def looks(certificate: Certificate) -> str:
 
 
 def per_point(spent: Usage, certificate: Certificate) -> str:
-    """What one point of the gain on test took of all that training and certificate spent; the gain is positive."""
+    """The cost of training and certificate per point of the gain on test, which is positive."""
     points = 100 * certificate.gain
     money = f" and ${spent.usd / points:.4f}" if spent.usd else ""
     return f"{counted(round(spent.calls / points))}{money}"
 
 
 def unknown_costs(kind: str, estimated: int) -> str:
-    """What to say beside the spend on failed attempts, of those whose cost nobody told; "" if there are none."""
+    """A remark on the failed attempts whose cost is unknown, "" if there are none."""
     if kind != FAILED or not estimated:
         return ""
     return f"; of {estimated:,} the cost is unknown: they got no answer, and are counted at an estimate"

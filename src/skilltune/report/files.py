@@ -33,6 +33,7 @@ def write_results(session: Parts, result: Result) -> None:
         versions=[version.hash for version in result.versions],
         certificate=certificate,
         stopped=str(result.stopped) if result.stopped else None,
+        **({"larger": result.stopped.larger} if result.stopped and result.stopped.larger else {}),
     )
     run.write("report.html", report(run))
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Any
 
 from skilltune.edits import Edit
 from skilltune.history.record import Record, Version
@@ -22,6 +21,7 @@ from skilltune.report.words import diff_html
 from skilltune.rollout import Rollout
 from skilltune.text import visible
 from skilltune.usage import Usage
+from skilltune.verdict import Rejected, Screen, StrictFigures, VerdictRecord
 
 MOST_BYTES = 2_000_000
 TEXTS, DIFFS, LEDGER, GRID, TALKS, TABLE = 300_000, 300_000, 350_000, 350_000, 500_000, 60_000  # bytes; 1.86 MB
@@ -83,7 +83,7 @@ def report(run: Run) -> str:
 
 def _verdict(record: Record) -> Html:
     c, start, best = record.certificate, record.start, record.best
-    code = record.finish["exit_code"] if record.finish else -1
+    code = record.finish.exit_code if record.finish else -1
     sign, kind = {0: ("✓", "yes"), 1: ("✗", "no"), 5: ("?", "open")}.get(code, ("…", "open"))
     facts: list[tuple[str, str, str]] = []
     if c is not None:
@@ -122,7 +122,7 @@ def _verdict(record: Record) -> Html:
             f"preset {config.get('preset')}, seed {config.get('seed')}",
         ),
     ]
-    stopped = record.finish["stopped"] if record.finish else None
+    stopped = record.finish.stopped if record.finish else ""
     return el(
         "div",
         el("p", el("span", sign, aria_hidden="true"), f" {record.claim}", class_="claim"),
@@ -285,25 +285,22 @@ def _ledger(record: Record, talks: Mapping[tuple[str, str], int]) -> Html:
     )
 
 
-def _entry(record: Record, verdict: Mapping[str, Any], talks: Mapping[tuple[str, str], int]) -> Html:
-    accepted = verdict["accepted"]
-    said = f"accepted as version {verdict['version']}" if accepted else "rejected"
-    before = verdict["before"]
+def _entry(record: Record, verdict: VerdictRecord, talks: Mapping[tuple[str, str], int]) -> Html:
+    said = f"accepted as version {verdict.version}" if verdict.accepted else "rejected"
     parts = [
-        el("h3", f"Step {verdict['step']}: ", _badge(accepted, said)),
-        el("p", _line(verdict["reason"])),
+        el("h3", f"Step {verdict.step}: ", _badge(verdict.accepted, said)),
+        el("p", _line(verdict.reason)),
     ]
-    if before is not None and verdict["differences"]:
-        n = len(verdict["differences"])
-        if verdict["numbers"].get("rule") != "strict":  # whose reason says so already
-            parts.append(el("p", f"{_percent(before)} → {_percent(verdict['after'])} on the same {n} select samples."))
-        version = next((v for v in record.versions if v.hash == verdict["skill"]), None)
+    if verdict.before is not None and verdict.differences:
+        n = len(verdict.differences)
+        if not isinstance(verdict.figures, StrictFigures):  # its reason has these figures already
+            means = f"{_percent(verdict.before)} → {_percent(verdict.after)}"
+            parts.append(el("p", f"{means} on the same {n} select samples."))
+        version = next((v for v in record.versions if v.hash == verdict.skill), None)
         for name, sign in (("Fixed", 1), ("Broke", -1)):
-            moved = [sample for sample, change in verdict["differences"].items() if change * sign > 0]
+            moved = [sample for sample, change in verdict.differences.items() if change * sign > 0]
             parts.append(_named(name, moved, version, talks))
-    screened = {row["key"]: row for row in verdict["numbers"].get("screen", ())}
-    edits = _edits(verdict, screened)
-    if edits:
+    if edits := _edits(verdict):
         parts.append(el("ul", *edits, class_="edits"))
     return el("article", *parts)
 
@@ -321,40 +318,42 @@ def _named(name: str, samples: Sequence[str], version: Version | None, talks: Ma
     return el("p", *parts, f" and {more} more." if more > 0 else ".")
 
 
-def _edits(verdict: Mapping[str, Any], screened: Mapping[str, Mapping[str, Any]]) -> list[Html]:
-    """The candidate's edits with what became of them, then those that were judged and did not get into it."""
-    inside = {_identity(edit) for edit in verdict["edits"]}
-    why_not = {_identity(entry["edit"]): entry["reason"] for entry in verdict["rejected"]}
+def _edits(verdict: VerdictRecord) -> list[Html]:
+    """The edits of the candidate with their fate, then the edits that were judged and did not get into it."""
+    inside = {_identity(report.edit) for report in verdict.reports}
+    why_not = {_identity(entry.edit): _cause(verdict, entry) for entry in verdict.rejected}
     made = []
-    for edit in verdict["edits"]:
-        applied, kept = edit["status"] == "applied", verdict["accepted"]
-        fate = ("not applied", False) if not applied else ("kept", True) if kept else ("tried, not kept", False)
-        reason = edit["reason"] if not applied else "" if kept else why_not.get(_identity(edit), "")
-        made.append(_edit(edit, *fate, reason, screened))
-    rest = [entry for entry in verdict["rejected"] if _identity(entry["edit"]) not in inside]
-    return made + [_edit(entry["edit"], "measured, not tried", False, entry["reason"], screened) for entry in rest]
-
-
-def _identity(edit: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(edit[key] for key in ("op", "after", "target", "text"))
-
-
-def _edit(
-    edit: Mapping[str, Any], fate: str, kept: bool, reason: str, screened: Mapping[str, Mapping[str, Any]]
-) -> Html:
-    old, new = edit["target"], edit["text"]
-    row = screened.get(_key(edit))
-    effect = None
-    if row is not None and row["sd"]:
-        effect = f"Measured effect on train: {100 * row['effect']:+.1f} ± {100 * row['sd']:.1f} points."
-        reason = reason.removeprefix("measured effect " + effect.split(": ")[1].removesuffix(".")).removeprefix("; ")
-    quotes = [
-        many([el("q", _line(item["quote"])), f" ({_line(item['sample'])}) "]) for item in edit["evidence"][:MOST_IDS]
+    for report in verdict.reports:
+        kept = verdict.accepted
+        fate = ("not applied", False) if not report.applied else ("kept", True) if kept else ("tried, not kept", False)
+        reason = report.reason if not report.applied else "" if kept else why_not.get(_identity(report.edit), "")
+        made.append(_edit(report.edit, *fate, reason, verdict.screen))
+    rest = [entry for entry in verdict.rejected if _identity(entry.edit) not in inside]
+    return made + [
+        _edit(entry.edit, "measured, not tried", False, _cause(verdict, entry), verdict.screen) for entry in rest
     ]
+
+
+def _cause(verdict: VerdictRecord, entry: Rejected) -> str:
+    """The reason for which an edit was not kept, without its measured effect, which has a line of its own."""
+    screen, key = verdict.screen, entry.edit.key
+    return entry.reason if screen is None or screen.row(key) is None else screen.raced(key)
+
+
+def _identity(edit: Edit) -> tuple[str | None, ...]:
+    return edit.op, edit.after, edit.target, edit.text
+
+
+def _edit(edit: Edit, fate: str, kept: bool, reason: str, screen: Screen | None) -> Html:
+    old, new = edit.target, edit.text
+    effect = None
+    if screen is not None and (row := screen.row(edit.key)) is not None:
+        effect = f"Measured effect on train: {100 * row.effect:+.1f} ± {100 * row.sd:.1f} points."
+    quotes = [many([el("q", _line(cited.quote)), f" ({_line(cited.sample)}) "]) for cited in edit.evidence[:MOST_IDS]]
     clip = partial(cut, most=MOST_EDIT, where="run.db has all")
     return el(
         "li",
-        el("p", _badge(kept, fate), f" {edit['op']}", " after: " + _line(edit["after"]) if edit["after"] else None),
+        el("p", _badge(kept, fate), f" {edit.op}", " after: " + _line(edit.after) if edit.after else None),
         el(
             "pre",
             el("del", clip(old)) if old else None,
@@ -363,15 +362,11 @@ def _edit(
         )
         if old or new
         else None,
-        el("p", f"Why: {_line(edit['why'])}") if edit["why"] else None,
+        el("p", f"Why: {_line(edit.why)}") if edit.why else None,
         el("p", "Evidence: ", *quotes) if quotes else None,
         el("p", effect) if effect else None,
         el("p", f"Verdict: {_line(reason)}") if reason else None,
     )
-
-
-def _key(edit: Mapping[str, Any]) -> str:
-    return Edit(edit["op"], edit["after"], edit["target"], edit["text"]).key
 
 
 # -- samples and transcripts
@@ -402,7 +397,7 @@ def _chosen_talks(record: Record) -> dict[tuple[str, str], int]:
 
 
 def _group(record: Record, version: Version, sample: str) -> int:
-    """Which of `_GROUPS` a sample's rollouts under a version belong to."""
+    """The index in `_GROUPS` of a sample's rollouts under a version."""
     assert record.start is not None
     assert record.best is not None
     if version.hash not in (record.start.hash, record.best.hash):
@@ -478,7 +473,7 @@ def _transcripts(record: Record, talks: Mapping[tuple[str, str], int]) -> Html:
 
 
 def _talk(record: Record, skill: str, sample: str, number: int) -> Html:
-    """All draws of one sample under one version, folded."""
+    """Every attempt at one sample under one version, folded."""
     version = next(version for version in record.versions if version.hash == skill)
     score = record.score(version, sample)
     said = "not scored" if score is None else f"score {score:.2f}"

@@ -73,7 +73,7 @@ def asset(name: str) -> str:
 
 
 def source_hash(text: str) -> str:
-    """How a Content-Security-Policy names an inline script or style."""
+    """The name of an inline script or style in a Content-Security-Policy."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 

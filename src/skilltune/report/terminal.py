@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import difflib
 import json
-import re
-import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -27,13 +24,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from skilltune.config import GateConfig, stored_config
-from skilltune.errors import RunError, UsageError
-from skilltune.finish.certify import Certificate
-from skilltune.finish.ledger import COMPACT
+from skilltune.config import GateConfig
 from skilltune.gate.priors import VETO
 from skilltune.history.left_out import describe, left_out, summed
-from skilltune.journal.run import FAILED, Run
+from skilltune.history.record import Judged, Record, Version, affordable
+from skilltune.journal.run import FAILED
 from skilltune.optimizer.handoff import Question, in_use
 from skilltune.optimizer.schedule import steps_per_epoch
 from skilltune.parts import Parts
@@ -46,7 +41,7 @@ from skilltune.skill import Skill
 from skilltune.text import one_line
 from skilltune.text import visible as clean
 from skilltune.usage import Usage, counted, describe_usage
-from skilltune.verdict import GIVEN_UP
+from skilltune.verdict import GIVEN_UP, RaceFigures, VerdictRecord
 
 SHORT = 60  # lines; a skill up to this length is shown whole in its diff
 MOST_CHANGES = 10  # changed lines of the skill that the end of a training shows
@@ -249,7 +244,7 @@ def line(type: str, data: Mapping[str, Any], steps: int, slow: bool = False) -> 
 
 
 def _reusable(data: Mapping[str, Any]) -> str:
-    """How much of what the old run paid for holds in its fork, and what the rest was lost to."""
+    """The share of the paid answers that a fork can reuse, and the changes that make the others useless."""
     lost = data["rollouts"] - data["answers"]
     text = f"{data['answers']:,} of {data['rollouts']:,} rollouts can be reused"
     if lost and data["changed"]:
@@ -260,48 +255,49 @@ def _reusable(data: Mapping[str, Any]) -> str:
 
 
 def _verdict(data: Mapping[str, Any], steps: int, slow: bool) -> Text:
-    where = f"step {data['step']} of {steps}" + (", slow update" if slow else "")
-    if data["numbers"].get("rule") == COMPACT:
+    verdict = VerdictRecord.from_json(data)
+    where = f"step {verdict.step} of {steps}" + (", slow update" if slow else "")
+    if verdict.compacts:
         where = "compact"
-    judged = "accepted" if data["accepted"] else "rejected"
-    versions = counted_versions(data["version"])
-    return _text(f"{where} · {judged}: {_outcome(data)} · {versions}", "green" if data["accepted"] else "dim")
+    judged = "accepted" if verdict.accepted else "rejected"
+    versions = counted_versions(verdict.version)
+    return _text(f"{where} · {judged}: {_outcome(verdict)} · {versions}", "green" if verdict.accepted else "dim")
 
 
-def _outcome(data: Mapping[str, Any]) -> str:
+def _outcome(verdict: VerdictRecord) -> str:
     """A verdict in a few words; `explained` has its details."""
-    if data["numbers"].get("rule") != "race":
-        return data["reason"]
-    last = data["numbers"]["looks"][-1]
-    estimate = f"{100 * last['gain']:+.1f} ± {100 * last['sd']:.1f} points estimated"
-    return f"{estimate}, {len(data['differences'])} tasks looked at"
+    if not isinstance(verdict.figures, RaceFigures):
+        return verdict.reason
+    last = verdict.figures.interims[-1]
+    estimate = f"{100 * last.gain:+.1f} ± {100 * last.sd:.1f} points estimated"
+    return f"{estimate}, {len(verdict.differences)} tasks looked at"
 
 
 def counted_versions(n: int) -> str:
     return f"{n} version{'s' * (n != 1)}"
 
 
-def explained(data: Mapping[str, Any], gate: GateConfig | None) -> str:
+def explained(verdict: VerdictRecord, gate: GateConfig | None) -> str:
     """The reason of a verdict, in words. For a race: the measured scores, the estimated gain and the bar.
 
     The estimate is nearer to 0 than the measured gain: most edits do nothing, so a part of any gain is luck.
     """
-    numbers = data["numbers"]
-    if numbers.get("rule") != "race" or gate is None:
-        return data["reason"]
-    look, needed = numbers["looks"][-1], numbers["needed"]
+    figures = verdict.figures
+    if not isinstance(figures, RaceFigures) or gate is None:
+        return verdict.reason
+    last, needed = figures.interims[-1], figures.needed
     measured = (
-        f"measured {percent(data['before'])} → {percent(data['after'])} on {len(data['differences'])} select samples"
+        f"measured {percent(verdict.before)} → {percent(verdict.after)} on {len(verdict.differences)} select samples"
     )
-    estimated = f"estimated gain {100 * look['gain']:+.1f} ± {100 * look['sd']:.1f} points"
-    bar = f"P(better) {look['better']:.2f} {'≥' if look['better'] >= needed else '<'} {needed:.2f}"
-    if numbers["decision"] == GIVEN_UP:
+    estimated = f"estimated gain {100 * last.gain:+.1f} ± {100 * last.sd:.1f} points"
+    bar = f"P(better) {last.better:.2f} {'≥' if last.better >= needed else '<'} {needed:.2f}"
+    if figures.decision == GIVEN_UP:
         bar += f", given up because it is below {gate.futility:.2f}"
-    elif not data["accepted"] and look["better"] >= needed and look["harm"] < VETO:
-        bar += f", but {numbers['unscored']} samples could not be scored on both sides"
-    elif not data["accepted"] and look["better"] >= needed:
-        bar += f", but P(worse by {100 * gate.regression_bound:g} points) = {look['harm']:.2f}"
-    elif not data["accepted"]:
+    elif not verdict.accepted and last.better >= needed and last.harm < VETO:
+        bar += f", but {figures.unscored} samples could not be scored on both sides"
+    elif not verdict.accepted and last.better >= needed:
+        bar += f", but P(worse by {100 * gate.regression_bound:g} points) = {last.harm:.2f}"
+    elif not verdict.accepted:
         bar += ": undecided when the samples were used up"
     return f"{measured} · {estimated} · {bar}"
 
@@ -309,18 +305,8 @@ def explained(data: Mapping[str, Any], gate: GateConfig | None) -> str:
 # -- the views
 
 
-def affordable(command: str, stopped: str) -> str:
-    """The command that resumes a run; where a limit of the budget stopped it, with the larger one that was named."""
-    found = re.search(r"raise it with (budget\.\w+)=(\S+)", stopped)
-    if found is None:
-        return command
-    larger, words = f"{found[1]}={found[2]}", shlex.split(command)
-    raised = [larger if word.startswith(f"{found[1]}=") else word for word in words]
-    return shlex.join(raised if larger in raised else [*raised, larger])
-
-
 def _command(folder: Path) -> str:
-    """What resumes the run in a folder, where nobody knows the command that began it."""
+    """The command that resumes the run in a folder if the command that began it is unknown."""
     return f"skilltune train CONFIG --run {folder}"
 
 
@@ -417,17 +403,19 @@ class Lines:
         console.print(f"{'skill':<15}{best_path(session, result)}")
         console.print(f"{'card':<15}{session.run.folder / 'card.md'}")
         if result.exit_code in (3, 4):
-            console.print(f"{'resume with':<15}{affordable(self.command(session.run.folder), str(result.stopped))}")
+            larger = result.stopped.larger if result.stopped else ""
+            console.print(f"{'resume with':<15}{affordable(self.command(session.run.folder), larger)}")
         console.print(f"{'next':<15}skilltune show {session.run.folder}; skilltune report {session.run.folder}")
         console.print(f"{'exit':<15}{result.exit_code}: {EXIT_CODES[result.exit_code]}")
 
-    def failed(self, message: str, exit_code: int) -> None:
-        """The run ended with an error, or was stopped; the message goes to stderr."""
+    def failed(self, message: str, exit_code: int, larger: str = "") -> None:
+        """The run ended with an error, or was stopped; the message goes to stderr. `larger` is the limit of the budget
+        that the run needs to go on ("": none)."""
         print(f"{'stopped' if exit_code == 4 else 'error'}: {clean(message)}", file=sys.stderr)
         if self.progress is not None and exit_code in (3, 4, 70):
             folder = self.progress.session.run.folder
             print(clean(f"so far: {self.progress}; kept in {folder}"), file=sys.stderr)
-            print(clean(f"resume with: {affordable(self.command(folder), message)}"), file=sys.stderr)
+            print(clean(f"resume with: {affordable(self.command(folder), larger)}"), file=sys.stderr)
 
 
 @dataclass(slots=True)
@@ -501,7 +489,7 @@ class Events:
     def finished(self, result: Result) -> None:
         """Nothing to add: the run's own `finish` event was the last."""
 
-    def failed(self, message: str, exit_code: int) -> None:
+    def failed(self, message: str, exit_code: int, larger: str = "") -> None:
         self("error", {"message": message, "exit_code": exit_code})
         print(f"error: {clean(message)}", file=sys.stderr)
 
@@ -509,181 +497,46 @@ class Events:
 # -- a run, looked at from outside
 
 
-@dataclass(frozen=True, slots=True)
-class History:
-    """What a run's journal says of it, also while the run is under way.
-
-    `rows` are the start and every verdict in order, `versions` the hash of each accepted skill by its number (0 is the
-    input), `finish` the data of the last `finish` event, None before it and after a stopped run has gone on. `stopped`
-    says what ended the last process too early, `writer` is the process that has the run open now, and `command` (a
-    line and the folder that it was given in) the last that trained it.
-    """
-
-    folder: Path
-    rows: tuple[Mapping[str, Any], ...]
-    versions: Mapping[int, str]
-    finish: Mapping[str, Any] | None
-    usage: Mapping[str, Usage]
-    controls: Mapping[str, Any] | None = None
-    gate: GateConfig | None = None
-    stopped: str = ""
-    writer: int | None = None
-    command: Mapping[str, str] | None = None
-    estimated: int = 0  # failed attempts whose cost nobody told
-    left_out: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by sample, see `report.left_out`
-
-    @classmethod
-    def of(cls, run: Run) -> History:
-        rows: list[dict[str, Any]] = []
-        versions: dict[int, str] = {}
-        finish = controls = command = revived = None
-        stopped = ""
-        for _, type, data in run.events():
-            if type == "start":
-                versions[0] = data["skill"]
-                rows.append({"version": 0, "score": data["score"], "reason": "the input"})
-            elif type == "verdict":
-                edits = sum(edit["status"] == "applied" for edit in data["edits"])
-                row = {key: data[key] for key in ("step", "epoch", "version", "accepted", "score", "reason")}
-                row |= {"kind": _kind(data, rows[-1]), "edits": edits, **figures(data)}
-                if revived is not None and data["numbers"].get("rule") != COMPACT:  # it went on: the choice is void
-                    del versions[revived]
-                    rows = [row for row in rows if row.get("version") != revived or "step" in row]
-                    revived = None
-                rows.append(row | {"data": data})
-                if data["accepted"]:
-                    versions[data["version"]] = data["skill"]
-                finish, stopped = None, ""
-            elif type == "reselection" and (number := data.get("version")) is not None:
-                revived, versions[number] = number, data["best"]
-                rows.append({"version": number, "score": None, "reason": f"chosen at the end: {data['reason']}"})
-            elif type == "controls":
-                controls = data
-            elif type == "command":
-                command = data
-            elif type == "stopped" and (finish is None or finish["stopped"]):
-                finish, stopped = None, data["reason"]
-            elif type == "finish":
-                finish, stopped = data, data["stopped"] or ""
-        gate = None
-        with suppress(RunError):  # what another version made is shown with the reasons that were recorded
-            gate = stored_config(run.config, run.folder).gate if run.config else None
-        usage, pid, unknown = dict(run.usage), run.writer, run.estimated
-        parts = (run.folder, tuple(rows), versions, finish, usage, controls, gate, stopped, pid, command, unknown)
-        return cls(*parts, left_out(run))
-
-    @property
-    def state(self) -> str:
-        """ "running", "stopped" or "finished"."""
-        finished = self.finish is not None and not self.finish["stopped"]
-        return "running" if self.writer is not None else "finished" if finished else "stopped"
-
-    @property
-    def resume(self) -> str:
-        """The command that goes on with a stopped run."""
-        if self.command is None:
-            return f"the same call or command that began it, with {self.folder} as its run"
-        elsewhere = Path.cwd() != Path(self.command["folder"])
-        line = affordable(self.command["line"], self.stopped)
-        return line + (f"   (in {self.command['folder']})" if elsewhere else "")
-
-    @property
-    def best(self) -> str | None:
-        """The hash of what ships; before the end, of the last accepted version."""
-        return self.finish["best"] if self.finish else self.versions[max(self.versions)] if self.versions else None
-
-    def hash_of(self, version: str) -> str:
-        """The hash of a version by its number, or of "best". Raises `UsageError`."""
-        if version == "best" and self.best is not None:
-            return self.best
-        if version.isdecimal() and int(version) in self.versions:
-            return self.versions[int(version)]
-        known = ", ".join(map(str, sorted(self.versions))) or "none yet"
-        raise UsageError(f"no version {version!r} in {self.folder}; there are {known} and best")
-
-    @property
-    def files(self) -> list[Path]:
-        """The files for a reader, those that exist."""
-        places = [self.folder / "best_skill.md", *sorted(self.folder.glob("best/*")), self.folder / "card.md"]
-        return [path for path in (*places, self.folder / "rollouts.jsonl") if path.exists()]
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "run": str(self.folder),
-            "state": self.state,
-            "pid": self.writer,
-            "finished": self.finish is not None,
-            "exit_code": self.finish["exit_code"] if self.finish else None,
-            "stopped": self.stopped or None,
-            "resume": self.resume if self.state == "stopped" else None,
-            "best": self.best,
-            "versions": {str(number): hash for number, hash in self.versions.items()},
-            "verdicts": [{key: value for key, value in row.items() if key != "data"} for row in self.rows],
-            "certificate": self.finish["certificate"] if self.finish else None,
-            "controls": self.controls,
-            "left_out": self.left_out,
-            "usage": {kind: asdict(usage) for kind, usage in self.usage.items()},
-            "files": [str(path) for path in self.files],
-        }
-
-
-def _kind(verdict: Mapping[str, Any], before: Mapping[str, Any]) -> str:
-    """Of what a verdict is: an epoch's slow update comes second under the number of its last step."""
-    if verdict["numbers"].get("rule") == COMPACT:
-        return "compact"
-    return "slow" if verdict["step"] == before.get("step") else "step"
-
-
-def figures(verdict: Mapping[str, Any]) -> dict[str, float | int | None]:
-    """A verdict as numbers, in scores: the means `before` and `after` on `n` select samples, the believed `gain` and
-    its `sd`, and P(better); None where its gate has no such figure."""
-    last = (verdict["numbers"].get("looks") or [{}])[-1]
-    measured = {"before": verdict["before"], "after": verdict["after"], "n": len(verdict["differences"])}
-    return measured | {"gain": last.get("gain"), "sd": last.get("sd"), "p_better": last.get("better")}
-
-
-def show_run(history: History, console: Console) -> None:
+def show_run(record: Record, console: Console) -> None:
     """The table of verdicts, the certificate, the cost, the files."""
-    rows = [
-        (
-            {"slow": f"{row['step']}, slow update", "compact": "compact"}.get(row["kind"], str(row["step"]))
-            if "step" in row
-            else "",
-            str(row.get("epoch", "")),
-            percent(row["score"]),
-            f"version {row['version']}" if row.get("accepted", True) else "no",
-            str(row.get("edits", "")),
-            explained(row["data"], history.gate) if "data" in row else row["reason"],
-        )
-        for row in history.rows
-    ]
-    console.print(columns(("step", "epoch", "select ≈", "accepted", "edits", "reason"), rows))
+    headers = ("step", "epoch", "select ≈", "accepted", "edits", "reason")
+    console.print(columns(headers, [_row(row, record.gate) for row in record.rows]))
     console.print()
-    if history.state == "running":
-        console.print(f"{'running':<15}process {history.writer} writes to it")
-    elif history.state == "finished":
+    if record.state == "running":
+        console.print(f"{'running':<15}process {record.writer} writes to it")
+    elif record.state == "finished":
         console.print("finished")
     else:
-        console.print(f"{'stopped':<15}{clean(history.stopped) or 'its process was ended from outside'}")
-        console.print(f"{'resume with':<15}{clean(history.resume)}")
-    finish = history.finish
+        console.print(f"{'stopped':<15}{clean(record.stopped) or 'its process was ended from outside'}")
+        console.print(f"{'resume with':<15}{clean(record.resume)}")
+    finish, proof = record.finish, record.certificate
     if finish is not None:
-        console.print(f"{'ended':<15}{finish['exit_code']}: {EXIT_CODES[finish['exit_code']]}")
-        proof = Certificate(**finish["certificate"]) if finish["certificate"] else None
-        console.print(f"{'certified' if finish['exit_code'] == 0 else 'test':<15}{proof or 'none'}")
+        console.print(f"{'ended':<15}{finish.exit_code}: {EXIT_CODES[finish.exit_code]}")
+        console.print(f"{'certified' if finish.exit_code == 0 else 'test':<15}{proof or 'none'}")
         if proof is not None and proof.unscored:
             console.print(f"{'':<15}test samples {proof.unscored}")
-        if finish["exit_code"] == 5 and finish["certificate"]:
-            console.print(f"{'not certified':<15}{finish['certificate']['reason']}")
-    if text := describe(history.left_out):
+        if proof is not None and finish.exit_code == 5:
+            console.print(f"{'not certified':<15}{proof.reason}")
+    if text := describe(record.left_out):
         console.print(f"{'left out':<15}{clean(text)}")
-    if history.controls is not None:
-        print_controls(history.controls, console)
+    if record.controls is not None:
+        print_controls(record.controls, console)
         console.print()
-    for kind, usage in sorted(history.usage.items()):
-        console.print(f"{kind:<15}{describe_usage(usage)}{unknown_costs(kind, history.estimated)}")
-    for path in history.files:
+    for kind, usage in sorted(record.usage.items()):
+        console.print(f"{kind:<15}{describe_usage(usage)}{unknown_costs(kind, record.estimated)}")
+    for path in record.files:
         console.print(f"{'file':<15}{path}")
+
+
+def _row(row: Version | Judged, gate: GateConfig | None) -> tuple[str, ...]:
+    """The cells of one row of the table of verdicts."""
+    if isinstance(row, Version):
+        return "", "", percent(row.score), f"version {row.number}", "", row.reason
+    verdict = row.verdict
+    step = {"slow": f"{verdict.step}, slow update", "compact": "compact"}.get(row.kind, str(verdict.step))
+    accepted = f"version {verdict.version}" if verdict.accepted else "no"
+    edits = str(len(verdict.applied))
+    return step, str(verdict.epoch), percent(verdict.score), accepted, edits, explained(verdict, gate)
 
 
 def print_controls(data: Mapping[str, Any], console: Console) -> None:

@@ -1,4 +1,4 @@
-"""What changed between two versions of a skill, word by word.
+"""The difference between two versions of a skill, word by word.
 
 Lines are compared first and words only inside of lines that differ, so that a moved comma does not tear up a page and
 a large skill stays quick. `report.js` does the same for any two versions.

@@ -84,7 +84,7 @@ def _compare(value: Any, schema: dict[str, Any] | None, target: tuple[Any] | Non
 
 
 def _values(text: str) -> Iterator[Any]:
-    """Yield the outermost JSON objects and lists in a text. The search ends early in a hostile text, because to try each
+    """Yield the outermost JSON objects and lists in a text. The search ends early in a hostile text: to try each
     opening takes quadratic time."""
     decoder, place, room = json.JSONDecoder(parse_constant=_refuse_constant), 0, _ROOM
     while room > 0 and (opening := _OPENING.search(text, place)):

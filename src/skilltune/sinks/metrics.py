@@ -15,6 +15,7 @@ from typing import Any
 
 from skilltune.journal.run import Run, write_atomic
 from skilltune.usage import Usage
+from skilltune.verdict import VerdictRecord
 
 FILE_NAME = "metrics.jsonl"
 
@@ -112,17 +113,22 @@ def _start(data: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _verdict(data: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """`gain` and `better` come from the numbers of the gate's rule, or from the last of its `looks`."""
-    numbers = data["numbers"]
-    look = numbers["looks"][-1] if numbers.get("looks") else numbers
-    before, after = data["before"], data["after"]
+    """`gain` is the estimate of the rule or, if the rule makes none, the difference of the means."""
+    verdict = VerdictRecord.from_json(data)
+    estimate, before, after = verdict.figures.estimate, verdict.before, verdict.after
     difference = None if before is None or after is None else after - before
     return {
-        **{key: data[key] for key in ("step", "epoch", "lr", "version", "accepted", "score", "score_sd")},
-        "gain": look.get("gain", difference),
-        "p_better": look.get("better"),
-        "edits": sum(edit["status"] == "applied" for edit in data["edits"]),
-        "reason": data["reason"],
+        "step": verdict.step,
+        "epoch": verdict.epoch,
+        "lr": verdict.lr,
+        "version": verdict.version,
+        "accepted": verdict.accepted,
+        "score": verdict.score,
+        "score_sd": verdict.score_sd,
+        "gain": difference if estimate.gain is None else estimate.gain,
+        "p_better": estimate.better,
+        "edits": len(verdict.applied),
+        "reason": verdict.reason,
     }
 
 

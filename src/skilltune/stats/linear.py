@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from skilltune.stats.mixture import Mixture, updated
+
 NOISE_FLOOR = 0.02  # variance; a deterministic target still has interactions, which the noise term stands for
 ROUNDS = 4  # of re-estimating the two variances
 PLACES = 12  # decimals of the result: equal effects stay equal, whatever the last bits of this machine's LAPACK
@@ -45,6 +47,16 @@ class Posterior:
         middle = sum(weight * self.mean[self.names[i]] for i, weight in picked)
         variance = sum(a * b * self.covariance[i][j] for i, a in picked for j, b in picked)
         return middle, math.sqrt(max(variance, 0.0))
+
+    def shrunk(self, name: str, wide: float, prior: Sequence[tuple[float, float, float]]) -> Mixture:
+        """The posterior of a column under another prior, a mixture of normals (weight, mean, sd).
+
+        The column was fitted under a normal prior with mean 0 and the standard deviation `wide`. That prior is taken
+        out again: the precision of the data alone is 1/sd² − 1/wide².
+        """
+        middle, sd = self.contrast({name: 1.0})
+        precision = max(1 / sd**2 - 1 / wide**2, 1e-6)
+        return updated(prior, middle / sd**2 / precision, 1 / precision)
 
 
 def fit(
