@@ -164,10 +164,9 @@ class ByModel:
         with self.run.reading():
             if "no_text" in reply:
                 raise NoText(str(reply["no_text"]))
-            text, finish = reply["text"], reply["finish"]
-            if not (isinstance(text, str) and isinstance(finish, str)):
+            if not (isinstance(reply["text"], str) and isinstance(reply["finish"], str)):
                 raise TypeError("an answer of the optimizer is no text")
-            return Reply(text, Usage(), finish)
+            return Reply(reply["text"], Usage(), reply["finish"])
 
     async def _patiently(self, request: Request) -> Reply:
         """The client's reply. Waits if the endpoint answered before, then raises `InfraStopped`, because no decision
