@@ -34,7 +34,7 @@ def diff(
             record = Record.of(journal)
             before, after = (journal.blob(record.hash_of(version)) for version in (old, new))
             if before is None or after is None:
-                raise UsageError(f"{run} no longer contains the text of that version")
+                raise UsageError(f"{run} no longer holds the text of that version")
             names = (f"version {old}" if old != "best" else old, f"version {new}" if new != "best" else new)
             text = difference(before.decode("utf-8", "replace"), after.decode("utf-8", "replace"), names)
         stdout().print(text if text.plain else f"{names[0]} and {names[1]} are the same")
