@@ -22,7 +22,7 @@ FILE_NAME = "metrics.jsonl"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row of metrics.jsonl, and what every sink is told.
+    """One row of metrics.jsonl; every sink gets the same rows.
 
     `number` counts the rows of a run from 0: the x axis, because a step and its slow update share their `step`. `t` is
     when it first happened (seconds since the epoch). Null is "not known" or "not measured", never 0.
