@@ -59,7 +59,7 @@ class Certificate:
 
     @property
     def samples(self) -> str:
-        """ "120 unseen samples", and in how many groups, where not each stands for itself."""
+        """ "120 unseen samples", with the number of groups if some samples share a group."""
         groups = f" in {self.groups} groups" if 0 < self.groups < self.n else ""
         return f"{self.n} unseen samples{groups}"
 

@@ -229,8 +229,8 @@ def _fitted(
 
 
 def _deviation(foretold: Mapping[str, tuple[float, float]], posterior: Posterior, last: float) -> float:
-    """The standard deviation by which effects miss what screens foretold, beyond the screens' own noise, by one EM
-    round (Dempster, Laird & Rubin 1977) from the last one."""
+    """The standard deviation of the difference between effects and their screens, without the screens' own noise, after
+    one more EM round (Dempster, Laird & Rubin 1977)."""
     squares = MISSES * DEVIATION**2
     for key, (effect, sd) in foretold.items():
         middle, spread = posterior.contrast({key: 1.0})

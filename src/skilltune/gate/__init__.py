@@ -54,7 +54,7 @@ class Arena:
     nothing else of them may reach the optimizer, or it could fit them.
 
     `upcoming` is the batch of the next step, which idle workers may begin under the likelier incumbent. `noise` is the
-    variance of a repeat in scores, where it was measured (None: not); 0 is that of a deterministic target.
+    measured variance of a repeated score: 0 for a deterministic target, None if it was not measured.
     """
 
     roll: Roller

@@ -8,8 +8,8 @@ expected never to grow (Waudby-Smith & Ramdas 2024); then it ever reaches 1/leve
 `gate.alpha` bounds the whole run: P(any accept of a candidate without gain) ≤ alpha. The k-th candidate that is raced
 has the level 6·alpha/(π²k²), which sum up to alpha, and what a candidate was accepted with goes on to its successor
 (online fallback, Tian & Ramdas 2021). For the levels to hold, candidates must not be made to fit `select`: so
-everybody but the user learns no more of it than "accepted" or not. What is left is that an incumbent that was accepted
-on these samples is the bar for its successors on the same samples; its luck there speaks against them.
+everybody but the user learns no more of it than "accepted" or not. One dependence is left: an incumbent that was
+accepted on these samples is the bar for its successors on the same samples, so its luck there works against them.
 """
 
 from __future__ import annotations

@@ -264,7 +264,7 @@ class Race:
                 arena.roll.prefetch(pool.skill, samples, ahead)
             arena.roll.prefetch(likelier, arena.upcoming)
             purpose = f"{name} race {candidate.hash} {block[0].id} {attempt}"
-            sides = ((candidate, attempt), (pool.skill, attempt))  # an incumbent seen on a few lucky samples is no bar
+            sides = ((candidate, attempt), (pool.skill, attempt))  # a fair bar: the incumbent on the same samples
             done = await run_all([arena.roll(skill, block, attempt=draw, purpose=purpose) for skill, draw in sides])
             asked += comparable(zip(*done, strict=True))
             scored += sum(a.scored and b.scored for a, b in zip(*done, strict=True))

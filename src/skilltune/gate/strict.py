@@ -81,7 +81,7 @@ class Strict:
 
 
 def _rejected(applied: Applied, verdict: str) -> tuple[Rejected, ...]:
-    """The edits that could not be applied with the reason and, where there is a verdict on the patch, the others."""
+    """The edits that could not be applied, with the reason. If there is a verdict on the patch, the other edits too."""
     return tuple(
         Rejected(report.edit, report.reason if report.status == "rejected" else f"the patch was rejected: {verdict}")
         for report in applied.reports
