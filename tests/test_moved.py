@@ -12,8 +12,7 @@ from skilltune.config import make_config
 from skilltune.errors import RunError, UsageError
 from skilltune.journal.run import Run
 from skilltune.models.build import build_model
-from test_judge import judged_world
-from training import events, prepare, small, train_at
+from training import events, judged_world, prepare, small, train_at
 from world import World
 
 pytestmark = pytest.mark.anyio

@@ -29,8 +29,30 @@ from world import TICKET, Call, Faults, World
 FRONT = "---\nname: desk\ndescription: Enters the code of a ticket.\n---\n"
 START = f"{FRONT}# Desk\n\nAnswer each ticket with its code.\n"
 DEFAULTS = {"train.epochs": 2, "train.batch_size": 16, "train.minibatch_size": 4, "gate.screen": 24}
+SECRET = "The answer names the code which the desk enters for such a ticket"
 Json = dict[str, Any]
 Fate = Callable[[Call, str | None], str | None]
+
+
+def judged_world(folder: Path, world: World, **score: Any) -> dict[str, Any]:
+    """A folder to train in: the code of a ticket is a judge's business. Returns the config."""
+    rows = [
+        {
+            **{key: row[key] for key in ("id", "input", "split")},
+            "checks": [{"type": "judge", "text": f'{SECRET}: "{row["target"]}"'}],
+        }
+        for row in world.samples()
+    ]
+    (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "SKILL.md").write_text(START)
+    return {
+        "skill": "SKILL.md",
+        "env": {"samples": "samples.jsonl", "score": {"judge": f"openai@{world.url}/judge", **score}},
+        "target": {"model": f"openai@{world.url}/target", "workers": 16},
+        "optimizer": {"model": f"openai@{world.url}/optimizer"},
+        "train": {"epochs": 2, "batch_size": 16, "minibatch_size": 4},
+        "gate": {"screen": 40},
+    }
 
 
 def small(**settings: Any) -> World:

@@ -353,7 +353,7 @@ async def test_what_is_no_score_is_said_and_never_a_0(given: object, said: str) 
 def test_a_scorer_that_hangs_does_not_keep_the_process() -> None:
     code = """
         import asyncio, time
-        from test_blocking import SAMPLE, build, evaluate, rollout
+        from test_apart import SAMPLE, build, evaluate, rollout
         async def main():
             hangs = build(lambda sample, rollout: time.sleep(600))
             task = asyncio.create_task(evaluate(hangs, SAMPLE, rollout()))

@@ -709,7 +709,7 @@ def test_a_config_names_hugging_face_data_beside_it(tmp_path):
 
 # -- the documentation
 
-DOCS = (Path(__file__).parents[1] / "docs" / "formats.md").read_text()
+DOCS = (Path(__file__).parents[2] / "docs" / "formats.md").read_text()
 EXAMPLES = {
     title: dict(re.findall(r'^```\w+ title="([^"]+)"\n(.*?)^```$', section, re.MULTILINE | re.DOTALL))
     for title, section in re.findall(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", DOCS, re.MULTILINE | re.DOTALL)

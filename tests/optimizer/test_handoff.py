@@ -37,7 +37,7 @@ from training import Trained, events, prepare, small, train
 from world import World
 
 pytestmark = pytest.mark.anyio
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 SETTINGS: dict[str, Any] = {"optimizer.model": "handoff:answers", "train.epochs": 2}
 RANK = '{"order": [1, 0]}'
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from arenas import arena
 from skilltune.cli.main import app
 from skilltune.finish.certify import FEWEST
 from skilltune.finish.compact import compact
@@ -25,7 +26,6 @@ from skilltune.rollout import Rollout, Score, Trajectory
 from skilltune.samples import Sample
 from skilltune.skill import Skill
 from skilltune.verdict import CompactFigures, EProcessFigures, RaceFigures, Screen, ScreenRow, Verdict
-from test_gate import arena
 from training import START, Trained, events, small, train
 from world import Dice, Prompt, World
 

@@ -29,7 +29,7 @@ from training import events, prepare, small, train
 
 pytestmark = pytest.mark.anyio
 Json = dict[str, Any]
-TRAINING = Path(__file__).with_name("training.py")
+TRAINING = Path(__file__).parents[1] / "training.py"
 UNTIL_STOPPED = 100  # calls: the start is measured with them, and the training is not over (48 are held back)
 FIGURES = ("score", "score_sd", "step", "lr", "accepted", "edits", "gain", "p_better", "calls", "tokens", "usd")
 

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from skilltune.config import GateConfig
 from skilltune.edits import Edit
 from skilltune.gate import Arena, build_gate
-from skilltune.gate.eprocess import HOPE, EProcess, chance, log_wealth, reachable, share
+from skilltune.gate.eprocess import EProcess, chance, log_wealth, reachable, share
+from skilltune.gate.priors import HOPE
 from skilltune.optimizer import Proposal
 from skilltune.rollout import Rollout, Score, Trajectory
 from skilltune.samples import Sample

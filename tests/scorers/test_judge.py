@@ -28,11 +28,10 @@ from skilltune.preflight.check import check
 from skilltune.rollout import Rollout, Trajectory
 from skilltune.scorers.judge import hidden, named, read_verdicts, stands_in
 from skilltune.usage import Usage
-from training import START, Fated, events, quick_retries, small
+from training import SECRET, START, Fated, events, judged_world, quick_retries, small
 from world import Call, Faults, World
 
 pytestmark = pytest.mark.anyio
-SECRET = "The answer names the code which the desk enters for such a ticket"
 KIND = {"type": "judge", "text": 'Says "thank you"'}
 SHORT = {"type": "length", "max_chars": 40}
 
@@ -361,27 +360,6 @@ def test_pitfall_11_an_edit_that_copies_a_check_is_refused() -> None:
 def test_a_hidden_reason_quotes_no_line(lines: list[str]) -> None:
     why = hidden("; ".join(f"not met: {named(line)}" for line in lines), lines)
     assert not any(named(line) in why for line in lines)
-
-
-def judged_world(folder: Path, world: World, **score: Any) -> dict[str, Any]:
-    """A folder to train in: the code of a ticket is a judge's business. Returns the config."""
-    rows = [
-        {
-            **{key: row[key] for key in ("id", "input", "split")},
-            "checks": [{"type": "judge", "text": f'{SECRET}: "{row["target"]}"'}],
-        }
-        for row in world.samples()
-    ]
-    (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "SKILL.md").write_text(START)
-    return {
-        "skill": "SKILL.md",
-        "env": {"samples": "samples.jsonl", "score": {"judge": f"openai@{world.url}/judge", **score}},
-        "target": {"model": f"openai@{world.url}/target", "workers": 16},
-        "optimizer": {"model": f"openai@{world.url}/optimizer"},
-        "train": {"epochs": 2, "batch_size": 16, "minibatch_size": 4},
-        "gate": {"screen": 40},
-    }
 
 
 @pytest.mark.slow
