@@ -162,7 +162,7 @@ def test_an_error_of_our_own_is_exit_70_and_the_run_goes_on(
 ) -> None:
     monkeypatch.setenv("DESK_KEY", "sk-secret-0123")
     with monkeypatch.context() as patched:
-        patched.setattr("skilltune.parts.Session.record", lambda *_, **__: broken_now(error))
+        patched.setattr("skilltune.rollouts.roller.Roller.cancel_prefetch", lambda *_, **__: broken_now(error))
         ended = skilltune("train", desk.config, "target.key_env=DESK_KEY")
     assert ended.exit_code == 70
     assert f"a bug in skilltune, not your mistake ({type(error).__name__}" in ended.stderr

@@ -312,11 +312,11 @@ def test_a_killed_process_forgets_no_more_than_its_last_seconds(tmp_path: Path, 
     code = f"""
         import os, sys, types
         from pathlib import Path
-        import skilltune.run
+        import skilltune.journal.run
         from skilltune.usage import Usage
         now = 100.0
-        skilltune.run.time = types.SimpleNamespace(time=lambda: 1e9, monotonic=lambda: now)
-        run = skilltune.run.Run.open(Path(sys.argv[1]))
+        skilltune.journal.run.time = types.SimpleNamespace(time=lambda: 1e9, monotonic=lambda: now)
+        run = skilltune.journal.run.Run.open(Path(sys.argv[1]))
         for now in (101.0, 100.0 + {REFRESH_S}, 110.0, 111.0):
             run.put(f"answer at {{now}}", "rollout", skilltune.journal.run.Paid(1, Usage(1)))
         os.kill(os.getpid(), {signal.SIGKILL:d})

@@ -125,7 +125,7 @@ async def test_pitfall_36_whatever_a_scorer_raises_is_a_judge_error_with_its_lin
         await asyncio.sleep(0)
         raise error
 
-    with pytest.raises(JudgeError, match=rf'on sample "s1": {type(error).__name__}.*test_blocking.py:\d+') as told:
+    with pytest.raises(JudgeError, match=rf'on sample "s1": {type(error).__name__}.*test_apart.py:\d+') as told:
         await evaluate(build(broken_too if asynchronous else broken), SAMPLE, rollout())
     assert "broken" in str(told.value)
     assert (await evaluate(build(lambda sample, rollout: 1.0), SAMPLE, rollout())).value == 1  # the thread lives on

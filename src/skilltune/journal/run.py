@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from skilltune.aio import background
-from skilltune.errors import RunError, SkilltuneError
+from skilltune.errors import RunError, SkilltuneError, Stopped
 from skilltune.files import make_private
 from skilltune.files import write_atomic as write_atomic
 from skilltune.journal.keys import digest
@@ -180,6 +180,8 @@ class Run:
             why = str(error) if isinstance(error, Exception) else "interrupted"
             with suppress(RunError):
                 data = {"reason": why or kind.__name__, "seconds": round(self.elapsed_s, 3)}
+                if isinstance(error, Stopped) and error.larger:
+                    data["larger"] = error.larger
                 self._record("stopped", _json(data))
         self.close()
 
