@@ -1,4 +1,7 @@
-"""The gate: the only road into the skill. A policy is one class with the two members of `Gate`.
+"""The gate decides during training which edits enter the skill. A policy is one class with the two members of `Gate`.
+
+Three later places may change what ships: `finish.reselect` may choose another version or revive a rejected candidate,
+`finish.compact` may drop rules, and `train.prove` ships the input if the certificate shows no gain.
 
 Policies are found by name: the ones here, then installed plug-ins (entry points of the group `skilltune.gates`).
 """

@@ -3,6 +3,9 @@
 The training loop needs no checkpoint code. `memo(key, …)` pays for an answer at most once, and `decide(key, …)` makes a
 decision at most once. A loop whose only inputs are these two replays to the point where it stopped and continues from
 there. `run.db` is the only source of truth; all other files of the folder are derived and may be deleted.
+
+A killed process loses the calls under way, answers that are still being scored, and about two seconds of elapsed time.
+The resumed run pays for these calls again. Every stored answer is paid once.
 """
 
 from __future__ import annotations
