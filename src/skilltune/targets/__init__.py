@@ -18,8 +18,9 @@ class Target(Protocol):
     `fingerprint` identifies everything that can change its behaviour for a given skill and sample, and contains no
     secret. `run` does one sample with the skill; `attempt` numbers repeated runs of the same sample. It returns a
     `Trajectory` with outcome "ok" or "agent_limit", and otherwise raises `InfraError`, `SampleError` or
-    `CallConfigError`. It reads the sample only through `env.messages(sample)` and `env.files(sample)`: the expected answer,
-    the checks and the other samples must not reach the agent. `guess` estimates the cost of one run, for budgets and estimates before the first run.
+    `CallConfigError`. It reads the sample only through `env.messages(sample)` and `env.files(sample)`: the expected
+    answer, the checks and the other samples must not reach the agent. `guess` estimates the cost of one run, for
+    budgets and estimates before the first run.
     """
 
     @property
