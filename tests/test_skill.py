@@ -96,7 +96,7 @@ def test_missing_path_and_empty_file_are_empty_skills_that_save_creates(tmp_path
         ("# Totals\n", "scripts/a.py", True),
         ("# Totals\n", "references/deep/a.md", True),
         ("See [forms](./forms.md).\n", "forms.md", True),
-        ("Interim into data/ first.\n", "data/a.csv", True),
+        ("Look into data/ first.\n", "data/a.csv", True),
         ("# Totals\n", "README.md", False),  # a project with a SKILL.md in it must not ship with it
         ("Write README.mdx files, be data/driven.\n", "README.md", False),
         ("The runs/ and evals/ are ours.\n", "evals/evals.json", False),

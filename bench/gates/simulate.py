@@ -43,14 +43,13 @@ from simulated import BATCH, NEVER_RIGHT, PRIORS, START, TEST, TRAIN, Rolls, Wor
 from skilltune.config import CertifyConfig, GateConfig
 from skilltune.errors import Stopped
 from skilltune.finish.certify import certify
-from skilltune.gate import Arena, Gate, race, screen
+from skilltune.gate import Arena, Gate, priors, race, screen, trials
 from skilltune.gate.race import Race
 from skilltune.gate.strict import Strict
 from skilltune.journal.keys import rng
 from skilltune.samples import Sample
 from skilltune.skill import Skill
-from skilltune.stats import effects, wilson
-from skilltune.stats import linear as crossed
+from skilltune.stats import effects, linear, wilson
 
 STEPS, MOST_STEPS = 16, 200  # for which the reference's rollouts suffice; at which a run ends in any case
 LIMIT = 4  # edits applied at one step
@@ -65,7 +64,7 @@ POLICIES: dict[str, tuple[type, dict[str, Any], bool]] = {  # gate, its settings
 }
 # No two of these edits conflict, and to find that out costs a tenth of the time.
 patch.object(screen, "conflict", lambda *_: "").start()
-CONSTANTS: tuple[ModuleType, ...] = (race, screen, effects, crossed)
+CONSTANTS: tuple[ModuleType, ...] = (priors, race, screen, trials, effects, linear)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,10 +116,12 @@ def settings(policy: str) -> Iterator[tuple[type, GateConfig, bool]]:
         if key.islower():
             cfg = {**cfg, key: float(text)}
             continue
-        module = next(module for module in CONSTANTS if hasattr(module, key))
-        old = getattr(module, key)
-        changed.append((module, key, old))
-        setattr(module, key, type(old)(float(text)))
+        holders = [module for module in CONSTANTS if hasattr(module, key)]  # an imported constant is a copy
+        assert holders, f"no constant {key}"
+        for module in holders:
+            old = getattr(module, key)
+            changed.append((module, key, old))
+            setattr(module, key, type(old)(float(text)))
     try:
         yield kind, GateConfig(**cfg), free
     finally:

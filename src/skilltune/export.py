@@ -18,8 +18,9 @@ from typing import Any
 import yaml
 
 from skilltune.errors import UsageError
+from skilltune.files import write_atomic
 from skilltune.frontmatter import BadFrontmatter, read_block
-from skilltune.journal.run import Run, write_atomic
+from skilltune.journal.run import Run
 from skilltune.skill import MAIN, Skill
 
 # The folder in which each agent looks for a project's skills; docs/export.md cites the sources.

@@ -32,8 +32,9 @@ from skilltune.cli.main import app
 from skilltune.config import MAY_DIFFER, make_config, to_toml
 from skilltune.envs import Env
 from skilltune.errors import CallConfigError, InfraError, RunError, UsageError
+from skilltune.files import write_atomic
 from skilltune.journal.keys import digest, rng
-from skilltune.journal.run import ELAPSED, FAILED, REFRESH_S, Paid, Run, flatten, write_atomic
+from skilltune.journal.run import ELAPSED, FAILED, REFRESH_S, Paid, Run, flatten
 from skilltune.journal.sqlite import SCHEMA_VERSION
 from skilltune.report.files import save_best
 from skilltune.rollout import Rollout, Trajectory
@@ -607,7 +608,7 @@ def test_what_a_killed_process_left_of_a_file_is_gone_with_the_next_write(tmp_pa
     code = """
         import os, sys
         from pathlib import Path
-        from skilltune.journal.run import write_atomic
+        from skilltune.files import write_atomic
         os.replace = lambda *_: os.kill(os.getpid(), 9)
         write_atomic(Path(sys.argv[1]), "never seen")
         """

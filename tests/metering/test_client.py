@@ -22,6 +22,7 @@ from skilltune.optimizer.render import render_rollout
 from skilltune.optimizer.stage import ByModel
 from skilltune.preflight.check import check
 from skilltune.preflight.doctor import Finding, examine
+from skilltune.preflight.probe import probe
 from skilltune.rollout import Rollout, Turn, rollout_from_json, rollout_to_json
 from skilltune.skill import Skill
 from skilltune.targets.chat import ChatTarget
@@ -77,6 +78,16 @@ async def test_a_cut_answer_names_the_setting_of_its_role_and_each_attempt_is_pa
             assert caught.value.systemic == "answers are cut before any text: raise target.max_tokens"
             assert run.usage["failed attempt"] == Usage(2, 18, 10)
             assert made.budget.spent == Usage(2, 18, 10)
+
+
+async def test_a_probe_names_the_setting_of_its_role_and_is_counted_apart(tmp_path: Path) -> None:
+    async with Server(chat(None, "length", reasoning_content="hm")) as server:
+        with Run.open(tmp_path) as run:
+            made = client(server, run)
+            with pytest.raises(NoText, match=r"raise target\.max_tokens"):
+                await probe(made)
+            await made.aclose()
+            assert {value["role"] for _, value, _ in run.memos("failed attempt")} == {"probe"}
 
 
 async def test_what_an_endpoint_does_not_know_is_written_down_once_for_all_lives(tmp_path: Path) -> None:

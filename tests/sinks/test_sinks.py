@@ -310,6 +310,12 @@ def _paid() -> Any:
     return Paid("answer", Usage(calls=1))
 
 
+def test_the_tag_of_a_run_stays_the_same_so_that_a_resumed_run_is_found() -> None:
+    from skilltune.sinks import mlflow
+
+    assert mlflow.TAG == "skilltune.run"
+
+
 def test_no_client_library_is_imported_unless_it_is_asked_for() -> None:
     code = "import sys, skilltune.cli.main, skilltune.api; sys.exit(bool({'wandb', 'mlflow'} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", code], check=True)

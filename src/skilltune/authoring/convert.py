@@ -11,7 +11,7 @@ from typing import Any
 from skilltune.envs.formats import Reading, placed_samples, refuse, root_of
 from skilltune.envs.formats.reading import unread_criteria
 from skilltune.errors import UsageError
-from skilltune.journal.run import write_atomic
+from skilltune.files import write_atomic
 from skilltune.samples import Sample
 
 

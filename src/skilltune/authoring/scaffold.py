@@ -22,7 +22,8 @@ from skilltune.authoring.convert import to_jsonl
 from skilltune.config import EVALS, FILE_NAME, make_config
 from skilltune.envs import Env, load_samples
 from skilltune.errors import UsageError
-from skilltune.journal.run import scratch_run, write_atomic
+from skilltune.files import write_atomic
+from skilltune.journal.run import scratch_run
 from skilltune.limits import Limits
 from skilltune.metering.budget import Budget
 from skilltune.metering.client import Client

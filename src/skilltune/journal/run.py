@@ -27,8 +27,7 @@ from typing import Any, TypeVar
 
 from skilltune.aio import background
 from skilltune.errors import RunError, SkilltuneError, Stopped
-from skilltune.files import make_private
-from skilltune.files import write_atomic as write_atomic
+from skilltune.files import make_private, write_atomic
 from skilltune.journal.keys import digest
 from skilltune.journal.sqlite import _connect, _connect_reader, _create, _damaged, _is_locked, _refusal, _take_lock
 from skilltune.usage import Usage

@@ -41,6 +41,11 @@ class Client:
     rate: tuple[float, float] | None = None  # dollars per million input and output tokens; overrides the price list
     noted: int = 0  # entries of `model.learned` that are already journaled
     answered: bool = False  # True once this client had an answer; a provider that never answered is not waited for
+    kind: str = ""  # name of these calls in budget and journal, if it is not the role
+
+    @property
+    def _kind(self) -> str:
+        return self.kind or self.role
 
     async def __call__(self, request: Request) -> Reply:
         """Speculative calls yield to all others at the endpoint.
@@ -53,7 +58,7 @@ class Client:
 
         def reserve() -> None:
             stack = ExitStack()
-            under_way.append((stack, stack.enter_context(self.budget.reserve(self.role, bound))))
+            under_way.append((stack, stack.enter_context(self.budget.reserve(self._kind, bound))))
 
         def lost(failure: InfraError) -> None:
             """All running attempts have failed."""
@@ -68,7 +73,7 @@ class Client:
             reserve()
 
         try:
-            async with self.budget.in_turn(self.role):
+            async with self.budget.in_turn(self._kind):
                 reply = await self.endpoint.call(
                     self.model,
                     request,
@@ -89,7 +94,7 @@ class Client:
         self._note_learned()
         self.answered = True
         if len(under_way) > 1:
-            self.journal.record_failure(self.role, "sent twice: the slower one", reply.usage)
+            self.journal.record_failure(self._kind, "sent twice: the slower one", reply.usage)
         return reply
 
     def _failed(self, failure: InfraError, bound: Usage) -> None:
@@ -100,9 +105,9 @@ class Client:
         if not failure.reached:
             return
         known = failure.usage or (None if failure.billed else Usage(calls=1))
-        usage = known or self.budget.estimate(self.role, bound)
+        usage = known or self.budget.estimate(self._kind, bound)
         self.budget.spend(usage)
-        self.journal.record_failure(self.role, str(failure), usage, estimated=known is None)
+        self.journal.record_failure(self._kind, str(failure), usage, estimated=known is None)
 
     def _named(self, failure: InfraError) -> InfraError:
         """The failure with the full name of the setting to change, such as `target.max_tokens`."""

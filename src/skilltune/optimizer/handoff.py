@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from skilltune.errors import Unanswered, UsageError
-from skilltune.files import make_private
+from skilltune.files import make_private, write_atomic
 from skilltune.journal.keys import digest
-from skilltune.journal.run import Paid, Run, write_atomic
+from skilltune.journal.run import Paid, Run
 from skilltune.metering.budget import Budget
 from skilltune.models import Request
 from skilltune.optimizer.stage import SCHEMAS, load_prompt

@@ -115,7 +115,9 @@ async def _verdict(judge: Reader) -> Probe:
 def _section(role: str) -> str:
     if role == VERDICT:
         return "the judge of env.score: name a model that answers in JSON, or raise judge.max_tokens"
-    section = {"optimizer": "optimizer.model", "judge": "the judge of env.score"}.get(role, "target.model")
+    section = {"optimizer": "optimizer.model", "judge": "the judge of env.score"}.get(
+        role.partition(" and ")[0], "target.model"
+    )
     return f"{section}, its key or its server"
 
 

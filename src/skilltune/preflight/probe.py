@@ -34,8 +34,8 @@ class Probe:
 async def probe(client: Client, request: Request = REQUEST) -> Usage:
     """Make one call and return its usage. Raises the errors of a call.
 
-    The call counts under a separate role, because its cost does not predict the cost of a real call."""
-    usage = (await replace(client, role=PROBE)(request)).usage
+    The budget counts the call as a kind of its own, because its cost does not predict the cost of a real call."""
+    usage = (await replace(client, kind=PROBE)(request)).usage
     client.answered = True
     return usage
 

@@ -22,7 +22,8 @@ from statistics import fmean, stdev
 from typing import Any
 
 from skilltune.errors import UsageError
-from skilltune.journal.run import Run, write_atomic
+from skilltune.files import write_atomic
+from skilltune.journal.run import Run
 from skilltune.rollout import Rollout, rollout_from_json
 from skilltune.skill import Skill
 

@@ -490,7 +490,7 @@ class Events:
         """Nothing to add: the run's own `finish` event was the last."""
 
     def failed(self, message: str, exit_code: int, larger: str = "") -> None:
-        self("error", {"message": message, "exit_code": exit_code})
+        self("error", {"message": message, "exit_code": exit_code, **({"larger": larger} if larger else {})})
         print(f"error: {clean(message)}", file=sys.stderr)
 
 

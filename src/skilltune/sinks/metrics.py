@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from skilltune.journal.run import Run, write_atomic
+from skilltune.files import write_atomic
+from skilltune.journal.run import Run
 from skilltune.usage import Usage
 from skilltune.verdict import VerdictRecord
 

@@ -14,7 +14,7 @@ from skilltune.journal.run import flatten
 from skilltune.sinks import RunInfo
 from skilltune.sinks.metrics import Row
 
-TAG = "skilltune.journal.run"
+TAG = "skilltune.run"
 PARAMS = 100  # MLflow's limit per request
 _QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",

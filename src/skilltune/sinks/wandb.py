@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from skilltune.journal.run import write_atomic
+from skilltune.files import write_atomic
 from skilltune.sinks import RunInfo, only_secrets_of
 from skilltune.sinks.metrics import Row
 
