@@ -19,7 +19,7 @@ ACCEPTED: Literal["accepted"] = "accepted"
 GIVEN_UP: Literal["given up"] = "given up"
 UNDECIDED: Literal["undecided"] = "undecided"
 FAILED = "given up: not shown to be better"
-"""All that the optimizer is told about a candidate that was not accepted."""
+"""The optimizer hears only this about a candidate that was not accepted."""
 
 
 @dataclass(frozen=True, slots=True)

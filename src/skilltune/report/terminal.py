@@ -99,7 +99,7 @@ def stdout() -> Console:
 
 @dataclass(slots=True)
 class Progress:
-    """How far a run is, from its events; `clock` gives seconds. `typical` are the calls that the whole run is expected
+    """The progress of a run, from its events; `clock` gives seconds. `typical` are the calls that the whole run is expected
     to make: the pace of the first seconds is applied to them, until a step has been paid for."""
 
     session: Parts

@@ -38,7 +38,7 @@ class Mixture:
         return math.fsum(w * normal_cdf((m - bar) / s) for w, m, s in self.parts)
 
     def draws(self, n: int, random: Random) -> list[float]:
-        """So many independent draws of it."""
+        """Independent draws from the mixture."""
         parts = random.choices(self.parts, [w for w, _, _ in self.parts], k=n)
         return [random.gauss(m, s) for _, m, s in parts]
 
