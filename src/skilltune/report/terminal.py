@@ -99,8 +99,8 @@ def stdout() -> Console:
 
 @dataclass(slots=True)
 class Progress:
-    """The progress of a run, from its events; `clock` gives seconds. `typical` are the calls that the whole run is expected
-    to make: the pace of the first seconds is applied to them, until a step has been paid for."""
+    """The progress of a run, from its events; `clock` gives seconds. `typical` is the expected number of calls of the
+    whole run: the pace of the first seconds is applied to it until a step has been paid for."""
 
     session: Parts
     clock: Callable[[], float] = time.monotonic
