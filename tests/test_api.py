@@ -125,6 +125,7 @@ def test_env_is_a_table_a_function_or_an_env_with_a_split(here: Path) -> None:
         assert len(world.requests) == asked
 
 
+@pytest.mark.slow
 def test_an_env_made_in_python_trains_as_the_same_samples_by_config(here: Path) -> None:
     with small(seed=1, q=0.9, p=0.1) as world:
         rows = world.write(here / "data.jsonl")

@@ -68,6 +68,7 @@ async def trained_on(world: World, folder: Path, rows: Rows, **settings: Any) ->
 # -- 10: what the optimizer sees
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("kind", ["targets", "checks"])
 async def test_pitfall_10_nothing_of_select_and_test_is_in_any_request(
@@ -195,6 +196,7 @@ def differ_on_select_only(one: Told, other: Told) -> None:
         ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["race", "strict"])
 async def test_pitfall_40_scores_on_select_change_no_request_unless_they_change_a_decision(
     tmp_path: Path, policy: str
@@ -205,6 +207,7 @@ async def test_pitfall_40_scores_on_select_change_no_request_unless_they_change_
     differ_on_select_only(one, other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("policy", "ends"), [("race", "undecided"), ("eprocess", "given up")])
 async def test_pitfall_40_the_optimizer_cannot_tell_in_which_way_a_candidate_failed(
     tmp_path: Path, policy: str, ends: str

@@ -68,6 +68,7 @@ def test_a_misspelt_key_is_a_problem_that_names_the_right_one(key: str, meant: s
     assert problem(f"---\n{HEAD}\n{key}: x\n---\n").endswith(f"unknown key {key!r}: did you mean {meant}?")
 
 
+@pytest.mark.slow
 def test_keys_that_nobody_documents_are_one_problem_however_many() -> None:
     assert "unknown key 'rank'" in problem(f"---\n{HEAD}\nrank: 1\n---\n")
     began = time.monotonic()

@@ -31,6 +31,7 @@ def told(folder: Path, changed: list[dict[str, Any]]) -> dict[str, Any]:
     return event
 
 
+@pytest.mark.slow
 async def test_a_moved_model_is_refused_with_the_way_out_and_goes_on_where_it_is_declared_the_same(
     tmp_path: Path,
 ) -> None:
@@ -85,6 +86,7 @@ async def test_a_moved_judge_keeps_its_verdicts(tmp_path: Path) -> None:
         assert (here.calls["judge"], there.calls["judge"]) == (verdicts, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "moved", "held"),
     [

@@ -24,6 +24,7 @@ def score(sample, rollout):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rude", ["sys.stdout.close()", "sys.stderr.close()", 'os.chdir("/")', "sys.stdout.write('x')"])
 def test_a_rude_scorer_disturbs_neither_our_output_nor_the_run(tmp_path: Path, rude: str) -> None:
     (tmp_path / "mine.py").write_text(RUDE.format(rude=rude))

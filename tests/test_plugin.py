@@ -133,6 +133,7 @@ def test_check_estimates_and_probes_a_plug_in(site: Path, tmp_path: Path) -> Non
         assert world.calls["target"] == 1
 
 
+@pytest.mark.slow
 def test_the_example_honours_its_contracts(site: Path, tmp_path: Path) -> None:
     with small() as world:
         prepare(world, tmp_path)

@@ -105,6 +105,7 @@ async def test_pitfall_2_cancelled_at_random_awaits_it_ends_with_the_same_versio
 # -- the same call again
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", PRESETS)
 async def test_a_finished_run_is_replayed_for_nothing(tmp_path: Path, preset: str) -> None:
     with small(p=0.1) as world:

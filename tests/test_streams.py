@@ -53,6 +53,7 @@ def project(folder: Path, world: World, rows: list[dict[str, str]] = ROWS, **env
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [("train",), ("eval", "skilltune.toml"), ("doctor", "skilltune.toml")])
 def test_json_is_json_alone_whatever_a_scorer_writes_and_how(
     tmp_path: Path, world: World, command: tuple[str, ...]
@@ -68,6 +69,7 @@ def test_json_is_json_alone_whatever_a_scorer_writes_and_how(
         assert {"past sys.stdout", "to the descriptor", "from a program"} <= set(done.stderr.splitlines())
 
 
+@pytest.mark.slow
 def test_no_text_from_outside_drives_the_terminal(tmp_path: Path, world: World) -> None:
     """Sample ids, file names and a traceback's words: all that `check` and `train` say."""
     rows = [{**row, "id": f"s{n}\x1b]0;gone\x07\u202e\nfine: no problems"} for n, row in enumerate(ROWS)]

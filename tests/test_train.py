@@ -551,6 +551,7 @@ async def test_a_task_that_is_solved_again_and_again_counts_once(tmp_path: Path)
     assert "left to learn from" not in stopping["reason"]
 
 
+@pytest.mark.slow
 async def test_a_budget_of_minutes_ends_a_run_whatever_hangs(tmp_path: Path) -> None:
     """A target that says nothing and a scorer that never comes back: both end with the run."""
     opened = threading.Event()

@@ -333,6 +333,7 @@ def test_a_dollar_budget_with_an_unknown_price_is_refused_before_a_call(desk: De
     assert desk.calls == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_ends_with_4_and_the_same_command_goes_on(tmp_path: Path, number: signal.Signals) -> None:
     with make_world(latency=0.05) as world:

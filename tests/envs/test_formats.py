@@ -567,6 +567,7 @@ def bomb(link):
     return "\n".join(["a: &a {x: 1}", *steps])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "message"),
     [

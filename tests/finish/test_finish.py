@@ -183,6 +183,7 @@ async def test_the_choice_is_recorded_and_certified(tmp_path: Path) -> None:
     assert choice["best"] in {data["best"] for data in events(done.folder, "certify")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("helps", [True, False])
 async def test_a_rejected_candidate_that_is_chosen_is_reported_as_what_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, helps: bool

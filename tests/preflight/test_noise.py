@@ -104,6 +104,7 @@ async def test_equal_scores_of_different_answers_are_no_proof_of_determinism(tmp
     assert "0 % of 16 select samples score differently when repeated (sd assumed, not measured: 0.17)" in told["reason"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("solved", "deterministic"), [(10, True), (12, True), (13, False), (20, False), (1, False)])
 async def test_a_constant_answer_is_no_proof_of_determinism(tmp_path: Path, solved: int, deterministic: bool) -> None:
     """A start skill that says one thing, whatever it is asked, repeats itself at any temperature."""

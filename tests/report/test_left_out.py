@@ -47,6 +47,7 @@ def test_many_samples_are_counted_and_few_named() -> None:
     assert describe(many) == "8 samples (s0, s1, s2, s3, s4 and 3 more: not scored: x)"
 
 
+@pytest.mark.slow
 async def test_train_show_card_and_eval_name_what_was_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("skilltune.rollouts.roller.WAITS_S", (0.0,))
     with small() as world:

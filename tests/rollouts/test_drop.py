@@ -37,6 +37,7 @@ def without(name: str) -> Callable[[dict[str, Any]], dict[str, Any] | None]:
     return lambda row: None if row["id"] == name else row
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "calls"), [("train", 120), ("select", 120), ("test", 60), ("test", 80)])
 async def test_pitfall_32_a_lost_sample_is_dropped_and_the_decisions_before_it_stay(
     tmp_path: Path, name: str, calls: int

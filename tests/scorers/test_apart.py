@@ -226,6 +226,7 @@ async def test_an_async_scorer_that_blocks_its_loop_is_named_and_the_others_are_
     assert "it blocked its event loop for more than 0.2 s" in str(ends[2])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("short")
 async def test_a_scorer_that_only_waits_is_given_more_time_but_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("skilltune.scorers.apart.AWAITED", 2)

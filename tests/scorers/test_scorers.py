@@ -242,6 +242,7 @@ def test_the_expected_number_scores_1(target):
     assert scorer(one, rollout(scorer.expected(one))).value == 1  # pyright: ignore[reportAttributeAccessIssue]
 
 
+@pytest.mark.slow
 def test_hostile_answers_are_read_in_reasonable_time():
     repeated = ["9", "<answer>", "</answer>", "[", "```\n", "(1) ", "-$", "1,", "a "]
     for answer in (text * 50_000 for text in repeated):
