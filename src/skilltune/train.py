@@ -60,9 +60,9 @@ async def train(s: Parts) -> Result:
     """Train, choose a version, certify it.
 
     Every await that costs money is journaled. If the process is killed and `train` is called again with the same
-    parts, it gives the same versions and pays nothing twice. A budget that runs out ends the training, but the skill
-    is still certified, because the cost of the certificate was reserved. A pause ends the run before the test split
-    is read. Raises `InfraStopped` and `CallConfigError`; both can be resumed.
+    parts, it gives the same versions and pays for no stored answer twice. A budget that runs out ends the training, but
+    the skill is still certified, because the cost of the certificate was reserved. A pause ends the run before the test
+    split is read. Raises `InfraStopped` and `CallConfigError`; both can be resumed.
     """
     state, stop = State([s.skill]), Stopping(s.run, s.cfg.train)
     hold_back(s)
