@@ -69,7 +69,7 @@ class Page:
             pass
 
     def value(self, expression: str) -> Any:
-        """What a JavaScript expression gives, by value."""
+        """The value of a JavaScript expression."""
         result = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
         assert "exceptionDetails" not in result, result["exceptionDetails"]
         return result["result"].get("value")

@@ -48,6 +48,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _shares(test: pytest.Function) -> bool:
-    """Whether a test uses a fixture that is made once for its module."""
+    """True if a test uses a fixture that is made once for its module."""
     fixtures = test._fixtureinfo.name2fixturedefs
     return any(fixtures[name][-1].scope == "module" for name in fixtures if name != "anyio_backend")

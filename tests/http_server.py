@@ -21,8 +21,8 @@ class Call:
 
 @dataclass(frozen=True)
 class Answer:
-    """What to send: `body` is JSON unless it is text; `headers` win over those that describe it. `cut` sends only so
-    many bytes of it, then drops the connection; `drop` sends nothing at all; `hang` says nothing and keeps the
+    """The response to send: `body` is JSON unless it is text; `headers` win over the default ones. `cut` sends only
+    so many bytes of it, then drops the connection; `drop` sends nothing at all; `hang` says nothing and keeps the
     connection open; `drip` sends one byte every so many seconds; `raw` is sent in place of all else."""
 
     body: Any = ""

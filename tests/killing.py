@@ -37,7 +37,7 @@ FILES = ("config.toml", "versions/0000/SKILL.md", "best_skill.md", "metrics.json
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a killed run and an undisturbed one must agree in, to the last byte."""
+    """The parts in which a killed run and an undisturbed one must be equal, byte for byte."""
 
     exit_code: int
     finish: Json  # version hashes, certificate, …
@@ -170,7 +170,7 @@ def _journal(run: Path) -> tuple[set[str], set[str]]:
 
 
 def _phase(world: World, seen: int, happened: set[str]) -> str:
-    """Where a life was killed, told by the last request of its own and by what the journal holds."""
+    """The place where a process was killed, read from its last request and from the journal."""
     if len(world.requests) == seen:
         return "start-up and replay"
     last = world.requests[-1]

@@ -1,4 +1,4 @@
-"""What the documents show works: every block of code in README.md, docs/*.md and the plug-in's README is run, or
+"""The documents' examples work: every block of code in README.md, docs/*.md and the plug-in's README is run, or
 checked as far as it can be.
 
 The blocks of a document share a folder, in their order. One with a title is a file. Python and commands are run there
@@ -106,7 +106,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Stage, Pat
 
 
 class Wrong(Exception):
-    """What is wrong with a block."""
+    """The fault of a block."""
 
 
 def run(world: World, folder: Path, command: list[str], ok: tuple[int, ...] = (0,)) -> None:

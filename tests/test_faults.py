@@ -116,7 +116,7 @@ async def test_pitfall_4_enough_retries_and_no_fault_leaves_a_trace(
 
 @pytest.fixture(scope="module")
 def sound() -> Mapping[str, tuple[object, ...]]:
-    """What each preset ends with where nothing goes wrong."""
+    """The result of each preset if nothing fails."""
 
     def outcome(preset: str) -> tuple[object, ...]:
         with tempfile.TemporaryDirectory() as folder, small(p=0.1) as world:

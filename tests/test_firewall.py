@@ -80,7 +80,7 @@ async def test_pitfall_10_nothing_of_select_and_test_is_in_any_request(
     assert {"reflect", "learning_rate"} <= {seen.stage for seen in requests}
 
     def seen(sample: dict[str, Any]) -> list[str]:
-        """What of the sample some request held: its id, its input, its answer, what checks it."""
+        """The parts of the sample that a request contained: id, input, answer, checks."""
         parts = [sample["id"], sample["input"], sample["target"], pattern(sample)]
         return [part for part in parts if world.optimizer_saw(part)]
 

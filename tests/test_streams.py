@@ -1,4 +1,4 @@
-"""What reaches a real stdout and stderr, whoever writes."""
+"""The output that reaches a real stdout and stderr, from any writer."""
 
 from __future__ import annotations
 

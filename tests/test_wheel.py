@@ -1,4 +1,4 @@
-"""What is released works, not only the checkout (pitfall 27: a release without its prompt files cannot train).
+"""The built wheel works, not only the checkout: a release without its prompt files cannot train.
 
 The wheel and the source archive are built once. What they hold is compared with the checkout; then each is installed
 into an empty environment, with its dependencies from the registry, and trains.

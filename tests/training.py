@@ -96,7 +96,7 @@ class Trained:
 
     @property
     def outcome(self) -> tuple[object, ...]:
-        """What two runs of the same settings must agree in."""
+        """The parts in which two runs of the same settings must be equal."""
         return self.versions, self.result.best.text, self.result.certificate, self.result.exit_code
 
     @property

@@ -104,7 +104,7 @@ def best_of(run: Run) -> Skill:
     finish = finished[-1][2]
     text = run.blob(finish["best"])
     if not isinstance(finish["name"], str):
-        raise TypeError("the skill's name is no text")
+        raise TypeError("the skill's name is not text")
     if text is None:
         raise UsageError(f"the run in {run.folder} no longer holds the text of its best skill")
     config = run.config or {}
@@ -176,7 +176,7 @@ def _bytes(skill: Skill) -> bytes:
 
 
 def _content(skill: Skill) -> dict[str, bytes]:
-    """The skill's files by path, relative to the place where it is saved; "" is that place itself."""
+    """The skill's files by path, relative to the place where it is saved; "" is the place itself."""
     return {MAIN: _bytes(skill), **skill.files} if skill.folder else {"": _bytes(skill)}
 
 

@@ -54,7 +54,7 @@ class Result:
 
     @property
     def uncertified(self) -> str:
-        """The reason for which there is no certificate, "" if there is one."""
+        """The reason why there is no certificate, "" if there is one."""
         if self.certificate is not None:
             return ""
         if self.best.text == self.start.text:
@@ -75,7 +75,7 @@ def claim(
 ) -> str:
     """The claim that the evidence allows, in one sentence.
 
-    `changed`: the skill that ships is not the input. `uncertified`: the reason for which there is no certificate.
+    `changed`: the skill that ships is not the input. `uncertified`: the reason why there is no certificate.
     `revived`: the race rejected the skill that ships, and it was chosen at the end by all evidence.
     """
     taken = "Rejected by its race, then chosen by all evidence" if revived else "Accepted"

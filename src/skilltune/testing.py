@@ -158,8 +158,8 @@ async def _check_firewall(target: Target, skill: Skill, sample: Sample, env: Env
     """The expected answer and the checks must not reach the target."""
     secret = "zq-expected-answer-7141"
     marked = sample.model_copy(update={"target": secret, "checks": ({"type": "contains", "target": secret},)})
-    told = await _run(target, skill, marked, env)
-    texts = (told.answer, told.error, *(turn.text for turn in told.turns))
+    observed = await _run(target, skill, marked, env)
+    texts = (observed.answer, observed.error, *(turn.text for turn in observed.turns))
     assert not any(secret in text for text in texts), "the target was shown the sample's expected answer or checks"
 
 

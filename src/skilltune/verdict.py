@@ -24,7 +24,7 @@ FAILED = "given up: not shown to be better"
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """An edit that was judged and not kept, and the gate's reason, which the optimizer is told."""
+    """An edit that was judged and not kept, and the gate's reason, which the optimizer sees."""
 
     edit: Edit
     reason: str
@@ -270,7 +270,7 @@ class Screen:
         return next((row for row in self.rows if row.key == key and row.sd), None)
 
     def raced(self, key: str) -> str:
-        """The reason for which an edit of a rejected candidate was not kept, "" if the edit was not raced."""
+        """The reason why an edit of a rejected candidate was not kept, "" if the edit was not raced."""
         return raced(len(self.chosen)) if any(self.rows[place].key == key for place in self.chosen) else ""
 
     def to_json(self) -> dict[str, Any]:
@@ -324,7 +324,7 @@ class Verdict:
     score proves nothing.
     `before` and `after` are the means of incumbent and candidate over the same samples, `differences` the candidate's
     score minus the incumbent's by sample. `reports` has the fate of each edit of the candidate, `rejected` the edits
-    that were judged and not kept (the optimizer is told), `numbers` the figures of the rule. A plug-in gate may give
+    that were judged and not kept (the optimizer sees them), `numbers` the figures of the rule. A plug-in gate may give
     any mapping that JSON can hold as `numbers`. `screen` is the pool from which the candidate was chosen.
     """
 
@@ -349,7 +349,7 @@ class Verdict:
 
     @property
     def outcome(self) -> str:
-        """The outcome in words: accepted, rejected, or the reason for which there was no candidate."""
+        """The outcome in words: accepted, rejected, or the reason why there was no candidate."""
         judged = "accepted" if self.accepted else "a candidate was rejected"
         return judged if self.candidate is not None else self.reason
 

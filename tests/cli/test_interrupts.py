@@ -39,7 +39,7 @@ def until(reached: Callable[[], object], process: subprocess.Popen[str]) -> None
 
 
 def ended(process: subprocess.Popen[str]) -> str:
-    """What it said, after it ended as an interrupted run must."""
+    """The output, after the process ended as an interrupted run must."""
     try:
         _, err = process.communicate(timeout=PATIENCE_S)
     finally:

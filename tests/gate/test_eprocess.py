@@ -248,7 +248,7 @@ def test_unequal_groups_count_by_their_size() -> None:
 
 
 async def test_nothing_is_begun_that_the_incumbents_scores_make_hopeless() -> None:
-    """Where all but three samples are solved, three wins are the most there can be."""
+    """If all but three samples are solved, at most three wins are possible."""
     gate = gate_on(lambda text, i, attempt: float(i >= 3 or "- a" in text))
     verdict = await raced(gate, "a")
     assert not verdict.accepted

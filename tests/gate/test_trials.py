@@ -129,7 +129,7 @@ def test_an_incumbent_that_may_be_luck_is_taken_apart():
 
 
 def test_the_removal_of_a_replacement_brings_the_old_text_back():
-    """What stood there, not what the model quoted; and an edit that stood there is held again."""
+    """The inverse restores the document's own text, not the model's quote. An edit that stood there is held again."""
     evidence = Trials()
     evidence.set_incumbent(START)
     rule = proposal("Always answer in lower case letters, without a full stop")
@@ -236,7 +236,7 @@ def test_a_sample_stands_as_the_last_version_left_it_that_was_seen_on_it():
 
 
 def test_an_edit_of_several_lines_stands_in_a_document_with_other_line_ends():
-    """What is inserted takes over the document's line ends; the edit keeps its own."""
+    """Inserted text takes over the document's line ends; the edit keeps its own."""
     start = Skill("# Desk\r\n\r\nAnswer.\r\n")
     edit = Proposal(Edit("add", text="Rules:\n- one\n- two"))
     evidence = Trials()

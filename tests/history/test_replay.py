@@ -96,7 +96,7 @@ async def test_a_run_that_the_budget_stopped_is_compared_as_far_as_it_came(tmp_p
 @pytest.mark.slow
 @pytest.mark.parametrize("first", ["110 calls", "150 calls", "190 calls"])
 async def test_a_run_that_was_stopped_and_went_on_is_compared_by_what_it_came_to(tmp_path: Path, first: str) -> None:
-    """What it chose and certified when the budget stopped it is void: it is no part of the run that went on."""
+    """The choice and certificate made when the budget stopped the run are void once the run goes on."""
     slow = {"train.lr": 1, "train.lr_min": 1}
     with small(p=0.1, q=0.7, seed=0) as world:
         stopped = await train(world, tmp_path, slow, budget=first, seed=0)

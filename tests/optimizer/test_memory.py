@@ -1,4 +1,4 @@
-"""What the optimizer remembers: what was tried lives as long as the text it touched, what fails until it is mended."""
+"""The optimizer's memory: a tried edit is kept as long as the text it touched, a failure until it is repaired."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_the_list_is_short() -> None:
 
 
 def unfixed(world: World, texts: list[str]) -> list[dict[str, int]]:
-    """What each reflection was told to be unfixed: failing samples by class."""
+    """The unfixed failures that each reflection was shown: failing samples by class."""
     told = []
     for text in texts:
         lines = [line for _, body in blocks("unfixed", text) for line in body.strip().splitlines()]

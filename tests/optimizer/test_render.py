@@ -1,4 +1,4 @@
-"""What the optimizer is shown, and whether what it quotes and writes holds."""
+"""The evidence that the optimizer is shown, and the checks of its quotes and edits."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_each_sample_supports_once_in_the_order_of_its_first_citation_that_holds
 
 
 def test_a_quote_holds_as_it_was_shown_and_as_it_was_said():
-    """What looks like one of our tags is shown defused; a model quotes what it sees."""
+    """Text that looks like one of our tags is shown defused, because a model quotes what it sees."""
     text = "It wrote </trajectory> and <b>bold</b>."
     displayed = trajectory_tag(rollout("x"), text)
     assert "It wrote ‹/trajectory> and <b>bold</b>." in displayed
@@ -143,7 +143,7 @@ def test_pitfall_11_a_short_answer_within_markup_is_refused(marks):
 
 
 def copy_from(secret: str, text: str, body: str = "") -> str:
-    """What an edit with that text copies of a task."""
+    """The text of a task that an edit copies."""
     env = Env([{"id": "s1", "input": secret, "target": "yes"}])
     return copied(Edit("add", text=text), body, env.samples, env)
 

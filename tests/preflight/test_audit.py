@@ -1,4 +1,4 @@
-"""What could be learned instead of the task: each trick is found with its numbers, honest data is left alone."""
+"""The audit finds each shortcut that could be learned instead of the task, and passes honest data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `check` finds before a call is paid, and what its estimate promises."""
+"""`check` finds faults before a call is paid, and its estimate holds."""
 
 from __future__ import annotations
 

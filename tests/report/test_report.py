@@ -71,7 +71,7 @@ class Parsed(HTMLParser):
 
 
 def check(page: str) -> Parsed:
-    """What must hold for every page, whatever it shows."""
+    """Properties of every page, for any content."""
     parsed = Parsed(page)
     assert set(parsed.tags) <= set(TAGS.split())
     assert parsed.tags.count("script") == 2

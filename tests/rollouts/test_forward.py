@@ -32,7 +32,7 @@ def passing(roll: Any) -> Forward:
 
 
 async def shown(first: dict[str, float | None], second: dict[str, float | None], answers: str = "same") -> Any:
-    """What is yielded for a batch with these scores, the samples rolled again, and whether the target is steady."""
+    """The rollouts of a batch with these scores, the samples rolled again, and True if the target is steady."""
     asked: list[str] = []
 
     async def roll(skill: Skill, samples: list[Sample], *, attempt: int, purpose: str) -> list[Rollout]:

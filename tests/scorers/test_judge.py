@@ -41,7 +41,7 @@ def rollout(answer: str, sample: str = "s") -> Rollout:
 
 
 def completion(*verdicts: tuple[Any, bool, str]) -> Answer:
-    """What a judge's endpoint answers."""
+    """The answer of a judge's endpoint."""
     rows = [{"check": check, "passed": passed, "evidence": evidence} for check, passed, evidence in verdicts]
     message = {"role": "assistant", "content": json.dumps({"verdicts": rows})}
     usage = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}

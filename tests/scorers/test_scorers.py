@@ -437,7 +437,7 @@ def test_reading():
 
 
 async def test_a_reason_names_every_failed_check() -> None:
-    """Where all checks must pass, mending the first alone earns nothing: the optimizer must see the others too."""
+    """If all checks must pass, repairing the first alone earns nothing, so the optimizer must see the others too."""
     words = [f"word{i}" for i in range(7)]
     spec = {"type": "checks", "checks": [{"type": "contains", "target": word} for word in words]}
     why = (await evaluate(build(spec), sample("x"), rollout("none of these"))).why

@@ -1,4 +1,4 @@
-"""Where the figures go: metrics.jsonl as the run goes, W&B and MLflow for real, and sinks that fail."""
+"""Sinks: metrics.jsonl during the run, real W&B and MLflow, and sinks that fail."""
 
 from __future__ import annotations
 

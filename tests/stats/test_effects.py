@@ -1,4 +1,4 @@
-"""What edits do, drawn from the posterior: exact where it can be enumerated, and as often right as it says."""
+"""The posterior of edits' effects: equal to enumeration where that is possible, and calibrated."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_sums_beyond_the_reach_count_as_the_reach(general: int, claimed: int, sc
 
 
 def test_one_edit_among_many_is_judged_by_its_own_trials_even_beyond_the_reach():
-    """Where the sum of the others saturates, a trial says nothing of an edit, neither for nor against it."""
+    """If the sum of the others saturates, a trial tells nothing about an edit."""
     odds = Odds((1e-3, 1e-3, 1e6), (1e-3, 1e6))  # every edit has large effects
     supports = [frozenset({0})] * 40
     trials = [trial(0, range(40), supports, 1.0) for _ in range(5)]
@@ -302,7 +302,7 @@ def test_of_null_edits_it_says_nothing():
 
 
 def test_fractional_scores_count_for_their_share():
-    """What an edit lifts from 0.2 to a half, to four fifths, to all."""
+    """Scores that an edit raises from 0.2 to 0.5, to 0.8 and to 1."""
     rows = design(CLAIMS, SAMPLES, 192, Random(1))
 
     def gain(after: float) -> float:
@@ -334,7 +334,7 @@ def test_the_order_of_the_trials_changes_nothing(rows, shuffler):
 
 
 def prior_world(seed: int, samples: int = 8, edits: int = 4, rollouts: int = 24) -> tuple[Screened, Draw]:
-    """What is said of a world, and its truth."""
+    """The estimates for a world, and its truth."""
     draw, odds, claims = Random(seed), Odds((12.0, 2.0, 2.0), (4.0, 4.0)), blocks(samples, edits)
     level = draw.gauss(0, 8)
     masses = [math.exp(-((base - level) ** 2) / (2 * BASE_SD**2)) for base in BASES]
@@ -374,7 +374,7 @@ def test_an_effect_is_there_as_often_as_is_said(worlds: list[tuple[Screened, Dra
 
 @pytest.mark.slow
 def test_the_interval_of_a_teams_gain_covers_the_truth_as_often_as_it_says(worlds: list[tuple[Screened, Draw]]):
-    """Where the truth stands among the draws is uniform; ties (most of them at no gain) are broken by chance."""
+    """The rank of the truth among the draws is uniform. Ties, most of them at no gain, are broken at random."""
     draw = Random(0)
     places = []
     for (screened, truth), team in product(worlds, ((0, 1), (2, 3))):
@@ -436,7 +436,7 @@ def test_a_gain_is_the_mean_difference_over_the_samples(chosen: set[int], seed: 
 
 
 def test_what_an_edit_claims_of_those_it_was_shown_is_its_share_of_all():
-    """Of 12 samples the optimizer saw 4 and claims 1: a quarter of all tasks, not a twelfth."""
+    """The optimizer saw 4 of 12 samples and claims 1: that is a quarter of all tasks, not a twelfth."""
     made = screen([Draw(dict.fromkeys(map(name, range(12)), -48), (0,), (96,))], [frozenset({0})], 12)
     seen = Pool(made.pool.skill, tuple(replace(p, among=4) for p in made.pool.proposals), frozenset(), (), 2_000)
     whole = solved(48) - solved(-48)

@@ -193,7 +193,7 @@ def test_equal_columns_have_equal_effects_whatever_else_is_in_the_model():
 
 
 def test_easy_samples_do_not_pass_for_a_better_version():
-    """What pooled means get wrong: the new version was seen on the easy half only. Paired, nothing changed."""
+    """Pooled means are wrong if the new version was seen on the easy half only. Paired, nothing changed."""
     observations = [Observation(f"s{i}", {"level": 1.0}, float(i % 2)) for i in range(40)]
     observations += [Observation(f"s{i}", {"level": 1.0, "gain": 1.0}, 1.0) for i in range(1, 40, 2)]
     gain, sd = fit(observations, PRIOR).contrast({"gain": 1.0})
@@ -423,7 +423,7 @@ def _nearest(prior: Sequence[tuple[float, float, float]], estimate: float, error
 
 
 def test_a_belief_that_the_measurement_rules_out_is_still_a_belief():
-    """Where every component is thousands of standard errors away, nothing is divided by zero."""
+    """If every component is thousands of standard errors away, nothing is divided by zero."""
     far = updated(((0.9, 0.0, 0.001), (0.1, 0.0, 0.002)), 1.0, 1e-8)
     assert far.mean == pytest.approx(1, abs=0.01)
     assert far.above(0) == pytest.approx(1)

@@ -32,7 +32,7 @@ def convert(
     without target and checks, because only the user's own scorer can score them.
 
     Paths of files and images are relative to the sample file, so they are rewritten for the folder of `out`. Raises
-    UsageError where `out` exists (unless `force`), where such a path would lead out of its folder, and for a key that
+    UsageError if `out` exists (unless `force`), where such a path would lead out of its folder, and for a key that
     looks like criteria: as metadata it would not be noticed again.
     """
     reading = Reading()

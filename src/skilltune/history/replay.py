@@ -122,7 +122,8 @@ def _standing(run: Run) -> tuple[dict[str, list[Any]], Any]:
 
 
 def differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
-    """Where two JSON values differ, numbers by more than `TOLERANCE`: "path: old → new"."""
+    """The differences between two JSON values, as "path: old → new". Numbers differ if they are further apart than
+    `TOLERANCE`."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in dict.fromkeys((*old, *new)):
             yield from differences(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
@@ -152,7 +153,7 @@ def _said(type: str, data: Any) -> str:
 
 
 class _Absent(Env):
-    """An environment of which only the fingerprint is known."""
+    """An environment with a known fingerprint and nothing else."""
 
     def __init__(self, fingerprint: str) -> None:
         self.samples, self.prompt, self._fingerprint = (), "", fingerprint
@@ -173,7 +174,7 @@ class _Absent(Env):
 
 @dataclass(frozen=True, slots=True)
 class _Silent:
-    """A target of which only the fingerprint is known. Implements `Target`."""
+    """A target with a known fingerprint and nothing else. Implements `Target`."""
 
     fingerprint: str
 

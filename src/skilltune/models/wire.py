@@ -236,7 +236,7 @@ class Wire:
         return InfraError(self._text(problem), systemic=cause, attempts=attempts)
 
     def _reported(self, error: Any) -> CallError:
-        """Error for a 200 that contains an error. Its type is that of the status that the error stands for."""
+        """Error for a 200 that contains an error. The type of the error follows the status that it stands for."""
         shown = _dumped(error)
         said = shown.lower()
         inside = error.get("error") if isinstance(error, dict) and isinstance(error.get("error"), dict) else error

@@ -165,7 +165,7 @@ class ByModel:
             if "no_text" in reply:
                 raise NoText(str(reply["no_text"]))
             if not (isinstance(reply["text"], str) and isinstance(reply["finish"], str)):
-                raise TypeError("an answer of the optimizer is no text")
+                raise TypeError("an answer of the optimizer is not text")
             return Reply(reply["text"], Usage(), reply["finish"])
 
     async def _patiently(self, request: Request) -> Reply:

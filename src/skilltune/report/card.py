@@ -26,7 +26,7 @@ LONGEST_DIFF = 20_000  # characters; a pull request's description holds 65,536
 MOST_VERSIONS = 30
 READ = (
     "The figure to rely on is the certificate's, of test samples that took no part in the training. This table tells "
-    "how versions were chosen: `select ≈` was picked for being high, and a believed gain is a cautious estimate."
+    "how versions were chosen: `select ≈` was selected because it is high, and an estimated gain is shrunk."
 )
 
 _MARKUP = re.compile(r"([\\`*_{}\[\]<>#|~&$])")

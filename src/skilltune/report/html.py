@@ -335,7 +335,7 @@ def _edits(verdict: VerdictRecord) -> list[Html]:
 
 
 def _cause(verdict: VerdictRecord, entry: Rejected) -> str:
-    """The reason for which an edit was not kept, without its measured effect, which has a line of its own."""
+    """The reason why an edit was not kept, without its measured effect, which has a line of its own."""
     screen, key = verdict.screen, entry.edit.key
     return entry.reason if screen is None or screen.row(key) is None else screen.raced(key)
 

@@ -1,4 +1,4 @@
-"""HTML that is safe by construction: every string is escaped where it is put in, unless `el` itself made it.
+"""HTML that is safe by construction: every string is escaped on insertion, unless `el` itself made it.
 
 Skills, samples and answers are untrusted text. Besides markup they may hold characters that a reader cannot see or
 that turn a line around (control and bidi characters, half surrogate pairs): `visible` spells those out.

@@ -312,7 +312,7 @@ def _command(folder: Path) -> str:
 
 @dataclass(slots=True)
 class Lines:
-    """Plain lines. A listener of a run, and a context manager around it; `ready` is told when all is built."""
+    """Plain lines. A listener of a run, and a context manager around it; `ready` is called when all parts are built."""
 
     console: Console
     command: Callable[[Path], str] = _command

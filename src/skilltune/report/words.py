@@ -56,7 +56,7 @@ def diff_html(before: str, after: str) -> Html:
 
 
 def _words(before: str, after: str) -> list[Change]:
-    """Word by word; a single blank between two changes is no island."""
+    """Word by word. A single blank between two changes belongs to the change."""
     old, new = _WORD.findall(before), _WORD.findall(after)
     found: list[Change] = []
     minus = plus = ""

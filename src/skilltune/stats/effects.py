@@ -62,7 +62,7 @@ class Draw:
 @dataclass(frozen=True, slots=True)
 class Odds:
     """Prior shares of the classes of effects, as Dirichlet counts: of general effects (none, small, large) and of
-    claimed ones (none, some). By default the claims of edits are believed, and other effects are rare."""
+    claimed ones (none, some). By default the claims of edits count, and other effects are rare."""
 
     general: tuple[float, ...] = (18.0, 1.0, 1.0)
     claimed: tuple[float, ...] = (4.0, 4.0)
