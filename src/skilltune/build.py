@@ -175,6 +175,7 @@ def build_parts(
         hedge = STRAGGLER if cfg.target.hedge and role == "target" else None
         endpoint = endpoints.setdefault((name.endpoint, key), Endpoint(workers, hedge=hedge, max_wait_s=patience))
         which = (section.model, section.api, section.timeout_s, section.price, key, section.same_as)
+        which = (*which, section.context, section.threads)
         if which not in models and isinstance(section, TargetConfig) and name.plugin:
             models[which] = load_target(section)
         elif which not in models:
@@ -185,6 +186,8 @@ def build_parts(
                 price=section.price,
                 key_env=key,
                 same_as=section.same_as,
+                context=section.context,
+                threads=section.threads,
             )
         kind = AgentClient if name.plugin else Client
         made = kind(models[which], endpoint, budget, run, role, section.price)

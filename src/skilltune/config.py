@@ -89,6 +89,11 @@ class CallConfig(_Section):
         default=None, description="earlier name of the same model at another address; its paid answers are reused"
     )
 
+    context: int | None = Field(
+        default=None, ge=256, description="local/… models: tokens of skill, input and answer together; None: 4,096"
+    )
+    threads: int | None = Field(default=None, ge=1, description="local/… models: threads of one instance; None: 1")
+
     @field_validator("key_env")
     @classmethod
     def _no_key(cls, value: str | None) -> str | None:

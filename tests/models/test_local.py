@@ -215,8 +215,43 @@ def test_wrong_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 async def test_a_damaged_file_is_a_typed_error(tmp_path: Path):
     damaged = tmp_path / "half.gguf"
     damaged.write_bytes(b"GGUF" + b"\0" * 100)
+    with pytest.raises(UsageError, match="complete GGUF"):
+        LocalModel(str(damaged))
+
+
+@local_test
+async def test_weights_cut_behind_the_header_are_a_typed_error(tmp_path: Path, weights: Path):
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes(weights.read_bytes()[:5_000_000])
     with pytest.raises(CallConfigError, match="complete GGUF"):
-        await LocalModel(str(damaged), instances=1).complete(REQUESTS[0])
+        await LocalModel(str(cut), instances=1).complete(REQUESTS[0])
+
+
+@local_test
+@pytest.mark.slow
+async def test_another_file_with_a_chat_template_is_asked_through_it(tmp_path: Path, weights: Path):
+    """The same model in a file that is not the bundled one. Answers still do not depend on the calls before them."""
+    other = tmp_path / "other.gguf"
+    other.write_bytes(weights.read_bytes().replace(b"Smollm2 135M 8k", b"Another one 8k!", 1))
+    model = LocalModel(str(other), instances=1, context=512, threads=2)
+    assert "chat/1:" in model.fingerprint
+    assert "ctx:512" in model.fingerprint
+    assert "threads:2" in model.fingerprint
+    prefix, prompt = model.prompting.render(REQUESTS[0])
+    assert prefix == f"<|im_start|>system\n{SKILLS[0]}<|im_end|>\n<|im_start|>user\n"
+    assert prompt == f"{prefix}{INPUTS[0]}<|im_end|>\n<|im_start|>assistant\n"
+    first = await answers(model, REQUESTS[:6])
+    assert await answers(model, REQUESTS[:6][::-1]) == first
+    assert max(reply.usage.cached_tokens for reply in first.values()) > 20
+    with pytest.raises(SampleError, match=r"holds 512.*raise `context`"):
+        await model.complete(Request((user("word " * 600),)))
+    await model.aclose()
+
+
+@local_test
+def test_a_context_beyond_the_trained_one_is_refused():
+    with pytest.raises(UsageError, match="more than the 8192 tokens it was trained for"):
+        LocalModel(NAME, context=10_000)
 
 
 @pytest.mark.parametrize(

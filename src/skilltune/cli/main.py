@@ -14,7 +14,20 @@ from skilltune import __version__, streams
 from skilltune.cli.boundary import OUR_FAULT, PIPE_CLOSED, delivered, fail, interrupts, our_fault, say
 from skilltune.cli.options import app
 
-COMMANDS = ("train", "evaluate", "check", "doctor", "show", "diff", "report", "export", "convert", "init", "answer")
+COMMANDS = (
+    "train",
+    "evaluate",
+    "check",
+    "doctor",
+    "show",
+    "diff",
+    "report",
+    "table",
+    "export",
+    "convert",
+    "init",
+    "answer",
+)
 for name in COMMANDS:  # each module registers its command; `--help` lists them in this order
     import_module(f"skilltune.cli.{name}")
 
@@ -64,6 +77,7 @@ def _root(
     \b
     Other commands:
       skilltune eval skills/NAME            score a skill without training it
+      skilltune table runs/*                compare runs in one table
       skilltune COMMAND --help              options and examples of a command
     """
 

@@ -17,13 +17,16 @@ def build_model(
     price: tuple[float, float] | None = None,
     key_env: str | None = None,
     same_as: str | None = None,
+    context: int | None = None,
+    threads: int | None = None,
 ) -> Model:
     """The model called `text`.
 
     `api` chooses between OpenAI's two APIs; other schemes refuse it. `timeout_s` limits one attempt. `price` is
     (dollars per million input tokens, dollars per million output tokens) and overrides the price list. `key_env` is the
     environment variable that holds the endpoint's key (see `skilltune.keys`). `same_as` is the former name of a model
-    that has moved; its answers are stored and found under that name.
+    that has moved; its answers are stored and found under that name. `context` (tokens) and `threads` are options of
+    the embedded model; other schemes refuse them.
 
     Raises `UsageError` for a name that is not a chat model, and if the required key is not set. Nothing is connected or
     imported for a connection before the first call.
@@ -35,6 +38,9 @@ def build_model(
         raise UsageError(f"`{name}` runs on your own hardware and has no price per token; leave `price` out")
     if name.scheme == "local" and (key_env or same_as):
         raise UsageError(f"`{name}` runs on this machine: leave {'key_env' if key_env else 'same_as'} out")
+    if name.scheme != "local" and (context or threads):
+        option = "context" if context else "threads"
+        raise UsageError(f"`{name}` is not run by skilltune: leave {option} out; it is an option of local/… models")
     if same_as and parse_name(same_as).scheme != name.scheme:
         raise UsageError(f"`{name}` and `{same_as}` speak different APIs, so same_as cannot make them one model")
     match name.scheme:
@@ -49,7 +55,7 @@ def build_model(
         case "local":
             from skilltune.models.local import LocalModel
 
-            return LocalModel(name.model)
+            return LocalModel(name.model, context=context, threads=threads)
         case _:
             raise UsageError(
                 f"`{name}` is not a chat model; name one like openai/gpt-5.5, "

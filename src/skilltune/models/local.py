@@ -1,7 +1,7 @@
 """The embedded model (extra `local`): a frozen target without key, network or price, for demos, tests and CI.
 
-The prompt is rendered as a plain continuation (skill, blank line, input) instead of the model's chat template. A
-base-sized model ignores a system turn, but it continues worked examples well.
+A model file with a chat template is asked through it. A file without one, and the bundled SmolLM2, get a plain
+continuation (skill, blank line, input): a model of that size ignores a system turn, but it continues worked examples.
 
 The non-obvious decision is the use of the prompt cache. Floating-point sums depend on how tokens are cut into batches.
 With llama.cpp's ordinary prefix reuse, an answer therefore depends on the calls before it; without reuse, the whole
@@ -28,13 +28,13 @@ from typing import Any
 
 from skilltune.errors import CallConfigError, InfraError, SampleError, UsageError
 from skilltune.models import Reply, Request
+from skilltune.models.gguf import Header, read_header
+from skilltune.models.prompting import ChatTemplate, Continuation, Prompting
+from skilltune.models.reading import split_thinking
 from skilltune.usage import Usage
 
 CONTEXT = 4096  # tokens: skill, input and answer together
-MAX_TOKENS = 64  # default limit of an answer
 MAX_TOKENS_JSON = 1024  # default limit of an answer in a schema
-STOP = ("\n",)  # default stop: a continuation has no other natural end
-RENDERING = "continuation/1"  # part of the fingerprint: change it with `_render`
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,31 +58,41 @@ BUNDLED = {
 
 
 class LocalModel:
-    """A GGUF model run in this process by llama.cpp, with one thread and one slot per instance.
+    """A GGUF model run in this process by llama.cpp, with one slot per instance.
 
     `name` is a key of `BUNDLED` or the path of a .gguf file. Weights are found and verified here, so that missing
-    weights are a `UsageError` before anything starts; they are loaded at the first call. Two instances use two cores.
-    Decoding is greedy unless the request sets a temperature; then `draw` is the seed. Calls with one skill (system
-    text) go to the same instance if possible, because it already has the state of that skill.
+    weights are a `UsageError` before anything starts; they are loaded at the first call. `context` is the size of the
+    context in tokens, at most the trained one; None takes `CONTEXT`, or the trained size if that is smaller. `threads`
+    is the number of threads of an instance. Both belong to the fingerprint, because they can change an answer.
+
+    Two instances use two cores. Decoding is greedy unless the request sets a temperature; then `draw` is the seed.
+    Calls with one skill (system text) go to the same instance if possible, because it already has the state of that
+    skill.
     """
 
-    def __init__(self, name: str, *, instances: int = 2) -> None:
+    def __init__(
+        self, name: str, *, instances: int = 2, context: int | None = None, threads: int | None = None
+    ) -> None:
         if instances < 1:
             raise UsageError(f"local/{name}: instances must be at least 1, got {instances}")
         if importlib.util.find_spec("xllamacpp") is None:
             raise UsageError(f"local/{name} needs the extra `local`: pip install 'skilltune[local]'")
         weights, sha256 = _weights(name)
         self.name = f"local/{name}"
+        self.header = read_header(weights)
+        self.prompting = _prompting(self.header, sha256)
+        size = _context(self.name, self.header, context)
         self.fingerprint = (
             f"{self.name} sha256:{sha256[:16]} xllamacpp {importlib.metadata.version('xllamacpp')} "
-            f"{RENDERING} ctx:{CONTEXT} max:{MAX_TOKENS}/{MAX_TOKENS_JSON} stop:{STOP!r} rewind"
+            f"{self.prompting.name} ctx:{size} max:{self.prompting.max_tokens}/{MAX_TOKENS_JSON} "
+            f"stop:{self.prompting.stop!r} rewind{f' threads:{threads}' if (threads or 1) > 1 else ''}"
         )
-        self._idle = [_Engine(weights) for _ in range(instances)]
+        self._idle = [_Engine(weights, size, threads or 1) for _ in range(instances)]
         self._engines = tuple(self._idle)
         self._waiting: list[_Ticket] = []
 
     async def complete(self, request: Request) -> Reply:
-        prefix, prompt = _render(request)
+        prefix, prompt = self.prompting.render(request)
         ticket = _Ticket(prefix, asyncio.get_running_loop().create_future())
         self._waiting.append(ticket)
         self._assign()
@@ -93,7 +103,7 @@ class LocalModel:
                 self._release(ticket.engine.result())
             raise
         try:
-            return await asyncio.to_thread(engine.complete, prefix, prompt, _sampling(request))
+            return await asyncio.to_thread(engine.complete, prefix, prompt, _sampling(request, self.prompting))
         finally:
             self._release(engine)
 
@@ -134,9 +144,9 @@ class _Engine:
     The rest is guarded by a lock, because a cancelled call cannot stop its thread, and the next call must wait for it.
     """
 
-    def __init__(self, weights: Path) -> None:
+    def __init__(self, weights: Path, context: int, threads: int) -> None:
         self.prefix = ""
-        self._weights = weights
+        self._weights, self._context, self._threads = weights, context, threads
         self._lock = threading.Lock()
         self._server: Any = None
         self._state = ""  # the prefix whose state the slot can return to
@@ -144,12 +154,14 @@ class _Engine:
     def complete(self, prefix: str, prompt: str, sampling: Mapping[str, Any]) -> Reply:
         with self._lock:
             if self._server is None:
-                self._server = _start(self._weights)
+                self._server = _start(self._weights, self._context, self._threads)
             self._rewind(prefix)
             body = self._call({"prompt": prompt, "cache_prompt": bool(prefix), **sampling})
         choice, usage = body["choices"][0], body["usage"]
+        split = split_thinking(choice["text"])
         return Reply(
-            text=choice["text"].strip(),
+            text=split.answer.strip(),
+            thinking=split.thinking,
             usage=Usage(
                 calls=1,
                 input_tokens=usage["prompt_tokens"],
@@ -190,14 +202,14 @@ class _Engine:
         if error.get("type") == "exceed_context_size_error":
             raise SampleError(
                 f"the prompt has {error.get('n_prompt_tokens', 'too many')} tokens, the embedded model's context "
-                f"holds {CONTEXT}: shorten the skill or the input",
+                f"holds {self._context}: shorten the skill or the input, or raise `context`",
                 systemic="the prompts are longer than the embedded model's context: shorten the skill",
             )
         kind = CallConfigError if error.get("code", 500) < 500 else InfraError
         raise kind(f"the embedded model refused the call: {error.get('message', error)}")
 
 
-def _start(weights: Path) -> Any:
+def _start(weights: Path, context: int, threads: int) -> Any:
     """Load the model. All caches except the one slot are off (see the module docstring), and so is the log.
 
     The server always opens a listening socket. It gets a Unix socket in a private directory, which is removed at once,
@@ -206,8 +218,8 @@ def _start(weights: Path) -> Any:
     xllamacpp = importlib.import_module("xllamacpp")
     params = xllamacpp.CommonParams()
     params.model.path = str(weights)
-    params.n_ctx, params.n_parallel = CONTEXT, 1
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
+    params.n_ctx, params.n_parallel = context, 1
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
     params.n_gpu_layers, params.fit_params, params.warmup = 0, False, False
     params.cache_ram_mib, params.n_ctx_checkpoints, params.cache_idle_slots = 0, 0, False
     params.verbosity = -1
@@ -220,20 +232,22 @@ def _start(weights: Path) -> Any:
             raise CallConfigError(f"llama.cpp cannot load {weights}: is it a complete GGUF file? ({error})") from error
 
 
-def _render(request: Request) -> tuple[str, str]:
-    """(prefix, prompt): the system text, and the whole continuation, which starts with it."""
-    if any(message.images for message in request.messages):
-        raise CallConfigError("the embedded model reads text only: remove the images or choose another target")
-    prefix = _join(message.text for message in request.messages if message.role == "system")
-    return prefix, _join([prefix, *(message.text for message in request.messages if message.role != "system")])
+def _prompting(header: Header, sha256: str) -> Prompting:
+    """The model's chat template, except for the bundled models and files without one."""
+    if not header.template or sha256 in {bundled.sha256 for bundled in BUNDLED.values()}:
+        return Continuation()
+    return ChatTemplate(header.template, bos=header.bos, eos=header.eos, adds_bos=header.adds_bos)
 
 
-def _join(texts: Any) -> str:
-    return "\n\n".join(stripped for text in texts if (stripped := text.strip()))
+def _context(name: str, header: Header, wanted: int | None) -> int:
+    """The size of the context in tokens. Raises `UsageError` if the model was not trained for so many."""
+    if wanted and header.context and wanted > header.context:
+        raise UsageError(f"{name}: context = {wanted} is more than the {header.context} tokens it was trained for")
+    return wanted or min(CONTEXT, header.context or CONTEXT)
 
 
-def _sampling(request: Request) -> dict[str, Any]:
-    default, stop = (MAX_TOKENS, STOP) if request.schema is None else (MAX_TOKENS_JSON, ())
+def _sampling(request: Request, prompting: Prompting) -> dict[str, Any]:
+    default, stop = (prompting.max_tokens, prompting.stop) if request.schema is None else (MAX_TOKENS_JSON, ())
     sampling: dict[str, Any] = {
         "temperature": request.temperature or 0.0,
         "seed": request.draw,

@@ -29,6 +29,7 @@ from skilltune.config import Config, ModelConfig, load_config
 from skilltune.errors import CallError, Stopped, UsageError
 from skilltune.journal.run import scratch_run
 from skilltune.keys import OWN, key_of, key_variable
+from skilltune.metering.client import Client
 from skilltune.names import parse_name
 from skilltune.preflight.probe import PATIENCE_S, Probe, probe_roles
 from skilltune.samples import Sample
@@ -78,6 +79,7 @@ async def _roles(cfg: Config, root: Path) -> list[Finding]:
         with scratch_run(None) as run:
             session = build_parts(cfg, run, root)
             try:
+                files = _model_files(session.target, session.optimizer_client)
                 probes = await probe_roles(session)
                 if session.judge is not None and not any("judge" in probe.role and probe.error for probe in probes):
                     probes.append(await _verdict(session.judge))
@@ -85,7 +87,14 @@ async def _roles(cfg: Config, root: Path) -> list[Finding]:
                 await session.aclose()
     except UsageError as error:
         return [Finding("fail", "config", str(error), "`skilltune check` names every problem of the input")]
-    return [finding for probe in probes for finding in _findings_of(probe)]
+    return [*files, *(finding for probe in probes for finding in _findings_of(probe))]
+
+
+def _model_files(*clients: Client | None) -> list[Finding]:
+    """The facts that the file of an embedded model states, once per file."""
+    models = {client.model.name: client.model for client in clients if client is not None}
+    found = ((name, getattr(model, "header", None)) for name, model in models.items())
+    return [Finding("ok", name, str(header)) for name, header in found if header is not None]
 
 
 def _findings_of(probe: Probe) -> Iterator[Finding]:
