@@ -180,9 +180,16 @@ def ledger(
     return rules
 
 
-def ledger_of(run: Run, rollouts: Iterable[Rollout], metric: Callable[[Score], float], best: str) -> list[Rule]:
-    """The ledger of a skill of a run by these rollouts and the verdicts in its journal."""
-    verdicts = [VerdictRecord.from_json(data) for _, _, data in run.events("verdict")]
+def ledger_of(
+    run: Run,
+    rollouts: Iterable[Rollout],
+    metric: Callable[[Score], float],
+    best: str,
+    verdicts: Sequence[VerdictRecord] | None = None,
+) -> list[Rule]:
+    """The ledger of a skill of a run by these rollouts and these verdicts (None: all that are in its journal)."""
+    if verdicts is None:
+        verdicts = [VerdictRecord.from_json(data) for _, _, data in run.events("verdict")]
     (_, _, start), *_ = run.events("start")
     split = (run.recall("split") or [{"train": [], "select": []}])[0]
     repeat = next((data["sd"] ** 2 for _, _, data in run.events("calibration")), None)
