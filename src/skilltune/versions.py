@@ -21,7 +21,7 @@ def record_start(s: Parts, skill: Skill, score: float | None) -> None:
 
     From now on the scorer and the prompt must not change: raises `RunError` if they did.
     """
-    scores = [s.arena.metric(r.score) for r in s.roll.seen.values() if r.score and r.skill == skill.hash]
+    scores = [value for (text, _, _), value in s.arena.scores.on("select").items() if text == skill.hash]
     level = {"skill": skill.hash, "score": score, "score_sd": standard_error(scores)}
     _write(s.run, 0, skill, {"version": 0, **level, "reason": "the input"})
     s.run.record("start", **level, select=len(s.splits.select))

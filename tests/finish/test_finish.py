@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from arenas import arena
+from arenas import arena, set_select
 from skilltune import Env
 from skilltune.api import acompact
 from skilltune.cli.main import app
@@ -60,12 +60,12 @@ def screen(sd: float) -> Screen:
 def chosen(solved: dict[Skill, int | range], *verdicts: Verdict, **cfg: Any) -> Reselection | None:
     """The choice where each skill solves the first so many of 40 `select` samples, or these."""
     place = arena(**cfg)
-    place.select = SELECT
+    set_select(place, SELECT)
     for skill, of in solved.items():
         for i, sample in enumerate(SELECT):
             score = Score(float(i in (range(of) if isinstance(of, int) else of)))
             rollout = Rollout(sample.id, skill.hash, 0, Trajectory(""), score)
-            place.roll.seen[skill.hash, sample.id, 0] = rollout
+            place.scores.add(rollout)
     return reselect(place, INPUT, verdicts)
 
 
@@ -371,7 +371,7 @@ async def test_compact_loses_no_more_than_a_point_in_all() -> None:
     """Each of eight rules carries a quarter of a point: alone every one of them could go."""
     keys = "abcdefgh"
     place = arena(lambda text, i: float(f"- {keys[i]}\n" in text) if i < len(keys) else 1.0)
-    place.select = [Sample(id=f"s{i}", input="q") for i in range(400)]
+    set_select(place, [Sample(id=f"s{i}", input="q") for i in range(400)])
     best = Skill("# Desk\n" + "".join(f"- {key}\n" for key in keys))
     rules = [rule(key, 0.0025) for key in keys]
     verdicts = [v async for v in compact(place, best, rules, {best.hash})]
