@@ -16,7 +16,7 @@ from arenas import arena, set_select
 from skilltune import Env
 from skilltune.api import acompact
 from skilltune.cli.main import app
-from skilltune.errors import BudgetExceeded, UsageError
+from skilltune.errors import BudgetExceeded, Paused, UsageError
 from skilltune.finish.certify import FEWEST
 from skilltune.finish.compact import compact
 from skilltune.finish.ledger import Rule
@@ -358,6 +358,11 @@ def test_a_run_made_in_python_needs_its_env(tmp_path: Path) -> None:
         plain = asyncio.run(train(world, tmp_path, settings, env=Env(rows)))
         with pytest.raises(UsageError, match="with the same Env"):
             asyncio.run(acompact(plain.folder))
+        (tmp_path / "SKILL.md").write_text("The trained skill may be at its place by now.")
+        (plain.folder / "stop").touch()
+        with pytest.raises(Paused, match="stop exists"):
+            asyncio.run(acompact(plain.folder, env=Env(rows)))
+        (plain.folder / "stop").unlink()
         assert asyncio.run(acompact(plain.folder, env=Env(rows))).start == plain.result.start
 
 
