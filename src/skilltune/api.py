@@ -84,13 +84,13 @@ async def run_training(
                     _notify_fork(forked, session)
                 refuse_unread(session.env.samples, cfg.env.samples)
                 write_config(session)
-                run.note(ROOT, folder=str(root.resolve()))
                 pin_inputs(session)
                 await try_scorer(session)
                 if session.handoff is not None:
                     session.handoff.open()
                 if ready is not None:
                     ready(session)
+                run.note(ROOT, folder=str(root.resolve()))
                 async with _time_limit(session):
                     await try_models(session)
                     result = await _result(session)
