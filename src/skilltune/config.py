@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from skilltune.api_keys import declared
 from skilltune.errors import RunError, UsageError
-from skilltune.keys import declared
 from skilltune.limits import MAX_WAIT_S, Limits, parse_budget
 from skilltune.names import parse_name
 
@@ -29,9 +29,9 @@ MAY_DIFFER = (
     "env.score_timeout_s",
     "target.hedge",
     "target.lookahead",
-    "certify.controls",
     "optimizer.wait",
 )
+MOVED = {"train.compact": "compact", "certify.controls": "controls"}  # former keys: commands on a finished run
 FILE_NAME = "skilltune.toml"
 EVALS = "evals/evals.json"
 SKILL_TOKENS = 2000
@@ -206,7 +206,6 @@ class TrainConfig(_Section):
         description="an edit that makes the skill longer than this is refused. "
         "None: 2,000, or a fifth more than the input if that is larger",
     )
-    compact: bool = Field(default=False, description="at the end, remove each rule that adds less than a point")
 
     @model_validator(mode="after")
     def _rates(self) -> TrainConfig:
@@ -297,9 +296,6 @@ class CertifyConfig(_Section):
 
     attempts: int = Field(default=1, ge=1, description="attempts of each test sample")
     alpha: float = Field(default=0.05, gt=0, lt=0.5, description="one-sided error rate of the verdict 'better'")
-    controls: bool = Field(
-        default=False, description="also measure control arms (cheaper ways to a skill); doubles the cost"
-    )
 
 
 class LogConfig(_Section):
@@ -452,6 +448,9 @@ def _explain(item: Any, source: str) -> str:
         return f"{source}: {key}: {item['msg'].removeprefix('Value error, ')}"
     if item["type"] != "extra_forbidden":
         return f"{source}: {key}: {item['msg']} (got {item['input']!r:.80})"
+    if key in MOVED:
+        command = f"skilltune {MOVED[key]} RUN"
+        return f"{source}: {key} is a command now: leave the key out, and run `{command}` when the training has ended"
     section: Any = Config
     for part in where[:-1]:
         section = section.model_fields[part].annotation

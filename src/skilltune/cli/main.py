@@ -24,6 +24,8 @@ COMMANDS = (
     "report",
     "table",
     "export",
+    "compact",
+    "controls",
     "convert",
     "init",
     "answer",
@@ -78,6 +80,8 @@ def _root(
     Other commands:
       skilltune eval skills/NAME            score a skill without training it
       skilltune table runs/*                compare runs in one table
+      skilltune compact runs/NAME           remove rules that add nothing from a trained skill
+      skilltune controls runs/NAME          compare a trained skill with cheaper ways to a skill
       skilltune COMMAND --help              options and examples of a command
     """
 

@@ -1,11 +1,11 @@
-"""Compaction: drop each rule that has no effect, by the journal and a few more rollouts."""
+"""The races of `skilltune compact`: drop each rule that has no effect, by the journal and a few more rollouts."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Collection, Sequence
 
 from skilltune.aio import run_all
-from skilltune.edits import Applied, apply, inverse
+from skilltune.edits import Applied, Edit, apply, inverse
 from skilltune.finish.ledger import Rule
 from skilltune.gate import Arena
 from skilltune.gate.priors import CERTAIN, HOPELESS, LEVEL, MARGIN, NOTHING, WIDE
@@ -31,9 +31,8 @@ async def compact(
     hashes of the texts whose rollouts tell easy samples from hard ones.
     """
     skill, margin = best, MARGIN
-    for rule in sorted(rules, key=lambda rule: rule.carries(MARGIN)):
-        why = f"the rule of step {rule.step} may carry nothing"
-        without = inverse(rule.op, rule.removed, rule.text, why)
+    for rule in doubtful(rules):
+        without = _removal(rule)
         if without is None or rule.carries(margin) >= CERTAIN:
             continue
         if rule.effect >= 0 and normal_cdf(margin / NOTHING[2]) < arena.cfg.confidence:
@@ -45,6 +44,21 @@ async def compact(
             if verdict.accepted:
                 margin = max(0.0, margin + min(0.0, verdict.figures.estimate.gain or 0.0))
             yield verdict
+
+
+def doubtful(rules: Sequence[Rule]) -> list[Rule]:
+    """The rules that may have no effect and that can be removed, the smallest effect first. The others cost nothing."""
+    tried = [rule for rule in rules if rule.carries(MARGIN) < CERTAIN and _removal(rule) is not None]
+    return sorted(tried, key=lambda rule: rule.carries(MARGIN))
+
+
+def most_calls(arena: Arena, rules: Sequence[Rule]) -> int:
+    """An upper bound of the target calls of `compact`: both texts do all samples of every drop."""
+    return sum(2 * (len(rule.evidence) + 2 * len(arena.select)) for rule in doubtful(rules))
+
+
+def _removal(rule: Rule) -> Edit | None:
+    return inverse(rule.op, rule.removed, rule.text, f"the rule of step {rule.step} may carry nothing")
 
 
 async def _drop(
@@ -72,7 +86,7 @@ async def _drop(
             break
     last = looks[-1]
     dropped = last.safe >= cfg.confidence
-    seen = arena.scores("select")
+    seen = arena.scores.on("select")
     old, new = (
         {s: score for (t, s, n), score in seen.items() if (t, n) == (text.hash, 0)} for text in (skill, candidate)
     )
@@ -105,7 +119,7 @@ def _fit_drop(arena: Arena, skill: Skill, candidate: Skill, judged: Collection[s
     columns |= {skill.hash: {"level": 1.0}, candidate.hash: {"level": 1.0, "drop": 1.0}}
     observations = [
         Observation(sample, columns[text], score)
-        for (text, sample, _), score in arena.scores("train", "select").items()
+        for (text, sample, _), score in arena.scores.on("train", "select").items()
         if text in columns
     ]
     return fit(observations, {"level": LEVEL, "drop": WIDE, **dict.fromkeys(others, WIDE)}, arena.noise)

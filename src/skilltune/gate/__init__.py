@@ -1,7 +1,7 @@
 """The gate decides during training which edits enter the skill. A policy is one class with the two members of `Gate`.
 
 Three later places may change what ships: `finish.reselect` may choose another version or revive a rejected candidate,
-`finish.compact` may drop rules, and `train.prove` ships the input if the certificate shows no gain.
+`result.conclude` ships the input if the certificate shows no gain, and `skilltune compact` may drop rules.
 
 Policies are found by name: the ones here, then installed plug-ins (entry points of the group `skilltune.gates`).
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Literal, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from skilltune import plugins
 from skilltune.config import GateConfig
@@ -19,6 +19,7 @@ from skilltune.errors import UsageError
 from skilltune.optimizer import Proposal
 from skilltune.rollout import Score
 from skilltune.rollouts.roller import Roller
+from skilltune.rollouts.scores import Scores
 from skilltune.samples import Sample
 from skilltune.skill import Skill
 from skilltune.verdict import Verdict
@@ -52,7 +53,7 @@ class Gate(Protocol):
 class Arena:
     """The parts that a gate may use: the roller, the two splits it may touch (never `test`), its settings, the seed.
 
-    A gate reads scores by split. The optimizer sees what follows from scores on `train`: the screen, the choice of
+    A gate reads `scores` by split. The optimizer sees what follows from scores on `train`: the screen, the choice of
     candidates, the reasons of rejections. Scores on `select` are for the accept decision and for reselection only;
     nothing else of them may reach the optimizer, or it could fit them.
 
@@ -78,14 +79,10 @@ class Arena:
         """The number that is compared, see `metric_of`."""
         return metric_of(self.cfg)(score)
 
-    def scores(self, *splits: Literal["train", "select"]) -> dict[tuple[str, str, int], float]:
-        """Every score on samples of these splits by text hash, sample and attempt, in a fixed order."""
-        ids = {sample.id for split in splits for sample in getattr(self, split)}
-        return {
-            key: self.metric(rollout.score)
-            for key, rollout in sorted(self.roll.seen.items())
-            if key[1] in ids and rollout.score is not None
-        }
+    @property
+    def scores(self) -> Scores:
+        """The scores of the run, by split: `scores.on("train")`, `scores.on("select")`."""
+        return self.roll.scores
 
 
 def metric_of(cfg: GateConfig) -> Callable[[Score], float]:

@@ -23,7 +23,7 @@ from skilltune.stats.effects import CHAINS, DRAWS, EVERYWHERE, Draw, Odds, Trial
 
 DOUBT = "what was seen since it came does not speak for it"
 
-Scores = Mapping[tuple[str, str], Sequence[float]]  # by text hash and sample
+TrainScores = Mapping[tuple[str, str], Sequence[float]]  # by text hash and sample of `train`, never of `select`
 
 
 @dataclass(slots=True)
@@ -121,7 +121,7 @@ class Trials:
         """The incumbents before the present one, by their lines."""
         return {lines(skill): skill for hash, skill in self.versions.items() if hash != self.incumbents[-1]}
 
-    def baseline_scores(self, scores: Scores, samples: Container[str]) -> dict[str, float]:
+    def baseline_scores(self, scores: TrainScores, samples: Container[str]) -> dict[str, float]:
         """Mean scores of samples under the incumbent, or under the last version that was seen on them."""
         rank = {version: place for place, version in enumerate(self.incumbents)}
         known = [(rank[text], sample, seen) for (text, sample), seen in scores.items() if text in rank]
@@ -129,7 +129,7 @@ class Trials:
 
     def draws(
         self,
-        scores: Scores,
+        scores: TrainScores,
         pool: Sequence[str],
         random: Random,
         *,

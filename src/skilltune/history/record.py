@@ -20,6 +20,7 @@ from skilltune import stats
 from skilltune.config import GateConfig, stored_config
 from skilltune.errors import RunError, UsageError
 from skilltune.finish.certify import Certificate
+from skilltune.finish.records import Finish, Start
 from skilltune.history.left_out import left_out
 from skilltune.journal.run import FAILED, Run
 from skilltune.result import claim
@@ -30,6 +31,7 @@ from skilltune.verdict import VerdictRecord
 
 SPLITS = ("test", "select", "train")
 PHASES = {"train": "learning (train)", "select": "gate (select)", "test": "certificate (test)"}
+ROOT = "root"  # event: the folder at which relative paths of the configuration start
 Z95 = stats.normal_quantile(0.975)
 
 
@@ -119,32 +121,6 @@ class Judged:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class Finish:
-    """The end of a run: the name of the skill, the hashes of input and shipped skill, the exit code, the certificate
-    (None: there is none), the reason if the run was stopped, and the larger limit with which it would go on."""
-
-    name: str
-    start: str
-    best: str
-    exit_code: int
-    certificate: Certificate | None = None
-    stopped: str = ""
-    larger: str = ""
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Finish:
-        return cls(
-            name=data["name"],
-            start=data["start"],
-            best=data["best"],
-            exit_code=data["exit_code"],
-            certificate=Certificate(**data["certificate"]) if data["certificate"] else None,
-            stopped=data["stopped"] or "",
-            larger=data.get("larger", ""),
-        )
-
-
 @dataclass(frozen=True)
 class Record:
     """A run as its journal tells it, also while the run is under way. Read it while its journal is open.
@@ -174,6 +150,7 @@ class Record:
     writer: int | None
     estimated: int
     program: str  # the version of skilltune, "" if the run did not record it
+    root: str = ""  # the folder at which relative paths of the configuration start, "" if it was not recorded
     left_out: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @classmethod
@@ -182,10 +159,11 @@ class Record:
         versions: dict[int, Version] = {}
         finish: Finish | None = None
         controls = command = None
-        stopped = larger = ""
+        stopped = larger = root = ""
         for _, type, data in run.events():
             if type == "start" and not versions:
-                versions[0] = _version(run, 0, data["skill"], "the input", score=data["score"], sd=data["score_sd"])
+                start = Start.from_json(data)
+                versions[0] = _version(run, 0, start.skill, "the input", score=start.score, sd=start.score_sd)
                 rows.append(versions[0])
             elif type == "verdict":
                 verdict = VerdictRecord.from_json(data)
@@ -195,7 +173,8 @@ class Record:
                 rows.append(Judged(verdict, _kind(verdict, rows[-1] if rows else None)))
                 if verdict.accepted:
                     versions[verdict.version] = _accepted(run, verdict)
-                finish, stopped, larger = None, "", ""
+                if not verdict.compacts:  # a compaction that has not ended changes nothing
+                    finish, stopped, larger = None, "", ""
             elif type == "reselection" and (number := data.get("version")) is not None:
                 why = f"chosen at the end: {data['reason']}"
                 versions[number] = replace(_version(run, number, data["best"], why), revived=True)
@@ -204,6 +183,8 @@ class Record:
                 controls = data
             elif type == "command":
                 command = data
+            elif type == ROOT:
+                root = data["folder"]
             elif type == "stopped" and (finish is None or finish.stopped):
                 finish, stopped, larger = None, data["reason"], data.get("larger", "")
             elif type == "finish":
@@ -231,6 +212,7 @@ class Record:
             writer=run.writer,
             estimated=run.estimated,
             program=program[0] if program else "",
+            root=root,
             left_out=left_out(run),
         )
 

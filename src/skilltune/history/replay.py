@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from skilltune.compaction import compacted, is_compacted
 from skilltune.config import stored_config
 from skilltune.envs import Env
 from skilltune.errors import RunError, Stopped
-from skilltune.gate import Arena, build_gate
+from skilltune.gate import Arena, build_gate, metric_of
 from skilltune.journal.run import Run
 from skilltune.limits import Limits
 from skilltune.metering.budget import Budget
@@ -28,6 +29,7 @@ from skilltune.parts import Parts
 from skilltune.rollout import Rollout, Score, Trajectory
 from skilltune.rollouts.inputs import Pins, split_ids
 from skilltune.rollouts.roller import Roller
+from skilltune.rollouts.scores import Scores
 from skilltune.samples import Sample, Splits
 from skilltune.skill import Skill
 from skilltune.train import train
@@ -77,7 +79,10 @@ async def recompute(run: Run) -> Recomputation:
 
     with tempfile.TemporaryDirectory(prefix="skilltune-") as folder, run.copy_to(Path(folder)) as copy:
         copy.listeners.append(hear)
-        result = await train(_session(copy, pins))
+        session = _session(copy, pins)
+        result = await train(session)
+        if is_compacted(copy):
+            result = await compacted(session, result)
 
     decisions = [
         Recomputed(_name(type, old), _said(type, old), tuple(differences(old, new)))
@@ -110,15 +115,20 @@ def _standing(run: Run) -> tuple[dict[str, list[Any]], Any]:
     for t, type, data in run.events():
         if type == "finish":
             finish, ended = data, t if data["stopped"] else math.inf
-        elif type == "verdict" and not VerdictRecord.from_json(data).compacts:
+        elif type == "verdict" and not _is_drop(type, data):
             recorded["reselection"].clear()
             finish, ended = None, math.inf
-        if type in DECISIONS:
+        if type in DECISIONS and (is_compacted(run) or not _is_drop(type, data)):
             recorded[type].append(data)
     if any(t > ended for t, _ in run.payments()):
         recorded["reselection"].clear()
         finish = None
     return recorded, finish["certificate"] if finish else None
+
+
+def _is_drop(type: str, data: Any) -> bool:
+    """True for a verdict of a compaction. One that has not ended decided nothing."""
+    return type == "verdict" and VerdictRecord.from_json(data).compacts
 
 
 def differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
@@ -139,7 +149,7 @@ def differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
 
 def _name(type: str, data: Any) -> str:
     if type == "verdict":
-        return CompactFigures.rule if VerdictRecord.from_json(data).compacts else f"step {data['step']}"
+        return CompactFigures.rule if _is_drop(type, data) else f"step {data['step']}"
     return type
 
 
@@ -190,7 +200,6 @@ def _session(run: Run, pins: Pins) -> Parts:
     if run.config is None:
         raise RunError(f"the journal in {run.folder} holds no configuration")
     cfg = stored_config(run.config, run.folder)
-    cfg = cfg.model_copy(update={"certify": cfg.certify.model_copy(update={"controls": False})})  # no decision
     split = split_ids(run)
     if split is None:
         raise RunError(f"the journal in {run.folder} holds no split of the samples")
@@ -199,7 +208,7 @@ def _session(run: Run, pins: Pins) -> Parts:
     }
     splits = Splits(**{name: tuple(by_id[sample] for sample in ids) for name, ids in split.items()})
     env = _Absent(pins.env)
-    roll = Roller(_Silent(pins.target), env, run, contents=dict(pins.contents))
+    roll = Roller(_Silent(pins.target), env, run, dict(pins.contents), Scores.of(splits, metric_of(cfg.gate)))
     arena = Arena(roll, splits.train, splits.select, cfg.gate, cfg.seed, cfg.train.skill_limit(pins.skill.tokens))
     optimizer = Recorded(run, pins.looks_back)
     budget = Budget(Limits(), Usage())

@@ -24,6 +24,7 @@ from skilltune.optimizer import Proposal
 from skilltune.rollout import Rollout, Score, Trajectory
 from skilltune.rollouts.forward import repeats_itself
 from skilltune.rollouts.roller import Roller
+from skilltune.rollouts.scores import Scores, split_map
 from skilltune.samples import Sample
 from skilltune.skill import Skill
 
@@ -72,8 +73,10 @@ class Calibration:
 
 
 async def calibrate(arena: Arena, skill: Skill) -> Calibration | None:
-    """Score the skill twice on `select`, store the noise in the arena, and simulate the gate. None if no sample was
-    scored twice. The journal keeps the simulation's result, so it runs once per run."""
+    """Score the skill twice on `select`, store the noise in the arena, simulate the gate, and record the result.
+
+    None if no sample was scored twice. The journal keeps the simulation's result, so it runs once per run.
+    """
     draws = [arena.roll(skill, arena.select, attempt=attempt, purpose=KEY) for attempt in (0, 1)]
     pairs = [(a, b) for a, b in zip(*await run_all(draws), strict=True) if a.score and b.score]
     if not pairs:
@@ -88,7 +91,9 @@ async def calibrate(arena: Arena, skill: Skill) -> Calibration | None:
     figures = known[0] if known else await _figures(arena, scores)
     arena.roll.run.decide(KEY, lambda: figures)
     differing = sum(a != b for a, b in scores) / len(scores)
-    return Calibration(len(scores), differing, math.sqrt(noise), same, arena.cfg.policy, **figures)
+    found = Calibration(len(scores), differing, math.sqrt(noise), same, arena.cfg.policy, **figures)
+    arena.roll.run.record(KEY, **found.to_json())
+    return found
 
 
 async def _figures(arena: Arena, scores: Sequence[tuple[float, float]]) -> dict[str, Any]:
@@ -125,7 +130,9 @@ async def _trial(arena: Arena, scores: Sequence[tuple[float, float]], share: flo
             return float(draw.random() < p)
         return min(1.0, max(0.0, draw.gauss(p, noise)))
 
-    place = replace(arena, roll=cast(Roller, Simulated(score)), train=(), select=samples, upcoming=())
+    place = replace(
+        arena, roll=cast(Roller, Simulated(score, samples, arena.metric)), train=(), select=samples, upcoming=()
+    )
     gate = build_gate(place)
     await gate.baseline(INPUT)
     return (await gate.judge(INPUT, [CHANGE], limit=1, name=KEY)).accepted
@@ -154,9 +161,11 @@ def _binary(scores: Sequence[tuple[float, float]]) -> bool:
 class Simulated:
     """Replaces the roller in a simulated gate; `score` draws every score."""
 
-    def __init__(self, score: Callable[[Skill, int], float]) -> None:
+    def __init__(
+        self, score: Callable[[Skill, int], float], select: Sequence[Sample], metric: Callable[[Score], float]
+    ) -> None:
         self.score = score
-        self.seen: dict[tuple[str, str, int], Rollout] = {}
+        self.scores = Scores(split_map(select=select), metric)
 
     async def __call__(
         self, skill: Skill, samples: Sequence[Sample], *, attempt: int = 0, purpose: str = ""
@@ -164,10 +173,10 @@ class Simulated:
         rolled = []
         for sample in samples:
             key = skill.hash, sample.id, attempt
-            if key not in self.seen:
+            if key not in self.scores.held:
                 value = self.score(skill, int(sample.id[1:]))
-                self.seen[key] = Rollout(sample.id, skill.hash, attempt, Trajectory(""), Score(value))
-            rolled.append(self.seen[key])
+                self.scores.add(Rollout(sample.id, skill.hash, attempt, Trajectory(""), Score(value)))
+            rolled.append(self.scores.held[key])
         return rolled
 
     def prefetch(self, skill: Skill, samples: Sequence[Sample], attempt: int = 0) -> None:

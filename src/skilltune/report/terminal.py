@@ -25,6 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 from skilltune.config import GateConfig
+from skilltune.finish.reserve import Planned
 from skilltune.gate.priors import VETO
 from skilltune.history.left_out import describe, left_out, summed
 from skilltune.history.record import Judged, Record, Version, affordable
@@ -41,7 +42,7 @@ from skilltune.skill import Skill
 from skilltune.text import one_line
 from skilltune.text import visible as clean
 from skilltune.usage import Usage, counted, describe_usage
-from skilltune.verdict import GIVEN_UP, RaceFigures, VerdictRecord
+from skilltune.verdict import GIVEN_UP, RaceFigures, VerdictRecord, percent
 
 SHORT = 60  # lines; a skill up to this length is shown whole in its diff
 MOST_CHANGES = 10  # changed lines of the skill that the end of a training shows
@@ -238,6 +239,8 @@ def line(type: str, data: Mapping[str, Any], steps: int, slow: bool = False) -> 
             return _text(f"calibration · {data['reason']}")
         case "reselection":
             return _text(f"chosen · {data['reason']}")
+        case "arm":
+            return _text(f"measuring · {data['name']}", "dim")
         case "slow":
             return _text(f"epoch {data['epoch']} · no slow update: {data['skipped']}", "dim")
     return None
@@ -375,21 +378,7 @@ class Lines:
             console.print(_text(f"the skill: {result.start.tokens:,} → {result.best.tokens:,} tokens", "bold"))
             console.print(changed_lines(result.start.text, result.best.text, f"skilltune diff {session.run.folder}"))
             console.print()
-        console.print(_text(headline(result), "bold green" if result.exit_code == 0 else "bold"))
-        if result.certificate is not None:
-            c = result.certificate
-            console.print(str(c))
-            console.print(f"fixed {c.fixed}, broke {c.broken} of {c.n} test samples; {c.method}; {looks(c)}")
-            if c.unscored:
-                console.print(f"test samples {c.unscored}")
-            if c.gain > 0:
-                console.print(f"each point gained cost {per_point(result.training, c)} (training and certificate)")
-        else:
-            console.print(f"no certificate: {result.uncertified}")
-        if result.controls is not None:
-            print_controls(result.controls.to_json(), console)
-        elif session.cfg.certify.controls:
-            console.print(f"no control arms: {result.uncertified}")
+        print_proof(result, console)
         if result.stopped is not None:
             console.print(f"stopped early: {result.stopped}")
         if text := describe(self._left_out):
@@ -539,6 +528,31 @@ def _row(row: Version | Judged, gate: GateConfig | None) -> tuple[str, ...]:
     return step, str(verdict.epoch), percent(verdict.score), accepted, edits, explained(verdict, gate)
 
 
+def print_proof(result: Result, console: Console) -> None:
+    """The claim, and the certificate that it rests on."""
+    console.print(_text(headline(result), "bold green" if result.exit_code == 0 else "bold"))
+    c = result.certificate
+    if c is None:
+        console.print(f"no certificate: {result.uncertified}")
+        return
+    console.print(str(c))
+    console.print(f"fixed {c.fixed}, broke {c.broken} of {c.n} test samples; {c.method}; {looks(c)}")
+    if c.unscored:
+        console.print(f"test samples {c.unscored}")
+    if c.gain > 0:
+        console.print(f"each point gained cost {per_point(result.training, c)} (training and certificate)")
+
+
+def describe_planned(plan: Planned) -> str:
+    """The most calls that a command on a finished run makes, and their expected cost."""
+    optimizer = f" and {plan.optimizer:,} of the optimizer" if plan.optimizer else ""
+    money = "price unknown" if plan.cost.usd is None else f"${plan.cost.usd:.2f}" if plan.cost.usd else "$0"
+    return (
+        f"at most {plan.target:,} calls of the target{optimizer}, about {amount(plan.cost.tokens)} tokens, {money} "
+        "(at the mean of this run's calls)"
+    )
+
+
 def print_controls(data: Mapping[str, Any], console: Console) -> None:
     """The table of the control arms, and why others are missing."""
     console.print()
@@ -657,10 +671,6 @@ def columns(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         [cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=False)] for row in cells
     )
     return "\n".join("  ".join([*front, row[-1]]) for front, row in zip(padded, cells, strict=True))
-
-
-def percent(value: float | None) -> str:
-    return "—" if value is None else f"{100 * value:.1f} %"
 
 
 def amount(n: float) -> str:
