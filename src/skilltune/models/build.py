@@ -23,8 +23,8 @@ def build_model(
     """The model called `text`.
 
     `api` chooses between OpenAI's two APIs; other schemes refuse it. `timeout_s` limits one attempt. `price` is
-    (dollars per million input tokens, dollars per million output tokens) and overrides the price list. `key_env` is the
-    environment variable that holds the endpoint's key (see `skilltune.api_keys`). `same_as` is the former name of a model
+    (dollars per million input tokens, dollars per million output tokens) and overrides the price list. `key_env` is
+    the environment variable that holds the key (see `skilltune.api_keys`). `same_as` is the former name of a model
     that has moved; its answers are stored and found under that name. `context` (tokens) and `threads` are options of
     the embedded model; other schemes refuse them.
 
