@@ -109,7 +109,7 @@ def build(
             return _negation(options, root, judge)
         case "judge" if judge is not None:
             return _line(options, judge)
-    if kind in OF_FILES:
+    if isinstance(kind, str) and kind in OF_FILES:
         return _of_files(kind, options, root)
     if (plugin := _plugin(kind)) is not None:
         return _installed(plugin, options)
