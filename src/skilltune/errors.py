@@ -93,6 +93,16 @@ class SampleError(CallError):
     outcome: Outcome = "sample_error"
 
 
+class NotGraded(CallError):
+    """The answer cannot be graded: what the grader itself needs is missing or unreadable. Never a score."""
+
+    outcome: Outcome = "not_graded"
+
+
+class MissingArtifact(SkilltuneError, LookupError):
+    """The target left no such file. The fault is the agent's, so a scorer that needs the file gives 0."""
+
+
 class CallConfigError(CallError):
     """401, 400, unknown model, missing CLI: a retry cannot help, so the run stops at once."""
 

@@ -25,11 +25,12 @@ from pathlib import Path
 from typing import Literal
 
 from skilltune.api_keys import OWN, key_of, key_variable
-from skilltune.build import build_parts, default_folder, endpoint_key
+from skilltune.build import build_parts, default_folder
 from skilltune.config import Config, ModelConfig, load_config
 from skilltune.errors import CallError, Stopped, UsageError
 from skilltune.journal.run import scratch_run
 from skilltune.metering.client import Client
+from skilltune.metering.clients import endpoint_key
 from skilltune.names import parse_name
 from skilltune.preflight.probe import PATIENCE_S, Probe, probe_roles
 from skilltune.samples import Sample
@@ -79,7 +80,7 @@ async def _roles(cfg: Config, root: Path) -> list[Finding]:
         with scratch_run(None) as run:
             session = build_parts(cfg, run, root)
             try:
-                files = _model_files(session.target, session.optimizer_client)
+                files = _model_files(getattr(session.target, "client", None), session.optimizer_client)
                 probes = await probe_roles(session)
                 if session.judge is not None and not any("judge" in probe.role and probe.error for probe in probes):
                     probes.append(await _verdict(session.judge))
