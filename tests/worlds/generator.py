@@ -188,6 +188,15 @@ class FamilyWorld(World):
     def lacks(self, skill: str, kind: int) -> bool:
         return bool(self.wanted(skill, kind))
 
+    def knows(self, line: str) -> bool:
+        """True if the line holds a sentence of this world: a rule, a harmful or a useless one."""
+        reading = self.read(line)
+        return bool(reading.rules or reading.harms or reading.junk)
+
+    def harms(self, line: str) -> bool:
+        reading = self.read(line)
+        return bool(reading.harms or (self.family.harm == "masking" and reading.junk))
+
     # the truth
 
     def value(self, skill: str, ticket: Ticket) -> float:
@@ -297,8 +306,8 @@ class FamilyOptimizer(Optimizer):
         odd = [item for item in failed if self._unexplained(item, prompt.skill)]
         if not odd or dice("cure") >= self.family.deletes:
             return []
-        lines = [line.strip() for line in prompt.skill.splitlines() if self._is_own(line)]
-        harms = [line for line in lines if self._harms(line) and line not in prompt.rejected]
+        lines = [line.strip() for line in prompt.skill.splitlines() if self.desk.knows(line)]
+        harms = [line for line in lines if self.desk.harms(line) and line not in prompt.rejected]
         choice = harms if dice("right", "cure") < self.q else lines
         if not choice:
             return []
@@ -308,14 +317,6 @@ class FamilyOptimizer(Optimizer):
     def _unexplained(self, item: Shown, skill: str) -> bool:
         kind = self.desk.recognise(item.text)
         return kind is not None and kind in self.desk.held(skill) and not self.desk.lacks(skill, kind)
-
-    def _is_own(self, line: str) -> bool:
-        reading = self.desk.read(line)
-        return bool(reading.rules or reading.harms or reading.junk)
-
-    def _harms(self, line: str) -> bool:
-        reading = self.desk.read(line)
-        return bool(reading.harms or (self.family.harm == "masking" and reading.junk))
 
     def _place(self, prompt: Prompt, text: str, support: list[Shown], dice: Dice) -> Json:
         edit = super()._place(prompt, text, support, dice)
