@@ -42,7 +42,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import skilltune
 from skilltune.api import run_training
 from skilltune.config import make_config
-from worlds import FAMILIES, LOCKED, TUNING, Family, FamilyWorld
+from worlds import FAMILIES, LOCKED, TUNING, Family, FamilyWorld, unlock
 
 ROOT = Path(__file__).parents[1]
 BUDGETS = (400, 700, 1000, 1400)  # target calls of the anytime curve
@@ -281,11 +281,7 @@ def chosen(names: str, vary: Mapping[str, Any], why: str) -> list[Family]:
         raise SystemExit(f"no family {unknown[0]!r}; known: tuning, locked, {', '.join(FAMILIES)}")
     if wrong := sorted(vary.keys() - {field.name for field in fields(Family)}):
         raise SystemExit(f"--vary {wrong[0]}: a family has no such parameter")
-    if looked := [name for name in every if name in LOCKED]:
-        if not why:
-            raise SystemExit(f"{looked[0]} is locked: say why it is looked at, with --why TEXT (it is logged in {LOG})")
-        with LOG.open("a") as file:
-            file.write(f"| {time.strftime('%Y-%m-%d')} | {', '.join(looked)} | {why} |\n")
+    unlock(every, why, LOG)
     return [replace(FAMILIES[name], **vary) for name in every]
 
 

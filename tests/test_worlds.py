@@ -9,6 +9,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import fields, replace
+from pathlib import Path
 from random import Random
 from statistics import fmean
 from typing import Any
@@ -18,7 +19,7 @@ import pytest
 from skilltune.samples import Sample
 from skilltune.scorers.f1 import f1
 from world import HARMS, LEADS, TICKET, Dice, Json, Prompt, Ticket, World, uniform
-from worlds import FAMILIES, LOCKED, TUNING, Family, FamilyWorld
+from worlds import FAMILIES, LOCKED, TUNING, Family, FamilyWorld, unlock
 from worlds.families import PAIRS, REFERENCE
 
 QUIET = Family(harm="kinds", p=0.0)
@@ -135,6 +136,17 @@ def test_the_family_without_changes_is_the_world_of_the_other_tests() -> None:
         for number, ticket in enumerate(tickets(world)[:30]):
             answers = [target(w, skill, ticket, str(number)) for w in (world, family)]
             assert answers[0] == answers[1]
+
+
+def test_a_look_at_a_locked_family_needs_a_reason_and_is_logged(tmp_path: Path) -> None:
+    log = tmp_path / "log.md"
+    log.write_text("| date | families | why |\n")
+    unlock(TUNING, "", log)
+    with pytest.raises(SystemExit, match="input-junk is locked: say why"):
+        unlock(["quarter", "input-junk"], "", log)
+    assert len(log.read_text().splitlines()) == 1
+    unlock(["quarter", "input-junk", "fraction"], "the release", log)
+    assert log.read_text().splitlines()[1].endswith("| input-junk, fraction | the release |")
 
 
 # harm

@@ -10,7 +10,7 @@ batch (so it has exactly 16 steps); both get 4 random edits of the 12. `alone` i
 step from nothing, `unjournaled` is `race` that pays for every batch. A policy takes settings:
 `race:screen=40:SHRINK=0.6` (small letters: `GateConfig`; capitals: a constant of the modules of `skilltune.gate`).
 A prior may also be a family of tests/worlds, for example quarter: then gains count from the family's input skill, and
-`--interactions` does nothing. bench/worlds.md says which families are locked.
+`--interactions` does nothing. Locked families need --why.
 
 Run: python bench/gates/simulate.py --runs 100 --priors base,nulls --select 20,40,140 --policies reference,race
 
@@ -52,7 +52,7 @@ from skilltune.journal.keys import rng
 from skilltune.samples import Sample
 from skilltune.skill import Skill
 from skilltune.stats import effects, linear, wilson
-from worlds import FAMILIES
+from worlds import FAMILIES, unlock
 
 STEPS, MOST_STEPS = 16, 200  # for which the reference's rollouts suffice; at which a run ends in any case
 LIMIT = 4  # edits applied at one step
@@ -301,7 +301,9 @@ def main() -> None:
     parser.add_argument(
         "--keep", type=Path, help="a file to keep outcomes in (JSON lines), and to take known ones from"
     )
+    parser.add_argument("--why", default="", help="the reason for a look at locked families")
     options = parser.parse_args()
+    unlock(options.priors.split(","), options.why, Path(__file__).parents[1] / "worlds.md")
     seeds = range(options.seeds == "odd", 2 * options.runs, 2)
     tasks = [
         Task(policy, prior, int(select), float(interactions), seed)

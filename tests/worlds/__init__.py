@@ -4,7 +4,7 @@
 for tuning and locked families; `bench/worlds.md` has the rule of the split.
 """
 
-from worlds.families import FAMILIES, LOCKED, TUNING, Family
+from worlds.families import FAMILIES, LOCKED, TUNING, Family, unlock
 from worlds.generator import FamilyWorld
 
-__all__ = ["FAMILIES", "LOCKED", "TUNING", "Family", "FamilyWorld"]
+__all__ = ["FAMILIES", "LOCKED", "TUNING", "Family", "FamilyWorld", "unlock"]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 Harm = Literal["global", "kinds", "fraction", "delayed", "masking"]
@@ -151,3 +154,16 @@ _TUNING, _LOCKED = split_pairs()
 TUNING = _named(REFERENCE | _TUNING)
 LOCKED = _named(RELATIVES | _LOCKED)
 FAMILIES = TUNING | LOCKED
+
+
+def unlock(names: Iterable[str], why: str, log: Path) -> None:
+    """Add a line to the log for the locked ones among the families. Exits if a locked family is named without a reason.
+
+    The log is a Markdown file that ends with the table of these lines.
+    """
+    looked = [name for name in names if name in LOCKED]
+    if looked and not why:
+        raise SystemExit(f"{looked[0]} is locked: say why it is looked at, with --why TEXT (it is logged in {log})")
+    if looked:
+        with log.open("a") as file:
+            file.write(f"| {time.strftime('%Y-%m-%d')} | {', '.join(looked)} | {why} |\n")
