@@ -401,6 +401,18 @@ def test_deletions_are_proposed_as_often_as_said_and_hit_the_harmful_line_with_o
     assert not [edit for edit in edits(world, "", shown) if edit["op"] == "delete"], "nothing stands there yet"
 
 
+def test_a_ranking_puts_right_edits_first_only_if_the_family_says_so() -> None:
+    knowing, blind = world_of(q=1.0, ranks=True), world_of(q=1.0, ranks=False)
+    texts = [knowing.junk(0), knowing.rule(0), knowing.junk(1), knowing.rule(1)]
+    shown = "\n".join(f'<edit index="{i}">{json.dumps({"op": "add", "text": t})}</edit>' for i, t in enumerate(texts))
+    orders = {
+        world: [world.optimizer.rank(Prompt.read(shown), dice(salt))["order"] for salt in range(60)]
+        for world in (knowing, blind)
+    }
+    assert all(set(order[:2]) == {1, 3} for order in orders[knowing])
+    assert fmean(set(order[:2]) == {1, 3} for order in orders[blind]) == pytest.approx(1 / 6, abs=0.12)
+
+
 def test_an_optimizer_that_learns_is_right_more_often_after_rejections() -> None:
     world = world_of(q=0.2, learns=0.05)
     shares = [

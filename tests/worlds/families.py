@@ -68,6 +68,7 @@ class Family:
     paraphrase: float = 0.0  # odds that a rule is put in other words
     misplaces: float = 0.0  # odds that an edit hangs on a line that does not exist, or cites tickets of other kinds
     deletes: float = 0.3  # odds that a line is suspected if a kind fails whose rule stands (harm global: odds q)
+    ranks: bool = True  # with odds q, a ranking of edits puts the right ones first; False: it is a shuffle
     learns: float = 0.0  # what each rejected edit in the request adds to q, up to 0.95
 
     # the input skill. half, good: the rules of a half, of five sixths of the kinds. junk: of a quarter, between eight
@@ -76,8 +77,9 @@ class Family:
 
 
 # The reference of the tables: a harmful line breaks a quarter of the kinds. The optimizer repeats no rejected text, so
-# a right idea that was rejected can come back only in other words.
-QUARTER = Family(harm="kinds", paraphrase=0.75)
+# a right idea that was rejected can come back only in other words. It cannot tell right edits from wrong ones, not even
+# when it ranks them.
+QUARTER = Family(harm="kinds", paraphrase=0.75, ranks=False)
 REFERENCE = {  # all for tuning, so that their figures can be compared with earlier ones
     "desk": Family(),
     "quarter": QUARTER,

@@ -263,6 +263,11 @@ class FamilyOptimizer(Optimizer):
         answer = super().reflect(prompt, dice)
         return {**answer, "edits": list(self._bundled(answer["edits"], dice))} if self.family.bundle else answer
 
+    def rank(self, prompt: Prompt, dice: Dice) -> Json:
+        if self.family.ranks:
+            return super().rank(prompt, dice)
+        return {"order": sorted((index for index, _ in prompt.edits), key=lambda index: dice("shuffle", index))}
+
     def _bundled(self, edits: list[Json], dice: Dice) -> Iterator[Json]:
         """The edits; some are joined with the one after them. Only plain additions can be joined."""
         waiting: Json | None = None
