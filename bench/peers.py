@@ -1,4 +1,4 @@
-"""The same worlds for the peers, SkillOpt and GEPA: score, calls, and time on the machine that ours is taken on.
+"""The same worlds for the peers (SkillOpt, GEPA, AgentDescent): score, calls, and time on the machine of our figures.
 
 Each is the released package, with its defaults, and asks a world of `tests/worlds` over HTTP: the family desk, which is
 that of `tests/world.py`, or others by `--families`. Their optimizers speak other forms than ours: a world here reads
@@ -10,6 +10,9 @@ skillopt  0.2.0, the values of its configs/_base_/default.yaml, its SearchQA env
           minibatch holds: runs of a seed differ.
 gepa      0.1.4, `optimize` with its default adapter, 1,400 metric calls, and then start and best on the test split.
           Its adapter asks for one answer after the other unless litellm does it; here threads do.
+agentdescent
+          0.7.0, `evolve` with its defaults on the train and select splits (the last third is held out), ended after
+          1,400 target calls. Its strategy appends rules and deletes none.
 rewrites  The baseline: 20 rewrites of the input skill, each from the failures of 40 tasks; the best on select ships.
 
 *true test score*: the share of the test split that the best skill solves, without noise, divided by the share that the
@@ -22,7 +25,7 @@ it. Times are the server's. *accepted*: steps (SkillOpt; not its slow updates, w
 
 Run it with an interpreter that has the peer and needs nothing of ours:
 
-    python -m venv peers && peers/bin/pip install skillopt==0.2.0 gepa==0.1.4
+    python -m venv peers && peers/bin/pip install skillopt==0.2.0 gepa==0.1.4 agentdescent==0.7.0
     peers/bin/python bench/peers.py skillopt --seeds 10 --workers 16,64 --latency 0.2
     peers/bin/python bench/peers.py skillopt --options '{"failure_only": true}'
     peers/bin/python bench/peers.py gepa --options '{"reflection_minibatch_size": 8}'
@@ -353,6 +356,72 @@ def gepa(folder: Path, url: str, workers: int, seed: int, options: dict[str, Any
     return result.best_candidate["skill"], len(result.candidates) - 1, curve
 
 
+def agentdescent(folder: Path, url: str, workers: int, seed: int, options: dict[str, Any]) -> tuple[str, int, Curve]:
+    """AgentDescent's `evolve`. The last artifact, the number of commits, and the curve of the artifact.
+
+    Its workers begin a round with the artifact of the round before, which is how the curve is read.
+    """
+    package: Any = importlib.import_module("agentdescent")
+    start = (folder / "start.md").read_text()
+    parts = {name: items(folder, name) for name in ("train", "val", "test")}
+    tasks = [
+        package.Task(id=item["id"], prompt=item["question"], meta={"answer": item["answers"][0]})
+        for item in (*parts["train"], *parts["val"])
+    ]
+    calls, asked, curve, begins, one_at_a_time = [0], [0], Curve(), [False], threading.Lock()
+
+    def run(skill: str, task: Any) -> str:
+        with one_at_a_time:
+            if begins[0]:
+                begins[0] = False
+                curve.append((calls[0], skill))
+            calls[0] += 1
+        return ask(url, "target", [{"role": "system", "content": skill}, {"role": "user", "content": task.prompt}])
+
+    def propose(skill: str, task: Any, answer: str, reward: float) -> str | None:
+        asked[0] += 1
+        shown = f'<trajectory sample="{task.id}" score="{reward:.2f}">\n{task.prompt}\n{answer}\n</trajectory>'
+        prompt = f"<skill>\n{skill}\n</skill>\n<edit_budget>1</edit_budget>\n{shown}"
+        said = [{"role": "system", "content": REFLECT}, {"role": "user", "content": prompt}]
+        edits = answer_of(ask(url, "optimizer", said, key=f"{seed} {asked[0]}"))["edits"]
+        text = edits[0]["text"] if edits else None
+        return text and text.removeprefix(edits[0]["target"] or "").strip()
+
+    def ended(_: Any) -> bool:
+        begins[0] = True
+        return calls[0] >= 1400
+
+    lines = [line.removeprefix("- ") for line in start.splitlines() if line.startswith("- ")]
+    with tempfile.TemporaryDirectory() as repository:
+        result = package.evolve(
+            tasks,
+            lambda task, answer: float(answer == task.meta["answer"]),
+            run=run,
+            propose=propose,
+            initial_state={f"rule {number:03d}": line for number, line in enumerate(lines)} or None,
+            **{
+                "held_out_frac": len(parts["val"]) / len(tasks),
+                "rounds": 1400,
+                "seed": seed,
+                "stop_when": ended,
+                "repo_path": repository,
+                **options,
+            },
+        )
+    if result.error:
+        raise SystemExit(f"agentdescent: {result.error}")
+    curve.append((calls[0], result.rendered))
+    for skill in (start, result.rendered):
+        for item in parts["test"]:
+            ask(url, "target", [{"role": "system", "content": skill}, {"role": "user", "content": item["question"]}])
+    return result.rendered, sum(info.committed for info in result.history), curve
+
+
+def answer_of(text: str) -> Json:
+    """The JSON object in an answer."""
+    return json.loads(text[text.index("{") : text.rindex("}") + 1])
+
+
 def rewrites(folder: Path, url: str, workers: int, seed: int, options: dict[str, Any]) -> tuple[str, int, Curve]:
     """The best of `number` rewrites of the input skill, by its score on the select split."""
     start = (folder / "start.md").read_text()
@@ -376,8 +445,7 @@ def rewrites(folder: Path, url: str, workers: int, seed: int, options: dict[str,
                 )
                 prompt = f"<skill>\n{start}\n</skill>\n<edit_budget>12</edit_budget>\n{body}"
                 asked = [{"role": "system", "content": REWRITE}, {"role": "user", "content": prompt}]
-                answer = ask(url, "optimizer", asked, key=f"{seed} {index}")
-                skill = json.loads(answer[answer.index("{") : answer.rindex("}") + 1])["skill"]
+                skill = answer_of(ask(url, "optimizer", asked, key=f"{seed} {index}"))["skill"]
             score = fmean(threads.map(lambda item, skill=skill: solved(skill, item), select))
             calls = len(train) + (index + 1) * len(select)
             if score > best[0]:
@@ -389,10 +457,12 @@ def rewrites(folder: Path, url: str, workers: int, seed: int, options: dict[str,
 
 
 REWRITE = 'Write the whole skill anew, so that these tasks are solved. Answer as {"skill": "…", "summary": "…"}.'
+REFLECT = 'Say what would have solved this task. Answer as {"diagnosis": […], "edits": […]}.'
 Peer = Callable[[Path, str, int, int, dict[str, Any]], tuple[str, int, Curve]]
 PEERS: dict[str, tuple[type[PeerWorld], Peer]] = {
     "skillopt": (SkillOptWorld, skillopt),
     "gepa": (GepaWorld, gepa),
+    "agentdescent": (PeerWorld, agentdescent),
     "rewrites": (PeerWorld, rewrites),
 }
 HEADERS = (
