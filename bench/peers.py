@@ -492,9 +492,13 @@ def rows(options: argparse.Namespace) -> Iterator[str]:
 
 
 def chosen(options: argparse.Namespace) -> list[Family]:
-    """The families by name; "tuning" and "locked" are the halves."""
+    """The families by name; "tuning" and "locked" are the halves. Partial scores are left out: a peer here reads an
+    answer as right or wrong."""
     groups = {"tuning": [*TUNING], "locked": [*LOCKED]}
-    names = [name for part in options.families.split(",") for name in groups.get(part, [part])]
+    every = [name for part in options.families.split(",") for name in groups.get(part, [part])]
+    names = [name for name in every if not FAMILIES[name].partial]
+    if left_out := sorted(set(every) - set(names)):
+        print(f"left out, because their scores are partial: {', '.join(left_out)}", file=sys.stderr)
     unlock(names, options.why, Path(__file__).with_name("worlds.md"))
     pairs = [text.partition("=") for text in options.vary]
     return [replace(FAMILIES[name], **{key: json.loads(value) for key, _, value in pairs}) for name in names]
