@@ -1,8 +1,8 @@
-"""The same world for the peers, SkillOpt and GEPA: score, calls, and time on the machine that ours is taken on.
+"""The same worlds for the peers (SkillOpt, GEPA, AgentDescent): score, calls, and time on the machine of our figures.
 
-Each is the released package, with its defaults, and asks the world of `tests/world.py` over HTTP. Their optimizers
-speak other forms than ours: a world here reads what the peer shows, lets the world's optimizer think, and answers in
-the peer's form. The skill starts empty, as in `bench/learning.py` and `bench/span.py`.
+Each is the released package, with its defaults, and asks a world of `tests/worlds` over HTTP: the family desk, which is
+that of `tests/world.py`, or others by `--families`. Their optimizers speak other forms than ours: a world here reads
+what the peer shows, lets the world's optimizer think, and answers in the peer's form. The family sets the input skill.
 
 skillopt  0.2.0, the values of its configs/_base_/default.yaml, its SearchQA environment. Its wheel lacks its prompts,
           so each of them is the name of its stage here; what its prompts ask for (to leave the slow update's section
@@ -10,18 +10,26 @@ skillopt  0.2.0, the values of its configs/_base_/default.yaml, its SearchQA env
           minibatch holds: runs of a seed differ.
 gepa      0.1.4, `optimize` with its default adapter, 1,400 metric calls, and then start and best on the test split.
           Its adapter asks for one answer after the other unless litellm does it; here threads do.
+agentdescent
+          0.7.0, `evolve` with its defaults on the train and select splits (the last third is held out), ended after
+          1,400 target calls. Its strategy appends rules and deletes none.
+rewrites  The baseline: 20 rewrites of the input skill, each from the failures of 40 tasks; the best on select ships.
 
-*true test score*: the share of the test split that the best skill solves, without noise. *span* and *target calls* are
+*true test score*: the share of the test split that the best skill solves, without noise, divided by the share that the
+best possible skill of the family solves. *after N*: that of the skill which the peer holds for its best after N target
+calls, as it says itself (GEPA's result) or writes down (SkillOpt's best_skill.md). *changed*: runs whose best skill is
+not the input. *span* and *target calls* are
 of everything, the peer's own evaluation on the test split included; *training s* and *before test* of what came before
 it. Times are the server's. *accepted*: steps (SkillOpt; not its slow updates, which are never refused) or candidates
 (GEPA) that were accepted.
 
 Run it with an interpreter that has the peer and needs nothing of ours:
 
-    python -m venv peers && peers/bin/pip install skillopt==0.2.0 gepa==0.1.4
+    python -m venv peers && peers/bin/pip install skillopt==0.2.0 gepa==0.1.4 agentdescent==0.7.0
     peers/bin/python bench/peers.py skillopt --seeds 10 --workers 16,64 --latency 0.2
     peers/bin/python bench/peers.py skillopt --options '{"failure_only": true}'
     peers/bin/python bench/peers.py gepa --options '{"reflection_minibatch_size": 8}'
+    peers/bin/python bench/peers.py gepa --families tuning --seeds 6 --vary p=0.2
 """
 
 from __future__ import annotations
@@ -35,10 +43,12 @@ import multiprocessing
 import re
 import sys
 import tempfile
+import threading
 import time
 from ast import literal_eval
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import fmean, pstdev
@@ -47,7 +57,8 @@ from urllib.request import Request, urlopen
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from world import HARMS, Call, Json, Prompt, Shown, World, uniform
+from world import HARMS, Call, Json, Prompt, Shown, uniform
+from worlds import FAMILIES, LOCKED, TUNING, Family, FamilyWorld, unlock
 
 SKILLOPT = {  # the defaults of its configs, as its loader flattens them
     **{"num_epochs": 4, "train_size": 0, "batch_size": 40, "accumulation": 1},
@@ -60,7 +71,12 @@ SKILLOPT = {  # the defaults of its configs, as its loader flattens them
 SPLITS = {"train": "train", "select": "val", "test": "test"}
 
 
-class PeerWorld(World):
+BUDGETS = (400, 700, 1000, 1400)  # target calls of the anytime curve, as in bench/worlds.py
+POLL_S = 0.01  # between two looks at what a peer writes
+Curve = list[tuple[int, str]]  # (target calls, the skill that is the best from then on)
+
+
+class PeerWorld(FamilyWorld):
     """A world whose optimizer understands a peer's requests."""
 
     def _dice(self, call: Call, draw: str) -> Any:
@@ -173,9 +189,10 @@ def as_ours(edit: Json) -> Json:
     return {"op": edit["op"], "text": edit.get("content"), anchor: edit.get("target")}
 
 
-def serve(peer: str, options: dict[str, Any], folder: Path, pipe: Connection) -> None:
+def serve(peer: str, family: Family, seed: int, latency: float, folder: Path, pipe: Connection) -> None:
     """A world in a process of its own, until the skill to be judged comes; its figures go back."""
-    with PEERS[peer][0](12, 120, 60, 120, **options) as world:
+    with PEERS[peer][0](family, seed, latency=latency) as world:
+        (folder / "start.md").write_text(world.start)
         for ours, theirs in SPLITS.items():
             items = [
                 {"id": ticket.id, "question": ticket.input, "context": "", "answers": [ticket.target]}
@@ -185,7 +202,7 @@ def serve(peer: str, options: dict[str, Any], folder: Path, pipe: Connection) ->
             (folder / "data" / theirs).mkdir(parents=True)
             (folder / "data" / theirs / "items.json").write_text(json.dumps(items))
         pipe.send(world.url)
-        skill = pipe.recv()
+        skill, curve = pipe.recv()
         calls = sorted(world.requests, key=lambda call: call.began)
         if broken := [call for call in calls if not call.whole]:
             raise SystemExit(f"{len(broken)} calls were not answered, the first: {broken[0]}")
@@ -194,7 +211,9 @@ def serve(peer: str, options: dict[str, Any], folder: Path, pipe: Connection) ->
         began = calls[0].began
         pipe.send(
             {
-                "score": world.true_score(skill),
+                "score": world.true_score(skill) / world.attainable,
+                "changed": skill.strip() != world.start.strip(),
+                **{f"after {n}": world.true_score(shipped(curve, n)) / world.attainable for n in BUDGETS},
                 "span": max(call.ended for call in calls) - began,
                 "before": max(call.ended for call in training) - began,
                 "calls": sum(call.role == "target" for call in calls),
@@ -204,28 +223,63 @@ def serve(peer: str, options: dict[str, Any], folder: Path, pipe: Connection) ->
         )
 
 
-def one(peer: str, workers: int, seed: int, world: dict[str, Any], options: dict[str, Any]) -> dict[str, float]:
+def shipped(curve: Curve, calls: int) -> str:
+    """The best skill after so many target calls."""
+    return [skill for made, skill in curve if made <= calls][-1]
+
+
+def one(
+    peer: str, workers: int, family: Family, seed: int, latency: float, options: dict[str, Any]
+) -> dict[str, float]:
     """One run of a peer; its figures. `options` change its defaults."""
     here, there = multiprocessing.Pipe()
     with tempfile.TemporaryDirectory() as d:
-        arguments = peer, {**world, "seed": seed}, Path(d), there
+        arguments = peer, family, seed, latency, Path(d), there
         process = multiprocessing.Process(target=serve, args=arguments, daemon=True)
         process.start()
         url = here.recv()
         began = time.process_time()
         with contextlib.redirect_stdout(io.StringIO()):
-            best, accepted = PEERS[peer][1](Path(d), url, workers, seed, options)
+            best, accepted, curve = PEERS[peer][1](Path(d), url, workers, seed, options)
         cpu = time.process_time() - began
-        here.send(best)
+        start = (Path(d) / "start.md").read_text()
+        here.send((best, [(0, start), *curve]))
         there.close()
         figures = here.recv()
         process.join()
     return {**figures, "cpu": cpu, "accepted": accepted}
 
 
-def skillopt(folder: Path, url: str, workers: int, seed: int, options: dict[str, Any]) -> tuple[str, int]:
+class Watch(threading.Thread):
+    """Notes each new content of a file, with the target calls that the world has counted by then."""
+
+    def __init__(self, file: Path, url: str) -> None:
+        super().__init__(daemon=True)
+        self.file, self.url, self.curve = file, url, Curve()
+        self._ended = threading.Event()
+
+    def run(self) -> None:
+        while not self._ended.wait(POLL_S):
+            self.look()
+
+    def look(self) -> None:
+        text = self.file.read_text() if self.file.exists() else ""
+        if text and (not self.curve or text != self.curve[-1][1]):
+            with urlopen(f"{self.url}/stats") as response:
+                self.curve.append((json.load(response)["calls"].get("target", 0), text))
+
+    def __enter__(self) -> Watch:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self.join()
+
+
+def skillopt(folder: Path, url: str, workers: int, seed: int, options: dict[str, Any]) -> tuple[str, int, Curve]:
     """SkillOpt's own entry, its prompts being the names of their stages, and its clients made anew for each run. The
-    best skill, and how many steps were accepted."""
+    best skill, the number of steps that were accepted, and the curve of the best skill."""
     prompts: Any = importlib.import_module("skillopt.prompts")
     prompts.load_prompt = lambda name, env=None: "{skill_section}" if name == "rollout_system" else name
     models: Any = importlib.import_module("skillopt.model.azure_openai")
@@ -233,27 +287,35 @@ def skillopt(folder: Path, url: str, workers: int, seed: int, options: dict[str,
     cfg = {
         **SKILLOPT,
         **{"seed": seed, "workers": workers, "split_dir": str(folder / "data"), "out_root": str(folder / "out")},
-        **{"skill_init": str(folder / "none.md"), "optimizer_model": "optimizer", "target_model": "target"},
+        **{"skill_init": str(folder / "start.md"), "optimizer_model": "optimizer", "target_model": "target"},
         **{"azure_openai_endpoint": url, "azure_openai_api_key": "none"},
         "azure_openai_auth_mode": "openai_compatible",
         **options,
     }
     adapter = importlib.import_module("scripts.train").get_adapter(cfg)
-    importlib.import_module("skillopt.engine.trainer").ReflACTTrainer(cfg, adapter).train()
+    with Watch(folder / "out" / "best_skill.md", url) as watch:
+        importlib.import_module("skillopt.engine.trainer").ReflACTTrainer(cfg, adapter).train()
     steps = json.loads((folder / "out" / "history.json").read_text())
-    return (folder / "out" / "best_skill.md").read_text(), sum("accept" in step["action"] for step in steps)
+    best = (folder / "out" / "best_skill.md").read_text()
+    return best, sum("accept" in step["action"] for step in steps), watch.curve
 
 
-def gepa(folder: Path, url: str, workers: int, seed: int, options: dict[str, Any]) -> tuple[str, int]:
-    """GEPA's own entry. The best text, and how many candidates were accepted."""
+def ask(url: str, model: str, messages: list[dict[str, str]], key: str = "") -> str:
+    body = json.dumps({"model": model, "messages": messages}).encode()
+    headers = {"Content-Type": "application/json", **({"Idempotency-Key": key} if key else {})}
+    with urlopen(Request(f"{url}/chat/completions", body, headers)) as response:
+        return json.load(response)["choices"][0]["message"]["content"]
+
+
+def items(folder: Path, name: str) -> list[Json]:
+    return json.loads((folder / "data" / name / "items.json").read_text())
+
+
+def gepa(folder: Path, url: str, workers: int, seed: int, options: dict[str, Any]) -> tuple[str, int, Curve]:
+    """GEPA's own entry. The best text, the number of candidates that were accepted, and the curve of the best one: a
+    candidate counts from the end of its evaluation on the select split on."""
     default: Any = importlib.import_module("gepa.adapters.default_adapter.default_adapter")
     threads = ThreadPoolExecutor(workers)
-
-    def ask(model: str, messages: list[dict[str, str]]) -> str:
-        body = json.dumps({"model": model, "messages": messages}).encode()
-        request = Request(f"{url}/chat/completions", body, {"Content-Type": "application/json"})
-        with urlopen(request) as response:
-            return json.load(response)["choices"][0]["message"]["content"]
 
     class Adapter(default.DefaultAdapter):
         def evaluate(self, batch: list[Any], candidate: dict[str, str], capture_traces: bool = False) -> Any:
@@ -267,53 +329,179 @@ def gepa(folder: Path, url: str, workers: int, seed: int, options: dict[str, Any
             return whole
 
     def split(name: str) -> list[Json]:
-        items = json.loads((folder / "data" / name / "items.json").read_text())
-        return [{"input": i["question"], "additional_context": {}, "answer": i["answers"][0]} for i in items]
+        return [
+            {"input": i["question"], "additional_context": {}, "answer": i["answers"][0]} for i in items(folder, name)
+        ]
 
-    adapter = Adapter(model=lambda messages: ask("target", messages))
-    start = {"skill": ""}
+    adapter = Adapter(model=lambda messages: ask(url, "target", messages))
+    start = {"skill": (folder / "start.md").read_text()}
     result = importlib.import_module("gepa").optimize(
         seed_candidate=start,
         trainset=split("train"),
         valset=split("val"),
         adapter=adapter,
-        reflection_lm=lambda prompt: ask("optimizer", [{"role": "user", "content": prompt}]),
+        reflection_lm=lambda prompt: ask(url, "optimizer", [{"role": "user", "content": prompt}]),
         seed=seed,
         **{"max_metric_calls": 1400, **options},
     )
     for candidate in (start, result.best_candidate):
         adapter.evaluate(split("test"), candidate)
     threads.shutdown()
-    return result.best_candidate["skill"], len(result.candidates) - 1
+    curve, best, selecting = Curve(), -1.0, len(split("val"))
+    for index, score in enumerate(result.val_aggregate_scores):
+        if score > best:
+            best = score
+            made = result.discovery_eval_counts[index] + selecting  # it counts before it evaluates
+            curve.append((made, result.candidates[index]["skill"]))
+    return result.best_candidate["skill"], len(result.candidates) - 1, curve
 
 
-PEERS: dict[str, tuple[type[PeerWorld], Callable[[Path, str, int, int, dict[str, Any]], tuple[str, int]]]] = {
+def agentdescent(folder: Path, url: str, workers: int, seed: int, options: dict[str, Any]) -> tuple[str, int, Curve]:
+    """AgentDescent's `evolve`. The last artifact, the number of commits, and the curve of the artifact.
+
+    Its workers begin a round with the artifact of the round before, which is how the curve is read.
+    """
+    package: Any = importlib.import_module("agentdescent")
+    start = (folder / "start.md").read_text()
+    parts = {name: items(folder, name) for name in ("train", "val", "test")}
+    tasks = [
+        package.Task(id=item["id"], prompt=item["question"], meta={"answer": item["answers"][0]})
+        for item in (*parts["train"], *parts["val"])
+    ]
+    calls, asked, curve, begins, one_at_a_time = [0], [0], Curve(), [False], threading.Lock()
+
+    def run(skill: str, task: Any) -> str:
+        with one_at_a_time:
+            if begins[0]:
+                begins[0] = False
+                curve.append((calls[0], skill))
+            calls[0] += 1
+        return ask(url, "target", [{"role": "system", "content": skill}, {"role": "user", "content": task.prompt}])
+
+    def propose(skill: str, task: Any, answer: str, reward: float) -> str | None:
+        asked[0] += 1
+        shown = f'<trajectory sample="{task.id}" score="{reward:.2f}">\n{task.prompt}\n{answer}\n</trajectory>'
+        prompt = f"<skill>\n{skill}\n</skill>\n<edit_budget>1</edit_budget>\n{shown}"
+        said = [{"role": "system", "content": REFLECT}, {"role": "user", "content": prompt}]
+        edits = answer_of(ask(url, "optimizer", said, key=f"{seed} {asked[0]}"))["edits"]
+        text = edits[0]["text"] if edits else None
+        return text and text.removeprefix(edits[0]["target"] or "").strip()
+
+    def ended(_: Any) -> bool:
+        begins[0] = True
+        return calls[0] >= 1400
+
+    lines = [line.removeprefix("- ") for line in start.splitlines() if line.startswith("- ")]
+    with tempfile.TemporaryDirectory() as repository:
+        result = package.evolve(
+            tasks,
+            lambda task, answer: float(answer == task.meta["answer"]),
+            run=run,
+            propose=propose,
+            initial_state={f"rule {number:03d}": line for number, line in enumerate(lines)} or None,
+            **{
+                "held_out_frac": len(parts["val"]) / len(tasks),
+                "rounds": 1400,
+                "seed": seed,
+                "stop_when": ended,
+                "repo_path": repository,
+                **options,
+            },
+        )
+    if result.error:
+        raise SystemExit(f"agentdescent: {result.error}")
+    curve.append((calls[0], result.rendered))
+    for skill in (start, result.rendered):
+        for item in parts["test"]:
+            ask(url, "target", [{"role": "system", "content": skill}, {"role": "user", "content": item["question"]}])
+    return result.rendered, sum(info.committed for info in result.history), curve
+
+
+def answer_of(text: str) -> Json:
+    """The JSON object in an answer."""
+    return json.loads(text[text.index("{") : text.rindex("}") + 1])
+
+
+def rewrites(folder: Path, url: str, workers: int, seed: int, options: dict[str, Any]) -> tuple[str, int, Curve]:
+    """The best of `number` rewrites of the input skill, by its score on the select split."""
+    start = (folder / "start.md").read_text()
+    number, calls, best, curve = options.get("number", 20), 0, (-1.0, start), Curve()
+
+    def solved(skill: str, item: Json) -> bool:
+        messages = [{"role": "system", "content": skill}] if skill.strip() else []
+        answer = ask(url, "target", [*messages, {"role": "user", "content": item["question"]}])
+        return answer == item["answers"][0]
+
+    with ThreadPoolExecutor(workers) as threads:
+        train = items(folder, "train")[:40]
+        right = threads.map(lambda item: solved(start, item), train)
+        failed = [item for item, solves in zip(train, right, strict=True) if not solves]
+        select = items(folder, "val")
+        for index in range(number + 1):
+            skill = start
+            if index:
+                body = "\n".join(
+                    f'<trajectory sample="{i["id"]}" score="0.00">\n{i["question"]}\n</trajectory>' for i in failed
+                )
+                prompt = f"<skill>\n{start}\n</skill>\n<edit_budget>12</edit_budget>\n{body}"
+                asked = [{"role": "system", "content": REWRITE}, {"role": "user", "content": prompt}]
+                skill = answer_of(ask(url, "optimizer", asked, key=f"{seed} {index}"))["skill"]
+            score = fmean(threads.map(lambda item, skill=skill: solved(skill, item), select))
+            calls = len(train) + (index + 1) * len(select)
+            if score > best[0]:
+                best = (score, skill)
+                curve.append((calls, skill))
+        for skill in (start, best[1]):
+            list(threads.map(lambda item, skill=skill: solved(skill, item), items(folder, "test")))
+    return best[1], len(curve) - 1, curve
+
+
+REWRITE = 'Write the whole skill anew, so that these tasks are solved. Answer as {"skill": "…", "summary": "…"}.'
+REFLECT = 'Say what would have solved this task. Answer as {"diagnosis": […], "edits": […]}.'
+Peer = Callable[[Path, str, int, int, dict[str, Any]], tuple[str, int, Curve]]
+PEERS: dict[str, tuple[type[PeerWorld], Peer]] = {
     "skillopt": (SkillOptWorld, skillopt),
     "gepa": (GepaWorld, gepa),
+    "agentdescent": (PeerWorld, agentdescent),
+    "rewrites": (PeerWorld, rewrites),
 }
 HEADERS = (
-    *("peer", "optimizer", "p", "workers", "true test score", "sd", "worst", "target calls"),
-    *("before test", "optimizer calls", "accepted", "in runs", "span s", "training s", "client CPU s"),
+    *("peer", "family", "workers", "true test score", "sd", "worst", "target calls"),
+    *("before test", "optimizer calls", "accepted", "changed", *(f"after {calls:,}" for calls in BUDGETS)),
+    *("span s", "training s", "client CPU s"),
 )
 
 
 def rows(options: argparse.Namespace) -> Iterator[str]:
-    world = {"p": options.p, "q": options.q, "optimizer_mode": options.mode, "latency": options.latency}
-    for workers in map(int, options.workers.split(",")):
+    for family, workers in ((f, int(w)) for f in chosen(options) for w in options.workers.split(",")):
         runs = []
         for seed in range(options.first, options.first + options.seeds):
-            runs.append(one(options.peer, workers, seed, world, options.options))
-            print(f"{workers} workers, seed {seed}: {runs[-1]}", file=sys.stderr, flush=True)
+            runs.append(one(options.peer, workers, family, seed, options.latency, options.options))
+            print(f"{family.name}, {workers} workers, seed {seed}: {runs[-1]}", file=sys.stderr, flush=True)
         m = {name: fmean(run[name] for run in runs) for name in runs[0]}
         scores = [run["score"] for run in runs]
         cells = (
-            *(options.peer, options.mode, f"{options.p:g}", str(workers), f"{m['score']:.3f}"),
+            *(options.peer, family.name, str(workers), f"{m['score']:.3f}"),
             *(f"{pstdev(scores):.3f}", f"{min(scores):.3f}", f"{m['calls']:.0f}"),
             *(f"{m['calls before']:.0f}", f"{m['optimizer']:.0f}", f"{m['accepted']:.1f}"),
-            f"{sum(run['accepted'] > 0 for run in runs)} of {len(runs)}",
+            f"{sum(run['changed'] for run in runs)} of {len(runs)}",
+            *(f"{m[f'after {calls}']:.3f}" for calls in BUDGETS),
             *(f"{m['span']:.1f}", f"{m['before']:.1f}", f"{m['cpu']:.1f}"),
         )
         yield f"| {' | '.join(cells)} |"
+
+
+def chosen(options: argparse.Namespace) -> list[Family]:
+    """The families by name; "tuning" and "locked" are the halves. Partial scores are left out: a peer here reads an
+    answer as right or wrong."""
+    groups = {"tuning": [*TUNING], "locked": [*LOCKED]}
+    every = [name for part in options.families.split(",") for name in groups.get(part, [part])]
+    names = [name for name in every if not FAMILIES[name].partial]
+    if left_out := sorted(set(every) - set(names)):
+        print(f"left out, because their scores are partial: {', '.join(left_out)}", file=sys.stderr)
+    unlock(names, options.why, Path(__file__).with_name("worlds.md"))
+    pairs = [text.partition("=") for text in options.vary]
+    return [replace(FAMILIES[name], **{key: json.loads(value) for key, _, value in pairs}) for name in names]
 
 
 def main() -> None:
@@ -322,9 +510,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--workers", default="16")
-    parser.add_argument("--p", type=float, default=0.1, help="odds that the target's answer flips")
-    parser.add_argument("--q", type=float, default=0.6, help="odds that an edit is right")
-    parser.add_argument("--mode", choices=["normal", "useless", "harmful"], default="normal", help="of the optimizer")
+    parser.add_argument("--families", default="desk", help="names, or tuning, or locked (needs --why)")
+    parser.add_argument("--why", default="", help="the reason for a look at locked families")
+    parser.add_argument("--vary", action="append", default=[], metavar="NAME=JSON", help="a family parameter: q=0")
     parser.add_argument("--latency", type=float, default=0.0, help="seconds of each call")
     parser.add_argument("--options", type=json.loads, default={}, help="settings of the peer, as JSON")
     options = parser.parse_args()

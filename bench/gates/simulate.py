@@ -9,6 +9,8 @@ batch (so it has exactly 16 steps); both get 4 random edits of the 12. `alone` i
 (4 whole edits race), `means` is `race` with plain means instead of both models, `forgetful` is `race` that starts every
 step from nothing, `unjournaled` is `race` that pays for every batch. A policy takes settings:
 `race:screen=40:SHRINK=0.6` (small letters: `GateConfig`; capitals: a constant of the modules of `skilltune.gate`).
+A prior may also be a family of tests/worlds, for example quarter: then gains count from the family's input skill, and
+`--interactions` does nothing. Locked families need --why.
 
 Run: python bench/gates/simulate.py --runs 100 --priors base,nulls --select 20,40,140 --policies reference,race
 
@@ -28,7 +30,7 @@ import multiprocessing
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -38,7 +40,7 @@ from typing import Any
 from unittest.mock import patch
 
 from policies import Forgetful, Means
-from simulated import BATCH, NEVER_RIGHT, PRIORS, START, TEST, TRAIN, Rolls, Seen, World, rules
+from simulated import BATCH, NEVER_RIGHT, PRIORS, TEST, TRAIN, Edits, FamilyEdits, Rolls, Seen, World
 
 from skilltune.config import CertifyConfig, GateConfig
 from skilltune.errors import Stopped
@@ -51,6 +53,7 @@ from skilltune.rollouts.scores import Scores, split_map
 from skilltune.samples import Sample
 from skilltune.skill import Skill
 from skilltune.stats import effects, linear, wilson
+from worlds import FAMILIES, unlock
 
 STEPS, MOST_STEPS = 16, 200  # for which the reference's rollouts suffice; at which a run ends in any case
 LIMIT = 4  # edits applied at one step
@@ -63,8 +66,6 @@ POLICIES: dict[str, tuple[type, dict[str, Any], bool]] = {  # gate, its settings
     "forgetful": (Forgetful, {}, True),
     "unjournaled": (Race, {}, False),
 }
-# No two of these edits conflict, and to find that out costs a tenth of the time.
-patch.object(screen, "conflict", lambda *_: "").start()
 CONSTANTS: tuple[ModuleType, ...] = (priors, race, screen, trials, effects, linear)
 
 
@@ -102,7 +103,9 @@ class Outcome:
 
 def simulate(task: Task) -> Outcome:
     began = time.process_time()
-    with settings(task.policy) as (kind, cfg, free):
+    # No two edits of a prior conflict, and to find that out costs a tenth of the time.
+    agreed = nullcontext() if task.prior in FAMILIES else patch.object(screen, "conflict", lambda *_: "")
+    with agreed, settings(task.policy) as (kind, cfg, free):
         outcome = asyncio.run(_run(task, kind, cfg, free))
     return Outcome(**outcome, seconds=time.process_time() - began)
 
@@ -131,17 +134,16 @@ def settings(policy: str) -> Iterator[tuple[type, GateConfig, bool]]:
 
 
 async def _run(task: Task, kind: type, cfg: GateConfig, free: bool) -> dict[str, Any]:
-    interactions = 0.0 if task.prior in NEVER_RIGHT else task.interactions
-    world = World(PRIORS[task.prior], interactions, task.select, task.seed)
+    world = _world(task)
     train, select = world.split("train", TRAIN), world.split("select", task.select)
     scores = Scores(split_map(train=train, select=select), metric_of(cfg), Seen())
     roll: Any = Rolls(world, STEPS * (BATCH + task.select) + task.select, scores)
     arena = Arena(roll, train, select, cfg, task.seed, max_tokens=100_000)
     gate: Gate = kind(arena)
-    versions, taken = [START], list[float]()
+    versions, taken = [world.start], list[float]()
     level, steps, hurtful = 0.0, 0, 0
     try:
-        level = await gate.baseline(START) or 0.0
+        level = await gate.baseline(world.start) or 0.0
         for step in range(MOST_STEPS):
             incumbent, batch = versions[-1], _batch(train, step, task.seed)
             known = sum((incumbent.hash, sample.id, 0) in scores.held for sample in batch)
@@ -149,28 +151,29 @@ async def _run(task: Task, kind: type, cfg: GateConfig, free: bool) -> dict[str,
             if not free:
                 roll.pay(known)
             failing = [rollout.sample for rollout in rollouts if rollout.score and rollout.score.value < 1]
-            proposals = world.propose(step, failing)
+            proposals = world.propose(step, failing, incumbent)
             if kind is Strict:
-                proposals = rng(task.seed, "patch", step).sample(proposals, LIMIT)
+                proposals = rng(task.seed, "patch", step).sample(proposals, min(LIMIT, len(proposals)))
             verdict = await gate.judge(incumbent, proposals, limit=LIMIT, name=f"step {step}")
+            world.remember(verdict)
             steps, level = step + 1, verdict.score if verdict.score is not None else level
             if verdict.accepted:
                 versions.append(verdict.skill)
-                fresh = set(rules(verdict.skill)) - set(rules(incumbent))
-                taken += [world.truth(verdict.skill) - world.truth(_without(verdict.skill, rule)) for rule in fresh]
-                hurtful += sum(world.effects[rule] < 0 for rule in fresh)
+                fresh = set(world.lines(verdict.skill)) - set(world.lines(incumbent))
+                taken += [world.truth(verdict.skill) - world.truth(_without(verdict.skill, line)) for line in fresh]
+                hurtful += sum(map(world.hurts, fresh))
     except Stopped:
         pass
     true = world.truth(versions[-1])
-    gain = true - world.truth(START)
+    gain = true - world.truth(world.start)
     test = world.split("test", TEST)
-    card = await certify(roll, START, versions[-1], test, arena.metric, CertifyConfig(), task.seed)
+    card = await certify(roll, world.start, versions[-1], test, arena.metric, CertifyConfig(), task.seed)
     return {
         "gain": gain,
         "steps": steps,
         "rollouts": roll.spent,
         "accepts": len(versions) - 1,
-        "harmful": sum(world.level(b) < world.level(a) for a, b in pairwise(versions)),
+        "harmful": sum(world.truth(b) < world.truth(a) for a, b in pairwise(versions)),
         "edits": len(taken),
         "bad_edits": sum(effect < 0 for effect in taken),
         "hurtful": hurtful,
@@ -188,8 +191,14 @@ def _batch(train: list[Sample], step: int, seed: int) -> list[Sample]:
     return order[start : start + BATCH]
 
 
-def _without(skill: Skill, rule: int) -> Skill:
-    return skill.with_text(skill.text.replace(f"- rule {rule}\n", ""))
+def _without(skill: Skill, line: str) -> Skill:
+    return skill.with_text(skill.text.replace(f"{line}\n", ""))
+
+
+def _world(task: Task) -> Edits:
+    if task.prior in FAMILIES:
+        return FamilyEdits(FAMILIES[task.prior], task.select, task.seed)
+    return World(PRIORS[task.prior], 0.0 if task.prior in NEVER_RIGHT else task.interactions, task.select, task.seed)
 
 
 # -- outcomes that are kept
@@ -198,7 +207,7 @@ def _without(skill: Skill, rule: int) -> Skill:
 @functools.cache
 def code() -> str:
     """A digest of what decides the outcome of a task."""
-    roots = Path(__file__).parent, Path(race.__file__).parents[1]
+    roots = Path(__file__).parent, Path(race.__file__).parents[1], Path(__file__).parents[2] / "tests" / "worlds"
     sources = sorted(path for root in roots for kind in ("*.py", "*.c") for path in root.rglob(kind))
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]
 
@@ -286,7 +295,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=100, help="runs a cell, seeds 0, 2, 4, … or 1, 3, 5, …")
     parser.add_argument("--seeds", choices=["even", "odd"], default="even", help="even: to tune on; odd: to report")
-    parser.add_argument("--priors", default="base,nulls", help=f"of {', '.join(PRIORS)}")
+    parser.add_argument("--priors", default="base,nulls", help=f"of {', '.join(PRIORS)}, or families")
     parser.add_argument("--select", default="40")
     parser.add_argument("--interactions", default="0.1")
     parser.add_argument("--policies", default="reference,race")
@@ -294,7 +303,9 @@ def main() -> None:
     parser.add_argument(
         "--keep", type=Path, help="a file to keep outcomes in (JSON lines), and to take known ones from"
     )
+    parser.add_argument("--why", default="", help="the reason for a look at locked families")
     options = parser.parse_args()
+    unlock(options.priors.split(","), options.why, Path(__file__).parents[1] / "worlds.md")
     seeds = range(options.seeds == "odd", 2 * options.runs, 2)
     tasks = [
         Task(policy, prior, int(select), float(interactions), seed)
