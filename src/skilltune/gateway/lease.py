@@ -223,7 +223,7 @@ class Lease:
     async def _deliver(self, answer: Answer, relay: Relay, model: str) -> None:
         encoder = dialects.encoder(relay.dialect, model)
         events = (event for delta in deltas_of(answer) for event in encoder.feed(delta))
-        await relay.finish(dialects.render_response(relay.dialect, answer), events)
+        await relay.finish(dialects.render_response(relay.dialect, replace(answer, model=model)), events)
 
     async def _replay(self, body: Json, question: _Question, relay: Relay) -> None:
         """Deliver an answer that is complete."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from skilltune.models import Schema
@@ -501,7 +502,7 @@ class Encoder:
             case Closed(part):
                 yield from self._close(part)
             case Ended(answer):
-                response = _response(answer, self._output)
+                response = _response(replace(answer, id="", model=self._model), self._output)
                 kind = "incomplete" if response["status"] == "incomplete" else "completed"
                 yield self._numbers.event(f"response.{kind}", response=response)
 
