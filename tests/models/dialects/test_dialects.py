@@ -146,7 +146,7 @@ def test_a_stored_answer_is_streamed_again(dialect: Dialect, answer: Answer, cut
 @pytest.mark.parametrize(("above", "below"), [*PAIRS, *((name, name) for name in NAMES)])
 @given(answer=answers(), cuts=st.lists(st.integers(0, 10**6), max_size=20))
 def test_a_stream_is_translated_event_by_event(above: Dialect, below: Dialect, answer: Answer, cuts: list[int]):
-    decoder, encoder = dialects.decoder(above), dialects.encoder(below, "asked-for")
+    decoder, encoder = dialects.decoder(above), dialects.encoder(below, "asked-for", "x1")
     stream = b""
     for event in dialects.events_of(above, dialects.render_response(above, answer)):
         if (data := sse.object_of(event)) is not None:
@@ -161,7 +161,7 @@ def test_a_stream_is_translated_event_by_event(above: Dialect, below: Dialect, a
 @pytest.mark.parametrize("dialect", NAMES)
 @given(answer=answers())
 def test_a_whole_answer_is_encoded_like_its_stream(dialect: Dialect, answer: Answer):
-    encoder = dialects.encoder(dialect, answer.model)
+    encoder = dialects.encoder(dialect, answer.model, "x1")
     stream = b"".join(event for delta in deltas_of(answer) for event in encoder.feed(delta))
     body = read(dialect, stream, []).body
     assert body is not None
@@ -243,7 +243,7 @@ def test_a_custom_tool_is_a_function_where_there_are_only_functions():
     answer = Answer((call,), "tools", Usage(1, 1, 1))
     body = dialects.render_response("openai-chat", answer)
     assert dialects.parse_response("openai-chat", body, (PATCH,)) == replace(answer, id="chatcmpl-0")
-    decoder, encoder = dialects.decoder("openai-chat", (PATCH,)), dialects.encoder("openai-responses", "m")
+    decoder, encoder = dialects.decoder("openai-chat", (PATCH,)), dialects.encoder("openai-responses", "m", "x1")
     stream = b""
     for event in dialects.events_of("openai-chat", body):
         if (data := sse.object_of(event)) is not None:
@@ -291,7 +291,7 @@ def test_tool_results_come_first_for_anthropic_and_empty_texts_are_left_out():
 def test_broken_arguments_of_a_small_model_are_repaired_for_anthropic(arguments: str):
     answer = Answer((ToolCall("c", "Bash", arguments),), "tools", Usage(1, 1, 1))
     assert dialects.render_response("anthropic-messages", answer)["content"][0]["input"] == {"a": 1}
-    encoder = dialects.encoder("anthropic-messages", "m")
+    encoder = dialects.encoder("anthropic-messages", "m", "x1")
     stream = b"".join(event for delta in deltas_of(answer) for event in encoder.feed(delta))
     assert b'"partial_json":"{\\"a\\":1}"' in stream
 
@@ -359,7 +359,7 @@ def test_chunks_that_real_servers_send():
         {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]},
     ]
     assembler, decoder, encoder = dialects.assembler("openai-chat"), dialects.decoder("openai-chat"), None
-    encoder = dialects.encoder("anthropic-messages", "m")
+    encoder = dialects.encoder("anthropic-messages", "m", "x1")
     stream = b""
     for chunk in chunks:
         assembler.feed(chunk)

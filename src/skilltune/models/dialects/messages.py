@@ -456,8 +456,8 @@ def _begun(block: Mapping[str, Any]) -> Text | Reasoning | ToolCall:
 class Encoder:
     """Deltas → events of a stream. A tool call is sent in one piece, because it may need a repair."""
 
-    def __init__(self, model: str) -> None:
-        self._model, self._index, self._begun = model, 0, False
+    def __init__(self, model: str, id: str) -> None:
+        self._model, self._id, self._index, self._begun = model, id, 0, False
         self._growing = ""  # the kind of the open block, if it is sent while it grows
 
     def feed(self, delta: Delta) -> Iterator[bytes]:
@@ -465,7 +465,7 @@ class Encoder:
             self._begun = True
             usage = delta.answer.usage if isinstance(delta, Ended) else Usage()
             empty = {"content": [], "stop_reason": None, "stop_sequence": None, "usage": _usage(usage)}
-            yield sse.event({"type": "message_start", "message": _envelope("", self._model) | empty})
+            yield sse.event({"type": "message_start", "message": _envelope(self._id, self._model) | empty})
         match delta:
             case Opened(Text()):
                 self._growing = "text"
