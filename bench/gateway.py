@@ -17,13 +17,11 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "gateway"))
-
-from agent import DIALECTS, PATHS, first
 
 from skilltune.gateway import Activation, Gateway, RolloutLimits, Upstream
 from skilltune.journal.run import Run
 from skilltune.models.dialects import Dialect
+from small_agent import DIALECTS, PATHS, first
 from upstream import STREAMS, Turn
 
 EXCHANGES = 400
