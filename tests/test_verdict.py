@@ -43,7 +43,7 @@ RULES: dict[str, tuple[Figures, Estimate]] = {
         EProcessFigures("given up", 2, 0.01, 100.0, (BettingInterim(8, 0, 8, 0.25, 1.5, 2.0, 0.4),)),
         Estimate(gain=0.25),
     ),
-    "compact": (CompactFigures("abc", (0.001, 0.002), 0.01, (DropInterim(24, -0.002, 0.004, 0.95),)),
+    "compact": (CompactFigures(("abc", "def"), (0.001, 0.002), 0.01, (DropInterim(24, -0.002, 0.004, 0.95),)),
                 Estimate(-0.002, 0.004)),
     "mine": (OwnFigures({"rule": "mine", "gain": 0.2, "vote": ["yes", "no"]}), Estimate(gain=0.2)),
     "": (OwnFigures(), Estimate()),

@@ -20,10 +20,10 @@ from skilltune.errors import InfraStopped, Paused, Stopped, Unanswered
 from skilltune.finish.certify import certify
 from skilltune.finish.compact import compact
 from skilltune.finish.controls import controls
-from skilltune.finish.ledger import ledger_of
 from skilltune.finish.looks import look_at_test
 from skilltune.finish.reselect import reselect
 from skilltune.finish.reserve import hold_back
+from skilltune.gate.race import Race
 from skilltune.journal.keys import rng
 from skilltune.optimizer import Memory, Pair, Proposal, Step
 from skilltune.optimizer.schedule import schedule, steps_per_epoch
@@ -192,17 +192,14 @@ def choose(s: Parts, state: State) -> Skill:
 
 
 async def shorten(s: Parts, state: State, best: Skill) -> Skill:
-    """Remove the rules that add nothing according to the journal (`train.compact`), and return the shorter skill."""
-    rules = ledger_of(s.run, s.roll.seen.values(), s.arena.metric, best.hash)
-    judged = {verdict.candidate.hash for verdict in state.verdicts if verdict.candidate}
-    steps = steps_per_epoch(s.cfg.train, len(s.splits.train)) * s.cfg.train.epochs
-    async with aclosing(compact(s.arena, best, rules, {state.versions[0].hash, *judged})) as verdicts:
-        async for verdict in verdicts:
-            steps += 1
-            step = Step(steps, s.cfg.train.epochs, (), 1, starts_epoch=False, ends_epoch=False)
-            apply_verdict(s, state, step, verdict, 1)
-            best = verdict.skill
-    return best
+    """Leave out the edits that harm or carry nothing (`train.compact`), and return the shorter skill."""
+    trials = s.gate.evidence if isinstance(s.gate, Race) else None
+    verdict = await compact(s.arena, best, state.versions[0], state.verdicts, trials)
+    if verdict is None:
+        return best
+    steps = steps_per_epoch(s.cfg.train, len(s.splits.train)) * s.cfg.train.epochs + 1
+    apply_verdict(s, state, Step(steps, s.cfg.train.epochs, (), 1, starts_epoch=False, ends_epoch=False), verdict, 1)
+    return verdict.skill
 
 
 async def prove(s: Parts, state: State, best: Skill) -> Result:

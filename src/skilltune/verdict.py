@@ -81,8 +81,8 @@ class BettingInterim:
 
 @dataclass(frozen=True, slots=True)
 class DropInterim:
-    """An interim analysis of a drop, after `n` samples: the gain by the drop, its sd (both in scores), and P(the loss
-    is smaller than the margin)."""
+    """An interim analysis of the ablation's race, after `n` `select` samples: the gain by the drop, its sd (both in
+    scores), and P(the loss is smaller than the margin)."""
 
     n: int
     gain: float
@@ -185,11 +185,11 @@ class EProcessFigures:
 
 @dataclass(frozen=True, slots=True)
 class CompactFigures:
-    """A drop of a rule after the training: the key of the rule's edit, its effect (mean, sd) by the ledger, and the
-    margin that may be lost. Effects and margin are in scores."""
+    """The race of the last ablation: the keys of the removals, their gain on train (mean, sd), and the margin that may
+    be lost. Gain and margin are in scores."""
 
-    edit: str
-    effect: tuple[float, float]
+    edits: tuple[str, ...]
+    foretold: tuple[float, float]
     margin: float
     interims: tuple[DropInterim, ...]
     rule: ClassVar[str] = "compact"
@@ -201,8 +201,8 @@ class CompactFigures:
     def to_json(self) -> dict[str, Any]:
         return {
             "rule": self.rule,
-            "edit": self.edit,
-            "effect": self.effect,
+            "edits": list(self.edits),
+            "foretold": self.foretold,
             "margin": self.margin,
             "looks": _rows(self.interims),
         }
@@ -210,7 +210,7 @@ class CompactFigures:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> CompactFigures:
         interims = tuple(DropInterim(**_only(DropInterim, look)) for look in data["looks"])
-        return cls(data["edit"], _pair(data["effect"]), data["margin"], interims)
+        return cls(tuple(data["edits"]), _pair(data["foretold"]), data["margin"], interims)
 
 
 @dataclass(frozen=True, slots=True)
@@ -404,7 +404,7 @@ class VerdictRecord:
 
     @property
     def compacts(self) -> bool:
-        """True if the verdict is about the drop of a rule after the training."""
+        """True if the verdict is that of the last ablation, after the training."""
         return self.figures.rule == CompactFigures.rule
 
     @classmethod

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +14,6 @@ from typer.testing import CliRunner
 from arenas import arena
 from skilltune.cli.main import app
 from skilltune.finish.certify import FEWEST
-from skilltune.finish.compact import compact
-from skilltune.finish.ledger import Rule
 from skilltune.finish.reselect import Contender, Reselection, reselect
 from skilltune.history.record import Record
 from skilltune.history.replay import recompute
@@ -25,9 +22,8 @@ from skilltune.report.html import report
 from skilltune.rollout import Rollout, Score, Trajectory
 from skilltune.samples import Sample
 from skilltune.skill import Skill
-from skilltune.verdict import CompactFigures, EProcessFigures, RaceFigures, Screen, ScreenRow, Verdict
+from skilltune.verdict import EProcessFigures, RaceFigures, Screen, ScreenRow, Verdict
 from training import START, Trained, events, small, train
-from world import Dice, Prompt, World
 
 pytestmark = pytest.mark.anyio
 INPUT = Skill("# Desk\n")
@@ -235,84 +231,3 @@ def test_too_few_test_samples_certify_nothing(tmp_path: Path, test: int) -> None
     shown = CliRunner().invoke(app, ["show", str(done.folder)]).stdout
     for told in (done.read("card.md"), shown):
         assert ("9 test samples are too few" in told) == (test < FEWEST)
-
-
-# -- the compact pass
-
-
-def padding(world: World) -> None:
-    """An optimizer that is right, and adds a useless line to everything that it writes."""
-    reflect = world.optimizer.reflect
-
-    def padded(prompt: Prompt, dice: Dice) -> dict[str, Any]:
-        answer = reflect(prompt, dice)
-        for number, edit in enumerate(answer["edits"]):
-            useless = f"Keep an eye on {world.names[number % 2]} tickets before moving on."
-            if edit["text"] and useless not in prompt.skill:
-                answer["edits"].append({**edit, "text": useless})
-                break
-        return answer
-
-    world.optimizer.stages["reflect"] = padded
-
-
-async def test_compact_drops_what_carries_nothing_and_nothing_else(tmp_path: Path) -> None:
-    with small(q=1.0, classes=2) as world:
-        padding(world)
-        plain = await train(world, tmp_path, preset="paper", run="plain")
-        short = await train(
-            world, tmp_path, {"train.compact": True, "gate.policy": "strict"}, preset="paper", run="short"
-        )
-        before, after = (world.true_score(done.result.best.text) for done in (plain, short))
-    assert "Keep an eye on" in plain.result.best.text  # the published rule takes whole patches
-    assert "Keep an eye on" not in short.result.best.text
-    assert after == before == 1.0
-    assert short.result.versions[: len(plain.result.versions)] == plain.result.versions
-    drops = [v for v in short.verdicts if v["numbers"].get("rule") == "compact"]
-    assert drops
-    assert any(v["accepted"] for v in drops)
-    margins = [v["numbers"]["margin"] for v in drops]  # one point in all
-    assert margins[0] == 0.01
-    for drop in (v for v in drops if v["accepted"]):
-        assert drop["numbers"]["looks"][-1]["safe"] >= 0.9
-        assert len(drop["differences"]) == 16  # all of select
-    assert short.result.certificate is not None
-    assert short.result.certificate.after == 1.0
-    assert short.result.best.frontmatter == plain.result.best.frontmatter
-    with Run.read(short.folder) as run:
-        assert (await recompute(run)).exit_code == 0
-    told = CliRunner().invoke(app, ["show", str(short.folder)]).stdout
-    assert "dropped" in told
-
-
-def rule(key: str, effect: float) -> Rule:
-    line = f"- {key}\n"
-    return Rule(key, "add", line, "", "", ("t0",), 1, 1, effect, sd=0.005, fixed=0, broken=0, known=8)
-
-
-@pytest.mark.slow
-async def test_compact_loses_no_more_than_a_point_in_all() -> None:
-    """Each of eight rules carries a quarter of a point: alone every one of them could go."""
-    keys = "abcdefgh"
-    place = arena(lambda text, i: float(f"- {keys[i]}\n" in text) if i < len(keys) else 1.0)
-    place.select = [Sample(id=f"s{i}", input="q") for i in range(400)]
-    best = Skill("# Desk\n" + "".join(f"- {key}\n" for key in keys))
-    rules = [rule(key, 0.0025) for key in keys]
-    verdicts = [v async for v in compact(place, best, rules, {best.hash})]
-    figures = [v.figures for v in verdicts if isinstance(v.figures, CompactFigures)]
-    assert len(figures) == len(verdicts)
-    margins = [drop.margin for drop in figures]
-    lost = [-drop.interims[-1].gain if v.accepted else 0.0 for v, drop in zip(verdicts, figures, strict=True)]
-    assert 2 <= sum(v.accepted for v in verdicts) < len(keys)
-    assert margins == pytest.approx([0.01 - math.fsum(lost[:done]) for done in range(len(keys))])
-
-
-@pytest.mark.slow
-async def test_compact_costs_nothing_where_every_rule_is_known_to_carry(tmp_path: Path) -> None:
-    with small(q=1.0, train=64, select=40) as world:
-        plain = await train(world, tmp_path, run="plain")
-        calls = sum(world.calls.values())
-        short = await train(world, tmp_path, {"train.compact": True}, run="short")
-        spent = sum(world.calls.values()) - calls
-    assert short.result.best.text == plain.result.best.text
-    assert spent <= calls + 80

@@ -87,6 +87,13 @@ class Arena:
             if key[1] in ids and rollout.score is not None
         }
 
+    def by_text(self, split: Literal["train", "select"]) -> dict[tuple[str, str], list[float]]:
+        """The scores of every text on each sample of a split, by text hash and sample, in a fixed order."""
+        scores: dict[tuple[str, str], list[float]] = {}
+        for (text, sample, _), score in self.scores(split).items():
+            scores.setdefault((text, sample), []).append(score)
+        return scores
+
 
 def metric_of(cfg: GateConfig) -> Callable[[Score], float]:
     """The number that is compared: score, hard, soft, or weight·hard + (1 − weight)·soft."""
