@@ -81,8 +81,8 @@ class BettingInterim:
 
 @dataclass(frozen=True, slots=True)
 class DropInterim:
-    """An interim analysis of the ablation's race, after `n` `select` samples: the gain by the drop, its sd (both in
-    scores), and P(the loss is smaller than the margin)."""
+    """An interim analysis of a drop, after `n` samples: the gain by the drop, its sd (both in scores), and P(the loss
+    is smaller than the margin)."""
 
     n: int
     gain: float
@@ -185,11 +185,11 @@ class EProcessFigures:
 
 @dataclass(frozen=True, slots=True)
 class CompactFigures:
-    """The race of the last ablation: the keys of the removals, their gain on train (mean, sd), and the margin that may
-    be lost. Gain and margin are in scores."""
+    """A drop of a rule after the training: the key of the rule's edit, its effect (mean, sd) by the ledger, and the
+    margin that may be lost. Effects and margin are in scores."""
 
-    edits: tuple[str, ...]
-    foretold: tuple[float, float]
+    edit: str
+    effect: tuple[float, float]
     margin: float
     interims: tuple[DropInterim, ...]
     rule: ClassVar[str] = "compact"
@@ -201,6 +201,36 @@ class CompactFigures:
     def to_json(self) -> dict[str, Any]:
         return {
             "rule": self.rule,
+            "edit": self.edit,
+            "effect": self.effect,
+            "margin": self.margin,
+            "looks": _rows(self.interims),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> CompactFigures:
+        interims = tuple(DropInterim(**_only(DropInterim, look)) for look in data["looks"])
+        return cls(data["edit"], _pair(data["effect"]), data["margin"], interims)
+
+
+@dataclass(frozen=True, slots=True)
+class AblationFigures:
+    """The race of the last ablation: the keys of the removals, their gain on train (mean, sd), and the margin that may
+    be lost. Gain and margin are in scores. Without an edit to leave out there was no race."""
+
+    edits: tuple[str, ...]
+    foretold: tuple[float, float]
+    margin: float
+    interims: tuple[DropInterim, ...]
+    rule: ClassVar[str] = "ablation"
+
+    @property
+    def estimate(self) -> Estimate:
+        return Estimate(self.interims[-1].gain, self.interims[-1].sd) if self.interims else Estimate()
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "rule": self.rule,
             "edits": list(self.edits),
             "foretold": self.foretold,
             "margin": self.margin,
@@ -208,7 +238,7 @@ class CompactFigures:
         }
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> CompactFigures:
+    def from_json(cls, data: Mapping[str, Any]) -> AblationFigures:
         interims = tuple(DropInterim(**_only(DropInterim, look)) for look in data["looks"])
         return cls(tuple(data["edits"]), _pair(data["foretold"]), data["margin"], interims)
 
@@ -238,7 +268,7 @@ class OwnFigures:
         return dict(self.values)
 
 
-Figures = RaceFigures | StrictFigures | EProcessFigures | CompactFigures | OwnFigures
+Figures = RaceFigures | StrictFigures | EProcessFigures | CompactFigures | AblationFigures | OwnFigures
 """The figures that a verdict rests on. `rule` names the rule of the gate, "" if no rule was applied."""
 
 
@@ -287,7 +317,7 @@ def raced(edits: int) -> str:
     return f"raced{' with others' if edits > 1 else ''}: {FAILED}"
 
 
-_RULES = {kind.rule: kind for kind in (RaceFigures, StrictFigures, EProcessFigures, CompactFigures)}
+_RULES = {kind.rule: kind for kind in (RaceFigures, StrictFigures, EProcessFigures, CompactFigures, AblationFigures)}
 
 
 def figures_from_json(data: Mapping[str, Any]) -> tuple[Figures, Screen | None]:
@@ -404,8 +434,13 @@ class VerdictRecord:
 
     @property
     def compacts(self) -> bool:
-        """True if the verdict is that of the last ablation, after the training."""
+        """True if the verdict is about the drop of a rule after the training."""
         return self.figures.rule == CompactFigures.rule
+
+    @property
+    def ablates(self) -> bool:
+        """True if the verdict is that of the ablation at the end of the training."""
+        return self.figures.rule == AblationFigures.rule
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> VerdictRecord:

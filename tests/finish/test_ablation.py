@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -9,19 +10,20 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from arenas import SELECT, START, TRAIN, Scores, arena
+from arenas import START, Scores, arena
 from skilltune.cli.main import app
 from skilltune.edits import Edit, apply
-from skilltune.finish.compact import compact, left_out
+from skilltune.finish.ablation import ablate, left_out
 from skilltune.gate.screen import Pool
 from skilltune.gate.trials import Trials
 from skilltune.history.ledger import read_ledger
+from skilltune.history.record import Record
 from skilltune.history.replay import recompute
 from skilltune.journal.run import Run
 from skilltune.optimizer import Proposal
 from skilltune.samples import Sample
 from skilltune.skill import Skill
-from skilltune.verdict import CompactFigures, Verdict
+from skilltune.verdict import AblationFigures, Verdict
 from training import small, train
 from world import Dice, Prompt, World
 
@@ -34,10 +36,11 @@ def rule(name: str, *support: str) -> Proposal:
 
 
 async def ablated(
-    score: Scores, *proposals: Proposal, start: Skill = START, seen: bool = True, **cfg: Any
+    score: Scores, *proposals: Proposal, start: Skill = START, seen: bool = True, select: Iterable[int] = range(16)
 ) -> tuple[Skill, Verdict | None, Any]:
     """The skill with these edits, the verdict of its ablation, and the rollouts."""
-    place = arena(score, **cfg)
+    place = arena(score)
+    place.select = [Sample(id=f"s{i}", input="q") for i in select]
     place.train = [Sample(id=f"t{i}", input="q") for i in range(24)]
     trials = Trials()
     trials.set_incumbent(start)
@@ -51,7 +54,7 @@ async def ablated(
     verdict = Verdict(applied.skill, True, "", None, candidate=applied.skill, reports=applied.reports)
     await place.roll(start, place.train)
     await place.roll(applied.skill, [*place.train, *place.select])
-    return applied.skill, await compact(place, applied.skill, start, [verdict], trials if seen else None), place.roll
+    return applied.skill, await ablate(place, applied.skill, start, [verdict], trials if seen else None), place.roll
 
 
 RULES = (rule("even", *(f"t{i}" for i in range(0, 24, 2))), rule("odd", *(f"t{i}" for i in range(1, 24, 2))))
@@ -72,14 +75,18 @@ async def test_a_line_that_harms_some_tasks_only_is_left_out() -> None:
     assert {"- even", "- odd"} <= set(verdict.skill.text.splitlines())
 
 
-async def test_lines_that_carry_nothing_are_left_out_and_the_rest_is_byte_identical() -> None:
-    _best, verdict, _ = await ablated(solved, *RULES, *NOISE, start=LOCKED)
+async def test_a_line_that_carries_nothing_is_left_out_and_the_rest_is_byte_identical() -> None:
+    best, verdict, _ = await ablated(solved, *RULES, *NOISE, start=LOCKED)
     assert verdict
     assert verdict.accepted
-    kept = apply(LOCKED, [proposal.edit for proposal in RULES]).skill
-    assert verdict.skill.text.rstrip() == kept.text.rstrip()
     assert verdict.skill.text.startswith(LOCKED.text.rstrip("\n"))
-    assert isinstance(verdict.figures, CompactFigures)
+    assert {"- even", "- odd", "- kept"} <= set(verdict.skill.text.splitlines())
+    gone = [report.removed.strip() for report in verdict.reports]
+    assert gone
+    assert set(gone) <= {"- vague", "- polite"}
+    rest = [line for line in best.text.splitlines() if line not in gone and line]
+    assert [line for line in verdict.skill.text.splitlines() if line] == rest
+    assert isinstance(verdict.figures, AblationFigures)
     assert verdict.figures.interims[-1].safe >= 0.9
 
 
@@ -92,52 +99,21 @@ async def test_the_versions_alone_tell_what_carries_nothing() -> None:
 
 
 async def test_a_removal_that_select_vetoes_is_not_made() -> None:
-    """On train the line carries nothing, on `select` it solves half of the tasks."""
+    """On train the lines carry nothing, on `select` they solve half of the tasks."""
 
-    async def judged(worth: bool) -> Verdict | None:
-        place = arena()
-        lines: list[str] = []
+    def needed(text: str, i: int) -> float:
+        return solved(text, i) if i < 24 else float("- vague" in text and "- polite" in text)
 
-        def score(text: str, i: int) -> float:
-            lines.append(text)
-            return float("- even" in text) if i % 2 == 0 else float("- odd" in text)
-
-        rolls: Any = place.roll
-        rolls.score = score
-        original = type(rolls).__call__
-
-        class Split(type(rolls)):
-            async def __call__(self, skill: Skill, samples: Any, **options: Any) -> Any:
-                on_select = samples[0].id[0] == "s"
-                self.score = lambda text, i: (
-                    score(text, i) * float(not (on_select and worth and i % 2 and "- vague" not in text))
-                )
-                return await original(self, skill, samples, **options)
-
-        place.roll = Split(score)  # type: ignore[assignment]
-        trials = Trials()
-        trials.set_incumbent(START)
-        proposals = (rule("even", "t0", "t2"), rule("odd", "t1", "t3"), rule("vague", "t4", "t5"))
-        trials.supports |= {p.edit.key: frozenset(p.support) for p in proposals}
-        applied = apply(START, [p.edit for p in proposals])
-        trials.note(applied.skill, START, proposals)
-        await place.roll(START, TRAIN)
-        await place.roll(applied.skill, TRAIN)
-        await place.roll(applied.skill, SELECT)
-        verdict = Verdict(applied.skill, True, "", None, candidate=applied.skill, reports=applied.reports)
-        return await compact(place, applied.skill, START, [verdict], trials)
-
-    harmless, needed = await judged(False), await judged(True)
-    assert harmless
-    assert "- vague" not in harmless.skill.text
-    assert needed
-    assert not needed.accepted
-    assert "- vague" in needed.skill.text
+    best, verdict, _ = await ablated(needed, *RULES, *NOISE, select=range(24, 40))
+    assert verdict
+    assert verdict.candidate
+    assert not verdict.accepted
+    assert verdict.skill == best
 
 
 async def test_nothing_is_paid_if_no_edit_stands_in_the_skill() -> None:
     place = arena()
-    assert await compact(place, START, START, [], None) is None
+    assert await ablate(place, START, START, [], None) is None
     assert not place.roll.asked  # type: ignore[attr-defined]
 
 
@@ -170,29 +146,31 @@ def padding(world: World) -> None:
     world.optimizer.stages["reflect"] = padded
 
 
-async def test_a_training_with_the_ablation_is_shorter_shows_it_and_can_be_recomputed(tmp_path: Path) -> None:
-    settings = {"train.compact": True, "gate.policy": "strict"}
-    with small(q=1.0, classes=2) as world:
-        padding(world)
-        plain = await train(world, tmp_path, preset="paper", run="plain")
-        short = await train(world, tmp_path, settings, preset="paper", run="short")
-        calls = sum(world.calls.values())
-        again = await train(world, tmp_path, settings, preset="paper", run="short")
-        assert sum(world.calls.values()) == calls
-        before, after = (world.true_score(done.result.best.text) for done in (plain, short))
-    assert "Keep an eye on" in plain.result.best.text  # the published rule takes whole patches
-    assert "Keep an eye on" not in short.result.best.text
-    assert after == before == 1.0
-    assert again.result.versions == short.result.versions
-    assert short.result.versions[: len(plain.result.versions)] == plain.result.versions
-    [last] = [v for v in short.verdicts if v["numbers"].get("rule") == "compact"]
-    assert last["accepted"]
-    assert last["numbers"]["looks"][-1]["safe"] >= 0.9
-    assert short.result.best.frontmatter == plain.result.best.frontmatter
-    with Run.read(short.folder) as run:
-        assert (await recompute(run)).exit_code == 0
-        measured = {row["key"]: row["effect"] for row in last["numbers"]["screen"]}
-        rules = [rule for rule in read_ledger(run, short.result.best.hash) if rule.key in measured]
+@pytest.mark.slow
+async def test_a_training_ends_with_its_ablation_which_is_shown_and_can_be_recomputed(tmp_path: Path) -> None:
+    shown, measured = 0, 0
+    for seed in range(4):
+        with small(seed=seed, q=0.6, train=48) as world:
+            padding(world)
+            trained = await train(world, tmp_path, {"train.ablation": True}, seed=seed, run=f"run {seed}")
+            calls = sum(world.calls.values())
+            again = await train(world, tmp_path, {"train.ablation": True}, seed=seed, run=f"run {seed}")
+            assert sum(world.calls.values()) == calls
+        assert again.result.versions == trained.result.versions
+        assert again.result.best == trained.result.best
+        last = [v for v in trained.verdicts if v["numbers"].get("rule") == "ablation"]
+        assert last == trained.verdicts[len(trained.verdicts) - len(last) :]  # at the end, if at all
+        if not last:
+            continue
+        shown += 1
+        with Run.read(trained.folder) as run:
+            assert (await recompute(run)).exit_code == 0
+            assert Record.of(run).best_hash == trained.result.best.hash
+            rows = {row["key"]: row for row in last[0]["numbers"]["screen"]}
+            rules = [rule for rule in read_ledger(run, trained.result.best.hash) if rule.key in rows]
+        measured += len(rules)
         assert all(rule.together is None for rule in rules)
-    told = CliRunner().invoke(app, ["show", str(short.folder)]).stdout
-    assert "left out" in told
+        told = CliRunner().invoke(app, ["show", str(trained.folder)]).stdout
+        assert "ablation" in told
+    assert shown
+    assert measured
