@@ -197,8 +197,8 @@ class TrainConfig(_Section):
     )
     ablation: bool = Field(
         default=True,
-        description="at the end, leave out edits of the best skill that harm or carry nothing (at most 96 rollouts on "
-        "train, and a race on select)",
+        description="at the end, if a tenth of the train tasks still fails, leave out edits of the best skill that "
+        "harm or carry nothing (at most 96 rollouts on train, and a race on select)",
     )
     max_skill_tokens: int | None = Field(
         default=None,

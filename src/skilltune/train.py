@@ -17,6 +17,7 @@ from skilltune.aio import run_all
 from skilltune.finish.ablation import ablate
 from skilltune.finish.proof import prove
 from skilltune.finish.reserve import hold_back
+from skilltune.gate.priors import HARMED
 from skilltune.gate.race import Race
 from skilltune.journal.keys import rng
 from skilltune.optimizer import Pair, Proposal, Step
@@ -86,9 +87,9 @@ async def fit(s: Parts, state: State) -> None:
 
 
 async def leave_out(s: Parts, state: State, best: Skill) -> Skill:
-    """Ablate the best skill: leave out the edits that harm or carry nothing. Returns the skill that is left."""
+    """If tasks still fail, leave out the edits of the best skill that harm or carry nothing. Returns what is left."""
     trials = s.gate.evidence if isinstance(s.gate, Race) else None
-    verdict = await ablate(s.arena, best, state.start, state.verdicts, trials)
+    verdict = await ablate(s.arena, best, state.start, state.verdicts, trials, failing=HARMED)
     if verdict is None:
         return best
     number = steps_per_epoch(s.cfg.train, len(s.splits.train)) * s.cfg.train.epochs + 1

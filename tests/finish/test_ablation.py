@@ -36,7 +36,12 @@ def rule(name: str, *support: str) -> Proposal:
 
 
 async def ablated(
-    score: Scores, *proposals: Proposal, start: Skill = START, seen: bool = True, select: Iterable[int] = range(16)
+    score: Scores,
+    *proposals: Proposal,
+    start: Skill = START,
+    seen: bool = True,
+    select: Iterable[int] = range(16),
+    failing: float = 0.0,
 ) -> tuple[Skill, Verdict | None, Any]:
     """The skill with these edits, the verdict of its ablation, and the rollouts."""
     place = arena(score)
@@ -54,7 +59,11 @@ async def ablated(
     verdict = Verdict(applied.skill, True, "", None, candidate=applied.skill, reports=applied.reports)
     await place.roll(start, place.train)
     await place.roll(applied.skill, [*place.train, *place.select])
-    return applied.skill, await ablate(place, applied.skill, start, [verdict], trials if seen else None), place.roll
+    return (
+        applied.skill,
+        await ablate(place, applied.skill, start, [verdict], trials if seen else None, failing=failing),
+        place.roll,
+    )
 
 
 RULES = (rule("even", *(f"t{i}" for i in range(0, 24, 2))), rule("odd", *(f"t{i}" for i in range(1, 24, 2))))
@@ -115,6 +124,13 @@ async def test_nothing_is_paid_if_no_edit_stands_in_the_skill() -> None:
     place = arena()
     assert await ablate(place, START, START, [], None) is None
     assert not place.roll.asked  # type: ignore[attr-defined]
+
+
+async def test_a_skill_that_solves_nearly_everything_is_not_ablated() -> None:
+    """Nothing can harm much there, and the rollouts are saved."""
+    for failing, made in ((0.3, False), (0.2, True)):
+        _, verdict, _roll = await ablated(solved, *RULES, rule("harm", "t20", "t16"), failing=failing)
+        assert (verdict is not None) == made, failing
 
 
 def test_a_text_is_tried_on_what_its_removals_claim_and_on_what_fails() -> None:

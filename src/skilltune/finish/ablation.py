@@ -45,9 +45,17 @@ from skilltune.verdict import AblationFigures, DropInterim, Screen, ScreenRow, V
 
 
 async def ablate(
-    arena: Arena, best: Skill, start: Skill, verdicts: Sequence[Verdict], trials: Trials | None = None
+    arena: Arena,
+    best: Skill,
+    start: Skill,
+    verdicts: Sequence[Verdict],
+    trials: Trials | None = None,
+    *,
+    failing: float = 0.0,
 ) -> Verdict | None:
     """The verdict on the best skill without the edits that harm or carry nothing; None if no edit is in doubt.
+
+    It is also None if the skill fails on a smaller share of its train tasks than `failing`: then nothing can harm much.
 
     `start` is the input and `verdicts` are those of the training. `trials` are what the gate has learned; without them
     only the versions count. An edit is in doubt unless it surely carries more than `MARGIN`. Each costs `EACH` train
@@ -60,6 +68,9 @@ async def ablate(
         if verdict.candidate == best:
             trials.accept(verdict.reports)
     trials.set_incumbent(best)
+    scores = arena.by_text("train")
+    if fmean([fmean(s) < FAILS for (text, _), s in scores.items() if text == best.hash] or [1.0]) < failing:
+        return None
     ablation = _Ablation(arena, best, trials, rng(arena.seed, "ablation", best.hash))
     everything = ablation.pool(trials.removals_of_incumbent())
     if not everything.proposals:

@@ -77,5 +77,6 @@ ABLATION = 96  # rollouts, at most
 PER_TEXT = 4  # rollouts on each text of the ablation
 ENDING = 400  # draws of the posterior of the ablation
 CERTAIN = 0.99  # P(a rule carries more than the margin) at which its drop is not tried
+HARMED = 0.1  # share of failing train tasks below which no line does harm that is worth an ablation
 DOUBTED = 0.9  # P(an edit carries more than the margin) at which the ablation does not try to leave it out
 HOPELESS = 0.5  # P(the loss is smaller than the margin) below which a race without some edits ends

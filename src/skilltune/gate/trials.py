@@ -117,7 +117,7 @@ class Trials:
         return replace(proposal, support=tuple(sorted(self.supports.get(key, ()))), among=self.edits[key].among)
 
     def removal_candidates(self) -> list[Proposal]:
-        """The removals of the edits of the incumbent, the most doubtful first, while none of its edits is known to help:
+        """The removals of the incumbent's edits, the most doubtful first, while none of its edits is known to help:
         it may be there by luck, with something harmful beside which nothing can show what it is worth."""
         incumbent = self.incumbents[-1]
         if any(self.helps.get(key, 1.0) >= KNOWN for key in self.texts[incumbent]):
