@@ -120,6 +120,18 @@ async def test_a_removal_that_select_vetoes_is_not_made() -> None:
     assert verdict.skill == best
 
 
+async def test_a_removal_whose_calls_fail_on_select_is_not_made() -> None:
+    """A failed call is no score. Most calls without the lines fail, and the few that do not are no proof."""
+
+    def failing(text: str, i: int) -> float | None:
+        return None if i >= 24 and i % 4 and not ("- vague" in text and "- polite" in text) else solved(text, i)
+
+    best, verdict, _ = await ablated(failing, *RULES, *NOISE, select=range(24, 40))
+    assert verdict
+    assert verdict.candidate
+    assert verdict.skill == best
+
+
 async def test_nothing_is_paid_if_no_edit_stands_in_the_skill() -> None:
     place = arena()
     assert await ablate(place, START, START, [], None) is None

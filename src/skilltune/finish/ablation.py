@@ -37,6 +37,7 @@ from skilltune.gate.screen import Pool, Screened, balanced
 from skilltune.gate.trials import Trials
 from skilltune.journal.keys import rng
 from skilltune.optimizer import Proposal
+from skilltune.rollouts.roller import MAX_UNSCORED, comparable
 from skilltune.skill import Skill
 from skilltune.stats import standard_error
 from skilltune.stats.linear import Observation, Posterior, fit
@@ -53,9 +54,8 @@ async def ablate(
     *,
     failing: float = 0.0,
 ) -> Verdict | None:
-    """The verdict on the best skill without the edits that harm or carry nothing; None if no edit is in doubt.
-
-    It is also None if the skill fails on a smaller share of its train tasks than `failing`: then nothing can harm much.
+    """The verdict on the best skill without the edits that harm or carry nothing; None if no edit is in doubt, or if
+    the skill fails on a smaller share of its train tasks than `failing`, because then no edit harms much.
 
     `start` is the input and `verdicts` are those of the training. `trials` are what the gate has learned; without them
     only the versions count. An edit is in doubt unless it surely carries more than `MARGIN`. Each costs `EACH` train
@@ -132,7 +132,7 @@ def left_out(
     draw: Random,
 ) -> list[list[str]]:
     """For each set of removals the train samples on which it is tried: in turn one that a removed edit claims, because
-    a loss shows there, and any other one, because harm may show anywhere. The least used come first."""
+    a loss shows there, and one that fails, because a gain shows there. The least used come first."""
     others = sorted(failing) or sorted(known)
     draw.shuffle(others)
     uses = dict.fromkeys(known, 0)
@@ -213,16 +213,19 @@ class _Ablation:
         interims: list[DropInterim] = []
         posterior, pairs = None, dict[str, tuple[float, float]]()
         dropped = vetoed = False
+        asked = 0
         for block in doubling(order, arena.cfg.block):
             purpose = f"ablation {candidate.hash} {block[0].id}"
-            await run_all([arena.roll(text, block, purpose=purpose) for text in (candidate, best)])
+            done = await run_all([arena.roll(text, block, purpose=purpose) for text in (candidate, best)])
+            asked += comparable(zip(*done, strict=True))
             posterior = _fit(arena, best, candidate, judged)
             gain = posterior.shrunk("drop", WIDE[1], prior)
             pairs = _pairs(arena, best, candidate)
             n = (interims[-1].n if interims else 0) + len(block)
             interims.append(DropInterim(n, gain.mean, gain.sd, gain.above(-MARGIN)))
             vetoed = harmful([new - old for old, new in pairs.values()], arena.cfg.regression_bound) >= VETO
-            dropped = interims[-1].safe >= arena.cfg.confidence and not vetoed
+            enough = len(pairs) > 0 and len(pairs) >= (1 - MAX_UNSCORED) * asked
+            dropped = interims[-1].safe >= arena.cfg.confidence and enough and not vetoed
             if interims[-1].safe < HOPELESS or dropped:
                 break
         assert posterior is not None
