@@ -92,10 +92,10 @@ def test_control_arms_and_compaction_are_functions_of_a_finished_run(here: Path)
         rows = world.write(here / "data.jsonl")
         models = f"openai@{world.url}/target", f"openai@{world.url}/optimizer"
         plain = st.train("skills/invoice-totals", rows, *models, run="runs/a", **QUICK)
-        gone: Any
         for gone in ("controls", "compact"):
+            given: dict[str, Any] = QUICK | {gone: True}
             with pytest.raises(st.UsageError, match=rf"call st\.{gone}\(result\.folder\)"):
-                st.train("skills/invoice-totals", rows, *models, run="runs/b", **(QUICK | {gone: True}))
+                st.train("skills/invoice-totals", rows, *models, run="runs/b", **given)
         found = st.controls(plain.folder)
         assert [arm.name for arm in found.arms][:2] == ["trained skill", "no skill"]
         assert st.compact("runs/a").start == plain.start

@@ -260,7 +260,7 @@ async def test_pitfall_4_a_plug_in_that_fails_stops_the_run_and_is_never_a_score
     made = session(tmp_path / "run", model=f"plugin:t/{rest}")
     with pytest.raises(CallConfigError, match=message):
         await made.roll(Skill("x"), ENV.samples)
-    assert not made.roll.seen
+    assert not made.roll.scores.held
 
 
 async def test_a_budget_in_dollars_needs_a_price(register: Any, tmp_path: Path) -> None:

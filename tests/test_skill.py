@@ -51,7 +51,7 @@ def test_frontmatter_and_body_always_make_the_text(text: str) -> None:
     for document in (text, "---\n" + text, "\ufeff---\r\n" + text + "\r\n---\r\n" + text):
         skill = Skill.parse(document)
         assert skill.frontmatter + skill.body == document
-        assert skill.with_body("x").text == skill.frontmatter + "x"
+        assert skill.with_text(skill.frontmatter + "x").body == "x"
         assert skill.with_text(document) == skill
 
 
@@ -74,14 +74,15 @@ def test_saved_and_loaded_again_every_byte_is_the_same(text: str, files: dict[st
 def test_frontmatter_keeps_order_and_comments(tmp_path: Path) -> None:
     text = "---\n# ours\nname:   totals\nallowed-tools: [b, a]\ndescription: >\n  {x}\n---\r\nBody\r\n"
     path = folder(tmp_path, text)
-    Skill.load(path).with_body("Other\r\n").save(path)
+    old = Skill.load(path)
+    old.with_text(f"{old.frontmatter}Other\r\n").save(path)
     assert (path / "SKILL.md").read_bytes().decode() == text.replace("Body", "Other")
 
 
 def test_missing_path_and_empty_file_are_empty_skills_that_save_creates(tmp_path: Path) -> None:
     new = Skill.load(tmp_path / "deep" / "totals")
     assert (new.text, new.name, new.folder) == ("", "totals", True)
-    new.with_body("# T\n").save(tmp_path / "deep" / "totals")
+    new.with_text(f"{new.frontmatter}# T\n").save(tmp_path / "deep" / "totals")
     assert (tmp_path / "deep" / "totals" / "SKILL.md").read_text() == "# T\n"
     document = Skill.load(tmp_path / "best_skill.md")
     assert (document.text, document.name, document.folder) == ("", "best_skill", False)

@@ -38,15 +38,16 @@ from typing import Any
 from unittest.mock import patch
 
 from policies import Forgetful, Means
-from simulated import BATCH, NEVER_RIGHT, PRIORS, START, TEST, TRAIN, Rolls, World, rules
+from simulated import BATCH, NEVER_RIGHT, PRIORS, START, TEST, TRAIN, Rolls, Seen, World, rules
 
 from skilltune.config import CertifyConfig, GateConfig
 from skilltune.errors import Stopped
 from skilltune.finish.certify import certify
-from skilltune.gate import Arena, Gate, priors, race, screen, trials
+from skilltune.gate import Arena, Gate, metric_of, priors, race, screen, trials
 from skilltune.gate.race import Race
 from skilltune.gate.strict import Strict
 from skilltune.journal.keys import rng
+from skilltune.rollouts.scores import Scores, split_map
 from skilltune.samples import Sample
 from skilltune.skill import Skill
 from skilltune.stats import effects, linear, wilson
@@ -133,7 +134,8 @@ async def _run(task: Task, kind: type, cfg: GateConfig, free: bool) -> dict[str,
     interactions = 0.0 if task.prior in NEVER_RIGHT else task.interactions
     world = World(PRIORS[task.prior], interactions, task.select, task.seed)
     train, select = world.split("train", TRAIN), world.split("select", task.select)
-    roll: Any = Rolls(world, STEPS * (BATCH + task.select) + task.select)
+    scores = Scores(split_map(train=train, select=select), metric_of(cfg), Seen())
+    roll: Any = Rolls(world, STEPS * (BATCH + task.select) + task.select, scores)
     arena = Arena(roll, train, select, cfg, task.seed, max_tokens=100_000)
     gate: Gate = kind(arena)
     versions, taken = [START], list[float]()
@@ -142,7 +144,7 @@ async def _run(task: Task, kind: type, cfg: GateConfig, free: bool) -> dict[str,
         level = await gate.baseline(START) or 0.0
         for step in range(MOST_STEPS):
             incumbent, batch = versions[-1], _batch(train, step, task.seed)
-            known = sum((incumbent.hash, sample.id, 0) in roll.seen for sample in batch)
+            known = sum((incumbent.hash, sample.id, 0) in scores.held for sample in batch)
             rollouts = await roll(incumbent, batch)
             if not free:
                 roll.pay(known)

@@ -24,6 +24,7 @@ from skilltune.errors import Stopped
 from skilltune.journal.keys import rng
 from skilltune.optimizer import Proposal
 from skilltune.rollout import Rollout, Score, Trajectory
+from skilltune.rollouts.scores import Scores
 from skilltune.samples import Sample
 from skilltune.skill import Skill
 
@@ -137,21 +138,21 @@ class Rolls:
 
     world: World
     budget: int
+    scores: Scores
     spent: int = 0
-    seen: Seen = field(default_factory=Seen)
 
     async def __call__(
         self, skill: Skill, samples: Sequence[Sample], *, attempt: int = 0, purpose: str = "train"
     ) -> list[Rollout]:
-        fresh = [sample for sample in samples if (skill.hash, sample.id, attempt) not in self.seen]
+        fresh = [sample for sample in samples if (skill.hash, sample.id, attempt) not in self.scores.held]
         if purpose != "test":
             self.pay(len(fresh))
         level = self.world.level(skill)
         for sample in fresh:
             p = 1 / (1 + math.exp(-level - self.world.difficulty[sample.id]))
             score = Score(float(self._toss(skill.hash, sample.id, attempt) < p))
-            self.seen[skill.hash, sample.id, attempt] = Rollout(sample.id, skill.hash, attempt, Trajectory(""), score)
-        return [self.seen[skill.hash, sample.id, attempt] for sample in samples]
+            self.scores.add(Rollout(sample.id, skill.hash, attempt, Trajectory(""), score))
+        return [self.scores.held[skill.hash, sample.id, attempt] for sample in samples]
 
     def prefetch(self, skill: Skill, samples: Sequence[Sample], attempt: int = 0) -> None:
         """Nothing is waited for here, so nothing is made ahead."""

@@ -31,6 +31,7 @@ from skilltune.preflight.probe import try_models
 from skilltune.preflight.scorer import try_scorer
 from skilltune.report.files import write_results
 from skilltune.result import Result
+from skilltune.rollouts.inputs import Pins
 from skilltune.samples import SplitName
 from skilltune.sinks import recording
 from skilltune.skill import Skill
@@ -83,13 +84,13 @@ async def run_training(
                     _notify_fork(forked, session)
                 refuse_unread(session.env.samples, cfg.env.samples)
                 write_config(session)
-                run.note(ROOT, folder=str(root.resolve()))
                 pin_inputs(session)
                 await try_scorer(session)
                 if session.handoff is not None:
                     session.handoff.open()
                 if ready is not None:
                     ready(session)
+                run.note(ROOT, folder=str(root.resolve()))
                 async with _time_limit(session):
                     await try_models(session)
                     result = await _result(session)
@@ -262,15 +263,18 @@ async def finished_run(
 
     `env` is needed if the run was made with an `Env`. `budget` and `overrides` may change the keys that may differ on a
     resume. `listeners` hear what happens after the replay. Raises `UsageError` for a run that is under way or has not
-    finished, and for one whose inputs cannot be found; nothing is spent then.
+    finished, and for one whose samples cannot be found; nothing is spent then. The input skill comes from the journal,
+    so its file may have changed since.
     """
     cfg, root = _reopened(folder, env, budget, overrides)
     with Run.open(folder, cfg.to_json(), may_differ=MAY_DIFFER) as run:
         async with recording(cfg, run):
-            session = build_parts(cfg, run, root, env=env)
+            session = build_parts(cfg, run, root, env=env, skill=Pins.of(run).skill)
             try:
                 pin_inputs(session)
                 result = await _result(session)
+                if result.stopped is not None:  # by a file named `stop` in the folder
+                    raise result.stopped
                 run.listeners.extend(listeners)
                 async with _time_limit(session):
                     yield session, result

@@ -18,7 +18,7 @@ from skilltune.envs.formats import HF, located
 from skilltune.envs.formats.huggingface import without_split
 from skilltune.errors import RunError, UsageError
 from skilltune.finish.reserve import rest
-from skilltune.gate import Arena, build_gate
+from skilltune.gate import Arena, build_gate, metric_of
 from skilltune.journal.run import Run
 from skilltune.metering.budget import Budget
 from skilltune.metering.client import Client
@@ -47,6 +47,7 @@ from skilltune.rollouts.inputs import (
 )
 from skilltune.rollouts.inputs import drop as pin_drop
 from skilltune.rollouts.roller import NAMED, UNDER_WAY, Roller
+from skilltune.rollouts.scores import Scores
 from skilltune.samples import Sample, Splits, split
 from skilltune.scorers.judge import Reader
 from skilltune.scorers.reading import nearest
@@ -213,7 +214,8 @@ def build_parts(
     lookahead = may_look_ahead(cfg, target_client, judge and judge.client)
     gone = frozenset(dropped(run))
     contents = pinned_contents(run, gone)
-    roll = Roller(target, env, run, contents, lookahead=lookahead, under_way=under_way, dropped=gone)
+    scores = Scores.of(splits, metric_of(cfg.gate))
+    roll = Roller(target, env, run, contents, scores, lookahead=lookahead, under_way=under_way, dropped=gone)
     limit = cfg.train.skill_limit(start.tokens)
     arena = Arena(roll, splits.train, splits.select, cfg.gate, cfg.seed, limit)
     loop = cfg.train.model_copy(update={"max_skill_tokens": limit})

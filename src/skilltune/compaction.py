@@ -31,7 +31,9 @@ def is_compacted(run: Run) -> bool:
 
 def rules_of(s: Parts, result: Result) -> list[Rule]:
     """The rules of the best skill, with their effects by all rollouts of the training."""
-    return ledger_of(s.run, s.roll.seen.values(), s.arena.metric, result.best.hash, _trained(s.run))
+    return ledger_of(
+        s.run, s.roll.scores.rollouts("train", "select"), s.arena.metric, result.best.hash, _trained(s.run)
+    )
 
 
 async def compacted(s: Parts, result: Result) -> Result:

@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from skilltune.api_keys import declared
 from skilltune.errors import RunError, UsageError
-from skilltune.keys import declared
 from skilltune.limits import MAX_WAIT_S, Limits, parse_budget
 from skilltune.names import parse_name
 

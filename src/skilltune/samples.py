@@ -207,3 +207,8 @@ def _apportion(n: int, weights: Sequence[float]) -> list[int]:
 
 def _hash(seed: int, purpose: str, name: str) -> bytes:
     return hashlib.sha256(f"{seed}\0{purpose}\0{name}".encode()).digest()
+
+
+def spread(samples: Sequence[Sample], n: int) -> Sequence[Sample]:
+    """At most n samples, evenly spaced."""
+    return samples if len(samples) <= n else [samples[i * len(samples) // n] for i in range(n)]

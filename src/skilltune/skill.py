@@ -132,10 +132,6 @@ class Skill:
             regions.append((opening.start(), end))
         return tuple(regions)
 
-    def with_body(self, body: str) -> Skill:
-        """The same skill with another body; frontmatter and files stay."""
-        return replace(self, text=self.frontmatter + body)
-
     def with_text(self, text: str) -> Skill:
         """The same skill with another document; files stay."""
         return replace(self, text=text)

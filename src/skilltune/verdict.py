@@ -468,6 +468,11 @@ class VerdictRecord:
         )
 
 
+def percent(score: float | None) -> str:
+    """A score for a reader: 0.125 → "12.5 %"."""
+    return "—" if score is None else f"{100 * score:.1f} %"
+
+
 # -- JSON
 
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from skilltune.finish.records import Start
 from skilltune.finish.reselect import Reselection
 from skilltune.journal.run import Run
 from skilltune.optimizer import Step
@@ -21,10 +22,11 @@ def record_start(s: Parts, skill: Skill, score: float | None) -> None:
 
     From now on the scorer and the prompt must not change: raises `RunError` if they did.
     """
-    scores = [s.arena.metric(r.score) for r in s.roll.seen.values() if r.score and r.skill == skill.hash]
-    level = {"skill": skill.hash, "score": score, "score_sd": standard_error(scores)}
+    scores = [value for (text, _, _), value in s.arena.scores.on("select").items() if text == skill.hash]
+    start = Start(skill.hash, score, standard_error(scores), len(s.splits.select))
+    level = {"skill": start.skill, "score": start.score, "score_sd": start.score_sd}
     _write(s.run, 0, skill, {"version": 0, **level, "reason": "the input"})
-    s.run.record("start", **level, select=len(s.splits.select))
+    s.run.record("start", **start.to_json())
     require_unchanged(s.run, "env", "the scorer or the prompt", s.env.fingerprint)
 
 

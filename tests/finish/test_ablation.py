@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from arenas import START, Scores, arena
+from arenas import START, Given, arena, set_select
 from skilltune.cli.main import app
 from skilltune.edits import Edit, apply
 from skilltune.finish.ablation import ablate, left_out
@@ -36,7 +36,7 @@ def rule(name: str, *support: str) -> Proposal:
 
 
 async def ablated(
-    score: Scores,
+    score: Given,
     *proposals: Proposal,
     start: Skill = START,
     seen: bool = True,
@@ -45,8 +45,8 @@ async def ablated(
 ) -> tuple[Skill, Verdict | None, Any]:
     """The skill with these edits, the verdict of its ablation, and the rollouts."""
     place = arena(score)
-    place.select = [Sample(id=f"s{i}", input="q") for i in select]
     place.train = [Sample(id=f"t{i}", input="q") for i in range(24)]
+    set_select(place, [Sample(id=f"s{i}", input="q") for i in select])
     trials = Trials()
     trials.set_incumbent(start)
     trials.supports |= {p.edit.key: frozenset(p.support) for p in proposals}

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from arenas import arena
+from arenas import arena, set_select
 from skilltune import Env
 from skilltune.api import acompact
 from skilltune.cli.main import app
-from skilltune.errors import BudgetExceeded, UsageError
+from skilltune.errors import BudgetExceeded, Paused, UsageError
 from skilltune.finish.certify import FEWEST
 from skilltune.finish.compact import compact
 from skilltune.finish.ledger import Rule
@@ -60,12 +60,12 @@ def screen(sd: float) -> Screen:
 def chosen(solved: dict[Skill, int | range], *verdicts: Verdict, **cfg: Any) -> Reselection | None:
     """The choice where each skill solves the first so many of 40 `select` samples, or these."""
     place = arena(**cfg)
-    place.select = SELECT
+    set_select(place, SELECT)
     for skill, of in solved.items():
         for i, sample in enumerate(SELECT):
             score = Score(float(i in (range(of) if isinstance(of, int) else of)))
             rollout = Rollout(sample.id, skill.hash, 0, Trajectory(""), score)
-            place.roll.seen[skill.hash, sample.id, 0] = rollout
+            place.scores.add(rollout)
     return reselect(place, INPUT, verdicts)
 
 
@@ -360,6 +360,11 @@ def test_a_run_made_in_python_needs_its_env(tmp_path: Path) -> None:
         plain = asyncio.run(train(world, tmp_path, settings, env=Env(rows)))
         with pytest.raises(UsageError, match="with the same Env"):
             asyncio.run(acompact(plain.folder))
+        (tmp_path / "SKILL.md").write_text("The trained skill may be at its place by now.")
+        (plain.folder / "stop").touch()
+        with pytest.raises(Paused, match="stop exists"):
+            asyncio.run(acompact(plain.folder, env=Env(rows)))
+        (plain.folder / "stop").unlink()
         assert asyncio.run(acompact(plain.folder, env=Env(rows))).start == plain.result.start
 
 
@@ -373,7 +378,7 @@ async def test_compact_loses_no_more_than_a_point_in_all() -> None:
     """Each of eight rules carries a quarter of a point: alone every one of them could go."""
     keys = "abcdefgh"
     place = arena(lambda text, i: float(f"- {keys[i]}\n" in text) if i < len(keys) else 1.0)
-    place.select = [Sample(id=f"s{i}", input="q") for i in range(400)]
+    set_select(place, [Sample(id=f"s{i}", input="q") for i in range(400)])
     best = Skill("# Desk\n" + "".join(f"- {key}\n" for key in keys))
     rules = [rule(key, 0.0025) for key in keys]
     verdicts = [v async for v in compact(place, best, rules, {best.hash})]

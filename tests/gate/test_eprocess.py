@@ -21,6 +21,7 @@ from skilltune.gate.eprocess import EProcess, chance, log_wealth, reachable, sha
 from skilltune.gate.priors import HOPE
 from skilltune.optimizer import Proposal
 from skilltune.rollout import Rollout, Score, Trajectory
+from skilltune.rollouts.scores import Scores, split_map
 from skilltune.samples import Sample
 from skilltune.skill import Skill
 from skilltune.verdict import FAILED, EProcessFigures, Verdict
@@ -141,15 +142,15 @@ def test_hope_follows_what_was_seen(trend: list[float], hopeful: bool) -> None:
 
 # -- the gate, on scores given by hand
 
-Scores = Callable[[str, int, int], float | None]  # (skill text, number of the sample, attempt) → score, None: failed
+Given = Callable[[str, int, int], float | None]  # (skill text, number of the sample, attempt) → score, None: failed
 
 
 class Rolls:
     """A roller with given scores; `asked` holds every (skill, sample, attempt) in order."""
 
-    def __init__(self, score: Scores) -> None:
+    def __init__(self, score: Given, select: Sequence[Sample]) -> None:
         self.score = score
-        self.seen: dict[tuple[str, str, int], Rollout] = {}
+        self.scores = Scores(split_map(select=select))
         self.asked: list[tuple[str, str, int]] = []
 
     async def __call__(
@@ -163,16 +164,16 @@ class Rolls:
             score = None if value is None else Score(value)
             rollouts.append(Rollout(sample.id, skill.hash, attempt, trajectory, score))
             if value is not None:
-                self.seen[skill.hash, sample.id, attempt] = rollouts[-1]
+                self.scores.add(rollouts[-1])
         return rollouts
 
     def prefetch(self, skill: Skill, samples: Sequence[Sample], attempt: int = 0) -> None:
         assert samples
 
 
-def gate_on(score: Scores, n: int = 40, group: Callable[[int], str | None] = lambda i: None, **cfg: Any) -> EProcess:
+def gate_on(score: Given, n: int = 40, group: Callable[[int], str | None] = lambda i: None, **cfg: Any) -> EProcess:
     select = [Sample(id=f"s{i}", input="q", group=group(i)) for i in range(n)]
-    rolls: Any = Rolls(score)
+    rolls: Any = Rolls(score, select)
     settings = GateConfig(**{"screen": 0, "policy": "eprocess", **cfg})
     gate = build_gate(Arena(rolls, [Sample(id="t0", input="q")], select, settings, seed=1, max_tokens=2000))
     assert isinstance(gate, EProcess)
@@ -185,7 +186,7 @@ def figures_of(verdict: Verdict) -> EProcessFigures:
 
 
 async def raced(gate: EProcess, *rules: str, skill: Skill = START, name: str = "step 1") -> Verdict:
-    if not gate.arena.roll.seen:
+    if not gate.arena.scores.held:
         await gate.baseline(skill)
     proposals = [Proposal(Edit("add", text=f"- {rule}"), ("t0",)) for rule in rules]
     return await gate.judge(skill, proposals, limit=4, name=name)

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arenas import SELECT, START, TRAIN, Rolls, Scores, arena
+from arenas import SELECT, START, TRAIN, Given, Rolls, arena, set_select
 from skilltune.config import GateConfig, make_config
 from skilltune.edits import Edit, apply
 from skilltune.finish.reselect import reselect
@@ -137,7 +137,7 @@ async def test_an_edit_is_tried_on_what_it_answers_though_the_incumbent_was_not_
         lambda text, i: float(any(line in text and i in solves for line, solves in solved_by.items())),
         **{"pool": 4, "screen": 24, "texts": 6, "block": 16},
     )
-    made.select = [Sample(id=f"s{i}", input="q") for i in range(8)]
+    set_select(made, [Sample(id=f"s{i}", input="q") for i in range(8)])
     gate = Race(made)
     await made.roll(START, TRAIN)
     await gate.baseline(START)
@@ -207,7 +207,7 @@ async def test_every_rollout_is_evidence_once(monkeypatch: pytest.MonkeyPatch) -
     for step in range(4):
         await rolls(skill, TRAIN)
         verdict = await gate.judge(skill, offered, limit=1, name=f"step {step}")
-        assert counted[-1] <= len(rolls.seen)
+        assert counted[-1] <= len(rolls.scores.held)
         skill = verdict.skill
     assert len(gate.evidence.incumbents) > 2
     assert len(set(counted)) >= 4
@@ -260,8 +260,8 @@ async def test_a_race_pairs_both_sides_on_every_sample() -> None:
     await rolls(START, lucky)
     verdict = await gate.judge(START, [rule("a")], limit=1, name="step 1")
     assert verdict.candidate is not None
-    new = {sample for skill, sample, _ in rolls.seen if skill == verdict.candidate.hash}
-    old = {sample for skill, sample, _ in rolls.seen if skill == START.hash}
+    new = {sample for skill, sample, _ in rolls.scores.held if skill == verdict.candidate.hash}
+    old = {sample for skill, sample, _ in rolls.scores.held if skill == START.hash}
     assert new <= old
     assert set(verdict.differences) == new
     assert verdict.before == pytest.approx(sum(int(sample[1:]) % 2 for sample in new) / len(new))
@@ -326,7 +326,7 @@ async def test_an_edit_that_was_judged_is_not_paid_again_under_the_same_incumben
 async def test_an_edit_that_failed_its_race_alone_is_rejected_and_not_raced_again(rule_of: type[Race]) -> None:
     """Good on train, bad on select: each further race would cost calls, and the e-process a part of its alpha."""
     made = arena(lambda text, i: float(("- a" in text) == (i < 8)), screen=24, texts=6)
-    made.select = [Sample(id=f"s{i}", input="q") for i in range(8, 24)]
+    set_select(made, [Sample(id=f"s{i}", input="q") for i in range(8, 24)])
     gate = rule_of(made)
     await gate.baseline(START)
     await gate.arena.roll(START, TRAIN)
@@ -380,9 +380,8 @@ async def test_an_edit_that_was_taken_counts_as_judged_under_no_incumbent() -> N
 async def test_pitfall_10_the_optimizer_is_told_no_figure_of_select(screen: int) -> None:
     """Good on train, bad on select: it hears that the candidate was given up; of an edit that was not tried, that."""
     select = [Sample(id=f"s{100 + i}", input="q") for i in range(16)]
-    gate = Race(
-        replace(arena(lambda text, i: float(("- b" in text) == (i < 100)), screen=screen, texts=10), select=select)
-    )
+    gate = Race(arena(lambda text, i: float(("- b" in text) == (i < 100)), screen=screen, texts=10))
+    set_select(gate.arena, select)
     await gate.baseline(START)
     await gate.arena.roll(START, TRAIN)
     proposals = [rule("b", *(f"t{i}" for i in range(8))), rule("idle", "t1")]
@@ -702,10 +701,10 @@ def test_the_rule_of_a_race(better: float, harm: float, given: dict[str, bool], 
 # -- race: groups
 
 
-def tied(groups: int, score: Scores, n: int = 16, **cfg: Any) -> Arena:
+def tied(groups: int, score: Given, n: int = 16, **cfg: Any) -> Arena:
     """An arena whose select samples are in so many groups, those of a group side by side (0: none is in a group)."""
     made = arena(score, **cfg)
-    made.select = [Sample(id=f"s{i}", input="q", group=f"g{i * groups // n}" if groups else None) for i in range(n)]
+    set_select(made, [Sample(id=f"s{i}", input="q", group=f"g{i * groups // n}" if groups else None) for i in range(n)])
     return made
 
 
@@ -729,7 +728,7 @@ async def test_a_group_of_one_sample_is_that_sample() -> None:
 
 async def test_the_first_look_rests_on_as_many_groups_as_there_can_be() -> None:
     made = tied(8, lambda text, i: 0.0, n=40, futility=0.0)
-    made.select = [*made.select, *(Sample(id=f"x{i}", input="q") for i in range(3))]
+    set_select(made, [*made.select, *(Sample(id=f"x{i}", input="q") for i in range(3))])
     await Race(made).judge(START, [rule("a")], limit=1, name="step 1")
     by_id = {sample.id: sample for sample in made.select}
     raced = [by_id[id] for skill, id, _ in cast(Rolls, made.roll).asked if skill != START.hash]
@@ -821,7 +820,8 @@ async def test_what_was_measured_is_the_mean_over_the_draws_that_both_sides_have
     made = arena(lambda text, i: float("- a" in text), block=16)
     await made.roll(START, SELECT, attempt=1)
     rolls = cast(Rolls, made.roll)
-    rolls.seen |= {key: replace(r, score=Score(1.0)) for key, r in rolls.seen.items() if key[2] == 1}
+    held = rolls.scores.held
+    held |= {key: replace(r, score=Score(1.0)) for key, r in held.items() if key[2] == 1}
     verdict = await Race(made).judge(START, [rule("a")], limit=1, name="step 1")
     assert (verdict.before, verdict.after) == (0.0, 1.0)
     assert set(verdict.differences.values()) == {1.0}
@@ -834,9 +834,9 @@ async def test_a_sample_that_was_drawn_twice_counts_with_its_mean() -> None:
         for attempt in range(2):
             await made.roll(skill, SELECT, attempt=attempt)
     rolls = cast(Rolls, made.roll)
-    for key, rollout in rolls.seen.items():
+    for key, rollout in list(rolls.scores.held.items()):
         if key[0] == START.hash and key[2] == 1:
-            rolls.seen[key] = replace(rollout, score=Score(1.0))
+            rolls.scores.add(replace(rollout, score=Score(1.0)))
     verdict = Race(made)._verdict(START, applied, accepted=False, reason="", figures=OwnFigures())
     assert (verdict.before, verdict.after) == (0.5, 1.0)
 

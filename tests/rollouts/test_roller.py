@@ -140,7 +140,7 @@ async def test_a_stream_is_the_same_batch_as_a_call(run: Run) -> None:
     roll = Roller(Gated(), ENV, run)
     streamed = [rollout async for rollout in roll.stream(SKILL, ENV.samples)]
     assert streamed == await roll(SKILL, ENV.samples)
-    assert {key[1] for key in roll.seen} == {sample.id for sample in ENV.samples}
+    assert {key[1] for key in roll.scores.held} == {sample.id for sample in ENV.samples}
     assert [rollout async for rollout in roll.stream(SKILL, [])] == []
 
 
@@ -483,8 +483,8 @@ async def test_what_was_said_is_not_held_in_memory(run: Run) -> None:
     roll = Roller(Gated(), ENV, run)
     rollouts = await roll(SKILL, ENV.samples)
     assert answers(rollouts) == [f"s{i} 0" for i in range(6)]
-    assert [held.score for held in roll.seen.values()] == [rollout.score for rollout in rollouts]
-    assert not any(held.answer or held.trajectory.turns for held in roll.seen.values())
+    assert [held.score for held in roll.scores.held.values()] == [rollout.score for rollout in rollouts]
+    assert not any(held.answer or held.trajectory.turns for held in roll.scores.held.values())
 
 
 # -- nothing is said of tasks that were left behind

@@ -137,7 +137,8 @@ async def test_a_run_that_was_stopped_goes_on_in_the_same_rows(tmp_path: Path) -
 EVENTS = st.lists(
     st.one_of(
         st.tuples(
-            st.just("start"), st.fixed_dictionaries({"score": st.none() | st.floats(0, 1), "score_sd": st.none()})
+            st.just("start"),
+            st.fixed_dictionaries({"skill": st.just("a"), "score": st.none() | st.floats(0, 1), "score_sd": st.none()}),
         ),
         st.tuples(st.just("stopping"), st.fixed_dictionaries({"reason": st.text(max_size=3)})),
         st.tuples(
@@ -146,6 +147,7 @@ EVENTS = st.lists(
                 {
                     "exit_code": st.integers(0, 5),
                     "stopped": st.none() | st.text(max_size=3),
+                    "start": st.just("a"),
                     "best": st.text("abc", max_size=2),
                     "name": st.just("desk"),
                     "certificate": st.none(),
@@ -527,9 +529,9 @@ async def test_a_session_that_breaks_off_closes_its_sinks(tmp_path: Path, plug_i
     with Run.open(tmp_path / "run") as run:
         with pytest.raises(KeyError):
             async with recording(make_config({"log": {"sinks": ["seen"]}}), run):
-                run.record("start", score=0.5, score_sd=None)
+                run.record("start", skill="a", score=0.5, score_sd=None)
                 raise KeyError
-        run.record("start", score=0.6, score_sd=None)
+        run.record("start", skill="a", score=0.6, score_sd=None)
     assert [row["score"] for batch in seen.told for row in batch] == [0.5]
     assert seen.closed == [1]
 

@@ -39,7 +39,7 @@ def our_fault(error: Exception, folder: Path | None) -> str:
     import tempfile
     import traceback
 
-    from skilltune.keys import all_keys
+    from skilltune.api_keys import all_keys
     from skilltune.models.redact import redacted
 
     trace = redacted("".join(traceback.format_exception(error)), *all_keys())

@@ -15,7 +15,7 @@ from skilltune.errors import UsageError
 
 def _declared(variable: str) -> str:
     """The name of an environment variable, or "". Raises UsageError if the text may be the key itself."""
-    from skilltune.keys import declared
+    from skilltune.api_keys import declared
 
     try:
         return declared(variable) if variable else ""

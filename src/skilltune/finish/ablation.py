@@ -263,7 +263,7 @@ def _row(trials: Trials, screened: Screened, place: int) -> ScreenRow:
 
 def _level(arena: Arena, skill: Skill) -> tuple[float | None, float | None]:
     """The mean score of a skill on `select`, and its standard error."""
-    scores = [score for (text, _, _), score in arena.scores("select").items() if text == skill.hash]
+    scores = [score for (text, _, _), score in arena.scores.on("select").items() if text == skill.hash]
     return mean(scores), standard_error(scores)
 
 
@@ -274,7 +274,7 @@ def _fit(arena: Arena, best: Skill, candidate: Skill, judged: set[str]) -> Poste
     columns |= {best.hash: {"level": 1.0}, candidate.hash: {"level": 1.0, "drop": 1.0}}
     observations = [
         Observation(sample, columns[text], score)
-        for (text, sample, _), score in arena.scores("select").items()
+        for (text, sample, _), score in arena.scores.on("select").items()
         if text in columns
     ]
     return fit(observations, {"level": LEVEL, "drop": WIDE, **dict.fromkeys(others, WIDE)}, arena.noise)
@@ -282,7 +282,7 @@ def _fit(arena: Arena, best: Skill, candidate: Skill, judged: set[str]) -> Poste
 
 def _pairs(arena: Arena, best: Skill, candidate: Skill) -> dict[str, tuple[float, float]]:
     """The first scores of both texts on every `select` sample that both have done."""
-    seen = {(text, sample): score for (text, sample, n), score in arena.scores("select").items() if n == 0}
+    seen = {(text, sample): score for (text, sample, n), score in arena.scores.on("select").items() if n == 0}
     return {
         sample: (seen[best.hash, sample], score)
         for (text, sample), score in seen.items()

@@ -86,7 +86,7 @@ async def _drop(
             break
     last = looks[-1]
     dropped = last.safe >= cfg.confidence
-    seen = arena.scores("select")
+    seen = arena.scores.on("select")
     old, new = (
         {s: score for (t, s, n), score in seen.items() if (t, n) == (text.hash, 0)} for text in (skill, candidate)
     )
@@ -119,7 +119,7 @@ def _fit_drop(arena: Arena, skill: Skill, candidate: Skill, judged: Collection[s
     columns |= {skill.hash: {"level": 1.0}, candidate.hash: {"level": 1.0, "drop": 1.0}}
     observations = [
         Observation(sample, columns[text], score)
-        for (text, sample, _), score in arena.scores("train", "select").items()
+        for (text, sample, _), score in arena.scores.on("train", "select").items()
         if text in columns
     ]
     return fit(observations, {"level": LEVEL, "drop": WIDE, **dict.fromkeys(others, WIDE)}, arena.noise)

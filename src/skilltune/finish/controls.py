@@ -121,8 +121,7 @@ def most_calls(s: Parts) -> tuple[int, int]:
 
 def _training(s: Parts) -> list[Rollout]:
     """The rollouts of the training, in a fixed order: those of `train` and `select` samples."""
-    test = {sample.id for sample in s.splits.test}
-    return [rollout for (_, sample, _), rollout in sorted(s.roll.seen.items()) if sample not in test]
+    return s.roll.scores.rollouts("train", "select")
 
 
 def shuffled(skill: Skill, seed: int) -> Skill:

@@ -16,6 +16,7 @@ from functools import cache
 from statistics import fmean
 
 from skilltune.edits import Op, Report
+from skilltune.finish.records import Start
 from skilltune.gate.priors import DEVIATION, EM_ROUNDS, LEVEL, MISSES, MOVED, SHRINK, WIDE
 from skilltune.journal.run import Run
 from skilltune.rollout import Rollout, Score
@@ -194,11 +195,11 @@ def ledger_of(
     """The ledger of a skill of a run by these rollouts and these verdicts (None: all that are in its journal)."""
     if verdicts is None:
         verdicts = [VerdictRecord.from_json(data) for _, _, data in run.events("verdict")]
-    (_, _, start), *_ = run.events("start")
+    (_, _, data), *_ = run.events("start")
     split = (run.recall("split") or [{"train": [], "select": []}])[0]
     repeat = next((data["sd"] ** 2 for _, _, data in run.events("calibration")), None)
     seen = Seen.of(rollouts, metric, run)
-    return ledger(verdicts, start["skill"], best, seen, split["train"], split["select"], repeat)
+    return ledger(verdicts, Start.from_json(data).skill, best, seen, split["train"], split["select"], repeat)
 
 
 def _fitted(

@@ -91,7 +91,7 @@ class Lineage:
         """The crossed model of all that was seen of these texts on `select`."""
         observations = [
             Observation(sample, dict.fromkeys(("level", *self.changes[text]), 1.0), score)
-            for (text, sample, _), score in arena.scores("select").items()
+            for (text, sample, _), score in arena.scores.on("select").items()
             if text in self.changes
         ]
         return fit(observations, {"level": LEVEL, **dict.fromkeys(self.prior, WIDE)}, arena.noise)
@@ -123,7 +123,7 @@ def reselect(arena: Arena, start: Skill, verdicts: Sequence[Verdict]) -> Reselec
     rejected = {v.candidate.hash for v in verdicts if v.candidate and v.figures.rule == RaceFigures.rule}
     rejected -= set(lineage.versions)
     numbers = {hash: number for number, hash in reversed(list(enumerate(lineage.versions)))}  # the first of equals
-    seen = Counter(text for text, _, _ in arena.scores("select"))
+    seen = Counter(text for text, _, _ in arena.scores.on("select"))
     among = [hash for hash in lineage.texts if hash in numbers or hash in rejected]
     gains = {hash: [math.fsum(drawn[c][t] for c in lineage.changes[hash]) for t in range(GAIN_DRAWS)] for hash in among}
 

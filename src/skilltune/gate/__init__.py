@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Literal, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from skilltune import plugins
 from skilltune.config import GateConfig
@@ -20,6 +20,7 @@ from skilltune.errors import UsageError
 from skilltune.optimizer import Proposal
 from skilltune.rollout import Score
 from skilltune.rollouts.roller import Roller
+from skilltune.rollouts.scores import Scores, Seen
 from skilltune.samples import Sample
 from skilltune.skill import Skill
 from skilltune.verdict import Verdict
@@ -53,7 +54,7 @@ class Gate(Protocol):
 class Arena:
     """The parts that a gate may use: the roller, the two splits it may touch (never `test`), its settings, the seed.
 
-    A gate reads scores by split. The optimizer sees what follows from scores on `train`: the screen, the choice of
+    A gate reads `scores` by split. The optimizer sees what follows from scores on `train`: the screen, the choice of
     candidates, the reasons of rejections. Scores on `select` are for the accept decision and for reselection only;
     nothing else of them may reach the optimizer, or it could fit them.
 
@@ -79,19 +80,15 @@ class Arena:
         """The number that is compared, see `metric_of`."""
         return metric_of(self.cfg)(score)
 
-    def scores(self, *splits: Literal["train", "select"]) -> dict[tuple[str, str, int], float]:
-        """Every score on samples of these splits by text hash, sample and attempt, in a fixed order."""
-        ids = {sample.id for split in splits for sample in getattr(self, split)}
-        return {
-            key: self.metric(rollout.score)
-            for key, rollout in sorted(self.roll.seen.items())
-            if key[1] in ids and rollout.score is not None
-        }
+    @property
+    def scores(self) -> Scores:
+        """The scores of the run, by split: `scores.on("train")`, `scores.on("select")`."""
+        return self.roll.scores
 
-    def by_text(self, split: Literal["train", "select"]) -> dict[tuple[str, str], list[float]]:
+    def by_text(self, split: Seen) -> dict[tuple[str, str], list[float]]:
         """The scores of every text on each sample of a split, by text hash and sample, in a fixed order."""
         scores: dict[tuple[str, str], list[float]] = {}
-        for (text, sample, _), score in self.scores(split).items():
+        for (text, sample, _), score in self.scores.on(split).items():
             scores.setdefault((text, sample), []).append(score)
         return scores
 

@@ -142,8 +142,7 @@ class EProcess(Race):
         return None if old is None or new is None else new - old
 
     def _score(self, skill: Skill, sample: Sample, draw: int) -> float | None:
-        rollout = self.arena.roll.seen.get((skill.hash, sample.id, draw))
-        return None if rollout is None or rollout.score is None else self.arena.metric(rollout.score)
+        return self.arena.scores.one("select", skill.hash, sample.id, draw)
 
 
 def _why(look: BettingInterim, bar: float, accepted: bool, left: bool) -> str:

@@ -47,7 +47,7 @@ from skilltune.gate.priors import (
     WORTH,
 )
 from skilltune.gate.screen import Pool, Screened, assign, balanced
-from skilltune.gate.trials import Scores, Trials
+from skilltune.gate.trials import TrainScores, Trials
 from skilltune.journal.keys import rng
 from skilltune.optimizer import Proposal, join
 from skilltune.rollouts.roller import MAX_UNSCORED, comparable
@@ -185,7 +185,7 @@ class Race:
         if not cfg.screen or (len(pool.proposals) == 1 and not pool.proposals[0].support):
             return None
         by_id = {sample.id: sample for sample in arena.train}
-        known = self.evidence.baseline_scores(self._scores(), by_id)
+        known = self.evidence.baseline_scores(self._train_scores(), by_id)
         self.evidence.supports |= {p.edit.key: frozenset(p.support) for p in pool.proposals}
         fresh = set(pool.keys) - self.evidence.measured
         self.evidence.measured |= set(pool.keys)
@@ -229,9 +229,9 @@ class Race:
 
     async def _draws(self, pool: Pool, random: Random, **options: Any) -> list[Draw]:
         """Draws of what is known of the pool's edits, made in a thread: calls under way go on meanwhile."""
-        return await asyncio.to_thread(self.evidence.draws, self._scores(), pool.keys, random, **options)
+        return await asyncio.to_thread(self.evidence.draws, self._train_scores(), pool.keys, random, **options)
 
-    def _scores(self) -> Scores:
+    def _train_scores(self) -> TrainScores:
         """Every score on train samples. Scores on `select` must not be among them: the screen chooses the candidates
         that `select` judges, and its figures are told to the optimizer."""
         return self.arena.by_text("train")
@@ -327,7 +327,7 @@ class Race:
         """The posterior of the incumbent's level, the candidate's gain and the distance of other versions, by every
         score on `select`. A group counts once: as the mean of its samples that the candidate has done, or of all its
         samples if the candidate has done none."""
-        scores, name = self.arena.scores("select"), self._witnesses()
+        scores, name = self.arena.scores.on("select"), self._witnesses()
         done: dict[str, set[str]] = {}
         for version, sample, _ in scores:
             if version == candidate.hash:
@@ -365,7 +365,7 @@ class Race:
         """The score of every rollout of a version on `select`, by sample and attempt, in a fixed order."""
         return {
             (sample, attempt): score
-            for (skill, sample, attempt), score in self.arena.scores("select").items()
+            for (skill, sample, attempt), score in self.arena.scores.on("select").items()
             if skill == version
         }
 

@@ -16,7 +16,7 @@ from skilltune.rollouts.roller import MAX_UNSCORED, comparable
 from skilltune.skill import Skill
 from skilltune.stats import standard_error
 from skilltune.stats.proportions import mean
-from skilltune.verdict import FAILED, Rejected, StrictFigures, Verdict
+from skilltune.verdict import FAILED, Rejected, StrictFigures, Verdict, percent
 
 
 @dataclass(slots=True)
@@ -56,7 +56,7 @@ class Strict:
         enough = len(differences) >= (1 - MAX_UNSCORED) * comparable(zip(was, now, strict=True))
         accepted = enough and before is not None and after is not None and after > before
         fixed, broken = sum(d > 0 for d in differences.values()), sum(d < 0 for d in differences.values())
-        reason = f"{_percent(before)} → {_percent(after)} on {len(differences)} select samples (+{fixed} −{broken})"
+        reason = f"{percent(before)} → {percent(after)} on {len(differences)} select samples (+{fixed} −{broken})"
         reason += "" if accepted else ": not better" if enough else ": too few were scored on both sides to decide"
         return Verdict(
             skill=applied.skill if accepted else skill,
@@ -87,7 +87,3 @@ def _rejected(applied: Applied, verdict: str) -> tuple[Rejected, ...]:
         for report in applied.reports
         if report.status == "rejected" or verdict
     )
-
-
-def _percent(value: float | None) -> str:
-    return "—" if value is None else f"{100 * value:.1f} %"

@@ -24,7 +24,7 @@ from skilltune.verdict import Verdict
 
 DOUBT = "what was seen since it came does not speak for it"
 
-Scores = Mapping[tuple[str, str], Sequence[float]]  # by text hash and sample
+TrainScores = Mapping[tuple[str, str], Sequence[float]]  # by text hash and sample of `train`, never of `select`
 
 
 @dataclass(slots=True)
@@ -125,7 +125,7 @@ class Trials:
         removals = self.removals_of_incumbent()
         return [removal for removal in removals if (incumbent, removal.edit.key) not in self.refuted]
 
-    def mend(self, scores: Scores, removals: Sequence[Proposal]) -> None:
+    def mend(self, scores: TrainScores, removals: Sequence[Proposal]) -> None:
         """Let removals answer the samples on which the incumbent fails: a line that harms some samples shows there."""
         own = {sample: fmean(seen) for (text, sample), seen in scores.items() if text == self.incumbents[-1]}
         failing = frozenset(sample for sample, score in own.items() if score < FAILS)
@@ -161,7 +161,7 @@ class Trials:
         """The incumbents before the present one, by their lines."""
         return {lines(skill): skill for hash, skill in self.versions.items() if hash != self.incumbents[-1]}
 
-    def baseline_scores(self, scores: Scores, samples: Container[str]) -> dict[str, float]:
+    def baseline_scores(self, scores: TrainScores, samples: Container[str]) -> dict[str, float]:
         """Mean scores of samples under the incumbent, or under the last version that was seen on them."""
         rank = {version: place for place, version in enumerate(self.incumbents)}
         known = [(rank[text], sample, seen) for (text, sample), seen in scores.items() if text in rank]
@@ -169,7 +169,7 @@ class Trials:
 
     def draws(
         self,
-        scores: Scores,
+        scores: TrainScores,
         pool: Sequence[str],
         random: Random,
         *,

@@ -20,6 +20,7 @@ from skilltune import stats
 from skilltune.config import GateConfig, stored_config
 from skilltune.errors import RunError, UsageError
 from skilltune.finish.certify import Certificate
+from skilltune.finish.records import Finish, Start
 from skilltune.history.left_out import left_out
 from skilltune.journal.run import FAILED, Run
 from skilltune.result import claim
@@ -120,32 +121,6 @@ class Judged:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class Finish:
-    """The end of a run: the name of the skill, the hashes of input and shipped skill, the exit code, the certificate
-    (None: there is none), the reason if the run was stopped, and the larger limit with which it would go on."""
-
-    name: str
-    start: str
-    best: str
-    exit_code: int
-    certificate: Certificate | None = None
-    stopped: str = ""
-    larger: str = ""
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Finish:
-        return cls(
-            name=data["name"],
-            start=data["start"],
-            best=data["best"],
-            exit_code=data["exit_code"],
-            certificate=Certificate(**data["certificate"]) if data["certificate"] else None,
-            stopped=data["stopped"] or "",
-            larger=data.get("larger", ""),
-        )
-
-
 @dataclass(frozen=True)
 class Record:
     """A run as its journal tells it, also while the run is under way. Read it while its journal is open.
@@ -187,7 +162,8 @@ class Record:
         stopped = larger = root = ""
         for _, type, data in run.events():
             if type == "start" and not versions:
-                versions[0] = _version(run, 0, data["skill"], "the input", score=data["score"], sd=data["score_sd"])
+                start = Start.from_json(data)
+                versions[0] = _version(run, 0, start.skill, "the input", score=start.score, sd=start.score_sd)
                 rows.append(versions[0])
             elif type == "verdict":
                 verdict = VerdictRecord.from_json(data)

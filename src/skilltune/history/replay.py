@@ -18,7 +18,7 @@ from skilltune.compaction import compacted, is_compacted
 from skilltune.config import stored_config
 from skilltune.envs import Env
 from skilltune.errors import RunError, Stopped
-from skilltune.gate import Arena, build_gate
+from skilltune.gate import Arena, build_gate, metric_of
 from skilltune.journal.run import Run
 from skilltune.limits import Limits
 from skilltune.metering.budget import Budget
@@ -29,6 +29,7 @@ from skilltune.parts import Parts
 from skilltune.rollout import Rollout, Score, Trajectory
 from skilltune.rollouts.inputs import Pins, split_ids
 from skilltune.rollouts.roller import Roller
+from skilltune.rollouts.scores import Scores
 from skilltune.samples import Sample, Splits
 from skilltune.skill import Skill
 from skilltune.train import train
@@ -208,7 +209,7 @@ def _session(run: Run, pins: Pins) -> Parts:
     }
     splits = Splits(**{name: tuple(by_id[sample] for sample in ids) for name, ids in split.items()})
     env = _Absent(pins.env)
-    roll = Roller(_Silent(pins.target), env, run, contents=dict(pins.contents))
+    roll = Roller(_Silent(pins.target), env, run, dict(pins.contents), Scores.of(splits, metric_of(cfg.gate)))
     arena = Arena(roll, splits.train, splits.select, cfg.gate, cfg.seed, cfg.train.skill_limit(pins.skill.tokens))
     optimizer = Recorded(run, pins.looks_back)
     budget = Budget(Limits(), Usage())

@@ -7,7 +7,6 @@ text of the reply is the tool's input as JSON, so callers see no difference betw
 from __future__ import annotations
 
 import json
-import logging
 from dataclasses import replace
 
 from skilltune.errors import UsageError
@@ -17,6 +16,7 @@ from skilltune.models.reading import Raw, capped, texts_in
 from skilltune.models.structured import inline_schema
 from skilltune.models.wire import (
     Json,
+    Learned,
     Wire,
     count,
     estimate_tokens,
@@ -28,8 +28,6 @@ from skilltune.models.wire import (
 )
 from skilltune.names import Name, parse_name
 from skilltune.usage import Usage
-
-logger = logging.getLogger(__name__)
 
 OFFICIAL = "https://api.anthropic.com"
 VERSION = "2023-06-01"  # later versions refuse `temperature` for every model; compatible servers know this one
@@ -70,7 +68,7 @@ class AnthropicModel:
         self._price = price
         self._known = parse_name(same_as).known if same_as else self._name.known
         self._wire = Wire(self._name, self._name.url or OFFICIAL, self._headers, timeout_s, key_env)
-        self.learned: dict[str, str] = {}  # unsupported features of this endpoint
+        self.learned = Learned(self.name, LEARNED)
 
     @property
     def fingerprint(self) -> str:
@@ -90,22 +88,17 @@ class AnthropicModel:
     def _learn(self, sent: Json, said: str) -> None:
         """Remember a feature that the endpoint says it does not support."""
         if "tools" in sent and ("tool" in said or "schema" in said):
-            self._note("tools")
+            self.learned.note("tools")
         elif "temperature" in sent and refuses_temperature(said):
-            self._note("temperature")
+            self.learned.note("temperature")
         elif "stop_sequences" in sent and refuses(said, "stop_sequences"):
-            self._note("stop_sequences")
+            self.learned.note("stop_sequences")
         elif "system" in sent and (refuses_system(said) or refuses(said, "system")):
-            self._note("system")
+            self.learned.note("system")
         elif sent.get("stream") is False and wants_stream(said):
-            self._note("stream")
+            self.learned.note("stream")
         elif "stream" in sent and refuses(said, "stream"):
-            self._note("no_stream")
-
-    def _note(self, name: str) -> None:
-        if name not in self.learned:
-            self.learned[name] = LEARNED[name]
-            logger.info("`%s`: %s", self.name, LEARNED[name])
+            self.learned.note("no_stream")
 
     def _payload(self, request: Request) -> Json:
         schema = request.schema

@@ -22,8 +22,8 @@ def build_model(
 
     `api` chooses between OpenAI's two APIs; other schemes refuse it. `timeout_s` limits one attempt. `price` is
     (dollars per million input tokens, dollars per million output tokens) and overrides the price list. `key_env` is the
-    environment variable that holds the endpoint's key (see `skilltune.keys`). `same_as` is the former name of a model
-    that has moved; its answers are stored and found under that name.
+    environment variable that holds the endpoint's key (see `skilltune.api_keys`). `same_as` is the former name of a
+    model that has moved; its answers are stored and found under that name.
 
     Raises `UsageError` for a name that is not a chat model, and if the required key is not set. Nothing is connected or
     imported for a connection before the first call.

@@ -8,7 +8,6 @@ lifetime.
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 from dataclasses import replace
@@ -21,6 +20,7 @@ from skilltune.models.reading import Raw, capped, texts_in
 from skilltune.models.structured import inline_schema
 from skilltune.models.wire import (
     Json,
+    Learned,
     Wire,
     count,
     estimate_tokens,
@@ -34,8 +34,6 @@ from skilltune.models.wire import (
 )
 from skilltune.names import Name, parse_name
 from skilltune.usage import Usage
-
-logger = logging.getLogger(__name__)
 
 OFFICIAL = "https://api.openai.com/v1"
 MAX_TOKENS = 4096  # limit of an answer if the endpoint wants one and the request has none
@@ -79,7 +77,7 @@ class OpenAIModel:
         self._api, self._price = api, price
         self._known = parse_name(same_as).known if same_as else self._name.known
         self._wire = Wire(self._name, self._name.url or OFFICIAL, self._headers, timeout_s, key_env)
-        self.learned: dict[str, str] = {}  # unsupported features of this endpoint
+        self.learned = Learned(self.name, LEARNED)
         self._slips = 0
         self._limit = "max_tokens" if self._name.url else "max_completion_tokens"
 
@@ -114,9 +112,9 @@ class OpenAIModel:
         if slipped(said):
             self._slips += 1
             if schema and self._slips >= SLIPS:
-                self._note("schema")
+                self.learned.note("schema")
         elif schema and re.search(r"response_format|text\.format|schema|structured[ _]output|json mode", said):
-            self._note("schema")
+            self.learned.note("schema")
         elif "max_tokens" in sent and ("max_completion_tokens" in said or refuses(said, "max_tokens")):
             self._limit = "max_completion_tokens"
         elif self._limit in sent and self._limit != "max_tokens" and refuses(said, self._limit):
@@ -124,24 +122,19 @@ class OpenAIModel:
         elif not {"max_tokens", "max_completion_tokens", "max_output_tokens"} & sent.keys() and (
             wants(said, "max_tokens") or wants(said, "max_completion_tokens") or wants(said, "max_output_tokens")
         ):
-            self._note("limit")
+            self.learned.note("limit")
         elif _has_system(sent) and refuses_system(said):
-            self._note("system")
+            self.learned.note("system")
         elif "temperature" in sent and refuses_temperature(said):
-            self._note("temperature")
+            self.learned.note("temperature")
         elif "stop" in sent and refuses(said, "stop"):
-            self._note("stop")
+            self.learned.note("stop")
         elif "stream_options" in sent and refuses(said, "stream_options"):
-            self._note("stream_options")
+            self.learned.note("stream_options")
         elif sent.get("stream") is False and wants_stream(said):
-            self._note("stream")
+            self.learned.note("stream")
         elif "stream" in sent and refuses(said, "stream"):
-            self._note("no_stream")
-
-    def _note(self, name: str) -> None:
-        if name not in self.learned:
-            self.learned[name] = LEARNED[name]
-            logger.info("`%s`: %s", self.name, LEARNED[name])
+            self.learned.note("no_stream")
 
     def _schema_apart(self, request: Request) -> tuple[tuple[Message, ...], Json | None]:
         """(messages, schema parameter). If the endpoint takes no schema, it is in the messages, and None."""

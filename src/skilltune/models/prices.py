@@ -6,7 +6,7 @@ embedded model, or an endpoint on a loopback address). For a local proxy to a pa
 
 from __future__ import annotations
 
-from skilltune.keys import loopback
+from skilltune.api_keys import loopback
 from skilltune.names import Name, parse_name
 from skilltune.usage import Usage
 

@@ -14,6 +14,7 @@ import asyncio
 import functools
 import hashlib
 import json
+import logging
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -21,6 +22,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
+from skilltune.api_keys import OWN, all_keys, key_of, key_variable, loopback
 from skilltune.errors import (
     CallConfigError,
     CallError,
@@ -30,7 +32,6 @@ from skilltune.errors import (
     UnreachableError,
     UsageError,
 )
-from skilltune.keys import OWN, all_keys, key_of, key_variable, loopback
 from skilltune.models import Message, Reply, Request
 from skilltune.models.reading import CUT, Context, NoText, Raw, finished, sane
 from skilltune.models.redact import redacted
@@ -38,6 +39,8 @@ from skilltune.models.retry import RateLimited, Refused, TimedOut, is_daily, ret
 from skilltune.models.stream import assembled, is_stream
 from skilltune.names import Name
 from skilltune.version import __version__
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     import ssl
@@ -89,13 +92,26 @@ class Rejected(RejectedError):
     passing: InfraError | None = None
 
 
+class Learned(dict[str, str]):
+    """The features that an endpoint turned out not to support: name → a sentence for the user."""
+
+    def __init__(self, model: str, sentences: Mapping[str, str]) -> None:
+        super().__init__()
+        self._model, self._sentences = model, sentences
+
+    def note(self, name: str) -> None:
+        if name not in self:
+            self[name] = self._sentences[name]
+            logger.info("`%s`: %s", self._model, self[name])
+
+
 class Wire:
     """One endpoint. All calls share its kept-alive connections; the first call opens the session.
 
     `headers(key)` returns the authentication headers. The key is read from the environment variable `key_env`, or at
-    the provider's own host from the provider's variable; see `skilltune.keys`. Raises `UsageError` if that variable is
-    not set, unless the endpoint has a URL of its own and no `key_env`. `timeout_s` limits one whole request, including
-    the body of the answer.
+    the provider's own host from the provider's variable; see `skilltune.api_keys`. Raises `UsageError` if that variable
+    is not set, unless the endpoint has a URL of its own and no `key_env`. `timeout_s` limits one whole request,
+    including the body of the answer.
     """
 
     def __init__(

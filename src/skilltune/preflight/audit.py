@@ -20,9 +20,9 @@ from typing import Any
 from skilltune.envs import Env
 from skilltune.errors import JudgeError
 from skilltune.rollout import Rollout, Trajectory
-from skilltune.samples import SPLITS, Sample, Splits
+from skilltune.samples import SPLITS, Sample, Splits, spread
 from skilltune.scorers.choice import options_of
-from skilltune.scorers.reading import as_text
+from skilltune.scorers.reading import as_text, folded
 from skilltune.scorers.scorer import first_target
 from skilltune.words import tokens
 
@@ -83,7 +83,7 @@ async def _fixed_answers(
     known = Counter(filter(None, expected.values()))
     named = Counter(itertools.chain.from_iterable(_named(sample, expected[sample.id]) for sample in samples))
     tried = (answer for answer, _ in (*known.most_common(CONSTANTS), *named.most_common(CONSTANTS)))
-    probed = _spread(samples, PROBED)
+    probed = spread(samples, PROBED)
     chance = _chance(probed, options, len(known) or len(named))
     best, hits, asked = "", 0, 0
     for answer in dict.fromkeys((*FILLERS, *tried)):
@@ -176,7 +176,7 @@ def _giveaways(env: Env, samples: Sequence[Sample], options: Mapping[str, Mappin
     A rule applies to a question if it picks exactly one option. Its hits are compared with guessing: the binomial with
     the mean chance bounds the tail (Hoeffding 1956), corrected for the number of rules that were tried (Bonferroni).
     """
-    questions = list(_questions(env, _spread([s for s in samples if options.get(s.id)], QUESTIONS), options))
+    questions = list(_questions(env, spread([s for s in samples if options.get(s.id)], QUESTIONS), options))
     picks: defaultdict[str, list[tuple[_Question, int]]] = defaultdict(list)
     for question in questions:
         for rule, picked in _picks(question):
@@ -206,8 +206,8 @@ def _giveaways(env: Env, samples: Sequence[Sample], options: Mapping[str, Mappin
 def _questions(env: Env, samples: Sequence[Sample], options: Mapping[str, Mapping[str, str]]) -> Iterator[_Question]:
     for sample in samples:
         labels, texts = list(options[sample.id]), tuple(options[sample.id].values())
-        expected = _fold(env.expected(sample))
-        right = [i for i, label in enumerate(labels) if expected in (label.casefold(), _fold(texts[i]))]
+        expected = folded(env.expected(sample))
+        right = [i for i, label in enumerate(labels) if expected in (label.casefold(), folded(texts[i]))]
         if len(right) == 1 and len(texts) > 1:
             yield _Question(sample, texts, tuple(tuple(tokens(text)) for text in texts), right[0])
 
@@ -347,15 +347,6 @@ def _tail(hits: int, n: int, p: float) -> float:
         for k in range(hits, n + 1)
     )
     return min(1.0, math.fsum(map(math.exp, logs)))
-
-
-def _fold(text: str) -> str:
-    return " ".join(text.casefold().split()).rstrip(".")
-
-
-def _spread(samples: Sequence[Sample], n: int) -> Sequence[Sample]:
-    """At most n samples, evenly spaced."""
-    return samples if len(samples) <= n else [samples[i * len(samples) // n] for i in range(n)]
 
 
 def _share(hits: int, n: int) -> str:

@@ -14,7 +14,7 @@ from skilltune.metering.client import DEFAULT_ANSWER_TOKENS, Client
 from skilltune.models.prices import price
 from skilltune.optimizer.model import SHOWN_SUCCESSES
 from skilltune.parts import Parts
-from skilltune.samples import Sample
+from skilltune.samples import Sample, spread
 from skilltune.scorers.judge import Reader
 from skilltune.usage import Usage
 
@@ -50,7 +50,7 @@ class Estimate:
 def estimate(session: Parts) -> Estimate:
     """Estimate the calls, tokens and dollars of a whole run from its samples and settings."""
     cfg, target, optimizer = session.cfg, session.target, session.optimizer_client
-    samples = _spread([*session.splits.train, *session.splits.select, *session.splits.test], MEASURED)
+    samples = spread([*session.splits.train, *session.splits.select, *session.splits.test], MEASURED)
     asked = [session.roll.target.guess(session.skill, sample, session.env).input_tokens for sample in samples]
     read = ceil(sum(asked) / len(samples))
     written = ceil(sum(len(session.env.expected(s)) for s in samples) / 4 / len(samples)) or 1
@@ -138,11 +138,6 @@ def _dollars(parts: Sequence[tuple[Client, Usage]]) -> float | None:
             return None
         total += cost
     return total
-
-
-def _spread(samples: Sequence[Sample], n: int) -> Sequence[Sample]:
-    """At most n samples, evenly spaced."""
-    return samples if len(samples) <= n else [samples[i * len(samples) // n] for i in range(n)]
 
 
 def _rounded(value: float) -> str:

@@ -24,6 +24,7 @@ from skilltune.optimizer import Proposal
 from skilltune.rollout import Rollout, Score, Trajectory
 from skilltune.rollouts.forward import repeats_itself
 from skilltune.rollouts.roller import Roller
+from skilltune.rollouts.scores import Scores, split_map
 from skilltune.samples import Sample
 from skilltune.skill import Skill
 
@@ -129,7 +130,9 @@ async def _trial(arena: Arena, scores: Sequence[tuple[float, float]], share: flo
             return float(draw.random() < p)
         return min(1.0, max(0.0, draw.gauss(p, noise)))
 
-    place = replace(arena, roll=cast(Roller, Simulated(score)), train=(), select=samples, upcoming=())
+    place = replace(
+        arena, roll=cast(Roller, Simulated(score, samples, arena.metric)), train=(), select=samples, upcoming=()
+    )
     gate = build_gate(place)
     await gate.baseline(INPUT)
     return (await gate.judge(INPUT, [CHANGE], limit=1, name=KEY)).accepted
@@ -158,9 +161,11 @@ def _binary(scores: Sequence[tuple[float, float]]) -> bool:
 class Simulated:
     """Replaces the roller in a simulated gate; `score` draws every score."""
 
-    def __init__(self, score: Callable[[Skill, int], float]) -> None:
+    def __init__(
+        self, score: Callable[[Skill, int], float], select: Sequence[Sample], metric: Callable[[Score], float]
+    ) -> None:
         self.score = score
-        self.seen: dict[tuple[str, str, int], Rollout] = {}
+        self.scores = Scores(split_map(select=select), metric)
 
     async def __call__(
         self, skill: Skill, samples: Sequence[Sample], *, attempt: int = 0, purpose: str = ""
@@ -168,10 +173,10 @@ class Simulated:
         rolled = []
         for sample in samples:
             key = skill.hash, sample.id, attempt
-            if key not in self.seen:
+            if key not in self.scores.held:
                 value = self.score(skill, int(sample.id[1:]))
-                self.seen[key] = Rollout(sample.id, skill.hash, attempt, Trajectory(""), Score(value))
-            rolled.append(self.seen[key])
+                self.scores.add(Rollout(sample.id, skill.hash, attempt, Trajectory(""), Score(value)))
+            rolled.append(self.scores.held[key])
         return rolled
 
     def prefetch(self, skill: Skill, samples: Sequence[Sample], attempt: int = 0) -> None:

@@ -6,6 +6,7 @@ import difflib
 import json
 from typing import Any
 
+from skilltune.finish.records import Finish
 from skilltune.journal.run import Run
 from skilltune.parts import Parts
 from skilltune.report.card import card
@@ -23,18 +24,17 @@ def write_results(session: Parts, result: Result) -> None:
         run.write(f"versions/{number:04d}/diff.md", f"```diff\n{text_diff(before.text, after.text)}```\n")
     run.write("rollouts.jsonl", (_line(value) for _, value, _ in run.each_memo("rollout")))
     run.write("card.md", card(session, result))
-    certificate = result.certificate.to_json() if result.certificate else None
-    run.record(
-        "finish",
+    end = Finish(
         name=result.best.name,
-        exit_code=result.exit_code,
         start=result.start.hash,
         best=result.best.hash,
-        versions=[version.hash for version in result.versions],
-        certificate=certificate,
-        stopped=str(result.stopped) if result.stopped else None,
-        **({"larger": result.stopped.larger} if result.stopped and result.stopped.larger else {}),
+        exit_code=result.exit_code,
+        certificate=result.certificate,
+        stopped=str(result.stopped) if result.stopped else "",
+        larger=result.stopped.larger if result.stopped else "",
+        versions=tuple(version.hash for version in result.versions),
     )
+    run.record("finish", **end.to_json())
     run.write("report.html", report(run))
 
 

@@ -2,7 +2,7 @@
 
 No network, no external font, style or script; the page's own two are named by hash in its Content-Security-Policy, so
 that nothing in a skill, a sample or an answer can run. Each part has a bound in bytes, and says what it left out; the
-whole stays under `MOST_BYTES` whatever the size of the run.
+whole stays under 2 MB whatever the size of the run.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from skilltune.text import visible
 from skilltune.usage import Usage
 from skilltune.verdict import Rejected, Screen, StrictFigures, VerdictRecord
 
-MOST_BYTES = 2_000_000
 TEXTS, DIFFS, LEDGER, GRID, TALKS, TABLE = 300_000, 300_000, 350_000, 350_000, 500_000, 60_000  # bytes; 1.86 MB
 MOST_COLUMNS = 12  # versions in the grid
 MOST_POINTS = 60  # versions in the chart
@@ -46,7 +45,7 @@ _SAYS = {
 
 
 def report(run: Run) -> str:
-    """The page, under `MOST_BYTES` in UTF-8; the same journal gives the same page."""
+    """The page, under 2 MB in UTF-8; the same journal gives the same page."""
     record = Record.of(run)
     talks = _chosen_talks(record)
     sections = [

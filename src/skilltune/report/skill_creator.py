@@ -23,6 +23,7 @@ from typing import Any
 
 from skilltune.errors import UsageError
 from skilltune.files import write_atomic
+from skilltune.finish.records import Finish
 from skilltune.journal.run import Run
 from skilltune.rollout import Rollout, rollout_from_json
 from skilltune.skill import Skill
@@ -39,10 +40,11 @@ def export_workspace(run: Run, out: Path) -> Path:
     finished = run.events("finish")
     if not finished:
         raise UsageError(f"the run in {run.folder} has not finished: run the same `skilltune train` command to go on")
-    t, _, end = finished[-1]
-    split = "test" if end["certificate"] else "select"
-    graded, unscored = _graded(run, end["start"], end["best"], split)
-    workspace = out / f"{end['name']}-workspace"
+    t, _, data = finished[-1]
+    end = Finish.from_json(data)
+    split = "test" if end.certificate else "select"
+    graded, unscored = _graded(run, end.start, end.best, split)
+    workspace = out / f"{end.name}-workspace"
     number = 1 + max((int(p.name[10:]) for p in workspace.glob("iteration-*") if p.name[10:].isdecimal()), default=0)
     folder = workspace / f"iteration-{number}"
     config = run.config or {}
@@ -50,7 +52,7 @@ def export_workspace(run: Run, out: Path) -> Path:
     try:
         for i, (sample, rollouts) in enumerate(graded.items(), 1):
             _write_eval(folder / f"eval-{i}", i, sample, rollouts, score)
-        benchmark = _benchmark(end["name"], config, graded, t, split, unscored)
+        benchmark = _benchmark(end.name, config, graded, t, split, unscored)
         write_atomic(folder / "benchmark.json", _json(benchmark))
     except OSError as error:
         raise UsageError(f"cannot write {folder}: {error.strerror or error}") from error

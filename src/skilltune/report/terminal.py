@@ -42,7 +42,7 @@ from skilltune.skill import Skill
 from skilltune.text import one_line
 from skilltune.text import visible as clean
 from skilltune.usage import Usage, counted, describe_usage
-from skilltune.verdict import GIVEN_UP, RaceFigures, VerdictRecord
+from skilltune.verdict import GIVEN_UP, RaceFigures, VerdictRecord, percent
 
 SHORT = 60  # lines; a skill up to this length is shown whole in its diff
 MOST_CHANGES = 10  # changed lines of the skill that the end of a training shows
@@ -671,10 +671,6 @@ def columns(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         [cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=False)] for row in cells
     )
     return "\n".join("  ".join([*front, row[-1]]) for front, row in zip(padded, cells, strict=True))
-
-
-def percent(value: float | None) -> str:
-    return "—" if value is None else f"{100 * value:.1f} %"
 
 
 def amount(n: float) -> str:

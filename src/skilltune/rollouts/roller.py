@@ -32,6 +32,7 @@ from skilltune.journal.run import Paid, Run
 from skilltune.metering.client import looking_ahead
 from skilltune.metering.slots import Ahead
 from skilltune.rollout import Rollout, Trajectory, rollout_from_json, rollout_to_json
+from skilltune.rollouts.scores import Scores
 from skilltune.samples import Sample
 from skilltune.scorers.reading import elided
 from skilltune.skill import Skill
@@ -76,16 +77,13 @@ Failures = dict[str, Failure]
 
 @dataclass(slots=True)
 class Roller:
-    """Rolls samples with a skill and remembers every scored rollout in `seen`, for the gate.
-
-    `seen` keeps only score and cost of a rollout; the journal keeps the transcript.
-    """
+    """Rolls samples with a skill and keeps every score in `scores`, for the gate."""
 
     target: Target
     env: Env
     run: Run
     contents: dict[str, str] = field(default_factory=dict)  # by sample id, see `content`
-    seen: dict[tuple[str, str, int], Rollout] = field(default_factory=dict)
+    scores: Scores = field(default_factory=Scores)
     answered: bool = False  # True if the target answered in this process; a batch never waits for one that did not
     under_way: int = UNDER_WAY
     lookahead: bool = False  # True if idle workers may run rollouts that will probably be requested next
@@ -141,8 +139,7 @@ class Roller:
             self.run.record(LEFT_OUT, purpose=purpose, skill=skill.hash, attempt=attempt, samples=reasons)
         for index, rollout in enumerate(rollouts):
             if rollout.scored:
-                cost = Trajectory("", outcome=rollout.outcome, usage=rollout.trajectory.usage)
-                self.seen[rollout.skill, rollout.sample, rollout.attempt] = replace(rollout, trajectory=cost)
+                self.scores.add(rollout)
             else:
                 on_result(index, rollout)
         return rollouts
@@ -243,8 +240,8 @@ class Roller:
         False if it refuses only a candidate. That is a failure of the candidate, and the gate sees its missing scores.
         """
         refused = sum(failure.outcome in REFUSED for failure in failures.values())
-        scored = sum(hash == skill.hash for hash, _, _ in self.seen)
-        return refused >= ALIKE and refused >= MAX_REFUSED * (size + scored) and bool(scored or not self.seen)
+        scored = sum(hash == skill.hash for hash, _, _ in self.scores.held)
+        return refused >= ALIKE and refused >= MAX_REFUSED * (size + scored) and bool(scored or not self.scores.held)
 
     def _stop(self, purpose: str, size: int, failures: Failures) -> InfraStopped:
         """The error that stops a failed batch. It says how much failed, why, and how to go on."""
@@ -260,7 +257,7 @@ class Roller:
     def _keep_answers(self, rollouts: Sequence[Rollout]) -> None:
         """Store all answers so far, scored ones too, where a repaired scorer or another judge finds them."""
         samples = {sample.id: sample for sample in self.env.samples}
-        for rollout in (*self.seen.values(), *(r for r in rollouts if r.scored)):
+        for rollout in (*self.scores.held.values(), *(r for r in rollouts if r.scored)):
             if rollout.sample not in samples:  # dropped, and no longer in the sample file
                 continue
             sample, attempt = samples[rollout.sample], rollout.attempt
@@ -358,7 +355,7 @@ class Roller:
     @property
     def _heard(self) -> bool:
         """True if this run has a scored answer. Until then, one call is sent before all others."""
-        return self._proven or bool(self.seen) or "rollout" in self.run.usage
+        return self._proven or bool(self.scores.held) or "rollout" in self.run.usage
 
     def _known(self, skill: Skill, sample: Sample, attempt: int) -> Failure | None:
         """The failure of a sample that is not asked, because the user dropped it or it was refused before."""

@@ -34,7 +34,7 @@ from skilltune.scorers.length import length
 from skilltune.scorers.ndcg import expected_ranking, ndcg
 from skilltune.scorers.number import number
 from skilltune.scorers.python import function_fingerprint, function_name, load_object
-from skilltune.scorers.reading import alternatives, as_text, nearest, quote
+from skilltune.scorers.reading import Mode, alternatives, as_text, nearest, quote
 from skilltune.scorers.regex import example, regex
 from skilltune.scorers.scorer import ScoreFn, Scorer, evaluate, first_target, one_line_or_tagged
 
@@ -189,7 +189,7 @@ def _combined(
     name: str,
     spec: Mapping[str, Any],
     checks_of: Callable[[Sample], Sequence[Mapping[str, Any]]],
-    mode: _checks.Mode,
+    mode: Mode,
     root: Path,
     judge: Judge | None,
 ) -> Scorer:

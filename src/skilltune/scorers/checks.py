@@ -7,16 +7,16 @@ A check that needs a reader is `{"type": "judge", "text": "The tone is friendly"
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from skilltune.errors import UsageError
 from skilltune.rollout import Rollout, Score
 from skilltune.samples import Sample
+from skilltune.scorers.reading import Mode
 from skilltune.scorers.scorer import Scorer, evaluate
 
-Mode = Literal["all", "any", "weighted"]
 SHOWN = 5  # failed checks in a reason; the optimizer must see everything that is wrong with an answer
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from skilltune.errors import UsageError
 from skilltune.rollout import Score
 from skilltune.samples import Sample
-from skilltune.scorers.reading import alternatives, final_answer, quote, verdict
+from skilltune.scorers.reading import alternatives, final_answer, folded, quote, verdict
 
 _LABEL = re.compile(r"[A-Z]|[0-9]{1,2}")
 _LEADING = re.compile(r"\(?([A-Za-z]|[0-9]{1,2})(?:\)[.:]?|[.:])\s+(\S.*)", re.DOTALL)
@@ -42,20 +42,16 @@ def _pick(text: str, options: Mapping[str, str]) -> str | None:
     if label in options or (not options and _LABEL.fullmatch(label)):
         return label
     for name, option in options.items():
-        if _fold(text) == _fold(option):
+        if folded(text) == folded(option):
             return name
     if leading := _LEADING.fullmatch(text):
         label, rest = leading[1].upper(), leading[2]
-        if not options or (label in options and _fold(rest) == _fold(options[label])):
+        if not options or (label in options and folded(rest) == folded(options[label])):
             return label
     named = set(_BRACKETED.findall(text))
     if len(named) == 1 and ((label := named.pop()) in options or not options):
         return label
     return None
-
-
-def _fold(text: str) -> str:
-    return " ".join(text.casefold().split()).rstrip(".")
 
 
 def options_of(sample: Sample) -> dict[str, str]:

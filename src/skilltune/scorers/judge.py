@@ -26,8 +26,7 @@ from skilltune.models.structured import ask
 from skilltune.names import parse_name
 from skilltune.rollout import Rollout, Score
 from skilltune.samples import Sample
-from skilltune.scorers.checks import Mode
-from skilltune.scorers.reading import as_text, nearest, quote
+from skilltune.scorers.reading import Mode, as_text, nearest, quote
 from skilltune.usage import Usage
 
 SCHEMA: dict[str, Any] = {

@@ -11,11 +11,14 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, Literal
 
 from skilltune.errors import UsageError
 from skilltune.rollout import Score
 from skilltune.samples import Sample
+
+Mode = Literal["all", "any", "weighted"]
+"""The rule by which several checks become one score."""
 
 _OPEN = re.compile("<answer>", re.IGNORECASE)
 _CLOSE = re.compile("</answer>", re.IGNORECASE)
@@ -105,3 +108,8 @@ def nearest(name: str, options: Iterable[str]) -> str:
     """The hint of an error message about an unknown name: ` (did you mean "…"?)`, or ""."""
     close = get_close_matches(name, [str(option) for option in options], n=1, cutoff=0.6)
     return f' (did you mean "{close[0]}"?)' if close else ""
+
+
+def folded(text: str) -> str:
+    """The text in a form that ignores case, white space and a full stop at the end."""
+    return " ".join(text.casefold().split()).rstrip(".")

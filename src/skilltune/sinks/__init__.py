@@ -25,10 +25,10 @@ from threading import Thread
 from typing import Any, Protocol, runtime_checkable
 
 from skilltune import plugins
+from skilltune.api_keys import is_key_variable
 from skilltune.config import Config
 from skilltune.errors import UsageError
 from skilltune.journal.run import Run
-from skilltune.keys import is_key_variable
 from skilltune.sinks.metrics import Metrics, Row, Rows
 
 CLOSE_S = 60.0  # time at the end of a run to send what remains

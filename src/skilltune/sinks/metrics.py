@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from skilltune.files import write_atomic
+from skilltune.finish.records import Finish, Start
 from skilltune.journal.run import Run
 from skilltune.usage import Usage
 from skilltune.verdict import VerdictRecord
@@ -110,7 +111,8 @@ class Metrics:
 
 
 def _start(data: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    return {"step": 0, "version": 0, "score": data["score"], "score_sd": data["score_sd"]}
+    start = Start.from_json(data)
+    return {"step": 0, "version": 0, "score": start.score, "score_sd": start.score_sd}
 
 
 def _verdict(data: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -134,14 +136,14 @@ def _verdict(data: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _finish(data: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    proof = data["certificate"]
-    as_folder = f"best/{data['name']}"
+    end = Finish.from_json(data)
+    as_folder = f"best/{end.name}"
     return {
-        "exit_code": data["exit_code"],
-        "stopped": data["stopped"],
-        "best": data["best"],
+        "exit_code": end.exit_code,
+        "stopped": end.stopped or None,
+        "best": end.best,
         "file": as_folder if (folder / as_folder).is_dir() else "best_skill.md",
-        "certificate": proof and {**proof, "gain": proof["after"] - proof["before"]},
+        "certificate": end.certificate and {**end.certificate.to_json(), "gain": end.certificate.gain},
     }
 
 

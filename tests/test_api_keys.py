@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from http_server import Answer, Server
+from skilltune.api_keys import is_key_variable, key_variable
 from skilltune.build import build_parts
 from skilltune.config import load_config, make_config
 from skilltune.errors import CallConfigError, UsageError
 from skilltune.journal.run import Run
-from skilltune.keys import is_key_variable, key_variable
 from skilltune.models import Request, user
 from skilltune.models.build import build_model
 from skilltune.names import parse_name
