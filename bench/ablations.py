@@ -1,6 +1,6 @@
 """Each mechanism of the gate, with it and without it, in the same worlds with the same seeds.
 
-A variant is a list of changes: a setting (`train.ablation=false`), a constant (`gate.priors.ROUNDS=[1.0]`), or
+A variant is a list of changes: a setting (`train.ablation=true`), a constant (`gate.priors.ROUNDS=[1.0]`), or
 `no-claims`, by which no edit has an effect of its own on the samples that it claims. A difference is that of a variant
 minus the shipped default in the same world: the mean over runs ± its standard error. Runs go seed by seed, so a table
 of fewer seeds can be printed at any time.
@@ -44,7 +44,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "no places for fresh edits": ("gate.priors.FRESH=0.0",),
     "all places for fresh edits": ("gate.priors.FRESH=1.0",),
     "no claims": ("no-claims",),
-    "no last ablation": ("train.ablation=false",),
+    "last ablation": ("train.ablation=true",),
 }
 
 

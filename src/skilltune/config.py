@@ -196,7 +196,7 @@ class TrainConfig(_Section):
         default=None, ge=0, le=1, description="stop when the estimated score on select reaches this"
     )
     ablation: bool = Field(
-        default=True,
+        default=False,
         description="at the end, if a tenth of the train tasks still fails, leave out edits of the best skill that "
         "harm or carry nothing (at most 96 rollouts on train, and a race on select)",
     )
@@ -338,7 +338,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
         "env": {"split": [2, 1, 7]},
         "optimizer": {"checks": "record", "patterns": False},
-        "train": {"batch_size": 40, "merge": "rank", "patience": 0, "confirm": False, "ablation": False},
+        "train": {"batch_size": 40, "merge": "rank", "patience": 0, "confirm": False},
         "gate": {"policy": "strict", "metric": "hard"},
     },
 }
