@@ -204,6 +204,11 @@ class TrainConfig(_Section):
     target_score: float | None = Field(
         default=None, ge=0, le=1, description="stop when the estimated score on select reaches this"
     )
+    ablation: bool = Field(
+        default=False,
+        description="at the end, if a tenth of the train tasks still fails, leave out edits of the best skill that "
+        "harm or carry nothing (at most 96 rollouts on train, and a race on select)",
+    )
     max_skill_tokens: int | None = Field(
         default=None,
         ge=1,

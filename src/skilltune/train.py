@@ -14,11 +14,14 @@ from dataclasses import replace
 from typing import Any
 
 from skilltune.aio import run_all
+from skilltune.finish.ablation import ablate
 from skilltune.finish.proof import prove
 from skilltune.finish.reserve import hold_back
+from skilltune.gate.priors import HARMED
+from skilltune.gate.race import Race
 from skilltune.journal.keys import rng
 from skilltune.optimizer import Pair, Proposal, Step
-from skilltune.optimizer.schedule import schedule
+from skilltune.optimizer.schedule import schedule, steps_per_epoch
 from skilltune.parts import Parts
 from skilltune.preflight.noise import calibrate
 from skilltune.result import Result, conclude
@@ -44,6 +47,9 @@ async def train(s: Parts) -> Result:
     if state.paused:
         return conclude(s, state, state.skill)
     best = choose(s, state)
+    if s.cfg.train.ablation and state.stopped is None:
+        with state.until_stopped():
+            best = await leave_out(s, state, best)
     with state.until_stopped():
         proof = await prove(s, state.start, best, len(state.verdicts))
     return conclude(s, state, best, proof)
@@ -78,6 +84,18 @@ async def fit(s: Parts, state: State) -> None:
         if step.ends_epoch and step.epoch > 1 and s.cfg.slow.enabled and s.optimizer.looks_back:
             await slow_update(s, state, step, state.epoch_start)
     stop.pause_if_wanted()
+
+
+async def leave_out(s: Parts, state: State, best: Skill) -> Skill:
+    """If tasks still fail, leave out the edits of the best skill that harm or carry nothing. Returns what is left."""
+    trials = s.gate.evidence if isinstance(s.gate, Race) else None
+    verdict = await ablate(s.arena, best, state.start, state.verdicts, trials, failing=HARMED)
+    if verdict is None:
+        return best
+    number = steps_per_epoch(s.cfg.train, len(s.splits.train)) * s.cfg.train.epochs + 1
+    last = Step(number, s.cfg.train.epochs, (), 1, starts_epoch=False, ends_epoch=False)
+    apply_verdict(s, state, last, verdict, len(verdict.reports))
+    return verdict.skill
 
 
 async def slow_update(s: Parts, state: State, step: Step, epoch_start: Skill) -> None:

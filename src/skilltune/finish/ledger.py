@@ -23,7 +23,7 @@ from skilltune.rollout import Rollout, Score
 from skilltune.skill import Skill
 from skilltune.stats import normal_cdf, normal_quantile
 from skilltune.stats.linear import Observation, Posterior, fit
-from skilltune.verdict import VerdictRecord
+from skilltune.verdict import Screen, VerdictRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +103,7 @@ class _Change:
 
     verdict: VerdictRecord
     report: Report
+    ablation: Screen | None = None  # the last one that measured edits of the best skill
 
     @property
     def key(self) -> str:
@@ -115,7 +116,9 @@ class _Change:
 
     @property
     def foretold(self) -> tuple[float, float] | None:
-        """Its effect by the screen, with the standard deviation; None if no screen measured it."""
+        """Its effect by the ablation or else by its screen, with the standard deviation; None without both."""
+        if self.ablation and (row := self.ablation.row(self.key)):
+            return row.effect, row.sd
         row = self.verdict.screen.row(self.key) if self.verdict.screen else None
         return (SHRINK * row.effect, row.sd) if row else None
 
@@ -148,9 +151,10 @@ def ledger(
     more.
     """
     changes: dict[str, _Change] = {}
+    ablation = next((verdict.screen for verdict in reversed(verdicts) if verdict.ablates), None)
     for verdict in verdicts:
-        if (verdict.accepted or verdict.candidate == best) and not verdict.compacts:
-            applied = [_Change(verdict, report) for report in verdict.applied]
+        if (verdict.accepted or verdict.candidate == best) and not (verdict.compacts or verdict.ablates):
+            applied = [_Change(verdict, report, ablation) for report in verdict.applied]
             changes |= {change.key: change for change in applied if not change.takes_back(changes.values())}
     standing = [change for change in changes.values() if change.stands_in(seen.text_of(best))]
     columns, posterior = _fitted(verdicts, start, list(changes.values()), seen, {*train, *select}, repeat)

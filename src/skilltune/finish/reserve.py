@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from skilltune.config import Config
+from skilltune.gate.priors import ABLATION
 from skilltune.optimizer.schedule import steps_per_epoch
 from skilltune.parts import Parts
 from skilltune.samples import Splits
@@ -59,6 +60,7 @@ def estimate_calls(cfg: Config, splits: Splits) -> tuple[int, int]:
     else:
         race = cfg.gate.passes * select  # of the candidate; the incumbent was one before, or is the start skill
         most = batches + race + (steps + slow) * (cfg.gate.screen + race) + slow * 2 * cfg.slow.samples
+    most += cfg.train.ablation * (ABLATION + 2 * select)
     return fewest, most + twice + test
 
 

@@ -1,6 +1,7 @@
 """The gate decides during training which edits enter the skill. A policy is one class with the two members of `Gate`.
 
-Three later places may change what ships: `finish.reselect` may choose another version or revive a rejected candidate,
+Four later places may change what ships: `finish.reselect` may choose another version or revive a rejected candidate,
+`finish.ablation` may leave out edits,
 `result.conclude` ships the input if the certificate shows no gain, and `skilltune compact` may drop rules.
 
 Policies are found by name: the ones here, then installed plug-ins (entry points of the group `skilltune.gates`).
@@ -19,7 +20,7 @@ from skilltune.errors import UsageError
 from skilltune.optimizer import Proposal
 from skilltune.rollout import Score
 from skilltune.rollouts.roller import Roller
-from skilltune.rollouts.scores import Scores
+from skilltune.rollouts.scores import Scores, Seen
 from skilltune.samples import Sample
 from skilltune.skill import Skill
 from skilltune.verdict import Verdict
@@ -83,6 +84,13 @@ class Arena:
     def scores(self) -> Scores:
         """The scores of the run, by split: `scores.on("train")`, `scores.on("select")`."""
         return self.roll.scores
+
+    def by_text(self, split: Seen) -> dict[tuple[str, str], list[float]]:
+        """The scores of every text on each sample of a split, by text hash and sample, in a fixed order."""
+        scores: dict[tuple[str, str], list[float]] = {}
+        for (text, sample, _), score in self.scores.on(split).items():
+            scores.setdefault((text, sample), []).append(score)
+        return scores
 
 
 def metric_of(cfg: GateConfig) -> Callable[[Score], float]:

@@ -97,7 +97,7 @@ class Judged:
     its step), or the drop of a rule after the training."""
 
     verdict: VerdictRecord
-    kind: Literal["step", "slow", "compact"]
+    kind: Literal["step", "slow", "compact", "ablation"]
 
     def to_json(self) -> dict[str, Any]:
         """The verdict in figures, in scores: the means `before` and `after` on `n` `select` samples, the estimated
@@ -167,7 +167,7 @@ class Record:
                 rows.append(versions[0])
             elif type == "verdict":
                 verdict = VerdictRecord.from_json(data)
-                if not verdict.compacts and (void := [v for v in versions.values() if v.revived]):
+                if not (verdict.compacts or verdict.ablates) and (void := [v for v in versions.values() if v.revived]):
                     versions = {number: v for number, v in versions.items() if not v.revived}  # the run went on
                     rows = [row for row in rows if row not in void]
                 rows.append(Judged(verdict, _kind(verdict, rows[-1] if rows else None)))
@@ -369,9 +369,11 @@ def affordable(command: str, larger: str) -> str:
     return shlex.join(raised if larger in raised else [*raised, larger])
 
 
-def _kind(verdict: VerdictRecord, before: Version | Judged | None) -> Literal["step", "slow", "compact"]:
+def _kind(verdict: VerdictRecord, before: Version | Judged | None) -> Literal["step", "slow", "compact", "ablation"]:
     if verdict.compacts:
         return "compact"
+    if verdict.ablates:
+        return "ablation"
     return "slow" if isinstance(before, Judged) and before.verdict.step == verdict.step else "step"
 
 

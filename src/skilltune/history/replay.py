@@ -34,7 +34,7 @@ from skilltune.skill import Skill
 from skilltune.targets.makers import RunTarget
 from skilltune.train import train
 from skilltune.usage import Usage
-from skilltune.verdict import CompactFigures, VerdictRecord
+from skilltune.verdict import VerdictRecord
 
 TOLERANCE = 1e-9
 DECISIONS = ("start", "verdict", "reselection")  # events that are compared, in this order of a run
@@ -116,7 +116,8 @@ def _standing(run: Run) -> tuple[dict[str, list[Any]], Any]:
         if type == "finish":
             finish, ended = data, t if data["stopped"] else math.inf
         elif type == "verdict" and not _is_drop(type, data):
-            recorded["reselection"].clear()
+            if not VerdictRecord.from_json(data).ablates:  # the ablation follows the choice
+                recorded["reselection"].clear()
             finish, ended = None, math.inf
         if type in DECISIONS and (is_compacted(run) or not _is_drop(type, data)):
             recorded[type].append(data)
@@ -149,7 +150,8 @@ def differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
 
 def _name(type: str, data: Any) -> str:
     if type == "verdict":
-        return CompactFigures.rule if _is_drop(type, data) else f"step {data['step']}"
+        verdict = VerdictRecord.from_json(data)
+        return verdict.figures.rule if verdict.compacts or verdict.ablates else f"step {verdict.step}"
     return type
 
 

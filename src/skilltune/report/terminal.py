@@ -260,8 +260,8 @@ def _reusable(data: Mapping[str, Any]) -> str:
 def _verdict(data: Mapping[str, Any], steps: int, slow: bool) -> Text:
     verdict = VerdictRecord.from_json(data)
     where = f"step {verdict.step} of {steps}" + (", slow update" if slow else "")
-    if verdict.compacts:
-        where = "compact"
+    if verdict.compacts or verdict.ablates:
+        where = verdict.figures.rule
     judged = "accepted" if verdict.accepted else "rejected"
     versions = counted_versions(verdict.version)
     return _text(f"{where} · {judged}: {_outcome(verdict)} · {versions}", "green" if verdict.accepted else "dim")
@@ -522,7 +522,7 @@ def _row(row: Version | Judged, gate: GateConfig | None) -> tuple[str, ...]:
     if isinstance(row, Version):
         return "", "", percent(row.score), f"version {row.number}", "", row.reason
     verdict = row.verdict
-    step = {"slow": f"{verdict.step}, slow update", "compact": "compact"}.get(row.kind, str(verdict.step))
+    step = {"slow": f"{verdict.step}, slow update", "step": str(verdict.step)}.get(row.kind, row.kind)
     accepted = f"version {verdict.version}" if verdict.accepted else "no"
     edits = str(len(verdict.applied))
     return step, str(verdict.epoch), percent(verdict.score), accepted, edits, explained(verdict, gate)
