@@ -1,56 +1,184 @@
-"""Reasons to end the training before its last step."""
+"""Reasons to end the training before its last step: the value of a further step, and the limits that a user set.
+
+A further step is worth its calls while enough still fails and the optimizer may mend it. The chance that it does is
+learned from the steps of this run. An optimizer may be one that never finds an edit that helps; the first accept rules
+that out. So a run without an accept ends after a few steps, and a run with accepts goes on while much fails.
+"""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
+from itertools import takewhile
+from statistics import fmean
+from typing import Any
 
 from skilltune.config import TrainConfig
 from skilltune.errors import Paused
 from skilltune.journal.run import Run
-from skilltune.stats import wilson
+from skilltune.verdict import Verdict
 
-LEFT, CONFIDENCE = 0.1, 0.9  # training ends if the interval of the share of failing tasks lies below LEFT
+NEVER = 0.6  # P(an optimizer never finds an edit that helps)
+HITS, MISSES = 1.0, 1.0  # of any other optimizer: steps with and without an accept, as if seen before
+MENDED, SEEN = 0.4, 1.0  # share of the failing tasks that an accepted step mends, and the accepts that this counts as
+UNSEEN = 0.5  # failing tasks among one task, as if seen before; it stands for the train tasks that were not seen
+CALLS = 100  # `train.call_price` is the price of this many calls
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """A finished step: its outcome in words, the share of train tasks that failed before it, its target calls, and the
+    estimated gain of what it accepted, in scores (None: it accepted nothing)."""
+
+    outcome: str
+    failing: float
+    calls: int
+    gain: float | None
+
+    @classmethod
+    def of(cls, verdicts: Sequence[Verdict], failing: float, calls: int) -> Past:
+        """`verdicts`: on the step's edits, then on the slow update if there was one."""
+        gains = [_gain(verdict) for verdict in verdicts if verdict.accepted]
+        return cls(verdicts[0].outcome, failing, calls, math.fsum(gains) if gains else None)
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """The expected value of a further step: `failing` is the share of the train tasks that still fail, `hits` of
+    `steps` steps accepted something, `p_hit` is the probability that the next one does, `mended` the share of the
+    failing tasks that it then mends, and `calls` are the target calls that it takes."""
+
+    failing: float
+    hits: int
+    steps: int
+    p_hit: float
+    mended: float
+    calls: float
+
+    @classmethod
+    def of(cls, past: Sequence[Past], failing: float, guess: int) -> Forecast:
+        """`guess`: the calls of a step before any was finished."""
+        hits = [step for step in past if step.gain is not None]
+        shares = [min(1.0, max(0.0, step.gain or 0.0) / step.failing) for step in hits if step.failing > 0]
+        return cls(
+            failing=failing,
+            hits=len(hits),
+            steps=len(past),
+            p_hit=_p_hit(len(hits), len(past) - len(hits)),
+            mended=(MENDED * SEEN + math.fsum(shares)) / (SEEN + len(shares)),
+            calls=fmean(step.calls for step in past) if past else guess,
+        )
+
+    @property
+    def gain(self) -> float:
+        """Expected gain of the step, in scores."""
+        return self.failing * self.p_hit * self.mended
+
+    def worth(self, call_price: float) -> bool:
+        """True if the step is expected to gain the price of its calls (a score per `CALLS` calls)."""
+        return self.gain >= call_price * self.calls / CALLS
+
+    def __str__(self) -> str:
+        helped = f", {self.hits} of {self.steps} steps helped" if self.steps else ""
+        return (
+            f"{100 * self.failing:.0f} % of the train tasks still fail{helped}: a further step of about "
+            f"{self.calls:.0f} calls is expected to gain {100 * self.gain:.1f} points"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """The event of a training that ended before its last step: the reason in words, and the figures of the forecast if
+    the reason was the value of a further step."""
+
+    reason: str
+    forecast: Forecast | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {"reason": self.reason, "forecast": asdict(self.forecast) if self.forecast else None}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Ending:
+        known, stored = {field.name for field in fields(Forecast)}, data.get("forecast")
+        return cls(data["reason"], Forecast(**{k: v for k, v in stored.items() if k in known}) if stored else None)
 
 
 @dataclass(frozen=True, slots=True)
 class Stopping:
-    """Decides if the training ends, and records the reason as an event."""
+    """Decides if the training ends, and records the reason as an event. `guess` is the number of target calls that a
+    step takes if none was finished yet."""
 
     run: Run
     cfg: TrainConfig
+    guess: int
 
-    def before_step(self, outcomes: Sequence[str], steps_without_accept: int, score: float | None) -> bool:
-        """True if patience is used up or the target score is reached. `outcomes` has one text per finished step.
-        Raises `Paused` like `pause_if_wanted`."""
+    @property
+    def by_value(self) -> bool:
+        """True if the training may end because a further step is not worth its calls."""
+        return self.cfg.patience != 0 and self.cfg.call_price > 0
+
+    def before_step(self, past: Sequence[Past], failing: float | None, score: float | None) -> bool:
+        """True if patience is used up, the target score is reached, or a further step is not worth its calls.
+
+        `failing` is the share of the train tasks that fail under the incumbent, None if it did none yet. Raises
+        `Paused` like `pause_if_wanted`.
+        """
         self.pause_if_wanted()
-        reason = ""
-        if self.cfg.patience and steps_without_accept >= self.cfg.patience:
-            counted = Counter(list(outcomes)[-steps_without_accept:])
+        idle = list(takewhile(lambda step: step.gain is None, reversed(past)))
+        if self.cfg.patience and len(idle) >= self.cfg.patience:
+            counted = Counter(step.outcome for step in reversed(idle))
             how = ", ".join(f"{times} × {outcome}" for outcome, times in counted.items())
-            reason = f"no accept in {steps_without_accept} steps (train.patience = {self.cfg.patience}): {how}"
-        elif self.cfg.target_score is not None and score is not None and score >= self.cfg.target_score:
-            reason = f"the score on select reached {self.cfg.target_score:g}"
-        return self._record(reason)
+            return self._end(Ending(f"no accept in {len(idle)} steps (train.patience = {self.cfg.patience}): {how}"))
+        if self.cfg.target_score is not None and score is not None and score >= self.cfg.target_score:
+            return self._end(Ending(f"the score on select reached {self.cfg.target_score:g}"))
+        return failing is not None and self.worthless(past, failing)
 
     def pause_if_wanted(self) -> None:
         """Raise `Paused` if the run folder contains a file named `stop`, by which the user asks for a pause."""
         if (self.run.place / "stop").exists():
             raise Paused(f"{self.run.folder / 'stop'} exists; delete it and run the same command to go on")
 
-    def nothing_left(self, failed: Mapping[str, bool]) -> bool:
-        """True if too few failing tasks are left to learn from.
+    def worthless(self, past: Sequence[Past], failing: float) -> bool:
+        """True if a further step is not worth its calls. `failing`: see `before_step`."""
+        forecast = Forecast.of(past, failing, self.guess)
+        if not self.by_value or forecast.worth(self.cfg.call_price):
+            return False
+        price = 100 * self.cfg.call_price * forecast.calls / CALLS
+        how = f"less than the {price:.1f} that they should (train.call_price; train.patience = 0 goes on)"
+        return self._end(Ending(f"{forecast}, {how}", forecast))
 
-        `failed` maps each train sample that the incumbent did to True if it failed. A failure that a second attempt
-        solved does not count as failed.
-        """
-        left = sum(failed.values())
-        few = self.cfg.patience and failed and wilson(left, len(failed), CONFIDENCE)[1] <= LEFT
-        counts = f"{left} of {len(failed)} train tasks are left to learn from, too few"
-        return self._record(f"{counts} (train.patience = 0 goes on)" if few else "")
+    def _end(self, ending: Ending) -> bool:
+        self.run.record("stopping", **ending.to_json())
+        return True
 
-    def _record(self, reason: str) -> bool:
-        if reason:
-            self.run.record("stopping", reason=reason)
-        return bool(reason)
+
+def failing_share(failed: Mapping[str, bool], tasks: int) -> float | None:
+    """The expected share of `tasks` train tasks that fail under the incumbent; None if it did none.
+
+    `failed` maps each train sample that the incumbent did to True if it failed. A failure that a second attempt solved
+    does not count as failed.
+    """
+    if not failed:
+        return None
+    left, seen = sum(failed.values()), len(failed)
+    return (left + (tasks - seen) * (left + UNSEEN) / (seen + 1)) / tasks
+
+
+def _p_hit(hits: int, misses: int) -> float:
+    """P(the next step helps), by the steps so far: with probability NEVER no step ever helps, else the share of steps
+    that help has a Beta prior."""
+    rate = (HITS + hits) / (HITS + MISSES + hits + misses)
+    if hits:
+        return rate
+    likelihood = math.prod((MISSES + i) / (HITS + MISSES + i) for i in range(misses))
+    able = (1 - NEVER) * likelihood
+    return rate * able / (able + NEVER)
+
+
+def _gain(verdict: Verdict) -> float:
+    """The estimated gain of an accepted verdict; of a gate that estimates none, the difference of the means."""
+    if (gain := verdict.figures.estimate.gain) is not None:
+        return gain
+    return (verdict.after or 0.0) - (verdict.before or 0.0)

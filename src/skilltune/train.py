@@ -32,7 +32,7 @@ from skilltune.preflight.noise import calibrate
 from skilltune.result import Result
 from skilltune.rollouts.forward import Forward
 from skilltune.skill import Skill
-from skilltune.stopping import Stopping
+from skilltune.stopping import Past, Stopping, failing_share
 from skilltune.usage import Usage
 from skilltune.verdict import Verdict
 from skilltune.versions import record_choice, record_start, record_verdict
@@ -45,9 +45,8 @@ class State:
     versions: list[Skill]
     memory: Memory = field(default_factory=Memory)
     verdicts: list[Verdict] = field(default_factory=list)
-    outcomes: list[str] = field(default_factory=list)  # one per step, in words
+    past: list[Past] = field(default_factory=list)  # the finished steps
     score: float | None = None  # the incumbent's score on `select`
-    since_accept: int = 0  # steps
     stopped: Stopped | None = None
     revived: str = ""  # hash of the chosen skill if it is a candidate that the race had rejected
 
@@ -64,7 +63,7 @@ async def train(s: Parts) -> Result:
     the skill is still certified, because the cost of the certificate was reserved. A pause ends the run before the test
     split is read. Raises `InfraStopped` and `CallConfigError`; both can be resumed.
     """
-    state, stop = State([s.skill]), Stopping(s.run, s.cfg.train)
+    state, stop = State([s.skill]), Stopping(s.run, s.cfg.train, guess=s.cfg.train.batch_size + s.cfg.gate.screen)
     hold_back(s)
     with ordered_stop(state):
         await fit(s, state, stop)
@@ -89,12 +88,13 @@ async def fit(s: Parts, state: State, stop: Stopping) -> None:
         s.run.record("calibration", **found.to_json())
     attempts, noisy = s.arena.draws(s.cfg.target.attempts), s.arena.draws(2) > 1
     confirm = cfg.confirm and attempts == 1 and noisy
-    forward = Forward(s.roll, s.arena.metric, hold=cfg.confirm or bool(cfg.patience), confirm=confirm)
-    epoch_start = state.skill
+    forward = Forward(s.roll, s.arena.metric, hold=cfg.confirm or stop.by_value, confirm=confirm)
+    epoch_start, tasks = state.skill, len(s.splits.train)
 
     for step in schedule(cfg, s.splits.train, s.cfg.seed):
-        if stop.before_step(state.outcomes, state.since_accept, state.score):
+        if stop.before_step(state.past, failing_share(forward.failed, tasks), state.score):
             break
+        paid, judged = len(s.roll.seen), len(state.verdicts)
         if step.starts_epoch:
             epoch_start = state.skill
             if not s.cfg.optimizer.patterns:
@@ -102,22 +102,22 @@ async def fit(s: Parts, state: State, stop: Stopping) -> None:
 
         name, memory = f"step {step.index}", state.memory
         async with aclosing(await forward.batch(state.skill, step.batch, name, attempts)) as rollouts:
-            if stop.nothing_left(forward.failed):
+            if forward.whole and stop.worthless(state.past, failing_share(forward.failed, tasks) or 0.0):
                 break
             proposals = await s.optimizer.propose(state.skill, rollouts, memory, step, step.lr or cfg.lr)
             async for _ in rollouts:  # the gate needs the whole batch; the optimizer may have stopped reading early
                 pass
+        failing = failing_share(forward.failed, tasks) or 0.0
         limit = step.lr or await s.optimizer.learning_rate(state.skill, proposals, memory, step, cfg.lr)
         s.arena.upcoming = step.upcoming
         verdict = await s.gate.judge(state.skill, proposals, limit=limit, name=name, protect=memory.protected)
         state.memory = replace(memory, lr=limit)
-        state.since_accept += 1
-        state.outcomes.append(verdict.outcome)
         apply_verdict(s, state, step, verdict, limit)
 
         if s.cfg.slow.enabled and s.optimizer.looks_back and step.ends_epoch and step.epoch > 1:
             await slow_update(s, state, step, epoch_start)
-        if state.since_accept == 0:  # the incumbent changed
+        state.past.append(Past.of(state.verdicts[judged:], failing, len(s.roll.seen) - paid))
+        if state.past[-1].gain is not None:  # the incumbent changed
             forward.failed.clear()
 
 
@@ -156,7 +156,6 @@ def apply_verdict(s: Parts, state: State, step: Step, verdict: Verdict, limit: i
     state.verdicts.append(verdict)
     if verdict.accepted:
         state.versions.append(verdict.skill)
-        state.since_accept = 0
     grown = verdict.accepted and s.cfg.optimizer.patterns
     state.memory = state.memory.remember(verdict.rejected, verdict.skill.body, verdict.candidate, grown=grown)
     s.roll.cancel_prefetch(state.skill)

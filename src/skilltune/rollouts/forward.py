@@ -22,13 +22,15 @@ class Forward:
 
     `failed` maps the id of each train sample that was rolled with the incumbent to True if any attempt failed. The loop
     clears it when the incumbent changes. `hold` is False if each rollout is passed on at once. `confirm` rolls failures
-    again, until the target is seen to be deterministic.
+    again, until the target is seen to be deterministic. `whole` is True if the last batch was held back to its end:
+    then `failed` covers it before any of its rollouts is passed on, and the training may end there.
     """
 
     roll: Roller
     metric: Callable[[Score], float]
     hold: bool
     confirm: bool
+    whole: bool = False
     failed: dict[str, bool] = field(default_factory=dict)
 
     async def batch(
@@ -41,6 +43,7 @@ class Forward:
         """
         rollouts = self.roll.stream(skill, samples, attempts=attempts, purpose=name)
         held, lost, size = list[Rollout](), 0.0, attempts * len(samples)
+        self.whole = False
         if self.hold:
             by_id = {sample.id: sample for sample in samples}
             async for rollout in rollouts:
@@ -51,6 +54,7 @@ class Forward:
                 if self.confirm and _scored_zero(rollout) and len(held) - lost >= SOLVED * size:
                     self.roll.prefetch(skill, [by_id[rollout.sample]], 1)
             else:
+                self.whole = True
                 if self.confirm:
                     held = await self._confirmed(skill, held, by_id.values(), f"{name}, failures again")
             for rollout in held:
