@@ -109,7 +109,8 @@ def test_tasks_that_were_not_seen_count_as_the_seen_ones_do() -> None:
     assert failing_share(dict.fromkeys("abcdefgh", False), 8) == 0.0  # every task was seen
     assert failing_share(dict.fromkeys("abcd", True), 4) == 1.0
     few, many = (failing_share(dict.fromkeys(range(n), False), 120) for n in (10, 60))  # type: ignore[arg-type]
-    assert few is not None and many is not None
+    assert few is not None
+    assert many is not None
     assert 0 < many < few < 0.05
 
 
