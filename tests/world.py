@@ -29,7 +29,7 @@ from dataclasses import dataclass, fields
 from hashlib import blake2b
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 Json = dict[str, Any]
 Dice = Callable[..., float]  # dice("what for", ...) in [0, 1), fixed for one request
@@ -65,7 +65,7 @@ LEADS = ("Take care with", "Be precise about", "Think twice over", "Keep an eye 
 TAILS = ("", " at all times", " early in the day", " before moving on", " as far as possible", " and stay calm")
 
 TICKET = re.compile(r"\bt-\d{4,}\b")
-CLASS = re.compile(r"\b[a-z]+-\d\d\b")
+CLASS = re.compile(r"\b[a-z]+-\d{2,3}\b")
 ATTRIBUTE = re.compile(r'(\w+)="([^"]*)"')
 PATHS = ("/v1/messages", "/v1/chat/completions")
 OWN = (None, "refuse")  # faults of an answer that is the model's own all the same
@@ -108,20 +108,32 @@ class Ticket:
 
 
 class Desk:
-    """Classes of tickets, their rules, and the samples; classes are equally frequent in each split."""
+    """Classes of tickets, their rules, and the samples; classes are equally frequent in each split.
+
+    `tests/worlds` varies this desk by overriding `kinds_of`, `answer_of`, `value`, `held`, `lacks` and `flip_rate`.
+    """
 
     def __init__(self, classes: int = 12, train: int = 120, select: int = 60, test: int = 120, seed: int = 0) -> None:
-        if not 1 <= classes <= 100:
-            raise ValueError(f"classes must lie in 1..100, got {classes}")
+        if not 1 <= classes <= 1000:
+            raise ValueError(f"classes must lie in 1..1000, got {classes}")
         self.classes, self.seed = classes, seed
         self.names = [f"{GREEK[k % len(GREEK)]}-{k:02d}" for k in range(classes)]
         self._kinds = {name: k for k, name in enumerate(self.names)}
         self._rules = [flat(self.rule(k)) for k in range(classes)]
         self._held: dict[str, frozenset[int]] = {}
         self._solved: dict[str, frozenset[int]] = {}
-        places = [(s, i % classes) for s, n in (("train", train), ("select", select), ("test", test)) for i in range(n)]
+        sizes = (("train", train), ("select", select), ("test", test))
+        places = [(split, kind) for split, size in sizes for kind in self.kinds_of(size)]
         random.Random(seed).shuffle(places)  # so that an id tells neither split nor class
         self.tickets = {t.id: t for i, (split, kind) in enumerate(places) for t in [self._ticket(i, kind, split)]}
+
+    def kinds_of(self, size: int) -> list[int]:
+        """The class of each ticket of a split of `size` tickets."""
+        return [i % self.classes for i in range(size)]
+
+    def answer_of(self, name: str, kind: int) -> str:
+        """The expected answer of the ticket called `name`."""
+        return f"K{kind:02d}-{digest(self.seed, 'code', name)[:8]}"
 
     def _ticket(self, number: int, kind: int, split: str) -> Ticket:
         name = f"t-{number:04d}"
@@ -133,7 +145,7 @@ class Desk:
             f"Ticket {name}: the {pick(SUBJECTS)} from {pick(SENDERS)} {pick(FILINGS)} {self.names[kind]}. "
             f"{pick(DETAILS)} {pick(QUESTIONS)}"
         )
-        return Ticket(name, kind, text, f"K{kind:02d}-{digest(self.seed, 'code', name)[:8]}", split)
+        return Ticket(name, kind, text, self.answer_of(name, kind), split)
 
     def samples(self) -> list[Json]:
         """All samples as plain data, in the form that `skilltune.samples.Sample` takes, splits given explicitly."""
@@ -179,9 +191,20 @@ class Desk:
 
     def true_score(self, skill: str, split: str = "test") -> float:
         """The share of the split's samples that this skill solves, without noise."""
-        kinds = [t.kind for t in self.tickets.values() if t.split == split]
-        solved = self.solves(skill)
-        return sum(kind in solved for kind in kinds) / len(kinds)
+        values = [self.value(skill, t) for t in self.tickets.values() if t.split == split]
+        return math.fsum(values) / len(values)
+
+    def value(self, skill: str, ticket: Ticket) -> float:
+        """The score, 0 to 1, of the answer that a target with this skill gives to the ticket, without noise."""
+        return float(ticket.kind in self.solves(skill))
+
+    def lacks(self, skill: str, kind: int) -> bool:
+        """True if the skill could still be given a rule of this class."""
+        return kind not in self.held(skill)
+
+    def flip_rate(self, ticket: Ticket, solved: bool) -> float:
+        """The odds that the noise turns the answer to the ticket around."""
+        return 0.0
 
     def recognise(self, text: str) -> int | None:
         """The first class named after the last ticket number (the skill may be shown first), else the first at all."""
@@ -282,21 +305,21 @@ class Optimizer:
             for k, group in groups.items()
             if failed
         ]
-        edits: list[Json] = []
-        if (
-            failed
-            and len(failed) == len(prompt.trajectories)
-            and (line := self._harm_in(prompt))
-            and dice("cure") < self.q
-        ):
-            edits.append(self._edit("delete", None, failed, dice, target=line))
-        for kind in [k for k in groups if failed and k not in self.desk.held(prompt.skill)]:
+        edits = self._cure(prompt, failed, dice)
+        for kind in [k for k in groups if failed and self.desk.lacks(prompt.skill, k)]:
             text = self._idea(kind, prompt, dice, taken=" ".join(str(e["text"]) for e in edits))
             edits.append(self._place(prompt, text, groups[kind], dice))
         if not edits and groups and dice("idle") >= self.q:  # nothing to say, and says something
             kind, group = next(iter(groups.items()))
             edits.append(self._place(prompt, self._bad(kind, prompt, dice), group, dice))
         return {"diagnosis": diagnosis, "edits": edits[:budget]}
+
+    def _cure(self, prompt: Prompt, failed: list[Shown], dice: Dice) -> list[Json]:
+        """The deletions that the failures call for: a harmful line, if everything fails."""
+        everything = failed and len(failed) == len(prompt.trajectories)
+        if everything and (line := self._harm_in(prompt)) and dice("cure") < self.q:
+            return [self._edit("delete", None, failed, dice, target=line)]
+        return []
 
     def merge(self, prompt: Prompt, dice: Dice) -> Json:
         """All edits of the patches in order, each once, cut to the budget if there is one."""
@@ -326,7 +349,7 @@ class Optimizer:
     def slow_update(self, prompt: Prompt, dice: Dice) -> Json:
         """Guidance for the class that still fails most often and whose rule is missing."""
         failing = self._by_class([pair for pair in prompt.pairs if pair.score < 1])
-        missing = [k for k in failing if k not in self.desk.held(prompt.skill)]
+        missing = [k for k in failing if self.desk.lacks(prompt.skill, k)]
         if missing:
             guidance = self._idea(missing[0], prompt, dice)
         else:
@@ -629,6 +652,9 @@ class World(Desk):
         self._optimizer_texts: list[str] = []
         self._began = time.monotonic()
 
+    def flip_rate(self, ticket: Ticket, solved: bool) -> float:
+        return self.p
+
     @property
     def url(self) -> str:
         """Base URL for OpenAI-style clients; Anthropic's take `root`."""
@@ -653,7 +679,7 @@ class World(Desk):
         """(sample, answer) of every call of the target that got its answer in full, by its key."""
         return {seen.key: (seen.sample, seen.answer) for seen in self.requests if seen.role == "target" and seen.whole}
 
-    def __enter__(self) -> World:
+    def __enter__(self) -> Self:
         ready: Future[int] = Future()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve(ready)), name="world", daemon=True)
         self._thread.start()
@@ -813,10 +839,14 @@ class World(Desk):
             return "There is no ticket here."
         ticket = known[-1]
         call.sample = ticket.id
-        flips = uniform(self.seed, "noise", call.system, ticket.id, draw) < self.p
-        if (ticket.kind in self.solves(call.system)) != flips:
-            return ticket.target
-        return f"wrong-{digest(self.seed, 'wrong', call.system, ticket.id, draw)[:8]}"
+        value = self.value(call.system, ticket)
+        if uniform(self.seed, "noise", call.system, ticket.id, draw) < self.flip_rate(ticket, value >= 0.5):
+            value = 1 - value
+        return self.reply(ticket, value, digest(self.seed, "wrong", call.system, ticket.id, draw)[:8])
+
+    def reply(self, ticket: Ticket, value: float, salt: str) -> str:
+        """An answer of this score; a wrong one differs by its salt."""
+        return ticket.target if value >= 0.5 else f"wrong-{salt}"
 
     def _think(self, call: Call, draw: str) -> Json | str:
         if call.stage is None:
