@@ -113,7 +113,8 @@ class Race:
 
         screened = await self._screen(pool, limit, name)
         verdict = Verdict(skill, False, "the screen found no edit worth a race", *self.level)
-        chosen = screened.assemble(limit, WORTH) if screened else pool.first(limit)
+        price = self.arena.cfg.length_price
+        chosen = screened.assemble(limit, WORTH, length_price=price) if screened else pool.first(limit)
         if chosen:
             self.evidence.note(pool.text(chosen), skill, [pool.proposals[i] for i in chosen])
             verdict = await self._race(pool, chosen, screened, name)
