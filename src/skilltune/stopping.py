@@ -1,8 +1,10 @@
 """Reasons to end the training before its last step: the value of a further step, and the limits that a user set.
 
 A further step is worth its calls while enough still fails and the optimizer may mend it. The chance that it does is
-learned from the steps of this run. An optimizer may be one that never finds an edit that helps; the first accept rules
-that out. So a run without an accept ends after a few steps, and a run with accepts goes on while much fails.
+learned from the steps of this run. An optimizer may be one that never finds an edit that helps; the first accept
+rules that out. So a run without an accept ends after a few steps, and a run with accepts goes on while much fails. In
+simulated worlds (the tuning families of bench/worlds.md) .65 of the steps right after an accept helped, and .15 of
+those after three misses: the steps since the last accept say most.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from skilltune.verdict import Verdict
 
 NEVER = 0.6  # P(an optimizer never finds an edit that helps)
 HITS, MISSES = 1.0, 1.0  # of any other optimizer: steps with and without an accept, as if seen before
+FORMER = 1.0  # steps with the present skill that the rate of accepts up to the last one counts as
 MENDED, SEEN = 0.4, 1.0  # share of the failing tasks that an accepted step mends, and the accepts that this counts as
 UNSEEN = 0.5  # failing tasks among one task, as if seen before; it stands for the train tasks that were not seen
 CALLS = 100  # `train.call_price` is the price of this many calls
@@ -61,12 +64,13 @@ class Forecast:
     def of(cls, past: Sequence[Past], failing: float, guess: int) -> Forecast:
         """`guess`: the calls of a step before any was finished."""
         hits = [step for step in past if step.gain is not None]
+        idle = len(idle_steps(past))
         shares = [min(1.0, max(0.0, step.gain or 0.0) / step.failing) for step in hits if step.failing > 0]
         return cls(
             failing=failing,
             hits=len(hits),
             steps=len(past),
-            p_hit=_p_hit(len(hits), len(past) - len(hits)),
+            p_hit=_p_hit(len(hits), len(past) - len(hits) - idle, idle),
             mended=(MENDED * SEEN + math.fsum(shares)) / (SEEN + len(shares)),
             calls=fmean(step.calls for step in past) if past else guess,
         )
@@ -126,7 +130,7 @@ class Stopping:
         `Paused` like `pause_if_wanted`.
         """
         self.pause_if_wanted()
-        idle = list(takewhile(lambda step: step.gain is None, reversed(past)))
+        idle = idle_steps(past)
         if self.cfg.patience and len(idle) >= self.cfg.patience:
             counted = Counter(step.outcome for step in reversed(idle))
             how = ", ".join(f"{times} × {outcome}" for outcome, times in counted.items())
@@ -166,15 +170,24 @@ def failing_share(failed: Mapping[str, bool], tasks: int) -> float | None:
     return (left + (tasks - seen) * (left + UNSEEN) / (seen + 1)) / tasks
 
 
-def _p_hit(hits: int, misses: int) -> float:
-    """P(the next step helps), by the steps so far: with probability NEVER no step ever helps, else the share of steps
-    that help has a Beta prior."""
+def idle_steps(past: Sequence[Past]) -> list[Past]:
+    """The steps since the last accept, the newest first."""
+    return list(takewhile(lambda step: step.gain is None, reversed(past)))
+
+
+def _p_hit(hits: int, misses: int, idle: int) -> float:
+    """P(the next step helps), after `hits` and `misses` up to the last accept, and `idle` steps since then.
+
+    Each skill has a rate of its own, because it may be one beside which little more is found. The rate up to the last
+    accept is the mean of its Beta prior, and the idle steps are misses. Before the first accept, no step ever helps
+    with probability NEVER.
+    """
     rate = (HITS + hits) / (HITS + MISSES + hits + misses)
+    p = FORMER * rate / (FORMER + idle)
     if hits:
-        return rate
-    likelihood = math.prod((MISSES + i) / (HITS + MISSES + i) for i in range(misses))
-    able = (1 - NEVER) * likelihood
-    return rate * able / (able + NEVER)
+        return p
+    able = (1 - NEVER) * math.prod((FORMER * (1 - rate) + i) / (FORMER + i) for i in range(idle))
+    return p * able / (able + NEVER)
 
 
 def _gain(verdict: Verdict) -> float:
