@@ -18,8 +18,8 @@ from skilltune.stopping import Ending, Forecast, Past, Stopping, failing_share
 from skilltune.verdict import Verdict
 
 STEP = 120  # target calls
-MISS = Past("a candidate was rejected", 1.0, STEP, None)
-HIT = Past("accepted", 0.5, STEP, 0.25)
+MISS = Past("a candidate was rejected", 1.0, STEP, False)
+HIT = Past("accepted", 1.0, STEP, True)
 
 
 def goes_on(past: Sequence[Past], failing: float, folder: Path, **train: Any) -> bool:
@@ -57,7 +57,7 @@ def test_cheap_steps_are_worth_more_of_them(tmp_path: Path) -> None:
 
 
 def test_the_reason_names_the_numbers_and_can_be_read_again(tmp_path: Path) -> None:
-    past = [HIT, *[Past("a candidate was rejected", 0.3, 60, None)] * 9]
+    past = [HIT, *[Past("a candidate was rejected", 0.3, 60, False)] * 9]
     with Run.open(tmp_path) as run:
         assert Stopping(run, make_config({"train": {"call_price": 0.1}}).train, STEP).before_step(past, 0.3, None)
         [(_, _, data)] = run.events("stopping")
@@ -114,12 +114,17 @@ def test_tasks_that_were_not_seen_count_as_the_seen_ones_do() -> None:
     assert 0 < many < few < 0.05
 
 
-def test_a_step_gains_what_it_and_its_slow_update_gained() -> None:
-    def verdict(before: float, after: float, *, accepted: bool) -> Verdict:
-        return Verdict(Skill("a\n"), accepted, "", after, before=before, after=after)
+def test_a_step_helped_if_its_edits_or_its_slow_update_were_accepted() -> None:
+    no, yes = (Verdict(Skill("a\n"), accepted, "", None) for accepted in (False, True))
+    assert [Past.of(verdicts, 0.6, 90).accepted for verdicts in ([no], [yes], [no, yes])] == [False, True, True]
+    assert Past.of([no, yes], 0.6, 90).outcome == no.outcome
 
-    past = Past.of([verdict(0.2, 0.1, accepted=False), verdict(0.2, 0.5, accepted=True)], 0.6, 90)
-    assert past.gain == pytest.approx(0.3)
-    assert Past.of([verdict(0.2, 0.1, accepted=False)], 0.6, 90).gain is None
-    assert Forecast.of([past], 0.6, STEP).hits == 1
-    assert 0.3 < Forecast.of([past], 0.6, STEP).mended < 0.5
+
+def test_a_step_mended_the_failing_tasks_that_fail_no_more() -> None:
+    """The steps after an accept tell what it mended; a step without an accept mended nothing, whatever luck says."""
+    half = Forecast.of([Past("", 0.8, STEP, True)], 0.4, STEP)
+    assert half.mended == pytest.approx((0.4 + 0.5) / 2)
+    assert Forecast.of([Past("", 0.8, STEP, False)], 0.4, STEP).mended == 0.4
+    assert Forecast.of([Past("", 0.4, STEP, True)], 0.8, STEP).mended == pytest.approx(0.2)
+    later = Forecast.of([Past("", 0.8, STEP, True), Past("", 0.4, STEP, False)], 0.1, STEP)
+    assert later.mended == half.mended

@@ -13,7 +13,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from itertools import takewhile
+from itertools import pairwise, takewhile
 from statistics import fmean
 from typing import Any
 
@@ -32,19 +32,18 @@ CALLS = 100  # `train.call_price` is the price of this many calls
 
 @dataclass(frozen=True, slots=True)
 class Past:
-    """A finished step: its outcome in words, the share of train tasks that failed before it, its target calls, and the
-    estimated gain of what it accepted, in scores (None: it accepted nothing)."""
+    """A finished step: its outcome in words, the share of train tasks that failed before it, its target calls, and True
+    if it accepted an edit or a slow update."""
 
     outcome: str
     failing: float
     calls: int
-    gain: float | None
+    accepted: bool
 
     @classmethod
     def of(cls, verdicts: Sequence[Verdict], failing: float, calls: int) -> Past:
         """`verdicts`: on the step's edits, then on the slow update if there was one."""
-        gains = [_gain(verdict) for verdict in verdicts if verdict.accepted]
-        return cls(verdicts[0].outcome, failing, calls, math.fsum(gains) if gains else None)
+        return cls(verdicts[0].outcome, failing, calls, any(verdict.accepted for verdict in verdicts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,15 +62,15 @@ class Forecast:
     @classmethod
     def of(cls, past: Sequence[Past], failing: float, guess: int) -> Forecast:
         """`guess`: the calls of a step before any was finished."""
-        hits = [step for step in past if step.gain is not None]
-        idle = len(idle_steps(past))
-        shares = [min(1.0, max(0.0, step.gain or 0.0) / step.failing) for step in hits if step.failing > 0]
+        hits, idle = sum(step.accepted for step in past), len(idle_steps(past))
+        shares = pairwise([*(step.failing for step in past), failing])
+        mended = [1 - min(1.0, b / a) for step, (a, b) in zip(past, shares, strict=True) if step.accepted and a > 0]
         return cls(
             failing=failing,
-            hits=len(hits),
+            hits=hits,
             steps=len(past),
-            p_hit=_p_hit(len(hits), len(past) - len(hits) - idle, idle),
-            mended=(MENDED * SEEN + math.fsum(shares)) / (SEEN + len(shares)),
+            p_hit=_p_hit(hits, len(past) - hits - idle, idle),
+            mended=(MENDED * SEEN + math.fsum(mended)) / (SEEN + len(mended)),
             calls=fmean(step.calls for step in past) if past else guess,
         )
 
@@ -172,7 +171,7 @@ def failing_share(failed: Mapping[str, bool], tasks: int) -> float | None:
 
 def idle_steps(past: Sequence[Past]) -> list[Past]:
     """The steps since the last accept, the newest first."""
-    return list(takewhile(lambda step: step.gain is None, reversed(past)))
+    return list(takewhile(lambda step: not step.accepted, reversed(past)))
 
 
 def _p_hit(hits: int, misses: int, idle: int) -> float:
@@ -188,10 +187,3 @@ def _p_hit(hits: int, misses: int, idle: int) -> float:
         return p
     able = (1 - NEVER) * math.prod((FORMER * (1 - rate) + i) / (FORMER + i) for i in range(idle))
     return p * able / (able + NEVER)
-
-
-def _gain(verdict: Verdict) -> float:
-    """The estimated gain of an accepted verdict; of a gate that estimates none, the difference of the means."""
-    if (gain := verdict.figures.estimate.gain) is not None:
-        return gain
-    return (verdict.after or 0.0) - (verdict.before or 0.0)

@@ -117,7 +117,7 @@ async def fit(s: Parts, state: State, stop: Stopping) -> None:
         if s.cfg.slow.enabled and s.optimizer.looks_back and step.ends_epoch and step.epoch > 1:
             await slow_update(s, state, step, epoch_start)
         state.past.append(Past.of(state.verdicts[judged:], failing, len(s.roll.seen) - paid))
-        if state.past[-1].gain is not None:  # the incumbent changed
+        if state.past[-1].accepted:  # the incumbent changed
             forward.failed.clear()
 
 
