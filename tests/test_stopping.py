@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ def goes_on(past: Sequence[Past], failing: float, folder: Path, **train: Any) ->
 
 def steps_without_accept(folder: Path, before: Sequence[Past], failing: float, **train: Any) -> int:
     """The number of steps in a row that may fail before the training ends."""
-    return next(n for n in range(100) if not goes_on([*before, *[MISS] * n], failing, folder / str(n), **train))
+    miss = replace(MISS, failing=failing)
+    return next(n for n in range(100) if not goes_on([*before, *[miss] * n], failing, folder / str(n), **train))
 
 
 def test_an_optimizer_that_is_never_right_is_given_up_early(tmp_path: Path) -> None:
@@ -40,8 +42,9 @@ def test_an_optimizer_that_is_never_right_is_given_up_early(tmp_path: Path) -> N
 def test_an_optimizer_that_was_right_is_not_given_up_while_much_fails(tmp_path: Path) -> None:
     never = steps_without_accept(tmp_path / "never", [], 0.5)
     once = steps_without_accept(tmp_path / "once", [HIT], 0.5)
-    often = steps_without_accept(tmp_path / "often", [HIT] * 4, 0.5)
-    assert never < once < often
+    past = [Past("accepted", share, STEP, True) for share in (1.0, 0.8, 0.7, 0.6)]
+    often = steps_without_accept(tmp_path / "often", past, 0.4)
+    assert never < min(once, often)
 
 
 @pytest.mark.parametrize("past", [[], [HIT], [MISS, HIT, MISS]])
