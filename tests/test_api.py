@@ -87,16 +87,18 @@ def test_a_result_prints_as_four_lines(here: Path) -> None:
         assert len(str(stopped)) < 400
 
 
-def test_control_arms_are_a_keyword_as_they_are_an_option(here: Path) -> None:
+def test_control_arms_and_compaction_are_functions_of_a_finished_run(here: Path) -> None:
     with small(seed=1, q=0.9) as world:
         rows = world.write(here / "data.jsonl")
         models = f"openai@{world.url}/target", f"openai@{world.url}/optimizer"
         plain = st.train("skills/invoice-totals", rows, *models, run="runs/a", **QUICK)
-        assert plain.controls is None
-        more = st.train("skills/invoice-totals", rows, *models, run="runs/a", controls=True, **QUICK)
-        assert more.best.text == plain.best.text
-        assert more.controls is not None
-        assert [arm.name for arm in more.controls.arms][:2] == ["trained skill", "no skill"]
+        gone: Any
+        for gone in ("controls", "compact"):
+            with pytest.raises(st.UsageError, match=rf"call st\.{gone}\(result\.folder\)"):
+                st.train("skills/invoice-totals", rows, *models, run="runs/b", **(QUICK | {gone: True}))
+        found = st.controls(plain.folder)
+        assert [arm.name for arm in found.arms][:2] == ["trained skill", "no skill"]
+        assert st.compact("runs/a").start == plain.start
 
 
 def test_env_is_a_table_a_function_or_an_env_with_a_split(here: Path) -> None:

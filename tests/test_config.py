@@ -78,6 +78,17 @@ def test_pitfall_26_an_unknown_key_is_an_error_that_names_the_nearest(tree, key,
     assert f'run.toml: unknown key {key}; did you mean "{meant}"?' in refused(tree)
 
 
+@pytest.mark.parametrize(
+    ("key", "tree"),
+    [("train.compact", {"train": {"compact": True}}), ("certify.controls", {"certify": {"controls": False}})],
+)
+def test_a_key_that_became_a_command_names_the_command(key, tree):
+    assert f"{key} is a command now" in (told := refused(tree))
+    assert f"run `skilltune {key.partition('.')[2]} RUN`" in told
+    with pytest.raises(UsageError, match=r"override: .* is a command now"):
+        make_config({}, [f"{key}=true"])
+
+
 def test_an_unknown_key_without_a_near_one_lists_all():
     message = refused({"certify": {"zzz": 1}})
     assert "unknown key certify.zzz; known keys: attempts, alpha" in message

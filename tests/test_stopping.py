@@ -15,7 +15,7 @@ from skilltune.errors import UsageError
 from skilltune.history.record import Record
 from skilltune.journal.run import Run
 from skilltune.skill import Skill
-from skilltune.stopping import Ending, Forecast, Past, Stopping, failing_share
+from skilltune.stopping import Ending, Forecast, Past, Stopping
 from skilltune.verdict import Verdict
 
 STEP = 120  # target calls
@@ -23,10 +23,15 @@ MISS = Past("a candidate was rejected", 1.0, STEP, False)
 HIT = Past("accepted", 1.0, STEP, True)
 
 
+def failed(share: float, n: int = 200) -> dict[str, bool]:
+    """All train tasks, of which this share fails."""
+    return {str(i): i < share * n for i in range(n)}
+
+
 def goes_on(past: Sequence[Past], failing: float, folder: Path, **train: Any) -> bool:
     with Run.open(folder) as run:
-        stop = Stopping(run, make_config({"train": train}).train, guess=STEP)
-        return not stop.before_step(past, failing, None)
+        stop = Stopping(run, make_config({"train": train}).train, tasks=200, guess=STEP)
+        return not stop.before_step(past, failed(failing), None)
 
 
 def steps_without_accept(folder: Path, before: Sequence[Past], failing: float, **train: Any) -> int:
@@ -62,7 +67,9 @@ def test_cheap_steps_are_worth_more_of_them(tmp_path: Path) -> None:
 def test_the_reason_names_the_numbers_and_can_be_read_again(tmp_path: Path) -> None:
     past = [HIT, *[Past("a candidate was rejected", 0.3, 60, False)] * 9]
     with Run.open(tmp_path) as run:
-        assert Stopping(run, make_config({"train": {"call_price": 0.1}}).train, STEP).before_step(past, 0.3, None)
+        assert Stopping(run, make_config({"train": {"call_price": 0.1}}).train, 200, STEP).before_step(
+            past, failed(0.3), None
+        )
         [(_, _, data)] = run.events("stopping")
     ending = Ending.from_json(json.loads(json.dumps(data)))
     assert ending.reason.startswith(
@@ -77,7 +84,7 @@ def test_the_reason_names_the_numbers_and_can_be_read_again(tmp_path: Path) -> N
 
 def test_the_record_of_a_run_names_why_its_training_ended(tmp_path: Path) -> None:
     with Run.open(tmp_path) as run:
-        Stopping(run, make_config({}).train, STEP).before_step([], 0.0, None)
+        Stopping(run, make_config({}).train, 200, STEP).before_step([], failed(0.0), None)
         ending = Record.of(run).ending
         assert ending is not None
         assert ending.reason.startswith("0 % of the train tasks still fail")
@@ -97,9 +104,8 @@ def test_patience_is_a_limit_beside_the_value(tmp_path: Path) -> None:
 def test_the_paper_preset_never_ends_early(tmp_path: Path) -> None:
     cfg = make_config({"preset": "paper"}).train
     with Run.open(tmp_path) as run:
-        stop = Stopping(run, cfg, STEP)
-        assert not stop.by_value
-        assert not stop.before_step([MISS] * 50, 0.0, None)
+        assert not cfg.by_value
+        assert not Stopping(run, cfg, 200, STEP).before_step([MISS] * 50, failed(0.0), None)
 
 
 def test_a_negative_price_is_refused() -> None:
@@ -107,14 +113,14 @@ def test_a_negative_price_is_refused() -> None:
         make_config({"train": {"call_price": -0.01}})
 
 
-def test_tasks_that_were_not_seen_count_as_the_seen_ones_do() -> None:
-    assert failing_share({}, 40) is None
-    assert failing_share(dict.fromkeys("abcdefgh", False), 8) == 0.0  # every task was seen
-    assert failing_share(dict.fromkeys("abcd", True), 4) == 1.0
-    few, many = (failing_share(dict.fromkeys(range(n), False), 120) for n in (10, 60))  # type: ignore[arg-type]
-    assert few is not None
-    assert many is not None
-    assert 0 < many < few < 0.05
+def test_tasks_that_were_not_seen_count_as_the_seen_ones_do(tmp_path: Path) -> None:
+    with Run.open(tmp_path) as run:
+        stop = Stopping(run, make_config({}).train, tasks=120, guess=STEP)
+        assert stop.failing(failed(0.0, 120)) == 0.0  # every task was seen
+        assert stop.failing(failed(1.0, 120)) == 1.0
+        assert 0 < stop.failing(failed(0.0, 60)) < stop.failing(failed(0.0, 10)) < 0.05
+        assert stop.failing(failed(0.5, 60)) == pytest.approx(0.5)
+        assert not stop.before_step([MISS] * 9, {}, None)  # the incumbent did no task yet
 
 
 def test_a_step_helped_if_its_edits_or_its_slow_update_were_accepted() -> None:

@@ -15,6 +15,7 @@ from skilltune.report.terminal import explained
 from skilltune.skill import Skill
 from skilltune.verdict import (
     FAILED,
+    AblationFigures,
     BettingInterim,
     CompactFigures,
     DropInterim,
@@ -45,6 +46,10 @@ RULES: dict[str, tuple[Figures, Estimate]] = {
     ),
     "compact": (CompactFigures("abc", (0.001, 0.002), 0.01, (DropInterim(24, -0.002, 0.004, 0.95),)),
                 Estimate(-0.002, 0.004)),
+    "ablation": (
+        AblationFigures(("abc", "def"), (0.001, 0.002), 0.01, (DropInterim(24, -0.002, 0.004, 0.95),)),
+        Estimate(-0.002, 0.004),
+    ),
     "mine": (OwnFigures({"rule": "mine", "gain": 0.2, "vote": ["yes", "no"]}), Estimate(gain=0.2)),
     "": (OwnFigures(), Estimate()),
 }  # fmt: skip
@@ -60,7 +65,7 @@ def test_the_figures_of_a_rule_come_back_from_the_journal(rule: str) -> None:
     assert (figures.rule, figures.estimate) == (rule, estimate)
 
 
-@pytest.mark.parametrize("rule", ["race", "strict", "eprocess", "compact"])
+@pytest.mark.parametrize("rule", ["race", "strict", "eprocess", "compact", "ablation"])
 def test_figures_of_another_shape_stay_a_mapping(rule: str) -> None:
     """Another version of skilltune may have written them: each lacks a key, or has no interim analysis."""
     said = json.loads(json.dumps(RULES[rule][0].to_json()))
@@ -88,7 +93,7 @@ JSON = st.recursive(
 KEYS = st.sampled_from(["rule", "looks", "screen", "chosen", "prior", "decision", "gain", "n", "before"])
 
 
-@given(st.dictionaries(KEYS, JSON | st.sampled_from(["race", "strict", "eprocess", "compact"])))
+@given(st.dictionaries(KEYS, JSON | st.sampled_from(["race", "strict", "eprocess", "compact", "ablation"])))
 def test_any_mapping_can_be_read(numbers: dict[str, Any]) -> None:
     figures, screen = figures_from_json(numbers)
     assert isinstance(figures.estimate, Estimate)

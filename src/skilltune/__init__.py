@@ -16,7 +16,17 @@ from typing import TYPE_CHECKING, Any
 from skilltune.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from skilltune.api import Evaluation, aevaluate, atrain, evaluate, train
+    from skilltune.api import (
+        Evaluation,
+        acompact,
+        acontrols,
+        aevaluate,
+        atrain,
+        compact,
+        controls,
+        evaluate,
+        train,
+    )
     from skilltune.envs import Env, env
     from skilltune.errors import SkilltuneError, UsageError
     from skilltune.result import Result
@@ -26,13 +36,14 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Env": "envs", "env": "envs", "Evaluation": "api", "Result": "result", "Rollout": "rollout", "Sample": "samples",
-    "Score": "rollout", "Skill": "skill", "SkilltuneError": "errors", "UsageError": "errors", "aevaluate": "api",
-    "atrain": "api", "evaluate": "api", "train": "api",
+    "Score": "rollout", "Skill": "skill", "SkilltuneError": "errors", "UsageError": "errors", "acompact": "api",
+    "acontrols": "api", "aevaluate": "api", "atrain": "api", "compact": "api", "controls": "api", "evaluate": "api",
+    "train": "api",
 }  # fmt: skip
 
 __all__ = [
-    "Env", "Evaluation", "Result", "Rollout", "Sample", "Score", "Skill", "SkilltuneError", "UsageError", "aevaluate",
-    "atrain", "env", "evaluate", "train",
+    "Env", "Evaluation", "Result", "Rollout", "Sample", "Score", "Skill", "SkilltuneError", "UsageError", "acompact",
+    "acontrols", "aevaluate", "atrain", "compact", "controls", "env", "evaluate", "train",
 ]  # fmt: skip
 
 

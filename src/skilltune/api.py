@@ -12,12 +12,18 @@ from typing import Any, ParamSpec, TypeVar
 
 from skilltune.authoring.review import refuse_unread
 from skilltune.build import build_parts, default_folder, inside_skill, pin_inputs, write_config
-from skilltune.config import MAY_DIFFER, Config, make_config
+from skilltune.compaction import compacted, is_compacted, rules_of
+from skilltune.config import MAY_DIFFER, Config, make_config, stored_config
 from skilltune.envs import Env
 from skilltune.errors import BudgetExceeded, RunError, UsageError
 from skilltune.finish.certify import by_group
+from skilltune.finish.compact import most_calls as compact_calls
+from skilltune.finish.controls import Controls, measure
+from skilltune.finish.controls import most_calls as control_calls
 from skilltune.finish.looks import note_fork
+from skilltune.finish.reserve import Planned, planned, typical_call
 from skilltune.history.left_out import describe, one_line
+from skilltune.history.record import ROOT, Record
 from skilltune.journal.run import Listener, Run, differences, scratch_run
 from skilltune.metering.budget import raise_it
 from skilltune.parts import Parts
@@ -77,6 +83,7 @@ async def run_training(
                     _notify_fork(forked, session)
                 refuse_unread(session.env.samples, cfg.env.samples)
                 write_config(session)
+                run.note(ROOT, folder=str(root.resolve()))
                 pin_inputs(session)
                 await try_scorer(session)
                 if session.handoff is not None:
@@ -85,13 +92,19 @@ async def run_training(
                     ready(session)
                 async with _time_limit(session):
                     await try_models(session)
-                    result = await fit_and_certify(session)
+                    result = await _result(session)
             except asyncio.CancelledError:
                 raise asyncio.CancelledError(_resume_hint(run.folder, forked=old is not None)) from None
             finally:
                 await session.aclose()
             write_results(session, result)
     return result
+
+
+async def _result(session: Parts) -> Result:
+    """Train, or replay what the journal holds, with the compaction of the run if it had one."""
+    result = await fit_and_certify(session)
+    return await compacted(session, result) if is_compacted(session.run) else result
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +158,8 @@ async def _time_limit(session: Parts) -> AsyncIterator[None]:
 
 def _tables(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     for name, section in sections.items():
+        if name in ("controls", "compact"):
+            raise UsageError(f"{name} is a function now: leave it out, and call st.{name}(result.folder) at the end")
         if not isinstance(section, Mapping):
             raise UsageError(f"{name}={section!r}: give a config table as a dict, such as train={{'epochs': 2}}")
     return {name: dict(section) for name, section in sections.items()}
@@ -198,7 +213,6 @@ async def atrain(
     preset: str = "default",
     seed: int = 42,
     fork: bool = False,
-    controls: bool = False,
     drop: Sequence[str] = (),
     **sections: Mapping[str, Any],
 ) -> Result:
@@ -213,7 +227,6 @@ async def atrain(
     budget:    "5 usd", "2000 calls, 30 minutes", or {"usd": 5}.
     run:       the run folder; by default runs/NAME in the current folder.
     fork:      start a new run beside an existing one, and reuse every paid answer that still applies.
-    controls:  at the end, also measure control arms (cheaper ways to a skill); doubles the cost.
     drop:      ids of samples to remove from the run for good, such as one that the endpoint's filter refuses.
     sections:  the config's other tables by name, e.g. train={"epochs": 2}, gate={"policy": "strict"}.
 
@@ -223,8 +236,6 @@ async def atrain(
     tree: dict[str, Any] = {"preset": preset, "skill": str(skill), "seed": seed, "env": table}
     tree |= _tables(sections)
     tree |= {"target": _table(target), "optimizer": _table(optimizer)}
-    if controls:
-        tree["certify"] = {**tree.get("certify", {}), "controls": True}
     if budget is not None:
         tree["budget"] = budget if isinstance(budget, str) else dict(budget)
     cfg = make_config(tree, source="train()")
@@ -233,6 +244,145 @@ async def atrain(
 
 
 train = _run_to_end(atrain)
+
+
+# -- a finished run
+
+
+@asynccontextmanager
+async def finished_run(
+    folder: Path,
+    *,
+    env: Env | None = None,
+    budget: str | Mapping[str, float] | None = None,
+    overrides: Sequence[str] = (),
+    listeners: Sequence[Listener] = (),
+) -> AsyncIterator[tuple[Parts, Result]]:
+    """Open a finished run to measure more: its parts and its result, replayed from the journal at no cost.
+
+    `env` is needed if the run was made with an `Env`. `budget` and `overrides` may change the keys that may differ on a
+    resume. `listeners` hear what happens after the replay. Raises `UsageError` for a run that is under way or has not
+    finished, and for one whose inputs cannot be found; nothing is spent then.
+    """
+    cfg, root = _reopened(folder, env, budget, overrides)
+    with Run.open(folder, cfg.to_json(), may_differ=MAY_DIFFER) as run:
+        async with recording(cfg, run):
+            session = build_parts(cfg, run, root, env=env)
+            try:
+                pin_inputs(session)
+                result = await _result(session)
+                run.listeners.extend(listeners)
+                async with _time_limit(session):
+                    yield session, result
+            except asyncio.CancelledError:
+                raise asyncio.CancelledError(_resume_hint(run.folder)) from None
+            finally:
+                await session.aclose()
+
+
+def _reopened(
+    folder: Path, env: Env | None, budget: str | Mapping[str, float] | None, overrides: Sequence[str]
+) -> tuple[Config, Path]:
+    """The settings of a finished run, and the folder at which its relative paths start."""
+    with Run.read(folder) as run:
+        record, stored = Record.of(run), run.config
+        if record.state == "running":
+            raise UsageError(
+                f"the run in {folder} is under way (process {record.writer}): wait for its end, or create a file named "
+                f"stop in {folder} and finish it later"
+            )
+        if record.state == "stopped" or stored is None:
+            raise UsageError(f"the run in {folder} has not finished; finish it first: {record.resume}")
+        cfg = stored_config(stored, folder)
+    if not cfg.env.samples and env is None:
+        raise UsageError(
+            f"the run in {folder} was made in Python with an Env, which its settings do not describe: call "
+            "st.compact(RUN, env=ENV) or st.controls(RUN, env=ENV) with the same Env"
+        )
+    if not record.root or not Path(record.root).is_dir():
+        place = f"its folder {record.root} is gone" if record.root else "its folder was not recorded"
+        raise UsageError(
+            f"the samples of the run in {folder} cannot be found: {place}. Run its `skilltune train` command again "
+            "where they are now; a finished run is replayed for free"
+        )
+    tree = cfg.to_json()
+    if budget is not None:
+        tree["budget"] = budget if isinstance(budget, str) else dict(budget)
+    return make_config(tree, overrides, source=f"the run in {folder}"), Path(record.root)
+
+
+async def run_compaction(session: Parts, result: Result, ready: Callable[[Planned], None] | None = None) -> Result:
+    """Shorten the best skill of an open finished run, and write the derived files again.
+
+    `ready` is called with the most that it may take, before anything is spent. A run is compacted once, because all
+    drops together may lose one point: after that, its result is returned.
+    """
+    if not is_compacted(session.run):
+        calls = compact_calls(session.arena, rules_of(session, result))
+        certificate = session.cfg.certify.attempts * len(session.splits.test) if calls else 0
+        _announce(session, planned(session, calls + certificate), ready)
+        result = await compacted(session, result)
+    write_results(session, result)
+    return result
+
+
+async def run_controls(session: Parts, result: Result, ready: Callable[[Planned], None] | None = None) -> Controls:
+    """Measure the control arms of an open finished run, and write the derived files again.
+
+    `ready` is called with the most that they may take, before anything is spent. Raises `UsageError` if the run has no
+    certificate, because there is nothing to compare then.
+    """
+    if result.certificate is None:
+        raise UsageError(
+            f"the run in {session.run.folder} has no certificate ({result.uncertified}), so there is nothing to "
+            "compare with control arms"
+        )
+    _announce(session, planned(session, *control_calls(session)), ready)
+    found = await measure(session, result.start, result.best)
+    session.run.record("controls", **found.to_json())
+    write_results(session, result)
+    return found
+
+
+def _announce(session: Parts, plan: Planned, ready: Callable[[Planned], None] | None) -> None:
+    """Tell the plan, and base the advice of a budget that runs out on what the plan leaves."""
+    end = session.budget.units("target") + plan.target
+    session.budget.rest = lambda: ("target", max(0, end - session.budget.units("target")), typical_call(session))
+    if ready is not None:
+        ready(plan)
+
+
+async def acompact(
+    run: str | Path, *, env: Env | None = None, budget: str | Mapping[str, float] | None = None
+) -> Result:
+    """Remove the rules of a finished run's best skill that add nothing, and certify what is left.
+
+    run:    the folder of a finished run.
+    env:    the `Env` that the training was given; not needed if it was given a file.
+    budget: the limits of the whole run from now on, its training included, e.g. "5 usd"; by default those of the run.
+
+    The same call again resumes, or replays for free. Returns the run's result: that of the training if no rule was
+    dropped. Raises the errors of `train`, `UsageError` also for a run that has not finished.
+    """
+    async with finished_run(Path(run), env=env, budget=budget) as (session, result):
+        return await run_compaction(session, result)
+
+
+compact = _run_to_end(acompact)
+
+
+async def acontrols(
+    run: str | Path, *, env: Env | None = None, budget: str | Mapping[str, float] | None = None
+) -> Controls:
+    """Measure the control arms of a finished run: other ways to a skill, on the same test samples.
+
+    The arguments and errors are those of `compact`. It costs about as much as the training.
+    """
+    async with finished_run(Path(run), env=env, budget=budget) as (session, result):
+        return await run_controls(session, result)
+
+
+controls = _run_to_end(acontrols)
 
 
 @dataclass(frozen=True, slots=True)

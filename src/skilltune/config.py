@@ -29,9 +29,9 @@ MAY_DIFFER = (
     "env.score_timeout_s",
     "target.hedge",
     "target.lookahead",
-    "certify.controls",
     "optimizer.wait",
 )
+MOVED = {"train.compact": "compact", "certify.controls": "controls"}  # former keys: commands on a finished run
 FILE_NAME = "skilltune.toml"
 EVALS = "evals/evals.json"
 SKILL_TOKENS = 2000
@@ -202,19 +202,28 @@ class TrainConfig(_Section):
     target_score: float | None = Field(
         default=None, ge=0, le=1, description="stop when the estimated score on select reaches this"
     )
+    ablation: bool = Field(
+        default=True,
+        description="at the end, leave out edits of the best skill that harm or carry nothing (at most 96 rollouts on "
+        "train, and a race on select)",
+    )
     max_skill_tokens: int | None = Field(
         default=None,
         ge=1,
         description="an edit that makes the skill longer than this is refused. "
         "None: 2,000, or a fifth more than the input if that is larger",
     )
-    compact: bool = Field(default=False, description="at the end, remove each rule that adds less than a point")
 
     @model_validator(mode="after")
     def _rates(self) -> TrainConfig:
         if self.lr_min > self.lr:
             raise ValueError(f"train.lr_min ({self.lr_min}) is larger than train.lr ({self.lr})")
         return self
+
+    @property
+    def by_value(self) -> bool:
+        """True if the training may end because a further step is not worth its calls."""
+        return self.patience != 0 and self.call_price > 0
 
     def skill_limit(self, tokens: int) -> int:
         """The most tokens that the skill may have, for an input of `tokens` tokens."""
@@ -299,9 +308,6 @@ class CertifyConfig(_Section):
 
     attempts: int = Field(default=1, ge=1, description="attempts of each test sample")
     alpha: float = Field(default=0.05, gt=0, lt=0.5, description="one-sided error rate of the verdict 'better'")
-    controls: bool = Field(
-        default=False, description="also measure control arms (cheaper ways to a skill); doubles the cost"
-    )
 
 
 class LogConfig(_Section):
@@ -344,7 +350,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
         "env": {"split": [2, 1, 7]},
         "optimizer": {"checks": "record", "patterns": False},
-        "train": {"batch_size": 40, "merge": "rank", "patience": 0, "confirm": False},
+        "train": {"batch_size": 40, "merge": "rank", "patience": 0, "confirm": False, "ablation": False},
         "gate": {"policy": "strict", "metric": "hard"},
     },
 }
@@ -454,6 +460,9 @@ def _explain(item: Any, source: str) -> str:
         return f"{source}: {key}: {item['msg'].removeprefix('Value error, ')}"
     if item["type"] != "extra_forbidden":
         return f"{source}: {key}: {item['msg']} (got {item['input']!r:.80})"
+    if key in MOVED:
+        command = f"skilltune {MOVED[key]} RUN"
+        return f"{source}: {key} is a command now: leave the key out, and run `{command}` when the training has ended"
     section: Any = Config
     for part in where[:-1]:
         section = section.model_fields[part].annotation

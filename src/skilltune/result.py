@@ -9,8 +9,10 @@ from typing import Any
 from skilltune.errors import Stopped
 from skilltune.export import export
 from skilltune.finish.certify import Certificate
-from skilltune.finish.controls import Controls
+from skilltune.finish.proof import Proof
+from skilltune.parts import Parts
 from skilltune.skill import Skill
+from skilltune.state import State
 from skilltune.usage import Usage
 
 
@@ -25,9 +27,8 @@ class Result:
     test: int  # samples in the test split
     folder: Path  # of the run
     stopped: Stopped | None = None
-    controls: Controls | None = None
     spent: Usage = field(default_factory=Usage)  # over all lives of the run
-    training: Usage = field(default_factory=Usage)  # of that, for training and certificate: without control arms
+    training: Usage = field(default_factory=Usage)  # of that, for training and certificate
     revived: bool = False  # `best` was rejected by its race, and chosen at the end
 
     def __repr__(self) -> str:
@@ -62,6 +63,25 @@ class Result:
         if not self.test:
             return "there is no test split"
         return "the run was stopped before it" if self.stopped else "no test sample was scored on both sides"
+
+
+def conclude(s: Parts, state: State, best: Skill, proof: Proof | None = None) -> Result:
+    """The result of a run. If the certificate shows no gain, the input is shipped."""
+    certificate = proof.certificate if proof else None
+    if certificate is not None and certificate.gain <= 0:
+        best = state.start
+    return Result(
+        start=state.start,
+        best=best,
+        certificate=certificate,
+        versions=tuple(state.versions),
+        test=len(s.splits.test),
+        folder=s.run.folder,
+        stopped=state.stopped,
+        spent=s.budget.spent,
+        training=proof.cost if proof else s.budget.spent,
+        revived=state.revived == best.hash,
+    )
 
 
 def headline(result: Result) -> str:

@@ -110,23 +110,22 @@ class Ending:
 
 @dataclass(frozen=True, slots=True)
 class Stopping:
-    """Decides if the training ends, and records the reason as an event. `guess` is the number of target calls that a
-    step takes if none was finished yet."""
+    """Decides if the training ends, and records the reason as an event. `tasks` is the number of train tasks; `guess`
+    is the number of target calls that a step takes if none was finished yet.
+
+    Its methods take the finished steps `past`, and `failed`, which maps each train task that the incumbent did to True
+    if it failed. A failure that a second attempt solved does not count as failed.
+    """
 
     run: Run
     cfg: TrainConfig
+    tasks: int
     guess: int
 
-    @property
-    def by_value(self) -> bool:
-        """True if the training may end because a further step is not worth its calls."""
-        return self.cfg.patience != 0 and self.cfg.call_price > 0
-
-    def before_step(self, past: Sequence[Past], failing: float | None, score: float | None) -> bool:
+    def before_step(self, past: Sequence[Past], failed: Mapping[str, bool], score: float | None) -> bool:
         """True if patience is used up, the target score is reached, or a further step is not worth its calls.
 
-        `failing` is the share of the train tasks that fail under the incumbent, None if it did none yet. Raises
-        `Paused` like `pause_if_wanted`.
+        If the incumbent did no task yet, its value is not judged. Raises `Paused` like `pause_if_wanted`.
         """
         self.pause_if_wanted()
         idle = idle_steps(past)
@@ -136,37 +135,30 @@ class Stopping:
             return self._end(Ending(f"no accept in {len(idle)} steps (train.patience = {self.cfg.patience}): {how}"))
         if self.cfg.target_score is not None and score is not None and score >= self.cfg.target_score:
             return self._end(Ending(f"the score on select reached {self.cfg.target_score:g}"))
-        return failing is not None and self.worthless(past, failing)
+        return bool(failed) and self.worthless(past, failed)
 
     def pause_if_wanted(self) -> None:
         """Raise `Paused` if the run folder contains a file named `stop`, by which the user asks for a pause."""
         if (self.run.place / "stop").exists():
             raise Paused(f"{self.run.folder / 'stop'} exists; delete it and run the same command to go on")
 
-    def worthless(self, past: Sequence[Past], failing: float) -> bool:
-        """True if a further step is not worth its calls. `failing`: see `before_step`."""
-        forecast = Forecast.of(past, failing, self.guess)
-        if not self.by_value or forecast.worth(self.cfg.call_price):
+    def worthless(self, past: Sequence[Past], failed: Mapping[str, bool]) -> bool:
+        """True if a further step is not worth its calls."""
+        forecast = Forecast.of(past, self.failing(failed), self.guess)
+        if not self.cfg.by_value or forecast.worth(self.cfg.call_price):
             return False
         price = 100 * self.cfg.call_price * forecast.calls / CALLS
         how = f"less than the {price:.1f} that they should (train.call_price; train.patience = 0 goes on)"
         return self._end(Ending(f"{forecast}, {how}", forecast))
 
+    def failing(self, failed: Mapping[str, bool]) -> float:
+        """The expected share of the train tasks that fail. Tasks that were not done count as those that were."""
+        left, seen = sum(failed.values()), len(failed)
+        return (left + (self.tasks - seen) * (left + UNSEEN) / (seen + 1)) / self.tasks
+
     def _end(self, ending: Ending) -> bool:
         self.run.record("stopping", **ending.to_json())
         return True
-
-
-def failing_share(failed: Mapping[str, bool], tasks: int) -> float | None:
-    """The expected share of `tasks` train tasks that fail under the incumbent; None if it did none.
-
-    `failed` maps each train sample that the incumbent did to True if it failed. A failure that a second attempt solved
-    does not count as failed.
-    """
-    if not failed:
-        return None
-    left, seen = sum(failed.values()), len(failed)
-    return (left + (tasks - seen) * (left + UNSEEN) / (seen + 1)) / tasks
 
 
 def idle_steps(past: Sequence[Past]) -> list[Past]:

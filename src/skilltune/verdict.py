@@ -214,6 +214,36 @@ class CompactFigures:
 
 
 @dataclass(frozen=True, slots=True)
+class AblationFigures:
+    """The race of the last ablation: the keys of the removals, their gain on train (mean, sd), and the margin that may
+    be lost. Gain and margin are in scores. Without an edit to leave out there was no race."""
+
+    edits: tuple[str, ...]
+    foretold: tuple[float, float]
+    margin: float
+    interims: tuple[DropInterim, ...]
+    rule: ClassVar[str] = "ablation"
+
+    @property
+    def estimate(self) -> Estimate:
+        return Estimate(self.interims[-1].gain, self.interims[-1].sd) if self.interims else Estimate()
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "rule": self.rule,
+            "edits": list(self.edits),
+            "foretold": self.foretold,
+            "margin": self.margin,
+            "looks": _rows(self.interims),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> AblationFigures:
+        interims = tuple(DropInterim(**_only(DropInterim, look)) for look in data["looks"])
+        return cls(tuple(data["edits"]), _pair(data["foretold"]), data["margin"], interims)
+
+
+@dataclass(frozen=True, slots=True)
 class OwnFigures:
     """The mapping of a plug-in gate. Empty if no rule was applied.
 
@@ -238,7 +268,7 @@ class OwnFigures:
         return dict(self.values)
 
 
-Figures = RaceFigures | StrictFigures | EProcessFigures | CompactFigures | OwnFigures
+Figures = RaceFigures | StrictFigures | EProcessFigures | CompactFigures | AblationFigures | OwnFigures
 """The figures that a verdict rests on. `rule` names the rule of the gate, "" if no rule was applied."""
 
 
@@ -287,7 +317,7 @@ def raced(edits: int) -> str:
     return f"raced{' with others' if edits > 1 else ''}: {FAILED}"
 
 
-_RULES = {kind.rule: kind for kind in (RaceFigures, StrictFigures, EProcessFigures, CompactFigures)}
+_RULES = {kind.rule: kind for kind in (RaceFigures, StrictFigures, EProcessFigures, CompactFigures, AblationFigures)}
 
 
 def figures_from_json(data: Mapping[str, Any]) -> tuple[Figures, Screen | None]:
@@ -406,6 +436,11 @@ class VerdictRecord:
     def compacts(self) -> bool:
         """True if the verdict is about the drop of a rule after the training."""
         return self.figures.rule == CompactFigures.rule
+
+    @property
+    def ablates(self) -> bool:
+        """True if the verdict is that of the ablation at the end of the training."""
+        return self.figures.rule == AblationFigures.rule
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> VerdictRecord:

@@ -1,39 +1,44 @@
-"""The control arms: measured after the certificate, at the budget of the training, and never chosen by."""
+"""The control arms: measured on a finished run, at the budget of the training, and never chosen by."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from skilltune.api import acontrols, finished_run, run_controls
 from skilltune.cli.main import app
+from skilltune.errors import BudgetExceeded, UsageError
 from skilltune.finish.controls import TRAINED, shuffled
 from skilltune.history.replay import recompute
 from skilltune.journal.run import Run
 from skilltune.skill import Skill
 from skilltune.usage import counted
-from training import START, events, prepare, small, train
+from training import START, events, small, train
 
 pytestmark = pytest.mark.anyio
 QUIET = {"target.lookahead": False}  # no call that is not needed blurs the counts
-ON = {"certify.controls": True, **QUIET}
 
 
 @pytest.mark.slow
-async def test_the_arms_come_after_the_certificate_and_change_nothing(tmp_path: Path) -> None:
+async def test_the_arms_cost_the_training_again_and_change_nothing(tmp_path: Path) -> None:
     with small(q=0.8) as world:
-        plain = await train(world, tmp_path, QUIET, run="plain")
+        done = await train(world, tmp_path, QUIET)
         trained = sum(s.role == "target" for s in world.requests) - 48
         seen = len(world.requests)
-        done = await train(world, tmp_path, ON, run="controls")
+        found = await acontrols(done.folder)
         asked = world.requests[seen:]
+        calls = sum(world.answered.values())
+        again = await acontrols(done.folder)
+        replayed = await train(world, tmp_path, QUIET)
+        assert sum(world.answered.values()) == calls
         truth = {split: world.true_score(done.result.best.text, split) for split in ("select", "test")}
-    assert done.outcome == plain.outcome
-    found = done.result.controls
-    assert found is not None
+    assert again == found
+    assert replayed.outcome == done.outcome
     assert not found.missing
     rewrites = max(1, round(trained / 16))
     arms = {arm.name: arm for arm in found.arms}
@@ -55,24 +60,18 @@ async def test_the_arms_come_after_the_certificate_and_change_nothing(tmp_path: 
     assert arms["no skill"].cost.calls == 0
     assert arms["one rewrite"].cost.calls == 16 + 1  # the first batch, one call
     assert arms[f"best of {rewrites} rewrites"].cost.calls <= 16 + rewrites + 16 * rewrites
-    asked_once = Counter(s.stage for s in asked if s.role == "optimizer")
-    assert asked_once["rewrite"] == rewrites
-    test = {ticket.id for ticket in world.tickets.values() if ticket.split == "test"}
+    made = sum(arm.cost.calls - 16 for arm in found.arms if "rewrite" in arm.name)
+    assert len(asked) <= made + 4 * 24
+    assert Counter(s.stage for s in asked if s.role == "optimizer")["rewrite"] == rewrites
     hidden = {ticket.id for ticket in world.tickets.values() if ticket.split != "train"}
-    first = next(i for i, s in enumerate(asked) if s.stage == "rewrite")
-    certificate = [i for i, s in enumerate(asked) if s.sample in test][:48]
-    assert max(certificate) < first
     assert not [name for name in hidden if world.optimizer_saw(name)]
 
-    assert done.result.training == plain.result.spent  # what a point gained took does not count the arms
-    assert done.result.spent.calls > done.result.training.calls
     points = 100 * done.result.certificate.gain if done.result.certificate else 0.0
-    per_point = counted(round(plain.result.spent.calls / points))
-    figure = f"| training and certificate, per point gained | {per_point} |"
-    assert figure in plain.read("card.md")
-    assert figure in done.read("card.md")
-    assert "Cost of making it: " in done.read("card.md")
-    assert "| one rewrite |" in done.read("card.md")
+    per_point = counted(round(done.result.spent.calls / points))  # the arms do not count
+    card = done.read("card.md")
+    assert f"| training and certificate, per point gained | {per_point} |" in card
+    assert "Cost of making it: " in card
+    assert "| one rewrite |" in card
     shown = CliRunner().invoke(app, ["show", str(done.folder)]).stdout
     assert "shuffled words" in shown
     with Run.read(done.folder) as run:
@@ -80,77 +79,76 @@ async def test_the_arms_come_after_the_certificate_and_change_nothing(tmp_path: 
 
 
 @pytest.mark.slow
-async def test_a_finished_run_gets_its_arms_later_and_pays_only_for_them(tmp_path: Path) -> None:
-    with small(q=0.8) as world:
-        plain = await train(world, tmp_path, QUIET)
-        calls = [sum(world.answered.values())]
-        done = await train(world, tmp_path, ON)
-        calls.append(sum(world.answered.values()))
-        again = await train(world, tmp_path, ON)
-        calls.append(sum(world.answered.values()))
-    assert done.outcome == plain.outcome
-    assert done.result.controls is not None
-    made = sum(arm.cost.calls - 16 for arm in done.result.controls.arms if "rewrite" in arm.name)
-    assert calls[1] - calls[0] <= made + 4 * 24
-    assert calls[2] == calls[1]
-    assert again.result.controls == done.result.controls
-    assert again.result.training == done.result.training == plain.result.spent
-
-
-@pytest.mark.slow
 async def test_without_a_model_that_can_rewrite_these_arms_are_missing(tmp_path: Path) -> None:
     with small(q=0.8) as world:
-        done = await train(world, tmp_path, {**ON, "optimizer.model": "examples"})
-    if done.result.certificate is not None:
-        assert done.result.controls is not None
-        assert [name for name in done.result.controls.missing if "rewrite" in name] == list(
-            done.result.controls.missing
-        )
-        assert len(done.result.controls.missing) == 2
+        done = await train(world, tmp_path, QUIET)
+        async with finished_run(done.folder) as (session, result):
+            found = await run_controls(replace(session, optimizer_client=None), result)
+    assert [name for name in found.missing if "rewrite" in name] == list(found.missing)
+    assert len(found.missing) == 2
 
 
-@pytest.mark.slow
 async def test_nothing_accepted_nothing_compared(tmp_path: Path) -> None:
     with small(q=0.0, harmful=0.0) as world:
-        done = await train(world, tmp_path, ON)
+        done = await train(world, tmp_path, {**QUIET, "train.epochs": 1, "gate.screen": 0})
+        calls = sum(world.calls.values())
+        with pytest.raises(UsageError, match="no certificate"):
+            await acontrols(done.folder)
+        assert sum(world.calls.values()) == calls
     assert done.result.exit_code == 1
-    assert done.result.controls is None
     assert events(done.folder, "controls") == []
-    assert "Not measured: the best skill is the input" in done.read("card.md")
 
 
 @pytest.mark.slow
-async def test_the_budget_keeps_the_cost_of_the_arms_back(tmp_path: Path) -> None:
+async def test_a_budget_that_is_used_up_stops_the_arms_and_a_larger_one_goes_on(tmp_path: Path) -> None:
     with small(q=0.9) as world:
-        done = await train(world, tmp_path, ON, budget="420 calls")
-        spent = sum(world.calls.values())
-    assert spent <= 420
-    assert done.result.certificate is not None
-    assert done.result.controls is not None
-    assert not done.result.controls.missing
-
-
-async def test_a_budget_too_small_for_the_arms_is_refused_before_the_first_rollout(tmp_path: Path) -> None:
-    with small(q=0.9) as world:
-        done = await train(world, tmp_path, ON, budget="140 calls")
-        assert world.calls["target"] == 0
-    assert done.result.exit_code == 4
+        done = await train(world, tmp_path, QUIET)
+        paid = done.result.spent.calls
+        with pytest.raises(BudgetExceeded, match=r"raise it with budget\.calls=") as stop:
+            await acontrols(done.folder, budget={"calls": paid + 30})
+        assert sum(world.calls.values()) <= paid + 30
+        assert events(done.folder, "controls") == []
+        shown = CliRunner().invoke(app, ["show", str(done.folder), "--json"]).stdout
+        assert json.loads(shown)["state"] == "finished"  # the training stands
+        found = await acontrols(done.folder, budget=f"{stop.value.larger.partition('=')[2]} calls")
+    assert not found.missing
 
 
 @pytest.mark.slow
-def test_the_option_of_the_command(tmp_path: Path) -> None:
+def test_the_command_says_the_cost_first_and_refuses_what_has_not_finished(tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "desk"
     with small(q=0.9) as world:
-        prepare(world, tmp_path)
+        world.write(tmp_path / "samples.jsonl")
+        (tmp_path / "SKILL.md").write_text(START)
         (tmp_path / "skilltune.toml").write_text(
             f'skill = "SKILL.md"\n[env]\nsamples = "samples.jsonl"\n[target]\nmodel = "openai@{world.url}/target"\n'
             f'[optimizer]\nmodel = "openai@{world.url}/optimizer"\n'
             "[train]\nepochs = 1\nbatch_size = 16\nminibatch_size = 4\n[gate]\nscreen = 24\n"
         )
-        ended = CliRunner().invoke(app, ["train", str(tmp_path / "skilltune.toml"), "--controls", "--json"])
-    told = [json.loads(line) for line in ended.stdout.splitlines()]
-    (controls,) = [event for event in told if event["type"] == "controls"]
+        training = ["train", str(tmp_path / "skilltune.toml"), "--run", str(run)]
+        stopped = CliRunner().invoke(app, [*training, "budget.calls=60"])
+        assert stopped.exit_code == 4
+        refused = CliRunner().invoke(app, ["controls", str(run)])
+        assert refused.exit_code == 2
+        assert "has not finished; finish it first: skilltune train" in refused.stderr
+        assert CliRunner().invoke(app, [*training, "budget.calls=4000"]).exit_code == 0
+        with Run.open(run):
+            refused = CliRunner().invoke(app, ["controls", str(run)])
+            assert refused.exit_code == 2
+            assert "is under way" in refused.stderr
+        refused = CliRunner().invoke(app, ["controls", str(run), "train.epochs=3"])
+        assert refused.exit_code == 2
+        assert "train.epochs" in refused.stderr
+        told = CliRunner().invoke(app, ["controls", str(run), "budget.calls=4000"])
+        assert told.exit_code == 0
+        ended = CliRunner().invoke(app, ["controls", str(run), "--json"])
+    assert told.stdout.index("cost      at most") < told.stdout.index("measuring · no skill")
+    assert "shuffled words" in told.stdout
+    heard = [json.loads(line) for line in ended.stdout.splitlines()]
+    assert heard[0]["type"] == "plan"
+    assert heard[0]["most_calls"]["target"] >= 96
+    (controls,) = [event for event in heard if event["type"] == "controls"]
     assert [arm["name"] for arm in controls["arms"]][:2] == [TRAINED, "no skill"]
-    assert told.index(controls) > max(i for i, event in enumerate(told) if event["type"] == "verdict")
 
 
 def test_shuffled_words_keep_length_lines_and_frontmatter() -> None:

@@ -13,7 +13,10 @@ import pytest
 from typer.testing import CliRunner
 
 from arenas import arena
+from skilltune import Env
+from skilltune.api import acompact
 from skilltune.cli.main import app
+from skilltune.errors import BudgetExceeded, UsageError
 from skilltune.finish.certify import FEWEST
 from skilltune.finish.compact import compact
 from skilltune.finish.ledger import Rule
@@ -197,7 +200,7 @@ async def test_a_rejected_candidate_that_is_chosen_is_reported_as_what_it_is(
 
     with small(optimizer_mode="useless") as world:
         rules = "".join(f"{world.rule(k)}\n" for k in range(4)) if helps else "- Be careful.\n"
-        monkeypatch.setattr(sys.modules["skilltune.train"], "reselect", revive)
+        monkeypatch.setattr(sys.modules["skilltune.state"], "reselect", revive)
         done = await train(world, tmp_path, {"train.epochs": 1})
         with Run.read(done.folder) as run:
             again = await recompute(run)
@@ -256,33 +259,106 @@ def padding(world: World) -> None:
     world.optimizer.stages["reflect"] = padded
 
 
+@pytest.mark.slow
 async def test_compact_drops_what_carries_nothing_and_nothing_else(tmp_path: Path) -> None:
     with small(q=1.0, classes=2) as world:
         padding(world)
-        plain = await train(world, tmp_path, preset="paper", run="plain")
-        short = await train(
-            world, tmp_path, {"train.compact": True, "gate.policy": "strict"}, preset="paper", run="short"
-        )
-        before, after = (world.true_score(done.result.best.text) for done in (plain, short))
-    assert "Keep an eye on" in plain.result.best.text  # the published rule takes whole patches
-    assert "Keep an eye on" not in short.result.best.text
+        plain = await train(world, tmp_path, preset="paper")
+        longer = plain.result
+        trained = len(plain.verdicts)
+        short = await acompact(plain.folder)
+        calls = sum(world.answered.values())
+        assert await acompact(plain.folder) == short
+        replayed = await train(world, tmp_path, preset="paper")  # the compaction belongs to the run now
+        assert sum(world.answered.values()) == calls
+        assert replayed.result == short
+        before, after = (world.true_score(result.best.text) for result in (longer, short))
+    assert "Keep an eye on" in longer.best.text  # the published rule takes whole patches
+    assert "Keep an eye on" not in short.best.text
     assert after == before == 1.0
-    assert short.result.versions[: len(plain.result.versions)] == plain.result.versions
-    drops = [v for v in short.verdicts if v["numbers"].get("rule") == "compact"]
-    assert drops
+    assert short.versions[: len(longer.versions)] == longer.versions
+    drops = plain.verdicts[trained:]
+    assert {v["numbers"]["rule"] for v in drops} == {"compact"}
     assert any(v["accepted"] for v in drops)
     margins = [v["numbers"]["margin"] for v in drops]  # one point in all
     assert margins[0] == 0.01
     for drop in (v for v in drops if v["accepted"]):
         assert drop["numbers"]["looks"][-1]["safe"] >= 0.9
         assert len(drop["differences"]) == 16  # all of select
-    assert short.result.certificate is not None
-    assert short.result.certificate.after == 1.0
-    assert short.result.best.frontmatter == plain.result.best.frontmatter
-    with Run.read(short.folder) as run:
-        assert (await recompute(run)).exit_code == 0
-    told = CliRunner().invoke(app, ["show", str(short.folder)]).stdout
+    assert longer.certificate is not None
+    assert short.certificate is not None
+    assert (longer.certificate.look, short.certificate.look) == (1, 2)
+    assert short.certificate.after == 1.0
+    assert short.exit_code == 0
+    assert short.best.frontmatter == longer.best.frontmatter
+    assert plain.read("best_skill.md") == short.best.text
+    assert "look 2 at these samples" in plain.read("card.md")
+    with Run.read(plain.folder) as run:
+        again = await recompute(run)
+        assert again.exit_code == 0
+        assert [d.name for d in again.decisions].count("compact") == len(drops)
+    told = CliRunner().invoke(app, ["show", str(plain.folder)]).stdout
     assert "dropped" in told
+
+
+async def test_a_longer_skill_that_is_certified_ships_if_the_shorter_one_is_not(tmp_path: Path) -> None:
+    """The second reading of the test split needs half the p."""
+    with small(q=1.0, classes=2, test=10) as world:
+        padding(world)
+        plain = await train(world, tmp_path, {"certify.alpha": 0.0015}, preset="paper")
+        assert plain.result.exit_code == 0
+        short = await acompact(plain.folder)
+    assert short.best == plain.result.best
+    assert short.certificate == plain.result.certificate
+    assert len(short.versions) > len(plain.result.versions)
+    assert plain.read("best_skill.md") == plain.result.best.text
+    with Run.read(plain.folder) as run:
+        assert Record.of(run).best_hash == plain.result.best.hash
+
+
+@pytest.mark.slow
+async def test_a_compaction_that_was_stopped_leaves_the_run_as_it_was(tmp_path: Path) -> None:
+    with small(q=1.0, classes=2) as world:
+        padding(world)
+        plain = await train(world, tmp_path, preset="paper")
+        calls = sum(world.answered.values())
+        with pytest.raises(BudgetExceeded):
+            await acompact(plain.folder, budget={"calls": calls + 40})
+        with Run.read(plain.folder) as run:
+            record = Record.of(run)
+            assert record.state == "finished"
+            assert record.best_hash == plain.result.best.hash
+            assert (await recompute(run)).exit_code == 0
+        again = await train(world, tmp_path, preset="paper")
+        assert again.outcome == plain.outcome
+        short = await acompact(plain.folder)
+    assert "Keep an eye on" not in short.best.text
+
+
+@pytest.mark.slow
+def test_the_command_says_the_cost_and_the_second_reading_first(tmp_path: Path) -> None:
+    with small(q=1.0, classes=2) as world:
+        padding(world)
+        plain = asyncio.run(train(world, tmp_path, preset="paper"))
+        told = CliRunner().invoke(app, ["compact", str(plain.folder)])
+        calls = sum(world.answered.values())
+        again = CliRunner().invoke(app, ["compact", str(plain.folder)])
+        assert sum(world.answered.values()) == calls
+    assert told.exit_code == again.exit_code == 0
+    said = [told.stdout.index(text) for text in ("cost      at most", "read once more", "compact · accepted", "look 2")]
+    assert said == sorted(said)
+    assert "the run is compacted already" in again.stdout
+    assert "look 2" in again.stdout
+
+
+def test_a_run_made_in_python_needs_its_env(tmp_path: Path) -> None:
+    with small(q=1.0, classes=2) as world:
+        rows = world.samples()
+        settings = {"env.samples": "", "train.epochs": 1, "gate.screen": 0}
+        plain = asyncio.run(train(world, tmp_path, settings, env=Env(rows)))
+        with pytest.raises(UsageError, match="with the same Env"):
+            asyncio.run(acompact(plain.folder))
+        assert asyncio.run(acompact(plain.folder, env=Env(rows))).start == plain.result.start
 
 
 def rule(key: str, effect: float) -> Rule:
@@ -310,9 +386,10 @@ async def test_compact_loses_no_more_than_a_point_in_all() -> None:
 @pytest.mark.slow
 async def test_compact_costs_nothing_where_every_rule_is_known_to_carry(tmp_path: Path) -> None:
     with small(q=1.0, train=64, select=40) as world:
-        plain = await train(world, tmp_path, run="plain")
+        plain = await train(world, tmp_path)
         calls = sum(world.calls.values())
-        short = await train(world, tmp_path, {"train.compact": True}, run="short")
+        short = await acompact(plain.folder)
         spent = sum(world.calls.values()) - calls
-    assert short.result.best.text == plain.result.best.text
-    assert spent <= calls + 80
+    assert short.best.text == plain.result.best.text
+    assert short.certificate == plain.result.certificate
+    assert spent <= 80

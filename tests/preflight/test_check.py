@@ -311,15 +311,11 @@ async def test_a_run_stays_within_its_estimate(tmp_path: Path, world: World, set
     assert expected.usd[0] <= rolled.usd + thought.usd <= expected.usd[1]
 
 
-@pytest.mark.parametrize("controls", ["certify.controls=false", "certify.controls=true"])
-async def test_a_budget_that_will_not_last_is_remarked_with_the_number_that_will(
-    tmp_path: Path, world: World, controls: str
-) -> None:
-    overrides = [controls, "target.price=[1, 2]", "optimizer.price=[1, 2]", "target.lookahead=false"]
+async def test_a_budget_that_will_not_last_is_remarked_with_the_number_that_will(tmp_path: Path, world: World) -> None:
+    overrides = ["target.price=[1, 2]", "optimizer.price=[1, 2]", "target.lookahead=false"]
     assert (await looked_at(tmp_path, world, *overrides)).notes == []
     (told,) = (await looked_at(tmp_path, world, *overrides, "budget.calls=30")).notes
     assert told.startswith("budget.calls=30 is too little for a whole run: with ")
-    assert ("control arms" in told) == controls.endswith("true")
     least, enough = (int(re.findall(pattern, told)[0]) for pattern in (r"shortest takes about (\d+)", r"calls=(\d+)$"))
     (told,) = (await looked_at(tmp_path, world, *overrides, f"budget.calls={least + 1}")).notes
     assert "may not last for a whole run" in told

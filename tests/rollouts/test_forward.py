@@ -11,7 +11,7 @@ import pytest
 from skilltune.config import make_config
 from skilltune.journal.run import Run
 from skilltune.rollout import Rollout, Score, Trajectory
-from skilltune.rollouts.forward import Forward
+from skilltune.rollouts.forward import Forward, drain
 from skilltune.samples import Sample
 from skilltune.skill import Skill
 from training import START as TEXT
@@ -49,7 +49,8 @@ async def shown(first: dict[str, float | None], second: dict[str, float | None],
     roll.stream = batch  # type: ignore[attr-defined]
     forward = passing(roll)
     samples = [sample for sample in TRAIN if sample.id in first]
-    out = [rollout async for rollout in await forward.batch(SKILL, samples, "step 1", 1)]
+    async with forward.batch(SKILL, samples, "step 1") as rollouts:
+        out = [rollout async for rollout in rollouts]
     assert forward.failed == {r.sample: r.score is None or r.score.value < 1 for r in out}
     return out, asked, not forward.confirm
 
@@ -113,11 +114,17 @@ async def test_a_batch_is_passed_on_as_soon_as_more_than_half_of_it_must_have_fa
     roll.prefetch = lambda skill, samples, attempt: None  # type: ignore[attr-defined]
     roll.stream = batch  # type: ignore[attr-defined]
     forward = passing(roll)
-    rollouts = await forward.batch(SKILL, TRAIN, "step 1", 1)
-    assert len(came) == (11 if failing > 10 else 20)
-    assert len(forward.failed) == len(came)  # in time to see that nothing is left to learn
-    assert [rollout.sample async for rollout in rollouts] == [sample.id for sample in TRAIN]
+    async with forward.batch(SKILL, TRAIN, "step 1") as rollouts:
+        assert len(came) == (11 if failing > 10 else 20)
+        assert len(forward.failed) == len(came)  # in time to see that nothing is left to learn
+        assert [rollout.sample async for rollout in rollouts] == [sample.id for sample in TRAIN]
     assert len(forward.failed) == 20
+    came.clear()
+    async with forward.batch(SKILL, TRAIN[:2], "step 2"):
+        assert len(forward.failed) == 20
+    async with forward.batch(SKILL.with_text("# Another\n"), TRAIN[:2], "step 3") as rollouts:
+        await drain(rollouts)
+    assert set(forward.failed) == {sample.id for sample in TRAIN}  # the stand-in rolls all of them
 
 
 @pytest.mark.parametrize("confirm", [True, False])

@@ -14,7 +14,10 @@ from skilltune import __version__, streams
 from skilltune.cli.boundary import OUR_FAULT, PIPE_CLOSED, delivered, fail, interrupts, our_fault, say
 from skilltune.cli.options import app
 
-COMMANDS = ("train", "evaluate", "check", "doctor", "show", "diff", "report", "export", "convert", "init", "answer")
+COMMANDS = (
+    *("train", "evaluate", "check", "doctor", "show", "diff", "report", "export", "compact", "controls"),
+    *("convert", "init", "answer"),
+)
 for name in COMMANDS:  # each module registers its command; `--help` lists them in this order
     import_module(f"skilltune.cli.{name}")
 
@@ -64,6 +67,8 @@ def _root(
     \b
     Other commands:
       skilltune eval skills/NAME            score a skill without training it
+      skilltune compact runs/NAME           remove rules that add nothing from a trained skill
+      skilltune controls runs/NAME          compare a trained skill with cheaper ways to a skill
       skilltune COMMAND --help              options and examples of a command
     """
 

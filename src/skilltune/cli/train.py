@@ -38,10 +38,6 @@ def train(
             "--run DIR.",
         ),
     ] = False,
-    controls: Annotated[
-        bool,
-        typer.Option("--controls", help="At the end, also measure cheaper ways to a skill; doubles the cost."),
-    ] = False,
     drop: Annotated[
         list[str] | None,
         typer.Option("--drop", metavar="ID", help="Remove a sample from the run for good. May be given several times."),
@@ -83,7 +79,7 @@ def train(
     def again(folder: Path) -> str:
         """The command that resumes the run in `folder`."""
         place = ["--run", str(folder)] if fork or run else []
-        return shlex.join(["skilltune", "train", str(source), *given, *place, *["--controls"] * controls])
+        return shlex.join(["skilltune", "train", str(source), *given, *place])
 
     out = json_stream(as_json)
     view = Events(out, again) if out else (Live if sys.stdout.isatty() else Lines)(stdout(), again)
@@ -97,7 +93,7 @@ def train(
     message = RESUME_FORK if fork else RESUME
     gone = message.replace("interrupted", "the reader of the output has gone")
     with boundary(lambda: bool(opened and opened[0].run.spent), view.failed, message, gone, lambda: folder_of(opened)):
-        cfg, root = load_config(source, [*given, *(["certify.controls=true"] if controls else [])])
+        cfg, root = load_config(source, given)
         with view:
             result = interrupts.run(
                 run_training(cfg, root, run, fork=fork, drop=drop or (), listeners=[view], ready=ready)

@@ -1,1 +1,1 @@
-"""The end of a run: choose the version, shorten it, certify it on the test split."""
+"""The end of a run: choose the version and certify it on the test split. Later, on demand: compaction, control arms."""

@@ -1,11 +1,11 @@
-"""Compaction: drop each rule that has no effect, by the journal and a few more rollouts."""
+"""The races of `skilltune compact`: drop each rule that has no effect, by the journal and a few more rollouts."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Collection, Sequence
 
 from skilltune.aio import run_all
-from skilltune.edits import Applied, apply, inverse
+from skilltune.edits import Applied, Edit, apply, inverse
 from skilltune.finish.ledger import Rule
 from skilltune.gate import Arena
 from skilltune.gate.priors import CERTAIN, HOPELESS, LEVEL, MARGIN, NOTHING, WIDE
@@ -31,9 +31,8 @@ async def compact(
     hashes of the texts whose rollouts tell easy samples from hard ones.
     """
     skill, margin = best, MARGIN
-    for rule in sorted(rules, key=lambda rule: rule.carries(MARGIN)):
-        why = f"the rule of step {rule.step} may carry nothing"
-        without = inverse(rule.op, rule.removed, rule.text, why)
+    for rule in doubtful(rules):
+        without = _removal(rule)
         if without is None or rule.carries(margin) >= CERTAIN:
             continue
         if rule.effect >= 0 and normal_cdf(margin / NOTHING[2]) < arena.cfg.confidence:
@@ -45,6 +44,21 @@ async def compact(
             if verdict.accepted:
                 margin = max(0.0, margin + min(0.0, verdict.figures.estimate.gain or 0.0))
             yield verdict
+
+
+def doubtful(rules: Sequence[Rule]) -> list[Rule]:
+    """The rules that may have no effect and that can be removed, the smallest effect first. The others cost nothing."""
+    tried = [rule for rule in rules if rule.carries(MARGIN) < CERTAIN and _removal(rule) is not None]
+    return sorted(tried, key=lambda rule: rule.carries(MARGIN))
+
+
+def most_calls(arena: Arena, rules: Sequence[Rule]) -> int:
+    """An upper bound of the target calls of `compact`: both texts do all samples of every drop."""
+    return sum(2 * (len(rule.evidence) + 2 * len(arena.select)) for rule in doubtful(rules))
+
+
+def _removal(rule: Rule) -> Edit | None:
+    return inverse(rule.op, rule.removed, rule.text, f"the rule of step {rule.step} may carry nothing")
 
 
 async def _drop(

@@ -1,4 +1,4 @@
-"""Control arms: what would have come of other ways to a skill? Measured after the certificate, never chosen by.
+"""Control arms (`skilltune controls`): other ways to a skill, measured after the certificate. They decide nothing.
 
 A trained skill should beat no skill, the skill that it began with, one rewrite by the optimizer, the best of as many
 rewrites as the training's rollouts would pay to choose among, and its own words in random order.
@@ -14,7 +14,7 @@ from typing import Any
 
 from skilltune.aio import run_all
 from skilltune.edits import Edit, apply
-from skilltune.errors import CallError, InfraError, Stopped
+from skilltune.errors import CallConfigError, CallError, InfraError
 from skilltune.finish.certify import by_group
 from skilltune.journal.keys import rng
 from skilltune.optimizer import Memory, Step
@@ -61,12 +61,14 @@ class Controls:
         return {"arms": [arm.to_json() for arm in self.arms], "missing": dict(self.missing)}
 
 
-async def controls(s: Parts, start: Skill, trained: Skill) -> Controls:
-    """Measure all arms on `test`, as often as the certificate did. An arm that the budget or the optimizer does not
-    allow is missing, with the reason: the result of the run stands without it."""
-    test = {sample.id for sample in s.splits.test}
-    seen = [rollout for (_, sample, _), rollout in sorted(s.roll.seen.items()) if sample not in test]
-    rewrites = max(1, round(len(seen) / len(s.splits.select)))
+async def measure(s: Parts, start: Skill, trained: Skill) -> Controls:
+    """Measure all arms on `test`, as often as the certificate did.
+
+    An arm that the optimizer cannot make is missing, with the reason. Raises `Stopped` if the budget is used up; the
+    journal keeps what was measured.
+    """
+    seen = _training(s)
+    rewrites = affordable_rewrites(s)
     asked = _fixed(s, "optimizer's cost of training", s.run.usage.get("optimizer", Usage()))
     spent = sum((r.trajectory.usage for r in seen), asked)
     makers: dict[str, Callable[[], Awaitable[tuple[Skill, Usage]]]] = {
@@ -81,10 +83,13 @@ async def controls(s: Parts, start: Skill, trained: Skill) -> Controls:
     missing: dict[str, str] = {}
     ours: dict[str, float] = {}
     for name, make in makers.items():
+        s.run.notify("arm", name=name)
         try:
             skill, cost = await make()
             scores = await _tested(s, skill)
-        except (Stopped, CallError) as error:
+        except CallConfigError:
+            raise
+        except CallError as error:
             missing[name] = " ".join(str(error).split())
             continue
         ours = ours or scores
@@ -99,6 +104,25 @@ async def controls(s: Parts, start: Skill, trained: Skill) -> Controls:
         gain = score - fmean(ours[sample] for sample in both)
         arms.append(Arm(name, score, low, high, len(both), gain, worse, better, cost))
     return Controls(tuple(arms), missing)
+
+
+def affordable_rewrites(s: Parts) -> int:
+    """The number of rewrites among which the rollouts of the training would pay to choose."""
+    return max(1, round(len(_training(s)) / len(s.splits.select)))
+
+
+def most_calls(s: Parts) -> tuple[int, int]:
+    """Upper bounds of the calls of `measure`: (target, optimizer)."""
+    rewrites = affordable_rewrites(s)
+    test = CONTROL_ARMS * s.arena.draws(s.cfg.certify.attempts) * len(s.splits.test)
+    batch = min(s.cfg.train.batch_size, len(s.splits.train))
+    return test + batch + rewrites * len(s.splits.select), rewrites
+
+
+def _training(s: Parts) -> list[Rollout]:
+    """The rollouts of the training, in a fixed order: those of `train` and `select` samples."""
+    test = {sample.id for sample in s.splits.test}
+    return [rollout for (_, sample, _), rollout in sorted(s.roll.seen.items()) if sample not in test]
 
 
 def shuffled(skill: Skill, seed: int) -> Skill:

@@ -22,7 +22,7 @@ from skilltune.rollout import Rollout, Score
 from skilltune.skill import Skill
 from skilltune.stats import normal_cdf, normal_quantile
 from skilltune.stats.linear import Observation, Posterior, fit
-from skilltune.verdict import VerdictRecord
+from skilltune.verdict import Screen, VerdictRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +102,7 @@ class _Change:
 
     verdict: VerdictRecord
     report: Report
+    ablation: Screen | None = None  # the last one that measured edits of the best skill
 
     @property
     def key(self) -> str:
@@ -114,7 +115,9 @@ class _Change:
 
     @property
     def foretold(self) -> tuple[float, float] | None:
-        """Its effect by the screen, with the standard deviation; None if no screen measured it."""
+        """Its effect by the ablation or else by its screen, with the standard deviation; None without both."""
+        if self.ablation and (row := self.ablation.row(self.key)):
+            return row.effect, row.sd
         row = self.verdict.screen.row(self.key) if self.verdict.screen else None
         return (SHRINK * row.effect, row.sd) if row else None
 
@@ -147,9 +150,10 @@ def ledger(
     more.
     """
     changes: dict[str, _Change] = {}
+    ablation = next((verdict.screen for verdict in reversed(verdicts) if verdict.ablates), None)
     for verdict in verdicts:
-        if (verdict.accepted or verdict.candidate == best) and not verdict.compacts:
-            applied = [_Change(verdict, report) for report in verdict.applied]
+        if (verdict.accepted or verdict.candidate == best) and not (verdict.compacts or verdict.ablates):
+            applied = [_Change(verdict, report, ablation) for report in verdict.applied]
             changes |= {change.key: change for change in applied if not change.takes_back(changes.values())}
     standing = [change for change in changes.values() if change.stands_in(seen.text_of(best))]
     columns, posterior = _fitted(verdicts, start, list(changes.values()), seen, {*train, *select}, repeat)
@@ -180,9 +184,16 @@ def ledger(
     return rules
 
 
-def ledger_of(run: Run, rollouts: Iterable[Rollout], metric: Callable[[Score], float], best: str) -> list[Rule]:
-    """The ledger of a skill of a run by these rollouts and the verdicts in its journal."""
-    verdicts = [VerdictRecord.from_json(data) for _, _, data in run.events("verdict")]
+def ledger_of(
+    run: Run,
+    rollouts: Iterable[Rollout],
+    metric: Callable[[Score], float],
+    best: str,
+    verdicts: Sequence[VerdictRecord] | None = None,
+) -> list[Rule]:
+    """The ledger of a skill of a run by these rollouts and these verdicts (None: all that are in its journal)."""
+    if verdicts is None:
+        verdicts = [VerdictRecord.from_json(data) for _, _, data in run.events("verdict")]
     (_, _, start), *_ = run.events("start")
     split = (run.recall("split") or [{"train": [], "select": []}])[0]
     repeat = next((data["sd"] ** 2 for _, _, data in run.events("calibration")), None)

@@ -1,11 +1,12 @@
-"""The part of the budget that is kept back for the end of a run: the certificate and the control arms."""
+"""The part of the budget that is kept back for the certificate, and the calls that a run takes."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from skilltune.config import Config
-from skilltune.finish.controls import CONTROL_ARMS
+from skilltune.gate.priors import ABLATION
 from skilltune.optimizer.schedule import steps_per_epoch
 from skilltune.parts import Parts
 from skilltune.samples import Splits
@@ -14,16 +15,14 @@ from skilltune.usage import Usage
 TYPICAL = 0.4  # of the way from the least to the most calls of a training
 
 
-def hold_back(s: Parts) -> None:
-    """Keep back the cost of the certificate, its judge included, and of the control arms if they are configured. The
-    dearest arm takes as much as the training itself."""
-    cfg, test = s.cfg.certify, s.splits.test
-    draws = (2 + CONTROL_ARMS * cfg.controls) * cfg.attempts
-    s.budget.hold("target", draws * len(test), typical_call(s), again=cfg.controls)
+def hold_back(s: Parts, skills: int = 2) -> None:
+    """Keep back the cost of the certificate, its judge included. `skills` is the number of skills that it measures."""
+    test, attempts = s.splits.test, skills * s.cfg.certify.attempts
+    s.budget.hold("target", attempts * len(test), typical_call(s))
     if s.judge is not None and (read := [sample for sample in test if s.env.lines(sample)]):
         sample = max(read, key=lambda sample: len(sample.text))
         guess = s.judge.client.bound(s.judge.request(sample, "", s.env.lines(sample)))
-        s.budget.hold("judge", draws * len(read), guess)
+        s.budget.hold("judge", attempts * len(read), guess)
 
 
 def typical_call(s: Parts) -> Usage:
@@ -37,7 +36,7 @@ def rest(s: Parts) -> tuple[str, int, Usage]:
     """The target calls that a typical run still takes: the role, their number, and a guess at the cost of one."""
     fewest, most = estimate_calls(s.cfg, s.splits)
     done = s.budget.units("target")
-    after = (2 + CONTROL_ARMS * s.cfg.certify.controls) * s.cfg.certify.attempts * len(s.splits.test)
+    after = 2 * s.cfg.certify.attempts * len(s.splits.test)
     training = max(0, fewest - done) + TYPICAL * max(0, most - after - max(done, fewest))
     return "target", math.ceil(training + after), typical_call(s)
 
@@ -52,7 +51,7 @@ def estimate_calls(cfg: Config, splits: Splits) -> tuple[int, int]:
     slow = max(0, cfg.train.epochs - 1) if looks_back else 0
     first = min(len(splits.train), cfg.train.batch_size) if cfg.train.patience != 0 else len(splits.train)
     fewest = first * cfg.target.attempts * bool(cfg.train.epochs) + select
-    twice, rules = select * cfg.gate.calibrate, steps * cfg.train.lr * cfg.train.compact
+    twice = select * cfg.gate.calibrate
     fewest += twice
     if cfg.train.confirm and cfg.target.attempts == 1:
         batches *= 2  # each failure once more
@@ -61,6 +60,28 @@ def estimate_calls(cfg: Config, splits: Splits) -> tuple[int, int]:
     else:
         race = cfg.gate.passes * select  # of the candidate; the incumbent was one before, or is the start skill
         most = batches + race + (steps + slow) * (cfg.gate.screen + race) + slow * 2 * cfg.slow.samples
-    most += twice + rules * (cfg.train.minibatch_size + 2 * select)
-    arms = most + CONTROL_ARMS * test // 2 if cfg.certify.controls else 0
-    return fewest, most + test + arms
+    most += cfg.train.ablation * (ABLATION + 2 * select)
+    return fewest, most + twice + test
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """Most calls of a command on a finished run, by role, and their cost at the mean of the run's own calls."""
+
+    target: int
+    optimizer: int
+    cost: Usage
+
+
+def planned(s: Parts, target: int, optimizer: int = 0) -> Planned:
+    """A plan of so many calls. A role that the run has not paid yet counts as the guess of one target call."""
+
+    def cost(kind: str, calls: int) -> Usage:
+        paid, total = s.run.paid(kind)
+        if not paid:
+            paid, total = 1, typical_call(s)
+        share = calls / paid
+        usd = None if total.usd is None else share * total.usd
+        return Usage(calls, round(share * total.input_tokens), round(share * total.output_tokens), usd=usd)
+
+    return Planned(target, optimizer, cost("rollout", target) + cost("optimizer", optimizer))

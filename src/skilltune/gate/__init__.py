@@ -1,7 +1,7 @@
 """The gate decides during training which edits enter the skill. A policy is one class with the two members of `Gate`.
 
 Three later places may change what ships: `finish.reselect` may choose another version or revive a rejected candidate,
-`finish.compact` may drop rules, and `train.prove` ships the input if the certificate shows no gain.
+`result.conclude` ships the input if the certificate shows no gain, and `skilltune compact` may drop rules.
 
 Policies are found by name: the ones here, then installed plug-ins (entry points of the group `skilltune.gates`).
 """
@@ -86,6 +86,13 @@ class Arena:
             for key, rollout in sorted(self.roll.seen.items())
             if key[1] in ids and rollout.score is not None
         }
+
+    def by_text(self, split: Literal["train", "select"]) -> dict[tuple[str, str], list[float]]:
+        """The scores of every text on each sample of a split, by text hash and sample, in a fixed order."""
+        scores: dict[tuple[str, str], list[float]] = {}
+        for (text, sample, _), score in self.scores(split).items():
+            scores.setdefault((text, sample), []).append(score)
+        return scores
 
 
 def metric_of(cfg: GateConfig) -> Callable[[Score], float]:

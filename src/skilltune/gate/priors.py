@@ -53,6 +53,8 @@ CLAIMS = 0.1  # share of edits with an effect on the samples that they claim; be
 SOME = 0.2  # score of the incumbent from which on claims can be ignored: if next to nothing is solved, no effect shows
 KNOWN = 0.9  # P(it helps) of an edit of the incumbent at which the incumbent is no longer in doubt
 
+FAILS = 0.5  # mean score of a sample below which the removal of an edit may mend it
+
 # -- the betting race
 
 STAKES = tuple((j + 0.5) / 16 for j in range(16))  # shares of the wealth that the gamblers bet, in equal numbers
@@ -67,11 +69,16 @@ FORETOLD_SD = 0.15  # score; sd of the difference between a gain and its screen,
 GAIN_DRAWS = 4000  # draws of the gains of versions, to compare them
 TIE = 0.005  # score; versions that differ by less are equally good
 
-# -- the ledger, and the drop of rules
+# -- the ledger, and the last ablation
 
 MOVED = 0.5  # score; a sample is fixed or broken if its mean score changes by this much
 MISSES = 4  # rules that missed their screen by `DEVIATION`, as if seen before: the weight of the first estimate
 EM_ROUNDS = 8  # rounds of estimating that deviation again
-MARGIN = 0.01  # score; the loss that all drops together may cause
-HOPELESS = 0.5  # P(the loss is smaller than the margin) below which a drop is given up
+MARGIN = 0.01  # score; the loss that all removals together may cause
+EACH = 8  # train rollouts of the ablation for each edit in doubt
+ABLATION = 96  # rollouts, at most
+PER_TEXT = 4  # rollouts on each text of the ablation
+ENDING = 400  # draws of the posterior of the ablation
 CERTAIN = 0.99  # P(a rule carries more than the margin) at which its drop is not tried
+DOUBTED = 0.9  # P(an edit carries more than the margin) at which the ablation does not try to leave it out
+HOPELESS = 0.5  # P(the loss is smaller than the margin) below which a race without some edits ends

@@ -239,10 +239,7 @@ class Race:
     def _scores(self) -> Scores:
         """Every score on train samples. Scores on `select` must not be among them: the screen chooses the candidates
         that `select` judges, and its figures are told to the optimizer."""
-        scores: dict[tuple[str, str], list[float]] = {}
-        for (skill, sample, _), score in self.arena.scores("train").items():
-            scores.setdefault((skill, sample), []).append(score)
-        return scores
+        return self.arena.by_text("train")
 
     # -- (c) the race
 
@@ -250,7 +247,7 @@ class Race:
         cfg, arena = self.arena.cfg, self.arena
         applied = pool.apply(chosen)
         candidate = applied.skill
-        prior = _transferred(screened.gains(chosen)) if screened else UNSCREENED
+        prior = transferred(screened.gains(chosen)) if screened else UNSCREENED
         belief_before = Mixture(prior)
         price = cfg.length_price * max(0, candidate.tokens - pool.skill.tokens) / 1000
         if screened and belief_before.mean - price < self.min_expected_gain:
@@ -410,7 +407,7 @@ def needed(cfg: GateConfig, *, last: bool, proven: bool) -> float:
     return cfg.proven_confidence if proven else cfg.last_confidence
 
 
-def _transferred(gains: Sequence[float]) -> tuple[tuple[float, float, float], ...]:
+def transferred(gains: Sequence[float]) -> tuple[tuple[float, float, float], ...]:
     """The prior of the gain on `select`, by draws of the posterior of the gain on train: (weight, mean, sd) each."""
     each = (1 - OVERFIT) / len(gains)
     spike = OVERFIT + each * sum(gain == 0 for gain in gains)

@@ -35,6 +35,7 @@ class Pool:
     max_tokens: int
     removals: int = 0
     former: Mapping[tuple[str, ...], Skill] = field(default_factory=dict)  # versions before it, by their lines
+    mends: Mapping[str, tuple[frozenset[str], int]] = field(default_factory=dict)  # see `Trials`
 
     @classmethod
     def of(
@@ -45,12 +46,22 @@ class Pool:
         max_tokens: int,
         removals: Sequence[Proposal] = (),
         former: Mapping[tuple[str, ...], Skill] | None = None,
+        mends: Mapping[str, tuple[frozenset[str], int]] | None = None,
     ) -> Pool:
         """A pool of proposals that can each be applied alone."""
         usable = [*usable, *removals]
         pairs = [(a, b) for b in range(len(usable)) for a in range(b)]
         excluded = {(a, b) for a, b in pairs if conflict(skill, usable[a].edit, usable[b].edit, protect)}
-        return cls(skill, tuple(usable), frozenset(excluded), tuple(protect), max_tokens, len(removals), former or {})
+        return cls(
+            skill,
+            tuple(usable),
+            frozenset(excluded),
+            tuple(protect),
+            max_tokens,
+            len(removals),
+            former or {},
+            mends or {},
+        )
 
     @property
     def keys(self) -> list[str]:
@@ -152,8 +163,8 @@ def assign(
     return plan
 
 
-# A set of edits: their numbers; the samples that they claim, each with its share of all tasks and which edits claim it;
-# the share that is left to all other samples.
+# A set of edits: their numbers; the samples that they claim, each with its share of all tasks and the places of the
+# claimed effects on it; the share that is left to all other samples.
 _Parts = tuple[list[int], list[tuple[str, float, list[int]]], float]
 
 
@@ -164,13 +175,28 @@ class Screened:
     def __init__(self, pool: Pool, draws: Sequence[Draw], known: Sequence[str]) -> None:
         """`known`: the samples that stand for all tasks."""
         self.pool, self.draws, self.known = pool, draws, tuple(known)
-        self._support = [frozenset(proposal.support).intersection(known) for proposal in pool.proposals]
-        self._share = [1 / (proposal.among or len(self.known) or 1) for proposal in pool.proposals]
         self._tokens = [_added_tokens(proposal.edit) for proposal in pool.proposals]
+        each = 1 / (len(self.known) or 1)
+        # For each edit its claims: the samples, the share of all tasks that one of them stands for, and the place of
+        # the effect among the claimed effects of a draw.
+        self._claims = [
+            [(frozenset(proposal.support).intersection(known), 1 / proposal.among if proposal.among else each, i)]
+            for i, proposal in enumerate(pool.proposals)
+        ]
+        mending = [i for i, key in enumerate(pool.keys) if key in pool.mends]
+        for place, i in enumerate(mending, len(self._claims)):
+            samples, among = pool.mends[pool.keys[i]]
+            self._claims[i].append((samples.intersection(known), 1 / (among or 1), place))
         self._counts = [Counter(map(draw.bases.__getitem__, self.known)) for draw in draws]
         # For each draw, as bits: the edits that have an effect. Most edits have none.
         self._moving = [
-            sum([1 << i for i, of in enumerate(self._support) if draw.general[i] or (of and draw.claimed[i])])
+            sum(
+                [
+                    1 << i
+                    for i, of in enumerate(self._claims)
+                    if draw.general[i] or any(s and draw.claimed[c] for s, _, c in of)
+                ]
+            )
             for draw in draws
         ]
         self._gains: list[dict[int, float]] = [{0: 0.0} for _ in draws]  # of each draw, by the edits that move
@@ -209,11 +235,12 @@ class Screened:
         """A set of edits, given as bits, as all draws see it."""
         if moving not in self._sets:
             chosen = [i for i in range(moving.bit_length()) if moving >> i & 1]
-            claiming: dict[str, list[int]] = {}
+            claiming: dict[str, list[tuple[float, int]]] = {}
             for i in chosen:
-                for sample in self._support[i]:
-                    claiming.setdefault(sample, []).append(i)
-            claims = [(sample, max([self._share[i] for i in of]), of) for sample, of in sorted(claiming.items())]
+                for samples, share, place in self._claims[i]:
+                    for sample in samples:
+                        claiming.setdefault(sample, []).append((share, place))
+            claims = [(sample, max(of)[0], [place for _, place in of]) for sample, of in sorted(claiming.items())]
             left = 1.0
             for _, share, _ in claims:
                 left -= share

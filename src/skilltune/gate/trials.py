@@ -16,10 +16,11 @@ from random import Random
 from statistics import fmean
 
 from skilltune.edits import Edit, Report, inverse
-from skilltune.gate.priors import CLAIMS, KNOWN, SOME
+from skilltune.gate.priors import CLAIMS, FAILS, KNOWN, SOME
 from skilltune.optimizer import Proposal
 from skilltune.skill import Skill
 from skilltune.stats.effects import CHAINS, DRAWS, EVERYWHERE, Draw, Odds, Trial, draw_effects
+from skilltune.verdict import Verdict
 
 DOUBT = "what was seen since it came does not speak for it"
 
@@ -37,6 +38,8 @@ class Trials:
     measured: set[str] = field(default_factory=set)  # edits that were in a screen
     versions: dict[str, Skill] = field(default_factory=dict)  # the incumbents, by their hashes
     removals: dict[str, str] = field(default_factory=dict)  # the key of the edit that a removal takes back, by its own
+    # The samples that a removal may mend, because the incumbent fails on them, and the number of those it was seen on.
+    mends: dict[str, tuple[frozenset[str], int]] = field(default_factory=dict)
     inverses: dict[str, Edit] = field(default_factory=dict)  # the removal of an accepted edit, by that edit's key
     refuted: set[tuple[str, str]] = field(default_factory=set)  # edits that a race gave up alone, with the incumbent
     # Edits that a screen found hardly any good, with the incumbent: the samples that they claimed.
@@ -46,6 +49,26 @@ class Trials:
     solved: float = 1.0  # mean score of the incumbent, or of the last one that was seen
     # The last state of each chain of the sampler: the samples, and the two effects of each edit.
     last: Sequence[tuple[Mapping[str, int], Mapping[str, tuple[int, int]]]] = ()
+
+    @classmethod
+    def of(cls, start: Skill, verdicts: Sequence[Verdict], train: Container[str]) -> Trials:
+        """The trials by the verdicts of a training alone: its versions, and the candidates that were rejected."""
+        trials = cls()
+        trials.set_incumbent(start)
+        for verdict in verdicts:
+            if verdict.candidate is None:
+                continue
+            reports = [report for report in verdict.reports if report.applied]
+            for report in reports:
+                claimed = (citation.sample for citation in report.edit.evidence)
+                trials.supports[report.edit.key] = frozenset(sample for sample in claimed if sample in train)
+            trials.note(verdict.candidate, trials.versions[trials.incumbents[-1]], [
+                Proposal(report.edit, tuple(sorted(trials.supports[report.edit.key]))) for report in reports
+            ])  # fmt: skip
+            if verdict.accepted:
+                trials.accept(verdict.reports)
+                trials.set_incumbent(verdict.candidate)
+        return trials
 
     @property
     def diffuse(self) -> bool:
@@ -67,7 +90,7 @@ class Trials:
     def note(self, text: Skill, incumbent: Skill, proposals: Sequence[Proposal]) -> None:
         """Store the edits of a text: those of the incumbent that were not overwritten, and these."""
         gone = {self.removals[p.edit.key] for p in proposals if p.edit.key in self.removals}
-        new = {p.edit.key: p for p in proposals if p.edit.key not in self.removals}
+        new = {p.edit.key: p for p in proposals if p.edit.key not in self.removals or p.edit.key in self.mends}
         self.edits |= new
         document, before = _plain(text.body), self.texts[incumbent.hash]
         once = dict.fromkeys([*(key for version in self.incumbents for key in self.texts[version]), *before])
@@ -97,14 +120,24 @@ class Trials:
         """The removal of edits of the incumbent, the most doubtful first, while none of its edits is known to help: it
         may be there by luck, with something harmful beside which nothing can show what it is worth."""
         incumbent = self.incumbents[-1]
-        held = sorted(self.texts[incumbent], key=lambda key: self.helps.get(key, 1.0))
-        if not held or self.helps.get(held[-1], 1.0) >= KNOWN:
+        if any(self.helps.get(key, 1.0) >= KNOWN for key in self.texts[incumbent]):
             return []
+        removals = self.removals_of_incumbent()
+        return [removal for removal in removals if (incumbent, removal.edit.key) not in self.refuted]
+
+    def mend(self, scores: Scores, removals: Sequence[Proposal]) -> None:
+        """Let removals answer the samples on which the incumbent fails: a line that harms some samples shows there."""
+        own = {sample: fmean(seen) for (text, sample), seen in scores.items() if text == self.incumbents[-1]}
+        failing = frozenset(sample for sample, score in own.items() if score < FAILS)
+        self.mends |= {p.edit.key: (failing, len(own)) for p in removals if p.edit.key in self.removals}
+
+    def removals_of_incumbent(self) -> list[Proposal]:
+        """The removal of each edit of the incumbent that can be removed, the most doubtful first."""
+        held = sorted(self.texts[self.incumbents[-1]], key=lambda key: self.helps.get(key, 1.0))
         parts = {key: self._inserted(key) for key in held}
         inside = {key for key in held for other in held if key != other and parts[key] and parts[key] in parts[other]}
         removable = [key for key in held if key in self.inverses and key not in inside]
-        removals = [self.known(Proposal(self.inverses[key])) for key in removable]
-        return [removal for removal in removals if (incumbent, removal.edit.key) not in self.refuted]
+        return [self.known(Proposal(self.inverses[key])) for key in removable]
 
     def drop(self, incumbent: Skill, proposals: Sequence[Proposal]) -> None:
         """Store the edits that a screen dropped, with the samples that they claim."""
@@ -136,7 +169,8 @@ class Trials:
         draws: int = DRAWS,
     ) -> list[Draw]:
         """Draws of the samples under the incumbent and of the effects of the edits of a pool (their keys, in its order)
-        by these scores."""
+        by these scores. After the claimed effects of all edits come those of the removals on the samples that they may
+        mend, in the order of the pool."""
         rows = [
             (sample, self.texts[text], score)
             for (text, sample), seen in sorted(scores.items())
@@ -148,10 +182,12 @@ class Trials:
         self.solved = fmean(own) if own else self.solved
         signs = [-1 if key in self.removals else 1 for key in pool]
         in_question = [self.removals.get(key, key) for key in pool]
-        active = dict.fromkeys(in_question)
+        active = dict.fromkeys([*in_question, *(key for key in pool if key in self.mends)])
         others = sorted({*taken, *(key for _, keys, _ in rows for key in keys)}.difference(active))
         number = {key: i for i, key in enumerate([*active, *others])}
-        claims = {key: self.supports.get(key, frozenset()) for key in number}
+        claims = {
+            key: self.mends[key][0] if key in self.mends else self.supports.get(key, frozenset()) for key in number
+        }
         trials = [
             Trial(
                 sample,
@@ -166,7 +202,10 @@ class Trials:
             for bases, effects in self.last
         ]
         odds = EVERYWHERE if self.diffuse else Odds()
-        drawn = draw_effects(trials, len(number), odds, random, draws=draws, active=len(active), start=start)
+        local = {i for key, i in number.items() if key in self.mends}  # the edit itself has the general effect
+        drawn = draw_effects(
+            trials, len(number), odds, random, draws=draws, active=len(active), start=start, local=local
+        )
         self.last = [
             (draw.bases, dict(zip(number, zip(draw.general, draw.claimed, strict=True), strict=True)))
             for draw in drawn[-CHAINS:]
@@ -179,14 +218,16 @@ class Trials:
         held = {s: [number[key] for key in taken if s in claims[key]] for s in drawn[-1].bases}
         held = {s: claiming for s, claiming in held.items() if claiming}
         effects = [(sign, number[key]) for sign, key in zip(signs, in_question, strict=True)]
+        mending = [number[key] for key in pool if key in self.mends]
         result = []
         for draw in drawn:
             general = sum([draw.general[number[key]] for key in taken])
             bases = {s: base + general for s, base in draw.bases.items()}
             for s, claiming in held.items():
                 bases[s] += sum([draw.claimed[i] for i in claiming])
-            of_pool = [tuple([sign * kind[i] for sign, i in effects]) for kind in (draw.general, draw.claimed)]
-            result.append(Draw(bases, *of_pool))
+            of_pool = [[sign * kind[i] for sign, i in effects] for kind in (draw.general, draw.claimed)]
+            of_pool[1] += [draw.claimed[i] for i in mending]
+            result.append(Draw(bases, *map(tuple, of_pool)))
         return result
 
 

@@ -31,6 +31,7 @@ from skilltune.verdict import VerdictRecord
 
 SPLITS = ("test", "select", "train")
 PHASES = {"train": "learning (train)", "select": "gate (select)", "test": "certificate (test)"}
+ROOT = "root"  # event: the folder at which relative paths of the configuration start
 Z95 = stats.normal_quantile(0.975)
 
 
@@ -96,7 +97,7 @@ class Judged:
     its step), or the drop of a rule after the training."""
 
     verdict: VerdictRecord
-    kind: Literal["step", "slow", "compact"]
+    kind: Literal["step", "slow", "compact", "ablation"]
 
     def to_json(self) -> dict[str, Any]:
         """The verdict in figures, in scores: the means `before` and `after` on `n` `select` samples, the estimated
@@ -177,6 +178,7 @@ class Record:
     writer: int | None
     estimated: int
     program: str  # the version of skilltune, "" if the run did not record it
+    root: str = ""  # the folder at which relative paths of the configuration start, "" if it was not recorded
     left_out: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @classmethod
@@ -186,21 +188,22 @@ class Record:
         finish: Finish | None = None
         ending: Ending | None = None
         controls = command = None
-        stopped = larger = ""
+        stopped = larger = root = ""
         for _, type, data in run.events():
             if type == "start" and not versions:
                 versions[0] = _version(run, 0, data["skill"], "the input", score=data["score"], sd=data["score_sd"])
                 rows.append(versions[0])
             elif type == "verdict":
                 verdict = VerdictRecord.from_json(data)
-                ending = ending if verdict.compacts else None
-                if not verdict.compacts and (void := [v for v in versions.values() if v.revived]):
+                ending = ending if verdict.compacts or verdict.ablates else None
+                if not (verdict.compacts or verdict.ablates) and (void := [v for v in versions.values() if v.revived]):
                     versions = {number: v for number, v in versions.items() if not v.revived}  # the run went on
                     rows = [row for row in rows if row not in void]
                 rows.append(Judged(verdict, _kind(verdict, rows[-1] if rows else None)))
                 if verdict.accepted:
                     versions[verdict.version] = _accepted(run, verdict)
-                finish, stopped, larger = None, "", ""
+                if not verdict.compacts:  # a compaction that has not ended changes nothing
+                    finish, stopped, larger = None, "", ""
             elif type == "reselection" and (number := data.get("version")) is not None:
                 why = f"chosen at the end: {data['reason']}"
                 versions[number] = replace(_version(run, number, data["best"], why), revived=True)
@@ -211,6 +214,8 @@ class Record:
                 controls = data
             elif type == "command":
                 command = data
+            elif type == ROOT:
+                root = data["folder"]
             elif type == "stopped" and (finish is None or finish.stopped):
                 finish, stopped, larger = None, data["reason"], data.get("larger", "")
             elif type == "finish":
@@ -239,6 +244,7 @@ class Record:
             writer=run.writer,
             estimated=run.estimated,
             program=program[0] if program else "",
+            root=root,
             left_out=left_out(run),
         )
 
@@ -396,9 +402,11 @@ def affordable(command: str, larger: str) -> str:
     return shlex.join(raised if larger in raised else [*raised, larger])
 
 
-def _kind(verdict: VerdictRecord, before: Version | Judged | None) -> Literal["step", "slow", "compact"]:
+def _kind(verdict: VerdictRecord, before: Version | Judged | None) -> Literal["step", "slow", "compact", "ablation"]:
     if verdict.compacts:
         return "compact"
+    if verdict.ablates:
+        return "ablation"
     return "slow" if isinstance(before, Judged) and before.verdict.step == verdict.step else "step"
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from skilltune.compaction import compacted, is_compacted
 from skilltune.config import stored_config
 from skilltune.envs import Env
 from skilltune.errors import RunError, Stopped
@@ -32,7 +33,7 @@ from skilltune.samples import Sample, Splits
 from skilltune.skill import Skill
 from skilltune.train import train
 from skilltune.usage import Usage
-from skilltune.verdict import CompactFigures, VerdictRecord
+from skilltune.verdict import VerdictRecord
 
 TOLERANCE = 1e-9
 DECISIONS = ("start", "verdict", "reselection")  # events that are compared, in this order of a run
@@ -77,7 +78,10 @@ async def recompute(run: Run) -> Recomputation:
 
     with tempfile.TemporaryDirectory(prefix="skilltune-") as folder, run.copy_to(Path(folder)) as copy:
         copy.listeners.append(hear)
-        result = await train(_session(copy, pins))
+        session = _session(copy, pins)
+        result = await train(session)
+        if is_compacted(copy):
+            result = await compacted(session, result)
 
     decisions = [
         Recomputed(_name(type, old), _said(type, old), tuple(differences(old, new)))
@@ -110,15 +114,21 @@ def _standing(run: Run) -> tuple[dict[str, list[Any]], Any]:
     for t, type, data in run.events():
         if type == "finish":
             finish, ended = data, t if data["stopped"] else math.inf
-        elif type == "verdict" and not VerdictRecord.from_json(data).compacts:
-            recorded["reselection"].clear()
+        elif type == "verdict" and not _is_drop(type, data):
+            if not VerdictRecord.from_json(data).ablates:  # the ablation follows the choice
+                recorded["reselection"].clear()
             finish, ended = None, math.inf
-        if type in DECISIONS:
+        if type in DECISIONS and (is_compacted(run) or not _is_drop(type, data)):
             recorded[type].append(data)
     if any(t > ended for t, _ in run.payments()):
         recorded["reselection"].clear()
         finish = None
     return recorded, finish["certificate"] if finish else None
+
+
+def _is_drop(type: str, data: Any) -> bool:
+    """True for a verdict of a compaction. One that has not ended decided nothing."""
+    return type == "verdict" and VerdictRecord.from_json(data).compacts
 
 
 def differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
@@ -138,7 +148,8 @@ def differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
 
 def _name(type: str, data: Any) -> str:
     if type == "verdict":
-        return CompactFigures.rule if VerdictRecord.from_json(data).compacts else f"step {data['step']}"
+        verdict = VerdictRecord.from_json(data)
+        return verdict.figures.rule if verdict.compacts or verdict.ablates else f"step {verdict.step}"
     return type
 
 
@@ -189,7 +200,6 @@ def _session(run: Run, pins: Pins) -> Parts:
     if run.config is None:
         raise RunError(f"the journal in {run.folder} holds no configuration")
     cfg = stored_config(run.config, run.folder)
-    cfg = cfg.model_copy(update={"certify": cfg.certify.model_copy(update={"controls": False})})  # no decision
     split = split_ids(run)
     if split is None:
         raise RunError(f"the journal in {run.folder} holds no split of the samples")

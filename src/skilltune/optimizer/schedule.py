@@ -24,6 +24,11 @@ class Step:
     ends_epoch: bool
     upcoming: tuple[Sample, ...] = ()
 
+    @property
+    def name(self) -> str:
+        """The name of the step in the journal."""
+        return f"step {self.index}"
+
 
 def learning_rate(schedule: str, step: int, steps: int, lr: int, lr_min: int) -> int | None:
     """The number of edits allowed at `step` (1…`steps`); None for "autonomous".

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from math import ceil, floor, log10
 
 from skilltune.config import Config
-from skilltune.finish.controls import CONTROL_ARMS
 from skilltune.finish.reserve import TYPICAL, estimate_calls, hold_back
 from skilltune.limits import Limits
 from skilltune.metering.budget import Budget
@@ -30,8 +29,8 @@ class Estimate:
     """Bounds of a whole run's cost as (least, most): calls by role, tokens of all models, dollars (None: no price).
 
     Least: no edit is ever worth a race. Most: every candidate is raced to the end, with a skill and answers as long as
-    allowed; real runs stay well below. `after_calls` counts the target's calls for the certificate and the control
-    arms, which the budget reserves.
+    allowed; real runs stay well below. `after_calls` counts the target's calls for the certificate, which the budget
+    reserves.
     """
 
     target_calls: Range
@@ -87,7 +86,6 @@ def estimate(session: Parts) -> Estimate:
         judging = ceil(least * len(judged) / len(samples)), ceil(2 * most * len(judged) / len(samples))
         ends += [(session.judge.client, usage) for usage in _judging(session, session.judge, judged, judging, longest)]
     low, high = ends[::2], ends[1::2]
-    after = (2 + CONTROL_ARMS * cfg.certify.controls) * cfg.certify.attempts * len(session.splits.test)
     dollars = (_dollars(low), _dollars(high))
     return Estimate(
         target_calls=(least, most),
@@ -95,7 +93,7 @@ def estimate(session: Parts) -> Estimate:
         tokens=(sum(usage.tokens for _, usage in low), sum(usage.tokens for _, usage in high)),
         usd=None if dollars[0] is None or dollars[1] is None else (dollars[0], dollars[1]),
         judge_calls=judging,
-        after_calls=after + least * cfg.certify.controls,  # the most expensive arm costs as much as the training
+        after_calls=2 * cfg.certify.attempts * len(session.splits.test),
     )
 
 
@@ -159,7 +157,7 @@ def _rounded(value: float) -> str:
 def remarks(session: Parts, expected: Estimate) -> list[str]:
     """One sentence for each limit of the budget that is lower than a typical run needs, with a sufficient number.
 
-    Certificate and control arms are included. `minutes` cannot be estimated.
+    The certificate is included. `minutes` cannot be estimated.
     """
     cfg = session.cfg
     planned = replace(session, budget=Budget(Limits(), Usage()))
@@ -167,9 +165,7 @@ def remarks(session: Parts, expected: Estimate) -> list[str]:
     kept = planned.budget.held
     ranges = (expected.target_calls, expected.optimizer_calls, expected.judge_calls)
     few, many = (sum(ends) for ends in zip(*ranges, strict=True))
-    following = kept.calls + few * cfg.certify.controls
-    stretch = (_typical(few, many, following) - following) / few  # ratio of a typical training to the shortest
-    what = "the certificate and the control arms" if cfg.certify.controls else "the certificate"
+    stretch = (_typical(few, many, kept.calls) - kept.calls) / few  # ratio of a typical training to the shortest
     found = []
     for name, shortest, after in (
         ("calls", few, kept.calls),
@@ -179,12 +175,11 @@ def remarks(session: Parts, expected: Estimate) -> list[str]:
         limit = getattr(cfg.budget, name)
         if limit is None or not shortest or after is None:
             continue
-        after += shortest * cfg.certify.controls  # the most expensive arm costs as much as the training
         least, typical = after + shortest, after + stretch * shortest
         if limit >= typical:
             continue
         short = "is too little for" if limit < least else "may not last for"
-        held = f"with {_rounded(after)} reserved for {what}, " if after else ""
+        held = f"with {_rounded(after)} reserved for the certificate, " if after else ""
         found.append(
             f"budget.{name}={limit:.15g} {short} a whole run: {held}the shortest takes about {_rounded(least)} in all, "
             f"a typical one {_rounded(typical)}; raise it, e.g. budget.{name}={_rounded(typical)}"

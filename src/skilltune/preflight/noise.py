@@ -72,8 +72,10 @@ class Calibration:
 
 
 async def calibrate(arena: Arena, skill: Skill) -> Calibration | None:
-    """Score the skill twice on `select`, store the noise in the arena, and simulate the gate. None if no sample was
-    scored twice. The journal keeps the simulation's result, so it runs once per run."""
+    """Score the skill twice on `select`, store the noise in the arena, simulate the gate, and record the result.
+
+    None if no sample was scored twice. The journal keeps the simulation's result, so it runs once per run.
+    """
     draws = [arena.roll(skill, arena.select, attempt=attempt, purpose=KEY) for attempt in (0, 1)]
     pairs = [(a, b) for a, b in zip(*await run_all(draws), strict=True) if a.score and b.score]
     if not pairs:
@@ -88,7 +90,9 @@ async def calibrate(arena: Arena, skill: Skill) -> Calibration | None:
     figures = known[0] if known else await _figures(arena, scores)
     arena.roll.run.decide(KEY, lambda: figures)
     differing = sum(a != b for a, b in scores) / len(scores)
-    return Calibration(len(scores), differing, math.sqrt(noise), same, arena.cfg.policy, **figures)
+    found = Calibration(len(scores), differing, math.sqrt(noise), same, arena.cfg.policy, **figures)
+    arena.roll.run.record(KEY, **found.to_json())
+    return found
 
 
 async def _figures(arena: Arena, scores: Sequence[tuple[float, float]]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 from skilltune.build import made_in_python
 from skilltune.config import to_toml
 from skilltune.finish.certify import Certificate
-from skilltune.finish.controls import TRAINED, Controls
+from skilltune.finish.controls import TRAINED
 from skilltune.history.left_out import describe, left_out
 from skilltune.history.record import Record
 from skilltune.journal.run import FAILED
@@ -48,11 +48,10 @@ def card(session: Parts, result: Result) -> str:
         text += [f"Stopped early: {inline(str(result.stopped))}.", ""]
     if missing := describe(left_out(session.run)):
         text += [f"Left out: {inline(missing)}.", ""]
-    text += _versions(session, result) + _changes(result)
-    if result.controls is not None:
-        text += _controls(result.controls)
-    elif session.cfg.certify.controls:
-        text += ["## Control arms", "", f"Not measured: {result.uncertified}.", ""]
+    record = Record.of(session.run)
+    text += _versions(record, result) + _changes(result)
+    if record.controls is not None:
+        text += _controls(record.controls)
     text += _cost(session, result) + _again(session, result)
     return "\n".join(text)
 
@@ -78,15 +77,15 @@ def arm_row(arm: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _controls(found: Controls) -> list[str]:
-    """The control arms, and why others are missing."""
-    rows = [tuple(inline(cell) for cell in arm_row(arm.to_json())) for arm in found.arms]
-    missing = [f"Not measured: {inline(name)}: {inline(why)}" for name, why in found.missing.items()]
+def _controls(found: Mapping[str, Any]) -> list[str]:
+    """The control arms (their JSON), and why others are missing."""
+    rows = [tuple(inline(cell) for cell in arm_row(arm)) for arm in found["arms"]]
+    missing = [f"Not measured: {inline(name)}: {inline(why)}" for name, why in found["missing"].items()]
     return ["## Control arms", "", *_table(ARM_HEADERS, rows), "", ARM_COST, "", *missing, ""]
 
 
-def _versions(session: Parts, result: Result) -> list[str]:
-    versions = Record.of(session.run).versions
+def _versions(record: Record, result: Result) -> list[str]:
+    versions = record.versions
     rows = [
         (
             f"**{version.number}** (shipped)" if version.hash == result.best.hash else str(version.number),

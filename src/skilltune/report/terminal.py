@@ -25,6 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 from skilltune.config import GateConfig
+from skilltune.finish.reserve import Planned
 from skilltune.gate.priors import VETO
 from skilltune.history.left_out import describe, left_out, summed
 from skilltune.history.record import Judged, Record, Version, affordable
@@ -238,6 +239,8 @@ def line(type: str, data: Mapping[str, Any], steps: int, slow: bool = False) -> 
             return _text(f"calibration · {data['reason']}")
         case "reselection":
             return _text(f"chosen · {data['reason']}")
+        case "arm":
+            return _text(f"measuring · {data['name']}", "dim")
         case "slow":
             return _text(f"epoch {data['epoch']} · no slow update: {data['skipped']}", "dim")
     return None
@@ -257,8 +260,8 @@ def _reusable(data: Mapping[str, Any]) -> str:
 def _verdict(data: Mapping[str, Any], steps: int, slow: bool) -> Text:
     verdict = VerdictRecord.from_json(data)
     where = f"step {verdict.step} of {steps}" + (", slow update" if slow else "")
-    if verdict.compacts:
-        where = "compact"
+    if verdict.compacts or verdict.ablates:
+        where = verdict.figures.rule
     judged = "accepted" if verdict.accepted else "rejected"
     versions = counted_versions(verdict.version)
     return _text(f"{where} · {judged}: {_outcome(verdict)} · {versions}", "green" if verdict.accepted else "dim")
@@ -375,21 +378,7 @@ class Lines:
             console.print(_text(f"the skill: {result.start.tokens:,} → {result.best.tokens:,} tokens", "bold"))
             console.print(changed_lines(result.start.text, result.best.text, f"skilltune diff {session.run.folder}"))
             console.print()
-        console.print(_text(headline(result), "bold green" if result.exit_code == 0 else "bold"))
-        if result.certificate is not None:
-            c = result.certificate
-            console.print(str(c))
-            console.print(f"fixed {c.fixed}, broke {c.broken} of {c.n} test samples; {c.method}; {looks(c)}")
-            if c.unscored:
-                console.print(f"test samples {c.unscored}")
-            if c.gain > 0:
-                console.print(f"each point gained cost {per_point(result.training, c)} (training and certificate)")
-        else:
-            console.print(f"no certificate: {result.uncertified}")
-        if result.controls is not None:
-            print_controls(result.controls.to_json(), console)
-        elif session.cfg.certify.controls:
-            console.print(f"no control arms: {result.uncertified}")
+        print_proof(result, console)
         if result.stopped is not None:
             console.print(f"stopped early: {result.stopped}")
         if text := describe(self._left_out):
@@ -535,10 +524,35 @@ def _row(row: Version | Judged, gate: GateConfig | None) -> tuple[str, ...]:
     if isinstance(row, Version):
         return "", "", percent(row.score), f"version {row.number}", "", row.reason
     verdict = row.verdict
-    step = {"slow": f"{verdict.step}, slow update", "compact": "compact"}.get(row.kind, str(verdict.step))
+    step = {"slow": f"{verdict.step}, slow update", "step": str(verdict.step)}.get(row.kind, row.kind)
     accepted = f"version {verdict.version}" if verdict.accepted else "no"
     edits = str(len(verdict.applied))
     return step, str(verdict.epoch), percent(verdict.score), accepted, edits, explained(verdict, gate)
+
+
+def print_proof(result: Result, console: Console) -> None:
+    """The claim, and the certificate that it rests on."""
+    console.print(_text(headline(result), "bold green" if result.exit_code == 0 else "bold"))
+    c = result.certificate
+    if c is None:
+        console.print(f"no certificate: {result.uncertified}")
+        return
+    console.print(str(c))
+    console.print(f"fixed {c.fixed}, broke {c.broken} of {c.n} test samples; {c.method}; {looks(c)}")
+    if c.unscored:
+        console.print(f"test samples {c.unscored}")
+    if c.gain > 0:
+        console.print(f"each point gained cost {per_point(result.training, c)} (training and certificate)")
+
+
+def describe_planned(plan: Planned) -> str:
+    """The most calls that a command on a finished run makes, and their expected cost."""
+    optimizer = f" and {plan.optimizer:,} of the optimizer" if plan.optimizer else ""
+    money = "price unknown" if plan.cost.usd is None else f"${plan.cost.usd:.2f}" if plan.cost.usd else "$0"
+    return (
+        f"at most {plan.target:,} calls of the target{optimizer}, about {amount(plan.cost.tokens)} tokens, {money} "
+        "(at the mean of this run's calls)"
+    )
 
 
 def print_controls(data: Mapping[str, Any], console: Console) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 
+from skilltune.config import TrainConfig
 from skilltune.rollout import Rollout, Score
 from skilltune.rollouts.roller import Roller
 from skilltune.samples import Sample
@@ -20,29 +21,52 @@ REPEATS = 8  # equal pairs of answers (not counting the most frequent answer) th
 class Forward:
     """Rolls train batches and tracks which samples failed under the incumbent.
 
-    `failed` maps the id of each train sample that was rolled with the incumbent to True if any attempt failed. The loop
-    clears it when the incumbent changes. `hold` is False if each rollout is passed on at once. `confirm` rolls failures
-    again, until the target is seen to be deterministic. `whole` is True if the last batch was held back to its end:
-    then `failed` covers it before any of its rollouts is passed on, and the training may end there.
+    `failed` maps the id of each train sample that was rolled with the incumbent to True if any attempt failed. It is
+    empty again when a batch has another incumbent. `hold` is False if each rollout is passed on at once. `confirm`
+    rolls failures again, until the target is seen to be deterministic. `whole` is True if the last batch was held back
+    to its end: then `failed` covers it before any of its rollouts is passed on, and the training may end there.
     """
 
     roll: Roller
     metric: Callable[[Score], float]
     hold: bool
     confirm: bool
+    attempts: int = 1  # at each sample
     whole: bool = False
     failed: dict[str, bool] = field(default_factory=dict)
+    _incumbent: Skill | None = None
 
+    @classmethod
+    def of(
+        cls, roll: Roller, metric: Callable[[Score], float], cfg: TrainConfig, attempts: int, *, noisy: bool
+    ) -> Forward:
+        """The forward pass of a training. A failure is confirmed only if a second attempt may end differently."""
+        hold = cfg.confirm or cfg.by_value
+        return cls(roll, metric, hold, cfg.confirm and attempts == 1 and noisy, attempts)
+
+    def known(self, skill: Skill) -> Mapping[str, bool]:
+        """`failed` of a skill: empty if no batch was rolled with it."""
+        return self.failed if skill == self._incumbent else {}
+
+    @asynccontextmanager
     async def batch(
-        self, skill: Skill, samples: Sequence[Sample], name: str, attempts: int
-    ) -> AsyncGenerator[Rollout, None]:
-        """Yield the rollouts of a batch in order, each as soon as it is final.
+        self, skill: Skill, samples: Sequence[Sample], name: str
+    ) -> AsyncIterator[AsyncGenerator[Rollout, None]]:
+        """The rollouts of a batch in order, each as soon as it is final. Rollouts that are under way when the block
+        ends are cancelled."""
+        if skill != self._incumbent:
+            self.failed.clear()
+            self._incumbent = skill
+        async with aclosing(await self._begun(skill, samples, name)) as rollouts:
+            yield rollouts
 
-        The batch is held back as long as half of it may be solved. In that case a failure may be bad luck and is rolled
-        again, or there may be too few failures to train on.
+    async def _begun(self, skill: Skill, samples: Sequence[Sample], name: str) -> AsyncGenerator[Rollout, None]:
+        """Begin a batch, and hold it back as long as half of it may be solved.
+
+        In that case a failure may be bad luck and is rolled again, or there may be too few failures to train on.
         """
-        rollouts = self.roll.stream(skill, samples, attempts=attempts, purpose=name)
-        held, lost, size = list[Rollout](), 0.0, attempts * len(samples)
+        rollouts = self.roll.stream(skill, samples, attempts=self.attempts, purpose=name)
+        held, lost, size = list[Rollout](), 0.0, self.attempts * len(samples)
         self.whole = False
         if self.hold:
             by_id = {sample.id: sample for sample in samples}
@@ -91,6 +115,12 @@ class Forward:
     def _track(self, rollout: Rollout) -> None:
         failed = rollout.score is None or self.metric(rollout.score) < 1
         self.failed[rollout.sample] = failed or self.failed.get(rollout.sample, False)
+
+
+async def drain(rollouts: AsyncIterable[Rollout]) -> None:
+    """Wait for the rollouts that nobody has read yet."""
+    async for _ in rollouts:
+        pass
 
 
 def _scored_zero(rollout: Rollout) -> bool:

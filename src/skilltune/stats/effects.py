@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -90,14 +90,17 @@ def draw_effects(
     draws: int = DRAWS,
     active: int | None = None,
     start: Sequence[Draw] = (),
+    local: Collection[int] = (),
 ) -> list[Draw]:
     """Draw from the posterior of the effects of `edits` edits; the order of the trials does not matter.
 
     Each chain gives the same number of draws, so there may be a few more than `draws`. The last `CHAINS` of the result
     are the chains' last states; given as `start`, chains go on from there (samples that it does not hold begin at 0).
-    The first `active` edits (all by default) are drawn in each sweep, the others now and then.
+    The first `active` edits (all by default) are drawn in each sweep, the others now and then. The edits in `local`
+    have no general effect.
     """
     chains = _Chains(sorted(trials, key=lambda t: (t.sample, t.edits, t.score)), edits, odds, random, start)
+    chains.local = frozenset(local)
     warm, active = WARM if start else BURN_IN, edits if active is None else active
     result: list[Draw] = []
     for number in range(warm + math.ceil(draws / CHAINS)):
@@ -125,6 +128,7 @@ class _Chains:
     the sum of the values that act on it."""
 
     def __init__(self, trials: Sequence[Trial], edits: int, odds: Odds, random: Random, start: Sequence[Draw]) -> None:
+        self.local = frozenset[int]()
         # RandomState promises the same stream in every version of numpy; Generator does not.
         self.random = np.random.RandomState(np.random.PCG64(random.getrandbits(128)))
         self.odds = tuple(np.array([counts] * CHAINS).T for counts in (odds.general, odds.claimed))
@@ -171,8 +175,9 @@ class _Chains:
         )
         prior = (claimed[:, :, None] + general[:, None, :]).reshape(CHAINS, -1)
         uniform = self.random.random_sample((active, CHAINS, 1))
+        within_claims = np.where(np.tile(_GENERAL == 0, len(_CLAIMED)), prior, -np.inf) if self.local else prior
         for i in range(active):
-            self._draw_edit(i, prior, uniform[i])
+            self._draw_edit(i, within_claims if i in self.local else prior, uniform[i])
         gammas = [self.random.standard_gamma(counts) for counts in self._counted()]
         self.shares = [gamma / gamma.sum(axis=0) for gamma in gammas]
 
