@@ -211,6 +211,12 @@ class Report:
     def applied(self) -> bool:
         return self.status == "applied"
 
+    @property
+    def shortens(self) -> bool:
+        """True if a line of the document is gone."""
+        kept = {_squeeze(line) for line in self.inserted.splitlines()}
+        return self.applied and any(line.strip() and _squeeze(line) not in kept for line in self.removed.splitlines())
+
     def to_json(self) -> dict[str, Any]:
         """The edit and its fate in one object; `start` is left out."""
         return {

@@ -83,7 +83,10 @@ def apply_verdict(s: Parts, state: State, step: Step, verdict: Verdict, limit: i
     if verdict.accepted:
         state.versions.append(verdict.skill)
     grown = verdict.accepted and s.cfg.optimizer.patterns
-    state.memory = state.memory.remember(verdict.rejected, verdict.skill.body, verdict.candidate, grown=grown)
+    shrunk = grown and any(report.shortens for report in verdict.reports)
+    state.memory = state.memory.remember(
+        verdict.rejected, verdict.skill.body, verdict.candidate, grown=grown, shrunk=shrunk
+    )
     s.roll.cancel_prefetch(state.skill)
     record_verdict(s, step, verdict, limit, version=len(state.versions) - 1)
 

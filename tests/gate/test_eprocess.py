@@ -350,7 +350,7 @@ async def test_training_unattended_finds_the_rules(tmp_path: Path) -> None:
         score = world.true_score(trained.result.best.text)
     assert len(trained.versions) > 1
     assert score > 0.5
-    assert {verdict["numbers"].get("rule") for verdict in trained.verdicts} <= {"eprocess", None}
+    assert {verdict["numbers"].get("rule") for verdict in trained.verdicts} <= {"eprocess", "ablation", None}
 
 
 @pytest.mark.slow

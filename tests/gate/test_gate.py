@@ -910,7 +910,7 @@ async def test_the_estimate_of_calls_is_that_of_a_race_to_its_end(passes: int) -
     await gate.baseline(START)
     await gate.judge(START, [Proposal(Edit("add", text="- RULE."))], limit=1, name="step 1")
     rolls = cast(Rolls, place.roll)
-    train = {"epochs": 1, "batch_size": len(TRAIN), "confirm": False}
+    train = {"epochs": 1, "batch_size": len(TRAIN), "confirm": False, "ablation": False}
     cfg = make_config({"train": train, "gate": settings, "slow": {"enabled": False}})
     least, most = estimate_calls(cfg, Splits(tuple(TRAIN), tuple(SELECT), ()))
     assert len(set(rolls.asked)) == 2 * passes * len(SELECT) == most - len(TRAIN)

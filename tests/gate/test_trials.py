@@ -247,3 +247,38 @@ def test_an_edit_of_several_lines_stands_in_a_document_with_other_line_ends():
     evidence.set_incumbent(accepted)
     evidence.note(apply(accepted, [proposal("b").edit]).skill, accepted, [proposal("b")])
     assert list(evidence.texts.values())[-1] == (edit.edit.key, key("b"))
+
+
+def test_an_edit_that_was_dropped_beside_a_line_that_has_gone_is_judged_anew():
+    tried = Tried()
+    accepted = tried.roll("harm", {})
+    tried.evidence.set_incumbent(accepted)
+    tried.roll("masked", {SAMPLES[0]: 0.0}, accepted)
+    tried.evidence.drop(accepted, [proposal("masked")])
+    grown = tried.roll("other", {}, accepted)
+    assert tried.evidence.reopened(accepted, grown) == []
+    tried.evidence.note(text("other"), grown, [])
+    assert [p.edit.text for p in tried.evidence.reopened(grown, text("other"))] == ["- masked"]
+
+
+def test_a_removal_answers_the_samples_on_which_the_incumbent_fails():
+    """A line that breaks some samples only has hardly any effect on all of them together."""
+    tried = Tried()
+    rules = [f"rule{i}" for i in range(4)]
+    for i, name in enumerate(rules):
+        claimed = frozenset(SAMPLES[6 * i : 6 * i + 6])
+        tried.evidence.supports[key(name)] = claimed
+        tried.roll(name, dict.fromkeys(sorted(claimed)[:3], 1.0))
+    accepted = tried.roll(" ".join([*rules, "harm"]), {s: float(s not in RULE) for s in SAMPLES})
+    edits = [proposal(name).edit for name in (*rules, "harm")]
+    tried.evidence.accept(apply(START, edits).reports)
+    tried.evidence.set_incumbent(accepted)
+    [removal] = [p for p in tried.evidence.removals_of_incumbent() if p.edit.target == "- harm"]
+    tried.evidence.mend(tried.scores, [removal])
+    assert tried.evidence.mends[removal.edit.key] == (RULE, len(SAMPLES))
+    without = text(*rules)
+    tried.evidence.note(without, accepted, [removal])
+    tried.scores |= {(without.hash, sample): [1.0] for sample in sorted(RULE)[:4]}
+    draws = tried.evidence.draws(tried.scores, [removal.edit.key], Random(1))
+    assert len(draws[0].claimed) == 2  # what the edit itself claims, and what its removal may mend
+    assert fmean(draw.claimed[1] > 0 for draw in draws) > 0.9

@@ -160,6 +160,8 @@ def test_an_edit_at_the_end_expires_when_the_skill_has_grown():
     memory = Memory().remember([appended, anchored], BODY)
     assert memory.remember([], BODY).rejected == (appended, anchored)
     assert memory.remember([], BODY, grown=True).rejected == (anchored,)
+    late = rejected(op="add", text="- late")
+    assert memory.remember([late], BODY, grown=True, shrunk=True).rejected == (late,)
 
 
 async def test_rejected_edits_are_remembered_where_every_step_is_an_epoch(tmp_path: Path) -> None:

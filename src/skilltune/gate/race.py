@@ -126,6 +126,7 @@ class Race:
         spent = chosen if verdict.accepted or failed else ()
         if verdict.accepted:
             self.evidence.accept(verdict.reports)
+            waiting = [*waiting, *self.evidence.reopened(skill, verdict.skill)]
         self.evidence.refuted |= {(skill.hash, pool.keys[i]) for i in chosen if failed}
         good = [i for i in pool.offered if i not in spent and effects[i][2] >= KEEP]
         if not alone:

@@ -117,8 +117,8 @@ class Trials:
         return replace(proposal, support=tuple(sorted(self.supports.get(key, ()))), among=self.edits[key].among)
 
     def removal_candidates(self) -> list[Proposal]:
-        """The removal of edits of the incumbent, the most doubtful first, while none of its edits is known to help: it
-        may be there by luck, with something harmful beside which nothing can show what it is worth."""
+        """The removals of the edits of the incumbent, the most doubtful first, while none of its edits is known to help:
+        it may be there by luck, with something harmful beside which nothing can show what it is worth."""
         incumbent = self.incumbents[-1]
         if any(self.helps.get(key, 1.0) >= KNOWN for key in self.texts[incumbent]):
             return []
@@ -144,6 +144,13 @@ class Trials:
         for proposal in proposals:
             key = incumbent.hash, proposal.edit.key
             self.dropped[key] = self.dropped.get(key, frozenset()).union(proposal.support)
+
+    def reopened(self, before: Skill, after: Skill) -> list[Proposal]:
+        """The edits that a screen dropped beside an edit that `before` holds and `after` does not: it may have hidden
+        their worth."""
+        gone = set(self.texts[before.hash]) - set(self.texts[after.hash])
+        keys = dict.fromkeys(key for hash, key in self.dropped if gone.intersection(self.texts[hash]))
+        return [self.edits[key] for key in keys if key in self.edits and key not in gone]
 
     def judged(self, proposal: Proposal, incumbent: Skill) -> bool:
         """True if a screen dropped this edit beside this incumbent, and the edit claims no new sample."""

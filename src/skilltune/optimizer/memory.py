@@ -38,17 +38,26 @@ class Memory:
     judged: frozenset[str] = frozenset()
 
     def remember(
-        self, rejected: Sequence[Rejected], body: str, candidate: Skill | None = None, *, grown: bool = False
+        self,
+        rejected: Sequence[Rejected],
+        body: str,
+        candidate: Skill | None = None,
+        *,
+        grown: bool = False,
+        shrunk: bool = False,
     ) -> Memory:
         """Add rejected edits and the judged `candidate`; `body` is the incumbent's.
 
         An earlier rejection expires if the body no longer contains its anchor, because it was measured on another text.
-        A rejection without an anchor was measured at the end of the skill. It expires if the skill has `grown`.
+        A rejection without an anchor was measured at the end of the skill. It expires if the skill has `grown`. All
+        earlier rejections expire if the skill has `shrunk`, because the line that has gone may have hidden their worth.
         """
         text = _squeeze(body)
         new = {entry.edit.key: entry for entry in rejected}
 
         def stands(edit: Edit) -> bool:
+            if shrunk:
+                return False
             anchor = edit.target or edit.after
             return not grown if anchor is None else _squeeze(anchor) in text
 
