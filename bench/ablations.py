@@ -44,6 +44,9 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "no places for fresh edits": ("gate.priors.FRESH=0.0",),
     "all places for fresh edits": ("gate.priors.FRESH=1.0",),
     "no claims": ("no-claims",),
+    "free riders": ("gate.priors.WORTH=0.05",),
+    "patience 3 as well": ("train.patience=3",),
+    "calls at half the price": ("train.call_price=0.005",),
     "last ablation": ("train.ablation=true",),
 }
 

@@ -196,10 +196,17 @@ class TrainConfig(_Section):
         default=True,
         description="once half of a batch is solved, repeat its failures and show the optimizer those that fail twice",
     )
-    patience: int = Field(
-        default=3,
+    call_price: float = Field(
+        default=0.01,
         ge=0,
-        description="stop after this number of steps without an accept, or when nearly all is solved; 0: never",
+        description="stop if the next step is expected to gain less than this score per 100 of its target calls; "
+        "0: no price",
+    )
+    patience: int | None = Field(
+        default=None,
+        ge=0,
+        description="stop after this number of steps without an accept; None: no such limit; "
+        "0: never stop early, whatever the price of calls",
     )
     target_score: float | None = Field(
         default=None, ge=0, le=1, description="stop when the estimated score on select reaches this"
@@ -221,6 +228,11 @@ class TrainConfig(_Section):
         if self.lr_min > self.lr:
             raise ValueError(f"train.lr_min ({self.lr_min}) is larger than train.lr ({self.lr})")
         return self
+
+    @property
+    def by_value(self) -> bool:
+        """True if the training may end because a further step is not worth its calls."""
+        return self.patience != 0 and self.call_price > 0
 
     def skill_limit(self, tokens: int) -> int:
         """The most tokens that the skill may have, for an input of `tokens` tokens."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from skilltune.errors import InfraStopped, Paused, Stopped, Unanswered
 from skilltune.finish.reselect import reselect
 from skilltune.optimizer import Memory, Step
 from skilltune.parts import Parts
 from skilltune.skill import Skill
+from skilltune.stopping import Past
 from skilltune.verdict import Verdict
 from skilltune.versions import record_choice, record_verdict
 
@@ -19,17 +20,18 @@ from skilltune.versions import record_choice, record_verdict
 class State:
     """The progress of a run. `versions` holds the accepted skills: the input first, the incumbent last.
 
-    `score` is the incumbent's score on `select`. `outcomes` has one text per step. `since_accept` counts steps.
-    `epoch_start` is the incumbent at the start of the epoch. `stopped` is the reason if the training was stopped from
-    outside. `revived` is the hash of the chosen skill if it is a candidate that the race had rejected.
+    `score` is the incumbent's score on `select`. `past` holds the finished steps. `begun` is the number of target calls
+    and of verdicts at the start of the present step. `epoch_start` is the incumbent at the start of the epoch.
+    `stopped` is the reason if the training was stopped from outside. `revived` is the hash of the chosen skill if it is
+    a candidate that the race had rejected.
     """
 
     versions: list[Skill]
     memory: Memory = field(default_factory=Memory)
     verdicts: list[Verdict] = field(default_factory=list)
-    outcomes: list[str] = field(default_factory=list)
+    past: list[Past] = field(default_factory=list)
+    begun: tuple[int, int] = (0, 0)
     score: float | None = None
-    since_accept: int = 0
     epoch_start: Skill = field(default_factory=lambda: Skill(""))
     stopped: Stopped | None = None
     revived: str = ""
@@ -47,11 +49,18 @@ class State:
     def paused(self) -> bool:
         return isinstance(self.stopped, Paused)
 
-    def begin_step(self, step: Step, *, forgets: bool) -> None:
-        """Note the start of an epoch. `forgets`: the rejected edits of the last epoch are dropped."""
+    def begin_step(self, step: Step, *, calls: int, forgets: bool) -> None:
+        """Note the start of a step, after so many target calls, and that of an epoch. `forgets`: the rejected edits of
+        the last epoch are dropped."""
+        self.begun = calls, len(self.verdicts)
         if step.starts_epoch:
             self.epoch_start = self.skill
             self.memory = self.memory.new_epoch() if forgets else self.memory
+
+    def end_step(self, failing: float, *, calls: int) -> None:
+        """Add the step to the past. `failing`: the share of train tasks that failed before it."""
+        before, judged = self.begun
+        self.past.append(Past.of(self.verdicts[judged:], failing, calls - before))
 
     @contextmanager
     def until_stopped(self) -> Iterator[None]:
@@ -67,21 +76,12 @@ class State:
             self.stopped = stop
 
 
-def apply_step(s: Parts, state: State, step: Step, verdict: Verdict, limit: int) -> None:
-    """Apply the verdict on the edits of a step. `limit` is the number of edits that were allowed."""
-    state.memory = replace(state.memory, lr=limit)
-    state.since_accept += 1
-    state.outcomes.append(verdict.outcome)
-    apply_verdict(s, state, step, verdict, limit)
-
-
 def apply_verdict(s: Parts, state: State, step: Step, verdict: Verdict, limit: int) -> None:
-    """Apply a verdict to the state, and record it."""
+    """Apply a verdict to the state, and record it. `limit` is the number of edits that were allowed."""
     state.score = verdict.score
     state.verdicts.append(verdict)
     if verdict.accepted:
         state.versions.append(verdict.skill)
-        state.since_accept = 0
     grown = verdict.accepted and s.cfg.optimizer.patterns
     shrunk = grown and any(report.shortens for report in verdict.reports)
     state.memory = state.memory.remember(

@@ -27,7 +27,7 @@ from skilltune.preflight.noise import calibrate
 from skilltune.result import Result, conclude
 from skilltune.rollouts.forward import Forward, drain
 from skilltune.skill import Skill
-from skilltune.state import State, apply_step, apply_verdict, choose
+from skilltune.state import State, apply_verdict, choose
 from skilltune.stopping import Stopping
 from skilltune.versions import record_start
 
@@ -57,7 +57,8 @@ async def train(s: Parts) -> Result:
 
 async def fit(s: Parts, state: State) -> None:
     """The training loop. A step rolls out a batch, proposes edits, lets the gate judge them and applies the verdict."""
-    cfg, stop = s.cfg.train, Stopping(s.run, s.cfg.train)
+    cfg = s.cfg.train
+    stop = Stopping(s.run, cfg, tasks=len(s.splits.train), guess=cfg.batch_size + s.cfg.gate.screen)
     state.score = await s.gate.baseline(state.skill)
     record_start(s, state.skill, state.score)
     if s.cfg.gate.calibrate:
@@ -65,12 +66,12 @@ async def fit(s: Parts, state: State) -> None:
     forward = Forward.of(s.roll, s.arena.metric, cfg, s.arena.draws(s.cfg.target.attempts), noisy=s.arena.draws(2) > 1)
 
     for step in schedule(cfg, s.splits.train, s.cfg.seed):
-        if stop.before_step(state.outcomes, state.since_accept, state.score):
+        if stop.before_step(state.past, forward.known(state.skill), state.score):
             break
-        state.begin_step(step, forgets=not s.cfg.optimizer.patterns)
+        state.begin_step(step, calls=len(s.roll.seen), forgets=not s.cfg.optimizer.patterns)
 
         async with forward.batch(state.skill, step.batch, step.name) as rollouts:
-            if stop.nothing_left(forward.failed):
+            if forward.whole and stop.worthless(state.past, forward.failed):
                 break
             proposals = await s.optimizer.propose(state.skill, rollouts, state.memory, step, step.lr or cfg.lr)
             await drain(rollouts)  # the gate needs the whole batch; the optimizer may stop reading early
@@ -79,10 +80,12 @@ async def fit(s: Parts, state: State) -> None:
         s.arena.upcoming = step.upcoming
         protected = state.memory.protected
         verdict = await s.gate.judge(state.skill, proposals, limit=limit, name=step.name, protect=protected)
-        apply_step(s, state, step, verdict, limit)
+        state.memory = replace(state.memory, lr=limit)
+        apply_verdict(s, state, step, verdict, limit)
 
         if step.ends_epoch and step.epoch > 1 and s.cfg.slow.enabled and s.optimizer.looks_back:
             await slow_update(s, state, step, state.epoch_start)
+        state.end_step(stop.failing(forward.failed), calls=len(s.roll.seen))
     stop.pause_if_wanted()
 
 

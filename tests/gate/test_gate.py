@@ -24,7 +24,7 @@ from skilltune.gate import Arena
 from skilltune.gate.eprocess import EProcess
 from skilltune.gate.race import Race, harmful
 from skilltune.gate.race import rule as decide
-from skilltune.gate.screen import Pool, balanced
+from skilltune.gate.screen import Pool, Screened, balanced
 from skilltune.gate.strict import Strict
 from skilltune.optimizer import Proposal
 from skilltune.report.terminal import explained
@@ -32,7 +32,7 @@ from skilltune.rollout import Rollout, Score
 from skilltune.samples import Sample, Splits
 from skilltune.skill import Skill
 from skilltune.stats import standard_error
-from skilltune.stats.effects import draw_effects
+from skilltune.stats.effects import Draw, draw_effects
 from skilltune.verdict import Interim, OwnFigures, RaceFigures, Verdict, VerdictRecord
 
 pytestmark = pytest.mark.anyio
@@ -581,6 +581,49 @@ async def test_edits_of_small_effect_do_not_fill_a_wide_pool_for_good() -> None:
     verdict = await gate.judge(START, [rule(name) for name in "xyz"], limit=1, name="step 1")
     assert judged(verdict) == ["- a", "- b", "- c", "- d", "- x", "- y"]
     assert [proposal.edit.text for proposal in gate.waiting][:2] == ["- z", "- e"]
+
+
+def screened(*helps: float, texts: Sequence[str] = ()) -> Screened:
+    """A posterior of edits that mend what they claim with these probabilities and do nothing else."""
+    proposals = [
+        Proposal(Edit("add", text=text), (f"t{i}",)) for i, text in enumerate(texts or "abcdefgh"[: len(helps)])
+    ]
+    known, n = [f"t{i}" for i in range(20)], 20
+    draws = [
+        Draw(dict.fromkeys(known, -24), (0,) * len(helps), tuple(32 * (d < n * p) for p in helps)) for d in range(n)
+    ]
+    return Screened(Pool.of(START, proposals, (), 2000), draws, known)
+
+
+def test_an_edit_enters_a_candidate_on_its_own_evidence() -> None:
+    """Beside edits that surely help, one that helps with P = .3 would enter unseen: the race judges the team."""
+    assert screened(1.0, 0.3, 0.9, 0.1).assemble(4, 0.5) == (0, 2)
+    assert screened(0.4, 0.3).assemble(4, 0.5) == ()
+    assert screened(0.4, 0.3).assemble(4, 0.05) == (0, 1)
+
+
+def test_an_edit_has_to_pay_for_its_own_length() -> None:
+    long = "a long story " * 80
+    evidence = screened(1.0, 1.0, texts=("short", long))
+    assert evidence.assemble(2, 0.5) == (0, 1)
+    assert evidence.assemble(2, 0.5, length_price=0.1) == (0, 1)
+    assert evidence.assemble(2, 0.5, length_price=0.3) == (0,)
+    shorter = Proposal(Edit("replace", target="Answer.", text="Do."), ("t0",))
+    pool = Pool.of(Skill("Answer.\n"), [shorter], (), 2000)
+    mends = Screened(pool, [Draw({"t0": -24}, (0,), (32,))], ["t0"])
+    assert mends.assemble(1, 0.5, length_price=1000.0) == (0,)  # it makes the skill no longer
+
+
+async def test_what_is_not_known_yet_is_neither_taken_nor_judged() -> None:
+    """Two edits claim samples that no text of the screen was run on, beside one that is plainly good."""
+    gate = Race(arena(lambda text, i: float("- good" in text), screen=12, texts=4))
+    await gate.baseline(START)
+    await gate.arena.roll(START, TRAIN)
+    unknown = [rule("maybe", "t1"), rule("perhaps", "t2")]
+    verdict = await gate.judge(START, [rule("good", *(f"t{i}" for i in range(8))), *unknown], limit=3, name="step 1")
+    assert verdict.accepted
+    assert [report.edit.text for report in verdict.reports] == ["- good"]
+    assert not {p.edit.key for p in unknown} & {key for _, key in gate.evidence.dropped}
 
 
 def test_a_large_select_may_be_asked_for_small_gains() -> None:

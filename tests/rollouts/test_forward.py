@@ -131,7 +131,7 @@ async def test_a_batch_is_passed_on_as_soon_as_more_than_half_of_it_must_have_fa
 async def test_failures_are_tried_twice_in_a_run_once_half_is_solved(tmp_path: Path, confirm: bool):
     with small(p=0.1, q=1.0, seed=2) as world:
         run = await train(world, tmp_path, {"train.epochs": 3, "train.confirm": confirm})
-    assert run.verdicts[0]["score"] >= 0.5
+    assert any(verdict["score"] >= 0.5 for verdict in run.verdicts[:-1])
     with Run.read(run.folder) as journal:
         rollouts = [data for _, data, _ in journal.memos("rollout")]
     scores = {(r["skill"], r["sample"], r["attempt"]): r["score"]["value"] for r in rollouts}

@@ -49,7 +49,7 @@ def estimate_calls(cfg: Config, splits: Splits) -> tuple[int, int]:
     select, test = len(splits.select), 2 * cfg.certify.attempts * len(splits.test)
     looks_back = cfg.slow.enabled and cfg.optimizer.model != "examples"
     slow = max(0, cfg.train.epochs - 1) if looks_back else 0
-    first = min(len(splits.train), cfg.train.batch_size) if cfg.train.patience else len(splits.train)
+    first = min(len(splits.train), cfg.train.batch_size) if cfg.train.patience != 0 else len(splits.train)
     fewest = first * cfg.target.attempts * bool(cfg.train.epochs) + select
     twice = select * cfg.gate.calibrate
     fewest += twice

@@ -40,7 +40,10 @@ FRESH = 0.5  # share of the pool that is kept for edits that are new or had to w
 REMOVALS = 4  # edits of a doubtful incumbent whose removal is tried at once
 BETWEEN = 30  # draws of the posterior between the rounds
 KEEP = 0.05  # P(it helps) at which an edit that was not taken stays in the pool
-WORTH = 0.05  # P(it adds something) at which an edit is put into a candidate
+# P(it adds more than the price of its length) at which an edit is put into a candidate. A claimed effect cannot be
+# negative, so an edit of which little is known helps in the mean. If effects are diffuse, harm shows as early as
+# good, and the mean decides.
+WORTH, WORTH_DIFFUSE = 0.5, 0.05
 SURE = 0.9  # P(it adds something) of every edit of a full team at which the screen ends
 ROUNDING = 1e-9  # score; a gain up to this size is a rounding error
 

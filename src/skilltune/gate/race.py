@@ -45,6 +45,7 @@ from skilltune.gate.priors import (
     WIDE,
     WIDER,
     WORTH,
+    WORTH_DIFFUSE,
 )
 from skilltune.gate.screen import Pool, Screened, assign, balanced
 from skilltune.gate.trials import TrainScores, Trials
@@ -113,7 +114,7 @@ class Race:
 
         screened = await self._screen(pool, limit, name)
         verdict = Verdict(skill, False, "the screen found no edit worth a race", *self.level)
-        chosen = screened.assemble(limit, WORTH) if screened else pool.first(limit)
+        chosen = self._team(screened, limit) if screened else pool.first(limit)
         if chosen:
             self.evidence.note(pool.text(chosen), skill, [pool.proposals[i] for i in chosen])
             verdict = await self._race(pool, chosen, screened, name)
@@ -215,11 +216,16 @@ class Race:
                 if screened.converged(limit, SURE):
                     break
                 if (
-                    screened.gain(screened.assemble(limit, WORTH))[0] < self.min_expected_gain
+                    screened.gain(self._team(screened, limit))[0] < self.min_expected_gain
                 ):  # the incumbent will probably stay
                     arena.roll.prefetch(pool.skill, arena.upcoming)
         draws = await self._draws(pool, rng(arena.seed, "screen", name))
         return Screened(pool, draws, sorted(known))
+
+    def _team(self, screened: Screened, limit: int) -> tuple[int, ...]:
+        """The edits of the candidate, each of which enters on its own evidence."""
+        worth = WORTH_DIFFUSE if self.evidence.diffuse else WORTH
+        return screened.assemble(limit, worth, length_price=self.arena.cfg.length_price)
 
     async def _try(self, pool: Pool, subset: Sequence[int], samples: Sequence[Sample], name: str) -> None:
         """Roll the samples under the incumbent with some edits of the pool: evidence of each of them."""

@@ -15,7 +15,7 @@ from functools import cache
 from random import Random
 from statistics import fmean, pstdev
 
-from skilltune.edits import Applied, apply, conflict
+from skilltune.edits import Applied, Edit, apply, conflict
 from skilltune.gate.priors import PASSING_SHARE, ROUNDING
 from skilltune.gate.trials import lines
 from skilltune.optimizer import Proposal
@@ -175,6 +175,7 @@ class Screened:
     def __init__(self, pool: Pool, draws: Sequence[Draw], known: Sequence[str]) -> None:
         """`known`: the samples that stand for all tasks."""
         self.pool, self.draws, self.known = pool, draws, tuple(known)
+        self._tokens = [_added_tokens(proposal.edit) for proposal in pool.proposals]
         each = 1 / (len(self.known) or 1)
         # For each edit its claims: the samples, the share of all tasks that one of them stands for, and the place of
         # the effect among the claimed effects of a draw.
@@ -270,10 +271,17 @@ class Screened:
                 found[chosen] = None
         return list(found)
 
-    def assemble(self, limit: int, worth: float, draws: Sequence[int] | None = None) -> tuple[int, ...]:
-        """Greedily the edits that add most to the expected gain, at most `limit`, none whose addition is better than
-        nothing with less than probability `worth`; the shorter one on ties. Under some of the draws, or under all."""
+    def assemble(
+        self, limit: int, worth: float, draws: Sequence[int] | None = None, length_price: float = 0.0
+    ) -> tuple[int, ...]:
+        """Greedily the edits that add most to the expected gain, at most `limit`; the shorter one on ties.
+
+        Each edit enters on its own evidence: what it adds to the gain must be more than the price of its length, in the
+        mean and with at least probability `worth`. `length_price` is a score per 1,000 tokens. Under some of the draws,
+        or under all.
+        """
         draws = range(len(self.draws)) if draws is None else draws
+        prices = [length_price * tokens / 1000 for tokens in self._tokens]
         chosen: list[int] = []
         bits, gains = 0, dict.fromkeys(draws, 0.0)
         while len(chosen) < limit:
@@ -283,8 +291,8 @@ class Screened:
                     continue
                 with_it = {t: self._under(t, bits | 1 << i) for t in draws if self._moving[t] >> i & 1}
                 added = [gain - gains[t] for t, gain in with_it.items()]  # nothing under the other draws
-                mean, helped = math.fsum(added) / len(draws), sum([gain > ROUNDING for gain in added])
-                if mean > 0 and helped >= worth * len(draws):
+                mean, helped = math.fsum(added) / len(draws), sum([gain > prices[i] + ROUNDING for gain in added])
+                if mean > prices[i] and helped >= worth * len(draws):
                     rank = mean, -len(proposal.edit.text or ""), -i
                     best = (rank, with_it) if best is None or rank > best[0] else best
             if best is None:
@@ -293,6 +301,11 @@ class Screened:
             bits |= 1 << chosen[-1]
             gains |= best[1]
         return tuple(sorted(chosen))
+
+
+def _added_tokens(edit: Edit) -> int:
+    """The tokens by which an edit makes the skill longer, about; none if it makes it shorter."""
+    return max(0, Skill(edit.text or "").tokens - Skill(edit.target or "").tokens)
 
 
 @cache

@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from skilltune.errors import CallConfigError, CallError, InfraError
 from skilltune.api_keys import key_of, key_variable
+from skilltune.errors import CallConfigError, CallError, InfraError
 from skilltune.models import anthropic, dialects, openai
 from skilltune.models.dialects import Dialect, Json, sse
 from skilltune.models.prices import price

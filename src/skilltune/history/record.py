@@ -26,6 +26,7 @@ from skilltune.journal.run import FAILED, Run
 from skilltune.result import claim
 from skilltune.rollout import Rollout, Score, rollout_from_json
 from skilltune.skill import Skill
+from skilltune.stopping import Ending
 from skilltune.usage import Usage
 from skilltune.verdict import VerdictRecord
 
@@ -127,11 +128,12 @@ class Record:
 
     `rows` are the input, every verdict in order and, if a rejected candidate was chosen at the end, that version.
     `versions` are the skills that were accepted or chosen, by number. `finish` is the end of the run: None before it,
-    and after a stopped run has gone on. `stopped` is the reason if the last process ended too early, and `larger` the
-    limit that it needs to go on. `writer` is the process that has the run open now. `command` is the last command that
-    trained it: its `line`, and the `folder` in which it was given. `gate` is None if the configuration was made by
-    another version of skilltune. `estimated` is the number of failed attempts whose cost is unknown. `left_out` has
-    the outcome and cause of the samples that were left out.
+    and after a stopped run has gone on. `ending` is the reason if the training ended before its last step, by the value
+    of a further step, by patience or by the target score. `stopped` is the reason if the last process ended too early,
+    and `larger` the limit that it needs to go on. `writer` is the process that has the run open now. `command` is the
+    last command that trained it: its `line`, and the `folder` in which it was given. `gate` is None if the
+    configuration was made by another version of skilltune. `estimated` is the number of failed attempts whose cost is
+    unknown. `left_out` has the outcome and cause of the samples that were left out.
     """
 
     run: Run
@@ -142,6 +144,7 @@ class Record:
     rows: tuple[Version | Judged, ...]
     versions: tuple[Version, ...]
     finish: Finish | None
+    ending: Ending | None
     controls: Mapping[str, Any] | None
     command: Mapping[str, str] | None
     stopped: str
@@ -158,6 +161,7 @@ class Record:
         rows: list[Version | Judged] = []
         versions: dict[int, Version] = {}
         finish: Finish | None = None
+        ending: Ending | None = None
         controls = command = None
         stopped = larger = root = ""
         for _, type, data in run.events():
@@ -167,6 +171,7 @@ class Record:
                 rows.append(versions[0])
             elif type == "verdict":
                 verdict = VerdictRecord.from_json(data)
+                ending = ending if verdict.compacts or verdict.ablates else None
                 if not (verdict.compacts or verdict.ablates) and (void := [v for v in versions.values() if v.revived]):
                     versions = {number: v for number, v in versions.items() if not v.revived}  # the run went on
                     rows = [row for row in rows if row not in void]
@@ -179,6 +184,8 @@ class Record:
                 why = f"chosen at the end: {data['reason']}"
                 versions[number] = replace(_version(run, number, data["best"], why), revived=True)
                 rows.append(versions[number])
+            elif type == "stopping":
+                ending = Ending.from_json(data)
             elif type == "controls":
                 controls = data
             elif type == "command":
@@ -204,6 +211,7 @@ class Record:
             rows=tuple(rows),
             versions=tuple(version for _, version in sorted(versions.items())),
             finish=finish,
+            ending=ending,
             controls=controls,
             command=command,
             stopped=stopped,
@@ -267,6 +275,7 @@ class Record:
             "pid": self.writer,
             "finished": self.finish is not None,
             "exit_code": self.finish.exit_code if self.finish else None,
+            "ending": self.ending.to_json() if self.ending else None,
             "stopped": self.stopped or None,
             "resume": self.resume if self.state == "stopped" else None,
             "best": self.best_hash,

@@ -498,6 +498,8 @@ def show_run(record: Record, console: Console) -> None:
     else:
         console.print(f"{'stopped':<15}{clean(record.stopped) or 'its process was ended from outside'}")
         console.print(f"{'resume with':<15}{clean(record.resume)}")
+    if record.ending is not None:
+        console.print(f"{'training ended':<15}{clean(record.ending.reason)}")
     finish, proof = record.finish, record.certificate
     if finish is not None:
         console.print(f"{'ended':<15}{finish.exit_code}: {EXIT_CODES[finish.exit_code]}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -23,7 +23,8 @@ class Forward:
 
     `failed` maps the id of each train sample that was rolled with the incumbent to True if any attempt failed. It is
     empty again when a batch has another incumbent. `hold` is False if each rollout is passed on at once. `confirm`
-    rolls failures again, until the target is seen to be deterministic.
+    rolls failures again, until the target is seen to be deterministic. `whole` is True if the last batch was held back
+    to its end: then `failed` covers it before any of its rollouts is passed on, and the training may end there.
     """
 
     roll: Roller
@@ -31,6 +32,7 @@ class Forward:
     hold: bool
     confirm: bool
     attempts: int = 1  # at each sample
+    whole: bool = False
     failed: dict[str, bool] = field(default_factory=dict)
     _incumbent: Skill | None = None
 
@@ -39,8 +41,12 @@ class Forward:
         cls, roll: Roller, metric: Callable[[Score], float], cfg: TrainConfig, attempts: int, *, noisy: bool
     ) -> Forward:
         """The forward pass of a training. A failure is confirmed only if a second attempt may end differently."""
-        hold = cfg.confirm or bool(cfg.patience)
+        hold = cfg.confirm or cfg.by_value
         return cls(roll, metric, hold, cfg.confirm and attempts == 1 and noisy, attempts)
+
+    def known(self, skill: Skill) -> Mapping[str, bool]:
+        """`failed` of a skill: empty if no batch was rolled with it."""
+        return self.failed if skill == self._incumbent else {}
 
     @asynccontextmanager
     async def batch(
@@ -61,6 +67,7 @@ class Forward:
         """
         rollouts = self.roll.stream(skill, samples, attempts=self.attempts, purpose=name)
         held, lost, size = list[Rollout](), 0.0, self.attempts * len(samples)
+        self.whole = False
         if self.hold:
             by_id = {sample.id: sample for sample in samples}
             async for rollout in rollouts:
@@ -71,6 +78,7 @@ class Forward:
                 if self.confirm and _scored_zero(rollout) and len(held) - lost >= SOLVED * size:
                     self.roll.prefetch(skill, [by_id[rollout.sample]], 1)
             else:
+                self.whole = True
                 if self.confirm:
                     held = await self._confirmed(skill, held, by_id.values(), f"{name}, failures again")
             for rollout in held:
