@@ -19,7 +19,7 @@ from skilltune.rollout import Rollout, Score, Trajectory
 from skilltune.samples import Sample
 from skilltune.sandbox import probe
 from skilltune.scorers import build, evaluate
-from skilltune.scorers.tests import share_passed
+from skilltune.scorers.tests import share_passed, wanted
 
 pytestmark = pytest.mark.anyio
 PYTHON = sys.executable
@@ -149,6 +149,24 @@ async def test_the_files_of_a_sample_are_in_the_copy(root: Path) -> None:
     sample = SAMPLE.model_copy(update={"files": {"in/data.csv": "data.csv"}})
     scorer = build(spec(command="cat in/data.csv solution.py", files={}), root)
     assert (await evaluate(scorer, sample, rollout("x"))).value == 1
+
+
+def test_the_levels_that_scorers_ask_for_are_known(root: Path) -> None:
+    plain = Env([Sample(id="1", input="x", target="x")], root=root)
+    mixed = Env(
+        [
+            Sample(id="1", input="x", checks=({"type": "not", "check": spec(sandbox="none")},)),
+            Sample(id="2", input="x"),
+        ],
+        {"type": "tests", "command": "true", "sandbox": "none"},
+        root=root,
+    )
+    assert plain.sandboxes == []
+    assert mixed.sandboxes == ["none"]
+    assert list(wanted("tests:pytest -q")) == ["auto"]
+    assert list(wanted({"type": "checks", "checks": [{"type": "tests", "sandbox": "bwrap"}, {"type": "exact"}]})) == [
+        "bwrap"
+    ]
 
 
 async def test_an_empty_answer_scores_0(root: Path) -> None:

@@ -15,10 +15,10 @@ import shlex
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from weakref import WeakKeyDictionary
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -132,6 +132,20 @@ def _sandbox(options: Options) -> Sandbox:
             '(Debian: apt install bubblewrap), or run it unconfined with sandbox = "none"'
         )
     return sandbox
+
+
+def wanted(spec: Any) -> Iterator[str]:
+    """The sandbox levels that the `tests` in a scorer's spec ask for."""
+    if isinstance(spec, str) and spec.partition(":")[0] == "tests":
+        yield "auto"
+    elif isinstance(spec, Mapping):
+        if spec.get("type") == "tests":
+            yield spec.get("sandbox", "auto")
+        for part in spec.values():
+            yield from wanted(part) if isinstance(part, Mapping | list | tuple) else ()
+    elif isinstance(spec, list | tuple):
+        for part in spec:
+            yield from wanted(part)
 
 
 # -- run
@@ -254,4 +268,4 @@ def _shown(output: str) -> str:
     return _SECONDS.sub("… s", output.strip()[-SHOWN:]) or "no output"
 
 
-__all__ = ["Options", "graded", "share_passed", "tests"]
+__all__ = ["Options", "graded", "share_passed", "tests", "wanted"]
