@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import textwrap
@@ -17,7 +18,7 @@ from skilltune.envs import Env
 from skilltune.errors import JudgeError, NotGraded, UsageError
 from skilltune.rollout import Artifact, Rollout, Score, Trajectory
 from skilltune.samples import Sample
-from skilltune.sandbox import probe
+from skilltune.sandbox import Command, Limits, Policy, probe
 from skilltune.scorers import build, evaluate
 from skilltune.scorers.tests import laid_over, share_passed, wanted
 
@@ -255,3 +256,15 @@ def test_summaries_are_read(output: str, share: tuple[int, int] | None) -> None:
 def test_any_output_gives_a_share_or_none(output: str) -> None:
     share = share_passed(output)
     assert share is None or 0 <= share[0] <= share[1]
+
+
+async def test_a_users_scorer_can_run_code_in_the_sandbox(tmp_path: Path) -> None:
+    """It is awaited in an event loop of a thread, where asyncio has to wait for processes too."""
+
+    async def prints_target(sample: Sample, rollout: Rollout) -> bool:
+        command = Command(("/bin/sh", "-c", rollout.answer), tmp_path, {"PATH": os.defpath})
+        ended = await probe().run(command, Policy(write=(tmp_path,)), Limits(10, processes=20))
+        return ended.stdout == b"42\n"
+
+    for answer, value in (("echo $((6 * 7))", 1.0), ("echo 41", 0.0)):
+        assert (await evaluate(build(prints_target), SAMPLE, rollout(answer))).value == value
