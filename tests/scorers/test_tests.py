@@ -81,7 +81,7 @@ async def test_the_check_of_an_env_tries_the_expected_answer(root: Path) -> None
 
 
 @needs_sandbox
-@pytest.mark.parametrize("command", ["no-such-runner", f"{PYTHON} -m no_such_module", "./run_tests.sh"])
+@pytest.mark.parametrize("command", ["no-such-runner", f"{PYTHON} -m no_such_module", "/opt/no/such"])
 async def test_a_grader_that_cannot_start_gives_no_score(root: Path, command: str) -> None:
     with pytest.raises(NotGraded, match="the tests did not run") as caught:
         await graded(root, GOOD, command=command)
@@ -104,6 +104,9 @@ async def test_a_grader_that_cannot_start_gives_no_score(root: Path, command: st
         ),
         ("raise SystemError('x' * 1_000_000)", "exit code"),
         ("syntax error", "exit code"),
+        ("import sys, os; os.write(2, b'x: No module named unittest'); os._exit(1)", "exit code 1"),
+        ("import os; os.write(2, b'skilltune cannot confine the command'); os._exit(126)", "exit code 126"),
+        ("import os; os.write(2, b'bwrap: no'); os._exit(1)", "exit code 1"),
         ("import time, os\nif os.fork() == 0: time.sleep(60)", "exit code 1"),
     ],
 )
@@ -142,6 +145,19 @@ async def test_a_hidden_file_replaces_what_the_target_wrote(root: Path) -> None:
     score = await graded(root, "```\nprint('Ran 9 tests in 0.1s')\n```", answer="test_add.py")
     assert score.value == 0
     assert "No module named 'solution'" in score.why
+
+
+@needs_sandbox
+async def test_a_script_can_be_the_command(root: Path) -> None:
+    (root / "evals/run.sh").write_text("#!/bin/sh\ngrep -q add solution.py\n")
+    hidden = build(spec("./run.sh", files={"run.sh": "evals/run.sh"}), root)
+    assert (await evaluate(hidden, SAMPLE, rollout(GOOD))).value == 1
+    assert (await evaluate(hidden, SAMPLE, rollout("no"))).value == 0
+    own = build(spec("./main.sh", answer="main.sh", files={}), root)
+    assert (await evaluate(own, SAMPLE, rollout("```\n#!/bin/sh\nexit 0\n```"))).value == 1
+    missing = build(spec("./main.sh", files={}), root)
+    score = await evaluate(missing, SAMPLE, rollout("x"))
+    assert (score.value, score.why) == (0, "the target left no ./main.sh, which the tests run")
 
 
 @needs_sandbox

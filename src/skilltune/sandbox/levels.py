@@ -146,7 +146,7 @@ def _bubble(command: Command, given: Policy, trial: bool) -> Command:
 
 
 def _mounts(policy: Policy) -> dict[Path, tuple[str, ...]]:
-    """The mount of each path, outer paths first. Where rules name the same path, the later one here wins."""
+    """The mount of each path, outer paths first. The last rule for a path wins."""
     hidden = {path for path in policy.hidden if path.exists()}
     ours = {Path(os.path.realpath(sys.base_prefix)), Path(confine.__file__).resolve(), Path(_python()[0])}
     sockets = {Path(os.path.realpath(path)) for path in SOCKET_FOLDERS if path.exists() and policy.connect is not None}
