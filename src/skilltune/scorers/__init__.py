@@ -25,6 +25,7 @@ from skilltune.scorers import cells as _cells
 from skilltune.scorers import checks as _checks
 from skilltune.scorers import files as _files
 from skilltune.scorers import judge as _judge
+from skilltune.scorers import tests as _tests
 from skilltune.scorers.anls import anls
 from skilltune.scorers.choice import choice
 from skilltune.scorers.contains import contains
@@ -57,14 +58,15 @@ BUILTIN: dict[str, Compare] = {
 }
 OF_FILES = {"files": (_files.files, _files.check), "cells": (_cells.cells, _cells.check)}
 """Scorers of the files that the target left behind, with the check of a sample."""
-KINDS = (*BUILTIN, *OF_FILES, "checks", "not", "judge")  # the types of a check, besides plug-ins and python:file.py:fn
+KINDS = (*BUILTIN, *OF_FILES, "tests", "checks", "not", "judge")
+"""The types of a check, besides plug-ins and python:file.py:fn."""
 _EXPECTED: dict[str, Callable[[Sample], str]] = {
     "regex": example,
     "json": expected_json,
     "ndcg": expected_ranking,
     **dict.fromkeys(("choice", "f1", "em", "anls"), one_line_or_tagged),  # these read only the last line
 }
-_TARGETLESS = ("length", "not", "judge", *OF_FILES)  # their target is no answer in text
+_TARGETLESS = ("length", "tests", "not", "judge", *OF_FILES)  # their target is no answer in text
 SHOWN_CHARS = 400  # characters of one check in a description
 SHOWN_TARGETS = 5
 
@@ -109,6 +111,8 @@ def build(
             return _negation(options, root, judge)
         case "judge" if judge is not None:
             return _line(options, judge)
+        case "tests":
+            return _test_suite(options, root)
     if isinstance(kind, str) and kind in OF_FILES:
         return _of_files(kind, options, root)
     if (plugin := _plugin(kind)) is not None:
@@ -285,6 +289,14 @@ def _negation(options: dict[str, Any], root: Path, judge: Judge | None) -> Score
     return Scorer("not", digest, score, lambda sample: "", inner.check, describe=describe, reads=inner.reads)
 
 
+def _test_suite(options: dict[str, Any], root: Path) -> Scorer:
+    try:
+        chosen = _tests.Options.model_validate(options)
+    except ValidationError as error:
+        raise UsageError(_explain("tests", error, list(_tests.Options.model_fields))) from None
+    return _tests.tests(chosen, root)
+
+
 def _installed(plugin: plugins.Plugin, options: dict[str, Any]) -> Scorer:
     own = (options.pop("target"),) if "target" in options else None
     options = _validated(plugin.name, plugin.value, options)
@@ -343,8 +355,8 @@ def _find(kind: Any, options: Mapping[str, Any]) -> Compare:
 
 
 def _first_option(kind: str) -> str:
-    if kind == "checks":
-        return "mode"
+    if kind in ("checks", "tests"):
+        return "mode" if kind == "checks" else "command"
     plugin = _plugin(kind)
     options = _option_names(_find(kind, {}) if plugin is None else plugin.value)
     if not options:
