@@ -68,7 +68,7 @@ async def fit(s: Parts, state: State) -> None:
     for step in schedule(cfg, s.splits.train, s.cfg.seed):
         if stop.before_step(state.past, forward.known(state.skill), state.score):
             break
-        state.begin_step(step, calls=len(s.roll.seen), forgets=not s.cfg.optimizer.patterns)
+        state.begin_step(step, calls=len(s.roll.scores), forgets=not s.cfg.optimizer.patterns)
 
         async with forward.batch(state.skill, step.batch, step.name) as rollouts:
             if forward.whole and stop.worthless(state.past, forward.failed):
@@ -85,7 +85,7 @@ async def fit(s: Parts, state: State) -> None:
 
         if step.ends_epoch and step.epoch > 1 and s.cfg.slow.enabled and s.optimizer.looks_back:
             await slow_update(s, state, step, state.epoch_start)
-        state.end_step(stop.failing(forward.failed), calls=len(s.roll.seen))
+        state.end_step(stop.failing(forward.failed), calls=len(s.roll.scores))
     stop.pause_if_wanted()
 
 

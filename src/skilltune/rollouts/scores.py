@@ -34,6 +34,10 @@ class Scores:
     def of(cls, splits: Splits, metric: Callable[[Score], float]) -> Scores:
         return cls(split_map(train=splits.train, select=splits.select, test=splits.test), metric)
 
+    def __len__(self) -> int:
+        """The number of scored rollouts on all splits."""
+        return len(self.held)
+
     def add(self, rollout: Rollout) -> None:
         """Add a scored rollout, without its transcript."""
         cost = Trajectory("", outcome=rollout.outcome, usage=rollout.trajectory.usage)
