@@ -104,6 +104,7 @@ async def test_a_child_that_ends_soon_after_its_parent_is_no_survivor(tmp_path: 
     assert (ended.stdout, ended.survivors) == (b"late\n", 0)
 
 
+@pytest.mark.slow
 async def test_sigterm_comes_first_and_sigkill_after_the_grace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "GRACE_S", 0.5)
     code = """
@@ -251,6 +252,7 @@ async def test_a_command_that_kills_its_supervisor_leaves_nothing_and_has_no_res
     assert not marked(f"test-{os.getpid()}")
 
 
+@pytest.mark.slow
 async def test_a_command_that_stops_its_supervisor_is_ended_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -264,6 +266,7 @@ async def test_a_command_that_stops_its_supervisor_is_ended_too(
 # -- limits
 
 
+@pytest.mark.slow
 async def test_processor_time_is_bounded_over_all_processes(tmp_path: Path) -> None:
     code = "import os\nfor _ in range(3): os.fork()\nwhile True: pass"
     ended = await run_process(python(code, tmp_path), Limits(60, cpu_s=1))

@@ -1,0 +1,157 @@
+"""The command line of each level."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, get_args
+
+from skilltune.errors import CallConfigError, UsageError
+from skilltune.sandbox import confine
+from skilltune.sandbox.process import Command
+
+Level = Literal["none", "landlock", "bwrap"]
+LEVELS: tuple[Level, ...] = get_args(Level)
+SOCKET_FOLDERS = Path("/run"), Path("/var/run")  # sockets of the system's services, for example Docker's
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The rights of one command. Paths are folders or files; the longest path that contains a file decides.
+
+    `write`: everything below may be read and written. `read`: everything below may be read; None means all that the
+    system allows. `hidden`: nothing below may be read. `shown`: may be read although it lies below a hidden path.
+    `connect`: TCP ports to which the command may connect; None means no limit.
+    """
+
+    write: tuple[Path, ...] = ()
+    read: tuple[Path, ...] | None = None
+    hidden: tuple[Path, ...] = ()
+    connect: tuple[int, ...] | None = ()
+    shown: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Holds:
+    """The parts of a policy that a level was seen to keep on this machine. `note` states limits.
+
+    `read`: hidden files cannot be read. `write`: nothing is written outside. `network`: no connection but to granted
+    ports. `processes`: processes outside cannot be signalled or traced.
+    """
+
+    read: bool = False
+    write: bool = False
+    network: bool = False
+    processes: bool = False
+    note: str = ""
+
+
+def wrapped(level: Level, command: Command, policy: Policy) -> Command:
+    """A command behind a level, see `Sandbox.wrap`."""
+    if level == "none":
+        return command
+    policy = _real(policy)
+    program = _program(command)
+    command = replace(command, argv=(program, *command.argv[1:]))
+    if level == "landlock":
+        return _confined(command, policy, files=True)
+    return _bubble(command, policy)
+
+
+def _real(policy: Policy) -> Policy:
+    """The policy with paths free of links. Raises UsageError for a hidden path inside a writable one."""
+    real = {
+        name: None
+        if (paths := getattr(policy, name)) is None
+        else tuple(Path(os.path.realpath(path)) for path in paths)
+        for name in ("write", "read", "hidden", "shown")
+    }
+    found = replace(policy, **real)
+    for path in found.hidden:
+        if inside := next((folder for folder in found.write if path.is_relative_to(folder)), None):
+            raise UsageError(
+                f"the sandbox cannot hide {path}, because a command may write to {inside}: move one of them"
+            )
+    return found
+
+
+def _program(command: Command) -> str:
+    """The file of a command's program, found before the sandbox hides folders."""
+    name = command.argv[0]
+    if "/" in name:
+        found = name if os.path.exists(os.path.join(command.cwd, name)) else None
+    else:
+        found = shutil.which(name, path=command.env.get("PATH", os.defpath))
+    if found is None:
+        raise CallConfigError(
+            f'there is no command "{name}" on the PATH {command.env.get("PATH", "")!r}: install it, or name its file'
+        )
+    return found
+
+
+def _confined(command: Command, policy: Policy, *, files: bool) -> Command:
+    """A command behind `confine.py`, with Landlock for its files or without."""
+    rules = {
+        "files": files,
+        "write": [str(path) for path in policy.write],
+        "read": None if policy.read is None else [str(path) for path in policy.read],
+        "hidden": [str(path) for path in policy.hidden],
+        "shown": [str(path) for path in policy.shown],
+        "connect": policy.connect,
+    }
+    return replace(command, argv=(*_python(), confine.__file__, json.dumps(rules), *command.argv))
+
+
+def _python() -> tuple[str, ...]:
+    return os.path.realpath(sys.executable), "-I", "-S"
+
+
+_DEAF = ("sh", "-c", 'trap "" TERM; exec "$@"', "sh")  # SIGTERM is for the command; bwrap would end it at once
+
+
+def _bubble(command: Command, policy: Policy) -> Command:
+    """A command in namespaces of its own, behind bubblewrap. Connections to ports are limited by `confine.py`."""
+    offline = policy.connect == ()
+    inner = _confined(command, replace(policy, connect=None if offline else policy.connect), files=False)
+    hidden = {*policy.hidden, *(SOCKET_FOLDERS if policy.connect is not None else ())}
+    hidden = {Path(os.path.realpath(path)) for path in hidden if path.exists()}
+    ours = {Path(os.path.realpath(sys.base_prefix)), Path(confine.__file__).resolve(), Path(_python()[0])}
+    whole = policy.read is None
+    shown = {*policy.shown, *(policy.read or ()), *(path for path in ours if _under(path, hidden) or not whole)}
+    mounts: dict[Path, tuple[str, ...]] = {}
+    for path in hidden:
+        mounts[path] = ("--tmpfs", str(path)) if path.is_dir() else ("--ro-bind", os.devnull, str(path))
+    for path in filter(Path.exists, shown):
+        mounts[path] = ("--ro-bind", str(path), str(path))
+    for path in policy.write:
+        mounts[path] = ("--bind", str(path), str(path))
+    start = ("--ro-bind", "/", "/") if whole else ("--tmpfs", "/", *_links())
+    order = sorted(mounts, key=lambda path: len(path.parts))
+    sealed = [path for path in order if mounts[path][0] == "--tmpfs"]
+    argv = (
+        *_DEAF,
+        *("bwrap", "--die-with-parent", "--unshare-pid", "--unshare-ipc", "--unshare-uts"),
+        *(("--unshare-net",) if offline else ()),
+        *start,
+        *("--dev", "/dev", "--proc", "/proc"),
+        *(part for path in order for part in mounts[path]),
+        *(part for path in sealed for part in ("--remount-ro", str(path))),
+        *(() if whole else ("--remount-ro", "/")),
+        *("--chdir", os.path.abspath(command.cwd), "--"),
+        *inner.argv,
+    )
+    return replace(command, argv=argv, cwd=Path("/"))
+
+
+def _under(path: Path, folders: set[Path]) -> bool:
+    return any(path.is_relative_to(folder) for folder in folders)
+
+
+def _links() -> tuple[str, ...]:
+    """Links of the root folder, such as /bin → usr/bin."""
+    links = [path for path in Path("/").iterdir() if path.is_symlink()]
+    return tuple(part for path in links for part in ("--symlink", os.readlink(path), str(path)))
