@@ -12,7 +12,9 @@ import os
 import sys
 from pathlib import Path
 
+from skilltune.errors import CallConfigError
 from skilltune.sandbox.process import Command, Exit
+from skilltune.targets.agents.acp_client import NOT_STARTED
 from skilltune.targets.agents.command import fill, gateway_env, prompt_of
 from skilltune.targets.agents.events import events_of, get, no_result, refuse, stopped, text_at
 from skilltune.targets.agents.job import AgentExit, AgentJob, Dialect, base_env, installed, write_skill
@@ -21,6 +23,7 @@ from skilltune.workspace import Workspace
 CLIENT = Path(__file__).with_name("acp_client.py")
 SKILLS = (".agents/skills", ".claude/skills")
 """Places below HOME where agents look for skills. An agent that reads both lists the skill once or twice."""
+LOGIN = -32000  # the protocol's error code for a missing login
 LIMITS = {"max_tokens": "the model's limit of tokens", "max_turn_requests": "its limit of turns"}
 
 
@@ -52,7 +55,9 @@ class AcpAgent:
         if failed := [event for event in events if "failed" in event]:
             error = failed[-1]["failed"]
             words = f"{text_at(error, 'message')} {text_at(error, 'data', 'details') or text_at(error, 'data')}"
-            if get(error, "code") == -32000:
+            if get(error, "code") == NOT_STARTED:
+                raise CallConfigError(f"{job.agent}: {words.strip()}; {self.needs}")
+            if get(error, "code") == LOGIN:
                 refuse(job, f"it asks for a login: {words}", 401)
             refuse(job, words, None)
         reasons = [text_at(event, "stopped") for event in events if "stopped" in event]

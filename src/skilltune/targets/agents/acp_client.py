@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 VERSION = 1
+NOT_STARTED = "not started"
 ALLOWED = ("allow_once", "allow_always")
 
 
@@ -78,7 +79,7 @@ def main():
     try:
         agent = Conversation(task["argv"], task["cwd"])
     except OSError as error:
-        show(failed={"message": f"cannot start {task['argv'][0]}: {error.strerror}"})
+        show(failed={"code": NOT_STARTED, "message": f"{task['argv'][0]} cannot start: {error.strerror}"})
         return 1
     try:
         can = {"fs": {"readTextFile": False, "writeTextFile": False}, "terminal": False}

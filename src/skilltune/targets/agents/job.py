@@ -44,8 +44,8 @@ class AgentJob:
 
     `agent` is a name in `agents.AGENTS`, `command` its command line (`command:` and `acp:`) or its executable.
     `skill` None means that no skill is installed. `url` and `token` are those of the lease; "" means that the agent
-    uses its own login. `env` holds the variables that the user passes on by name. `key` decides the paths, so a job
-    that is run again asks the same questions.
+    uses its own login. `env` holds the variables that the user passes on by name. `programs` are files and folders of
+    the command that the agent may read. `key` decides the paths, so a job that is run again asks the same questions.
     """
 
     agent: str
@@ -62,6 +62,7 @@ class AgentJob:
     parent: Path
     key: str
     env: Mapping[str, str] = field(default_factory=dict, hash=False)
+    programs: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
