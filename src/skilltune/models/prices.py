@@ -13,8 +13,10 @@ from skilltune.usage import Usage
 PROVIDERS = {"openai": "openai", "anthropic": "anthropic", "codex": "openai", "claude-code": "anthropic"}
 
 
-def price(model_name: Name | str, usage: Usage, *, override: tuple[float, float] | None = None) -> float | None:
-    """Dollars for `usage`, or None if the price is unknown.
+def price(
+    model_name: Name | str, usage: Usage, *, override: tuple[float, float] | None = None, written: int = 0
+) -> float | None:
+    """Dollars for `usage`, or None if the price is unknown. `written` input tokens went into the provider's cache.
 
     `override` is (dollars per million input tokens, dollars per million output tokens). It has no discount for cached
     input, so it may overestimate.
@@ -32,6 +34,7 @@ def price(model_name: Name | str, usage: Usage, *, override: tuple[float, float]
         input_tokens=usage.input_tokens,
         output_tokens=usage.output_tokens,
         cache_read_tokens=usage.cached_tokens,
+        cache_write_tokens=written or None,
     )
     try:
         if name.url is not None:

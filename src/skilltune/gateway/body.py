@@ -1,0 +1,131 @@
+"""The body of a request: read once, sent on byte for byte but for the model, and known again after a kill."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from json.decoder import scanstring  # type: ignore[attr-defined]
+from typing import Any
+
+from skilltune.journal.keys import digest
+
+_SPACE = re.compile(r"[ \t\r\n]*")
+_DECODER = json.JSONDecoder()
+
+_VOLATILE = frozenset(
+    {"metadata", "client_metadata", "prompt_cache_key", "safety_identifier", "user", "stream_options"}
+)
+"""Fields that differ between two equal requests: ids of sessions, devices and caches."""
+_IDENTIFIED = frozenset({"message", "reasoning", "function_call", "custom_tool_call"})  # items with an id of their own
+_MASKS = (
+    (re.compile(r"Chunk ID: [0-9a-f]{4,16}\b"), "Chunk ID: …"),
+    (re.compile(r"Wall time: [0-9.]+ seconds"), "Wall time: … seconds"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """A request's JSON. `span` is the place of the model's name in the text."""
+
+    text: str
+    data: Mapping[str, Any]
+    span: tuple[int, int] | None
+
+    def for_model(self, model: str) -> bytes:
+        """The same bytes with another model."""
+        if self.data.get("model") == model:
+            return self.text.encode("utf-8", "surrogatepass")
+        if self.span is None:
+            return json.dumps({**self.data, "model": model}, ensure_ascii=False).encode("utf-8", "replace")
+        begin, end = self.span
+        changed = self.text[:begin] + json.dumps(model) + self.text[end:]
+        return changed.encode("utf-8", "surrogatepass")
+
+
+def read_body(raw: bytes) -> Body:
+    """Raises ValueError if this is not one JSON object."""
+    text = raw.decode("utf-8")
+    data: dict[str, Any] = {}
+    span = None
+    try:
+        at = _skip(text, 0)
+        if text[at : at + 1] != "{":
+            raise ValueError("the body is not a JSON object")
+        at = _skip(text, at + 1)
+        while text[at : at + 1] != "}":
+            if text[at : at + 1] != '"':
+                raise ValueError("a name is expected")
+            name, at = scanstring(text, at + 1, True)
+            at = _skip(text, at)
+            if text[at : at + 1] != ":":
+                raise ValueError("a colon is expected")
+            begin = _skip(text, at + 1)
+            data[name], at = _DECODER.raw_decode(text, begin)
+            if name == "model":
+                span = (begin, at)
+            at = _skip(text, at)
+            if text[at : at + 1] == ",":
+                at = _skip(text, at + 1)
+            elif text[at : at + 1] != "}":
+                raise ValueError("a comma is expected")
+    except RecursionError:
+        raise ValueError("the body is nested too deeply") from None
+    if _skip(text, at + 1) != len(text):
+        raise ValueError("something follows the object")
+    return Body(text, data, span)
+
+
+def _skip(text: str, at: int) -> int:
+    found = _SPACE.match(text, at)
+    assert found is not None
+    return found.end()
+
+
+def request_key(rollout_key: str, upstream: str, dialect: str, body: Mapping[str, Any], repeat: int) -> str:
+    """Key of an exchange: equal for the same question of the same rollout, also in another process.
+
+    Left out is what differs between two runs of an agent on the same paths: ids of sessions and items, cache keys, and
+    the ids and times that Codex writes into the outputs of its tools. `repeat` counts how often the agent had an answer
+    to this very question before.
+    """
+    known = {name: value for name, value in body.items() if name not in _VOLATILE}
+    if isinstance(known.get("input"), list):
+        known["input"] = [_without_id(item) for item in known["input"]]
+    return digest("exchange", rollout_key, upstream, dialect, known, repeat)
+
+
+def _without_id(item: Any) -> Any:
+    if not isinstance(item, dict):
+        return item
+    item = {name: value for name, value in item.items() if not (name == "id" and item.get("type") in _IDENTIFIED)}
+    output = item.get("output")
+    if isinstance(output, str):
+        item["output"] = _masked(output)
+    elif isinstance(output, list):
+        item["output"] = [
+            {**part, "text": _masked(part["text"])}
+            if isinstance(part, dict) and isinstance(part.get("text"), str)
+            else part
+            for part in output
+        ]
+    return item
+
+
+def _masked(text: str) -> str:
+    for pattern, shown in _MASKS:
+        text = pattern.sub(shown, text)
+    return text
+
+
+def texts_of(value: Any) -> Iterator[str]:
+    """Every text in a JSON value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for each in value.values():
+            yield from texts_of(each)
+    elif isinstance(value, list):
+        for each in value:
+            yield from texts_of(each)

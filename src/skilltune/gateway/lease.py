@@ -1,0 +1,382 @@
+"""One rollout at the gateway: its token, its limits, and everything that its agent asked and was answered."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar, cast
+
+from skilltune.aio import background
+from skilltune.errors import CallConfigError, CallError, InfraError, SampleError, Stopped
+from skilltune.gateway.activation import Activation, complaint, holds_body
+from skilltune.gateway.body import Body, request_key, texts_of
+from skilltune.gateway.relay import Relay
+from skilltune.gateway.trajectory import turns_of
+from skilltune.gateway.upstream import Link, Upstream
+from skilltune.journal.run import Paid, Run
+from skilltune.metering.slots import Endpoint
+from skilltune.models import Model, Request, dialects
+from skilltune.models.dialects import Answer, Conversation, Dialect, Ended, Json, Text, deltas_of
+from skilltune.models.dialects.canonical import dumped
+from skilltune.rollout import Turn
+from skilltune.usage import Usage
+
+T = TypeVar("T")
+
+GRACE_S = 10.0  # a request without tools waits so long for the request with tools that proves the skill
+ENDED = "This task has reached its limit ({}). Stop here."
+_FORWARDED = ("anthropic-version", "anthropic-beta", "openai-beta", "user-agent")
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutLimits:
+    """`max_turns` counts requests with tools, `max_usd` dollars. None means no limit."""
+
+    max_turns: int | None = None
+    max_usd: float | None = None
+
+
+class _Broken(Exception):
+    """An answer broke off after a part of it had reached the agent, so that only the agent can ask again."""
+
+    def __init__(self, failure: CallError) -> None:
+        super().__init__(str(failure))
+        self.failure = failure
+
+
+class Lease:
+    """The right of one agent to ask one upstream, until `close`.
+
+    `url` is the base URL for the agent (the OpenAI dialects live under url + "/v1"), and `token` is its key. `usage` is
+    the cost of all exchanges of this rollout, `paid` the part of it that this process paid; the rest was replayed from
+    the journal. `offered` is True once the skill was proven to be in a request, `loaded` once its body was. `limit` is
+    the limit that ended the rollout, or "". `fault` is the error that ended it, or None.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        url: str,
+        activation: Activation | None,
+        limits: RolloutLimits,
+        *,
+        rollout_key: str,
+        run: Run | None,
+        slots: Endpoint,
+        role: str,
+    ) -> None:
+        self.token = secrets.token_urlsafe(24)
+        self.url = f"{url}/{self.token}"
+        self.usage = self.paid = Usage()
+        self.exchanges = self.replayed = self.turns_taken = 0
+        self.offered = self.loaded = False
+        self.limit = ""
+        self.fault: Exception | None = None
+        self.closed = False
+        self._link, self._activation, self._limits = link, activation, limits
+        self._rollout_key, self._run, self._slots, self._role = rollout_key, run, slots, role
+        self._answered: Counter[str] = Counter()  # questions that the agent had a whole answer to
+        self._last: tuple[bool, Dialect, Mapping[str, Any], Answer] | None = None
+        self._proven = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def upstream(self) -> Upstream:
+        return self._link.upstream
+
+    @property
+    def key(self) -> str:
+        """The API key that the agent gets."""
+        return self.token
+
+    def close(self) -> None:
+        """End the rollout: its token is unknown from now on, and calls under way are cancelled."""
+        self.closed = True
+        for task in self._tasks:
+            task.cancel()
+
+    # -- the trajectory
+
+    def turns(self) -> tuple[Turn, ...]:
+        """The messages of the last request with tools (or the last one at all), then its answer."""
+        if self._last is None:
+            return ()
+        _, dialect, body, answer = self._last
+        return turns_of(dialects.parse_request(dialect, body), answer, self._activation)
+
+    def answer(self) -> str:
+        """The text of the last answer, "" if there is none."""
+        return self._last[3].text if self._last is not None else ""
+
+    # -- one exchange
+
+    async def exchange(self, body: Body, headers: Mapping[str, str], query: str, relay: Relay, ping_s: float) -> None:
+        """Answer one request of the agent, whatever happens."""
+        task = background(self._exchange(body, headers, query, relay))
+        self._tasks.add(task)
+        try:
+            while not task.done():
+                await asyncio.wait({task}, timeout=ping_s)
+                if not task.done():
+                    await relay.ping(ping_s)
+            await task
+        except asyncio.CancelledError:
+            if not task.cancelled():  # this handler was cancelled, because the server stops
+                task.cancel()
+                raise
+            await relay.fail(400, "the rollout has ended")
+        except _Broken as broken:
+            self._end(broken.failure, final=False)
+            await relay.fail(529 if relay.dialect == "anthropic-messages" else 500, str(broken))
+        except SampleError as failure:
+            self._end(failure, final=False)
+            await relay.fail(400, str(failure))
+        except (CallError, Stopped) as failure:
+            self._end(failure, final=True)
+            await relay.fail(400, str(failure))
+        except Exception as failure:  # our own error: the agent must not wait for ever, and the rollout has no result
+            self._end(failure, final=True)
+            await relay.fail(400, "the gateway failed")
+        finally:
+            self._tasks.discard(task)
+
+    def _end(self, failure: Exception, *, final: bool) -> None:
+        """Remember the failure. One that is not final is forgotten if a later exchange succeeds."""
+        if self.fault is None or not self._final:
+            self.fault, self._final = failure, final
+
+    _final = False
+
+    async def _exchange(self, body: Body, headers: Mapping[str, str], query: str, relay: Relay) -> None:
+        if self.closed or (self.fault is not None and self._final):
+            raise (
+                self.fault if isinstance(self.fault, CallError | Stopped) else CallConfigError("the rollout has ended")
+            )
+        asks_tools = bool(body.data.get("tools"))
+        question = self._question(body, headers, query, relay.dialect)
+        await self._prove(body.data, asks_tools)
+        if self._over(asks_tools):
+            await self._say_limit(relay, str(body.data.get("model") or ""))
+            return
+        self.turns_taken += asks_tools
+        upstream = self.upstream
+        same = request_key(self._rollout_key, upstream.fingerprint, relay.dialect, body.data, 0)
+        key = f"{same}/{self._answered[same]}"
+        replayed = self._run is not None and self._run.recall(key) is not None
+        stored = await self._memo(key, lambda: self._ask(question, relay))
+        if not relay.committed:
+            await self._replay(stored["body"], question, relay)
+        if not relay.gone:
+            self._answered[same] += 1
+        self._count(relay.dialect, body.data, stored["body"], question, replayed=replayed, asks_tools=asks_tools)
+
+    def _question(self, body: Body, headers: Mapping[str, str], query: str, dialect: Dialect) -> _Question:
+        upstream = self.upstream
+        if dialect == upstream.dialect:
+            kept = {name: headers[name] for name in _FORWARDED if name in headers}
+            content, asked_for = body.for_model(upstream.model), str(body.data.get("model"))
+            return _Question(content, kept, query, None, len(body.text), asked_for)
+        asked = dialects.translated_request(dialect, body.data)
+        sent = dialects.render_request(upstream.dialect, replace(asked, model=upstream.model))
+        return _Question(dumped(sent).encode("utf-8", "replace"), {}, "", asked, len(body.text), asked.model)
+
+    async def _prove(self, body: Mapping[str, Any], asks_tools: bool) -> None:
+        """Raise `CallConfigError` unless the skill stands in the first request with tools. One without tools that does
+        not hold it waits for that, because agents ask for a title at the same time, and fails if none comes."""
+        if not self._proven.is_set():
+            why = complaint(self._activation, body)
+            if why and not asks_tools:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._proven.wait(), GRACE_S)
+                if isinstance(self.fault, CallConfigError):
+                    raise self.fault
+                if not self._proven.is_set():
+                    raise CallConfigError(f"nothing was sent to the model: {why}")
+                return
+            if why:
+                failure = CallConfigError(f"nothing was sent to the model: {why}")
+                self._end(failure, final=True)
+                self._proven.set()  # those who wait fail now, because of the fault
+                raise failure
+            self.offered = self._activation is not None
+            self._proven.set()
+        if self._activation is not None and not self.loaded:
+            self.loaded = holds_body(self._activation, texts_of(body))
+
+    def _over(self, asks_tools: bool) -> bool:
+        limits = self._limits
+        if not self.limit and asks_tools and limits.max_turns is not None and self.turns_taken >= limits.max_turns:
+            self.limit = f"max_turns = {limits.max_turns}"
+        if not self.limit and limits.max_usd is not None and (self.usage.usd or 0.0) >= limits.max_usd:
+            self.limit = f"max_usd = {limits.max_usd:g}"
+        return bool(self.limit)
+
+    async def _say_limit(self, relay: Relay, model: str) -> None:
+        """An answer without a tool call ends the loop of every agent; an error would be tried again."""
+        answer = Answer((Text(ENDED.format(self.limit)),), "stop", Usage(), model=model)
+        await self._deliver(answer, relay, model)
+
+    async def _deliver(self, answer: Answer, relay: Relay, model: str) -> None:
+        encoder = dialects.encoder(relay.dialect, model)
+        events = (event for delta in deltas_of(answer) for event in encoder.feed(delta))
+        await relay.finish(dialects.render_response(relay.dialect, answer), events)
+
+    async def _replay(self, body: Json, question: _Question, relay: Relay) -> None:
+        """Deliver an answer that is complete."""
+        if question.asked is None:
+            await relay.finish(body, dialects.events_of(relay.dialect, body))
+        else:
+            await self._deliver(self._parsed(body, question), relay, question.model)
+
+    def _parsed(self, body: Json, question: _Question) -> Answer:
+        tools = question.asked.tools if question.asked is not None else ()
+        return dialects.parse_response(self.upstream.dialect, body, tools)
+
+    async def _memo(self, key: str, ask: Callable[[], Awaitable[Paid]]) -> Json:
+        if self._run is not None:
+            return await self._run.memo(key, f"{self._role} exchange", ask)
+        return (await ask()).value
+
+    async def _ask(self, question: _Question, relay: Relay) -> Paid:
+        heard = _Translation(self.upstream.dialect, question, relay) if question.asked else _Passage(relay)
+
+        async def work() -> Json:
+            try:
+                heard.begin()
+                return await self._link.ask(question.content, question.headers, question.query, heard)
+            except CallError as failure:
+                self._note_failure(failure, question)
+                if relay.committed:
+                    raise _Broken(failure) from failure
+                raise
+
+        body = await in_slot(self._slots, self._role, work)
+        usage = self._priced(body, question)
+        if relay.committed and question.asked is not None:
+            await heard.end(self._parsed(body, question))
+        self.paid += usage
+        return Paid({"body": body}, usage)
+
+    def _note_failure(self, failure: CallError, question: _Question) -> None:
+        if self._run is None or not isinstance(failure, InfraError) or not failure.reached:
+            return
+        known = failure.usage or (None if failure.billed else Usage(calls=1))
+        usage = known or self.upstream.priced(Usage(calls=1, input_tokens=question.characters // 4))
+        self._run.record_failure(f"{self._role} exchange", str(failure), usage, estimated=known is None)
+
+    def _priced(self, body: Json, question: _Question) -> Usage:
+        dialect = self.upstream.dialect
+        usage = dialects.usage_of(dialect, body)
+        if not usage.input_tokens:
+            usage += Usage(input_tokens=-(-question.characters // 4))
+        if not usage.output_tokens:
+            usage += Usage(output_tokens=max(1, sum(map(len, texts_of(body))) // 4))
+        return self.upstream.priced(usage, dialects.cache_writes(dialect, body))
+
+    def _count(
+        self,
+        dialect: Dialect,
+        asked: Mapping[str, Any],
+        body: Json,
+        question: _Question,
+        *,
+        replayed: bool,
+        asks_tools: bool,
+    ) -> None:
+        self.exchanges += 1
+        self.replayed += replayed
+        self.usage += self._priced(body, question)
+        if self.fault is not None and not self._final:
+            self.fault = None
+        if asks_tools or self._last is None or not self._last[0]:
+            self._last = (asks_tools, dialect, asked, self._parsed(body, question))
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """A request as it is sent. `asked` is its canonical form if it is translated, else None."""
+
+    content: bytes
+    headers: Mapping[str, str]
+    query: str
+    asked: Conversation | None
+    characters: int
+    model: str
+
+
+class _Passage:
+    """Relays a stream of the agent's own dialect. Events before the answer are held back for as long as it has not
+    begun, so that an upstream that fails at the start can be asked again."""
+
+    def __init__(self, relay: Relay) -> None:
+        self._relay = relay
+        self._held: list[bytes] = []
+
+    def begin(self) -> None:
+        self._held.clear()
+
+    async def __call__(self, events: list[tuple[bytes, Json | None]], content: bool) -> None:
+        self._held += [raw for raw, _ in events]
+        if content and self._relay.streams:
+            data = b"".join(self._held)
+            self._held.clear()
+            await self._relay.write(data)
+
+    async def end(self, answer: Answer) -> None:
+        pass
+
+
+class _Translation:
+    """Translates a stream event by event."""
+
+    def __init__(self, dialect: Dialect, question: _Question, relay: Relay) -> None:
+        self._dialect: Dialect = dialect
+        self._question, self._relay = question, relay
+        self.begin()
+
+    def begin(self) -> None:
+        asked = self._question.asked
+        self._decoder = dialects.decoder(self._dialect, asked.tools if asked else ())
+        self._encoder = dialects.encoder(self._relay.dialect, self._question.model)
+
+    async def __call__(self, events: list[tuple[bytes, Json | None]], content: bool) -> None:
+        if not self._relay.streams:
+            return
+        deltas = (delta for _, event in events if event is not None for delta in self._decoder.feed(event))
+        if data := b"".join(event for delta in deltas for event in self._encoder.feed(delta)):
+            await self._relay.write(data)
+
+    async def end(self, answer: Answer) -> None:
+        await self._relay.write(b"".join(self._encoder.feed(Ended(answer))))
+
+
+class _Work:
+    """Any work as a model, for a scheduler that knows only calls of models."""
+
+    name = fingerprint = "gateway"
+
+    def __init__(self, work: Callable[[], Awaitable[Any]]) -> None:
+        self._work = work
+
+    async def complete(self, request: Request) -> Any:
+        return await self._work()
+
+    async def aclose(self) -> None:
+        pass
+
+
+async def in_slot(slots: Endpoint, role: str, work: Callable[[], Awaitable[T]]) -> T:
+    """Run work in a slot of the scheduler, which repeats it after an `InfraError`. It is never hedged, because two
+    answers cannot be relayed."""
+    run = getattr(slots, "run", None)
+    if run is not None:
+        return await run(role, work)
+    return cast(T, await slots.call(cast(Model, _Work(work)), Request(()), role=role, on_hedge=_never))
+
+
+def _never() -> None:
+    raise CallConfigError("an exchange of an agent is not sent twice")

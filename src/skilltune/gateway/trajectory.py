@@ -1,0 +1,95 @@
+"""The trajectory of an agent: the messages of its last request, then the last answer, in one form for all agents."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+
+from skilltune.gateway.activation import Activation, holds_body
+from skilltune.models.dialects import (
+    Answer,
+    Conversation,
+    Message,
+    Other,
+    Picture,
+    Reasoning,
+    Text,
+    ToolCall,
+    ToolResult,
+)
+from skilltune.models.dialects.canonical import Part
+from skilltune.rollout import THINKING, Turn
+
+CALL, TOOL = "tool call", "tool"
+_CONTEXT = re.compile(r"\s*<([a-z][\w-]*)\b[^>]*>.*</\1>\s*", re.DOTALL)  # context that a harness adds to the task
+
+
+def turns_of(conversation: Conversation, answer: Answer | None, activation: Activation | None) -> tuple[Turn, ...]:
+    """The turns of a conversation without the agent's own instructions.
+
+    Left out are system texts and user texts that are wholly in a tag, because agents wrap what they add in tags. The
+    body of the skill is replaced by its name.
+    """
+    messages = [*conversation.messages]
+    if answer is not None:
+        messages.append(Message("assistant", answer.parts))
+    return tuple(turn for message in messages for turn in _turns(message, activation))
+
+
+def _turns(message: Message, activation: Activation | None) -> Iterator[Turn]:
+    texts: list[str] = []
+    for part in () if message.role == "system" else message.parts:
+        if (text := _shown(part)) is not None:
+            if message.role == "assistant" or not (_CONTEXT.fullmatch(text) or _is_skill(text, activation)):
+                texts.append(text)
+            elif _is_skill(text, activation):
+                texts.append(f"[the skill `{activation.name if activation else ''}`]")
+            continue
+        yield from _joined(message.role, texts)
+        texts = []
+        match part:
+            case Reasoning(text) if text:
+                yield Turn(THINKING, text)
+            case ToolCall():
+                yield Turn(CALL, call_text(part))
+            case ToolResult(parts=parts):
+                shown = "\n".join(filter(None, map(_shown, parts)))
+                yield Turn(TOOL, f"[error]\n{shown}" if part.error else shown)
+    yield from _joined(message.role, texts)
+
+
+def _joined(role: str, texts: Iterable[str]) -> Iterator[Turn]:
+    if text := "\n\n".join(filter(None, texts)):
+        yield Turn(role, text)
+
+
+def _shown(part: Part) -> str | None:
+    match part:
+        case Text(text):
+            return text
+        case Picture():
+            return "[image]"
+        case Other(_, kind):
+            return f"[{kind}]"
+    return None
+
+
+def _is_skill(text: str, activation: Activation | None) -> bool:
+    return activation is not None and bool(activation.body.strip()) and holds_body(activation, (text,))
+
+
+def call_text(call: ToolCall) -> str:
+    """A tool call as text: the name of the tool, then one argument per line."""
+    try:
+        arguments = {"": call.arguments} if call.custom else json.loads(call.arguments or "{}")
+    except (ValueError, RecursionError):
+        arguments = {"": call.arguments}
+    if not isinstance(arguments, dict):
+        arguments = {"": arguments}
+    lines = [f"{name}: {_value(value)}" if name else _value(value) for name, value in arguments.items()]
+    return "\n".join([call.name, *lines])
+
+
+def _value(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
