@@ -51,7 +51,10 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Trajectory:
-    """The target's work on one sample, before scoring: its turns in order and the final answer."""
+    """The target's work on one sample, before scoring: its turns in order and the final answer.
+
+    `journaled` is True if the cost in `usage` is journaled already, exchange by exchange.
+    """
 
     answer: str
     turns: tuple[Turn, ...] = ()
@@ -61,6 +64,7 @@ class Trajectory:
     seconds: float = 0.0
     skill_offered: bool = True
     skill_loaded: bool = True
+    journaled: bool = False
 
 
 @dataclass(frozen=True, slots=True)
