@@ -11,6 +11,7 @@ import asyncio
 import statistics
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -28,7 +29,9 @@ async def batches(url: str, count: int, size: int, workers: int, hedge: float | 
     for batch in range(count):
         began = time.monotonic()
         requests = [Request((user(f"Batch {batch}, question {n}"),)) for n in range(size)]
-        await asyncio.gather(*(endpoint.call(model, r, on_hedge=lambda: hedges.append(1)) for r in requests))
+        await asyncio.gather(
+            *(endpoint.run("target", partial(model.complete, r), on_hedge=lambda: hedges.append(1)) for r in requests)
+        )
         seconds.append(time.monotonic() - began)
     await model.aclose()
     return seconds, len(hedges)

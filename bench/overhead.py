@@ -70,13 +70,15 @@ async def client(url: str, file: Path, workers: int) -> int:
     from skilltune.limits import Limits
     from skilltune.metering.budget import Budget
     from skilltune.metering.client import Client
+    from skilltune.metering.meter import Meter
     from skilltune.metering.slots import Endpoint
     from skilltune.models import Request, system, user
     from skilltune.models.build import build_model
     from skilltune.usage import Usage
 
     with tempfile.TemporaryDirectory() as folder, Run.open(Path(folder)) as run:
-        call = Client(build_model(f"openai@{url}/target"), Endpoint(workers), Budget(Limits(), Usage()), run, "target")
+        meter = Meter(Endpoint(workers), Budget(Limits(), Usage()), run, "target")
+        call = Client(build_model(f"openai@{url}/target"), meter)
         try:
             return len(
                 await asyncio.gather(*(call(Request((system(SKILL), user(row["input"])))) for row in load(file)))

@@ -193,6 +193,7 @@ def test_two_roles_at_one_endpoint(tmp_path: Path, tables: dict[str, Any], varia
         with Run.open(tmp_path / "run") as run:
             session = build_parts(cfg, run, root)
             assert session.optimizer_client is not None
-            clients = session.target, session.optimizer_client
+            clients = session.target.client, session.optimizer_client
             assert tuple(client.model._wire._variable for client in clients) == variables  # type: ignore[attr-defined]
-            assert (clients[0].endpoint is clients[1].endpoint) == (variables[0] == variables[1])  # a limit is a key's
+            endpoints = [client.meter.endpoint for client in clients]
+            assert (endpoints[0] is endpoints[1]) == (variables[0] == variables[1])  # a limit is a key's

@@ -26,6 +26,7 @@ from skilltune.rollout import Rollout, Trajectory
 from skilltune.samples import Sample
 from skilltune.scorers import build, evaluate
 from skilltune.skill import Skill
+from skilltune.targets.metered import MeteredTarget
 from skilltune.targets.plugin import load_target
 from training import START, small
 from world import Faults, World
@@ -211,9 +212,9 @@ class it:
     closed = False
     def __init__(self, rest, cfg):
         self.rest = rest
-    def guess(self, skill, sample, env):
+    def guess(self, skill, task):
         return Usage(1, 10, 10)
-    async def run(self, skill, sample, env, attempt):
+    async def run(self, skill, task, attempt):
         if self.rest == "slow":
             await asyncio.sleep(60)
         if self.rest == "broken":
@@ -240,16 +241,11 @@ async def test_a_target_is_timed_priced_counted_and_closed(register: Any, tmp_pa
     assert rollout.trajectory.usage.usd == pytest.approx((100 * 2 + 10 * 5) / 1e6)
     assert made.budget.spent == rollout.trajectory.usage
     await made.aclose()
-    assert made.target.model.target.closed  # pyright: ignore[reportAttributeAccessIssue]
+    assert isinstance(made.target, MeteredTarget)
+    assert made.target.target.target.closed  # pyright: ignore[reportAttributeAccessIssue]
     slow = load_target(TargetConfig(model="plugin:t/slow", timeout_s=0.01))
     with pytest.raises(InfraError, match=r"no result within 0\.01 s \(target\.timeout_s\)"):
-        await slow.complete(request())
-
-
-def request() -> Any:
-    from skilltune.targets.plugin import Task
-
-    return Task((), skill=Skill("x"), sample=ENV.samples[0], env=ENV)
+        await slow.run(Skill("x"), ENV.task(ENV.samples[0]), 0)
 
 
 @pytest.mark.parametrize(("rest", "message"), [("broken", "KeyError: 'colour'"), ("nothing", "must return a Traj")])

@@ -179,7 +179,7 @@ def quick_retries(attempts: int = 5) -> Iterator[None]:
     """Back off for milliseconds instead of seconds."""
     policy = RetryPolicy(attempts, base_s=0.002)
     with (
-        patch("skilltune.build.Endpoint", lambda workers, **given: Endpoint(workers, policy, **given)),
+        patch("skilltune.metering.clients.Endpoint", lambda workers, **given: Endpoint(workers, policy, **given)),
         patch("skilltune.rollouts.roller.WAITS_S", (0.01, 0.01, 0.01)),
         patch("skilltune.optimizer.stage.WAITS_S", (0.01, 0.01, 0.01)),
     ):

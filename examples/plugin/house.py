@@ -19,14 +19,14 @@ class Desk:
     def __init__(self, url, cfg):
         self.url, self.timeout_s, self.fingerprint = url, cfg.timeout_s, f"desk at {url}"
 
-    def guess(self, skill, sample, env):
-        return Usage(calls=1, input_tokens=skill.tokens + len(sample.text) // 4, output_tokens=64)
+    def guess(self, skill, task):
+        return Usage(calls=1, input_tokens=skill.tokens + len(task.messages[-1].text) // 4, output_tokens=64)
 
-    async def run(self, skill, sample, env, attempt):
-        task = env.messages(sample)[-1].text
-        said = await asyncio.to_thread(self._ask, skill.body, task)
+    async def run(self, skill, task, attempt):
+        asked = task.messages[-1].text
+        said = await asyncio.to_thread(self._ask, skill.body, asked)
         answer, cost = said["choices"][0]["message"]["content"], said["usage"]
-        turns = (Turn("user", task), Turn("assistant", answer))
+        turns = (Turn("user", asked), Turn("assistant", answer))
         return Trajectory(answer, turns, usage=Usage(1, cost["prompt_tokens"], cost["completion_tokens"]))
 
     def _ask(self, skill, task):

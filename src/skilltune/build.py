@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from skilltune.config import CallConfig, Config, JudgeConfig, ModelConfig, TargetConfig, room_for, to_toml
+from skilltune.config import CallConfig, Config, JudgeConfig, ModelConfig, OptimizerConfig, room_for, to_toml
 from skilltune.envs import Env, load_env
 from skilltune.envs.formats import HF, located
 from skilltune.envs.formats.huggingface import without_split
@@ -22,10 +23,10 @@ from skilltune.gate import Arena, build_gate
 from skilltune.journal.run import Run
 from skilltune.metering.budget import Budget
 from skilltune.metering.client import Client
-from skilltune.metering.slots import STRAGGLER, Endpoint
-from skilltune.models import Model, Request
-from skilltune.models.build import build_model
-from skilltune.names import Name, parse_name
+from skilltune.metering.clients import Clients
+from skilltune.metering.slots import STRAGGLER
+from skilltune.models import Request
+from skilltune.names import FORMS, Name, parse_name
 from skilltune.optimizer import Optimizer
 from skilltune.optimizer.examples import ExamplesOptimizer
 from skilltune.optimizer.handoff import Handoff
@@ -53,11 +54,11 @@ from skilltune.scorers.reading import nearest
 from skilltune.skill import Skill
 from skilltune.targets import Target
 from skilltune.targets.chat import ChatTarget
-from skilltune.targets.plugin import AgentClient, AgentTarget, load_target
+from skilltune.targets.makers import MAKERS, RunTarget
 from skilltune.usage import Usage
 from skilltune.version import __version__
 
-PLANNED_SCHEMES = ("claude-code", "codex", "command", "fake")
+OPTIMIZERS = ("openai", "anthropic", "local", "plugin", "examples", "handoff")  # schemes, see `build_optimizer`
 
 
 def build_env(cfg: Config, root: Path, env: Env | None = None) -> Env:
@@ -65,6 +66,8 @@ def build_env(cfg: Config, root: Path, env: Env | None = None) -> Env:
     made = _env_of(cfg, root, env)
     if "score_timeout_s" in cfg.env.model_fields_set:
         made.score_timeout_s = cfg.env.score_timeout_s
+    if cfg.env.visible:
+        made.show(cfg.env.visible)
     return made
 
 
@@ -152,97 +155,25 @@ def build_parts(
     """
     env = build_env(cfg, root, env)
     start = load_skill(cfg, root) if skill is None else skill
-    spent = sum(run.usage.values(), Usage())
-    known = {"target": run.paid("rollout"), "optimizer": run.paid("optimizer"), "judge": run.paid("judge")}
-    budget = Budget(cfg.budget.limits, spent, lambda: run.elapsed_s, known=known)
-    endpoints: dict[tuple[str, str | None], Endpoint] = {}  # a rate limit belongs to a host and a key
-    models: dict[tuple[object, ...], Model] = {}  # a model in two roles is loaded once
-
-    optimizer_name = cfg.optimizer.model or cfg.target.model
-    proposing = cfg.optimizer.model_copy(update={"model": optimizer_name})
-    if not cfg.optimizer.model:
-        proposing = proposing.model_copy(update={"same_as": proposing.same_as or cfg.target.same_as})
-    sections: tuple[ModelConfig, ...] = (cfg.target, proposing)
-    judging = judge_section(cfg, env, optimizer_name)
-    if judging is not None:
-        sections = (*sections, judging)
-
-    def client(section: ModelConfig, role: str) -> Client:
-        name = parse_name(section.model)
-        key = endpoint_key(section, sections)
-        sharing = [s for s in (*sections, section) if _same_place(s, section) and endpoint_key(s, sections) == key]
-        workers, patience = max(s.workers for s in sharing), max(s.max_wait_s for s in sharing)
-        hedge = STRAGGLER if cfg.target.hedge and role == "target" else None
-        endpoint = endpoints.setdefault((name.endpoint, key), Endpoint(workers, hedge=hedge, max_wait_s=patience))
-        which = (section.model, section.api, section.timeout_s, section.price, key, section.same_as)
-        if which not in models and isinstance(section, TargetConfig) and name.plugin:
-            models[which] = load_target(section)
-        elif which not in models:
-            models[which] = build_model(
-                section.model,
-                api=section.api,
-                timeout_s=section.timeout_s,
-                price=section.price,
-                key_env=key,
-                same_as=section.same_as,
-            )
-        kind = AgentClient if name.plugin else Client
-        made = kind(models[which], endpoint, budget, run, role, section.price)
-        budget.require_price(role, made.bound(Request(())))
-        return made
-
-    if not cfg.target.model:
-        raise UsageError(
-            "no target: set target.model in the config, or add it to the command, "
-            "e.g. target.model=openai@http://127.0.0.1:8000/v1/qwen3"
-        )
-    _refuse_planned("target", cfg.target.model)
+    proposing = proposing_section(cfg)
+    judging = judge_section(cfg, env, proposing.model)
+    budget = build_budget(cfg, run)
+    hedge = STRAGGLER if cfg.target.hedge else None
+    clients = Clients((cfg.target, proposing, *([judging] if judging is not None else [])), run, budget, hedge=hedge)
+    refuse_target(cfg)
     judge = None
     if judging is not None:
-        judge = Reader(client(judging, "judge"), run, env.asked, judging.temperature, judging.max_tokens)
+        judge = Reader(clients.client(judging, "judge"), run, env.asked, judging.temperature, judging.max_tokens)
         env = env.bound(judge, judge.fingerprint, judging.same_as)
     splits = fixed_split(cfg, run, env, drop)
-    train_by_id = {sample.id: sample for sample in splits.train}
-    target_client = client(cfg.target, "target")
-    target: Target = ChatTarget(target_client, cfg.target.temperature, cfg.target.max_tokens)
-    if isinstance(target_client, AgentClient):
-        target = AgentTarget(target_client)
-    else:
-        env.require_shown()
-    under_way = max(UNDER_WAY, 2 * cfg.target.workers)
-    lookahead = may_look_ahead(cfg, target_client, judge and judge.client)
-    gone = frozenset(dropped(run))
-    contents = pinned_contents(run, gone)
-    roll = Roller(target, env, run, contents, lookahead=lookahead, under_way=under_way, dropped=gone)
+    target = build_target(cfg, clients, env, start)
+    roll = build_roller(
+        cfg, run, env, target, may_look_ahead(cfg, target.guess(start, env.task(env.samples[0])), judge)
+    )
     limit = cfg.train.skill_limit(start.tokens)
     arena = Arena(roll, splits.train, splits.select, cfg.gate, cfg.seed, limit)
-    loop = cfg.train.model_copy(update={"max_skill_tokens": limit})
-    resolved = cfg.model_copy(update={"train": loop})
-
-    _refuse_planned("optimizer", optimizer_name)
-    optimizer_client = handoff = None
-    name = parse_name(optimizer_name)
-    if name.scheme == "examples":
-        optimizer: Optimizer = ExamplesOptimizer(env, train_by_id, cfg.gate.pool, cfg.seed)
-    elif name.plugin:
-        if name.inner is not None:
-            optimizer_client = client(cfg.optimizer.model_copy(update={"model": name.model}), "optimizer")
-        material = Material(resolved, train_only(env, train_by_id), train_by_id, run, optimizer_client, root)
-        optimizer, package = load_optimizer(name, material)
-        require_unchanged(run, "optimizer", f"the package of the optimizer plug-in {name}", package)
-    elif name.scheme == "handoff":
-        handoff = Handoff(handoff_folder(cfg, root, name, start), run, budget, cfg.optimizer.wait)
-        optimizer = ModelOptimizer(handoff, run, env, cfg.optimizer, loop, train_by_id)
-    else:
-        optimizer_client = client(sections[1], "optimizer")
-        answers = ByModel(optimizer_client, run)
-        optimizer = ModelOptimizer(answers, run, env, cfg.optimizer, loop, train_by_id)
-    optimizer = Recording(optimizer, run)
-    if not cfg.optimizer.wait and handoff is None:
-        raise UsageError(
-            "optimizer.wait=false needs optimizer.model=handoff:DIR; a run always waits for a model. Leave it out; if "
-            "the config sets it, add optimizer.wait=true to the command"
-        )
+    resolved = cfg.model_copy(update={"train": cfg.train.model_copy(update={"max_skill_tokens": limit})})
+    proposer = build_optimizer(resolved, proposing, clients, env, start, splits.train, root)
     parts = Parts(
         cfg,
         run,
@@ -250,30 +181,112 @@ def build_parts(
         env,
         splits,
         budget,
-        target_client,
-        optimizer_client,
+        target,
+        proposer.client,
         roll,
         arena,
         build_gate(arena),
-        optimizer,
+        Recording(proposer.optimizer, run),
         judge,
-        handoff,
+        proposer.handoff,
     )
     budget.rest = lambda: rest(parts)
     return parts
 
 
-def endpoint_key(section: ModelConfig, sections: Sequence[ModelConfig]) -> str | None:
-    """The environment variable of the section's key. If the section names none, it shares the variable that other
-    sections name for the same endpoint, provided that they agree."""
-    if section.key_env is not None:
-        return section.key_env
-    named = {other.key_env for other in sections if other.key_env and _same_place(other, section)}
-    return named.pop() if len(named) == 1 else None
+def proposing_section(cfg: Config) -> OptimizerConfig:
+    """The optimizer's section with a model: without one of its own, the optimizer is the target's model."""
+    if cfg.optimizer.model:
+        return cfg.optimizer
+    same_as = cfg.optimizer.same_as or cfg.target.same_as
+    return cfg.optimizer.model_copy(update={"model": cfg.target.model, "same_as": same_as})
 
 
-def _same_place(one: ModelConfig, other: ModelConfig) -> bool:
-    return bool(one.model and other.model) and parse_name(one.model).endpoint == parse_name(other.model).endpoint
+def build_budget(cfg: Config, run: Run) -> Budget:
+    """The budget of a run, with all that its earlier lives spent."""
+    known = {"target": run.paid("rollout"), "optimizer": run.paid("optimizer"), "judge": run.paid("judge")}
+    return Budget(cfg.budget.limits, sum(run.usage.values(), Usage()), lambda: run.elapsed_s, known=known)
+
+
+def refuse_target(cfg: Config) -> None:
+    """Raise UsageError if the config names no target, or one of a kind that is unknown."""
+    if not cfg.target.model:
+        raise UsageError(
+            "no target: set target.model in the config, or add it to the command, "
+            "e.g. target.model=openai@http://127.0.0.1:8000/v1/qwen3"
+        )
+    if parse_name(cfg.target.model).scheme not in MAKERS:
+        raise _unusable("target", cfg.target.model)
+
+
+def build_target(cfg: Config, clients: Clients, env: Env, skill: Skill) -> RunTarget:
+    """The target within the budget. Raises UsageError if the budget is in dollars and the target's price is unknown,
+    or if it cannot be shown the samples' files."""
+    target = MAKERS[parse_name(cfg.target.model).scheme](cfg.target, clients)
+    clients.budget.require_price("target", target.guess(skill, env.task(env.samples[0])))
+    if isinstance(target, ChatTarget):
+        env.require_shown()
+    return target
+
+
+def build_roller(cfg: Config, run: Run, env: Env, target: Target, lookahead: bool) -> Roller:
+    """The roller of a run, with the samples that the user took out of it."""
+    gone = frozenset(dropped(run))
+    under_way = max(UNDER_WAY, 2 * cfg.target.workers)
+    return Roller(target, env, run, pinned_contents(run, gone), lookahead=lookahead, under_way=under_way, dropped=gone)
+
+
+@dataclass(frozen=True, slots=True)
+class Proposer:
+    """An optimizer, and what it asks: a model, a person through a folder, or nobody."""
+
+    optimizer: Optimizer
+    client: Client | None = None
+    handoff: Handoff | None = None
+
+
+def build_optimizer(
+    cfg: Config,
+    section: OptimizerConfig,
+    clients: Clients,
+    env: Env,
+    skill: Skill,
+    train: Sequence[Sample],
+    root: Path,
+) -> Proposer:
+    """The optimizer that `section.model` names. `cfg` holds the limit of the skill's length; `train` are all samples
+    that the optimizer may know."""
+    name, run, samples = parse_name(section.model), clients.run, {sample.id: sample for sample in train}
+    if name.scheme not in OPTIMIZERS:
+        raise _unusable("optimizer", section.model)
+    if name.scheme == "handoff":
+        handoff = Handoff(handoff_folder(cfg, root, name, skill), run, clients.budget, cfg.optimizer.wait)
+        return Proposer(ModelOptimizer(handoff, run, env, cfg.optimizer, cfg.train, samples), handoff=handoff)
+    if name.scheme == "examples":
+        made = Proposer(ExamplesOptimizer(env, samples, cfg.gate.pool, cfg.seed))
+    elif name.plugin:
+        made = _plugin_optimizer(cfg, name, clients, env, samples, root)
+    else:
+        client = clients.client(section, "optimizer")
+        made = Proposer(ModelOptimizer(ByModel(client, run), run, env, cfg.optimizer, cfg.train, samples), client)
+    if not cfg.optimizer.wait:
+        raise UsageError(
+            "optimizer.wait=false needs optimizer.model=handoff:DIR; a run always waits for a model. Leave it out; if "
+            "the config sets it, add optimizer.wait=true to the command"
+        )
+    return made
+
+
+def _plugin_optimizer(
+    cfg: Config, name: Name, clients: Clients, env: Env, samples: Mapping[str, Sample], root: Path
+) -> Proposer:
+    inner = None
+    if name.inner is not None:
+        inner = clients.client(cfg.optimizer.model_copy(update={"model": name.model}), "optimizer")
+    material = Material(cfg, train_only(env, samples), samples, clients.run, inner, root)
+    optimizer, package = load_optimizer(name, material)
+    require_unchanged(clients.run, "optimizer", f"the package of the optimizer plug-in {name}", package)
+    return Proposer(optimizer, inner)
 
 
 def judge_section(cfg: Config, env: Env, optimizer: str) -> ModelConfig | None:
@@ -373,8 +386,8 @@ def _parts(splits: Splits) -> dict[str, tuple[Sample, ...]]:
     return {"train": splits.train, "select": splits.select, "test": splits.test}
 
 
-def may_look_ahead(cfg: Config, target: Client, judge: Client | None) -> bool:
-    """True if rollouts may be made before they are needed.
+def may_look_ahead(cfg: Config, guess: Usage, judge: Reader | None) -> bool:
+    """True if rollouts may be made before they are needed. `guess` is the cost of one.
 
     Without a setting, that is the case if a wasted rollout costs nothing: target and judge are free, the budget limits
     neither calls nor tokens, and the target is not the embedded model, which would need its cores for other calls.
@@ -382,17 +395,15 @@ def may_look_ahead(cfg: Config, target: Client, judge: Client | None) -> bool:
     if cfg.target.lookahead is not None:
         return cfg.target.lookahead
     limits = cfg.budget
-    free = all(client.bound(Request(())).usd == 0 for client in (target, judge) if client is not None)
+    free = guess.usd == 0 and (judge is None or judge.client.bound(Request(())).usd == 0)
     return free and parse_name(cfg.target.model).scheme != "local" and not (limits.calls or limits.tokens)
 
 
-def _refuse_planned(role: str, text: str) -> None:
-    scheme = parse_name(text).scheme
-    if scheme in PLANNED_SCHEMES or (role == "target" and scheme in ("examples", "handoff")):
-        forms = ("openai/", "openai@URL", "anthropic/", "anthropic@URL", "local/", "plugin:")
-        known = ", ".join(f"{name}…" for name in forms)
-        extra = ", examples or handoff:DIR" if role == "optimizer" else ""
-        raise UsageError(f"{role}.model: {text!r} cannot be a {role} in this version; use {known}{extra}")
+def _unusable(role: str, model: str) -> UsageError:
+    """The error for a name that cannot play a role."""
+    schemes = MAKERS if role == "target" else OPTIMIZERS
+    known = ", ".join(f"{form}…" for form in FORMS if re.split("[/@:]", form)[0] in schemes)
+    return UsageError(f"{role}.model: {model!r} cannot be a {role} in this version; use {known}")
 
 
 def default_folder(cfg: Config, root: Path) -> Path:

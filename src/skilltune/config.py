@@ -59,6 +59,10 @@ class EnvConfig(_Section):
         default={},
         description="skilltune's field name → the name in your file; a dot, as in inputs.question, enters an object",
     )
+    visible: tuple[str, ...] = Field(
+        default=(),
+        description="columns of the samples that the target receives with a task, besides the prompt and the files",
+    )
     score_timeout_s: float = Field(
         default=60.0,
         gt=0,

@@ -16,6 +16,7 @@ from skilltune.rollouts.roller import Roller
 from skilltune.samples import Splits
 from skilltune.scorers.judge import Reader
 from skilltune.skill import Skill
+from skilltune.targets.makers import RunTarget
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ class Parts:
     env: Env
     splits: Splits
     budget: Budget
-    target: Client
+    target: RunTarget
     optimizer_client: Client | None
     roll: Roller
     arena: Arena
@@ -44,5 +45,5 @@ class Parts:
         await self.roll.aclose()
         if self.handoff is not None:
             self.handoff.close()
-        for client in filter(None, (self.target, self.optimizer_client, self.judge and self.judge.client)):
-            await client.aclose()
+        for payee in filter(None, (self.target, self.optimizer_client, self.judge and self.judge.client)):
+            await payee.aclose()

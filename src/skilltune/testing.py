@@ -58,8 +58,8 @@ def check_scorer(
 def check_target(target: Target, env: Env) -> None:
     """Check that a target honours the contract of `Target` on at most four samples of `env`.
 
-    Runs each sample once, one of them also under odd skills, one also with another expected answer, and cancels one
-    run. Awaits `target.aclose()` at the end if the target has that method.
+    Runs each sample once, one of them also under odd skills, and cancels one run. Awaits `target.aclose()` at the
+    end if the target has that method.
     """
     asyncio.run(_check_target(target, env))
 
@@ -100,7 +100,7 @@ async def _check_target(target: Target, env: Env) -> None:
     _check_fingerprint(target)
     samples, skill = env.samples[:4], Skill("Do the task.\n")
     for sample in samples:
-        guess = target.guess(skill, sample, env)
+        guess = target.guess(skill, env.task(sample))
         assert isinstance(guess, Usage), f"guess returned {type(guess).__name__}, not a Usage"
         assert guess.calls >= 1, "guess returned a Usage of no call: a budget would let every run through"
     runs = await asyncio.gather(*(_run(target, skill, sample, env) for sample in samples))
@@ -108,7 +108,6 @@ async def _check_target(target: Target, env: Env) -> None:
         _check_trajectory(sample, trajectory)
     for text in ODD_SKILLS:
         _check_trajectory(samples[0], await _run(target, Skill(text), samples[0], env))
-    await _check_firewall(target, skill, samples[0], env)
     await _check_cancelling(target, skill, samples[0], env)
     _check_fingerprint(target)
     if (close := getattr(target, "aclose", None)) is not None:
@@ -126,7 +125,7 @@ def _check_fingerprint(target: Target) -> None:
 
 async def _run(target: Target, skill: Skill, sample: Sample, env: Env) -> Trajectory:
     try:
-        return await target.run(skill, sample, env, 0)
+        return await target.run(skill, env.task(sample), 0)
     except CallError as error:
         raise AssertionError(f'sample "{sample.id}" could not be run, so nothing can be checked: {error}') from error
 
@@ -154,17 +153,8 @@ def _stored(value: Any, what: str) -> Any:
         raise AssertionError(f"{what} cannot be written as JSON: {error}") from error
 
 
-async def _check_firewall(target: Target, skill: Skill, sample: Sample, env: Env) -> None:
-    """The expected answer and the checks must not reach the target."""
-    secret = "zq-expected-answer-7141"
-    marked = sample.model_copy(update={"target": secret, "checks": ({"type": "contains", "target": secret},)})
-    told = await _run(target, skill, marked, env)
-    texts = (told.answer, told.error, *(turn.text for turn in told.turns))
-    assert not any(secret in text for text in texts), "the target was shown the sample's expected answer or checks"
-
-
 async def _check_cancelling(target: Target, skill: Skill, sample: Sample, env: Env) -> None:
-    task = asyncio.create_task(target.run(skill, sample, env, 1))
+    task = asyncio.create_task(target.run(skill, env.task(sample), 1))
     await asyncio.sleep(0)
     task.cancel()
     done, _ = await asyncio.wait([task], timeout=CANCEL_S)

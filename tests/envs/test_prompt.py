@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from skilltune.build import build_parts
 from skilltune.config import make_config
 from skilltune.envs import Env
-from skilltune.envs.prompt import INLINED
+from skilltune.envs.task import INLINED
 from skilltune.errors import UsageError
 from skilltune.journal.run import Run
 from skilltune.targets.chat import ChatTarget
@@ -245,7 +245,7 @@ async def test_a_judge_reads_the_task_as_the_target_is_asked_it(tmp_path):
         assert judge is not None
         assert isinstance(target, ChatTarget)
         question = judge.request(sample, "nine", parts.env.lines(sample)).messages[-1].text
-        told = target.request(parts.skill, sample, parts.env, 0).messages[-1].text
+        told = target.request(parts.skill, parts.env.task(sample), 0).messages[-1].text
         await parts.aclose()
     assert "In Bern: How many boxes?\n\nA) nine\nB) ten" in told
     assert "4,9" in told

@@ -30,7 +30,7 @@ from typer.testing import CliRunner, Result
 from skilltune.build import build_parts, write_config
 from skilltune.cli.main import app
 from skilltune.config import MAY_DIFFER, make_config, to_toml
-from skilltune.envs import Env
+from skilltune.envs import Env, Task
 from skilltune.errors import CallConfigError, InfraError, RunError, UsageError
 from skilltune.files import write_atomic
 from skilltune.journal.keys import digest, rng
@@ -409,13 +409,13 @@ class Parrot:
         self.asked: list[tuple[str, str]] = []
         self.down: set[str] = set()
 
-    async def run(self, skill: Skill, sample: Sample, env: Env, attempt: int) -> Trajectory:
-        self.asked.append((skill.body.split()[-1], sample.id))
-        if sample.id in self.down:
+    async def run(self, skill: Skill, task: Task, attempt: int) -> Trajectory:
+        self.asked.append((skill.body.split()[-1], task.id))
+        if task.id in self.down:
             raise InfraError("down")
         return Trajectory(skill.body.split()[-1], usage=ONE)
 
-    def guess(self, skill: Skill, sample: Sample, env: Env) -> Usage:
+    def guess(self, skill: Skill, task: Task) -> Usage:
         return ONE
 
 
@@ -488,7 +488,7 @@ async def test_an_answer_whose_scorer_failed_is_scored_later_and_not_paid_again(
 
 async def test_a_target_that_cannot_be_called_names_the_sample(tmp_path: Path):
     class Refused(Parrot):
-        async def run(self, skill: Skill, sample: Sample, env: Env, attempt: int) -> Trajectory:
+        async def run(self, skill: Skill, task: Task, attempt: int) -> Trajectory:
             raise CallConfigError("400: the image is too large")
 
     with Run.open(tmp_path) as run, pytest.raises(CallConfigError, match="sample s05: 400: the image is too large"):

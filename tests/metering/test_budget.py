@@ -18,6 +18,7 @@ from skilltune.journal.run import Run
 from skilltune.limits import Limits, parse_budget
 from skilltune.metering.budget import FEW, Budget
 from skilltune.metering.client import Client
+from skilltune.metering.meter import Meter
 from skilltune.metering.slots import Endpoint
 from skilltune.models import Reply, Request
 from skilltune.models.retry import Refused, RetryPolicy, TimedOut
@@ -228,7 +229,8 @@ class Flaky:
 
 def client(model: Flaky, run: Run, calls: int | None = None) -> Client:
     endpoint = Endpoint(4, RetryPolicy(attempts=4, base_s=0.0))
-    return Client(model, endpoint, Budget(Limits(calls=calls), sum(run.usage.values(), Usage())), run, "target")
+    budget = Budget(Limits(calls=calls), sum(run.usage.values(), Usage()))
+    return Client(model, Meter(endpoint, budget, run, "target"))
 
 
 @pytest.mark.anyio
@@ -236,11 +238,11 @@ async def test_a_failed_attempt_is_counted_and_remembered_by_the_run(tmp_path):
     with Run.open(tmp_path) as run:
         flaky = client(Flaky(2), run)
         assert (await flaky(Request(()))).text == "yes"
-        assert flaky.budget.spent.calls == 3
+        assert flaky.meter.budget.spent.calls == 3
         dead = client(Flaky(99), run)
         with pytest.raises(InfraError):
             await dead(Request(()))
-        assert dead.budget.spent.calls == 2 + 4
+        assert dead.meter.budget.spent.calls == 2 + 4
     with Run.open(tmp_path) as run, Run.open(tmp_path / "fork") as fork:
         assert run.usage == {"failed attempt": Usage(calls=6)}
         assert fork.adopt(run) == 0  # they belong to this run's history
@@ -257,7 +259,7 @@ async def test_the_last_call_of_a_budget_may_be_a_retry_and_none_is_made_beyond(
             else:
                 with pytest.raises(BudgetExceeded):
                     await flaky(Request(()))
-        assert model.asked == flaky.budget.spent.calls == limit
+        assert model.asked == flaky.meter.budget.spent.calls == limit
 
 
 # -- many at once
@@ -296,7 +298,7 @@ async def test_pitfall_37_sixteen_workers_do_not_pass_a_budget_however_dear_the_
     model = Dear()
     with Run.open(tmp_path) as run:
         budget = Budget(limits, Usage())
-        call = Client(model, Endpoint(16), budget, run, "target", rate=(1.0, 10.0))
+        call = Client(model, Meter(Endpoint(16), budget, run, "target"), (1.0, 10.0))
         ends = await asyncio.gather(*(call(Request(())) for _ in range(300)), return_exceptions=True)
         assert model.asked == sum(isinstance(end, Reply) for end in ends) == 20
         assert getattr(budget.spent, spent) <= getattr(limits, spent) + 1e-9
@@ -320,7 +322,8 @@ async def test_what_fails_first_does_not_hold_up_the_others_one_by_one(tmp_path:
     model.complete = complete  # type: ignore[method-assign]
     with Run.open(tmp_path) as run:
         policy = RetryPolicy(attempts=1)
-        call = Client(model, Endpoint(8, policy), Budget(Limits(usd=99), Usage()), run, "target", rate=(1.0, 10.0))
+        meter = Meter(Endpoint(8, policy), Budget(Limits(usd=99), Usage()), run, "target")
+        call = Client(model, meter, (1.0, 10.0))
         ends = await asyncio.gather(*(call(Request(())) for _ in range(20)), return_exceptions=True)
     assert sum(isinstance(end, TimedOut) for end in ends) == 1
     assert model.most == 8
@@ -358,7 +361,7 @@ async def test_the_certificates_share_is_there_after_a_training_of_uneven_calls(
     with Run.open(tmp_path) as run:
         budget = Budget(Limits(tokens=2_000_000), Usage())
         budget.hold("target", 40, Usage(1, 100, 100))
-        call = Client(model, Endpoint(16), budget, run, "target", rate=(1.0, 10.0))
+        call = Client(model, Meter(Endpoint(16), budget, run, "target"), (1.0, 10.0))
         training = await asyncio.gather(*(call(Request(())) for _ in range(600)), return_exceptions=True)
         assert 40 < sum(isinstance(end, Reply) for end in training) < 100
         budget.release()

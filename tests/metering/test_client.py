@@ -13,6 +13,7 @@ from skilltune.journal.run import Run
 from skilltune.limits import Limits
 from skilltune.metering.budget import Budget
 from skilltune.metering.client import LEARNED, Client
+from skilltune.metering.meter import Meter
 from skilltune.metering.slots import Endpoint
 from skilltune.models import Request, Schema, user
 from skilltune.models.openai import OpenAIModel
@@ -47,7 +48,7 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def client(server: Server, run: Run, role: str = "target") -> Client:
     model = OpenAIModel(f"openai@{server.url}/v1/m", timeout_s=5)
-    return Client(model, Endpoint(4), Budget(Limits(), Usage()), run, role)
+    return Client(model, Meter(Endpoint(4), Budget(Limits(), Usage()), run, role))
 
 
 async def test_thinking_is_a_turn_that_nobody_scores_and_the_optimizer_is_not_shown(tmp_path: Path) -> None:
@@ -55,7 +56,7 @@ async def test_thinking_is_a_turn_that_nobody_scores_and_the_optimizer_is_not_sh
         with Run.open(tmp_path) as run:
             target = ChatTarget(made := client(server, run))
             sample = ENV.samples[2]
-            trajectory = await target.run(SKILL, sample, ENV, 0)
+            trajectory = await target.run(SKILL, ENV.task(sample), 0)
             await made.aclose()
     assert trajectory.answer == "4"
     assert trajectory.turns == (Turn("user", "2 + 2?"), Turn("thinking", "two and two"), Turn("assistant", "4"))
@@ -77,7 +78,7 @@ async def test_a_cut_answer_names_the_setting_of_its_role_and_each_attempt_is_pa
             await made.aclose()
             assert caught.value.systemic == "answers are cut before any text: raise target.max_tokens"
             assert run.usage["failed attempt"] == Usage(2, 18, 10)
-            assert made.budget.spent == Usage(2, 18, 10)
+            assert made.meter.budget.spent == Usage(2, 18, 10)
 
 
 async def test_a_probe_names_the_setting_of_its_role_and_is_counted_apart(tmp_path: Path) -> None:

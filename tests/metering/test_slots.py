@@ -19,12 +19,14 @@ from hypothesis import strategies as st
 import clockwork
 from http_server import Answer, Server
 from http_server import Call as HttpCall
+from sending import send
 from skilltune.config import MAY_DIFFER, load_config, make_config
 from skilltune.errors import BudgetExceeded, InfraError, UnreachableError, UsageError
 from skilltune.journal.run import Paid, Run
 from skilltune.limits import Limits
 from skilltune.metering.budget import Budget
 from skilltune.metering.client import Client
+from skilltune.metering.meter import Meter
 from skilltune.metering.slots import CALM_S, DEAD_S, IN_A_ROW, Ahead, Endpoint
 from skilltune.models import Reply, Request, user
 from skilltune.models.build import build_model
@@ -100,7 +102,7 @@ def chat(text: str = "4") -> Answer:
 
 async def test_pitfall_15_the_window_is_halved_once_per_round_trip_and_grows_back_by_one_per_window() -> None:
     endpoint, stage = scheduler(8), Stage()
-    calls = [asyncio.create_task(endpoint.call(stage, replace(ASK, draw=n))) for n in range(60)]
+    calls = [asyncio.create_task(send(endpoint, stage, replace(ASK, draw=n))) for n in range(60)]
     await settle()
     assert len(stage.open) == 8
     for number in list(stage.open):
@@ -128,7 +130,7 @@ async def test_pitfall_15_the_window_is_halved_once_per_round_trip_and_grows_bac
 
 async def test_other_failures_leave_the_window_alone() -> None:
     endpoint, stage = scheduler(4), Stage()
-    calls = [asyncio.create_task(endpoint.call(stage, replace(ASK, draw=n))) for n in range(3)]
+    calls = [asyncio.create_task(send(endpoint, stage, replace(ASK, draw=n))) for n in range(3)]
     await settle()
     for number, error in enumerate((InfraError("500"), UnreachableError("refused"), TimedOut("no answer"))):
         stage.end(number, error)
@@ -160,8 +162,12 @@ def test_whatever_happens_the_window_holds_nobody_starves_and_no_slot_is_lost(wo
             begun = len(stage.began)
             if event == "arrive":
                 number, role = len(calls), "target" if what == "speculative" else what
-                call = endpoint.call(
-                    stage, replace(ASK, draw=number), role=role, ahead=Ahead() if what == "speculative" else None
+                call = send(
+                    endpoint,
+                    stage,
+                    replace(ASK, draw=number),
+                    role=role,
+                    ahead=Ahead() if what == "speculative" else None,
                 )
                 calls[number] = what, asyncio.create_task(call)
             elif event == "cancel" and calls:
@@ -180,7 +186,7 @@ def test_whatever_happens_the_window_holds_nobody_starves_and_no_slot_is_lost(wo
                 stage.end(next(iter(stage.open)))
             await settle()
         assert all(task.done() for _, task in calls.values())
-        extra = [asyncio.create_task(endpoint.call(stage, replace(ASK, draw=1000 + n))) for n in range(3 * workers**2)]
+        extra = [asyncio.create_task(send(endpoint, stage, replace(ASK, draw=1000 + n))) for n in range(3 * workers**2)]
         await settle()
         for number in range(1000, 1000 + len(extra) - workers):
             stage.end(number)
@@ -202,7 +208,7 @@ async def order(endpoint: Endpoint, arrivals: list[tuple[str, bool]]) -> list[st
     stage = Stage()
     calls = [
         asyncio.create_task(
-            endpoint.call(stage, replace(ASK, draw=n), role=role, ahead=Ahead() if speculative else None)
+            send(endpoint, stage, replace(ASK, draw=n), role=role, ahead=Ahead() if speculative else None)
         )
         for n, (role, speculative) in enumerate(arrivals)
     ]
@@ -234,7 +240,7 @@ async def test_a_slot_that_was_needed_is_idle_for_a_moment_before_a_speculative_
     calls = list[asyncio.Task[Reply]]()
 
     async def call(number: int, ahead: Ahead | None = None) -> None:
-        calls.append(asyncio.create_task(endpoint.call(stage, replace(ASK, draw=number), ahead=ahead)))
+        calls.append(asyncio.create_task(send(endpoint, stage, replace(ASK, draw=number), ahead=ahead)))
         await settle()
 
     async def end(number: int) -> None:
@@ -264,21 +270,21 @@ async def test_a_slot_that_was_needed_is_idle_for_a_moment_before_a_speculative_
 async def test_a_speculative_call_that_is_cancelled_leaves_no_task_behind() -> None:
     endpoint, stage = scheduler(1, sleep=asyncio.sleep, clock=time.monotonic), Stage()
     before = asyncio.all_tasks()
-    first = asyncio.create_task(endpoint.call(stage, ASK))
-    guess = asyncio.create_task(endpoint.call(stage, replace(ASK, draw=1), ahead=Ahead()))
+    first = asyncio.create_task(send(endpoint, stage, ASK))
+    guess = asyncio.create_task(send(endpoint, stage, replace(ASK, draw=1), ahead=Ahead()))
     await settle()
     stage.end(0)
     await settle()
     assert asyncio.all_tasks() - before - {guess}  # the one that waits for a calm moment
     guess.cancel()
     await asyncio.sleep(0)
-    another = asyncio.create_task(endpoint.call(stage, replace(ASK, draw=2), ahead=Ahead()))
+    another = asyncio.create_task(send(endpoint, stage, replace(ASK, draw=2), ahead=Ahead()))
     await settle()
     another.cancel()
     await settle()
     assert first.done()
     assert asyncio.all_tasks() == before
-    last = asyncio.create_task(endpoint.call(stage, replace(ASK, draw=3), ahead=Ahead()))
+    last = asyncio.create_task(send(endpoint, stage, replace(ASK, draw=3), ahead=Ahead()))
     async with asyncio.timeout(5):
         while 3 not in stage.open:
             await asyncio.sleep(CALM_S / 10)
@@ -290,10 +296,10 @@ async def test_a_role_with_thousands_of_queued_calls_does_not_starve_another() -
     with World(latency=0.004) as world:
         model = {role: build_model(f"openai@{world.url}/{role}") for role in ("target", "optimizer")}
         endpoint = Endpoint(4)
-        flood = [asyncio.create_task(endpoint.call(model["target"], replace(ASK, draw=n))) for n in range(400)]
+        flood = [asyncio.create_task(send(endpoint, model["target"], replace(ASK, draw=n))) for n in range(400)]
         await asyncio.sleep(0)
         for n in range(5):
-            await endpoint.call(model["optimizer"], replace(ASK, draw=n), role="optimizer")
+            await send(endpoint, model["optimizer"], replace(ASK, draw=n), role="optimizer")
         assert world.calls["target"] < 200
         await asyncio.gather(*flood)
         assert world.answered == {"target": 400, "optimizer": 5}
@@ -328,7 +334,7 @@ async def test_pitfall_15_the_window_finds_a_limit_that_nobody_stated() -> None:
     with Narrow(3, latency=0.004) as world:
         model = build_model(f"openai@{world.url}/target")
         endpoint = Endpoint(32, RetryPolicy(attempts=12, base_s=0.002))
-        calls = [endpoint.call(model, replace(ASK, draw=n)) for n in range(200)]
+        calls = [send(endpoint, model, replace(ASK, draw=n)) for n in range(200)]
         replies = await asyncio.gather(*calls)
         assert len(replies) == world.answered["target"] == 200
         assert endpoint.window <= 8
@@ -342,11 +348,11 @@ async def test_pitfall_15_a_storm_of_429_passes_and_the_window_recovers() -> Non
     with World(latency=0.001, faults=Faults(limit=0.8, retry_after=0.01)) as world:
         model = build_model(f"openai@{world.url}/target")
         endpoint = Endpoint(8, RetryPolicy(attempts=80, base_s=0.002, cap_s=0.02))
-        await asyncio.gather(*(endpoint.call(model, replace(ASK, draw=n)) for n in range(60)))
+        await asyncio.gather(*(send(endpoint, model, replace(ASK, draw=n)) for n in range(60)))
         assert endpoint.window < 8
         assert world.peak["target"] <= 8
         world.faults = Faults()
-        await asyncio.gather(*(endpoint.call(model, replace(ASK, draw=100 + n)) for n in range(60)))
+        await asyncio.gather(*(send(endpoint, model, replace(ASK, draw=100 + n)) for n in range(60)))
         assert endpoint.window == 8
         await model.aclose()
 
@@ -385,7 +391,7 @@ class Limiter:
         async def serve() -> float:
             clock = asyncio.get_running_loop().time
             endpoint = Endpoint(workers, draw=random.Random(1).random, clock=clock)
-            await asyncio.gather(*(endpoint.call(self, replace(ASK, draw=n)) for n in range(calls)))
+            await asyncio.gather(*(send(endpoint, self, replace(ASK, draw=n)) for n in range(calls)))
             return clock()
 
         best = calls / min(workers, self.limit) / (1 - self.rate)
@@ -424,7 +430,7 @@ def test_a_call_that_is_told_to_wait_waits_and_the_others_go_on() -> None:
     async def play() -> None:
         loop, stage = asyncio.get_running_loop(), Stage()
         endpoint = Endpoint(2, clock=loop.time, draw=lambda: 0.0)
-        calls = [asyncio.create_task(endpoint.call(stage, replace(ASK, draw=n))) for n in range(3)]
+        calls = [asyncio.create_task(send(endpoint, stage, replace(ASK, draw=n))) for n in range(3)]
         await settle()
         stage.end(0, RateLimited("429", retry_after=20.0))
         stage.end(1)
@@ -447,14 +453,14 @@ def test_a_call_that_is_told_to_wait_waits_and_the_others_go_on() -> None:
 async def test_a_call_made_ahead_that_is_wanted_waits_like_any_other() -> None:
     endpoint, stage = scheduler(1), Stage()
     guesses = [Ahead() for _ in range(3)]
-    calls = [asyncio.create_task(endpoint.call(stage, replace(ASK, draw=9)))]
+    calls = [asyncio.create_task(send(endpoint, stage, replace(ASK, draw=9)))]
     await settle()
     calls += [
-        asyncio.create_task(endpoint.call(stage, replace(ASK, draw=n), ahead=ahead)) for n, ahead in enumerate(guesses)
+        asyncio.create_task(send(endpoint, stage, replace(ASK, draw=n), ahead=ahead)) for n, ahead in enumerate(guesses)
     ]
     await settle()
     guesses[2].want()
-    calls += [asyncio.create_task(endpoint.call(stage, replace(ASK, draw=n))) for n in (10, 11)]
+    calls += [asyncio.create_task(send(endpoint, stage, replace(ASK, draw=n))) for n in (10, 11)]
     for number in (9, 2, 10, 11, 0):
         await settle()
         assert list(stage.open) == [number]
@@ -478,10 +484,10 @@ async def test_a_wanted_call_keeps_its_rank_in_its_next_attempts() -> None:
     endpoint = scheduler(1, RetryPolicy(attempts=2), sleep=sleep, clock=clock, draw=lambda: 1.0)
     stage = Stage()
     ahead = Ahead()
-    call = asyncio.create_task(endpoint.call(stage, ASK, ahead=ahead))
+    call = asyncio.create_task(send(endpoint, stage, ASK, ahead=ahead))
     await settle()
     ahead.want()  # it was sent already
-    others = [asyncio.create_task(endpoint.call(stage, replace(ASK, draw=n), ahead=Ahead())) for n in (1, 2)]
+    others = [asyncio.create_task(send(endpoint, stage, replace(ASK, draw=n), ahead=Ahead())) for n in (1, 2)]
     await settle()
     stage.end(0, InfraError("500"))
     await settle()
@@ -505,7 +511,7 @@ async def test_pitfall_14_cancelling_leaves_no_task_no_thread_and_no_slot_behind
         model = build_model(f"openai@{server.url}/v1/m")
         endpoint = Endpoint(3, RetryPolicy(base_s=20.0), draw=lambda: 0.9)
         before, threads = asyncio.all_tasks(), threading.enumerate()
-        calls = [asyncio.create_task(endpoint.call(model, replace(ASK, draw=n))) for n in range(40)]
+        calls = [asyncio.create_task(send(endpoint, model, replace(ASK, draw=n))) for n in range(40)]
         while len(server.calls) < (40 if moment == "backing off" else 3):
             await asyncio.sleep(0.01)
         for call in calls:
@@ -518,7 +524,7 @@ async def test_pitfall_14_cancelling_leaves_no_task_no_thread_and_no_slot_behind
         assert threading.enumerate() == threads
     stage = Stage()
     endpoint = endpoint if moment != "paused" else Endpoint(3)
-    calls = [asyncio.create_task(endpoint.call(stage, replace(ASK, draw=n))) for n in range(3)]
+    calls = [asyncio.create_task(send(endpoint, stage, replace(ASK, draw=n))) for n in range(3)]
     await settle()
     assert len(stage.open) == 3
     for number in range(3):
@@ -528,7 +534,7 @@ async def test_pitfall_14_cancelling_leaves_no_task_no_thread_and_no_slot_behind
 
 async def test_a_call_that_was_cancelled_as_its_turn_came_passes_the_slot_on() -> None:
     endpoint, stage = scheduler(1), Stage()
-    calls = [asyncio.create_task(endpoint.call(stage, replace(ASK, draw=n))) for n in range(3)]
+    calls = [asyncio.create_task(send(endpoint, stage, replace(ASK, draw=n))) for n in range(3)]
     await settle()
     stage.end(0)
     await asyncio.sleep(0)  # call 0 goes on and gives its slot to call 1, which has not noticed yet
@@ -553,14 +559,14 @@ async def test_a_pause_that_nobody_waits_for_any_longer_is_not_slept() -> None:
 
     endpoint, stage = scheduler(2, sleep=sleep), Stage()
     for _ in range(IN_A_ROW):
-        refused = asyncio.create_task(endpoint.call(stage, ASK))
+        refused = asyncio.create_task(send(endpoint, stage, ASK))
         await settle()
         stage.end(0, RateLimited("429", retry_after=30))
         with pytest.raises(RateLimited):
             await refused
     assert asleep == 0
     for _ in range(2):
-        waiting = [asyncio.create_task(endpoint.call(stage, replace(ASK, draw=n))) for n in range(1, 5)]
+        waiting = [asyncio.create_task(send(endpoint, stage, replace(ASK, draw=n))) for n in range(1, 5)]
         await settle()
         assert asleep == 1  # one sleeper for all
         for call in waiting:
@@ -581,7 +587,7 @@ async def test_a_refused_connection_is_given_up_soon_even_with_the_longest_waits
         clock = Clock()
         endpoint = Endpoint(4, draw=lambda: 1.0, sleep=clock.sleep, clock=clock)
         with pytest.raises(UnreachableError, match=r"cannot connect .*\(gave up after \d attempts\)"):
-            await endpoint.call(model, ASK)
+            await send(endpoint, model, ASK)
         assert clock.now <= DEAD_S
         await model.aclose()
 
@@ -613,13 +619,13 @@ async def test_an_endpoint_that_never_answered_is_waited_for_once(error: type[In
     model = Silent(clock, takes_s, error)
     endpoint = Endpoint(3, draw=lambda: 0.5, sleep=clock.sleep, clock=clock)
     roles = ["target", "target", "target", "target", "optimizer"] * 4
-    failures = await asyncio.gather(*(endpoint.call(model, ASK, role=r) for r in roles), return_exceptions=True)
+    failures = await asyncio.gather(*(send(endpoint, model, ASK, role=r) for r in roles), return_exceptions=True)
     assert {type(failure) for failure in failures} == {error}
     assert (model.asked, clock.now) == (3, takes_s)
     assert sum("gave up after 1 attempt)" in str(failure) for failure in failures) == 3
     assert sum("not tried" in str(failure) for failure in failures) == 17
     with pytest.raises(error):  # who comes later finds out by a call of its own
-        await endpoint.call(model, ASK)
+        await send(endpoint, model, ASK)
     assert model.asked == 4
 
 
@@ -627,9 +633,9 @@ async def test_an_endpoint_that_has_answered_is_given_every_attempt() -> None:
     clock = Clock()
     model = Silent(clock, 120.0, TimedOut, good=(1,))
     endpoint = Endpoint(3, draw=lambda: 0.5, sleep=clock.sleep, clock=clock)
-    await endpoint.call(model, ASK)
+    await send(endpoint, model, ASK)
     with pytest.raises(TimedOut, match="after 8 attempts"):
-        await endpoint.call(model, ASK)
+        await send(endpoint, model, ASK)
     assert model.asked == 9
 
 
@@ -637,7 +643,7 @@ async def test_an_error_is_a_sign_of_life() -> None:
     clock = Clock()
     model = Silent(clock, 20.0, InfraError)
     with pytest.raises(InfraError, match="after 8 attempts"):
-        await Endpoint(1, sleep=clock.sleep, clock=clock).call(model, ASK)
+        await send(Endpoint(1, sleep=clock.sleep, clock=clock), model, ASK)
 
 
 # stragglers
@@ -660,14 +666,14 @@ class Hangs(Stage):
 
 
 async def learn(endpoint: Endpoint, model: Hangs, calls: int = 10, role: str = "target") -> None:
-    await asyncio.gather(*(endpoint.call(model, replace(ASK, draw=100 + n), role=role) for n in range(calls)))
+    await asyncio.gather(*(send(endpoint, model, replace(ASK, draw=100 + n), role=role) for n in range(calls)))
 
 
 async def test_a_straggler_is_sent_once_more_and_the_first_good_answer_counts() -> None:
     before = asyncio.all_tasks()
     endpoint, model, hedges = Endpoint(4, hedge=3.0), Hangs((0, 0)), []
     await learn(endpoint, model)
-    reply = await asyncio.wait_for(endpoint.call(model, ASK, on_hedge=lambda: hedges.append(1)), 5)
+    reply = await asyncio.wait_for(send(endpoint, model, ASK, on_hedge=lambda: hedges.append(1)), 5)
     assert reply.text == "4"
     assert model.began[10:] == [0, 0]
     assert hedges == [1]
@@ -678,7 +684,7 @@ async def test_a_straggler_is_sent_once_more_and_the_first_good_answer_counts() 
 async def test_the_answer_of_the_first_counts_where_it_comes_first_and_there_are_never_three() -> None:
     endpoint, model = Endpoint(4, hedge=3.0), Hangs((0, 0), (0, 1))
     await learn(endpoint, model)
-    call = asyncio.create_task(endpoint.call(model, ASK))
+    call = asyncio.create_task(send(endpoint, model, ASK))
     while model.began.count(0) < 2:
         await asyncio.sleep(0.001)
     await asyncio.sleep(0.05)
@@ -696,7 +702,7 @@ async def test_no_duplicate_where_it_is_off_or_too_little_is_known_or_the_call_i
 ) -> None:
     endpoint, model = Endpoint(4, hedge=hedge), Hangs((0, 0))
     await learn(endpoint, model, seen, role)  # the median of one role says nothing of another
-    call = asyncio.create_task(endpoint.call(model, ASK, ahead=Ahead() if speculative else None))
+    call = asyncio.create_task(send(endpoint, model, ASK, ahead=Ahead() if speculative else None))
     await asyncio.sleep(0.05)
     assert model.began.count(0) == 1
     model.end(0)
@@ -706,7 +712,7 @@ async def test_no_duplicate_where_it_is_off_or_too_little_is_known_or_the_call_i
 async def test_a_duplicate_waits_for_a_slot_that_nobody_wants_and_a_failure_does_not_wait_for_it() -> None:
     endpoint, model = Endpoint(1, RetryPolicy(base_s=0.001), hedge=3.0), Hangs((0, 0))
     await learn(endpoint, model)
-    call = asyncio.create_task(endpoint.call(model, ASK))
+    call = asyncio.create_task(send(endpoint, model, ASK))
     await asyncio.sleep(0.05)
     assert model.began.count(0) == 1
     model.end(0, InfraError("dropped"))
@@ -718,9 +724,9 @@ async def test_a_failed_straggler_is_saved_by_its_duplicate_and_a_failed_duplica
     for loser, winner in ((0, 1), (1, 0)):
         endpoint, model = Endpoint(4, ONCE, hedge=3.0), Pair()
         for _ in range(10):
-            await endpoint.call(model, ASK)
+            await send(endpoint, model, ASK)
         model.pair = []
-        call = asyncio.create_task(endpoint.call(model, ASK))
+        call = asyncio.create_task(send(endpoint, model, ASK))
         while len(model.pair) < 2:
             await asyncio.sleep(0.001)
         model.pair[loser].set_exception(InfraError("dropped"))
@@ -746,9 +752,9 @@ async def test_cancelling_a_hedged_call_ends_both() -> None:
     before = asyncio.all_tasks()
     endpoint, model = Endpoint(4, hedge=3.0), Pair()
     for _ in range(10):
-        await endpoint.call(model, ASK)
+        await send(endpoint, model, ASK)
     model.pair = []
-    call = asyncio.create_task(endpoint.call(model, ASK))
+    call = asyncio.create_task(send(endpoint, model, ASK))
     while len(model.pair) < 2:
         await asyncio.sleep(0.001)
     call.cancel()
@@ -762,7 +768,7 @@ async def test_pitfall_21_a_duplicate_is_reserved_before_it_is_sent_and_both_are
     for limit, sent in ((20, 2), (11, 1)):
         endpoint, model = Endpoint(4, hedge=3.0), Hangs((0, 0))
         with Run.open(tmp_path / str(limit)) as run:
-            client = Client(model, endpoint, Budget(Limits(calls=limit), Usage()), run, "target")
+            client = Client(model, Meter(endpoint, Budget(Limits(calls=limit), Usage()), run, "target"))
             await asyncio.gather(*(client(replace(ASK, draw=100 + n)) for n in range(10)))
             call = asyncio.create_task(client(ASK))
             if sent == 1:  # the budget holds eleven calls: the straggler is waited for
@@ -770,7 +776,7 @@ async def test_pitfall_21_a_duplicate_is_reserved_before_it_is_sent_and_both_are
                 model.end(0)
             assert (await asyncio.wait_for(call, 5)).usage.calls == 1
             assert model.began.count(0) == sent
-            assert client.budget.spent.calls == 10 + sent
+            assert client.meter.budget.spent.calls == 10 + sent
             with pytest.raises(BudgetExceeded):
                 await asyncio.gather(*(client(replace(ASK, draw=200 + n)) for n in range(10)))
         with Run.open(tmp_path / str(limit)) as run:  # the answers are the journal's by `once`, the duplicate by itself
@@ -787,8 +793,8 @@ async def test_stragglers_of_a_server_are_hedged_over_http() -> None:
         model = build_model(f"openai@{server.url}/v1/m")
         endpoint = Endpoint(4, hedge=3.0)
         for n in range(10):
-            await endpoint.call(model, Request((user(f"{n}?"),)))
-        reply = await asyncio.wait_for(endpoint.call(model, Request((user("slow?"),))), 10)
+            await send(endpoint, model, Request((user(f"{n}?"),)))
+        reply = await asyncio.wait_for(send(endpoint, model, Request((user("slow?"),))), 10)
         await model.aclose()
     assert reply.text == "4"
     first, second = server.calls[10:]
@@ -823,7 +829,7 @@ async def test_pitfall_15_an_endpoint_that_only_ever_says_slow_down_ends_after_o
     clock = Clock()
     silent = Silent(clock, 0.01, RateLimited)
     endpoint = Endpoint(8, draw=lambda: 1.0, sleep=clock.sleep, clock=clock)
-    failures = await asyncio.gather(*(endpoint.call(silent, ASK) for _ in range(300)), return_exceptions=True)
+    failures = await asyncio.gather(*(send(endpoint, silent, ASK) for _ in range(300)), return_exceptions=True)
     assert all(isinstance(failure, RateLimited) for failure in failures)
     assert sum("not tried" in str(failure) for failure in failures) > 200
     assert clock.now < 120

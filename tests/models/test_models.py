@@ -22,6 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from http_server import Answer, Call, Server
+from sending import send
 from skilltune.errors import CallConfigError, InfraError, InfraStopped, UnreachableError, UsageError
 from skilltune.metering.slots import IN_A_ROW, Endpoint
 from skilltune.models import Image, Message, Model, Reply, Request, Schema, system, user, wire
@@ -923,7 +924,7 @@ def endpoint(clock: Clock, workers: int = 4, draw: float = 0.5, **policy: Any) -
 
 async def test_infrastructure_errors_are_retried_with_growing_waits_up_to_the_cap() -> None:
     clock, model = Clock(), Scripted(*[InfraError("boom")] * 4)
-    assert (await endpoint(clock, draw=1.0, base_s=1, cap_s=3).call(model, ASK)).text == "4"
+    assert (await send(endpoint(clock, draw=1.0, base_s=1, cap_s=3), model, ASK)).text == "4"
     assert clock.slept == [1, 2, 3, 3]
     assert model.calls == 5
 
@@ -931,14 +932,14 @@ async def test_infrastructure_errors_are_retried_with_growing_waits_up_to_the_ca
 async def test_pitfall_15_configuration_errors_are_never_retried() -> None:
     model = Scripted(CallConfigError("401"))
     with pytest.raises(CallConfigError):
-        await endpoint(Clock()).call(model, ASK)
+        await send(endpoint(Clock()), model, ASK)
     assert model.calls == 1
 
 
 async def test_the_last_error_is_raised_with_the_number_of_attempts() -> None:
     model = Scripted(*[InfraError("boom")] * 9)
     with pytest.raises(InfraError, match=r"boom \(gave up after 3 attempts\)"):
-        await endpoint(Clock(), attempts=3).call(model, ASK)
+        await send(endpoint(Clock(), attempts=3), model, ASK)
     assert model.calls == 3
 
 
@@ -946,16 +947,16 @@ async def test_pitfall_15_retry_after_makes_all_callers_wait() -> None:
     clock = Clock()
     shared = endpoint(clock, workers=1)
     with pytest.raises(InfraError):
-        await Endpoint(1, RetryPolicy(attempts=1)).call(Scripted(InfraError("not shared", retry_after=99)), ASK)
+        await send(Endpoint(1, RetryPolicy(attempts=1)), Scripted(InfraError("not shared", retry_after=99)), ASK)
     limited = endpoint(clock, workers=1, attempts=1)
     for _ in range(IN_A_ROW):
         assert not clock.now  # a refusal now and then concerns the call that is refused
         with pytest.raises(RateLimited):
-            await limited.call(Scripted(RateLimited("429", retry_after=20)), ASK)
-    await limited.call(Scripted(), ASK)
+            await send(limited, Scripted(RateLimited("429", retry_after=20)), ASK)
+    await send(limited, Scripted(), ASK)
     assert clock.now == pytest.approx(20 * (1 + 0.5 / 4) + 0.5 * 0.1)  # the stated wait, then jitter
     before = clock.now
-    await shared.call(Scripted(), ASK)  # another endpoint is not concerned
+    await send(shared, Scripted(), ASK)  # another endpoint is not concerned
     assert clock.now == before
 
 
@@ -971,7 +972,7 @@ async def test_pitfall_15_sixty_workers_do_not_hammer_an_endpoint_that_said_wait
     async with Server(limited) as server:
         model = openai_chat(server)
         window = Endpoint(4, RetryPolicy(base_s=0.05))
-        replies = await asyncio.gather(*(window.call(model, replace(ASK, draw=n)) for n in range(60)))
+        replies = await asyncio.gather(*(send(window, model, replace(ASK, draw=n)) for n in range(60)))
         await model.aclose()
     assert len(replies) == 60
     assert len(arrivals) == 68
@@ -981,11 +982,11 @@ async def test_pitfall_15_sixty_workers_do_not_hammer_an_endpoint_that_said_wait
 async def test_a_rate_limit_without_a_stated_wait_concerns_all_callers_too() -> None:
     limited, other = Scripted(*[RateLimited("429")] * IN_A_ROW), Scripted()
     window = Endpoint(IN_A_ROW, RetryPolicy(base_s=0.02), draw=lambda: 1.0)
-    tasks = [asyncio.create_task(window.call(limited, ASK)) for _ in range(IN_A_ROW)]
+    tasks = [asyncio.create_task(send(window, limited, ASK)) for _ in range(IN_A_ROW)]
     await asyncio.sleep(0.02)
     assert limited.calls == IN_A_ROW
     start = time.monotonic()
-    await window.call(other, ASK)
+    await send(window, other, ASK)
     assert time.monotonic() - start > 0.06
     await asyncio.gather(*tasks)
     assert limited.calls == 2 * IN_A_ROW
@@ -1003,14 +1004,14 @@ def test_how_long_a_call_waits_before_it_is_sent_again() -> None:
 async def test_an_absurd_retry_after_is_not_waited_for() -> None:
     clock = Clock()
     with pytest.raises(InfraStopped, match=r"a wait of 24 h, longer than the limit \(target\.max_wait_s = 600\)"):
-        await endpoint(clock).call(Scripted(InfraError("429", retry_after=86400)), ASK)
+        await send(endpoint(clock), Scripted(InfraError("429", retry_after=86400)), ASK)
     assert clock.now == 0
 
 
 async def test_at_most_workers_calls_run_at_once() -> None:
     model = Scripted(takes_s=0.005)
     window = Endpoint(3)
-    await asyncio.gather(*(window.call(model, ASK) for _ in range(12)))
+    await asyncio.gather(*(send(window, model, ASK) for _ in range(12)))
     assert model.most == 3
 
 
@@ -1024,7 +1025,7 @@ async def test_every_attempt_is_announced_and_may_be_forbidden() -> None:
 
     model = Scripted(*[InfraError("boom")] * 5)
     with pytest.raises(UsageError):
-        await endpoint(Clock()).call(model, ASK, on_attempt=budget)
+        await send(endpoint(Clock()), model, ASK, on_attempt=budget)
     assert seen == [(0, None), (1, "boom"), (2, "boom")]
     assert model.calls == 2  # pitfall 21: the third call was not made
 
@@ -1032,7 +1033,7 @@ async def test_every_attempt_is_announced_and_may_be_forbidden() -> None:
 @pytest.mark.parametrize("model", [Scripted(takes_s=60), Scripted(InfraError("boom", retry_after=60))])
 async def test_pitfall_14_cancelling_ends_a_call_or_a_wait_at_once_and_frees_its_place(model: Scripted) -> None:
     window = Endpoint(1, RetryPolicy(base_s=60))
-    task = asyncio.create_task(window.call(model, ASK))
+    task = asyncio.create_task(send(window, model, ASK))
     await asyncio.sleep(0.01)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -1040,7 +1041,7 @@ async def test_pitfall_14_cancelling_ends_a_call_or_a_wait_at_once_and_frees_its
     assert model.running == 0
     if not model.takes_s:
         return
-    assert (await asyncio.wait_for(window.call(Scripted(), ASK), 1)).text == "4"
+    assert (await asyncio.wait_for(send(window, Scripted(), ASK), 1)).text == "4"
 
 
 @every_model
@@ -1048,7 +1049,7 @@ async def test_a_bad_moment_of_a_server_is_overcome(build: Build, good: Answer) 
     bad = [Answer("", status=500), Answer(drop=True), Answer("{"), Answer({"choices": []})]
     async with Server(*bad, good) as server:
         model = build(server)
-        reply = await Endpoint(2, RetryPolicy(base_s=0.001)).call(model, ASK)
+        reply = await send(Endpoint(2, RetryPolicy(base_s=0.001)), model, ASK)
         await model.aclose()
     assert reply.text == "4"
     assert len({call.headers["idempotency-key"] for call in server.calls}) == 1

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from http_server import Answer, Call, Server
+from sending import send
 from skilltune.errors import CallConfigError, CallError, InfraError, SampleError
 from skilltune.metering.slots import Endpoint
 from skilltune.models import Message, Model, Reply, Request, Schema, system, user
@@ -179,7 +180,7 @@ async def test_a_hopeless_failure_is_asked_for_fewer_times_than_the_policy_allow
     async with Server(chat(None, reasoning_content="4")) as server:
         model = chat_model(server)
         with pytest.raises(NoText, match="gave up after 3 attempts") as caught:
-            await Endpoint(2, RetryPolicy(base_s=0.001)).call(model, ASK)
+            await send(Endpoint(2, RetryPolicy(base_s=0.001)), model, ASK)
         await model.aclose()
     assert len(server.calls) == 3
     assert caught.value.systemic
@@ -189,7 +190,7 @@ async def test_other_failures_in_between_do_not_shorten_the_retries() -> None:
     bad = [chat(None, "length"), Answer("", status=500), chat(None, "length"), Answer("", status=500)]
     async with Server(*bad, chat()) as server:
         model = chat_model(server)
-        assert (await Endpoint(2, RetryPolicy(base_s=0.001)).call(model, ASK)).text == "4"
+        assert (await send(Endpoint(2, RetryPolicy(base_s=0.001)), model, ASK)).text == "4"
         await model.aclose()
 
 
@@ -253,7 +254,7 @@ async def test_an_error_body_that_repeats_the_prompt_is_not_judged_by_the_prompt
 async def test_a_refusal_that_passes_is_retried(message: str) -> None:
     async with Server(refused(message), refused(message), chat('{"edits": []}')) as server:
         model = chat_model(server)
-        reply = await Endpoint(2, RetryPolicy(base_s=0.001)).call(model, replace(ASK, schema=SCHEMA))
+        reply = await send(Endpoint(2, RetryPolicy(base_s=0.001)), model, replace(ASK, schema=SCHEMA))
         await model.aclose()
     assert reply.text == '{"edits": []}'
     assert all("response_format" in call.body for call in server.calls)
@@ -267,7 +268,7 @@ async def test_a_model_that_keeps_failing_to_make_json_gets_the_schema_in_the_pr
 
     async with Server(picky) as server:
         model = chat_model(server)
-        reply = await Endpoint(2, RetryPolicy(base_s=0.001)).call(model, replace(ASK, schema=SCHEMA))
+        reply = await send(Endpoint(2, RetryPolicy(base_s=0.001)), model, replace(ASK, schema=SCHEMA))
         await model.aclose()
     assert reply.text == '{"edits": []}'
     assert ["response_format" in call.body for call in server.calls] == [True, True, True, False]
@@ -509,9 +510,9 @@ async def test_a_body_that_is_no_answer_says_why(answer: Answer, cause: str) -> 
 async def test_an_endpoint_that_has_answered_well_is_asked_again_as_often_as_the_policy_allows(bad: Answer) -> None:
     async with Server(chat("4"), *[bad] * 6, chat("5"), *[bad] * 8) as server:
         model, endpoint = chat_model(server), Endpoint(1, RetryPolicy(base_s=0.001))
-        assert [(await endpoint.call(model, ASK)).text for _ in range(2)] == ["4", "5"]
+        assert [(await send(endpoint, model, ASK)).text for _ in range(2)] == ["4", "5"]
         with pytest.raises(InfraError, match="gave up after 8 attempts") as caught:
-            await endpoint.call(model, ASK)
+            await send(endpoint, model, ASK)
         await model.aclose()
     assert caught.value.systemic
 

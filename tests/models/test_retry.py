@@ -16,11 +16,13 @@ from hypothesis import strategies as st
 
 from http_server import Answer, Server
 from http_server import Call as HttpCall
+from sending import send
 from skilltune.errors import InfraError, InfraStopped
 from skilltune.journal.run import Run
 from skilltune.limits import Limits
 from skilltune.metering.budget import Budget
 from skilltune.metering.client import Client
+from skilltune.metering.meter import Meter
 from skilltune.metering.slots import Endpoint
 from skilltune.models import Reply, Request, user
 from skilltune.models.build import build_model
@@ -169,8 +171,8 @@ async def test_a_wait_of_minutes_is_kept_in_full_and_said_once(tmp_path: Path) -
         run.listeners.append(lambda type, data: said.append((type, dict(data))))
         client = Client(
             Refusing(*[RateLimited("429 slow down", retry_after=90) for _ in range(4)]),
-            limited(clock, 4), Budget(Limits(), Usage()), run, "target",
-        )  # fmt: skip
+            Meter(limited(clock, 4), Budget(Limits(), Usage()), run, "target"),
+        )
         replies = await asyncio.gather(*(client(ASK) for _ in range(4)))
     assert [reply.text for reply in replies] == ["4"] * 4
     assert 90 <= clock.now < 95
@@ -183,24 +185,24 @@ async def test_a_wait_of_minutes_is_kept_in_full_and_said_once(tmp_path: Path) -
 async def test_pitfall_33_a_wait_beyond_the_maximum_ends_all_calls_at_once() -> None:
     clock, model = Clock(), Refusing(RateLimited("429", retry_after=9 * 3600), for_ever=True)
     endpoint = limited(clock, workers=3)
-    ends = await asyncio.gather(*(endpoint.call(model, ASK) for _ in range(40)), return_exceptions=True)
+    ends = await asyncio.gather(*(send(endpoint, model, ASK) for _ in range(40)), return_exceptions=True)
     assert {type(end) for end in ends} == {InfraStopped}
     assert model.asked <= 3  # those that were under way; nobody in the line is sent
     assert clock.now == 0
     assert "a wait of 9 h, longer than the limit (target.max_wait_s = 600)" in str(ends[0])
     assert "run the same command again after" in str(ends[0])
     with pytest.raises(InfraStopped):
-        await endpoint.call(model, ASK)
+        await send(endpoint, model, ASK)
     assert model.asked <= 3
 
 
 async def test_who_waits_for_another_try_is_woken_when_the_endpoint_is_closed() -> None:
     model = Refusing(RateLimited("429", retry_after=60), RateLimited("429", retry_after=9000))
     endpoint = Endpoint(1)
-    first = asyncio.create_task(endpoint.call(model, ASK))
+    first = asyncio.create_task(send(endpoint, model, ASK))
     await asyncio.sleep(0.02)
     with pytest.raises(InfraStopped):
-        await endpoint.call(model, ASK)
+        await send(endpoint, model, ASK)
     with pytest.raises(InfraStopped):
         await asyncio.wait_for(first, 1)
 
@@ -215,7 +217,7 @@ async def test_who_waits_for_another_try_is_woken_when_the_endpoint_is_closed() 
 async def test_a_quota_of_the_day_is_not_waited_for(refusals: list[RateLimited], asked: int) -> None:
     model = Refusing(*refusals, for_ever=True)
     with pytest.raises(InfraStopped, match="daily quota is used up"):
-        await limited(Clock()).call(model, ASK)
+        await send(limited(Clock()), model, ASK)
     assert model.asked == asked
 
 
@@ -223,19 +225,19 @@ async def test_refusals_without_end_are_not_waited_for_longer_than_the_maximum()
     clock, model = Clock(), Refusing(RateLimited("429", retry_after=50), for_ever=True)
     endpoint = limited(clock, max_wait_s=120)
     with pytest.raises(InfraStopped, match="No good answer has come for 100 s"):
-        await endpoint.call(model, ASK, role="judge")
+        await send(endpoint, model, ASK, role="judge")
     assert (clock.now, model.asked) == (100, 3)
     model = Refusing(*[RateLimited("429", retry_after=50), RateLimited("429", retry_after=50)])
     endpoint = limited(clock, max_wait_s=120)
     for _ in range(2):  # a good answer starts the count anew
-        await endpoint.call(model, ASK)
+        await send(endpoint, model, ASK)
         model.refusals += [RateLimited("429", retry_after=50), RateLimited("429", retry_after=50)]
 
 
 async def test_short_waits_are_not_worth_a_line() -> None:
     said = []
     model = Refusing(InfraError("500"), RateLimited("429", retry_after=1))
-    await limited(Clock()).call(model, ASK, on_wait=lambda seconds, why: said.append(seconds))
+    await send(limited(Clock()), model, ASK, on_wait=lambda seconds, why: said.append(seconds))
     assert said == []
 
 
@@ -274,7 +276,7 @@ async def test_a_refusal_costs_nothing_and_a_reply_that_never_came_costs_its_est
         model = build_model(f"openai@{server.url}/v1/m", price=price, timeout_s=0.2)
         with Run.open(tmp_path) as run:
             budget = Budget(Limits(usd=1), Usage())
-            client = Client(model, Endpoint(1, RetryPolicy(4, base_s=0.001)), budget, run, "target", price)
+            client = Client(model, Meter(Endpoint(1, RetryPolicy(4, base_s=0.001)), budget, run, "target"), price)
             with pytest.raises(InfraError):
                 await client(Request((user("x" * 400),), max_tokens=50))
         await model.aclose()

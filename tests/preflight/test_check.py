@@ -365,7 +365,7 @@ async def test_the_first_guess_of_a_call_is_small_unless_its_answer_may_be_long(
     with Run.open(tmp_path / "run") as run:
         session = build_parts(cfg, run, tmp_path)
         sample = session.splits.test[0]
-        guess = session.roll.target.guess(session.skill, sample, session.env)
+        guess = session.roll.target.guess(session.skill, session.env.task(sample))
         assert isinstance(session.roll.target, Target)
         await session.aclose()
     assert (guess.calls, guess.output_tokens, guess.usd) == (1, written, 0.0)
@@ -379,8 +379,8 @@ async def test_one_model_in_two_roles_is_one_object(tmp_path: Path, world: World
         with Run.open(tmp_path / optimizer) as run:
             session = build_parts(cfg, run, tmp_path)
             assert session.optimizer_client is not None
-            assert (session.optimizer_client.model is session.target.model) == shared
-            assert (session.target.role, session.optimizer_client.role) == ("target", "optimizer")
+            assert (session.optimizer_client.model is session.target.client.model) == shared
+            assert (session.target.client.meter.role, session.optimizer_client.meter.role) == ("target", "optimizer")
             await session.aclose()
 
 

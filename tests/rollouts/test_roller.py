@@ -16,7 +16,7 @@ import pytest
 from skilltune.aio import run_all
 from skilltune.build import build_parts, may_look_ahead
 from skilltune.config import make_config
-from skilltune.envs import Env
+from skilltune.envs import Env, Task
 from skilltune.errors import (
     BudgetExceeded,
     CallConfigError,
@@ -28,7 +28,6 @@ from skilltune.errors import (
     SampleError,
 )
 from skilltune.journal.run import Run
-from skilltune.models import Request
 from skilltune.parts import Parts
 from skilltune.rollout import Rollout, Trajectory
 from skilltune.rollouts.roller import ALIKE, REFUSED, SPECULATION_DELAY_S, Roller
@@ -55,19 +54,19 @@ class Gated:
         self.asked = Counter[str]()
         self.cancelled = 0
 
-    async def run(self, skill: Skill, sample: Sample, env: Env, attempt: int) -> Trajectory:
-        self.asked[sample.id] += 1
+    async def run(self, skill: Skill, task: Task, attempt: int) -> Trajectory:
+        self.asked[task.id] += 1
         try:
-            if sample.id in self.gates:
-                await self.gates[sample.id].wait()
+            if task.id in self.gates:
+                await self.gates[task.id].wait()
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
-        if sample.id in self.errors:
-            raise self.errors[sample.id]
-        return Trajectory(f"{sample.id} {attempt}")
+        if task.id in self.errors:
+            raise self.errors[task.id]
+        return Trajectory(f"{task.id} {attempt}")
 
-    def guess(self, skill: Skill, sample: Sample, env: Env) -> Usage:
+    def guess(self, skill: Skill, task: Task) -> Usage:
         return Usage(calls=1)
 
 
@@ -345,16 +344,6 @@ async def test_nothing_is_rolled_ahead_before_the_target_answered(run: Run) -> N
     assert not target.asked
 
 
-class Priced:
-    """Stands for a client: what a call costs at most."""
-
-    def __init__(self, usd: float | None) -> None:
-        self.usd = usd
-
-    def bound(self, request: Request) -> Usage:
-        return Usage(calls=1, usd=self.usd)
-
-
 FREE = "openai@http://127.0.0.1:8000/v1/m"
 
 
@@ -378,8 +367,7 @@ def test_pitfall_21_a_limited_budget_is_not_spent_on_what_may_not_be_needed(
     model: str, usd: float | None, settings: dict[str, Any], may: bool
 ) -> None:
     cfg = make_config({**settings, "target": {"model": model, **settings.get("target", {})}})
-    client: Any = Priced(usd)
-    assert may_look_ahead(cfg, client, None) == may
+    assert may_look_ahead(cfg, Usage(calls=1, usd=usd), None) == may
 
 
 @pytest.mark.parametrize(("price", "may"), [(None, True), ((1.0, 2.0), False)])
@@ -449,10 +437,10 @@ async def test_a_batch_waits_for_its_last_sample_once(run: Run, monkeypatch: pyt
     monkeypatch.setattr("skilltune.rollouts.roller.WAITS_S", (0.0, 0.0))
 
     class Mends(Gated):
-        async def run(self, skill: Skill, sample: Sample, env: Env, attempt: int) -> Trajectory:
+        async def run(self, skill: Skill, task: Task, attempt: int) -> Trajectory:
             if self.asked["s2"] == 1:
                 self.errors.pop("s2", None)
-            return await super().run(skill, sample, env, attempt)
+            return await super().run(skill, task, attempt)
 
     target = Mends()
     target.errors["s2"], target.errors["s4"] = InfraError("503"), InfraError("504")
@@ -512,9 +500,9 @@ async def test_a_batch_that_fails_while_its_reader_turns_away_leaves_no_tracebac
     the moment in which that is cancelled."""
 
     class Refused(Gated):
-        async def run(self, skill: Skill, sample: Sample, env: Env, attempt: int) -> Trajectory:
+        async def run(self, skill: Skill, task: Task, attempt: int) -> Trajectory:
             try:
-                return await super().run(skill, sample, env, attempt)
+                return await super().run(skill, task, attempt)
             except asyncio.CancelledError:
                 raise error("401") from None
 

@@ -27,6 +27,7 @@ from skilltune.journal.run import scratch_run
 from skilltune.limits import Limits
 from skilltune.metering.budget import Budget
 from skilltune.metering.client import Client
+from skilltune.metering.meter import Meter
 from skilltune.metering.slots import Endpoint
 from skilltune.models import Reply, Request, Schema, system, user
 from skilltune.models.build import build_model
@@ -176,7 +177,7 @@ async def draft_with(plan: Plan, document: Path) -> list[Sample]:
     model = build_model(plan.optimizer, key_env=plan.key_env or None)
     try:
         with scratch_run(None) as run:
-            client = Client(model, Endpoint(WORKERS), Budget(Limits(), Usage()), run, "optimizer")
+            client = Client(model, Meter(Endpoint(WORKERS), Budget(Limits(), Usage()), run, "optimizer"))
             return await draft(client, document, plan)
     finally:
         await model.aclose()

@@ -17,12 +17,13 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, ParamSpec
 
 from skilltune.envs.formats import Reading, assemble, load_samples, placed_samples, refuse, root_of
 from skilltune.envs.formats.reading import no_judge, unread_criteria
-from skilltune.envs.prompt import CHOICES, Template, attach, with_choices
+from skilltune.envs.prompt import CHOICES, Template, with_choices
+from skilltune.envs.task import Task, attach, with_files
 from skilltune.errors import JudgeError, UsageError
 from skilltune.models import Image, Message
 from skilltune.rollout import Rollout, Score, Trajectory
@@ -50,11 +51,14 @@ class Env:
              wraps the last user turn.
     fields:  our names to the file's: {"input": "question"}; dots lead into objects: {"input": "item.question"}.
     root:    folder of images, files and python scorers; by default the sample file's, else the current one.
+    visible: columns of the metadata that a target receives with its task, e.g. ["language"]. By default it receives
+             only the prompt and the files.
     score_timeout_s: time limit in seconds of one call of a user's scorer; after it the sample has no score.
     """
 
     name = ""
     args: Mapping[str, Any] = {}  # arguments of the factory, see `env`
+    visible: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -64,6 +68,7 @@ class Env:
         prompt: str | None = None,
         fields: Mapping[str, str] | None = None,
         root: Path | None = None,
+        visible: Iterable[str] = (),
         score_timeout_s: float = apart.LIMIT_S,
     ) -> None:
         self.reading = Reading()
@@ -80,6 +85,7 @@ class Env:
         self.root = (Path() if root is None else Path(root)).resolve()
         self.prompt = _INPUT if prompt is None else prompt
         self._template = Template.of(self.prompt, self.samples)
+        self.show(visible)
         self._ignored = tuple(key.strip() for key in (fields or {}).get("ignore", "").split(","))
         self._score = score
         self._scorer = build(score, self.root)
@@ -93,8 +99,11 @@ class Env:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of prompt and scorer: everything that turns a rollout of a given sample into another score."""
-        parts = [self.prompt, self._scorer.fingerprint, self._own_checks.fingerprint]
+        """Hash of prompt, visible columns and scorer: everything that turns a rollout of a given sample into another
+        score."""
+        parts: list[Any] = [self.prompt, self._scorer.fingerprint, self._own_checks.fingerprint]
+        if self.visible:
+            parts.append(sorted(self.visible))
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     @property
@@ -122,21 +131,44 @@ class Env:
         """The lines of a sample that the judge reads; empty without a judge."""
         return self.judge.lines(sample) if self.judge else []
 
+    def show(self, visible: Iterable[str]) -> None:
+        """Make columns visible to the target. Raises UsageError for a column that no sample has."""
+        self.visible = tuple(dict.fromkeys((visible,) if isinstance(visible, str) else visible))
+        known = dict.fromkeys(key for sample in self.samples for key in sample.metadata)
+        for name in self.visible:
+            if name not in known:
+                has = ", ".join(known) or "none"
+                raise UsageError(
+                    f"env.visible: no sample has the column {quote(name)}{nearest(name, known)}; the samples' columns "
+                    f"are: {has}. The expected answer and the checks are never shown to a target"
+                )
+
+    def task(self, sample: Sample) -> Task:
+        """The part of a sample that a target may see, read from disk now: prompt, files and visible columns."""
+        shown = {key: copy.deepcopy(sample.metadata[key]) for key in self.visible if key in sample.metadata}
+        return Task(sample.id, self._prompt(sample), self._contents(sample), shown)
+
     def messages(self, sample: Sample) -> tuple[Message, ...]:
         """The sample as chat messages, without the skill. The prompt contains the input, then the options of a choice
         unless they are shown already, then the sample's files. Images and files are read from `root`."""
+        return with_files(self._prompt(sample), self._contents(sample))
+
+    def _prompt(self, sample: Sample) -> tuple[Message, ...]:
+        """The messages without the sample's files."""
         turns = (ChatTurn(content=sample.input),) if isinstance(sample.input, str) else sample.input
         last = max(i for i, turn in enumerate(turns) if turn.role == "user")
-        attached = attach(self.files(sample).items())
         made = []
         for i, turn in enumerate(turns):
-            text, images = turn.content, tuple(Image.load(self._inside(sample, path)) for path in turn.images)
+            text = turn.content
             if i == last:
                 asked = with_choices(sample, text, self._template) if self.chooses(sample) else text
-                parts = (self._template.fill(sample, asked), attached.text)
-                text, images = "\n\n".join(filter(None, parts)), (*images, *attached.images)
-            made.append(Message(turn.role, text, images))
+                text = self._template.fill(sample, asked)
+            made.append(Message(turn.role, text, tuple(Image.load(self._inside(sample, path)) for path in turn.images)))
         return tuple(made)
+
+    def _contents(self, sample: Sample) -> dict[str, bytes]:
+        """The content of each file of a sample, by its path in the workspace."""
+        return {name: path.read_bytes() for name, path in self.files(sample).items()}
 
     def asked(self, sample: Sample) -> str:
         """The text of all messages: what a judge reads as the task. Images are not part of it."""
@@ -148,7 +180,7 @@ class Env:
 
     def require_shown(self) -> None:
         """Raise UsageError if samples have files that a chat target cannot be shown."""
-        unseen = {s.id: attach(self.files(s).items()).unseen for s in self.samples if s.files}
+        unseen = {s.id: attach(self._contents(s).items()).unseen for s in self.samples if s.files}
         if lacking := {name: why for name, why in unseen.items() if why}:
             first = next(iter(lacking))
             raise UsageError(
@@ -159,7 +191,11 @@ class Env:
 
     def notes(self) -> list[str]:
         """Defaults that were chosen without being requested, and unused columns, one line each."""
-        used = {name.partition(".")[0] for name in self._template.columns} | {*_READ_ANYWAY, *self._ignored}
+        used = {name.partition(".")[0] for name in self._template.columns} | {
+            *_READ_ANYWAY,
+            *self._ignored,
+            *self.visible,
+        }
         used |= {*CHOICES} if any(map(self.chooses, self.samples)) else set()
         columns = {} if self._own_code else self.reading.columns
         idle = [key for key in columns if key not in used and not key.startswith("__")]
@@ -185,7 +221,7 @@ class Env:
 
     def file_hashes(self, sample: Sample) -> dict[str, str]:
         """The SHA-256 of each file of a sample, by its path in the workspace."""
-        return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in self.files(sample).items()}
+        return {name: hashlib.sha256(data).hexdigest() for name, data in self._contents(sample).items()}
 
     async def score(self, sample: Sample, rollout: Rollout) -> Score:
         """The score of a finished rollout. A scorer that fails raises JudgeError and never gives a 0."""
@@ -289,17 +325,32 @@ class Env:
             paths += [path for turn in sample.input for path in turn.images]
         for path in paths:
             self._inside(sample, path)
-        for name in sample.files:
-            if not name or Path(name).is_absolute() or ".." in Path(name).parts:
-                raise UsageError(f'sample "{sample.id}": files: {quote(name)} is not a path inside a workspace')
+        _check_names(sample)
 
     def _inside(self, sample: Sample, path: str) -> Path:
+        """The file at `path`, links followed. Raises UsageError if it lies outside of `root` or is no readable file."""
         full = (self.root / path).resolve()
         if not full.is_relative_to(self.root):
-            raise UsageError(f'sample "{sample.id}": {quote(path)} leads out of {self.root}')
+            raise UsageError(
+                f'sample "{sample.id}": {quote(path)} leads out of {self.root}, the folder of the samples: copy the '
+                "file into that folder, and name it by its path in there"
+            )
         if not full.is_file():
             raise UsageError(f'sample "{sample.id}": no file {quote(path)} in {self.root}')
         return full
+
+
+def _check_names(sample: Sample) -> None:
+    """Raise UsageError if a file of the sample has no place inside a workspace."""
+    for name in sample.files:
+        parts = PurePosixPath(name).parts
+        if not parts or name.startswith("/") or ".." in parts or "\0" in name or parts[0] == ".git":
+            raise UsageError(
+                f'sample "{sample.id}": files: {quote(name)} is not a path inside a workspace: name a relative path '
+                'without "..", such as "data/in.csv"'
+            )
+        if inside := next((other for other in sample.files if PurePosixPath(other) in PurePosixPath(name).parents), ""):
+            raise UsageError(f'sample "{sample.id}": files: {quote(inside)} is a file, so {quote(name)} has no place')
 
 
 def env(fn: Callable[P, Env]) -> Callable[P, Env]:
@@ -360,4 +411,4 @@ def load_env(spec: str, **kw: Any) -> Env:
             raise UsageError(f"{spec} ended with {type(error).__name__}: {error}") from error
 
 
-__all__ = ["Env", "env", "load_env", "load_samples"]
+__all__ = ["Env", "Task", "env", "load_env", "load_samples"]

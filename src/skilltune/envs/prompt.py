@@ -1,4 +1,4 @@
-"""Renders a sample into the text that the target reads: the slots of `env.prompt`, the options of a choice, files.
+"""Renders a sample into the text that the target reads: the slots of `env.prompt` and the options of a choice.
 
 All slots are filled in one pass, so that inserted text is never searched for slots. Braces that name no column stay,
 because prompts are full of JSON and LaTeX.
@@ -6,23 +6,18 @@ because prompts are full of JSON and LaTeX.
 
 from __future__ import annotations
 
-import mimetypes
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from skilltune.errors import UsageError
-from skilltune.models import Image
 from skilltune.samples import Sample
 from skilltune.scorers.choice import options_of
 from skilltune.scorers.reading import as_text, nearest, quote
 
 INPUT = "input"
-INLINED = 100_000  # characters of all files of one sample that a prompt includes
 CHOICES = ("choices", "options")
-_IMAGES = ("image/png", "image/jpeg", "image/gif", "image/webp")
 _SLOT = re.compile(r"\{\{-?\s*(?P<double>[^{}|%\n]{1,80}?)\s*-?\}\}|\{(?P<single>[^{}\n]{1,80})\}")
 _LOGIC = re.compile(r"\{\{[^{}\n]*\|[^{}\n]*\}\}|\{%.*?%\}|\{#.*?#\}")
 _NAME = re.compile(r"[A-Za-z_][\w.]*")
@@ -119,44 +114,3 @@ def _value(sample: Sample, name: str) -> Any:
     for part in name.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
     return value
-
-
-# -- files
-
-
-@dataclass(frozen=True, slots=True)
-class Attached:
-    """A sample's files as parts of a message, and the reasons why others cannot be shown."""
-
-    text: str = ""
-    images: tuple[Image, ...] = ()
-    unseen: tuple[str, ...] = ()
-
-
-def attach(files: Iterable[tuple[str, Path]]) -> Attached:
-    """Attach text files as text (at most `INLINED` characters per sample) and images as images."""
-    texts, images, unseen, room = [], [], [], INLINED
-    for name, path in files:
-        if mimetypes.guess_type(path.name)[0] in _IMAGES:
-            images.append(Image.load(path))
-            continue
-        try:
-            if path.stat().st_size > 4 * INLINED:
-                raise _TooLong
-            text = path.read_text(encoding="utf-8-sig")
-            if "\0" in text:
-                raise ValueError
-            if len(text) > room:
-                raise _TooLong
-        except _TooLong:
-            unseen.append(f"{name} is too long: at most {INLINED:,} characters of all files of a sample are shown")
-        except ValueError:  # includes UnicodeDecodeError
-            unseen.append(f"{name} is neither text nor an image ({', '.join(t.partition('/')[2] for t in _IMAGES)})")
-        else:
-            room -= len(text)
-            texts.append(f'<file path="{name}">\n{text}{"" if text.endswith(chr(10)) or not text else chr(10)}</file>')
-    return Attached("\n\n".join(texts), tuple(images), tuple(unseen))
-
-
-class _TooLong(Exception):
-    pass

@@ -30,7 +30,7 @@ def typical_call(s: Parts) -> Usage:
     """A guess at one target call on a test sample, used until calls have been seen. A guess that is too small costs
     little; one that is too large would stop the run before its first call."""
     sample = max(s.splits.test or s.splits.select, key=lambda sample: len(sample.text))
-    return s.roll.target.guess(s.skill, sample, s.env)
+    return s.roll.target.guess(s.skill, s.env.task(sample))
 
 
 def rest(s: Parts) -> tuple[str, int, Usage]:

@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any, cast
 
 from skilltune.config import stored_config
-from skilltune.envs import Env
+from skilltune.envs import Env, Task
 from skilltune.errors import RunError, Stopped
 from skilltune.gate import Arena, build_gate
 from skilltune.journal.run import Run
 from skilltune.limits import Limits
 from skilltune.metering.budget import Budget
-from skilltune.metering.client import Client
 from skilltune.models import Message
 from skilltune.optimizer.recorded import Recorded
 from skilltune.parts import Parts
@@ -30,6 +29,7 @@ from skilltune.rollouts.inputs import Pins, split_ids
 from skilltune.rollouts.roller import Roller
 from skilltune.samples import Sample, Splits
 from skilltune.skill import Skill
+from skilltune.targets.makers import RunTarget
 from skilltune.train import train
 from skilltune.usage import Usage
 from skilltune.verdict import CompactFigures, VerdictRecord
@@ -164,6 +164,9 @@ class _Absent(Env):
     def messages(self, sample: Sample) -> tuple[Message, ...]:
         raise Stopped(f"the journal does not hold sample {sample.id}")
 
+    def task(self, sample: Sample) -> Task:
+        return Task(sample.id, ())
+
     def chooses(self, sample: Sample) -> bool:
         return False  # unknown, and nobody is asked
 
@@ -177,10 +180,10 @@ class _Silent:
 
     fingerprint: str
 
-    async def run(self, skill: Skill, sample: Sample, env: Env, attempt: int) -> Trajectory:
-        raise Stopped(f"the journal holds no rollout of sample {sample.id} with skill {skill.hash}, attempt {attempt}")
+    async def run(self, skill: Skill, task: Task, attempt: int) -> Trajectory:
+        raise Stopped(f"the journal holds no rollout of sample {task.id} with skill {skill.hash}, attempt {attempt}")
 
-    def guess(self, skill: Skill, sample: Sample, env: Env) -> Usage:
+    def guess(self, skill: Skill, task: Task) -> Usage:
         return Usage()
 
 
@@ -202,5 +205,5 @@ def _session(run: Run, pins: Pins) -> Parts:
     arena = Arena(roll, splits.train, splits.select, cfg.gate, cfg.seed, cfg.train.skill_limit(pins.skill.tokens))
     optimizer = Recorded(run, pins.looks_back)
     budget = Budget(Limits(), Usage())
-    nobody = cast(Client, None)  # a loop that can replay asks no client itself
+    nobody = cast(RunTarget, None)  # a loop that can replay calls the target through its roller only
     return Parts(cfg, run, pins.skill, env, splits, budget, nobody, None, roll, arena, build_gate(arena), optimizer)

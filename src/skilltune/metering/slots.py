@@ -1,4 +1,4 @@
-"""One scheduler for all calls to one endpoint. It decides how many run at once, which is next, and which are retried.
+"""One scheduler for all work at one endpoint. It decides how many run at once, which is next, and which are retried.
 
 Callers share three things:
 - The *window* limits the calls at once. It follows the endpoint by additive increase and multiplicative decrease, which
@@ -20,11 +20,11 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from skilltune.aio import background
 from skilltune.errors import InfraError, InfraStopped, UnreachableError
 from skilltune.limits import MAX_WAIT_S
-from skilltune.models import Model, Reply, Request
 from skilltune.models.retry import RateLimited, RetryPolicy, TimedOut, clock_time, span
 
 DEAD_S = 8.0  # time after which an endpoint that never responded is given up
@@ -36,6 +36,10 @@ IN_A_ROW = 6  # refusals in a row (or a full window, if that is more) that are n
 ENOUGH = 16.0  # fewest answers from which a share of refusals is estimated
 DISCOUNT = 64  # time constant, in answers, of the exponentially weighted share of refusals
 LONG_WAIT_S = 5.0  # shorter waits are not reported, and not ended early
+
+T = TypeVar("T")
+Work = Callable[[], Awaitable[T]]
+"""One call of a model, or one rollout of an agent. A retry or a duplicate calls it again."""
 
 OnAttempt = Callable[[int, InfraError | None], None]
 """Called before every attempt with its number (0, 1, …) and the previous failure. An exception ends the call."""
@@ -129,22 +133,21 @@ class Endpoint:
         """Number of calls that may be under way now, from 1 to `workers`."""
         return int(self._window)
 
-    async def call(
+    async def run(
         self,
-        model: Model,
-        request: Request,
+        role: str,
+        work: Work[T],
         *,
-        role: str = "target",
         ahead: Ahead | None = None,
         on_attempt: OnAttempt | None = None,
         on_hedge: OnHedge | None = None,
         on_failure: OnFailure | None = None,
         on_wait: OnWait | None = None,
-    ) -> Reply:
-        """Return the first good reply.
+    ) -> T:
+        """Return the first good result of `work`. Each attempt takes one slot, from its start to its end.
 
         Raises the last `InfraError` with the number of attempts, `InfraStopped` if the wait would be too long, and any
-        other error of the model at once. Cancelling ends a wait or a running attempt immediately.
+        other error of the work at once. Cancelling ends a wait or a running attempt immediately.
 
         Waiting roles are served in turn, each with its oldest call first. A speculative call (`ahead`) gets a slot only
         if no other call waits, until it is wanted. No slot is held between two attempts.
@@ -165,8 +168,8 @@ class Endpoint:
                     on_attempt(attempt, failure)
                 patience = None if attempt or ahead else self._patience(role)
                 if patience is None:
-                    return await self._ask(model, request, role)
-                return await self._hedged(model, request, role, patience, on_hedge)
+                    return await self._try(role, work)
+                return await self._hedged(role, work, patience, on_hedge)
             except InfraError as error:
                 alike = alike + 1 if failure is not None and failure.systemic == error.systemic else 1
                 again = isinstance(failure, RateLimited) and failure.daily
@@ -195,11 +198,11 @@ class Endpoint:
                 on_wait(delay, failure)
             await self._rest(delay)
 
-    async def _ask(self, model: Model, request: Request, role: str) -> Reply:
+    async def _try(self, role: str, work: Work[T]) -> T:
         """One attempt, in a slot that the caller holds. Its outcome adjusts the window."""
         halvings, began, size = self._halvings, self._clock(), self._size
         try:
-            reply = await model.complete(request)
+            result = await work()
         except InfraError as error:
             self._responded = self._responded or not isinstance(error, UnreachableError | TimedOut)
             if isinstance(error, RateLimited):
@@ -213,7 +216,7 @@ class Endpoint:
         self._window = min(self._workers, self._window + 1 / self._window)
         if self._hedge is not None:
             self._latencies.setdefault(role, deque(maxlen=LATENCIES[0])).append(self._clock() - began)
-        return reply
+        return result
 
     # -- bounded waits
 
@@ -318,24 +321,22 @@ class Endpoint:
         took = self._latencies.get(role, ())
         return None if self._hedge is None or len(took) < LATENCIES[1] else self._hedge * statistics.median(took)
 
-    async def _hedged(
-        self, model: Model, request: Request, role: str, patience: float, on_hedge: OnHedge | None
-    ) -> Reply:
-        """Like `_ask`, but a duplicate waits for an idle slot after `patience` seconds. The slower one is cancelled."""
+    async def _hedged(self, role: str, work: Work[T], patience: float, on_hedge: OnHedge | None) -> T:
+        """Like `_try`, but a duplicate waits for an idle slot after `patience` seconds. The slower one is cancelled."""
         sent = False
 
-        async def duplicate() -> Reply:
+        async def duplicate() -> T:
             nonlocal sent
             await self._enter(role, Ahead())
             try:
                 if on_hedge is not None:
                     on_hedge()
                 sent = True
-                return await self._ask(model, request, role)
+                return await self._try(role, work)
             finally:
                 self._leave()
 
-        asked = [first := background(self._ask(model, request, role))]
+        asked = [first := background(self._try(role, work))]
         try:
             await asyncio.wait(asked, timeout=patience)
             if not first.done():

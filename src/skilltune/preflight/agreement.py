@@ -199,7 +199,7 @@ def describe_cost(judge: Reader, labels: Sequence[Label]) -> str:
 async def measure(judge: Reader, labels: Sequence[Label]) -> Agreement:
     """Let the judge read all labelled answers. Labels without a verdict are not counted, but named in the result.
     Raises `InfraStopped` if no label gets a verdict."""
-    before = judge.client.budget.spent
+    before = judge.client.meter.budget.spent
 
     async def one(label: Label) -> list[Verdict] | str:
         try:
@@ -218,7 +218,7 @@ async def measure(judge: Reader, labels: Sequence[Label]) -> Agreement:
             if verdict.passed != passed:
                 differences.append(Difference(label, verdict))
     unread = tuple(text for text in found if isinstance(text, str))
-    usage, model = minus(judge.client.budget.spent, before), judge.client.model.name
+    usage, model = minus(judge.client.meter.budget.spent, before), judge.client.model.name
     if len(unread) == len(labels):
         raise InfraStopped(
             f"the judge {model} could not be measured: it gave no verdict on any of {len(labels)} labels "

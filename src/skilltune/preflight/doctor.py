@@ -24,11 +24,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from skilltune.build import build_parts, default_folder, endpoint_key
+from skilltune.build import build_parts, default_folder
 from skilltune.config import Config, ModelConfig, load_config
 from skilltune.errors import CallError, Stopped, UsageError
 from skilltune.journal.run import scratch_run
 from skilltune.keys import OWN, key_of, key_variable
+from skilltune.metering.clients import endpoint_key
 from skilltune.names import parse_name
 from skilltune.preflight.probe import PATIENCE_S, Probe, probe_roles
 from skilltune.samples import Sample

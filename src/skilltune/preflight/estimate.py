@@ -12,11 +12,11 @@ from skilltune.finish.reserve import TYPICAL, estimate_calls, hold_back
 from skilltune.limits import Limits
 from skilltune.metering.budget import Budget
 from skilltune.metering.client import DEFAULT_ANSWER_TOKENS, Client
-from skilltune.models.prices import price
 from skilltune.optimizer.model import SHOWN_SUCCESSES
 from skilltune.parts import Parts
 from skilltune.samples import Sample
 from skilltune.scorers.judge import Reader
+from skilltune.targets.makers import RunTarget
 from skilltune.usage import Usage
 
 MEASURED = 50  # most samples whose prompts are built for the estimate, because that reads their images
@@ -52,7 +52,7 @@ def estimate(session: Parts) -> Estimate:
     """Estimate the calls, tokens and dollars of a whole run from its samples and settings."""
     cfg, target, optimizer = session.cfg, session.target, session.optimizer_client
     samples = _spread([*session.splits.train, *session.splits.select, *session.splits.test], MEASURED)
-    asked = [session.roll.target.guess(session.skill, sample, session.env).input_tokens for sample in samples]
+    asked = [session.roll.target.guess(session.skill, session.env.task(sample)).input_tokens for sample in samples]
     read = ceil(sum(asked) / len(samples))
     written = ceil(sum(len(session.env.expected(s)) for s in samples) / 4 / len(samples)) or 1
     longest = cfg.target.max_tokens or DEFAULT_ANSWER_TOKENS
@@ -60,7 +60,7 @@ def estimate(session: Parts) -> Estimate:
     growth = max(0, largest - session.skill.tokens)
 
     least, most = estimate_calls(cfg, session.splits)
-    ends = [(target, Usage(least, least * read, least * written))]
+    ends: list[tuple[Client | RunTarget, Usage]] = [(target, Usage(least, least * read, least * written))]
     ends += [(target, Usage(most, most * (read + growth), most * longest))]
     thinking = (0, 0)
     if optimizer is not None or session.handoff is not None:
@@ -132,10 +132,10 @@ def _optimizer_calls(cfg: Config, train: int) -> Range:
     return 0, 2 * (loop.epochs * sum(n + extra for n in groups) + slow)
 
 
-def _dollars(parts: Sequence[tuple[Client, Usage]]) -> float | None:
+def _dollars(parts: Sequence[tuple[Client | RunTarget, Usage]]) -> float | None:
     total = 0.0
-    for client, usage in parts:
-        cost = price(client.model.name, usage, override=client.rate)
+    for payee, usage in parts:
+        cost = payee.usd(usage)
         if cost is None:
             return None
         total += cost

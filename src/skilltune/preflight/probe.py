@@ -13,6 +13,7 @@ from skilltune.metering.client import Client
 from skilltune.models import Request, user
 from skilltune.parts import Parts
 from skilltune.targets.chat import ChatTarget
+from skilltune.targets.makers import RunTarget
 from skilltune.usage import Usage
 
 PATIENCE_S = 30.0  # time limit of one probe in `probe_roles`, retries included
@@ -35,55 +36,60 @@ async def probe(client: Client, request: Request = REQUEST) -> Usage:
     """Make one call and return its usage. Raises the errors of a call.
 
     The budget counts the call as a kind of its own, because its cost does not predict the cost of a real call."""
-    usage = (await replace(client, kind=PROBE)(request)).usage
+    usage = (await replace(client, meter=replace(client.meter, kind=PROBE))(request)).usage
     client.answered = True
     return usage
 
 
-def probe_of(session: Parts, client: Client) -> Request:
-    """The request that tests a role.
+async def probe_target(session: Parts) -> Usage:
+    """Do one real task, with the skill and the longest sample. Raises the errors of a call.
 
-    The target gets a real task, with the skill and the longest sample, because a server may cut a long prompt, refuse a
-    system message or put the answer into an unexpected field. Other roles are asked for one word, with their own
-    settings.
-    """
+    A server may cut a long prompt, refuse a system message or put the answer into an unexpected field."""
+    samples = [*session.splits.train, *session.splits.select, *session.splits.test]
+    task = session.env.task(max(samples, key=lambda sample: len(sample.text)))
+    target = session.target
+    if isinstance(target, ChatTarget):
+        return await probe(target.client, target.request(session.skill, task, 0))
+    counted = replace(target, meter=replace(target.meter, kind=PROBE))
+    return (await counted.run(session.skill, task, 0)).usage
+
+
+def probe_of(session: Parts, client: Client) -> Request:
+    """The request that tests the optimizer's or the judge's model: one word, with the settings of the role."""
     if session.judge is not None and client is session.judge.client:
         return replace(REQUEST, temperature=session.judge.temperature, max_tokens=session.judge.max_tokens)
-    if client is session.optimizer_client:
-        cfg = session.cfg.optimizer
-        return replace(REQUEST, temperature=cfg.temperature, max_tokens=cfg.max_tokens)
-    if not isinstance(session.roll.target, ChatTarget):
-        return REQUEST
-    samples = [*session.splits.train, *session.splits.select, *session.splits.test]
-    longest = max(samples, key=lambda sample: len(sample.text))
-    return session.roll.target.request(session.skill, longest, session.env, 0)
+    cfg = session.cfg.optimizer
+    return replace(REQUEST, temperature=cfg.temperature, max_tokens=cfg.max_tokens)
 
 
 async def probe_roles(session: Parts) -> list[Probe]:
     """Probe each model of a run, once if it has two roles. An error is part of the result."""
     probes = []
-    for role, client in roles(session):
+    for role, payee in roles(session):
         started, error = time.monotonic(), ""
         try:
             async with asyncio.timeout(PATIENCE_S):
-                await probe(client, probe_of(session, client))
+                if isinstance(payee, Client):
+                    await probe(payee, probe_of(session, payee))
+                else:
+                    await probe_target(session)
         except TimeoutError:
-            error = f"`{client.model.name}`: no answer within {PATIENCE_S:g} s"
+            error = f"`{payee.name}`: no answer within {PATIENCE_S:g} s"
         except (CallError, Stopped) as failure:
             error = str(failure)
-        learned = tuple(getattr(client.model, "learned", {}).values())
-        probes.append(Probe(role, client.model.name, time.monotonic() - started, error, learned))
+        learned = tuple(payee.learned.values())
+        probes.append(Probe(role, payee.name, time.monotonic() - started, error, learned))
     return probes
 
 
-def roles(session: Parts) -> list[tuple[str, Client]]:
-    """(role, client) of each model that a run calls. A model in two roles appears once, with both names."""
+def roles(session: Parts) -> list[tuple[str, Client | RunTarget]]:
+    """(role, its model or agent) of everything that a run calls. A model in two roles appears once, with both names."""
     judge = session.judge.client if session.judge else None
-    found: dict[str, tuple[str, Client]] = {}
-    for role, client in (("target", session.target), ("optimizer", session.optimizer_client), ("judge", judge)):
-        if client is not None:
-            model = client.model.fingerprint
-            found[model] = (f"{found[model][0]} and {role}", found[model][1]) if model in found else (role, client)
+    found: dict[str, tuple[str, Client | RunTarget]] = {}
+    for role, payee in (("target", session.target), ("optimizer", session.optimizer_client), ("judge", judge)):
+        if payee is not None:
+            model = payee.client.fingerprint if isinstance(payee, ChatTarget) else payee.fingerprint
+            found[model] = (f"{found[model][0]} and {role}", found[model][1]) if model in found else (role, payee)
     return list(found.values())
 
 
@@ -95,7 +101,7 @@ async def try_models(session: Parts) -> None:
     this, the loop reports it.
     """
     for role, client in roles(session):
-        if client is session.target:
+        if not isinstance(client, Client):
             continue
 
         async def pay(client: Client = client) -> Paid:

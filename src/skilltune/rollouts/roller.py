@@ -29,7 +29,7 @@ from skilltune.envs import Env
 from skilltune.errors import CallConfigError, CallError, InfraStopped, Outcome, RejectedError, Stopped
 from skilltune.journal.keys import digest
 from skilltune.journal.run import Paid, Run
-from skilltune.metering.client import looking_ahead
+from skilltune.metering.meter import looking_ahead
 from skilltune.metering.slots import Ahead
 from skilltune.rollout import Rollout, Trajectory, rollout_from_json, rollout_to_json
 from skilltune.samples import Sample
@@ -231,6 +231,7 @@ class Roller:
         """The journal key of an answer that has no score yet, so that a repaired scorer can grade it without a new
         call."""
         asked = [self.content(sample), self.env.prompt, *(["options"] if self.env.chooses(sample) else [])]
+        asked += ["visible", *sorted(self.env.visible)] if self.env.visible else []
         return digest("unscored", self.target.fingerprint, skill, *asked, attempt)
 
     def _raises(self, failures: Failures) -> bool:
@@ -402,7 +403,7 @@ class Roller:
                 rollout, cost = rollout_from_json(done[0]), Usage()
             else:
                 try:
-                    trajectory = await self.target.run(skill, sample, self.env, attempt)
+                    trajectory = await self.target.run(skill, self.env.task(sample), attempt)
                 except CallConfigError as error:
                     if not isinstance(error, RejectedError):
                         raise CallConfigError(f"sample {sample.id}: {error}") from error
