@@ -37,7 +37,7 @@ FORMS = {
     "anthropic/": "anthropic/claude-opus-5",
     "anthropic@": "anthropic@http://127.0.0.1:8000/model",
     "local/": "local/smollm2-135m",
-    "claude-code/": "claude-code/sonnet",
+    "claude-code/": "claude-code/claude-opus-5",
     "codex/": "codex/gpt-5.5",
     "opencode/": "opencode/openai/gpt-5.5",
     "acp:": "acp:goose acp",

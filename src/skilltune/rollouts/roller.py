@@ -409,7 +409,8 @@ class Roller:
                         raise CallConfigError(f"sample {sample.id}: {error}") from error
                     way = _without(sample) if self.answered else ""
                     raise RejectedError(f"sample {sample.id}: {error}{way}") from error
-                rollout, cost = Rollout(sample.id, skill.hash, attempt, trajectory, None), trajectory.usage
+                rollout = Rollout(sample.id, skill.hash, attempt, trajectory, None)
+                cost = Usage() if trajectory.journaled else trajectory.usage
             self.answered = True
             try:
                 score = await self.env.score(sample, rollout)

@@ -18,19 +18,21 @@ class Conversation:
 
     def __init__(self, argv, cwd):
         self.process = subprocess.Popen(argv, cwd=cwd, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.to_agent, self.from_agent = self.process.stdin, self.process.stdout
         self.asked = 0
 
     def send(self, **message):
         line = json.dumps({"jsonrpc": "2.0", **message}) + "\n"
-        self.process.stdin.write(line.encode())
-        self.process.stdin.flush()
+        self.to_agent.write(line.encode())
+        self.to_agent.flush()
 
     def ask(self, method, **params):
         """The result of a request. What the agent reports and asks meanwhile is handled on the way."""
         self.asked += 1
         number = self.asked
         self.send(id=number, method=method, params=params)
-        for line in self.process.stdout:
+        for line in self.from_agent:
             try:
                 message = json.loads(line)
             except ValueError:
@@ -95,7 +97,7 @@ def main():
         show(failed={"message": f"the agent closed its input: {error.strerror}"})
         return 1
     finally:
-        agent.process.stdin.close()
+        agent.to_agent.close()
         try:
             agent.process.wait(2)
         except subprocess.TimeoutExpired:

@@ -44,8 +44,9 @@ class AgentJob:
 
     `agent` is a name in `agents.AGENTS`, `command` its command line (`command:` and `acp:`) or its executable.
     `skill` None means that no skill is installed. `url` and `token` are those of the lease; "" means that the agent
-    uses its own login. `env` holds the variables that the user passes on by name. `programs` are files and folders of
-    the command that the agent may read, and nothing below `hidden` but these. `key` decides the paths, so a job that is run again asks the same questions.
+    uses its own login. `env` holds the variables that the user passes on by name. The agent may read the files and
+    folders in `programs`, and nothing else below `hidden`. `key` decides the paths, so a job that is run again asks
+    the same questions.
     """
 
     agent: str
@@ -136,7 +137,9 @@ def policy(job: AgentJob, ws: Workspace, command: Command) -> Policy:
     An agent with its own login (no gateway) may connect anywhere.
     """
     port = urlsplit(job.url).port
-    return Policy(write=(ws.root,), read=(ws.root, *readable(command)), hidden=job.hidden, connect=(port,) if port else None)
+    return Policy(
+        write=(ws.root,), read=(ws.root, *readable(command)), hidden=job.hidden, connect=(port,) if port else None
+    )
 
 
 def readable(command: Command) -> tuple[Path, ...]:

@@ -49,8 +49,8 @@ IMAGES = {"image/png": "png", "image/jpeg": "jpg", "image/gif": "gif", "image/we
 class AgentTarget:
     """Implements `Target` with an agent of `AGENTS`.
 
-    `version` and `content` identify the agent's program. `upstream` is the model behind the gateway; None means that the
-    agent uses a login of its own, so that nothing proves that it saw the skill. `slots` schedules the calls of the
+    `version` and `content` identify the agent's program. `upstream` is the model behind the gateway; None means that
+    the agent uses a login of its own, so that nothing proves that it saw the skill. `slots` schedules the calls of the
     model, and `spend` counts the cost of a failed attempt, whose exchanges are journaled already. Raises `UsageError`
     for a skill that the agent cannot load.
     """
@@ -323,8 +323,8 @@ def make_agent(
 def _upstream(cfg: TargetConfig, name: Name, model: str, key_env: str | None) -> Upstream:
     if name.scheme == "claude-code" and name.model in ALIASES:
         raise UsageError(
-            f"`{name}`: {name.model} is an alias that moves from model to model, and a target must stay the same: write "
-            "the model's full id, e.g. claude-code/claude-opus-5"
+            f"`{name}`: {name.model} is an alias that moves from model to model, and a target must stay the same: "
+            "write the model's full id, e.g. claude-code/claude-opus-5"
         )
     try:
         return upstream_of(model, key_env=key_env, rate=cfg.price)
@@ -381,10 +381,9 @@ def version_of(executable: str) -> str:
                 check=True,
             )
         except (OSError, subprocess.SubprocessError) as error:
-            said = getattr(error, "stderr", b"") or b""
+            said = (getattr(error, "stderr", b"") or b"").decode(errors="replace")[-300:]
             raise UsageError(
-                f"`{executable} --version` failed: {error}{': ' if said else ''}{said.decode(errors='replace')[-300:]}; "
-                "install the agent again"
+                f"`{executable} --version` failed: {error}{': ' if said else ''}{said}; install the agent again"
             ) from error
     lines = shown.stdout.decode("utf-8", "replace").strip().splitlines()
     return lines[0] if lines else "unknown"
