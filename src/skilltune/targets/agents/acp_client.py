@@ -18,7 +18,8 @@ class Conversation:
 
     def __init__(self, argv, cwd):
         self.process = subprocess.Popen(argv, cwd=cwd, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        assert self.process.stdin is not None and self.process.stdout is not None
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
         self.to_agent, self.from_agent = self.process.stdin, self.process.stdout
         self.asked = 0
 

@@ -305,7 +305,7 @@ def make_agent(
         command=command,
         version="" if programs else version_of(command),
         content=digest("program", command, [_content(path) for path in programs]) if programs else "",
-        upstream=_upstream(cfg, name, model, key_env) if model else None,
+        upstream=_upstream(cfg, name, model, key_env or cfg.key_env) if model else None,
         activation=cfg.activation or "forced",
         limits=RolloutLimits(cfg.max_turns, cfg.max_usd),
         timeout_s=cfg.timeout_s if "timeout_s" in cfg.model_fields_set else TIMEOUT_S,
