@@ -184,7 +184,7 @@ def _anthropic_usage(turn: Turn) -> dict[str, Any]:
 def _anthropic_body(turn: Turn, body: Mapping[str, Any]) -> dict[str, Any]:
     reason = "max_tokens" if turn.cut else "tool_use" if turn.calls else "end_turn"
     return {
-        "id": "msg_01Scripted",
+        "id": f"msg_{_results(body)}",
         "type": "message",
         "role": "assistant",
         "model": body["model"],
@@ -247,7 +247,7 @@ def _items(turn: Turn, body: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _response_body(turn: Turn, body: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "id": "resp_scripted",
+        "id": f"resp_{_results(body)}",
         "object": "response",
         "created_at": 1764000000,
         "status": "incomplete" if turn.cut else "completed",
@@ -352,7 +352,7 @@ def _chat_reason(turn: Turn) -> str:
 def _chat_body(turn: Turn, body: Mapping[str, Any]) -> dict[str, Any]:
     choice = {"index": 0, "message": _chat_message(turn, body), "logprobs": None, "finish_reason": _chat_reason(turn)}
     return {
-        "id": "chatcmpl-scripted",
+        "id": f"chatcmpl-{_results(body)}",
         "object": "chat.completion",
         "created": 1764000000,
         "model": body["model"],
@@ -362,7 +362,8 @@ def _chat_body(turn: Turn, body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _chat_stream(turn: Turn, body: Mapping[str, Any]) -> Iterator[bytes]:
-    top = {"id": "chatcmpl-scripted", "object": "chat.completion.chunk", "created": 1764000000, "model": body["model"]}
+    top = {"id": f"chatcmpl-{_results(body)}", "object": "chat.completion.chunk", "created": 1764000000}
+    top["model"] = body["model"]
 
     def chunk(delta: Mapping[str, Any], finish: str | None = None) -> bytes:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}

@@ -111,6 +111,97 @@ async def test_the_stream_is_relayed_as_it_comes(dialect: Dialect):
     assert times[-1] - times[0] > 0.1
 
 
+# -- another dialect above
+
+PAIRS = [(below, above) for below in DIALECTS for above in DIALECTS if below != above]
+
+
+@pytest.mark.parametrize(("below", "above"), PAIRS)
+@pytest.mark.parametrize("stream", [True, False])
+async def test_an_agent_works_with_a_model_of_another_dialect(below: Dialect, above: Dialect, stream: bool):
+    script = turns(
+        Turn("I look.", (Call("Bash", {"command": "ls"}), Call("Bash", {"command": "pwd"})), thinking="Let me see."),
+        Turn("The total is 42.", cut=True),
+    )
+    async with gateway(script) as (server, door):
+        one = lease(door, model(server, above))
+        answers = await work(one.url, below, stream=stream)
+    assert [got.status for got in answers] == [200, 200]
+    assert [asked.body.get("stream", False) for asked in server.asked] == [stream, stream]
+    assert [asked.body["model"] for asked in server.asked] == ["real-model"] * 2
+    assert [asked.results for asked in server.asked] == [0, 2]
+    assert "You are an agent." in str(server.asked[0].body)
+    assert "Never add a currency sign." in str(server.asked[0].body)
+    assert "u1" not in str(server.asked[0].body)
+    assert (one.exchanges, one.usage.input_tokens, one.usage.cached_tokens, one.usage.output_tokens) == (2, 200, 80, 20)
+    assert one.answer() == "The total is 42."
+    shown = [(turn.role, turn.text) for turn in one.turns() if turn.role != "thinking"]
+    assert shown[1:] == [
+        ("assistant", "I look."),
+        ("tool call", "Bash\ncommand: ls"),
+        ("tool call", "Bash\ncommand: pwd"),
+        ("tool", "42"),
+        ("tool", "42"),
+        ("assistant", "The total is 42."),
+    ]
+
+
+@pytest.mark.parametrize(("below", "above"), PAIRS)
+async def test_a_translated_stream_is_relayed_as_it_comes(below: Dialect, above: Dialect):
+    async with gateway(turns(Turn("one two")), delay=0.05) as (server, door):
+        one = lease(door, model(server, above), activation=None)
+        async with (
+            aiohttp.ClientSession() as session,
+            session.post(one.url + PATHS[below], json=first(below)) as response,
+        ):
+            times = [asyncio.get_running_loop().time() async for _ in response.content.iter_any()]
+    assert times[-1] - times[0] > 0.1
+
+
+@pytest.mark.parametrize(("below", "above"), PAIRS)
+async def test_a_translated_exchange_is_replayed(below: Dialect, above: Dialect, tmp_path: Path):
+    script = turns(Turn("I look.", (Call("Bash", {"command": "ls"}),), thinking="Hm."), Turn("Done."))
+    with Run.open(tmp_path / "run") as run:
+        async with gateway(script) as (server, door):
+            leases = [lease(door, model(server, above), run=run) for _ in range(3)]
+            for one, stream in zip(leases, (True, True, False), strict=True):
+                await work(one.url, below, stream=stream)
+    assert [one.paid.calls for one in leases] == [2, 0, 2]  # the last one asks for a whole answer: another question
+    assert [one.answer() for one in leases] == ["Done."] * 3
+    assert leases[1].turns() == leases[0].turns()
+
+
+@pytest.mark.parametrize(("below", "above"), PAIRS)
+async def test_what_cannot_be_translated_is_named_before_anything_is_sent(below: Dialect, above: Dialect):
+    async with gateway() as (server, door):
+        one = lease(door, model(server, above))
+        odd = first(below) | {"background": True, "mcp_servers": [{"name": "x"}], "logprobs": True}
+        got = await post(one.url, below, odd)
+    assert got.status == 400
+    assert server.asked == []
+    assert isinstance(one.fault, CallConfigError)
+    assert "background" in str(one.fault)
+
+
+async def test_a_custom_tool_works_with_a_model_that_has_functions_only():
+    script = turns(Turn("", (Call("apply_patch", text="*** Begin Patch\n+x"),)), Turn("Done."))
+    async with gateway(script) as (server, door):
+        one = lease(door, model(server, "openai-chat"))
+        body = first("openai-responses")
+        body["tools"] += [
+            {"type": "custom", "name": "apply_patch", "description": "Patches.", "format": {"type": "text"}}
+        ]
+        for stream in (True, False):
+            got = await post(one.url, "openai-responses", body | {"stream": stream})
+            (item,) = got.events[-1]["response"]["output"] if stream else got.json["output"]
+            assert (item["type"], item["input"]) == ("custom_tool_call", "*** Begin Patch\n+x")
+        output = {"type": "custom_tool_call_output", "call_id": item["call_id"], "output": "ok"}
+        await post(one.url, "openai-responses", body | {"input": [*body["input"], item, output]})
+        assert one.answer() == "Done."
+        assert [turn.text for turn in one.turns()[1:3]] == ["apply_patch\n*** Begin Patch\n+x", "ok"]
+        assert server.asked[-1].body["messages"][-1] == {"role": "tool", "tool_call_id": "call_0_0", "content": "ok"}
+
+
 # -- who may ask
 
 
@@ -443,7 +534,7 @@ async def test_two_rollouts_at_once_do_not_mix():
         return Turn(name, (Call("Bash", {"command": name}),)) if asked.results < 5 else Turn(f"end of {name}")
 
     async with gateway(said, delay=0.001) as (server, door):
-        leases = [lease(door, model(server, dialect), activation=None) for dialect in DIALECTS for _ in range(2)]
+        leases = [lease(door, model(server, each), activation=None) for each in DIALECTS for _ in range(2)]
 
         async def agent(one: Lease, dialect: Dialect, name: str) -> None:
             body = first(dialect, name)
@@ -451,7 +542,8 @@ async def test_two_rollouts_at_once_do_not_mix():
                 body = following(dialect, body, await post(one.url, dialect, body))
 
         names = ["ONE", "TWO"] * 3
-        work = zip(leases, [each for each in DIALECTS for _ in range(2)], names, strict=True)
+        spoken: list[Dialect] = [each for each in DIALECTS for _ in range(2)]
+        work = zip(leases, spoken, names, strict=True)
         await asyncio.gather(*(agent(*each) for each in work))
     assert [one.answer() for one in leases] == ["end of one", "end of two"] * 3
     assert {one.exchanges for one in leases} == {6}

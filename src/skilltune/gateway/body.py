@@ -83,17 +83,16 @@ def _skip(text: str, at: int) -> int:
     return found.end()
 
 
-def request_key(rollout_key: str, upstream: str, dialect: str, body: Mapping[str, Any], repeat: int) -> str:
-    """Key of an exchange: equal for the same question of the same rollout, also in another process.
+def request_key(rollout_key: str, upstream: str, dialect: str, body: Mapping[str, Any]) -> str:
+    """Key of a question: equal for the same question of the same rollout, also in another process.
 
     Left out is what differs between two runs of an agent on the same paths: ids of sessions and items, cache keys, and
-    the ids and times that Codex writes into the outputs of its tools. `repeat` counts how often the agent had an answer
-    to this very question before.
+    the ids and times that Codex writes into the outputs of its tools.
     """
     known = {name: value for name, value in body.items() if name not in _VOLATILE}
     if isinstance(known.get("input"), list):
         known["input"] = [_without_id(item) for item in known["input"]]
-    return digest("exchange", rollout_key, upstream, dialect, known, repeat)
+    return digest("exchange", rollout_key, upstream, dialect, known)
 
 
 def _without_id(item: Any) -> Any:

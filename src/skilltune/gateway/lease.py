@@ -17,6 +17,7 @@ from skilltune.gateway.body import Body, request_key, texts_of
 from skilltune.gateway.relay import Relay
 from skilltune.gateway.trajectory import turns_of
 from skilltune.gateway.upstream import Link, Upstream
+from skilltune.journal.keys import digest
 from skilltune.journal.run import Paid, Run
 from skilltune.metering.slots import Endpoint
 from skilltune.models import Model, Request, dialects
@@ -29,6 +30,7 @@ T = TypeVar("T")
 
 GRACE_S = 10.0  # a request without tools waits so long for the request with tools that proves the skill
 ENDED = "This task has reached its limit ({}). Stop here."
+_ID: Mapping[Dialect, str] = {"anthropic-messages": "msg_", "openai-responses": "resp_", "openai-chat": "chatcmpl-"}
 _FORWARDED = ("anthropic-version", "anthropic-beta", "openai-beta", "user-agent")
 
 
@@ -157,15 +159,14 @@ class Lease:
                 self.fault if isinstance(self.fault, CallError | Stopped) else CallConfigError("the rollout has ended")
             )
         asks_tools = bool(body.data.get("tools"))
-        question = self._question(body, headers, query, relay.dialect)
+        same = request_key(self._rollout_key, self.upstream.fingerprint, relay.dialect, body.data)
+        key = f"{same}/{self._answered[same]}"
+        question = self._question(body, headers, query, relay.dialect, f"{_ID[relay.dialect]}{digest(key)[:24]}")
         await self._prove(body.data, asks_tools)
         if self._over(asks_tools):
-            await self._say_limit(relay, str(body.data.get("model") or ""))
+            await self._say_limit(relay, question)
             return
         self.turns_taken += asks_tools
-        upstream = self.upstream
-        same = request_key(self._rollout_key, upstream.fingerprint, relay.dialect, body.data, 0)
-        key = f"{same}/{self._answered[same]}"
         replayed = self._run is not None and self._run.recall(key) is not None
         stored = await self._memo(key, lambda: self._ask(question, relay))
         if not relay.committed:
@@ -174,15 +175,15 @@ class Lease:
             self._answered[same] += 1
         self._count(relay.dialect, body.data, stored["body"], question, replayed=replayed, asks_tools=asks_tools)
 
-    def _question(self, body: Body, headers: Mapping[str, str], query: str, dialect: Dialect) -> _Question:
+    def _question(self, body: Body, headers: Mapping[str, str], query: str, dialect: Dialect, id: str) -> _Question:
         upstream = self.upstream
         if dialect == upstream.dialect:
             kept = {name: headers[name] for name in _FORWARDED if name in headers}
             content, asked_for = body.for_model(upstream.model), str(body.data.get("model"))
-            return _Question(content, kept, query, None, len(body.text), asked_for)
+            return _Question(content, kept, query, None, len(body.text), asked_for, id)
         asked = dialects.translated_request(dialect, body.data)
         sent = dialects.render_request(upstream.dialect, replace(asked, model=upstream.model))
-        return _Question(dumped(sent).encode("utf-8", "replace"), {}, "", asked, len(body.text), asked.model)
+        return _Question(dumped(sent).encode("utf-8", "replace"), {}, "", asked, len(body.text), asked.model, id)
 
     async def _prove(self, body: Mapping[str, Any], asks_tools: bool) -> None:
         """Raise `CallConfigError` unless the skill stands in the first request with tools. One without tools that does
@@ -215,22 +216,23 @@ class Lease:
             self.limit = f"max_usd = {limits.max_usd:g}"
         return bool(self.limit)
 
-    async def _say_limit(self, relay: Relay, model: str) -> None:
+    async def _say_limit(self, relay: Relay, question: _Question) -> None:
         """An answer without a tool call ends the loop of every agent; an error would be tried again."""
-        answer = Answer((Text(ENDED.format(self.limit)),), "stop", Usage(), model=model)
-        await self._deliver(answer, relay, model)
+        await self._deliver(Answer((Text(ENDED.format(self.limit)),), "stop", Usage()), relay, question)
 
-    async def _deliver(self, answer: Answer, relay: Relay, model: str) -> None:
-        encoder = dialects.encoder(relay.dialect, model)
+    async def _deliver(self, answer: Answer, relay: Relay, question: _Question) -> None:
+        encoder = dialects.encoder(relay.dialect, question.model, question.id)
         events = (event for delta in deltas_of(answer) for event in encoder.feed(delta))
-        await relay.finish(dialects.render_response(relay.dialect, answer), events)
+        await relay.finish(
+            dialects.render_response(relay.dialect, replace(answer, id=question.id, model=question.model)), events
+        )
 
     async def _replay(self, body: Json, question: _Question, relay: Relay) -> None:
         """Deliver an answer that is complete."""
         if question.asked is None:
             await relay.finish(body, dialects.events_of(relay.dialect, body))
         else:
-            await self._deliver(self._parsed(body, question), relay, question.model)
+            await self._deliver(self._parsed(body, question), relay, question)
 
     def _parsed(self, body: Json, question: _Question) -> Answer:
         tools = question.asked.tools if question.asked is not None else ()
@@ -298,7 +300,8 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class _Question:
-    """A request as it is sent. `asked` is its canonical form if it is translated, else None."""
+    """A request as it is sent. `asked` is its canonical form if it is translated, else None. `model` is the name that
+    the agent asked for, `id` the id of a response that we write ourselves."""
 
     content: bytes
     headers: Mapping[str, str]
@@ -306,6 +309,7 @@ class _Question:
     asked: Conversation | None
     characters: int
     model: str
+    id: str
 
 
 class _Passage:
@@ -341,7 +345,7 @@ class _Translation:
     def begin(self) -> None:
         asked = self._question.asked
         self._decoder = dialects.decoder(self._dialect, asked.tools if asked else ())
-        self._encoder = dialects.encoder(self._relay.dialect, self._question.model)
+        self._encoder = dialects.encoder(self._relay.dialect, self._question.model, self._question.id)
 
     async def __call__(self, events: list[tuple[bytes, Json | None]], content: bool) -> None:
         if not self._relay.streams:

@@ -123,9 +123,10 @@ def decoder(dialect: Dialect, tools: tuple[Tool, ...] = ()) -> Decoder:
     return _MODULES[dialect].Decoder(tools)
 
 
-def encoder(dialect: Dialect, model: str) -> Encoder:
-    """Deltas → the bytes of events. `model` is the name that the client asked for."""
-    return _MODULES[dialect].Encoder(model)
+def encoder(dialect: Dialect, model: str, id: str) -> Encoder:
+    """Deltas → the bytes of events. `model` is the name that the client asked for. `id` must be unique, because
+    Claude Code joins messages of one id."""
+    return _MODULES[dialect].Encoder(model, id)
 
 
 def ping(dialect: Dialect) -> bytes:

@@ -126,8 +126,9 @@ def _shown(content: Any) -> Iterator[Text | Picture | Other]:
                 yield Other(NAME, str(other))
 
 
-def _answered(message: Mapping[str, Any]) -> tuple[Part, ...]:
-    """Parts of an assistant's message, in the order in which a model writes them."""
+def _answered(message: Mapping[str, Any], id: object = "") -> tuple[Part, ...]:
+    """Parts of an assistant's message, in the order in which a model writes them. `id` is that of the response; some
+    servers give no ids to calls."""
     content, thought = message.get("content"), ""
     if isinstance(content, list):
         kinds = ("thinking", "reasoning")
@@ -138,10 +139,11 @@ def _answered(message: Mapping[str, Any]) -> tuple[Part, ...]:
     parts += [part for part in _shown(content) if not isinstance(part, Text) or part.text]
     if message.get("refusal"):
         parts.append(Text(message["refusal"]))
-    for call in message.get("tool_calls") or ():
+    for index, call in enumerate(message.get("tool_calls") or ()):
         function = call.get("function") or call.get("custom") or {}
         arguments = function.get("arguments") or function.get("input") or ""
-        parts.append(ToolCall(call["id"], function["name"], arguments, custom=call.get("type") == "custom"))
+        named = call.get("id") or f"call_{id}_{index}"
+        parts.append(ToolCall(named, function["name"], arguments, custom=call.get("type") == "custom"))
     return tuple(parts)
 
 
@@ -256,7 +258,7 @@ def _render_tool(tool: Tool) -> Json:
 
 def parse_response(body: Mapping[str, Any], tools: tuple[Tool, ...] = ()) -> Answer:
     choice = body["choices"][0]
-    parts = _answered(choice["message"])
+    parts = _answered(choice["message"], body.get("id"))
     parts = tuple(as_called(part, tools) if isinstance(part, ToolCall) else part for part in parts)
     finish = _FINISH.get(str(choice.get("finish_reason")), "stop")
     if finish == "stop" and any(isinstance(part, ToolCall) for part in parts):
@@ -369,9 +371,7 @@ class Assembler:
 
     def _call(self, call: Mapping[str, Any]) -> None:
         index, function = _index(call, len(self._calls)), call.get("function") or {}
-        known = self._calls.setdefault(
-            index, {"id": f"call_{index}", "type": "function", "function": {"name": "", "arguments": []}}
-        )
+        known = self._calls.setdefault(index, {"id": "", "type": "function", "function": {"name": "", "arguments": []}})
         known["id"] = call.get("id") or known["id"]
         known["function"]["name"] = function.get("name") or known["function"]["name"]
         known["function"]["arguments"].append(function.get("arguments") or "")
@@ -407,8 +407,10 @@ class Decoder:
         self._open: Text | Reasoning | None = None
         self._grown: list[str] = []
         self._calls: dict[int, tuple[str, str, list[str]]] = {}
+        self._id: Any = None
 
     def feed(self, event: Mapping[str, Any]) -> Iterator[Delta]:
+        self._id = self._id or event.get("id")
         for choice in event.get("choices") or ():
             if choice.get("index") not in (0, None):
                 continue
@@ -435,7 +437,7 @@ class Decoder:
 
     def _call(self, call: Mapping[str, Any]) -> None:
         index, function = _index(call, len(self._calls)), call.get("function") or {}
-        id, name, arguments = self._calls.get(index) or (f"call_{index}", "", [])
+        id, name, arguments = self._calls.get(index) or ("", "", [])
         arguments.append(function.get("arguments") or "")
         self._calls[index] = (call.get("id") or id, function.get("name") or name, arguments)
 
@@ -447,9 +449,10 @@ class Decoder:
 
     def _finish(self) -> Iterator[Delta]:
         yield from self._close()
-        for index in sorted(self._calls):
+        for place, index in enumerate(sorted(self._calls)):
             id, name, arguments = self._calls[index]
-            call = as_called(ToolCall(id, name, "".join(arguments)), self._tools)
+            named = id or f"call_{self._id}_{place}"
+            call = as_called(ToolCall(named, name, "".join(arguments)), self._tools)
             yield Opened(replace(call, arguments=""))
             yield Grew(call.arguments)
             yield Closed(call)
@@ -459,8 +462,8 @@ class Decoder:
 class Encoder:
     """Deltas → chunks of a stream."""
 
-    def __init__(self, model: str) -> None:
-        self._top = _envelope("", model, "chat.completion.chunk")
+    def __init__(self, model: str, id: str) -> None:
+        self._top = _envelope(id, model, "chat.completion.chunk")
         self._role: Json = {"role": "assistant", "content": ""}
         self._kind = ""
         self._seen: dict[str, bool] = {}

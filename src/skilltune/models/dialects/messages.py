@@ -394,7 +394,8 @@ def _block_events(index: int, block: Mapping[str, Any]) -> Iterator[bytes]:
 
 
 class Decoder:
-    """Events of a stream → deltas, without the last one (`Ended`), which is read from the whole response."""
+    """Events of a stream → deltas, without the last one (`Ended`), which is read from the whole response. The arguments
+    of a tool call come in one piece and in compact form, so that a replay shows the agent the same text."""
 
     def __init__(self, tools: tuple[Tool, ...] = ()) -> None:
         self._tools = tools
@@ -413,9 +414,10 @@ class Decoder:
             case "content_block_delta":
                 delta = event["delta"]
                 self._opaque += delta.get("signature") or ""
-                for name in ("text", "thinking", "partial_json"):
+                for name in ("text", "thinking"):
                     if delta.get(name):
                         yield from self._grow(delta[name])
+                self._grown += filter(None, [delta.get("partial_json")])
             case "content_block_stop":
                 part = _begun(self._open)
                 text = "".join(self._grown)
@@ -429,6 +431,7 @@ class Decoder:
                     case ToolCall(id, name):
                         arguments = dumped(as_object(text)) if text else dumped(self._open.get("input") or {})
                         part = as_called(ToolCall(id, name, arguments), self._tools)
+                        yield Grew(part.arguments)
                 yield Closed(part)
 
     def _grow(self, text: str) -> Iterator[Delta]:
@@ -453,66 +456,51 @@ def _begun(block: Mapping[str, Any]) -> Text | Reasoning | ToolCall:
 class Encoder:
     """Deltas → events of a stream. A tool call is sent in one piece, because it may need a repair."""
 
-    def __init__(self, model: str) -> None:
-        self._model, self._index, self._begun = model, 0, False
+    def __init__(self, model: str, id: str) -> None:
+        self._model, self._id, self._index, self._begun = model, id, 0, False
+        self._growing = ""  # the kind of the open block, if it is sent while it grows
 
     def feed(self, delta: Delta) -> Iterator[bytes]:
         if not self._begun:
             self._begun = True
-            yield from self._start(delta)
+            usage = delta.answer.usage if isinstance(delta, Ended) else Usage()
+            empty = {"content": [], "stop_reason": None, "stop_sequence": None, "usage": _usage(usage)}
+            yield sse.event({"type": "message_start", "message": _envelope(self._id, self._model) | empty})
         match delta:
             case Opened(Text()):
-                yield self._block({"type": "text", "text": ""})
+                self._growing = "text"
+                yield self._start({"type": "text", "text": ""})
             case Opened(Reasoning(hidden=False)):
-                self._thinking = True
-                yield self._block({"type": "thinking", "thinking": "", "signature": ""})
-            case Opened():
-                self._silent = True
-            case _:
-                yield from self._more(delta)
-
-    _silent = False
-    _thinking = False
-
-    def _start(self, delta: Delta) -> Iterator[bytes]:
-        usage = _usage(delta.answer.usage) if isinstance(delta, Ended) else {"input_tokens": 0, "output_tokens": 0}
-        answer = delta.answer if isinstance(delta, Ended) else Answer((), model=self._model)
-        message = {**_envelope(answer.id, answer.model), "content": [], "stop_reason": None, "stop_sequence": None}
-        yield sse.event({"type": "message_start", "message": {**message, "usage": usage}})
-
-    def _more(self, delta: Delta) -> Iterator[bytes]:
-        match delta:
-            case Grew(text) if text and not self._silent:
-                kind = "thinking" if self._thinking else "text"
-                yield self._delta({"type": f"{kind}_delta", kind: text})
-            case Closed(ToolCall() as call):
-                block = _block(call)
-                assert block is not None
-                yield self._block({**block, "id": call.id, "input": {}})
-                yield self._delta({"type": "input_json_delta", "partial_json": dumped(block["input"])})
-                yield self._stop()
-            case Closed(Reasoning(hidden=True, opaque=opaque)):
-                yield self._block({"type": "redacted_thinking", "data": opaque})
-                yield self._stop()
+                self._growing = "thinking"
+                yield self._start({"type": "thinking", "thinking": "", "signature": ""})
+            case Grew(text) if text and self._growing:
+                yield self._delta({"type": f"{self._growing}_delta", self._growing: text})
             case Closed(part):
-                if isinstance(part, Reasoning) and part.opaque:
-                    yield self._delta({"type": "signature_delta", "signature": part.opaque})
-                yield self._stop()
+                yield from self._close(part)
             case Ended(answer):
                 reason = {"stop_reason": _STOP_REASON[answer.finish], "stop_sequence": None}
                 yield sse.event({"type": "message_delta", "delta": reason, "usage": _usage(answer.usage)})
                 yield sse.event({"type": "message_stop"})
 
-    def _block(self, block: Json) -> bytes:
+    def _close(self, part: Text | Reasoning | ToolCall) -> Iterator[bytes]:
+        match part:
+            case ToolCall():
+                call = as_function(part)
+                yield self._start({"type": "tool_use", "id": call.id, "name": call.name, "input": {}})
+                given = dumped(as_object(call.arguments))
+                yield self._delta({"type": "input_json_delta", "partial_json": given})
+            case Reasoning(hidden=True, opaque=opaque):
+                yield self._start({"type": "redacted_thinking", "data": opaque})
+            case Reasoning(opaque=opaque) if opaque:
+                yield self._delta({"type": "signature_delta", "signature": opaque})
+        yield sse.event({"type": "content_block_stop", "index": self._index})
+        self._index, self._growing = self._index + 1, ""
+
+    def _start(self, block: Json) -> bytes:
         return sse.event({"type": "content_block_start", "index": self._index, "content_block": block})
 
     def _delta(self, delta: Json) -> bytes:
         return sse.event({"type": "content_block_delta", "index": self._index, "delta": delta})
-
-    def _stop(self) -> bytes:
-        index, self._index = self._index, self._index + 1
-        self._silent = self._thinking = False
-        return sse.event({"type": "content_block_stop", "index": index})
 
 
 PING = sse.event({"type": "ping"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from skilltune.models import Schema
@@ -275,12 +276,14 @@ def parse_response(body: Mapping[str, Any], tools: tuple[Tool, ...] = ()) -> Ans
 
 
 def render_response(answer: Answer) -> Json:
-    return _response(answer, [_item(part, _id(part, index)) for index, part in enumerate(answer.parts)])
+    id = answer.id or "resp_0"
+    return _response(answer, [_item(part, _id(part, id, index)) for index, part in enumerate(answer.parts)])
 
 
-def _id(part: Part, index: int) -> str:
+def _id(part: Part, response: str, index: int) -> str:
+    """The id of an item, unique in a conversation."""
     kind = "msg" if isinstance(part, Text) else "rs" if isinstance(part, Reasoning) else "fc"
-    return f"{kind}_{index}"
+    return f"{kind}_{response.removeprefix('resp_')}_{index}"
 
 
 def _response(answer: Answer, output: list[Json]) -> Json:
@@ -482,15 +485,15 @@ def _begun(item: Mapping[str, Any], tools: tuple[Tool, ...]) -> Text | Reasoning
 class Encoder:
     """Deltas → events of a stream."""
 
-    def __init__(self, model: str) -> None:
-        self._numbers, self._model = _Numbers(), model
+    def __init__(self, model: str, id: str) -> None:
+        self._numbers, self._model, self._id = _Numbers(), model, id
         self._output: list[Json] = []
         self._begun = False
 
     def feed(self, delta: Delta) -> Iterator[bytes]:
         if not self._begun:
             self._begun = True
-            begun = _envelope("", self._model, "in_progress") | {"usage": None}
+            begun = _envelope(self._id, self._model, "in_progress") | {"usage": None}
             yield self._numbers.event("response.created", response=begun)
             yield self._numbers.event("response.in_progress", response=begun)
         match delta:
@@ -501,14 +504,15 @@ class Encoder:
             case Closed(part):
                 yield from self._close(part)
             case Ended(answer):
-                response = _response(answer, self._output)
+                response = _response(replace(answer, id=self._id, model=self._model), self._output)
                 kind = "incomplete" if response["status"] == "incomplete" else "completed"
                 yield self._numbers.event(f"response.{kind}", response=response)
 
     def _open(self, part: Text | Reasoning | ToolCall) -> Iterator[bytes]:
         index = len(self._output)
-        self._part, self._at = part, {"item_id": _id(part, index), "output_index": index}
-        item = _item(part, _id(part, index))
+        id = _id(part, self._id, index)
+        self._part, self._at = part, {"item_id": id, "output_index": index}
+        item = _item(part, id)
         if isinstance(part, Text):
             item |= {"content": [], "status": "in_progress"}
         elif isinstance(part, ToolCall):
@@ -535,7 +539,7 @@ class Encoder:
 
     def _close(self, part: Text | Reasoning | ToolCall) -> Iterator[bytes]:
         index = self._at["output_index"]
-        item = _item(part, _id(part, index))
+        item = _item(part, self._at["item_id"])
         match part:
             case Text(text):
                 here = {**self._at, "content_index": 0}
