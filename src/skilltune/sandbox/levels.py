@@ -18,6 +18,9 @@ Level = Literal["none", "landlock", "bwrap"]
 LEVELS: tuple[Level, ...] = get_args(Level)
 SOCKET_FOLDERS = Path("/run"), Path("/var/run")  # sockets of the system's services, for example Docker's
 
+KERNEL = tuple(Path("/proc", name) for name in ("sys", "sysrq-trigger", "irq", "bus", "fs"))
+"""Root could change the running kernel there, for example by a program that it calls outside the sandbox."""
+
 
 @dataclass(frozen=True, slots=True)
 class Policy:
@@ -138,6 +141,7 @@ def _bubble(command: Command, policy: Policy) -> Command:
         *(("--unshare-net",) if offline else ()),
         *start,
         *("--dev", "/dev", "--proc", "/proc"),
+        *(part for path in KERNEL if path.exists() for part in ("--ro-bind", str(path), str(path))),
         *(part for path in order for part in mounts[path]),
         *(part for path in sealed for part in ("--remount-ro", str(path))),
         *(() if whole else ("--remount-ro", "/")),

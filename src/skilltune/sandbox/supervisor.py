@@ -270,23 +270,48 @@ class _Watch:
 
 def descendants(root: int) -> list[Member]:
     """The living processes below `root` (Linux), without those that have ended and wait to be collected."""
-    children: dict[int, list[Member]] = {}
-    ended: set[int] = set()
-    tick = os.sysconf("SC_CLK_TCK")
+    try:
+        return [member for pid in _children(root) for member in _family(pid)]
+    except FileNotFoundError:  # a kernel without CONFIG_PROC_CHILDREN, or a thread that has just ended
+        return _descendants_of_all(root)
+
+
+def _family(pid: int) -> list[Member]:
+    """A process and all below it. It costs as much as the tree is large, and not as much as the machine is busy."""
+    try:
+        state, _, cpu_s = _stat(pid)
+        own = [] if state in b"ZX" else [Member(pid, cpu_s)]
+        return own + [member for child in _children(pid) for member in _family(child)]
+    except (OSError, RecursionError):  # it has just ended, and its children are found at the next look
+        return []
+
+
+def _children(pid: int) -> list[int]:
+    found = []
+    for thread in _numbers(f"/proc/{pid}/task"):
+        with open(f"/proc/{pid}/task/{thread}/children", "rb") as file:
+            found += map(int, file.read().split())
+    return found
+
+
+def _stat(pid: int) -> tuple[bytes, int, float]:
+    """State, parent and seconds of processor time, with those of children that have ended."""
+    with open(f"/proc/{pid}/stat", "rb") as file:
+        fields = file.read().rpartition(b")")[2].split()
+    return fields[0], int(fields[1]), sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+
+
+def _descendants_of_all(root: int) -> list[Member]:
+    children: dict[int, list[tuple[bytes, Member]]] = {}
     for pid in _numbers("/proc"):
-        try:
-            with open(f"/proc/{pid}/stat", "rb") as file:
-                fields = file.read().rpartition(b")")[2].split()
-        except OSError:
-            continue
-        children.setdefault(int(fields[1]), []).append(Member(pid, sum(map(int, fields[11:15])) / tick))
-        if fields[0] in b"ZX":
-            ended.add(pid)
+        with suppress(OSError):
+            state, parent, cpu_s = _stat(pid)
+            children.setdefault(parent, []).append((state, Member(pid, cpu_s)))
     found, queue = [], [root]
     while queue:
         below = children.get(queue.pop(), [])
-        queue += [member.pid for member in below]
-        found += [member for member in below if member.pid not in ended]
+        queue += [member.pid for _, member in below]
+        found += [member for state, member in below if state not in b"ZX"]
     return found
 
 

@@ -109,7 +109,7 @@ def _note(level: Level, unreachable: bool) -> str:
     version = confine.abi()
     parts = []
     if level == "landlock":
-        parts.append(f"Landlock {version}; names and sizes of hidden files can be seen")
+        parts.append(f"Landlock {version}: names of hidden files can be seen, modes of files outside changed")
         if any(os.access(path, os.W_OK) for path in _SOCKETS):
             parts.append("DOCKER'S SOCKET CAN BE REACHED, which gives away this machine")
     if version < confine.TCP_ABI:
