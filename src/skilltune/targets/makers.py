@@ -11,16 +11,31 @@ from skilltune.metering.clients import Clients
 from skilltune.metering.meter import Meter
 from skilltune.metering.slots import Endpoint
 from skilltune.names import AGENT_SCHEMES
+from skilltune.sandbox import probe
+from skilltune.targets.agents.job import workspaces_of
 from skilltune.targets.agents.target import make_agent
 from skilltune.targets.chat import ChatTarget
 from skilltune.targets.metered import MeteredTarget
 from skilltune.targets.plugin import load_target
+from skilltune.targets.tools import MAX_TURNS, ToolsTarget
 
-RunTarget: TypeAlias = ChatTarget | MeteredTarget
+RunTarget: TypeAlias = ChatTarget | ToolsTarget | MeteredTarget
 """A target within a run: its rollouts are units of the budget."""
 
 
-def make_chat(cfg: TargetConfig, clients: Clients, root: Path) -> ChatTarget:
+def make_chat(cfg: TargetConfig, clients: Clients, root: Path) -> ChatTarget | ToolsTarget:
+    """A chat model, with tools if the config names some. The project's files stay hidden from the tools."""
+    if cfg.tools:
+        return ToolsTarget(
+            clients.client(cfg, "target"),
+            tuple(dict.fromkeys(cfg.tools)),
+            probe(cfg.sandbox),
+            workspaces_of(clients.run.folder),
+            tuple({root.resolve(), clients.run.folder.resolve()}),
+            cfg.max_turns or MAX_TURNS,
+            cfg.temperature,
+            cfg.max_tokens,
+        )
     return ChatTarget(clients.client(cfg, "target"), cfg.temperature, cfg.max_tokens)
 
 

@@ -7,8 +7,10 @@ machine. Its agent talks to the model through the gateway; the job knows only th
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import sys
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -164,6 +166,13 @@ def package_of(file: str) -> str:
     itself."""
     head, found, _ = file.partition(f"{os.sep}node_modules{os.sep}")
     return f"{head}{os.sep}node_modules" if found else file
+
+
+def workspaces_of(folder: Path) -> Path:
+    """The folder of the workspaces of a run; short, because some agents make Unix sockets there. It depends on the
+    run's folder, so that two runs never share one."""
+    name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]
+    return Path(tempfile.gettempdir()) / f"skilltune-{os.getuid()}" / name
 
 
 def base_env(job: AgentJob, ws: Workspace) -> dict[str, str]:

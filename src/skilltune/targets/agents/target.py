@@ -34,7 +34,7 @@ from skilltune.sandbox import Sandbox, probe
 from skilltune.skill import MAIN, Skill
 from skilltune.targets.agents import AGENTS, AgentJob, AgentResult, SkillFiles, run_job
 from skilltune.targets.agents.command import split_command
-from skilltune.targets.agents.job import KEPT, Mode
+from skilltune.targets.agents.job import KEPT, Mode, workspaces_of
 from skilltune.usage import Usage, minus
 
 TIMEOUT_S = 900.0  # of a rollout, if target.timeout_s is not set
@@ -310,7 +310,7 @@ def make_agent(
         limits=RolloutLimits(cfg.max_turns, cfg.max_usd),
         timeout_s=cfg.timeout_s if "timeout_s" in cfg.model_fields_set else TIMEOUT_S,
         sandbox=probe(cfg.sandbox),
-        parent=Path(tempfile.gettempdir()) / f"skilltune-{os.getuid()}" / digest("workspaces", str(folder))[:8],
+        parent=workspaces_of(folder),
         env=_passed(cfg),
         programs=programs,
         hidden=tuple(dict.fromkeys(places)),
