@@ -47,7 +47,7 @@ class ClaudeCode:
 
     dialect: Dialect = "anthropic-messages"
     executable = "claude"
-    needs = "npm install -g @anthropic-ai/claude-code"
+    needs = "install it with `npm install -g @anthropic-ai/claude-code`"
 
     def install(self, job: AgentJob, ws: Workspace) -> None:
         (ws.home / ".claude").mkdir(parents=True, exist_ok=True)

@@ -37,7 +37,7 @@ class OpenCode:
 
     dialect: Dialect = "openai-chat"
     executable = "opencode"
-    needs = "npm install -g opencode-ai"
+    needs = "install it with `npm install -g opencode-ai`"
 
     def install(self, job: AgentJob, ws: Workspace) -> None:
         if not job.url:
