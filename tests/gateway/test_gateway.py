@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import logging
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -22,7 +24,7 @@ from skilltune.metering.slots import Endpoint
 from skilltune.models.dialects import Dialect
 from skilltune.models.retry import RetryPolicy
 from skilltune.rollout import Turn as Shown
-from upstream import Asked, Call, Fault, Script, Turn, Upstream, turns
+from upstream import BODIES, STREAMS, Asked, Call, Fault, Script, Turn, Upstream, turns
 
 pytestmark = pytest.mark.anyio
 
@@ -486,6 +488,100 @@ async def test_an_agent_that_waits_hears_pings(dialect: Dialect):
     assert got.status == 200
     assert "error" in str(got.events[-1])
     assert isinstance(two.fault, CallConfigError)
+
+
+@pytest.mark.parametrize("below", DIALECTS)
+@pytest.mark.parametrize("above", DIALECTS)
+@pytest.mark.parametrize("stream", [True, False])
+async def test_an_upstream_that_streams_when_it_should_not(below: Dialect, above: Dialect, stream: bool):
+    """And one that does not stream although it should."""
+    kind = {"anthropic-messages": "messages", "openai-responses": "responses", "openai-chat": "completions"}[above]
+    asked = {"model": "m", "messages": [], "stream_options": {"include_usage": True}}
+    turn = Turn("Whole.")
+    if stream:
+        fault = Fault(raw=json.dumps(BODIES[kind](turn, asked)).encode(), headers={"Content-Type": "application/json"})
+    else:
+        fault = Fault(raw=b"".join(STREAMS[kind](turn, asked)), headers={"Content-Type": "text/event-stream"})
+    async with gateway(TASK, fault) as (server, door):
+        one = lease(door, model(server, above))
+        got = await post(one.url, below, first(below, stream=stream))
+    assert got.status == 200
+    assert "Whole." in got.raw.decode() if stream else "Whole." in json.dumps(got.json)
+    assert one.answer() == "Whole."
+    assert (one.usage.input_tokens, one.usage.output_tokens) == (100, 10)
+
+
+async def test_failed_attempts_are_counted_but_are_no_turns(tmp_path: Path):
+    faults = [Fault(500, {"error": "x"}), Fault(after=2, drop=True)]
+    with Run.open(tmp_path / "run") as run:
+        async with gateway(TASK, *faults) as (server, door):
+            one = lease(door, model(server, "openai-chat", rate=(1e6, 1e6)), run=run, limits=RolloutLimits(max_turns=2))
+            await post(one.url, "openai-chat", first("openai-chat"))
+            await work(one.url, "openai-chat")
+        assert run.usage["failed attempt"].calls == 2
+    assert one.limit == ""
+    assert (one.turns_taken, one.usage.calls, one.paid.calls) == (2, 2, 4)
+    assert one.usage.usd is not None
+    assert one.paid.usd is not None
+    assert one.paid.usd > one.usage.usd + 100  # the request of the answer that broke off, estimated
+
+
+async def test_a_compressed_request_is_read():
+    async with gateway() as (server, door):
+        one = lease(door, model(server, "openai-chat"))
+        data, headers = gzip.compress(json.dumps(first("openai-chat")).encode()), {"Content-Encoding": "gzip"}
+        async with (
+            aiohttp.ClientSession() as session,
+            session.post(one.url + PATHS["openai-chat"], data=data, headers=headers) as response,
+        ):
+            assert response.status == 200
+    assert server.asked[0].body["model"] == "real-model"
+
+
+KILLED = """
+import asyncio, sys
+from pathlib import Path
+sys.path[:0] = sys.argv[4:]
+from agent import work
+from skilltune.gateway import Gateway, RolloutLimits, Upstream
+from skilltune.journal.run import Run
+
+async def main(url, dialect, folder):
+    base = url if dialect == "anthropic-messages" else url + "/v1"
+    with Run.open(Path(folder)) as run:
+        async with Gateway() as door:
+            limits = RolloutLimits()
+            one = door.lease(Upstream(dialect, base, "m"), None, limits, rollout_key="r", run=run, slots=None)
+            await work(one.url, dialect)
+            print(one.exchanges, one.replayed, one.answer(), flush=True)
+
+asyncio.run(main(*sys.argv[1:4]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dialect", DIALECTS)
+async def test_a_process_that_is_killed_pays_for_no_answered_exchange_again(dialect: Dialect, tmp_path: Path):
+    script = turns(*(Turn("I look.", (Call("Bash", {"command": f"ls {number}"}),)) for number in range(3)), Turn("42"))
+    folders = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+
+    async def process() -> asyncio.subprocess.Process:
+        command = [sys.executable, "-c", KILLED, server.url, dialect, str(tmp_path / "run"), *folders]
+        return await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+
+    async with Upstream(script, None, None, Fault(hang=True)) as server:
+        killed = await process()
+        while len(server.asked) < 3:
+            await asyncio.sleep(0.01)
+        killed.kill()
+        await killed.wait()
+        again = await process()
+        out, _ = await again.communicate()
+        assert out == b"4 2 42\n"
+        assert len(server.asked) == 5
+        out, _ = await (await process()).communicate()
+        assert out == b"4 4 42\n"
+        assert len(server.asked) == 5
 
 
 async def test_an_event_of_a_megabyte():

@@ -42,6 +42,8 @@ def plain(text: str) -> str:
 def holds_body(activation: Activation, texts: Iterable[str]) -> bool:
     """True if the body stands in one of the texts, apart from white space and line numbers."""
     body = plain(activation.body)
+    rarest = max(body.split(), key=len, default="")  # most texts do not hold this word, so they are not normalised
+    texts = (text for text in texts if rarest in text)
     return any(
         body in plain(text) or (("→" in text or "\t" in text) and body in plain(_NUMBERED.sub("", text)))
         for text in texts
@@ -78,8 +80,8 @@ def complaint(activation: Activation | None, body: Mapping[str, Any]) -> str:
     """The reason why this request does not hold what the activation promises, or "" if it does."""
     texts = list(texts_of(body))
     names = listed(texts)
-    own = activation.name if activation is not None else None
-    if foreign := sorted(name for name in names if name != own):
+    own = {activation.name, *listed([activation.body])} if activation is not None else set[str]()
+    if foreign := sorted(names.keys() - own):
         shown = ", ".join(f"`{name}`" for name in foreign[:5])
         return (
             f"the agent lists skills that are not under test: {shown}. Give it a home of its own and switch its "

@@ -18,10 +18,11 @@ _VOLATILE = frozenset(
     {"metadata", "client_metadata", "prompt_cache_key", "safety_identifier", "user", "stream_options"}
 )
 """Fields that differ between two equal requests: ids of sessions, devices and caches."""
-_IDENTIFIED = frozenset({"message", "reasoning", "function_call", "custom_tool_call"})  # items with an id of their own
-_MASKS = (
-    (re.compile(r"Chunk ID: [0-9a-f]{4,16}\b"), "Chunk ID: …"),
-    (re.compile(r"Wall time: [0-9.]+ seconds"), "Wall time: … seconds"),
+_MASKS = (  # a literal that the text must contain, and the part that differs in two equal runs
+    ("Chunk ID: ", re.compile(r"(?<=Chunk ID: )[0-9a-f]{4,16}\b")),
+    ("Wall time: ", re.compile(r"(?<=Wall time: )[0-9.]+(?= seconds)")),
+    ("Today's date", re.compile(r"(?<=Today's date)(?: is)?:? [\w ,./-]{6,40}")),
+    ("<current_date>", re.compile(r"(?<=<current_date>)[^<]{6,40}")),
 )
 
 
@@ -86,36 +87,23 @@ def _skip(text: str, at: int) -> int:
 def request_key(rollout_key: str, upstream: str, dialect: str, body: Mapping[str, Any]) -> str:
     """Key of a question: equal for the same question of the same rollout, also in another process.
 
-    Left out is what differs between two runs of an agent on the same paths: ids of sessions and items, cache keys, and
-    the ids and times that Codex writes into the outputs of its tools.
+    Left out is what differs between two runs of an agent on the same paths: ids of sessions and items, cache keys, the
+    date, and the ids and times that Codex writes into the outputs of its tools.
     """
     known = {name: value for name, value in body.items() if name not in _VOLATILE}
     if isinstance(known.get("input"), list):
         known["input"] = [_without_id(item) for item in known["input"]]
-    return digest("exchange", rollout_key, upstream, dialect, known)
+    text = json.dumps(known, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    for literal, pattern in _MASKS:
+        if literal in text:
+            text = pattern.sub("…", text)
+    return digest("exchange", rollout_key, upstream, dialect, text)
 
 
 def _without_id(item: Any) -> Any:
-    if not isinstance(item, dict):
+    if not isinstance(item, dict) or item.get("type") == "item_reference":
         return item
-    item = {name: value for name, value in item.items() if not (name == "id" and item.get("type") in _IDENTIFIED)}
-    output = item.get("output")
-    if isinstance(output, str):
-        item["output"] = _masked(output)
-    elif isinstance(output, list):
-        item["output"] = [
-            {**part, "text": _masked(part["text"])}
-            if isinstance(part, dict) and isinstance(part.get("text"), str)
-            else part
-            for part in output
-        ]
-    return item
-
-
-def _masked(text: str) -> str:
-    for pattern, shown in _MASKS:
-        text = pattern.sub(shown, text)
-    return text
+    return {name: value for name, value in item.items() if name != "id"}
 
 
 def texts_of(value: Any) -> Iterator[str]:

@@ -20,7 +20,7 @@ from skilltune.gateway.upstream import Link, Upstream
 from skilltune.journal.keys import digest
 from skilltune.journal.run import Paid, Run
 from skilltune.metering.slots import Endpoint
-from skilltune.models import Model, Request, dialects
+from skilltune.models import Model, Request, dialects, openai
 from skilltune.models.dialects import Answer, Conversation, Dialect, Ended, Json, Text, deltas_of
 from skilltune.models.dialects.canonical import dumped
 from skilltune.rollout import Turn
@@ -54,9 +54,10 @@ class Lease:
     """The right of one agent to ask one upstream, until `close`.
 
     `url` is the base URL for the agent (the OpenAI dialects live under url + "/v1"), and `token` is its key. `usage` is
-    the cost of all exchanges of this rollout, `paid` the part of it that this process paid; the rest was replayed from
-    the journal. `offered` is True once the skill was proven to be in a request, `loaded` once its body was. `limit` is
-    the limit that ended the rollout, or "". `fault` is the error that ended it, or None.
+    the cost of all exchanges of this rollout. `paid` is what this process paid for it: exchanges that were not replayed
+    from the journal, and failed attempts. `turns_taken` counts the exchanges with tools. `offered` is True once the
+    skill was proven to be in a request, `loaded` once its body was. `limit` is the limit that ended the rollout, or "".
+    `fault` is the error that ended it, or None.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Lease:
         self.limit = ""
         self.fault: Exception | None = None
         self.closed = False
+        self._final = False  # True if the fault ended the rollout
         self._link, self._activation, self._limits = link, activation, limits
         self._rollout_key, self._run, self._slots, self._role = rollout_key, run, slots, role
         self._answered: Counter[str] = Counter()  # questions that the agent had a whole answer to
@@ -92,7 +94,7 @@ class Lease:
 
     @property
     def key(self) -> str:
-        """The API key that the agent gets."""
+        """The API key that the agent gets: the token."""
         return self.token
 
     def close(self) -> None:
@@ -151,13 +153,9 @@ class Lease:
         if self.fault is None or not self._final:
             self.fault, self._final = failure, final
 
-    _final = False
-
     async def _exchange(self, body: Body, headers: Mapping[str, str], query: str, relay: Relay) -> None:
         if self.closed or (self.fault is not None and self._final):
-            raise (
-                self.fault if isinstance(self.fault, CallError | Stopped) else CallConfigError("the rollout has ended")
-            )
+            raise self.fault or CallConfigError("the rollout has ended")
         asks_tools = bool(body.data.get("tools"))
         same = request_key(self._rollout_key, self.upstream.fingerprint, relay.dialect, body.data)
         key = f"{same}/{self._answered[same]}"
@@ -166,9 +164,13 @@ class Lease:
         if self._over(asks_tools):
             await self._say_limit(relay, question)
             return
-        self.turns_taken += asks_tools
         replayed = self._run is not None and self._run.recall(key) is not None
-        stored = await self._memo(key, lambda: self._ask(question, relay))
+        self.turns_taken += asks_tools
+        try:
+            stored = await self._memo(key, lambda: self._ask(question, relay))
+        except BaseException:
+            self.turns_taken -= asks_tools  # it was no turn
+            raise
         if not relay.committed:
             await self._replay(stored["body"], question, relay)
         if not relay.gone:
@@ -183,6 +185,8 @@ class Lease:
             return _Question(content, kept, query, None, len(body.text), asked_for, id)
         asked = dialects.translated_request(dialect, body.data)
         sent = dialects.render_request(upstream.dialect, replace(asked, model=upstream.model))
+        if upstream.base_url == openai.OFFICIAL and "max_tokens" in sent:
+            sent["max_completion_tokens"] = sent.pop("max_tokens")  # its new models know no other name
         return _Question(dumped(sent).encode("utf-8", "replace"), {}, "", asked, len(body.text), asked.model, id)
 
     async def _prove(self, body: Mapping[str, Any], asks_tools: bool) -> None:
@@ -264,11 +268,14 @@ class Lease:
         return Paid({"body": body}, usage)
 
     def _note_failure(self, failure: CallError, question: _Question) -> None:
-        if self._run is None or not isinstance(failure, InfraError) or not failure.reached:
+        """Count a failed attempt that reached the endpoint. If its cost is unknown, the request counts as read."""
+        if not isinstance(failure, InfraError) or not failure.reached:
             return
         known = failure.usage or (None if failure.billed else Usage(calls=1))
         usage = known or self.upstream.priced(Usage(calls=1, input_tokens=question.characters // 4))
-        self._run.record_failure(f"{self._role} exchange", str(failure), usage, estimated=known is None)
+        self.paid += usage
+        if self._run is not None:
+            self._run.record_failure(f"{self._role} exchange", str(failure), usage, estimated=known is None)
 
     def _priced(self, body: Json, question: _Question) -> Usage:
         dialect = self.upstream.dialect
@@ -378,7 +385,7 @@ async def in_slot(slots: Endpoint, role: str, work: Callable[[], Awaitable[T]]) 
     answers cannot be relayed."""
     run = getattr(slots, "run", None)
     if run is not None:
-        return await run(role, work)
+        return await run(role, work, on_hedge=_never)
     return cast(T, await slots.call(cast(Model, _Work(work)), Request(()), role=role, on_hedge=_never))
 
 

@@ -24,10 +24,15 @@ class Relay:
     def __init__(self, request: web.BaseRequest, dialect: Dialect, *, streams: bool) -> None:
         self.dialect: Dialect = dialect
         self.streams = streams
-        self.committed = self.gone = False
+        self.committed = self._lost = False
         self.response: web.StreamResponse | None = None
         self._request = request
         self._written = time.monotonic()
+
+    @property
+    def gone(self) -> bool:
+        transport = self._request.transport
+        return self._lost or transport is None or transport.is_closing()
 
     async def write(self, data: bytes) -> None:
         """Write events of an answer."""
@@ -70,7 +75,7 @@ class Relay:
                 await self.response.prepare(self._request)
             await self.response.write(data)
         except (ConnectionError, RuntimeError):  # RuntimeError: the transport is closed
-            self.gone = True
+            self._lost = True
 
 
 def _json(status: int, body: Json) -> web.Response:

@@ -22,6 +22,10 @@ from skilltune.models.dialects.canonical import Part
 from skilltune.rollout import THINKING, Turn
 
 CALL, TOOL = "tool call", "tool"
+_AROUND = re.compile(  # what an agent adds to the output of a tool; ids and times differ in every run
+    r"\s*<system-reminder>.*?</system-reminder>|^Chunk ID: [0-9a-f]+\n|^Wall time: [0-9.]+ seconds\n",
+    re.DOTALL | re.MULTILINE,
+)
 _CONTEXT = re.compile(r"\s*<([a-z][\w-]*)\b[^>]*>.*</\1>\s*", re.DOTALL)  # context that a harness adds to the task
 
 
@@ -54,7 +58,7 @@ def _turns(message: Message, activation: Activation | None) -> Iterator[Turn]:
             case ToolCall():
                 yield Turn(CALL, call_text(part))
             case ToolResult(parts=parts):
-                shown = "\n".join(filter(None, map(_shown, parts)))
+                shown = _AROUND.sub("", "\n".join(filter(None, map(_shown, parts))))
                 yield Turn(TOOL, f"[error]\n{shown}" if part.error else shown)
     yield from _joined(message.role, texts)
 

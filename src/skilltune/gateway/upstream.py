@@ -224,10 +224,10 @@ class _Answer:
                         return True
                 end = end or (event is None and raw.startswith(b"data:"))  # [DONE]
                 events.append((raw, event))
+            if events:
+                await self._heard(events, self._assembler.content)
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise _Unreadable(f"{type(error).__name__}: {error}") from None
-        if events:
-            await self._heard(events, self._assembler.content)
         self._size += len(chunk)
         self.too_long = self._size > 8 * BODY_BYTES  # a stream of small events is many times its answer
         self.body = self._assembler.body
