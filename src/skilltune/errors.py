@@ -87,6 +87,12 @@ class JudgeError(CallError):
     outcome: Outcome = "judge_error"
 
 
+class NotGraded(JudgeError):
+    """The grader could not be run, so the rollout has no score. A retry cannot help."""
+
+    outcome: Outcome = "not_graded"
+
+
 class SampleError(CallError):
     """Only this sample fails: a filter refused it, or it exceeds the context. It is not retried and never scored."""
 

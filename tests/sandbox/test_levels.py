@@ -147,12 +147,27 @@ async def test_the_longest_path_decides(sandbox: Sandbox, place: Place) -> None:
     assert not (home / "new").exists()
 
 
-async def test_only_listed_paths_are_read_if_there_is_a_list(sandbox: Sandbox, place: Place) -> None:
-    system = [Path(name) for name in ("/usr", "/lib", "/lib64", "/etc", "/proc") if Path(name).exists()]
-    code = "tried(kept=lambda: open(outside + '/kept.txt').read(), usr=lambda: len(os.listdir('/usr')) > 3)"
-    policy = place.policy(read=(*system, Path(sys.base_prefix)), hidden=())
-    found = seen(await sandbox.run(place.python(code), policy, LIMITS))
-    assert found == {"kept": None, "usr": "True"}
+@pytest.mark.parametrize(
+    "system", [("/usr", "/lib", "/lib64", "/etc"), ("/usr", "/lib", "/lib64", "/dev", "/proc", "/sys", "/run")]
+)
+async def test_only_listed_paths_are_read_if_there_is_a_list(
+    sandbox: Sandbox, place: Place, system: tuple[str, ...]
+) -> None:
+    code = """
+        def disks():
+            return [open("/dev/" + name, "rb").read(1) for name in os.listdir("/sys/class/block")][0]
+        tried(kept=lambda: open(outside + "/kept.txt").read(), usr=lambda: len(os.listdir("/usr")) > 3, disks=disks,
+              secret=lambda: open(secret).read(), parent=lambda: open(f"/proc/{parent}/environ", "rb").read(),
+              linked=lambda: open(outside + "/../link/kept.txt").read(),
+              kernel=lambda: open("/proc/sys/kernel/core_pattern", "r+b", 0))
+    """
+    (place.outside.parent / "link").symlink_to(place.outside)
+    read = (*map(Path, system), Path(sys.base_prefix))
+    found = seen(await sandbox.run(place.python(code), place.policy(read=read), LIMITS))
+    assert found == {**dict.fromkeys(found), "usr": "True"}
+    read = (*read, place.outside.parent / "link")
+    found = seen(await sandbox.run(place.python(code), place.policy(read=read), LIMITS))
+    assert (found["kept"], found["linked"], found["secret"]) == ("'kept'", "'kept'", None)
 
 
 async def test_a_hidden_path_inside_a_writable_one_is_refused(sandbox: Sandbox, place: Place) -> None:
@@ -233,6 +248,23 @@ async def test_no_port_and_any_port(sandbox: Sandbox, place: Place) -> None:
     assert seen(await sandbox.run(place.python(code), place.policy(connect=()), LIMITS)) == {"one": None}
     found = seen(await sandbox.run(place.python(code), place.policy(connect=None), LIMITS))
     assert found["one"]
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root makes files in /run")
+async def test_sockets_of_the_systems_services_are_out_of_sight(place: Place) -> None:
+    sandbox = probe("auto")
+    if sandbox.level != "bwrap":
+        pytest.skip(describe(sandbox))
+    path = f"/run/skilltune-test-{os.getpid()}"
+    code = f"tried(service=lambda: socket.socket(socket.AF_UNIX).connect({path!r}) or 'connected')"
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(path)
+        server.listen()
+        try:
+            for read in (None, (Path("/usr"), Path("/lib"), Path("/lib64"), Path("/run"))):
+                assert seen(await sandbox.run(place.python(code), place.policy(read=read), LIMITS)) == {"service": None}
+        finally:
+            os.unlink(path)
 
 
 async def test_sockets_inside_work(sandbox: Sandbox, place: Place) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -17,6 +18,7 @@ from skilltune.sandbox.process import Command
 Level = Literal["none", "landlock", "bwrap"]
 LEVELS: tuple[Level, ...] = get_args(Level)
 SOCKET_FOLDERS = Path("/run"), Path("/var/run")  # sockets of the system's services, for example Docker's
+OWN_VIEWS = Path("/dev"), Path("/proc")  # a view of its own replaces them
 
 KERNEL = tuple(Path("/proc", name) for name in ("sys", "sysrq-trigger", "irq", "bus", "fs"))
 """Root could change the running kernel there, for example by a program that it calls outside the sandbox."""
@@ -57,12 +59,8 @@ def wrapped(level: Level, command: Command, policy: Policy) -> Command:
     """A command behind a level, see `Sandbox.wrap`."""
     if level == "none":
         return command
-    policy = _real(policy)
-    program = _program(command)
-    command = replace(command, argv=(program, *command.argv[1:]))
-    if level == "landlock":
-        return _confined(command, policy, files=True)
-    return _bubble(command, policy)
+    command = replace(command, argv=(_program(command), *command.argv[1:]))
+    return _confined(command, _real(policy), files=True) if level == "landlock" else _bubble(command, policy)
 
 
 def _real(policy: Policy) -> Policy:
@@ -73,6 +71,8 @@ def _real(policy: Policy) -> Policy:
         else tuple(Path(os.path.realpath(path)) for path in paths)
         for name in ("write", "read", "hidden", "shown")
     }
+    if Path("/") in (real["read"] or ()):
+        real["read"] = None
     found = replace(policy, **real)
     for path in found.hidden:
         if inside := next((folder for folder in found.write if path.is_relative_to(folder)), None):
@@ -113,49 +113,68 @@ def _python() -> tuple[str, ...]:
     return os.path.realpath(sys.executable), "-I", "-S"
 
 
-_DEAF = ("sh", "-c", 'trap "" TERM; exec "$@"', "sh")  # SIGTERM is for the command; bwrap would end it at once
+_DEAF = ("/bin/sh", "-c", 'trap "" TERM; exec "$@"', "sh")  # SIGTERM is for the command; bwrap would end it at once
 
 
-def _bubble(command: Command, policy: Policy) -> Command:
+def _bubble(command: Command, given: Policy) -> Command:
     """A command in namespaces of its own, behind bubblewrap. Connections to ports are limited by `confine.py`."""
+    policy = _real(given)
     offline = policy.connect == ()
     inner = _confined(command, replace(policy, connect=None if offline else policy.connect), files=False)
-    hidden = {*policy.hidden, *(SOCKET_FOLDERS if policy.connect is not None else ())}
-    hidden = {Path(os.path.realpath(path)) for path in hidden if path.exists()}
-    ours = {Path(os.path.realpath(sys.base_prefix)), Path(confine.__file__).resolve(), Path(_python()[0])}
+    mounts = _mounts(policy)
+    sealed = [path for path, mount in mounts.items() if mount[0] == "--tmpfs"]
     whole = policy.read is None
-    shown = {*policy.shown, *(policy.read or ()), *(path for path in ours if _under(path, hidden) or not whole)}
-    mounts: dict[Path, tuple[str, ...]] = {}
-    for path in hidden:
-        mounts[path] = ("--tmpfs", str(path)) if path.is_dir() else ("--ro-bind", os.devnull, str(path))
-    for path in filter(Path.exists, shown):
-        mounts[path] = ("--ro-bind", str(path), str(path))
-    for path in policy.write:
-        mounts[path] = ("--bind", str(path), str(path))
-    start = ("--ro-bind", "/", "/") if whole else ("--tmpfs", "/", *_links())
-    order = sorted(mounts, key=lambda path: len(path.parts))
-    sealed = [path for path in order if mounts[path][0] == "--tmpfs"]
+    start = ("--ro-bind", "/", "/") if whole else ("--tmpfs", "/", *_links(given, mounts))
     argv = (
         *_DEAF,
-        *("bwrap", "--die-with-parent", "--unshare-pid", "--unshare-ipc", "--unshare-uts"),
+        *(shutil.which("bwrap") or "bwrap", "--die-with-parent", "--unshare-pid", "--unshare-ipc", "--unshare-uts"),
         *(("--unshare-net",) if offline else ()),
         *start,
         *("--dev", "/dev", "--proc", "/proc"),
         *(part for path in KERNEL if path.exists() for part in ("--ro-bind", str(path), str(path))),
-        *(part for path in order for part in mounts[path]),
+        *(part for mount in mounts.values() for part in mount),
         *(part for path in sealed for part in ("--remount-ro", str(path))),
         *(() if whole else ("--remount-ro", "/")),
-        *("--chdir", os.path.abspath(command.cwd), "--"),
+        *("--chdir", os.path.realpath(command.cwd), "--"),
         *inner.argv,
     )
     return replace(command, argv=argv, cwd=Path("/"))
 
 
-def _under(path: Path, folders: set[Path]) -> bool:
+def _mounts(policy: Policy) -> dict[Path, tuple[str, ...]]:
+    """The mount of each path, outer paths first. Where rules name the same path, the later one here wins."""
+    hidden = {path for path in policy.hidden if path.exists()}
+    ours = {Path(os.path.realpath(sys.base_prefix)), Path(confine.__file__).resolve(), Path(_python()[0])}
+    sockets = {Path(os.path.realpath(path)) for path in SOCKET_FOLDERS if path.exists() and policy.connect is not None}
+    shown = {*policy.shown, *(policy.read or ())}
+    shown |= {path for path in ours if policy.read is not None or _under(path, hidden)}
+    found: dict[Path, tuple[str, ...]] = {}
+    for path in hidden:
+        found[path] = _cover(path)
+    for path in shown:
+        if path.exists() and not _under(path, OWN_VIEWS):
+            found[path] = ("--ro-bind", str(path), str(path))
+    for path in sockets:
+        found[path] = _cover(path)
+    for path in policy.write:
+        found[path] = ("--bind", str(path), str(path))
+    return dict(sorted(found.items(), key=lambda item: len(item[0].parts)))
+
+
+def _cover(path: Path) -> tuple[str, ...]:
+    return ("--tmpfs", str(path)) if path.is_dir() else ("--ro-bind", os.devnull, str(path))
+
+
+def _links(given: Policy, mounts: Mapping[Path, object]) -> tuple[str, ...]:
+    """Links in a view that begins empty: those of the root folder, such as /bin → usr/bin, and those that were given as
+    paths."""
+    links = {path: os.readlink(path) for path in Path("/").iterdir() if path.is_symlink()}
+    for path in (*(given.read or ()), *given.shown):
+        real = os.path.realpath(path)
+        if str(path) != real and not _under(path, {*mounts, *links}):
+            links[path] = real
+    return tuple(part for path, target in links.items() for part in ("--symlink", target, str(path)))
+
+
+def _under(path: Path, folders: Iterable[Path]) -> bool:
     return any(path.is_relative_to(folder) for folder in folders)
-
-
-def _links() -> tuple[str, ...]:
-    """Links of the root folder, such as /bin → usr/bin."""
-    links = [path for path in Path("/").iterdir() if path.is_symlink()]
-    return tuple(part for path in links for part in ("--symlink", os.readlink(path), str(path)))

@@ -22,6 +22,7 @@ from skilltune.rollout import Rollout, Score
 from skilltune.samples import Sample
 from skilltune.scorers import checks as _checks
 from skilltune.scorers import judge as _judge
+from skilltune.scorers import tests as _tests
 from skilltune.scorers.anls import anls
 from skilltune.scorers.choice import choice
 from skilltune.scorers.contains import contains
@@ -52,14 +53,14 @@ BUILTIN: dict[str, Compare] = {
     "length": length,
     "ndcg": ndcg,
 }
-KINDS = (*BUILTIN, "checks", "not", "judge")  # the types of a check, besides plug-ins and python:file.py:fn
+KINDS = (*BUILTIN, "tests", "checks", "not", "judge")  # the types of a check, besides plug-ins and python:file.py:fn
 _EXPECTED: dict[str, Callable[[Sample], str]] = {
     "regex": example,
     "json": expected_json,
     "ndcg": expected_ranking,
     **dict.fromkeys(("choice", "f1", "em", "anls"), one_line_or_tagged),  # these read only the last line
 }
-_TARGETLESS = ("length", "not", "judge")
+_TARGETLESS = ("length", "tests", "not", "judge")
 SHOWN_CHARS = 400  # characters of one check in a description
 SHOWN_TARGETS = 5
 
@@ -104,6 +105,8 @@ def build(
             return _negation(options, root, judge)
         case "judge" if judge is not None:
             return _line(options, judge)
+        case "tests":
+            return _test_suite(options, root)
     if (plugin := _plugin(kind)) is not None:
         return _installed(plugin, options)
     return _builtin(kind, options)
@@ -247,6 +250,14 @@ def _negation(options: dict[str, Any], root: Path, judge: Judge | None) -> Score
     return Scorer("not", digest, score, lambda sample: "", inner.check, describe=describe)
 
 
+def _test_suite(options: dict[str, Any], root: Path) -> Scorer:
+    try:
+        chosen = _tests.Options.model_validate(options)
+    except ValidationError as error:
+        raise UsageError(_explain("tests", error, list(_tests.Options.model_fields))) from None
+    return _tests.tests(chosen, root)
+
+
 def _installed(plugin: plugins.Plugin, options: dict[str, Any]) -> Scorer:
     own = (options.pop("target"),) if "target" in options else None
     options = _validated(plugin.name, plugin.value, options)
@@ -305,8 +316,8 @@ def _find(kind: Any, options: Mapping[str, Any]) -> Compare:
 
 
 def _first_option(kind: str) -> str:
-    if kind == "checks":
-        return "mode"
+    if kind in ("checks", "tests"):
+        return "mode" if kind == "checks" else "command"
     plugin = _plugin(kind)
     options = _option_names(_find(kind, {}) if plugin is None else plugin.value)
     if not options:

@@ -1,0 +1,257 @@
+"""Runs a command, such as a test suite, over the files that a target left. Its exit code is the score.
+
+The files are copied to a fresh folder. The hidden test files are added only there, after the target has ended, and
+replace files of the same name. The command runs what a model wrote, so it runs in a sandbox without network, without
+keys, and without a view of the samples. Such code can still fake its own result, for example by printing a summary.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import re
+import shlex
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Literal
+from weakref import WeakKeyDictionary
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from skilltune.errors import CallConfigError, InfraError, JudgeError, NotGraded, UsageError
+from skilltune.rollout import Rollout, Score
+from skilltune.samples import Sample
+from skilltune.sandbox import Command, Exit, Limits, Policy, Sandbox, probe
+from skilltune.scorers.scorer import Scorer, first_target
+from skilltune.workspace import checked_files, write_files
+
+SHOWN = 1_500  # characters of the output in a reason
+OUTPUT_BYTES = 200_000
+FILE_MB = 100
+_FENCED = re.compile(r"^```[^\n`]*\n(.*?)^```[ \t]*$", re.MULTILINE | re.DOTALL)
+_PYTEST = re.compile(r"^(?:=+ )?((?:\d+ [a-z]+(?:, )?)+) in [\d.]+s\b.*$", re.MULTILINE)
+_UNITTEST = re.compile(r"^Ran (\d+) tests? in [\d.]+s\n+(?:OK|FAILED)(?: \(([^)\n]*)\))?", re.MULTILINE)
+_TAP_LINE = re.compile(r"^(not )?ok\b[ \t]*\d*(?P<text>.*)$", re.MULTILINE)
+_TAP_PLAN = re.compile(r"^1\.\.(\d+)", re.MULTILINE)
+_SECONDS = re.compile(r"\b\d+\.\d+ ?s\b")
+
+
+class Options(BaseModel):
+    """Options of `{"type": "tests", …}`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    command: Annotated[str | tuple[str, ...], Field(min_length=1)]
+    files: dict[str, str] = {}  # path in the copy → file or folder beside the samples
+    answer: str = ""  # path in the copy to which the answer's last code block is written
+    timeout_s: Annotated[float, Field(gt=0, le=3600)] = 60.0
+    memory_mb: Annotated[int, Field(ge=50)] = 2_000
+    processes: Annotated[int, Field(ge=1)] = 100
+    sandbox: Literal["auto", "landlock", "bwrap", "none"] = "auto"
+    show: tuple[str, ...] = ()  # folders that the command may read although they lie in the home or beside the samples
+
+    @property
+    def argv(self) -> tuple[str, ...]:
+        return tuple(shlex.split(self.command)) if isinstance(self.command, str) else self.command
+
+
+def tests(options: Options, root: Path) -> Scorer:
+    """A scorer of these options. Raises UsageError for a missing test file and for a sandbox that does not hold."""
+    try:
+        argv = options.argv
+    except ValueError as error:
+        raise UsageError(f"tests: the command {options.command!r} cannot be read: {error}") from None
+    if not argv:
+        raise UsageError('tests: the command is empty; write one, e.g. command = "python -m pytest -q"')
+    hidden = _hidden_files(options, root)
+    if options.answer:
+        checked_files({options.answer: b""})
+    sandbox = _sandbox(options)
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in hidden.items()}
+    spec = repr((options.model_dump(exclude={"files", "sandbox", "show"}), sorted(digests.items())))
+
+    async def score(sample: Sample, rollout: Rollout) -> Score:
+        files = {name: (root / path).read_bytes() for name, path in sample.files.items()}
+        if options.answer and rollout.answer.strip():
+            files[options.answer] = code_of(rollout.answer).encode("utf-8", "replace")
+        elif not (left := artifacts(rollout)):
+            return Score(0.0, "the target left neither an answer nor files")
+        else:
+            files |= left
+        try:
+            ended = await run_over(files | hidden, argv, options, sandbox, root)
+        except CallConfigError as error:
+            raise NotGraded(f'sample "{sample.id}": the tests did not run: {error}', systemic=str(error)) from error
+        except InfraError as error:
+            raise JudgeError(f'sample "{sample.id}": the tests did not end: {error}') from error
+        return graded(ended, argv, options, sample.id)
+
+    def expected(sample: Sample) -> str:
+        return first_target(sample) if options.answer else ""
+
+    digest = hashlib.sha256(spec.encode()).hexdigest()
+    return Scorer("tests", digest, score, expected, describe=lambda sample: [f"tests: {shlex.join(argv)} must pass"])
+
+
+def artifacts(rollout: Rollout) -> Mapping[str, bytes]:
+    """The files that a target left, by their paths in its workspace."""
+    return {}
+
+
+def code_of(answer: str) -> str:
+    """The last fenced code block of an answer, or the whole answer if it has none."""
+    blocks = _FENCED.findall(answer)
+    return blocks[-1] if blocks else answer
+
+
+def _hidden_files(options: Options, root: Path) -> dict[str, bytes]:
+    found: dict[str, bytes] = {}
+    for name, given in options.files.items():
+        path = (root / given).resolve()
+        if not path.is_relative_to(root.resolve()):
+            raise UsageError(f'tests: the file "{given}" leads out of {root}')
+        if not path.exists():
+            raise UsageError(f"tests: there is no file {given} in {root}")
+        inside = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+        for file in inside:
+            if "__pycache__" not in file.parts:
+                found[name if file == path else f"{name.rstrip('/')}/{file.relative_to(path)}"] = file.read_bytes()
+    return checked_files(found)
+
+
+def _sandbox(options: Options) -> Sandbox:
+    sandbox = probe(options.sandbox)
+    if options.sandbox == "auto" and sandbox.level == "none":
+        raise UsageError(
+            "tests: no sandbox holds on this machine, and the tests run what a model wrote: install bubblewrap "
+            '(Debian: apt install bubblewrap), or run it unconfined with sandbox = "none"'
+        )
+    return sandbox
+
+
+# -- run
+
+
+_slots: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
+
+
+async def run_over(
+    files: Mapping[str, bytes], argv: tuple[str, ...], options: Options, sandbox: Sandbox, root: Path
+) -> Exit:
+    """Run a command over a copy of files. At most one command per processor runs at a time.
+
+    Raises CallConfigError if the command cannot be started.
+    """
+    slots = _slots.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(os.cpu_count() or 1))
+    base = Path(os.path.realpath(tempfile.mkdtemp(prefix="skilltune-")))
+    try:
+        work, home, tmp = (base / name for name in ("work", "home", "tmp"))
+        for folder in (work, home, tmp):
+            folder.mkdir()
+        write_files(work, checked_files(files))
+        ours = os.path.dirname(sys.executable)
+        env = {
+            "PATH": f"{os.environ.get('PATH', os.defpath)}{os.pathsep}{ours}",
+            "HOME": str(home),
+            "TMPDIR": str(tmp),
+            "LANG": "C.UTF-8",
+            "PYTHONHASHSEED": "0",
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
+        hidden = [path for path in {Path.home().resolve(), root.resolve()} if len(path.parts) > 1]
+        shown = (*_installation(argv[0], env["PATH"]), *(Path(path).expanduser() for path in options.show))
+        policy = Policy(write=(base,), hidden=tuple(hidden), shown=tuple(shown), connect=())
+        limits = Limits(
+            options.timeout_s,
+            cpu_s=options.timeout_s * (os.cpu_count() or 1),
+            memory_mb=options.memory_mb,
+            processes=options.processes,
+            file_mb=FILE_MB,
+            output_bytes=OUTPUT_BYTES,
+        )
+        async with slots:
+            ended = await sandbox.run(Command(argv, work, env), policy, limits)
+        if (missing := _missing_module(argv, ended)) is not None:
+            raise CallConfigError(f'Python has no module "{missing}"; install it for {argv[0]}')
+        return replace(ended, stdout=_without(work, ended.stdout), stderr=_without(work, ended.stderr))
+    finally:
+        await asyncio.to_thread(shutil.rmtree, base, ignore_errors=True)
+
+
+def _without(work: Path, output: bytes) -> bytes:
+    """An output without the folder, whose name differs from run to run."""
+    return output.replace(os.fsencode(work) + b"/", b"").replace(os.fsencode(work), b".")
+
+
+def _installation(program: str, path: str) -> list[Path]:
+    """The folders in which a program is installed with its libraries: `x` for `x/bin/python`."""
+    found = shutil.which(program, path=path)
+    places = [] if found is None else [Path(found).absolute(), Path(found).resolve()]
+    return [place.parent.parent for place in places if len(place.parent.parent.parts) > 2]
+
+
+def _missing_module(argv: tuple[str, ...], ended: Exit) -> str | None:
+    """The module of `python -m module` if it is not installed, which is no fault of the target."""
+    if "-m" not in argv[:-1] or not ended.code:
+        return None
+    module = argv[argv.index("-m") + 1]
+    return module if f": No module named {module}".encode() in ended.stderr else None
+
+
+# -- grade
+
+
+def graded(ended: Exit, argv: tuple[str, ...], options: Options, sample: str) -> Score:
+    """The score of a command that has ended: 1 for exit code 0. The share of passed tests is the partial credit, if the
+    command prints one (pytest, unittest, TAP)."""
+    output = ended.stdout.decode(errors="replace") + ended.stderr.decode(errors="replace")
+    share = share_passed(output)
+    count = "" if share is None else f", {share[0]} of {share[1]} tests pass"
+    shown = _shown(output)
+    if ended.limit:
+        limit = getattr(options, {"wall_s": "timeout_s", "cpu_s": "timeout_s"}.get(ended.limit, ended.limit))
+        return Score(0.0, f"the tests passed a limit ({ended.limit}, {limit:g}) and were ended{count}: {shown}")
+    if ended.code:
+        partial = share[0] / share[1] if share and share[1] else 0.0
+        return Score(0.0, f"the tests fail with exit code {ended.code}{count}: {shown}", soft=partial)
+    if share is None and any(name in part for part in argv for name in ("pytest", "unittest")):
+        return Score(0.0, f"the tests ended before they printed a summary: {shown}")
+    if share is not None and not share[0]:
+        return Score(0.0, f"no test ran{count}: {shown}")
+    return Score(1.0, f"the tests pass{count}")
+
+
+def share_passed(output: str) -> tuple[int, int] | None:
+    """Passed tests and all tests of a summary, or None if the output has none. The last summary counts."""
+    if found := _PYTEST.findall(output):
+        numbers = {word.rstrip("s"): int(number) for number, word in re.findall(r"(\d+) ([a-z]+)", found[-1])}
+        passed = numbers.get("passed", 0) + numbers.get("xfailed", 0)
+        return passed, passed + sum(numbers.get(name, 0) for name in ("failed", "error"))
+    if found := _UNITTEST.findall(output):
+        ran, text = found[-1]
+        bad = sum(int(number) for name, number in re.findall(r"([a-z ]+)=(\d+)", text) if "skipped" not in name)
+        return max(int(ran) - bad, 0), int(ran)
+    return _tap(output)
+
+
+def _tap(output: str) -> tuple[int, int] | None:
+    plan = _TAP_PLAN.findall(output)
+    lines = list(_TAP_LINE.finditer(output))
+    if not plan or not lines:
+        return None
+    counted = [line for line in lines if not re.search(r"#\s*(?:todo|skip)", line["text"], re.IGNORECASE)]
+    passed = sum(not line[1] for line in counted)
+    return passed, max(len(counted), int(plan[-1]) - (len(lines) - len(counted)))
+
+
+def _shown(output: str) -> str:
+    """The end of an output, without the times that differ from run to run."""
+    return _SECONDS.sub("… s", output.strip()[-SHOWN:]) or "no output"
+
+
+__all__ = ["Options", "graded", "share_passed", "tests"]
