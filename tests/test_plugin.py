@@ -18,7 +18,7 @@ from skilltune import Env, plugins
 from skilltune.api import run_training
 from skilltune.build import build_parts
 from skilltune.config import TargetConfig, make_config
-from skilltune.errors import BudgetExceeded, CallConfigError, InfraError, UsageError
+from skilltune.errors import BudgetExceeded, CallConfigError, InfraError, InfraStopped, UsageError
 from skilltune.history.replay import recompute
 from skilltune.journal.run import Run
 from skilltune.parts import Parts
@@ -28,6 +28,7 @@ from skilltune.scorers import build, evaluate
 from skilltune.skill import Skill
 from skilltune.targets.metered import MeteredTarget
 from skilltune.targets.plugin import load_target
+from skilltune.usage import Usage
 from training import START, small
 from world import Faults, World
 
@@ -221,6 +222,8 @@ class it:
             raise KeyError("colour")
         if self.rest == "nothing":
             return None
+        if self.rest == "bytes":
+            return Trajectory("4", artifacts={"out.txt": b"4"})
         return Trajectory("4", (Turn("assistant", "4"),), usage=Usage(0, 100, 10))
     async def aclose(self):
         self.closed = True
@@ -248,7 +251,9 @@ async def test_a_target_is_timed_priced_counted_and_closed(register: Any, tmp_pa
         await slow.run(Skill("x"), ENV.task(ENV.samples[0]), 0)
 
 
-@pytest.mark.parametrize(("rest", "message"), [("broken", "KeyError: 'colour'"), ("nothing", "must return a Traj")])
+@pytest.mark.parametrize(
+    ("rest", "message"), [("broken", "KeyError: 'colour'"), ("nothing", "must return a Traj"), ("bytes", "Artifact.of")]
+)
 async def test_pitfall_4_a_plug_in_that_fails_stops_the_run_and_is_never_a_score(
     register: Any, tmp_path: Path, rest: str, message: str
 ) -> None:
@@ -257,6 +262,71 @@ async def test_pitfall_4_a_plug_in_that_fails_stops_the_run_and_is_never_a_score
     with pytest.raises(CallConfigError, match=message):
         await made.roll(Skill("x"), ENV.samples)
     assert not made.roll.seen
+
+
+@pytest.mark.parametrize(
+    ("guess", "message"),
+    [("1 / 0", "ZeroDivisionError"), ("None", "must return a Usage"), ("7", "must return a Usage")],
+)
+def test_a_guess_that_fails_names_the_plug_in_before_anything_is_spent(
+    register: Any, tmp_path: Path, guess: str, message: str
+) -> None:
+    register("target", "t", TARGET.replace("Usage(1, 10, 10)", guess))
+    with pytest.raises(CallConfigError, match=f"plugin:t/x: `guess` .*{message}"):
+        session(tmp_path / "run", model="plugin:t/x")
+
+
+MANY_CALLS = """
+from skilltune.errors import InfraError, SampleError
+from skilltune.rollout import Trajectory
+from skilltune.usage import Usage
+
+class it:
+    fingerprint = "it"
+    failures = 1
+    def __init__(self, rest, cfg):
+        self.rest = rest
+    def guess(self, skill, task):
+        return Usage(4, 400, 40)
+    async def run(self, skill, task, attempt):
+        self.failures -= 1
+        if self.failures >= 0 and self.rest == "drops":
+            raise InfraError("dropped after two calls", usage=Usage(2, 200, 20))
+        if self.rest == "refused":
+            raise SampleError("too long, seen in the third call", usage=Usage(3, 300, 30))
+        return Trajectory("4", usage=Usage(12, 1200, 120))
+"""
+
+
+async def test_a_rollout_of_many_calls_is_one_unit_and_what_a_failed_one_cost_is_counted(
+    register: Any, tmp_path: Path
+) -> None:
+    register("target", "t", MANY_CALLS)
+    made = session(tmp_path / "fine", model="plugin:t/fine")
+    assert made.budget.estimate("target", Usage(4, 400, 40)) == Usage(4, 400, 40)
+    await made.roll(Skill("x"), ENV.samples)
+    assert (made.budget.units("target"), made.budget.spent.calls) == (12, 144)
+    assert made.budget.estimate("target", Usage(4, 400, 40)).calls == 12  # learnt from the rollouts
+    made = session(tmp_path / "drops", model="plugin:t/drops")
+    await made.roll(Skill("x"), ENV.samples[:1])
+    assert made.budget.spent.calls == 14
+    assert made.run.usage["failed attempt"].calls == 2
+    made = session(tmp_path / "refused", model="plugin:t/refused")
+    with pytest.raises(InfraStopped, match="too long"):
+        await made.roll(Skill("x"), ENV.samples)
+    assert made.budget.spent.calls == made.run.usage["failed attempt"].calls == 36
+
+
+async def test_a_budget_in_calls_stops_before_a_rollout_that_would_pass_it(register: Any, tmp_path: Path) -> None:
+    register("target", "t", MANY_CALLS)
+    tree = {"target": {"model": "plugin:t/x", "workers": 4}, "optimizer": {"model": "examples"}}
+    tree["budget"] = {"calls": 100}
+    made = build_parts(make_config(tree), Run.open(tmp_path / "run"), tmp_path, env=ENV, skill=Skill(""))
+    for sample in ENV.samples[:6]:
+        await made.roll(Skill("x"), [sample])
+    with pytest.raises(BudgetExceeded):
+        await made.roll(Skill("x"), ENV.samples[6:])
+    assert made.budget.spent.calls == 96  # eight rollouts of twelve calls; a ninth would be 108
 
 
 async def test_a_budget_in_dollars_needs_a_price(register: Any, tmp_path: Path) -> None:

@@ -87,16 +87,20 @@ class JudgeError(CallError):
     outcome: Outcome = "judge_error"
 
 
-class NotGraded(JudgeError):
-    """The grader could not be run, so the rollout has no score. A retry cannot help."""
-
-    outcome: Outcome = "not_graded"
-
-
 class SampleError(CallError):
     """Only this sample fails: a filter refused it, or it exceeds the context. It is not retried and never scored."""
 
     outcome: Outcome = "sample_error"
+
+
+class NotGraded(CallError):
+    """The answer cannot be graded: what the grader itself needs is missing or unreadable. Never a score."""
+
+    outcome: Outcome = "not_graded"
+
+
+class MissingArtifact(SkilltuneError, LookupError):
+    """The target left no such file. The fault is the agent's, so a scorer that needs the file gives 0."""
 
 
 class CallConfigError(CallError):

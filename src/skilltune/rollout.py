@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from skilltune.errors import Outcome
+from skilltune.errors import MissingArtifact, Outcome, RunError
 from skilltune.usage import Usage
 
 
@@ -49,10 +50,50 @@ class Turn:
     text: str
 
 
+DIFF_CHARS = 100_000  # characters of a diff that a rollout keeps
+_BLOB = "artifact:"  # start of the journal's names of files that targets left behind
+_NAMED = 5  # files that a message names
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A file that the target left behind. Its content is read from the journal when it is asked for.
+
+    Two artifacts with the same content are equal.
+    """
+
+    hash: str
+    size: int
+    data: bytes | None = field(default=None, repr=False, compare=False)
+    blob: Callable[[str], bytes | None] | None = field(default=None, repr=False, compare=False)
+
+    @classmethod
+    def of(cls, data: bytes) -> Artifact:
+        return cls(hashlib.sha256(data).hexdigest(), len(data), data)
+
+    @property
+    def key(self) -> str:
+        """The name of its blob in the journal."""
+        return _BLOB + self.hash
+
+    def read(self) -> bytes:
+        """The content. Raises `RunError` if the journal no longer holds it."""
+        data = self.data if self.data is not None or self.blob is None else self.blob(self.key)
+        if data is None:
+            raise RunError(f"the journal no longer holds the content of a file that the target wrote ({self.hash})")
+        return data
+
+    def loaded(self) -> Artifact:
+        """The same artifact with its content in memory."""
+        return Artifact(self.hash, self.size, self.read())
+
+
 @dataclass(frozen=True, slots=True)
 class Trajectory:
     """The target's work on one sample, before scoring: its turns in order and the final answer.
 
+    `artifacts` maps a path in the workspace to a file that the target made or changed. `diff` shows all changes of the
+    workspace as text; it is for readers, and a long one is cut.
     `journaled` is True if the cost in `usage` is journaled already, exchange by exchange.
     """
 
@@ -64,6 +105,8 @@ class Trajectory:
     seconds: float = 0.0
     skill_offered: bool = True
     skill_loaded: bool = True
+    artifacts: Mapping[str, Artifact] = field(default_factory=dict, hash=False)
+    diff: str = ""
     journaled: bool = False
 
 
@@ -89,9 +132,27 @@ class Rollout:
     def scored(self) -> bool:
         return self.score is not None
 
+    @property
+    def artifacts(self) -> Mapping[str, Artifact]:
+        """The files that the target made or changed, by their paths in the workspace."""
+        return self.trajectory.artifacts
+
+    def artifact(self, path: str) -> bytes:
+        """The content of a file that the target made or changed. Raises `MissingArtifact`, which scores 0."""
+        if (found := self.artifacts.get(path)) is not None:
+            return found.read()
+        named = ", ".join(list(self.artifacts)[:_NAMED]) or "none"
+        more = f" and {len(self.artifacts) - _NAMED} more" if len(self.artifacts) > _NAMED else ""
+        raise MissingArtifact(f'the target wrote no file "{path}"; it wrote {named}{more}')
+
+    @property
+    def empty(self) -> bool:
+        """True if there is nothing to score: a blank answer and no file."""
+        return not self.answer.strip() and not self.artifacts
+
 
 def rollout_to_json(rollout: Rollout) -> dict[str, Any]:
-    """A rollout as JSON data."""
+    """A rollout as JSON data, without the content of its artifacts."""
     trajectory, score = rollout.trajectory, rollout.score
     data: dict[str, Any] = {
         "sample": rollout.sample,
@@ -106,15 +167,23 @@ def rollout_to_json(rollout: Rollout) -> dict[str, Any]:
         "offered": trajectory.skill_offered,
         "loaded": trajectory.skill_loaded,
     }
+    if trajectory.artifacts:
+        data["artifacts"] = {path: [file.hash, file.size] for path, file in trajectory.artifacts.items()}
+    if trajectory.diff:
+        data["diff"] = trajectory.diff
     if score is not None:
         data["score"] = {"value": score.value, "why": score.why, "soft": score.soft, "metrics": dict(score.metrics)}
     return data
 
 
-def rollout_from_json(data: Mapping[str, Any]) -> Rollout:
-    """The inverse of `rollout_to_json`. Raises `KeyError`, `TypeError` or `ValueError` for JSON of another shape."""
+def rollout_from_json(data: Mapping[str, Any], blob: Callable[[str], bytes | None] | None = None) -> Rollout:
+    """The inverse of `rollout_to_json`. `blob` returns the content of an artifact by its key.
+
+    Raises `KeyError`, `TypeError` or `ValueError` for JSON of another shape.
+    """
     texts = [data["sample"], data["skill"], data["answer"], data["outcome"], data["error"]]
     texts += [part for turn in data["turns"] for part in turn]
+    texts += [*data.get("artifacts", ()), data.get("diff", "")]
     if not all(isinstance(text, str) for text in texts) or not isinstance(data["attempt"], int):
         raise TypeError("a rollout has a field that is not text")
     trajectory = Trajectory(
@@ -126,6 +195,8 @@ def rollout_from_json(data: Mapping[str, Any]) -> Rollout:
         seconds=data["seconds"],
         skill_offered=data["offered"],
         skill_loaded=data["loaded"],
+        artifacts={path: Artifact(hash, size, None, blob) for path, (hash, size) in data.get("artifacts", {}).items()},
+        diff=data.get("diff", ""),
     )
     score = Score(**data["score"]) if "score" in data else None
     return Rollout(data["sample"], data["skill"], data["attempt"], trajectory, score)

@@ -67,6 +67,8 @@ async def test_the_model_works_with_tools_and_then_answers(form: str, tmp_path: 
     assert [t.text for t in trajectory.turns if t.role == "tool"] == ["six times seven", "(no output)", "42"]
     assert "MARKER" in server.asked[0].raw.decode()
     assert "Files in the current folder: in.txt" in server.asked[0].raw.decode()
+    assert {path: file.read() for path, file in trajectory.artifacts.items()} == {"out.txt": b"42\n"}
+    assert "+42" in trajectory.diff
     assert bench.budget.spent.calls == 3
 
 

@@ -28,7 +28,7 @@ from skilltune.errors import JudgeError, UsageError
 from skilltune.models import Image, Message
 from skilltune.rollout import Rollout, Score, Trajectory
 from skilltune.samples import ChatTurn, Sample
-from skilltune.scorers import ScoreFn, Scorer, apart, build, evaluate
+from skilltune.scorers import OF_FILES, ScoreFn, Scorer, apart, build, evaluate
 from skilltune.scorers.judge import Ask, Judge, prose
 from skilltune.scorers.python import importing_from, load_module
 from skilltune.scorers.reading import nearest, quote
@@ -179,7 +179,12 @@ class Env:
         return {name: self._inside(sample, path) for name, path in sample.files.items()}
 
     def require_shown(self) -> None:
-        """Raise UsageError if samples have files that a chat target cannot be shown."""
+        """Raise UsageError if samples have files that a chat target cannot be shown, or expect files from it."""
+        if self.scorer in OF_FILES:
+            raise UsageError(
+                f"env.score: {self.scorer} grades files that the target writes, and a chat target writes none: name an "
+                "agent as target.model, or a score that reads the answer"
+            )
         unseen = {s.id: attach(self._contents(s).items()).unseen for s in self.samples if s.files}
         if lacking := {name: why for name, why in unseen.items() if why}:
             first = next(iter(lacking))
@@ -220,8 +225,11 @@ class Env:
         return self._for(sample).describe(sample)
 
     def file_hashes(self, sample: Sample) -> dict[str, str]:
-        """The SHA-256 of each file of a sample, by its path in the workspace."""
-        return {name: hashlib.sha256(data).hexdigest() for name, data in self._contents(sample).items()}
+        """The SHA-256 of each file of a sample, by its path in the workspace, and of its expected files."""
+        contents = self._contents(sample)
+        for path in self._for(sample).reads(sample):  # what decides the score without being in the sample
+            contents[f"expected: {path.relative_to(self.root)}"] = path.read_bytes()
+        return {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
 
     async def score(self, sample: Sample, rollout: Rollout) -> Score:
         """The score of a finished rollout. A scorer that fails raises JudgeError and never gives a 0."""
@@ -266,7 +274,7 @@ class Env:
         It is `expected`, or the target of a sample whose checks do not use it, such as the `expected_output` of an
         eval. Such a target need not score 1.
         """
-        by_checks = self._for(sample).name == "checks"
+        by_checks = self._for(sample).name == "checks" and not isinstance(sample.target, Mapping)
         return self.expected(sample) or (first_target(sample) if by_checks else "")
 
     async def tried(self, sample: Sample) -> Score | None:

@@ -418,13 +418,16 @@ class Run:
     # -- a new run that reuses the answers of an old one
 
     def adopt(self, other: Run) -> int:
-        """Copy the paid answers of another run at no cost, without its decisions. Returns the number of answers."""
+        """Copy the paid answers of another run at no cost, without its decisions, and the files that targets left.
+        Returns the number of answers."""
         adopted = 0
         self._write("BEGIN IMMEDIATE")
         try:
             for row in other._each(f"SELECT key, kind, value FROM memo WHERE NOT {_OWN} ORDER BY t, key"):
                 self._write("INSERT OR IGNORE INTO memo VALUES (?, ?, ?, '{}', ?)", (*row, self._next_t()))
                 adopted += 1
+            for row in other._each("SELECT hash, data FROM blob WHERE hash LIKE 'artifact:%'"):
+                self._write("INSERT OR IGNORE INTO blob VALUES (?, ?)", row)
             self._write("COMMIT")
         except BaseException:
             self._db.rollback()

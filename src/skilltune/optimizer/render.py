@@ -28,6 +28,7 @@ COPIED_SIGNS = 16  # consecutive ideographs or kana, about two to a word
 COPIED_LETTERS = 24  # consecutive letters of a script without spaces, such as Thai: about three to a word
 COPIED_ANSWER = 20  # characters of an expected answer or of a check's text
 BARE_ANSWER = 10  # letters and digits of such an answer; punctuation is ignored from this number on
+SHOWN_FILES = 20  # changed files that a rendered rollout names
 COPIED_PATTERN = 8  # characters of a regular expression: nobody writes the same one by accident
 _PATTERN = re.compile(r"\\[AbBdDsSwWZ]|\[[^]]*\]|\(\?|[)\]}.\w][*+]|\{\d+(?:,\d*)?\}|^\^|\$$")
 _RUN = math.lcm(COPIED_WORDS, COPIED_SIGNS, COPIED_LETTERS)
@@ -57,6 +58,7 @@ def render_rollout(
     assert rollout.score is not None
     shown = [turn for turn in rollout.trajectory.turns if turn.role != THINKING]  # reasoning is long and not scored
     turns = "\n\n".join(f"[{turn.role}]\n{turn.text}" for turn in shown)
+    left = _files(rollout, chars // 4)
     expected, why = env.expected(sample), rollout.score.why
     ending = [f"Final answer: {rollout.answer}"]
     if rollout.trajectory.error:
@@ -69,8 +71,19 @@ def render_rollout(
         ending.append(f"Scorer: {why}")
     if expected and show_expected:
         ending.append(f"Expected: {expected}")
-    end = elide("\n".join(ending), chars // 2)
+    end = left + elide("\n".join(ending), chars // 2)
     return f"{elide(turns, max(chars - len(end), 0))}\n\n{end}"
+
+
+def _files(rollout: Rollout, chars: int) -> str:
+    """The files that the target changed, with their sizes, and the diff; "" if there are none."""
+    files, diff = rollout.artifacts, rollout.trajectory.diff
+    if not files and not diff:
+        return ""
+    listed = [f"{path} ({file.size:,} bytes)" for path, file in itertools.islice(files.items(), SHOWN_FILES)]
+    more = f" and {len(files) - SHOWN_FILES} more" if len(files) > SHOWN_FILES else ""
+    named = elide(f"Changed files: {', '.join(listed) or 'none'}{more}", chars // 2)
+    return f"{named}\n" + (f"{elide(diff.rstrip(), chars - len(named))}\n" if diff.strip() else "") + "\n"
 
 
 def _hide(why: str, expected: str) -> str:

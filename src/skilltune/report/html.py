@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from itertools import pairwise
+from itertools import islice, pairwise
 
 from skilltune.edits import Edit
 from skilltune.history.record import Record, Version
@@ -28,6 +28,7 @@ TEXTS, DIFFS, LEDGER, GRID, TALKS, TABLE = 300_000, 300_000, 350_000, 350_000, 5
 MOST_COLUMNS = 12  # versions in the grid
 MOST_POINTS = 60  # versions in the chart
 MOST_TURN, MOST_TALK = 4_000, 12_000  # characters
+MOST_FILES = 20  # changed files that a transcript names
 MOST_EDIT, MOST_LINE = 3_000, 400
 MOST_IDS = 12  # samples named per verdict
 
@@ -502,6 +503,11 @@ def _draws(draws: Sequence[Rollout]) -> Iterator[Html]:
             room -= len(shown)
             yield el("h4", role)
             yield el("pre", shown, dir="auto")
+        if files := rollout.artifacts:
+            named = [f"{_line(path, 100)} ({file.size:,} bytes)" for path, file in islice(files.items(), MOST_FILES)]
+            more = f" and {len(files) - MOST_FILES} more" if len(files) > MOST_FILES else ""
+            yield el("h4", "changed files")
+            yield el("p", f"{', '.join(named)}{more}")
         facts = [f"{trajectory.usage.tokens:,} tokens", f"{trajectory.seconds:.1f} s"]
         if rollout.outcome != "ok":
             facts.append(f"{rollout.outcome}: {_line(trajectory.error)}")

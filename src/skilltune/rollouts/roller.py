@@ -31,7 +31,7 @@ from skilltune.journal.keys import digest
 from skilltune.journal.run import Paid, Run
 from skilltune.metering.meter import looking_ahead
 from skilltune.metering.slots import Ahead
-from skilltune.rollout import Rollout, Trajectory, rollout_from_json, rollout_to_json
+from skilltune.rollout import DIFF_CHARS, Rollout, Trajectory, rollout_from_json, rollout_to_json
 from skilltune.samples import Sample
 from skilltune.scorers.reading import elided
 from skilltune.skill import Skill
@@ -392,6 +392,12 @@ class Roller:
             return "Fix the cause and run the same command, with --fork if a setting of the run has to change."
         return "Run the same command to go on."
 
+    def _kept(self, trajectory: Trajectory) -> Trajectory:
+        """Store the files that the target left behind, before the rollout that names them."""
+        for artifact in trajectory.artifacts.values():
+            self.run.put_blob(artifact.key, artifact.read())
+        return replace(trajectory, diff=elided(trajectory.diff, DIFF_CHARS)) if trajectory.diff else trajectory
+
     async def _one(self, skill: Skill, sample: Sample, attempt: int) -> Rollout:
         key = self.key(skill, sample, attempt)
 
@@ -400,7 +406,7 @@ class Roller:
             unscored_key = self.answer_key(skill.hash, sample, attempt)
             done = self.run.recall(unscored_key)
             if done:
-                rollout, cost = rollout_from_json(done[0]), Usage()
+                rollout, cost = _in_memory(rollout_from_json(done[0], self.run.blob)), Usage()
             else:
                 try:
                     trajectory = await self.target.run(skill, self.env.task(sample), attempt)
@@ -409,6 +415,7 @@ class Roller:
                         raise CallConfigError(f"sample {sample.id}: {error}") from error
                     way = _without(sample) if self.answered else ""
                     raise RejectedError(f"sample {sample.id}: {error}{way}") from error
+                trajectory = self._kept(trajectory)
                 rollout = Rollout(sample.id, skill.hash, attempt, trajectory, None)
                 cost = Usage() if trajectory.journaled else trajectory.usage
             self.answered = True
@@ -425,7 +432,7 @@ class Roller:
             self._ahead[key][1].want()
         stored = await self.run.memo(key, "rollout", pay)
         with self.run.reading():
-            rollout = rollout_from_json(stored)
+            rollout = rollout_from_json(stored, self.run.blob)
         if looking_ahead.get() is None:
             self.run.notify("rollout", sample=sample.id, score=rollout.score.value if rollout.score else None)
         return rollout
@@ -485,6 +492,14 @@ _VARIES = re.compile(r"\d+|\"[^\"]*\"|'[^']*'")
 def _normal(message: str, sample: str) -> str:
     """The message without the parts that differ between calls: sample id, numbers, quoted text."""
     return _VARIES.sub("…", message.replace(sample, "…"))[:300]
+
+
+def _in_memory(rollout: Rollout) -> Rollout:
+    """The rollout with the content of its artifacts. A user's scorer runs in a thread that may not read the journal."""
+    if not rollout.artifacts:
+        return rollout
+    loaded = {path: artifact.loaded() for path, artifact in rollout.artifacts.items()}
+    return replace(rollout, trajectory=replace(rollout.trajectory, artifacts=loaded))
 
 
 def _unscored(skill: Skill, sample: Sample, attempt: int, failure: Failure) -> Rollout:

@@ -1,13 +1,14 @@
 """Scorers grade an answer and explain the grade in one line. Each has a small file; `build` makes a scorer from a spec.
 
-A built-in scorer is a function `(sample, answer, *, options) -> Score`. Its keyword parameters are the options of a
+A built-in scorer is a function `(sample, answer, *, options) -> Score`; a scorer of files takes the rollout and the
+samples' folder instead of the answer. Its keyword parameters are the options of a
 spec, and "name:value" sets the first of them. An empty answer scores 0 without a call of the scorer.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from json import dumps  # by name, because the submodule scorers.json takes the name `json` in this package
@@ -20,7 +21,9 @@ from skilltune import plugins
 from skilltune.errors import UsageError
 from skilltune.rollout import Rollout, Score
 from skilltune.samples import Sample
+from skilltune.scorers import cells as _cells
 from skilltune.scorers import checks as _checks
+from skilltune.scorers import files as _files
 from skilltune.scorers import judge as _judge
 from skilltune.scorers import tests as _tests
 from skilltune.scorers.anls import anls
@@ -53,14 +56,16 @@ BUILTIN: dict[str, Compare] = {
     "length": length,
     "ndcg": ndcg,
 }
-KINDS = (*BUILTIN, "tests", "checks", "not", "judge")  # the types of a check, besides plug-ins and python:file.py:fn
+OF_FILES = {"files": (_files.files, _files.check), "cells": (_cells.cells, _cells.check)}
+"""Scorers of the files that the target left behind, with the check of a sample."""
+KINDS = (*BUILTIN, *OF_FILES, "tests", "checks", "not", "judge")  # of a check, besides plug-ins and python:file.py:fn
 _EXPECTED: dict[str, Callable[[Sample], str]] = {
     "regex": example,
     "json": expected_json,
     "ndcg": expected_ranking,
     **dict.fromkeys(("choice", "f1", "em", "anls"), one_line_or_tagged),  # these read only the last line
 }
-_TARGETLESS = ("length", "tests", "not", "judge")
+_TARGETLESS = ("length", "tests", "not", "judge", *OF_FILES)  # their target is no answer in text
 SHOWN_CHARS = 400  # characters of one check in a description
 SHOWN_TARGETS = 5
 
@@ -107,6 +112,8 @@ def build(
             return _line(options, judge)
         case "tests":
             return _test_suite(options, root)
+    if kind in OF_FILES:
+        return _of_files(kind, options, root)
     if (plugin := _plugin(kind)) is not None:
         return _installed(plugin, options)
     return _builtin(kind, options)
@@ -149,6 +156,34 @@ def _builtin(kind: Any, options: dict[str, Any]) -> Scorer:
 
     spec = {"type": kind, **options, **({} if own is None else {"target": own[0]})}
     return Scorer(kind, _digest(spec), score, expected, check, describe=describe)
+
+
+def _of_files(kind: str, options: dict[str, Any], root: Path) -> Scorer:
+    compare, check_sample = OF_FILES[kind]
+    own = (options.pop("target"),) if "target" in options else None
+    options = _validated(kind, compare, options)
+
+    def adapt(sample: Sample) -> Sample:
+        return sample if own is None else sample.model_copy(update={"target": own[0]})
+
+    def score(sample: Sample, rollout: Rollout) -> Score:
+        return compare(adapt(sample), rollout, root, **options)
+
+    def check(sample: Sample) -> None:
+        check_sample(adapt(sample), root)
+
+    def reads(sample: Sample) -> Iterable[Path]:
+        return _files.reads(adapt(sample), root)
+
+    def describe(sample: Sample) -> list[str]:
+        set_options = "".join(f", {name} = {as_text(value)}" for name, value in options.items())
+        return [f"{kind}{set_options}: expects {quote(', '.join(_files.wanted(adapt(sample))), SHOWN_CHARS)}"]
+
+    spec = {"type": kind, **options, **({} if own is None else {"target": own[0]})}
+    # A workbook may take long to read, so it is read apart and has a time limit.
+    return Scorer(
+        kind, _digest(spec), score, lambda sample: "", check, apart=kind == "cells", describe=describe, reads=reads
+    )
 
 
 def _checklist(options: dict[str, Any], root: Path, judge: Judge | None) -> Scorer:
@@ -205,7 +240,7 @@ def _combined(
             raise UsageError(f'sample "{sample.id}": {_explain("checks", error, ["weight"])}') from None
 
     def score(sample: Sample, rollout: Rollout) -> Any:
-        if not rollout.answer.strip():
+        if rollout.empty:
             return Score(0.0, "the answer is empty")
         return _checks.run(sample, rollout, *parts(sample), mode)
 
@@ -229,7 +264,10 @@ def _combined(
             ]
         return said
 
-    return Scorer(name, _digest(spec), score, expected, check, describe=describe)
+    def reads(sample: Sample) -> Iterable[Path]:
+        return [path for part in parts(sample)[0] for path in part.reads(sample)]
+
+    return Scorer(name, _digest(spec), score, expected, check, describe=describe, reads=reads)
 
 
 def _negation(options: dict[str, Any], root: Path, judge: Judge | None) -> Scorer:
@@ -247,7 +285,7 @@ def _negation(options: dict[str, Any], root: Path, judge: Judge | None) -> Score
         return [f"not {first}", *more]
 
     digest = _digest({"type": "not", "inner": inner.fingerprint})
-    return Scorer("not", digest, score, lambda sample: "", inner.check, describe=describe)
+    return Scorer("not", digest, score, lambda sample: "", inner.check, describe=describe, reads=inner.reads)
 
 
 def _test_suite(options: dict[str, Any], root: Path) -> Scorer:
@@ -300,8 +338,8 @@ def _plugin(kind: Any) -> plugins.Plugin | None:
 
 
 def _find(kind: Any, options: Mapping[str, Any]) -> Compare:
-    if isinstance(kind, str) and kind in BUILTIN:
-        return BUILTIN[kind]
+    if isinstance(kind, str) and (kind in BUILTIN or kind in OF_FILES):
+        return BUILTIN[kind] if kind in BUILTIN else OF_FILES[kind][0]
     if kind == "judge":
         prose = quote(str(next(iter(options.values()), "")))
         raise UsageError(

@@ -86,7 +86,7 @@ class Negation(BaseModel):
 
 async def negated(sample: Sample, rollout: Rollout, scorer: Scorer) -> Score:
     """1 if the scorer does not give full marks. An empty answer always scores 0."""
-    if not rollout.answer.strip():
+    if rollout.empty:
         return Score(0.0, "the answer is empty")
     score = await evaluate(scorer, sample, rollout)
     verb = "must not pass, but does" if score.hard else "fails, as it must"

@@ -101,6 +101,11 @@ def _values(text: str) -> Iterator[Any]:
             return
 
 
+def difference(value: Any, wanted: Any) -> str:
+    """The first difference between two JSON values, or "" if they are equal. Numbers compare by value."""
+    return next(iter(_differences(value, wanted, "$", closed=True)), "")
+
+
 def expected_json(sample: Sample) -> str:
     return "" if sample.target is None else json.dumps(_target(sample)[0], ensure_ascii=False)
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from skilltune.errors import CallConfigError, CallError, JudgeError, SampleError, Stopped
+from skilltune.errors import CallConfigError, CallError, JudgeError, MissingArtifact, NotGraded, SampleError, Stopped
 from skilltune.rollout import Rollout, Score
 from skilltune.samples import Sample
 from skilltune.scorers.apart import Raised, TookTooLong, call_apart
@@ -48,6 +48,11 @@ def by_itself(sample: Sample) -> list[str]:
     return []
 
 
+def no_files(sample: Sample) -> Iterable[Path]:
+    """The default of `reads`."""
+    return ()
+
+
 @dataclass(frozen=True, slots=True)
 class Scorer:
     """A named scorer. A call returns a Score, float or bool, or an awaitable of one; `evaluate` makes a Score of all of
@@ -56,7 +61,8 @@ class Scorer:
     `fingerprint` covers everything that decides a score and becomes part of the journal's keys. `expected` returns an
     answer that must score 1, or "" if none is known. `check` raises UsageError for a sample that can never be scored.
     `judge` is the model that reads answers, or None. `apart` is True for a user's function, which may do anything: it
-    runs in its own thread, see `scorers.apart`.
+    runs in its own thread, see `scorers.apart`. `reads` names the files with the expected content of a sample; their
+    content becomes part of the journal's keys.
     """
 
     name: str
@@ -68,6 +74,7 @@ class Scorer:
     judge: Judge | None = None
     describe: Callable[[Sample], list[str]] = by_itself
     custom: bool = False
+    reads: Callable[[Sample], Iterable[Path]] = no_files
 
     def __call__(self, sample: Sample, rollout: Rollout) -> Score | float | bool | Awaitable[Score | float | bool]:
         return self.score(sample, rollout)
@@ -77,10 +84,12 @@ async def evaluate(scorer: Scorer, sample: Sample, rollout: Rollout) -> Score:
     """Run a scorer and return a Score with a reason.
 
     Failures of the scorer become a JudgeError that names scorer, sample and cause, and never a 0. These errors pass
-    through unchanged: SampleError (the sample cannot be graded), CallConfigError (wrong key or model of a scorer's own)
-    and Stopped.
+    through unchanged: SampleError and NotGraded (the sample cannot be graded), CallConfigError (wrong key or model of a
+    scorer's own) and Stopped. A file that the target did not write (MissingArtifact) scores 0.
     """
     result = await _result(scorer, sample, rollout)
+    if isinstance(result, Raised) and isinstance(result.error, MissingArtifact):
+        return Score(0.0, str(result.error), soft=0.0)
     if isinstance(result, Raised):
         raise _failure(scorer, sample, result.error) from result.error
     try:
@@ -114,7 +123,7 @@ def _copied(sample: Sample) -> Sample:
 
 def _failure(scorer: Scorer, sample: Sample, error: BaseException) -> CallError | Stopped:
     """Convert a scorer's exception to an error of the rollout."""
-    if isinstance(error, CallConfigError | JudgeError | SampleError | Stopped):
+    if isinstance(error, CallConfigError | JudgeError | NotGraded | SampleError | Stopped):
         return error
     where = f'scorer {scorer.name} failed on sample "{sample.id}": '
     if isinstance(error, TookTooLong):

@@ -11,7 +11,7 @@ from skilltune.envs.task import Task
 from skilltune.errors import CallConfigError, CallError, InfraError, UsageError
 from skilltune.journal.keys import digest
 from skilltune.names import parse_name
-from skilltune.rollout import Trajectory
+from skilltune.rollout import Artifact, Trajectory
 from skilltune.skill import Skill
 from skilltune.targets import Target
 from skilltune.usage import Usage
@@ -32,7 +32,15 @@ class PluginTarget:
         return digest("plugin", self.name, self.package, self.target.fingerprint)
 
     def guess(self, skill: Skill, task: Task) -> Usage:
-        return self.target.guess(skill, task)
+        try:
+            guess = self.target.guess(skill, task)
+        except CallError:
+            raise
+        except Exception as error:
+            raise CallConfigError(f"{self.name}: `guess` failed with {type(error).__name__}: {error}") from error
+        if not isinstance(guess, Usage):
+            raise CallConfigError(f"{self.name}: `guess` must return a Usage; it returned {guess!r:.200}")
+        return guess
 
     async def run(self, skill: Skill, task: Task, attempt: int) -> Trajectory:
         where = f'{self.name}, sample "{task.id}"'
@@ -50,6 +58,11 @@ class PluginTarget:
             raise CallConfigError(
                 f"{where}: `run` must return a Trajectory whose outcome is ok or agent_limit, and raise InfraError or "
                 f"CallConfigError otherwise; it returned {trajectory!r:.200}"
+            )
+        if wrong := [path for path, file in trajectory.artifacts.items() if not isinstance(file, Artifact)]:
+            raise CallConfigError(
+                f"{where}: `Trajectory.artifacts` maps a path to an `Artifact`; make one with "
+                f"skilltune.rollout.Artifact.of(content) for {wrong[0]!r:.100}"
             )
         return trajectory
 

@@ -25,10 +25,10 @@ from skilltune.models import Message, Reply, Request, Tool, ToolCall, ToolResult
 from skilltune.rollout import THINKING, Trajectory, Turn
 from skilltune.sandbox import Command, Limits, Policy, Sandbox
 from skilltune.skill import Skill
-from skilltune.targets.agents.job import KEPT, readable
+from skilltune.targets.agents.job import KEPT, left_files, readable
 from skilltune.targets.chat import GUESSED_ANSWER, with_skill
 from skilltune.usage import Usage
-from skilltune.workspace import Workspace, close_workspace, open_workspace
+from skilltune.workspace import Workspace, changes, close_workspace, open_workspace
 
 MAX_TURNS = 20  # if target.max_turns is not set
 GUESSED_CALLS = 4  # calls of a rollout, before the first one
@@ -126,6 +126,7 @@ class ToolsTarget:
         try:
             done = await meter(lambda: self._go_on(talk, attempt), self.guess(skill, task))
             self.client.note_learned()
+            left = await asyncio.to_thread(changes, workspace)
         except CallError as failure:
             if talk.taken:  # the calls before the failed one were answered and paid
                 meter.budget.spend(talk.usage)
@@ -133,7 +134,8 @@ class ToolsTarget:
             raise
         finally:
             await asyncio.to_thread(close_workspace, workspace)
-        return replace(done, seconds=round(time.monotonic() - began, 4))
+        seconds = round(time.monotonic() - began, 4)
+        return replace(done, seconds=seconds, artifacts=left_files(left), diff=left.diff)
 
     async def _go_on(self, talk: _Talk, attempt: int) -> Trajectory:
         """The loop, from where it stands."""

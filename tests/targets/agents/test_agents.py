@@ -114,6 +114,7 @@ async def test_a_rollout_sees_the_skill_as_the_mode_promises(
     assert trajectory.skill_loaded is (activation != "native")
     assert trajectory.answer == ("no idea" if activation == "native" else "ANSWER 42")
     assert [turn.text for turn in trajectory.turns if turn.role == "tool"] == ["done\n"]
+    assert {path: file.read() for path, file in trajectory.artifacts.items()} == {"out.txt": b"done\n"}
     assert (trajectory.usage.calls, len(server.asked)) == (2, 2)
     assert not alive(str(tmp_path / "tmp"))
 

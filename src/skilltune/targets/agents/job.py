@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 from urllib.parse import urlsplit
 
+from skilltune.rollout import Artifact
 from skilltune.sandbox import Policy, probe
 from skilltune.sandbox.process import Command, Exit, Limits
 from skilltune.usage import Usage
@@ -166,6 +167,11 @@ def package_of(file: str) -> str:
     itself."""
     head, found, _ = file.partition(f"{os.sep}node_modules{os.sep}")
     return f"{head}{os.sep}node_modules" if found else file
+
+
+def left_files(changed: Changes) -> dict[str, Artifact]:
+    """The files that an agent made or changed, by their paths in the workspace."""
+    return {path: Artifact.of(data) for path, data in changed.files.items()}
 
 
 def workspaces_of(folder: Path) -> Path:

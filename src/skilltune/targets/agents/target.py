@@ -34,7 +34,7 @@ from skilltune.sandbox import Sandbox, probe
 from skilltune.skill import MAIN, Skill
 from skilltune.targets.agents import AGENTS, AgentJob, AgentResult, SkillFiles, run_job
 from skilltune.targets.agents.command import split_command
-from skilltune.targets.agents.job import KEPT, Mode, workspaces_of
+from skilltune.targets.agents.job import KEPT, Mode, left_files, workspaces_of
 from skilltune.usage import Usage, minus
 
 TIMEOUT_S = 900.0  # of a rollout, if target.timeout_s is not set
@@ -193,6 +193,8 @@ def witnessed(job: AgentJob, result: AgentResult, lease: Lease) -> Trajectory:
         seconds=round(result.seconds, 4),
         skill_offered=lease.offered or job.skill is None,
         skill_loaded=lease.loaded or job.skill is None,
+        artifacts=left_files(result.changes),
+        diff=result.changes.diff,
         journaled=True,
     )
 
@@ -208,6 +210,8 @@ def alone(job: AgentJob, result: AgentResult) -> Trajectory:
         error="; ".join(filter(None, (end.error, denied))),
         usage=end.usage or Usage(calls=1, usd=None),
         seconds=round(result.seconds, 4),
+        artifacts=left_files(result.changes),
+        diff=result.changes.diff,
     )
 
 
