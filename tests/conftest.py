@@ -30,9 +30,7 @@ def _one_tls_context() -> Iterator[None]:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--agents", metavar="BIN", help="also run what is marked `agents`; BIN holds claude, codex, opencode"
-    )
+    parser.addoption("--agents", metavar="BIN", help="also run what needs the command lines in this folder")
     parser.addoption("--soak", action="store_true", help="also run what is marked `soak`: hours of seeds and kills")
 
 
