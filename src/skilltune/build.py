@@ -94,7 +94,9 @@ def write_config(s: Parts) -> None:
 
 
 def pin_inputs(s: Parts) -> None:
-    """Pin the run's inputs. Raises `RunError` if the start skill or skilltune's version changed since it started."""
+    """Pin the run's inputs. Raises `RunError` if the start skill or skilltune's version changed since it started, and
+    `UsageError` if the target cannot load the skill."""
+    require_loadable(s.cfg, s.skill)
     require_unchanged(s.run, "version", "skilltune's own version", __version__)
     require_unchanged(s.run, "skill", f"the skill {s.cfg.skill}", s.skill.hash)
     pin(s.run, s.skill, s.roll, s.optimizer.looks_back, (*s.splits.train, *s.splits.select))
@@ -240,13 +242,19 @@ def build_target(cfg: Config, clients: Clients, env: Env, skill: Skill, root: Pa
     """The target within the budget. Raises UsageError if the budget is in dollars and the target's price is unknown,
     or if it cannot be shown the samples' files."""
     scheme = parse_name(cfg.target.model).scheme
-    if scheme in AGENT_SCHEMES:
-        named_skill(skill, cfg.target.activation or "forced")
+    if skill.text.strip():
+        require_loadable(cfg, skill)
     target = MAKERS[scheme](cfg.target, clients, root)
     clients.budget.require_price("target", target.guess(skill, env.task(env.samples[0])))
     if isinstance(target, ChatTarget):
         env.require_shown()
     return target
+
+
+def require_loadable(cfg: Config, skill: Skill) -> None:
+    """Raise UsageError if the target is an agent that could not load the skill."""
+    if parse_name(cfg.target.model).scheme in AGENT_SCHEMES:
+        named_skill(skill, cfg.target.activation or "forced")
 
 
 def build_roller(cfg: Config, run: Run, env: Env, target: Target, lookahead: bool) -> Roller:

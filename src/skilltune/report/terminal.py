@@ -26,6 +26,7 @@ from rich.text import Text
 
 from skilltune.config import GateConfig
 from skilltune.gate.priors import VETO
+from skilltune.history.activation import describe_activation
 from skilltune.history.left_out import describe, left_out, summed
 from skilltune.history.record import Judged, Record, Version, affordable
 from skilltune.journal.run import FAILED
@@ -394,6 +395,8 @@ class Lines:
             console.print(f"stopped early: {result.stopped}")
         if text := describe(self._left_out):
             console.print(f"left out: {clean(text)}")
+        if text := describe_activation(session.run):
+            console.print(f"the skill was {text}")
         console.print()
         for kind, usage in sorted(session.run.usage.items()):
             console.print(f"{kind:<15}{describe_usage(usage)}{unknown_costs(kind, session.run.estimated)}")
@@ -519,6 +522,8 @@ def show_run(record: Record, console: Console) -> None:
             console.print(f"{'not certified':<15}{proof.reason}")
     if text := describe(record.left_out):
         console.print(f"{'left out':<15}{clean(text)}")
+    if text := describe_activation(record.run):
+        console.print(f"{'the skill was':<15}{text}")
     if record.controls is not None:
         print_controls(record.controls, console)
         console.print()
