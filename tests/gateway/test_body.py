@@ -49,6 +49,10 @@ def test_any_bytes_are_an_object_or_a_value_error(raw: bytes):
     assert body.data == json.loads(raw.decode())
 
 
+def key(body: dict[str, Any], rollout: str = "r", upstream: str = "u") -> str:
+    return request_key(rollout, upstream, "d", read_body(json.dumps(body, ensure_ascii=False).encode()))
+
+
 def codex(turn: str, output: str) -> dict[str, Any]:
     return {
         "model": "m",
@@ -85,7 +89,7 @@ def codex(turn: str, output: str) -> dict[str, Any]:
     ],
 )
 def test_two_runs_of_an_agent_ask_the_same(one: dict[str, Any], two: dict[str, Any]):
-    assert request_key("r", "u", "d", one) == request_key("r", "u", "d", two)
+    assert key(one) == key(two)
 
 
 @pytest.mark.parametrize(
@@ -98,6 +102,6 @@ def test_two_runs_of_an_agent_ask_the_same(one: dict[str, Any], two: dict[str, A
 )
 def test_other_questions_have_other_keys(two: dict[str, Any]):
     one = codex("a1", "Chunk ID: 309c74\nWall time: 0.1153 seconds\nOutput:\nhello")
-    assert request_key("r", "u", "d", one) != request_key("r", "u", "d", two)
-    assert request_key("r", "u", "d", one) != request_key("r2", "u", "d", one)
-    assert request_key("r", "u", "d", one) != request_key("r", "u2", "d", one)
+    assert key(one) != key(two)
+    assert key(one) != key(one, rollout="r2")
+    assert key(one) != key(one, upstream="u2")

@@ -14,7 +14,6 @@ from typing import Any
 
 import aiohttp
 import pytest
-from agent import BODY, DIALECTS, PATHS, first, following, post, work
 
 from skilltune.errors import CallConfigError, InfraError, SampleError, UsageError
 from skilltune.gateway import Activation, Gateway, Lease, RolloutLimits, upstream_of
@@ -24,6 +23,7 @@ from skilltune.metering.slots import Endpoint
 from skilltune.models.dialects import Dialect
 from skilltune.models.retry import RetryPolicy
 from skilltune.rollout import Turn as Shown
+from small_agent import BODY, DIALECTS, PATHS, first, following, post, work
 from upstream import BODIES, STREAMS, Asked, Call, Fault, Script, Turn, Upstream, turns
 
 pytestmark = pytest.mark.anyio
@@ -542,7 +542,7 @@ KILLED = """
 import asyncio, sys
 from pathlib import Path
 sys.path[:0] = sys.argv[4:]
-from agent import work
+from small_agent import work
 from skilltune.gateway import Gateway, RolloutLimits, Upstream
 from skilltune.journal.run import Run
 
@@ -563,7 +563,7 @@ asyncio.run(main(*sys.argv[1:4]))
 @pytest.mark.parametrize("dialect", DIALECTS)
 async def test_a_process_that_is_killed_pays_for_no_answered_exchange_again(dialect: Dialect, tmp_path: Path):
     script = turns(*(Turn("I look.", (Call("Bash", {"command": f"ls {number}"}),)) for number in range(3)), Turn("42"))
-    folders = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+    folders = [str(Path(__file__).parent.parent)]
 
     async def process() -> asyncio.subprocess.Process:
         command = [sys.executable, "-c", KILLED, server.url, dialect, str(tmp_path / "run"), *folders]

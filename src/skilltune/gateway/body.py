@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -28,19 +29,19 @@ _MASKS = (  # a literal that the text must contain, and the part that differs in
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """A request's JSON. `span` is the place of the model's name in the text."""
+    """A request's JSON. `spans` are the places of the fields' values in the text."""
 
     text: str
     data: Mapping[str, Any]
-    span: tuple[int, int] | None
+    spans: Mapping[str, tuple[int, int]]
 
     def for_model(self, model: str) -> bytes:
         """The same bytes with another model."""
         if self.data.get("model") == model:
             return self.text.encode("utf-8", "surrogatepass")
-        if self.span is None:
+        if "model" not in self.spans:
             return json.dumps({**self.data, "model": model}, ensure_ascii=False).encode("utf-8", "replace")
-        begin, end = self.span
+        begin, end = self.spans["model"]
         changed = self.text[:begin] + json.dumps(model) + self.text[end:]
         return changed.encode("utf-8", "surrogatepass")
 
@@ -49,7 +50,7 @@ def read_body(raw: bytes) -> Body:
     """Raises ValueError if this is not one JSON object."""
     text = raw.decode("utf-8")
     data: dict[str, Any] = {}
-    span = None
+    spans: dict[str, tuple[int, int]] = {}
     try:
         at = _skip(text, 0)
         if text[at : at + 1] != "{":
@@ -64,8 +65,7 @@ def read_body(raw: bytes) -> Body:
                 raise ValueError("a colon is expected")
             begin = _skip(text, at + 1)
             data[name], at = _DECODER.raw_decode(text, begin)
-            if name == "model":
-                span = (begin, at)
+            spans[name] = begin, at
             at = _skip(text, at)
             if text[at : at + 1] == ",":
                 at = _skip(text, at + 1)
@@ -75,7 +75,7 @@ def read_body(raw: bytes) -> Body:
         raise ValueError("the body is nested too deeply") from None
     if _skip(text, at + 1) != len(text):
         raise ValueError("something follows the object")
-    return Body(text, data, span)
+    return Body(text, data, spans)
 
 
 def _skip(text: str, at: int) -> int:
@@ -84,20 +84,26 @@ def _skip(text: str, at: int) -> int:
     return found.end()
 
 
-def request_key(rollout_key: str, upstream: str, dialect: str, body: Mapping[str, Any]) -> str:
+def request_key(rollout_key: str, upstream: str, dialect: str, body: Body) -> str:
     """Key of a question: equal for the same question of the same rollout, also in another process.
 
     Left out is what differs between two runs of an agent on the same paths: ids of sessions and items, cache keys, the
     date, and the ids and times that Codex writes into the outputs of its tools.
     """
-    known = {name: value for name, value in body.items() if name not in _VOLATILE}
-    if isinstance(known.get("input"), list):
-        known["input"] = [_without_id(item) for item in known["input"]]
-    text = json.dumps(known, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    known = {name: body.text[begin:end] for name, (begin, end) in body.spans.items() if name not in _VOLATILE}
+    if isinstance(items := body.data.get("input"), list):
+        known["input"] = json.dumps([_without_id(item) for item in items], ensure_ascii=False)
+    content = hashlib.sha256()
+    for name in sorted(known):
+        content.update(f"{name}\0{_masked(known[name])}\0".encode("utf-8", "surrogatepass"))
+    return digest("exchange", rollout_key, upstream, dialect, content.hexdigest())
+
+
+def _masked(text: str) -> str:
     for literal, pattern in _MASKS:
         if literal in text:
             text = pattern.sub("…", text)
-    return digest("exchange", rollout_key, upstream, dialect, text)
+    return text
 
 
 def _without_id(item: Any) -> Any:

@@ -84,7 +84,7 @@ class Lease:
         self._link, self._activation, self._limits = link, activation, limits
         self._rollout_key, self._run, self._slots, self._role = rollout_key, run, slots, role
         self._answered: Counter[str] = Counter()  # questions that the agent had a whole answer to
-        self._last: tuple[bool, Dialect, Mapping[str, Any], Answer] | None = None
+        self._last: tuple[_Question, Dialect, Mapping[str, Any], Json] | None = None
         self._proven = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -109,12 +109,13 @@ class Lease:
         """The messages of the last request with tools (or the last one at all), then its answer."""
         if self._last is None:
             return ()
-        _, dialect, body, answer = self._last
-        return turns_of(dialects.parse_request(dialect, body), answer, self._activation)
+        question, dialect, asked, body = self._last
+        answer = self._parsed(body, question)
+        return turns_of(dialects.parse_request(dialect, asked), answer, self._activation)
 
     def answer(self) -> str:
         """The text of the last answer, "" if there is none."""
-        return self._last[3].text if self._last is not None else ""
+        return self._parsed(self._last[3], self._last[0]).text if self._last is not None else ""
 
     # -- one exchange
 
@@ -157,7 +158,7 @@ class Lease:
         if self.closed or (self.fault is not None and self._final):
             raise self.fault or CallConfigError("the rollout has ended")
         asks_tools = bool(body.data.get("tools"))
-        same = request_key(self._rollout_key, self.upstream.fingerprint, relay.dialect, body.data)
+        same = request_key(self._rollout_key, self.upstream.fingerprint, relay.dialect, body)
         key = f"{same}/{self._answered[same]}"
         question = self._question(body, headers, query, relay.dialect, f"{_ID[relay.dialect]}{digest(key)[:24]}")
         await self._prove(body.data, asks_tools)
@@ -301,8 +302,8 @@ class Lease:
         self.usage += self._priced(body, question)
         if self.fault is not None and not self._final:
             self.fault = None
-        if asks_tools or self._last is None or not self._last[0]:
-            self._last = (asks_tools, dialect, asked, self._parsed(body, question))
+        if asks_tools or self._last is None or not self._last[2].get("tools"):
+            self._last = question, dialect, asked, body
 
 
 @dataclass(frozen=True, slots=True)
