@@ -93,7 +93,7 @@ class SampleError(CallError):
     outcome: Outcome = "sample_error"
 
 
-class NotGraded(CallError):
+class NotGraded(JudgeError):
     """The answer cannot be graded: what the grader itself needs is missing or unreadable. Never a score."""
 
     outcome: Outcome = "not_graded"

@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 
 from skilltune.cli.main import app
 from skilltune.models.retry import RetryPolicy
+from skilltune.sandbox import describe, probe
 from training import prepare, small
 from world import Faults, World
 
@@ -58,7 +59,7 @@ def program(folder: Path, name: str, script: str) -> None:
 def test_without_a_config_the_machine_is_looked_at_and_no_model_called() -> None:
     result = doctor()
     assert result.exit_code == 0, result.output
-    for topic in ("skilltune", "python", "sqlite", "git", "claude", "codex", "key", "sandbox", "disk", "clock"):
+    for topic in ("skilltune", "python", "sqlite", "git", "claude", "key", "code", "sandbox", "disk", "clock"):
         assert any(line.split()[1] == topic for line in result.stdout.splitlines()[:-1] if line[0] != " "), topic
     assert result.stdout.splitlines()[-1] == "fine: nothing fails"
 
@@ -132,10 +133,16 @@ def test_keys_are_named_as_set_or_not_and_never_shown(
 
 def test_a_scorer_of_ones_own_is_a_warning_and_the_truth(tmp_path: Path, world: World) -> None:
     (tmp_path / "mine.py").write_text("def score(sample, rollout):\n    return rollout.answer == sample.target\n")
-    finding = found(config(tmp_path, world), "env.score=python:mine.py:score")["sandbox"]
+    finding = found(config(tmp_path, world), "env.score=python:mine.py:score")["code"]
     assert finding["level"] == "warn"
     assert "unconfined" in finding["text"]
-    assert found(tmp_path / "desk.toml")["sandbox"]["level"] == "ok"
+    assert found(tmp_path / "desk.toml")["code"]["level"] == "ok"
+
+
+def test_what_the_sandbox_holds_is_one_line(tmp_path: Path, world: World) -> None:
+    finding = found(config(tmp_path, world))["sandbox"]
+    assert finding["text"] == f"agents and the scorer tests: {describe(probe())}"
+    assert finding["level"] == ("warn" if probe().level == "none" else "ok")
 
 
 def test_a_full_disk_fails_and_a_fuller_one_warns(

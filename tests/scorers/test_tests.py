@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from skilltune import sandbox as sandbox_module
 from skilltune.envs import Env
 from skilltune.errors import JudgeError, NotGraded, UsageError
-from skilltune.rollout import Rollout, Score, Trajectory
+from skilltune.rollout import Artifact, Rollout, Score, Trajectory
 from skilltune.samples import Sample
 from skilltune.sandbox import probe
 from skilltune.scorers import build, evaluate
-from skilltune.scorers.tests import share_passed
+from skilltune.scorers.tests import laid_over, share_passed, wanted
 
 pytestmark = pytest.mark.anyio
 PYTHON = sys.executable
@@ -149,6 +149,43 @@ async def test_the_files_of_a_sample_are_in_the_copy(root: Path) -> None:
     sample = SAMPLE.model_copy(update={"files": {"in/data.csv": "data.csv"}})
     scorer = build(spec(command="cat in/data.csv solution.py", files={}), root)
     assert (await evaluate(scorer, sample, rollout("x"))).value == 1
+
+
+def test_the_levels_that_scorers_ask_for_are_known(root: Path) -> None:
+    plain = Env([Sample(id="1", input="x", target="x")], root=root)
+    mixed = Env(
+        [
+            Sample(id="1", input="x", checks=({"type": "not", "check": spec(sandbox="none")},)),
+            Sample(id="2", input="x"),
+        ],
+        {"type": "tests", "command": "true", "sandbox": "none"},
+        root=root,
+    )
+    assert plain.sandboxes == []
+    assert mixed.sandboxes == ["none"]
+    assert list(wanted("tests:pytest -q")) == ["auto"]
+    assert list(wanted({"type": "checks", "checks": [{"type": "tests", "sandbox": "bwrap"}, {"type": "exact"}]})) == [
+        "bwrap"
+    ]
+
+
+@needs_sandbox
+async def test_the_files_that_a_target_left_are_tested(root: Path) -> None:
+    (root / "old.py").write_text("def add(a, b): return 0\n")
+    sample = SAMPLE.model_copy(update={"files": {"solution.py": "old.py"}})
+    scorer = build(spec(answer=""), root)
+    for code, value in ((b"def add(a, b): return a + b\n", 1.0), (b"def add(a, b): return a\n", 0.0)):
+        left = {"solution.py": code, "../outside": b"x", "a\\b": b"x", "test_add.py": b"print('Ran 1 test in 0.1s')"}
+        trajectory = Trajectory("", artifacts={name: Artifact.of(data) for name, data in left.items()})
+        assert (await evaluate(scorer, sample, Rollout("s1", "", 0, trajectory, None))).value == value
+    assert (await evaluate(scorer, sample, rollout("I could not."))).value == 0
+
+
+def test_files_are_laid_over_others() -> None:
+    base = {"a": b"1", "b/c": b"2", "d/e/f": b"3"}
+    assert laid_over(base, {"a/x": b"4", "b": b"5"}) == {"d/e/f": b"3", "a/x": b"4", "b": b"5"}
+    assert laid_over(base, {"/x": b"", "../x": b"", "": b"", "x/../../y": b"", ".git/config": b""}) == base
+    assert laid_over(base, {"d/e/g": b"6", "a": b"7"}) == {**base, "a": b"7", "d/e/g": b"6"}
 
 
 async def test_an_empty_answer_scores_0(root: Path) -> None:

@@ -33,6 +33,7 @@ from skilltune.scorers.judge import Ask, Judge, prose
 from skilltune.scorers.python import importing_from, load_module
 from skilltune.scorers.reading import nearest, quote
 from skilltune.scorers.scorer import first_target
+from skilltune.scorers.tests import wanted
 
 P = ParamSpec("P")
 _INPUT = "{input}"
@@ -126,6 +127,11 @@ class Env:
         judge = replace(self.judge, ask=ask, fingerprint=fingerprint, model=known or self.judge.model)
         made._scorer = made._own_checks = build(self._score, self.root, judge)
         return made
+
+    @property
+    def sandboxes(self) -> list[str]:
+        """The sandbox levels that the scorers ask for; empty if none runs what a model wrote."""
+        return sorted({*wanted(self._score), *(level for sample in self.samples for level in wanted(sample.checks))})
 
     def lines(self, sample: Sample) -> list[str]:
         """The lines of a sample that the judge reads; empty without a judge."""

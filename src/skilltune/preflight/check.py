@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 
+from skilltune import sandbox
 from skilltune.authoring.review import unread
 from skilltune.authoring.scaffold import DESCRIPTION
 from skilltune.build import build_env, build_parts, describe_overlong, load_skill
@@ -78,6 +79,7 @@ async def check(
     with _collecting(found):
         env = build_env(cfg, root)
         found.notes += env.notes()
+        found.notes += [f"the scorer tests runs in {sandbox.describe(sandbox.probe(level))}" for level in env.sandboxes]
         _check_contradictions(env, found)
         await _check_samples(cfg, env, found)
     if found.skill is None or env is None or found.splits is None:

@@ -33,6 +33,7 @@ from skilltune.metering.clients import endpoint_key
 from skilltune.names import parse_name
 from skilltune.preflight.probe import PATIENCE_S, Probe, probe_roles
 from skilltune.samples import Sample
+from skilltune.sandbox import describe, probe
 from skilltune.scorers.judge import Reader
 from skilltune.version import __version__
 
@@ -224,14 +225,17 @@ def _keys(cfg: Config | None) -> Iterator[Finding]:
 
 
 def _sandbox(cfg: Config | None) -> Iterator[Finding]:
-    """Report the actual confinement of user code."""
+    """Report the confinement of the user's code, and of what a model writes."""
     spec = cfg.env.samples if cfg is not None else ""
     own = cfg is not None and (spec.rpartition(":")[0].endswith(".py") or "python:" in str(cfg.env.score))
     text = "Python scorers and env.py factories run inside skilltune, unconfined: your files, your keys, the network"
-    yield Finding("warn" if own else "ok", "sandbox", text, "use only code that you trust" if own else "")
-    path = shutil.which("bwrap")
-    text = f"{path or 'not on the PATH'}; this version does not use it"
-    yield Finding("ok", "bubblewrap", text)
+    yield Finding("warn" if own else "ok", "code", text, "use only code that you trust" if own else "")
+    sandbox = probe()
+    text = f"agents and the scorer tests: {describe(sandbox)}"
+    install = "install bubblewrap (Debian, Ubuntu: apt install bubblewrap)"
+    yield Finding(
+        "warn" if sandbox.level == "none" else "ok", "sandbox", text, install if sandbox.level == "none" else ""
+    )
 
 
 def _disk(folder: Path) -> Iterator[Finding]:

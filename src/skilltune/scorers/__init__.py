@@ -58,7 +58,8 @@ BUILTIN: dict[str, Compare] = {
 }
 OF_FILES = {"files": (_files.files, _files.check), "cells": (_cells.cells, _cells.check)}
 """Scorers of the files that the target left behind, with the check of a sample."""
-KINDS = (*BUILTIN, *OF_FILES, "tests", "checks", "not", "judge")  # of a check, besides plug-ins and python:file.py:fn
+KINDS = (*BUILTIN, *OF_FILES, "tests", "checks", "not", "judge")
+"""The types of a check, besides plug-ins and python:file.py:fn."""
 _EXPECTED: dict[str, Callable[[Sample], str]] = {
     "regex": example,
     "json": expected_json,

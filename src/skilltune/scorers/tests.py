@@ -15,10 +15,10 @@ import shlex
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
-from typing import Annotated, Literal
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
 from weakref import WeakKeyDictionary
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -77,14 +77,13 @@ def tests(options: Options, root: Path) -> Scorer:
 
     async def score(sample: Sample, rollout: Rollout) -> Score:
         files = {name: (root / path).read_bytes() for name, path in sample.files.items()}
+        files = laid_over(files, {name: artifact.read() for name, artifact in rollout.artifacts.items()})
         if options.answer and rollout.answer.strip():
-            files[options.answer] = code_of(rollout.answer).encode("utf-8", "replace")
-        elif not (left := artifacts(rollout)):
+            files = laid_over(files, {options.answer: code_of(rollout.answer).encode("utf-8", "replace")})
+        elif not rollout.artifacts:
             return Score(0.0, "the target left neither an answer nor files")
-        else:
-            files |= left
         try:
-            ended = await run_over(files | hidden, argv, options, sandbox, root)
+            ended = await run_over(laid_over(files, hidden), argv, options, sandbox, root)
         except CallConfigError as error:
             raise NotGraded(f'sample "{sample.id}": the tests did not run: {error}', systemic=str(error)) from error
         except InfraError as error:
@@ -98,9 +97,23 @@ def tests(options: Options, root: Path) -> Scorer:
     return Scorer("tests", digest, score, expected, describe=lambda sample: [f"tests: {shlex.join(argv)} must pass"])
 
 
-def artifacts(rollout: Rollout) -> Mapping[str, bytes]:
-    """The files that a target left, by their paths in its workspace."""
-    return {}
+def laid_over(files: Mapping[str, bytes], new: Mapping[str, bytes]) -> dict[str, bytes]:
+    """The files with new ones laid over them. A new file replaces a folder of its name, and a folder a file. Paths that
+    lead out of the folder, which a target may make up, are left out."""
+    found = {name: content for name, content in new.items() if _inside(name)}
+    taken = {str(path) for name in found for path in (PurePosixPath(name), *PurePosixPath(name).parents)}
+    names = {PurePosixPath(name) for name in found}
+    kept = {
+        name: content
+        for name, content in files.items()
+        if name not in taken and not any(above in names for above in PurePosixPath(name).parents)
+    }
+    return kept | found
+
+
+def _inside(name: str) -> bool:
+    path = PurePosixPath(name)
+    return bool(path.parts) and not path.is_absolute() and not {"..", ".git"} & {*path.parts} and "\0" not in name
 
 
 def code_of(answer: str) -> str:
@@ -134,6 +147,20 @@ def _sandbox(options: Options) -> Sandbox:
     return sandbox
 
 
+def wanted(spec: Any) -> Iterator[str]:
+    """The sandbox levels that the `tests` in a scorer's spec ask for."""
+    if isinstance(spec, str) and spec.partition(":")[0] == "tests":
+        yield "auto"
+    elif isinstance(spec, Mapping):
+        if spec.get("type") == "tests":
+            yield spec.get("sandbox", "auto")
+        for part in spec.values():
+            yield from wanted(part) if isinstance(part, Mapping | list | tuple) else ()
+    elif isinstance(spec, list | tuple):
+        for part in spec:
+            yield from wanted(part)
+
+
 # -- run
 
 
@@ -143,7 +170,7 @@ _slots: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKe
 async def run_over(
     files: Mapping[str, bytes], argv: tuple[str, ...], options: Options, sandbox: Sandbox, root: Path
 ) -> Exit:
-    """Run a command over a copy of files. At most one command per processor runs at a time.
+    """Run a command over a copy of files, whose paths lie inside it. At most one command per processor runs at a time.
 
     Raises CallConfigError if the command cannot be started.
     """
@@ -153,7 +180,7 @@ async def run_over(
         work, home, tmp = (base / name for name in ("work", "home", "tmp"))
         for folder in (work, home, tmp):
             folder.mkdir()
-        write_files(work, checked_files(files))
+        write_files(work, files)
         ours = os.path.dirname(sys.executable)
         env = {
             "PATH": f"{os.environ.get('PATH', os.defpath)}{os.pathsep}{ours}",
@@ -254,4 +281,4 @@ def _shown(output: str) -> str:
     return _SECONDS.sub("… s", output.strip()[-SHOWN:]) or "no output"
 
 
-__all__ = ["Options", "graded", "share_passed", "tests"]
+__all__ = ["Options", "graded", "share_passed", "tests", "wanted"]
