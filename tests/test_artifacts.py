@@ -13,7 +13,7 @@ import pytest
 
 from skilltune import Env, Score
 from skilltune.envs import Task
-from skilltune.errors import InfraStopped, MissingArtifact, RunError
+from skilltune.errors import InfraStopped, MissingArtifact, NotGraded, RunError
 from skilltune.journal.run import Run
 from skilltune.optimizer.render import render_rollout
 from skilltune.report.html import _draws
@@ -89,6 +89,23 @@ async def test_a_file_that_the_target_did_not_write_scores_0_and_an_error_of_the
             await roll(SKILL, env.samples[2:])
     with pytest.raises(MissingArtifact, match="it wrote none"):
         Rollout("s", "", 0, Trajectory(""), None).artifact("a")
+
+
+async def test_what_cannot_be_graded_is_left_out_and_is_no_score(tmp_path: Path) -> None:
+    def grader(sample: Sample, rollout: Rollout) -> float:
+        if sample.id == "s7":
+            raise NotGraded("the expected workbook is torn")
+        return 1.0
+
+    many = [{"id": f"s{i}", "input": f"q{i}", "target": "t"} for i in range(20)]
+    env, target = Env(many, grader), Writer(lines)
+    with Run.open(tmp_path) as run:
+        rollouts = await Roller(target, env, run)(SKILL, env.samples)
+        (left_out,) = [data["samples"] for _, _, data in run.events("left out")]
+    assert [rollout.sample for rollout in rollouts if not rollout.scored] == ["s7"]
+    assert rollouts[7].outcome == "not_graded"
+    assert left_out["s7"]["why"] == "the expected workbook is torn"
+    assert target.runs == 20
 
 
 async def test_a_repaired_scorer_reads_the_files_of_stored_answers(tmp_path: Path) -> None:

@@ -280,6 +280,10 @@ def test_the_first_wrong_cell_is_named(tmp_path: Path) -> None:
     found = graded(tmp_path, gold, book(A1="name", B1="sum", A2="x", B2="2,5"), "A1:B2")
     assert (found.value, found.soft) == (0, 0)
     assert 'out.xlsx: B2 is "2,5", expected "2.5"' in found.why
+    dated = graded(tmp_path, book(A1=DAY, A2=datetime.time(9, 30)), book(A1="30 Nov", A2="9:30"), "A1:A2")
+    assert 'A1 is "30 Nov", expected "2026-11-30 00:00:00"' in dated.why
+    assert 'A1 is "09:30:00"' in graded(tmp_path, book(A1=1), book(A1=datetime.time(9, 30)), "A1").why
+    (tmp_path / "gold.xlsx").write_bytes(gold)
     assert 'B2 is empty, expected "2.5"' in graded(tmp_path, gold, book(A1="name", B1="sum", A2="x"), "A1:B2").why
     assert graded(tmp_path, gold, book(A1="name", B1="sum", A2="x"), "A1:B1,A2").value == 1
     assert "D9 is empty" in graded(tmp_path, gold, book(A1="name", B1="sum", A2="x", B2=2.5), "A:D").why

@@ -113,7 +113,7 @@ def build(
             return _line(options, judge)
         case "tests":
             return _test_suite(options, root)
-    if kind in OF_FILES:
+    if isinstance(kind, str) and kind in OF_FILES:
         return _of_files(kind, options, root)
     if (plugin := _plugin(kind)) is not None:
         return _installed(plugin, options)

@@ -207,7 +207,7 @@ def _plain(value: Any, tolerance: float | None) -> Any:
 
 
 def _show(value: Any) -> str:
-    return "empty" if value is None else quote(as_text(value))
+    return "empty" if value is None else quote(str(value))
 
 
 def _openpyxl() -> Any:
