@@ -26,4 +26,6 @@ def install(folder: Path) -> Path:
         line = shlex.join([sys.executable, "-I", str(library / CLI.name), kind])
         file.write_text(f'#!/bin/sh\nexec {line} "$@"\n')
         file.chmod(0o755)
+    (folder / "rg").write_text("#!/bin/sh\n")  # opencode needs it
+    (folder / "rg").chmod(0o755)
     return folder

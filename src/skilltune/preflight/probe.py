@@ -13,8 +13,8 @@ from skilltune.metering.client import Client
 from skilltune.models import Request, user
 from skilltune.parts import Parts
 from skilltune.targets.chat import ChatTarget
-from skilltune.targets.tools import ToolsTarget
 from skilltune.targets.makers import RunTarget
+from skilltune.targets.tools import ToolsTarget
 from skilltune.usage import Usage
 
 PATIENCE_S = 30.0  # time limit of one probe in `probe_roles`, retries included

@@ -85,7 +85,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtur
     if missing:
         pytest.skip(f"{programs} has no {', '.join(missing)}")
     (tmp_path / "tmp").mkdir()
-    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
+    search = [str(path.parent) for path in programs.parent.glob("@openai/codex-*/vendor/*/codex-path/rg")]  # opencode's
+    monkeypatch.setenv("PATH", os.pathsep.join([str(programs), *search, os.environ["PATH"]]))
     monkeypatch.setenv("HOME", str(tmp_path / "user"))
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     monkeypatch.setattr("tempfile.tempdir", None)
@@ -152,7 +153,7 @@ async def test_a_model_that_loads_the_skill_is_seen(kind: str, home: Path) -> No
         target = agent(kind, server.url, home, activation="native")
         trajectory = await roll(target)
         await target.aclose()
-    assert (trajectory.skill_loaded, trajectory.answer) == (True, "The answer is 42.")
+    assert (trajectory.skill_loaded, trajectory.answer) == (True, "The answer is 42."), trajectory.turns
 
 
 @pytest.mark.parametrize("kind", ["claude-code", "codex"])

@@ -55,6 +55,7 @@ class Codex:
 
     dialect: Dialect = "openai-responses"
     executable = "codex"
+    beside = ()
     needs = "install it with `npm install -g @openai/codex`"
 
     def install(self, job: AgentJob, ws: Workspace) -> None:

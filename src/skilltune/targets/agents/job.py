@@ -97,7 +97,8 @@ class AgentResult:
 class Agent(Protocol):
     """One kind of agent. A new kind is one class of this shape, registered in `agents.AGENTS`.
 
-    `dialect` is the protocol of its model calls. `needs` says how to install it. `install` writes skill and settings
+    `dialect` is the protocol of its model calls. `executable` is its program ("" if the user names a command line), and
+    `beside` are programs that it needs on the PATH. `needs` says how to install it. `install` writes skill and settings
     into the private home. `command` is the command line; its environment is complete. `read` turns the end of the
     process into an `AgentExit`; it raises `InfraError` if the output proves no result, and `CallConfigError` if no
     other rollout can succeed either.
@@ -105,6 +106,7 @@ class Agent(Protocol):
 
     dialect: Dialect
     executable: str
+    beside: tuple[str, ...]
     needs: str
 
     def install(self, job: AgentJob, ws: Workspace) -> None: ...

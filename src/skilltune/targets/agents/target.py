@@ -343,6 +343,11 @@ def _program(name: Name, root: Path) -> tuple[str, tuple[Path, ...]]:
         found = shutil.which(agent.executable)
         if found is None:
             raise UsageError(f"`{name}`: there is no command `{agent.executable}` on the PATH; {agent.needs}")
+        if missing := [program for program in agent.beside if shutil.which(program) is None]:
+            raise UsageError(
+                f"`{name}`: there is no `{missing[0]}` on the PATH, which {agent.executable} needs and cannot download "
+                "in the sandbox; install it (rg is the package ripgrep)"
+            )
         return found, ()
     words, programs = split_command(name.model), list[Path]()
     for place, word in enumerate(words):
