@@ -32,7 +32,7 @@ class AcpAgent:
 
     dialect: Dialect = "openai-chat"
     executable = ""
-    beside = ()
+    beside: tuple[str, ...] = ()
     needs = "install the agent, and check its command in target.model"
 
     def install(self, job: AgentJob, ws: Workspace) -> None:

@@ -47,7 +47,7 @@ class ClaudeCode:
 
     dialect: Dialect = "anthropic-messages"
     executable = "claude"
-    beside = ()
+    beside: tuple[str, ...] = ()
     needs = "install it with `npm install -g @anthropic-ai/claude-code`"
 
     def install(self, job: AgentJob, ws: Workspace) -> None:

@@ -55,7 +55,7 @@ class Codex:
 
     dialect: Dialect = "openai-responses"
     executable = "codex"
-    beside = ()
+    beside: tuple[str, ...] = ()
     needs = "install it with `npm install -g @openai/codex`"
 
     def install(self, job: AgentJob, ws: Workspace) -> None:

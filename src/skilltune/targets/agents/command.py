@@ -28,7 +28,7 @@ class AnyCommand:
 
     dialect: Dialect = "openai-chat"
     executable = ""
-    beside = ()
+    beside: tuple[str, ...] = ()
     needs = "check the path in target.model; a relative path starts at the config's folder"
 
     def install(self, job: AgentJob, ws: Workspace) -> None:

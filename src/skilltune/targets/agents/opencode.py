@@ -37,7 +37,7 @@ class OpenCode:
 
     dialect: Dialect = "openai-chat"
     executable = "opencode"
-    beside = ("rg",)  # its tools for skills and files; it would download it at first use
+    beside: tuple[str, ...] = ("rg",)  # its tools for skills and files; it would download it at first use
     needs = "install it with `npm install -g opencode-ai`"
 
     def install(self, job: AgentJob, ws: Workspace) -> None:
