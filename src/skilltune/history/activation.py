@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from skilltune.errors import UsageError
 from skilltune.journal.run import Run
 from skilltune.names import AGENT_SCHEMES, parse_name
 from skilltune.rollout import Trajectory
@@ -41,7 +42,11 @@ def shares(seen: list[tuple[bool, bool]]) -> str:
 
 
 def is_agent(model: str) -> bool:
-    return bool(model) and parse_name(model).scheme in AGENT_SCHEMES
+    """False also for a name that this version cannot read."""
+    try:
+        return bool(model) and parse_name(model).scheme in AGENT_SCHEMES
+    except UsageError:
+        return False
 
 
 def is_unproven(model: str, upstream: str) -> bool:

@@ -395,8 +395,6 @@ class Lines:
             console.print(f"stopped early: {result.stopped}")
         if text := describe(self._left_out):
             console.print(f"left out: {clean(text)}")
-        if text := describe_activation(session.run):
-            console.print(f"the skill was {text}")
         console.print()
         for kind, usage in sorted(session.run.usage.items()):
             console.print(f"{kind:<15}{describe_usage(usage)}{unknown_costs(kind, session.run.estimated)}")
