@@ -80,7 +80,7 @@ def _hash(folder: Path) -> str:
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Path]:
     """A user's home with settings of all agents, and the command lines on the PATH."""
-    programs = Path(request.config.getoption("--agents")).resolve()
+    programs = Path(str(request.config.getoption("--agents"))).resolve()
     missing = [name for name in CLIS.values() if not (programs / name).exists()]
     if missing:
         pytest.skip(f"{programs} has no {', '.join(missing)}")
