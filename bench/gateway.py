@@ -14,9 +14,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+import aiohttp
+from aiohttp import web
 
 from skilltune.gateway import Activation, Gateway, RolloutLimits, Upstream
 from skilltune.journal.run import Run
@@ -92,8 +96,42 @@ async def ask(url: str, dialect: Dialect, agents: int, begin: int) -> None:
     await asyncio.gather(*(agent(EXCHANGES // agents) for _ in range(agents)))
 
 
+async def asked(url: str, dialect: Dialect, agents: int) -> tuple[float, float]:
+    """(exchanges per second, CPU milliseconds of this process per exchange)."""
+    cpu = wall = 0.0
+    for begin in (0, EXCHANGES):  # the first round warms up
+        cpu, wall = time.process_time(), time.perf_counter()
+        command = [sys.executable, __file__, "ask", url, dialect, str(agents), str(begin)]
+        asking = await asyncio.create_subprocess_exec(*command)
+        assert await asking.wait() == 0
+        cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    return EXCHANGES / wall, 1000 * cpu / EXCHANGES
+
+
+async def bare(port: int) -> tuple[float, float]:
+    """The same for a server that only passes bytes on: what HTTP alone costs."""
+    async with aiohttp.ClientSession() as session:
+
+        async def handle(request: web.BaseRequest) -> web.StreamResponse:
+            body = b"".join([part async for part in request.content.iter_any()])
+            async with session.post(f"http://127.0.0.1:{port}{request.path}", data=body) as answer:
+                response = web.StreamResponse(headers={"Content-Type": answer.headers["Content-Type"]})
+                await response.prepare(request)
+                async for chunk in answer.content.iter_any():
+                    await response.write(chunk)
+                return response
+
+        runner = web.ServerRunner(web.Server(handle, access_log=None))
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        try:
+            return await asked(f"http://127.0.0.1:{runner.addresses[0][1]}", "anthropic-messages", 4)
+        finally:
+            await runner.cleanup()
+
+
 async def measure(below: Dialect, above: Dialect, agents: int, port: int, *, journal: bool) -> tuple[float, float]:
-    """(exchanges per second, CPU milliseconds per exchange)."""
+    """The same for the gateway."""
     base = f"http://127.0.0.1:{port}" + ("" if above == "anthropic-messages" else "/v1")
     with tempfile.TemporaryDirectory() as folder, Run.open(Path(folder) / "run") as run:
         async with Gateway() as door:
@@ -105,15 +143,20 @@ async def measure(below: Dialect, above: Dialect, agents: int, port: int, *, jou
                 run=run if journal else None,
                 slots=None,
             )
-            for begin in (0, EXCHANGES):  # the first round warms up
-                cpu, wall = time.process_time(), time.perf_counter()
-                command = [sys.executable, __file__, "ask", lease.url, below, str(agents), str(begin)]
-                asking = await asyncio.create_subprocess_exec(*command)
-                assert await asking.wait() == 0
-                cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+            figures = await asked(lease.url, below, agents)
             assert lease.fault is None
-            assert lease.exchanges
-    return EXCHANGES / wall, 1000 * cpu / EXCHANGES
+            assert lease.exchanges == 2 * (EXCHANGES // agents) * agents
+    return figures
+
+
+def cases() -> Iterator[tuple[Dialect, Dialect, int, bool]]:
+    """Each row: dialect of the agent, dialect of the model, agents at once, with a journal."""
+    for dialect in DIALECTS:
+        yield dialect, dialect, 4, True
+    for below, above in itertools.permutations(DIALECTS, 2):
+        yield below, above, 4, True
+    for agents, journal in ((1, True), (8, True), (4, False)):
+        yield DIALECTS[0], DIALECTS[0], agents, journal
 
 
 async def main() -> None:
@@ -123,15 +166,12 @@ async def main() -> None:
         port = int(await serving.stdout.readline())
         print("| agent asks | model speaks | agents at once | journal | exchanges per s | CPU ms per exchange |")
         print("| --- | --- | --- | --- | --- | --- |")
-        cases = [(dialect, dialect, 4, False) for dialect in DIALECTS]
-        cases += [(dialect, dialect, 4, True) for dialect in DIALECTS]
-        cases += [(below, above, 4, True) for below in DIALECTS for above in DIALECTS if below != above]
-        cases += [("anthropic-messages", "anthropic-messages", 1, True), ("openai-responses", "openai-chat", 8, True)]
-        for below, above, agents, journal in cases:
+        rate, cpu = await bare(port)
+        print(f"| (bytes passed on) | (the same) | 4 | no | {rate:.0f} | {cpu:.2f} |", flush=True)
+        for below, above, agents, journal in cases():
             rate, cpu = await measure(below, above, agents, port, journal=journal)
-            print(
-                f"| {below} | {above} | {agents} | {'yes' if journal else 'no'} | {rate:.0f} | {cpu:.2f} |", flush=True
-            )
+            row = below, above, agents, "yes" if journal else "no", f"{rate:.0f}", f"{cpu:.2f}"
+            print(f"| {' | '.join(map(str, row))} |", flush=True)
     finally:
         serving.terminate()
         await serving.wait()

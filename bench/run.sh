@@ -21,3 +21,4 @@ run kills.py
 run signals.py
 run faults.py
 run memory.py --seeds 8
+run gateway.py

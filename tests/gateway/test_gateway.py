@@ -16,13 +16,14 @@ import aiohttp
 import pytest
 
 from skilltune.errors import CallConfigError, InfraError, SampleError, UsageError
-from skilltune.gateway import Activation, Gateway, Lease, RolloutLimits, upstream_of
+from skilltune.gateway import Activation, Gateway, Lease, RolloutLimits, upstream, upstream_of
 from skilltune.gateway import Upstream as Model
 from skilltune.journal.run import Run
 from skilltune.metering.slots import Endpoint
 from skilltune.models.dialects import Dialect
 from skilltune.models.retry import RetryPolicy
 from skilltune.rollout import Turn as Shown
+from skilltune.usage import Usage
 from small_agent import BODY, DIALECTS, PATHS, first, following, post, work
 from upstream import BODIES, STREAMS, Asked, Call, Fault, Script, Turn, Upstream, turns
 
@@ -643,6 +644,26 @@ async def test_two_rollouts_at_once_do_not_mix():
         await asyncio.gather(*(agent(*each) for each in work))
     assert [one.answer() for one in leases] == ["end of one", "end of two"] * 3
     assert {one.exchanges for one in leases} == {6}
+
+
+async def test_a_server_that_keeps_the_connection_open_is_not_waited_for(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(upstream, "LAST_S", 0.05)
+    for dialect, events in zip(DIALECTS, (8, 10, 5), strict=True):
+        async with gateway(TASK, Fault(after=events, hang=True), Fault(500, {})) as (server, door):
+            one = lease(door, model(server, dialect), activation=None)
+            got = await asyncio.wait_for(post(one.url, dialect, first(dialect)), 2)
+        assert got.status == 200
+        assert one.answer() == "never finished"
+
+
+def test_input_that_is_written_to_a_cache_costs_more():
+    own = Model(
+        "anthropic-messages", "https://api.anthropic.com", "claude-sonnet-4-5", name="anthropic/claude-sonnet-4-5"
+    )
+    plain, written = own.priced(Usage(1, 10_000, 10)), own.priced(Usage(1, 10_000, 10), 8_000)
+    assert plain.usd is not None
+    assert written.usd is not None
+    assert written.usd == pytest.approx(plain.usd + 8_000 * 3e-6 * 0.25)
 
 
 def test_upstreams_by_name(monkeypatch: pytest.MonkeyPatch):

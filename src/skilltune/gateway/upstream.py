@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from skilltune.errors import CallConfigError, InfraError
+from skilltune.errors import CallConfigError, CallError, InfraError
 from skilltune.keys import key_of, key_variable
 from skilltune.models import anthropic, dialects, openai
 from skilltune.models.dialects import Dialect, Json, sse
@@ -18,11 +18,16 @@ from skilltune.models.wire import BODY_BYTES, CONNECT_S, NO_KEY, Wire, parsed
 from skilltune.names import parse_name
 from skilltune.usage import Usage
 
+if TYPE_CHECKING:
+    import aiohttp
+
 PATHS: dict[Dialect, str] = {
     "anthropic-messages": "/v1/messages",
     "openai-responses": "/responses",
     "openai-chat": "/chat/completions",
 }
+
+LAST_S = 5.0  # longest wait for the end of a stream after its answer is whole
 
 Heard = Callable[[list[tuple[bytes, Json | None]], bool], Awaitable[None]]
 """Called with whole events of a stream as they come (bytes and object), and with True once an answer has begun."""
@@ -133,7 +138,7 @@ class Link(Wire):
             ) as response:
                 kind = response.headers.get("Content-Type", "")
                 streamed = response.status < 300 and is_stream(kind, "")
-                async for chunk in response.content.iter_any():
+                while chunk := await _next(response, LAST_S if streamed and answer.body is not None else None):
                     if await (answer.events(chunk) if streamed else answer.more(chunk)):
                         break
         except (aiohttp.ClientError, OSError) as error:  # OSError includes time-outs
@@ -165,7 +170,7 @@ class Link(Wire):
             return answer.body
         raise failure
 
-    def _plain(self, answer: _Answer, kind: str) -> Any:
+    def _plain(self, answer: _Answer, kind: str) -> CallError | None:
         """Read an answer that is not a stream. Returns the failure, or None."""
         body, cause = parsed(answer.raw.decode("utf-8", "replace"), kind)
         if body is None:
@@ -176,8 +181,16 @@ class Link(Wire):
         return None
 
 
+async def _next(response: aiohttp.ClientResponse, patience_s: float | None) -> bytes:
+    """The next bytes of an answer, empty at its end. Some servers keep the connection open after a whole answer."""
+    if patience_s is None:
+        return await response.content.readany()
+    async with asyncio.timeout(patience_s):
+        return await response.content.readany()
+
+
 class _Unreadable(ValueError):
-    pass
+    """An event of a stream has no known shape."""
 
 
 class _Answer:

@@ -54,7 +54,9 @@ class Splitter:
 
 def data_of(event: bytes) -> str:
     """The data of one event, "" if it has none (a comment, for example)."""
-    if event.startswith(b"data:") and b"\n" not in (data := event[5:].strip()) and b"\r" not in data:
+    begin = 0 if event.startswith(b"data:") else event.find(b"\ndata:") + 1
+    data = event[begin + 5 :].strip()
+    if (begin or event.startswith(b"data:")) and b"\n" not in data and b"\r" not in data:  # the usual case: one line
         return data.decode("utf-8", "replace")
     lines = _LINE.split(event.removeprefix(b"\xef\xbb\xbf"))
     data = b"\n".join(line[5:].removeprefix(b" ") for line in lines if line.startswith(b"data:"))
