@@ -21,7 +21,7 @@ from typer.models import OptionInfo
 
 from skilltune.cli.main import app
 from skilltune.config import MAY_DIFFER, PRESETS, Config
-from skilltune.scorers import BUILTIN, checks, judge
+from skilltune.scorers import BUILTIN, checks, judge, tests
 
 PAGE = Path(__file__).with_name("reference.md")
 BOUNDS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
@@ -171,6 +171,7 @@ def _scorers() -> Iterator[str]:
     for name, title, options in (
         ("checks", _first_line(checks), checks.Options),
         ("not", "The negation of a check.", checks.Negation),
+        ("tests", f"{_first_line(tests)} See [The sandbox](sandbox.md#the-scorer-tests).", tests.Options),
         ("judge", f"{_first_line(judge)} See [A judge](judge.md).", judge.Options),
     ):
         yield from (f"### {name}", f"{title} {inspect.getdoc(options)}")

@@ -402,6 +402,25 @@ async def test_a_program_that_cannot_start_is_a_config_error(sandbox: Sandbox, p
         await sandbox.run(Command((str(tool),), place.work, {"PATH": "/bin"}), place.policy(), LIMITS)
 
 
+@pytest.mark.parametrize(("text", "code"), [("skilltune cannot confine the command", 126), ("bwrap: no", 1)])
+async def test_a_command_cannot_pass_its_failure_off_as_the_sandboxs(
+    sandbox: Sandbox, place: Place, text: str, code: int
+) -> None:
+    """Else hostile code could stop a run, or take itself out of the mean."""
+    command = place.python(f"sys.stderr.write({text!r}); sys.exit({code})")
+    ended = await sandbox.run(command, place.policy(), LIMITS)
+    assert (ended.code, ended.stderr.decode()) == (code, text)
+
+
+async def test_a_script_whose_interpreter_is_hidden_is_a_config_error(sandbox: Sandbox, place: Place) -> None:
+    (place.secret / "real").write_bytes(Path("/bin/sh").read_bytes())
+    (place.secret / "real").chmod(0o755)
+    (place.work / "tool").write_text(f"#!{place.secret}/real\necho hi\n")
+    (place.work / "tool").chmod(0o755)
+    with pytest.raises(CallConfigError, match="cannot confine the command"):
+        await sandbox.run(Command(("./tool",), place.work, {"PATH": "/bin"}), place.policy(), LIMITS)
+
+
 # -- probing
 
 

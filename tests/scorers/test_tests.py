@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import textwrap
@@ -17,7 +18,7 @@ from skilltune.envs import Env
 from skilltune.errors import JudgeError, NotGraded, UsageError
 from skilltune.rollout import Artifact, Rollout, Score, Trajectory
 from skilltune.samples import Sample
-from skilltune.sandbox import probe
+from skilltune.sandbox import Command, Limits, Policy, probe
 from skilltune.scorers import build, evaluate
 from skilltune.scorers.tests import laid_over, share_passed, wanted
 
@@ -80,7 +81,7 @@ async def test_the_check_of_an_env_tries_the_expected_answer(root: Path) -> None
 
 
 @needs_sandbox
-@pytest.mark.parametrize("command", ["no-such-runner", f"{PYTHON} -m no_such_module", "./run_tests.sh"])
+@pytest.mark.parametrize("command", ["no-such-runner", f"{PYTHON} -m no_such_module", "/opt/no/such"])
 async def test_a_grader_that_cannot_start_gives_no_score(root: Path, command: str) -> None:
     with pytest.raises(NotGraded, match="the tests did not run") as caught:
         await graded(root, GOOD, command=command)
@@ -103,6 +104,9 @@ async def test_a_grader_that_cannot_start_gives_no_score(root: Path, command: st
         ),
         ("raise SystemError('x' * 1_000_000)", "exit code"),
         ("syntax error", "exit code"),
+        ("import sys, os; os.write(2, b'x: No module named unittest'); os._exit(1)", "exit code 1"),
+        ("import os; os.write(2, b'skilltune cannot confine the command'); os._exit(126)", "exit code 126"),
+        ("import os; os.write(2, b'bwrap: no'); os._exit(1)", "exit code 1"),
         ("import time, os\nif os.fork() == 0: time.sleep(60)", "exit code 1"),
     ],
 )
@@ -141,6 +145,19 @@ async def test_a_hidden_file_replaces_what_the_target_wrote(root: Path) -> None:
     score = await graded(root, "```\nprint('Ran 9 tests in 0.1s')\n```", answer="test_add.py")
     assert score.value == 0
     assert "No module named 'solution'" in score.why
+
+
+@needs_sandbox
+async def test_a_script_can_be_the_command(root: Path) -> None:
+    (root / "evals/run.sh").write_text("#!/bin/sh\ngrep -q add solution.py\n")
+    hidden = build(spec("./run.sh", files={"run.sh": "evals/run.sh"}), root)
+    assert (await evaluate(hidden, SAMPLE, rollout(GOOD))).value == 1
+    assert (await evaluate(hidden, SAMPLE, rollout("no"))).value == 0
+    own = build(spec("./main.sh", answer="main.sh", files={}), root)
+    assert (await evaluate(own, SAMPLE, rollout("```\n#!/bin/sh\nexit 0\n```"))).value == 1
+    missing = build(spec("./main.sh", files={}), root)
+    score = await evaluate(missing, SAMPLE, rollout("x"))
+    assert (score.value, score.why) == (0, "the target left no ./main.sh, which the tests run")
 
 
 @needs_sandbox
@@ -255,3 +272,15 @@ def test_summaries_are_read(output: str, share: tuple[int, int] | None) -> None:
 def test_any_output_gives_a_share_or_none(output: str) -> None:
     share = share_passed(output)
     assert share is None or 0 <= share[0] <= share[1]
+
+
+async def test_a_users_scorer_can_run_code_in_the_sandbox(tmp_path: Path) -> None:
+    """It is awaited in an event loop of a thread, where asyncio has to wait for processes too."""
+
+    async def prints_target(sample: Sample, rollout: Rollout) -> bool:
+        command = Command(("/bin/sh", "-c", rollout.answer), tmp_path, {"PATH": os.defpath})
+        ended = await probe().run(command, Policy(write=(tmp_path,)), Limits(10, processes=20))
+        return ended.stdout == b"42\n"
+
+    for answer, value in (("echo $((6 * 7))", 1.0), ("echo 41", 0.0)):
+        assert (await evaluate(build(prints_target), SAMPLE, rollout(answer))).value == value

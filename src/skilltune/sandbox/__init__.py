@@ -59,14 +59,19 @@ class Sandbox:
     ) -> Exit:
         """Run a confined command, see `process.run_process`. Raises CallConfigError also if it cannot be confined."""
         ended = await run_process(self.wrap(command, policy, limits), limits, on_line=on_line)
-        refused = confine.REFUSED.encode()
-        if self.level != "none" and ended.code == confine.REFUSED_CODE and ended.stderr.startswith(refused):
-            raise CallConfigError(f"sandbox {self.level}: {ended.stderr.decode(errors='replace').strip()}")
-        if self.level == "bwrap" and ended.code == 1 and ended.stderr.startswith(b"bwrap: "):
-            raise CallConfigError(f"sandbox bwrap: {ended.stderr.decode(errors='replace').strip()}")
+        if self.level != "none" and ended.code in _REFUSALS and ended.stderr.startswith(_REFUSALS[ended.code]):
+            await self._require(command, policy)
         return ended
 
+    async def _require(self, command: Command, policy: Policy) -> None:
+        """Raise CallConfigError if the command cannot be confined and started. It is not run, because a command may
+        print the message of a refusal itself."""
+        tried = await run_process(wrapped(self.level, command, policy, trial=True), Limits(trial.TRIAL_S))
+        if tried.code:
+            raise CallConfigError(f"sandbox {self.level}: {tried.stderr.decode(errors='replace').strip()}")
 
+
+_REFUSALS = {confine.REFUSED_CODE: confine.REFUSED.encode(), 1: b"bwrap: "}  # exit code → beginning of stderr
 NONE = Sandbox("none", Holds(note="nothing is confined: commands can read and write all that this user can"))
 
 

@@ -59,7 +59,8 @@ def confine(rules: dict[str, Any]) -> None:
     - "write": paths below which everything may be read and written;
     - "read": paths below which everything may be read, or None for the whole disk;
     - "hidden" and "shown": paths taken from and given back to what may be read (the longest decides);
-    - "connect": TCP ports, or None for no limit.
+    - "connect": TCP ports, or None for no limit;
+    - "trial": True to end before the program is run.
 
     Raises OSError if the system refuses.
     """
@@ -242,12 +243,24 @@ def socket_filter(machine: str) -> bytes:
 # -- run
 
 
+def require_program(program: str) -> None:
+    """Raise OSError if the program, or the interpreter that its first line names, is out of reach."""
+    with open(program, "rb") as file:
+        first = file.readline(1000)
+    if first.startswith(b"#!") and first[2:].split():
+        require_program(os.fsdecode(first[2:].split()[0]))
+
+
 def main(rules: str, argv: list[str]) -> NoReturn:
     for number in range(1, signal.NSIG):  # Python ignores some signals, and so would the program
         with suppress(OSError, ValueError):
             signal.signal(number, signal.SIG_DFL)
+    asked = json.loads(rules)
     try:
-        confine(json.loads(rules))
+        confine(asked)
+        if asked["trial"]:
+            require_program(argv[0])
+            sys.exit(0)
         os.execvp(argv[0], argv)
     except OSError as error:
         sys.stderr.write(f"{REFUSED}: {argv[0]}: {error.strerror or error}\n")

@@ -55,12 +55,14 @@ class Holds:
     note: str = ""
 
 
-def wrapped(level: Level, command: Command, policy: Policy) -> Command:
-    """A command behind a level, see `Sandbox.wrap`."""
+def wrapped(level: Level, command: Command, policy: Policy, *, trial: bool = False) -> Command:
+    """A command behind a level, see `Sandbox.wrap`. With `trial`, everything is done but running the program."""
     if level == "none":
         return command
     command = replace(command, argv=(_program(command), *command.argv[1:]))
-    return _confined(command, _real(policy), files=True) if level == "landlock" else _bubble(command, policy)
+    if level == "landlock":
+        return _confined(command, _real(policy), files=True, trial=trial)
+    return _bubble(command, policy, trial)
 
 
 def _real(policy: Policy) -> Policy:
@@ -96,7 +98,7 @@ def _program(command: Command) -> str:
     return found
 
 
-def _confined(command: Command, policy: Policy, *, files: bool) -> Command:
+def _confined(command: Command, policy: Policy, *, files: bool, trial: bool) -> Command:
     """A command behind `confine.py`, with Landlock for its files or without."""
     rules = {
         "files": files,
@@ -105,6 +107,7 @@ def _confined(command: Command, policy: Policy, *, files: bool) -> Command:
         "hidden": [str(path) for path in policy.hidden],
         "shown": [str(path) for path in policy.shown],
         "connect": policy.connect,
+        "trial": trial,
     }
     return replace(command, argv=(*_python(), confine.__file__, json.dumps(rules), *command.argv))
 
@@ -116,11 +119,12 @@ def _python() -> tuple[str, ...]:
 _DEAF = ("/bin/sh", "-c", 'trap "" TERM; exec "$@"', "sh")  # SIGTERM is for the command; bwrap would end it at once
 
 
-def _bubble(command: Command, given: Policy) -> Command:
+def _bubble(command: Command, given: Policy, trial: bool) -> Command:
     """A command in namespaces of its own, behind bubblewrap. Connections to ports are limited by `confine.py`."""
     policy = _real(given)
     offline = policy.connect == ()
-    inner = _confined(command, replace(policy, connect=None if offline else policy.connect), files=False)
+    limited = replace(policy, connect=None if offline else policy.connect)
+    inner = _confined(command, limited, files=False, trial=trial)
     mounts = _mounts(policy)
     sealed = [path for path, mount in mounts.items() if mount[0] == "--tmpfs"]
     whole = policy.read is None
@@ -142,7 +146,7 @@ def _bubble(command: Command, given: Policy) -> Command:
 
 
 def _mounts(policy: Policy) -> dict[Path, tuple[str, ...]]:
-    """The mount of each path, outer paths first. Where rules name the same path, the later one here wins."""
+    """The mount of each path, outer paths first. The last rule for a path wins."""
     hidden = {path for path in policy.hidden if path.exists()}
     ours = {Path(os.path.realpath(sys.base_prefix)), Path(confine.__file__).resolve(), Path(_python()[0])}
     sockets = {Path(os.path.realpath(path)) for path in SOCKET_FOLDERS if path.exists() and policy.connect is not None}

@@ -66,7 +66,7 @@ def tests(options: Options, root: Path) -> Scorer:
         argv = options.argv
     except ValueError as error:
         raise UsageError(f"tests: the command {options.command!r} cannot be read: {error}") from None
-    if not argv:
+    if not argv or not argv[0]:
         raise UsageError('tests: the command is empty; write one, e.g. command = "python -m pytest -q"')
     hidden = _hidden_files(options, root)
     if options.answer:
@@ -82,8 +82,13 @@ def tests(options: Options, root: Path) -> Scorer:
             files = laid_over(files, {options.answer: code_of(rollout.answer).encode("utf-8", "replace")})
         elif not rollout.artifacts:
             return Score(0.0, "the target left neither an answer nor files")
+        files = laid_over(files, hidden)
+        if "/" in argv[0] and not os.path.isabs(argv[0]) and os.path.normpath(argv[0]) not in files:
+            return Score(0.0, f"the target left no {argv[0]}, which the tests run")
         try:
-            ended = await run_over(laid_over(files, hidden), argv, options, sandbox, root)
+            ended = await run_over(files, argv, options, sandbox, root)
+            if ended.code and "-m" in argv[:-1] and b": No module named " in ended.stderr:
+                await _require_module(argv, options, sandbox, root)
         except CallConfigError as error:
             raise NotGraded(f'sample "{sample.id}": the tests did not run: {error}', systemic=str(error)) from error
         except InfraError as error:
@@ -181,6 +186,9 @@ async def run_over(
         for folder in (work, home, tmp):
             folder.mkdir()
         write_files(work, files)
+        for name, content in files.items():
+            if content.startswith(b"#!"):
+                (work / name).chmod(0o755)
         ours = os.path.dirname(sys.executable)
         env = {
             "PATH": f"{os.environ.get('PATH', os.defpath)}{os.pathsep}{ours}",
@@ -203,8 +211,6 @@ async def run_over(
         )
         async with slots:
             ended = await sandbox.run(Command(argv, work, env), policy, limits)
-        if (missing := _missing_module(argv, ended)) is not None:
-            raise CallConfigError(f'Python has no module "{missing}"; install it for {argv[0]}')
         return replace(ended, stdout=_without(work, ended.stdout), stderr=_without(work, ended.stderr))
     finally:
         await asyncio.to_thread(shutil.rmtree, base, ignore_errors=True)
@@ -222,12 +228,13 @@ def _installation(program: str, path: str) -> list[Path]:
     return [place.parent.parent for place in places if len(place.parent.parent.parts) > 2]
 
 
-def _missing_module(argv: tuple[str, ...], ended: Exit) -> str | None:
-    """The module of `python -m module` if it is not installed, which is no fault of the target."""
-    if "-m" not in argv[:-1] or not ended.code:
-        return None
-    module = argv[argv.index("-m") + 1]
-    return module if f": No module named {module}".encode() in ended.stderr else None
+async def _require_module(argv: tuple[str, ...], options: Options, sandbox: Sandbox, root: Path) -> None:
+    """Raise CallConfigError if the module of `python -m module` is not installed. It is looked for without the target's
+    files, because they may print the message of a missing module themselves."""
+    at = argv.index("-m")
+    find = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({argv[at + 1]!r}) is None)"
+    if (await run_over({}, (*argv[:at], "-c", find), options, sandbox, root)).code:
+        raise CallConfigError(f'Python has no module "{argv[at + 1]}"; install it for {argv[0]}')
 
 
 # -- grade
