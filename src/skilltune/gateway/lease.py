@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from skilltune.aio import background
 from skilltune.errors import CallConfigError, CallError, InfraError, SampleError, Stopped
@@ -20,7 +20,7 @@ from skilltune.gateway.upstream import Link, Upstream
 from skilltune.journal.keys import digest
 from skilltune.journal.run import Paid, Run
 from skilltune.metering.slots import Endpoint
-from skilltune.models import Model, Request, dialects, openai
+from skilltune.models import dialects, openai
 from skilltune.models.dialects import Answer, Conversation, Dialect, Ended, Json, Text, deltas_of
 from skilltune.models.dialects.canonical import dumped
 from skilltune.rollout import Turn
@@ -366,28 +366,10 @@ class _Translation:
         await self._relay.write(b"".join(self._encoder.feed(Ended(answer))))
 
 
-class _Work:
-    """Any work as a model, for a scheduler that knows only calls of models."""
-
-    name = fingerprint = "gateway"
-
-    def __init__(self, work: Callable[[], Awaitable[Any]]) -> None:
-        self._work = work
-
-    async def complete(self, request: Request) -> Any:
-        return await self._work()
-
-    async def aclose(self) -> None:
-        pass
-
-
 async def in_slot(slots: Endpoint, role: str, work: Callable[[], Awaitable[T]]) -> T:
     """Run work in a slot of the scheduler, which repeats it after an `InfraError`. It is never hedged, because two
     answers cannot be relayed."""
-    run = getattr(slots, "run", None)
-    if run is not None:
-        return await run(role, work, on_hedge=_never)
-    return cast(T, await slots.call(cast(Model, _Work(work)), Request(()), role=role, on_hedge=_never))
+    return await slots.run(role, work, on_hedge=_never)
 
 
 def _never() -> None:
