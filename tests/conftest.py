@@ -30,15 +30,17 @@ def _one_tls_context() -> Iterator[None]:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--agents", metavar="BIN", help="also run what needs the command lines in this folder")
     parser.addoption("--soak", action="store_true", help="also run what is marked `soak`: hours of seeds and kills")
 
 
 @pytest.hookimpl(tryfirst=True)  # xdist reads the groups in its own hook of this name
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out the soaks, keep tests that share something expensive on one worker, and begin with the longest."""
-    if not config.getoption("--soak"):
-        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("soak")])
-        items[:] = [item for item in items if not item.get_closest_marker("soak")]
+    for marker in ("soak", "agents"):
+        if not config.getoption(f"--{marker}"):
+            config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker(marker)])
+            items[:] = [item for item in items if not item.get_closest_marker(marker)]
     for item in items:
         if item.get_closest_marker("local"):  # the embedded model is loaded once
             item.add_marker(pytest.mark.xdist_group("local"))

@@ -281,7 +281,7 @@ TREES = st.fixed_dictionaries(
         "target": st.fixed_dictionaries(
             {},
             optional={
-                "model": st.sampled_from(["", "local/m", "openai@http://[::1]:80/v1/x#y", 'command:sh "a\\b" \t']),
+                "model": st.sampled_from(["", "local/m", "openai@http://[::1]:80/v1/x#y", 'plugin:sh/"a\\b" \t']),
                 "timeout_s": positive,
                 "temperature": st.none() | st.floats(0, 2),
                 "price": st.none() | st.tuples(positive, positive).map(list),

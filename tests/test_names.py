@@ -179,3 +179,28 @@ def test_any_text_after_a_known_beginning_gives_a_name_or_a_usage_error(form: st
     assert form.startswith(name.scheme)
     assert bool(name.model or name.plugin) == (form != "examples")
     assert bool(name.plugin) == (form == "plugin:")
+
+
+@pytest.mark.parametrize(
+    ("text", "inner"),
+    [
+        ("claude-code/claude-opus-5", "anthropic/claude-opus-5"),
+        ("codex/gpt-5.5", "openai/gpt-5.5"),
+        ("codex/openai@http://127.0.0.1:8000/v1/qwen3", "openai@http://127.0.0.1:8000/v1/qwen3"),
+        ("claude-code/openai@http://h/v1/org/model", "openai@http://h/v1/org/model"),
+        ("opencode/anthropic@https://h/api#m", "anthropic@https://h/api#m"),
+        ("acp:goose acp", None),
+    ],
+)
+def test_an_agent_has_a_model_behind_it_whose_endpoint_it_shares(text: str, inner: str | None) -> None:
+    name = parse_name(text)
+    assert (name.inner.text if name.inner else None) == inner
+    assert name.endpoint == (parse_name(inner).endpoint if inner else "acp")
+
+
+@pytest.mark.parametrize(
+    "text", ["opencode/gpt-5.5", "codex/openai@nonsense", "claude-code/local/smollm2-135m", "codex/a b", "acp:"]
+)
+def test_an_agent_without_a_model_that_can_be_called_is_refused(text: str) -> None:
+    with pytest.raises(UsageError):
+        parse_name(text)

@@ -22,6 +22,7 @@ from skilltune.finish.controls import Controls, measure
 from skilltune.finish.controls import most_calls as control_calls
 from skilltune.finish.looks import note_fork
 from skilltune.finish.reserve import Planned, planned, typical_call
+from skilltune.history.activation import activation_of
 from skilltune.history.left_out import describe, one_line
 from skilltune.history.record import ROOT, Record
 from skilltune.journal.run import Listener, Run, differences, scratch_run
@@ -404,6 +405,7 @@ class Evaluation:
     usage: Usage
     scores: Mapping[str, float]
     left_out: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # outcome and reason by sample
+    activation: str = ""  # agents: in how many rollouts the skill was offered and loaded
 
     def __str__(self) -> str:
         if self.score is None:
@@ -437,11 +439,14 @@ async def run_evaluation(session: Parts, skill: Skill, split: SplitName | None =
         if rollout.sample not in scores
     }
     usage = sum((rollout.trajectory.usage for rollout in rollouts if rollout.scored), Usage())
+    target = session.cfg.target
+    ran = [rollout.trajectory for rollout in rollouts if rollout.scored and skill.body.strip()]
+    shares = activation_of(target.model, target.upstream, ran)
     if not scores:
-        return Evaluation(None, 0.0, 1.0, 0, len(samples), usage, scores, left_out)
+        return Evaluation(None, 0.0, 1.0, 0, len(samples), usage, scores, left_out, shares)
     values = list(scores.values())
     low, high = score_interval(by_group(samples, scores))
-    return Evaluation(sum(values) / len(values), low, high, len(values), len(samples), usage, scores, left_out)
+    return Evaluation(sum(values) / len(values), low, high, len(values), len(samples), usage, scores, left_out, shares)
 
 
 async def aevaluate(

@@ -20,13 +20,13 @@ from skilltune.envs.formats.huggingface import without_split
 from skilltune.errors import RunError, UsageError
 from skilltune.finish.reserve import rest
 from skilltune.gate import Arena, build_gate, metric_of
-from skilltune.journal.run import Run
+from skilltune.journal.run import EXCHANGE, Run
 from skilltune.metering.budget import Budget
 from skilltune.metering.client import Client
 from skilltune.metering.clients import Clients
 from skilltune.metering.slots import STRAGGLER
 from skilltune.models import Request
-from skilltune.names import FORMS, Name, parse_name
+from skilltune.names import AGENT_SCHEMES, FORMS, Name, parse_name
 from skilltune.optimizer import Optimizer
 from skilltune.optimizer.examples import ExamplesOptimizer
 from skilltune.optimizer.handoff import Handoff
@@ -54,6 +54,7 @@ from skilltune.scorers.judge import Reader
 from skilltune.scorers.reading import nearest
 from skilltune.skill import Skill
 from skilltune.targets import Target
+from skilltune.targets.agents.target import named_skill
 from skilltune.targets.chat import ChatTarget
 from skilltune.targets.makers import MAKERS, RunTarget
 from skilltune.usage import Usage
@@ -94,7 +95,9 @@ def write_config(s: Parts) -> None:
 
 
 def pin_inputs(s: Parts) -> None:
-    """Pin the run's inputs. Raises `RunError` if the start skill or skilltune's version changed since it started."""
+    """Pin the run's inputs. Raises `RunError` if the start skill or skilltune's version changed since it started, and
+    `UsageError` if the target cannot load the skill."""
+    require_loadable(s.cfg, s.skill)
     require_unchanged(s.run, "version", "skilltune's own version", __version__)
     require_unchanged(s.run, "skill", f"the skill {s.cfg.skill}", s.skill.hash)
     pin(s.run, s.skill, s.roll, s.optimizer.looks_back, (*s.splits.train, *s.splits.select))
@@ -167,7 +170,7 @@ def build_parts(
         judge = Reader(clients.client(judging, "judge"), run, env.asked, judging.temperature, judging.max_tokens)
         env = env.bound(judge, judge.fingerprint, judging.same_as)
     splits = fixed_split(cfg, run, env, drop)
-    target = build_target(cfg, clients, env, start)
+    target = build_target(cfg, clients, env, start, root)
     scores = Scores.of(splits, metric_of(cfg.gate))
     ahead = may_look_ahead(cfg, target.guess(start, env.task(env.samples[0])), judge)
     roll = build_roller(cfg, run, env, target, scores, ahead)
@@ -196,17 +199,33 @@ def build_parts(
 
 
 def proposing_section(cfg: Config) -> OptimizerConfig:
-    """The optimizer's section with a model: without one of its own, the optimizer is the target's model."""
+    """The optimizer's section with a model: without one of its own, the optimizer is the target's model.
+
+    For an agent, that is the model behind it. Raises UsageError if there is none.
+    """
     if cfg.optimizer.model:
         return cfg.optimizer
+    model = cfg.target.model
+    if model and (name := parse_name(model)).scheme in AGENT_SCHEMES:
+        model = name.inner.text if name.inner is not None else cfg.target.upstream
+        if not model:
+            raise UsageError(f"`{name}` names no model that could propose edits: set optimizer.model")
     same_as = cfg.optimizer.same_as or cfg.target.same_as
-    return cfg.optimizer.model_copy(update={"model": cfg.target.model, "same_as": same_as})
+    return cfg.optimizer.model_copy(update={"model": model, "same_as": same_as})
 
 
 def build_budget(cfg: Config, run: Run) -> Budget:
     """The budget of a run, with all that its earlier lives spent."""
-    known = {"target": run.paid("rollout"), "optimizer": run.paid("optimizer"), "judge": run.paid("judge")}
+    known = {"target": _paid_rollouts(run), "optimizer": run.paid("optimizer"), "judge": run.paid("judge")}
     return Budget(cfg.budget.limits, sum(run.usage.values(), Usage()), lambda: run.elapsed_s, known=known)
+
+
+def _paid_rollouts(run: Run) -> tuple[int, Usage]:
+    """(number of paid rollouts, their total cost). An agent's are paid exchange by exchange."""
+    count, total = run.paid("rollout")
+    if (exchanges := run.usage.get(EXCHANGE)) is None:
+        return count, total
+    return sum(1 for _ in run.answers("rollout")), total + exchanges
 
 
 def refuse_target(cfg: Config) -> None:
@@ -220,14 +239,23 @@ def refuse_target(cfg: Config) -> None:
         raise _unusable("target", cfg.target.model)
 
 
-def build_target(cfg: Config, clients: Clients, env: Env, skill: Skill) -> RunTarget:
+def build_target(cfg: Config, clients: Clients, env: Env, skill: Skill, root: Path) -> RunTarget:
     """The target within the budget. Raises UsageError if the budget is in dollars and the target's price is unknown,
     or if it cannot be shown the samples' files."""
-    target = MAKERS[parse_name(cfg.target.model).scheme](cfg.target, clients)
+    scheme = parse_name(cfg.target.model).scheme
+    if skill.text.strip():
+        require_loadable(cfg, skill)
+    target = MAKERS[scheme](cfg.target, clients, root)
     clients.budget.require_price("target", target.guess(skill, env.task(env.samples[0])))
     if isinstance(target, ChatTarget):
         env.require_shown()
     return target
+
+
+def require_loadable(cfg: Config, skill: Skill) -> None:
+    """Raise UsageError if the target is an agent that could not load the skill."""
+    if parse_name(cfg.target.model).scheme in AGENT_SCHEMES:
+        named_skill(skill, cfg.target.activation or "forced")
 
 
 def build_roller(cfg: Config, run: Run, env: Env, target: Target, scores: Scores, lookahead: bool) -> Roller:
@@ -392,13 +420,15 @@ def may_look_ahead(cfg: Config, guess: Usage, judge: Reader | None) -> bool:
     """True if rollouts may be made before they are needed. `guess` is the cost of one.
 
     Without a setting, that is the case if a wasted rollout costs nothing: target and judge are free, the budget limits
-    neither calls nor tokens, and the target is not the embedded model, which would need its cores for other calls.
+    neither calls nor tokens, and the target is neither the embedded model nor an agent, which would need the cores for
+    other calls.
     """
     if cfg.target.lookahead is not None:
         return cfg.target.lookahead
     limits = cfg.budget
     free = guess.usd == 0 and (judge is None or judge.client.bound(Request(())).usd == 0)
-    return free and parse_name(cfg.target.model).scheme != "local" and not (limits.calls or limits.tokens)
+    scheme = parse_name(cfg.target.model).scheme
+    return free and scheme not in ("local", *AGENT_SCHEMES) and not (limits.calls or limits.tokens)
 
 
 def _unusable(role: str, model: str) -> UsageError:

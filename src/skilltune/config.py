@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from skilltune.api_keys import declared
 from skilltune.errors import RunError, UsageError
 from skilltune.limits import MAX_WAIT_S, Limits, parse_budget
-from skilltune.names import parse_name
+from skilltune.names import AGENT_SCHEMES, parse_name
 
 ROLES = ("target", "optimizer", "judge")
 ROLE_KEYS = ("workers", "timeout_s", "price", "key_env", "max_wait_s")
@@ -128,13 +128,79 @@ class TargetConfig(ModelConfig):
     """The frozen agent that does the tasks."""
 
     attempts: int = Field(default=1, ge=1, description="rollouts per sample of a training batch")
-    activation: Literal["inline"] = Field(default="inline", description="the skill is the system message")
+    activation: Literal["inline", "forced", "native"] | None = Field(
+        default=None,
+        description="inline: the skill's body is part of the instructions; forced: the agent loads the skill at once; "
+        "native: it is listed, and the agent decides. None: forced for an agent, inline for a chat model",
+    )
+    tools: tuple[Literal["bash", "python", "read", "write", "glob", "grep"], ...] = Field(
+        default=(), description="tools of a chat model, which it uses in a workspace with the sample's files"
+    )
+    max_turns: int | None = Field(
+        default=None, ge=1, description="agent or tools: most requests with tools per rollout; then its work is scored"
+    )
+    max_usd: float | None = Field(
+        default=None, gt=0, description="agent: most dollars per rollout; then its work is scored as it is"
+    )
+    upstream: str = Field(
+        default="",
+        description="acp and command: the model that the agent gets through the gateway. Empty: the agent's own login, "
+        "with no proof that it saw the skill and no known cost",
+    )
+    env: tuple[str, ...] = Field(
+        default=(), description="agent: names of environment variables that it gets; by default it sees no key"
+    )
+    sandbox: str = Field(
+        default="auto", description="agent or tools: auto (the level that keeps most), bwrap, landlock or none"
+    )
     hedge: bool = Field(default=False, description="send a slow request a second time; costs some calls, saves time")
     lookahead: bool | None = Field(
         default=None,
         description="use idle workers for calls that are likely to be needed next; some are wasted. "
         "None: yes if the calls of target and judge are free and the budget does not limit them",
     )
+
+    @field_validator("env")
+    @classmethod
+    def _only_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(declared, value))
+
+    @field_validator("upstream")
+    @classmethod
+    def _known_upstream(cls, value: str) -> str:
+        if value and parse_name(value).scheme not in ("openai", "anthropic"):
+            raise ValueError("name an openai or anthropic model; the gateway calls no other")
+        return value
+
+    @model_validator(mode="after")
+    def _fits(self) -> TargetConfig:
+        """Refuse options that the kind of target would ignore."""
+        if not self.model:
+            return self
+        scheme = parse_name(self.model).scheme
+        agent, tools = scheme in AGENT_SCHEMES, bool(self.tools)
+        for key, fits, who in (
+            ("tools", not agent and scheme != "plugin", "a chat model: an agent has tools of its own"),
+            ("max_turns", agent or tools, "an agent, or of a chat model with target.tools"),
+            ("max_usd", agent, "an agent"),
+            ("upstream", scheme in ("acp", "command"), "acp: and command: targets"),
+            ("env", agent, "an agent"),
+            ("sandbox", agent or tools, "an agent, or of a chat model with target.tools"),
+            (
+                "hedge",
+                not (agent or tools),
+                "a chat model without tools, because a rollout has one workspace",
+            ),
+            ("temperature", not agent, "a chat model; an agent sets its own"),
+            ("max_tokens", not agent, "a chat model; an agent sets its own"),
+        ):
+            if getattr(self, key) != type(self).model_fields[key].default and not fits:
+                raise ValueError(f"target.{key} is an option of {who}; leave it out")
+        if self.activation not in (None, "inline") and not agent:
+            raise ValueError(f'target.activation="{self.activation}" needs an agent; a chat model has the skill inline')
+        if scheme in ("acp", "command") and not self.upstream and (self.max_turns or self.max_usd):
+            raise ValueError("max_turns and max_usd are held by the gateway: name the agent's model in target.upstream")
+        return self
 
     @model_validator(mode="after")
     def _hedge_elsewhere(self) -> TargetConfig:

@@ -17,7 +17,18 @@ from urllib.parse import urlsplit
 from skilltune.errors import UsageError
 
 Scheme = Literal[
-    "openai", "anthropic", "local", "claude-code", "codex", "command", "examples", "handoff", "plugin", "fake"
+    "openai",
+    "anthropic",
+    "local",
+    "claude-code",
+    "codex",
+    "opencode",
+    "acp",
+    "command",
+    "examples",
+    "handoff",
+    "plugin",
+    "fake",
 ]
 
 FORMS = {
@@ -26,14 +37,19 @@ FORMS = {
     "anthropic/": "anthropic/claude-opus-5",
     "anthropic@": "anthropic@http://127.0.0.1:8000/model",
     "local/": "local/smollm2-135m",
-    "claude-code/": "claude-code/sonnet",
+    "claude-code/": "claude-code/claude-opus-5",
     "codex/": "codex/gpt-5.5",
+    "opencode/": "opencode/openai/gpt-5.5",
+    "acp:": "acp:goose acp",
     "command:": "command:./agent.sh {prompt_file}",
     "examples": "examples",
     "handoff:": "handoff:answers",
     "plugin:": "plugin:my-agent/fast",
 }
 """Start of each form, with an example for error messages. `fake:` is for tests and not listed."""
+VENDORS = {"claude-code": "anthropic", "codex": "openai"}
+"""The provider of an agent's model if its name is a plain model id: `codex/gpt-5.5` means `codex/openai/gpt-5.5`."""
+AGENT_SCHEMES = ("claude-code", "codex", "opencode", "acp", "command")
 GENERAL = {"openai@": "openai@https://host/api/v3#MODEL", "anthropic@": "anthropic@https://host/api#MODEL"}
 """The general forms, by their start."""
 
@@ -59,6 +75,8 @@ class Name:
     @property
     def endpoint(self) -> str:
         """Key of the shared rate limit: equal for all models behind one URL or one provider."""
+        if self.scheme in AGENT_SCHEMES and self.inner is not None:
+            return self.inner.endpoint
         return self.url or (f"plugin:{self.plugin}" if self.plugin else self.scheme)
 
     @property
@@ -71,12 +89,19 @@ class Name:
 
     @property
     def inner(self) -> Name | None:
-        """The model named by REST of `plugin:NAME/REST`, or None."""
+        """The model behind an agent or a plug-in, or None.
+
+        An agent's is the NAME of `codex/NAME`: any model of this grammar, or a plain id of its vendor's. A plug-in's is
+        the REST of `plugin:NAME/REST` if that names a model.
+        """
+        if self.scheme in ("claude-code", "codex", "opencode"):
+            named = self.model.startswith(_MODEL_FORMS) or self.scheme not in VENDORS
+            return parse_name(self.model if named else f"{VENDORS[self.scheme]}/{self.model}")
         try:
             name = parse_name(self.model) if self.plugin else None
         except UsageError:
             return None
-        return name if name and name.scheme in ("openai", "anthropic", "local") else None
+        return name if name and name.scheme in MODEL_SCHEMES else None
 
     def __str__(self) -> str:
         return self.text
@@ -109,9 +134,20 @@ def parse_name(text: str) -> Name:
         url, model = _anthropic_url(text, rest)
     else:
         model = rest
-    if scheme in ("openai", "anthropic", "claude-code", "codex") and re.search(r"\s", model):
+    if scheme in ("openai", "anthropic", "claude-code", "codex", "opencode") and re.search(r"\s", model):
         raise _bad(text, "a model id contains no white space", form)
-    return Name(cast(Scheme, scheme), model, url, text)
+    name = Name(cast(Scheme, scheme), model, url, text)
+    if scheme in ("claude-code", "codex", "opencode"):
+        _check_agent(name, form)
+    return name
+
+
+def _check_agent(name: Name, form: str) -> None:
+    """Raise `UsageError` if the part after the agent names no endpoint that the gateway can call."""
+    if name.scheme not in VENDORS and not name.model.startswith(_MODEL_FORMS):
+        raise _bad(name.text, f"after `{form}` comes the full name of a model, with its provider", form)
+    if (inner := name.inner) is not None and inner.scheme not in ("openai", "anthropic"):
+        raise _bad(name.text, f"`{inner}` is no endpoint that an agent can call", form)
 
 
 def _split(text: str) -> tuple[str, str, str]:
@@ -221,3 +257,4 @@ def _nearest(text: str) -> str:
 
 
 MODEL_SCHEMES = ("openai", "anthropic", "local")
+_MODEL_FORMS = ("openai/", "openai@", "anthropic/", "anthropic@", "local/")

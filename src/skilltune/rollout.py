@@ -94,6 +94,7 @@ class Trajectory:
 
     `artifacts` maps a path in the workspace to a file that the target made or changed. `diff` shows all changes of the
     workspace as text; it is for readers, and a long one is cut.
+    `journaled` is True if the cost in `usage` is journaled already, exchange by exchange.
     """
 
     answer: str
@@ -106,6 +107,7 @@ class Trajectory:
     skill_loaded: bool = True
     artifacts: Mapping[str, Artifact] = field(default_factory=dict, hash=False)
     diff: str = ""
+    journaled: bool = False
 
 
 @dataclass(frozen=True, slots=True)

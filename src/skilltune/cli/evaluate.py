@@ -132,6 +132,9 @@ def _print_evaluation(
     widest = max(len(row[1]) for row in rows)
     console = stdout()
     console.print(columns((f"split {split}", "score".ljust(widest), "per task"), rows))
+    for side in sides.values():
+        if side.activation:
+            console.print(f"the skill was {side.activation}")
     if verdicts is not None:
         console.print(f"the judge took {describe_usage(verdicts)}, not included in the cost of a task")
     if paired is not None:

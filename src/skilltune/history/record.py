@@ -22,7 +22,7 @@ from skilltune.errors import RunError, UsageError
 from skilltune.finish.certify import Certificate
 from skilltune.finish.records import Finish, Start
 from skilltune.history.left_out import left_out
-from skilltune.journal.run import FAILED, Run
+from skilltune.journal.run import EXCHANGE, FAILED, Run
 from skilltune.result import claim
 from skilltune.rollout import Rollout, Score, rollout_from_json
 from skilltune.skill import Skill
@@ -409,6 +409,8 @@ def _draws(
     spend = dict.fromkeys(PHASES.values(), Usage())
     others = 0
     for key, value, usage in run.each_memo("rollout"):
+        if EXCHANGE in run.usage and not usage.calls:  # an agent's rollout, paid exchange by exchange
+            usage = Usage(**value["usage"])
         phase = PHASES.get(split_of.get(value["sample"], ""), "other samples")
         spend[phase] = spend.get(phase, Usage()) + usage
         if value["skill"] in versions:
@@ -439,7 +441,7 @@ def _other_spend(run: Run) -> list[Spend]:
     rows = [
         Spend(kind, "answers without a score" if kind == "unscored" else "all", usage)
         for kind, usage in sorted(run.usage.items())
-        if kind not in ("rollout", FAILED)
+        if kind not in ("rollout", EXCHANGE, FAILED)
     ]
     failed: dict[tuple[str, bool], Usage] = {}
     for _, value, usage in run.each_memo(FAILED):

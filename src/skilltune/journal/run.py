@@ -37,6 +37,7 @@ T = TypeVar("T")
 # Memos of these kinds belong to the history of one run. All others are paid answers, which another run may reuse.
 DECISIONS = "fix"
 FAILED = "failed attempt"
+EXCHANGE = "target exchange"  # one answer of a model to an agent; the agent's rollouts then cost nothing themselves
 PROBE = "probe"  # shows that a model answers; a run that paid for nothing else is not bound by its config
 ELAPSED = "elapsed"  # kind and key of a rewritable memo: total seconds of all processes of the run
 WRITER = "pid"  # kind and key of a rewritable memo: id of the process that opened the run for writing last

@@ -41,11 +41,11 @@ class Client:
 
     async def __call__(self, request: Request) -> Reply:
         reply = await self.meter(partial(self.model.complete, request), self.bound(request))
-        self._note_learned()
+        self.note_learned()
         self.answered = True
         return reply
 
-    def _note_learned(self) -> None:
+    def note_learned(self) -> None:
         """Journal the parameters that the endpoint does not support, each once per run."""
         if len(self.learned) > self.noted:
             self.noted = len(self.learned)

@@ -41,6 +41,10 @@ class Clients:
         """The account of a role's work at the endpoint of a section."""
         return Meter(self.endpoint(section, role), self.budget, self.run, role)
 
+    def key_env(self, section: ModelConfig) -> str | None:
+        """The variable with the key of a section's endpoint, None for the provider's own."""
+        return endpoint_key(section, self._sections)
+
     def endpoint(self, section: ModelConfig, role: str = "target") -> Endpoint:
         """The endpoint of a section. Its slots are the most that a section of this endpoint and key asks for."""
         key = endpoint_key(section, self._sections)

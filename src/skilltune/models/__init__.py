@@ -39,12 +39,50 @@ class Image:
 
 
 @dataclass(frozen=True, slots=True)
+class Tool:
+    """A tool that the model may call. `parameters` is a JSON schema of an object."""
+
+    name: str
+    description: str
+    parameters: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call of a tool. `arguments` is JSON text as the model wrote it, and so may be broken."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolResult:
+    """The output of the tool call with the same id. `error` is True if the call failed."""
+
+    id: str
+    text: str
+    error: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
-    """One chat message: text, then images."""
+    """One chat message: text, then images.
+
+    An assistant's message may call tools. The next message, of the user, then holds one result for each call.
+    """
 
     role: Role
     text: str
     images: tuple[Image, ...] = ()
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_results: tuple[ToolResult, ...] = ()
+
+    @property
+    def chars(self) -> int:
+        """Characters of everything but images."""
+        called = sum(len(call.name) + len(call.arguments) for call in self.tool_calls)
+        return len(self.text) + called + sum(len(result.text) for result in self.tool_results)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +107,7 @@ class Request:
     stop: tuple[str, ...] = ()
     schema: Schema | None = None
     draw: int = 0
+    tools: tuple[Tool, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +115,14 @@ class Reply:
     """The answer to a request. `finish` is "stop", "length" (cut by max_tokens), "refusal" or "other".
 
     `thinking` is the model's reasoning before the answer, as far as the server shows it. It is not part of the answer.
+    `tool_calls` are the calls of the tools that the request offers; with them the text may be empty.
     """
 
     text: str
     usage: Usage
     finish: Literal["stop", "length", "refusal", "other"] = "stop"
     thinking: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 @runtime_checkable
@@ -115,4 +156,18 @@ def system(text: str) -> Message:
     return Message("system", text)
 
 
-__all__ = ["Image", "Message", "Model", "Reply", "Request", "Role", "Schema", "Usage", "system", "user"]
+__all__ = [
+    "Image",
+    "Message",
+    "Model",
+    "Reply",
+    "Request",
+    "Role",
+    "Schema",
+    "Tool",
+    "ToolCall",
+    "ToolResult",
+    "Usage",
+    "system",
+    "user",
+]

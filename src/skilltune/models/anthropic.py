@@ -10,7 +10,7 @@ import json
 from dataclasses import replace
 
 from skilltune.errors import UsageError
-from skilltune.models import Message, Reply, Request
+from skilltune.models import Message, Reply, Request, ToolCall
 from skilltune.models.prices import price as price_of
 from skilltune.models.reading import Raw, capped, texts_in
 from skilltune.models.structured import inline_schema
@@ -87,7 +87,7 @@ class AnthropicModel:
 
     def _learn(self, sent: Json, said: str) -> None:
         """Remember a feature that the endpoint says it does not support."""
-        if "tools" in sent and ("tool" in said or "schema" in said):
+        if "tool_choice" in sent and ("tool" in said or "schema" in said):
             self.learned.note("tools")
         elif "temperature" in sent and refuses_temperature(said):
             self.learned.note("temperature")
@@ -116,8 +116,14 @@ class AnthropicModel:
             payload["temperature"] = request.temperature
         if request.stop and "stop_sequences" not in self.learned:
             payload["stop_sequences"] = list(request.stop)
+        if request.tools:
+            payload["tools"] = [
+                {"name": tool.name, "description": tool.description, "input_schema": dict(tool.parameters)}
+                for tool in request.tools
+            ]
         if schema is not None:
-            payload["tools"] = [{"name": schema.name, "input_schema": dict(schema.schema)}]
+            forced = {"name": schema.name, "input_schema": dict(schema.schema)}
+            payload["tools"] = [*payload.get("tools", ()), forced]
             payload["tool_choice"] = {"type": "tool", "name": schema.name}
         if "no_stream" not in self.learned:
             payload["stream"] = "stream" in self.learned
@@ -133,7 +139,12 @@ class AnthropicModel:
         usage = self._usage(request, body, thinking + text)
         stop = request.stop if "stop_sequences" in self.learned and not used else ()
         ended, called = body.get("stop_reason"), bool(calls)
-        return Raw(text, ended, usage, thinking, "its thinking blocks", called=called, stop=stop)
+        offered = tuple(
+            ToolCall(call["id"], call["name"], json.dumps(call["input"], ensure_ascii=False))
+            for call in calls
+            if request.tools and not used
+        )
+        return Raw(text, ended, usage, thinking, "its thinking blocks", called=called, calls=offered, stop=stop)
 
     def _usage(self, request: Request, body: Json, text: str) -> Usage:
         cached = count(body, "usage", "cache_read_input_tokens")  # not part of input_tokens in this API
@@ -152,11 +163,28 @@ class AnthropicModel:
 
 
 def _message(message: Message) -> Json:
-    if not message.images:
+    if not (message.images or message.tool_calls or message.tool_results):
         return {"role": message.role, "content": message.text}
-    blocks: list[Json] = [{"type": "text", "text": message.text}] if message.text else []
+    blocks: list[Json] = [
+        {"type": "tool_result", "tool_use_id": result.id, "content": result.text, "is_error": result.error}
+        for result in message.tool_results
+    ]
+    blocks += [{"type": "text", "text": message.text}] if message.text else []
     blocks += [
         {"type": "image", "source": {"type": "base64", "media_type": image.media_type, "data": image.base64}}
         for image in message.images
     ]
+    blocks += [
+        {"type": "tool_use", "id": call.id, "name": call.name, "input": _object(call.arguments)}
+        for call in message.tool_calls
+    ]
     return {"role": message.role, "content": blocks}
+
+
+def _object(arguments: str) -> Json:
+    """The arguments of a call as the API wants them. What is no JSON object was never run, and is sent as it came."""
+    try:
+        value = json.loads(arguments)
+    except (ValueError, RecursionError):
+        value = None
+    return value if isinstance(value, dict) else {"arguments": arguments}

@@ -8,13 +8,14 @@ lifetime.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from dataclasses import replace
 from typing import Any, Literal
 
 from skilltune.errors import UsageError
-from skilltune.models import Message, Reply, Request
+from skilltune.models import Message, Reply, Request, Tool, ToolCall
 from skilltune.models.prices import price as price_of
 from skilltune.models.reading import Raw, capped, texts_in
 from skilltune.models.structured import inline_schema
@@ -147,7 +148,7 @@ class OpenAIModel:
 
     def _chat_payload(self, request: Request) -> Json:
         messages, schema = self._schema_apart(request)
-        payload: Json = {"model": self._name.model, "messages": [_chat_message(m) for m in messages]}
+        payload: Json = {"model": self._name.model, "messages": [each for m in messages for each in _chat_messages(m)]}
         if request.temperature is not None and "temperature" not in self.learned:
             payload["temperature"] = request.temperature
         if (limit := self._most(request)) is not None:
@@ -156,13 +157,15 @@ class OpenAIModel:
             payload["stop"] = list(request.stop)
         if schema is not None:
             payload["response_format"] = {"type": "json_schema", "json_schema": schema}
+        if request.tools:
+            payload["tools"] = [{"type": "function", "function": _function(tool)} for tool in request.tools]
         if "stream" in self.learned and "stream_options" not in self.learned:
             payload["stream_options"] = {"include_usage": True}
         return payload | self._stream()
 
     def _responses_payload(self, request: Request) -> Json:
         messages, schema = self._schema_apart(request)
-        items = [_responses_message(message) for message in messages]
+        items = [item for message in messages for item in _responses_items(message)]
         payload: Json = {"model": self._name.model, "input": items, "store": False}
         if request.temperature is not None and "temperature" not in self.learned:
             payload["temperature"] = request.temperature
@@ -170,6 +173,8 @@ class OpenAIModel:
             payload["max_output_tokens"] = limit
         if schema is not None:
             payload["text"] = {"format": {"type": "json_schema", **schema}}
+        if request.tools:
+            payload["tools"] = [{"type": "function", **_function(tool)} for tool in request.tools]
         return payload | self._stream()
 
     def _most(self, request: Request) -> int | None:
@@ -198,7 +203,9 @@ class OpenAIModel:
         self._slips = 0
         stop = request.stop if "stop" in self.learned else ()
         ended, error = choice.get("finish_reason"), choice.get("error")
-        return Raw(text, ended, usage, thinking, field or "content", refusal, bool(calls), error, stop)
+        called = bool(calls)
+        offered = _calls(request, [(call.get("id"), call.get("function") or call) for call in calls])
+        return Raw(text, ended, usage, thinking, field or "content", refusal, called, offered, error, stop)
 
     def _read_responses(self, request: Request, body: Json) -> Raw:
         items = body["output"]
@@ -211,8 +218,9 @@ class OpenAIModel:
         if ended == "incomplete":
             ended = (body.get("incomplete_details") or {}).get("reason") or ended
         called = any(item["type"].endswith("_call") for item in items)
+        calls = _calls(request, [(item.get("call_id"), item) for item in items if item["type"] == "function_call"])
         stop = request.stop  # this API has no stop sequences
-        return Raw(text, ended, usage, thinking, "its reasoning items", refusal, called, stop=stop)
+        return Raw(text, ended, usage, thinking, "its reasoning items", refusal, called, calls, stop=stop)
 
     def _usage(self, request: Request, body: Json, text: str, sent: str, received: str) -> Usage:
         tokens = count(body, "usage", sent), count(body, "usage", received)
@@ -251,6 +259,54 @@ def _arguments(calls: Any, name: str) -> str:
 
 def _has_system(sent: Json) -> bool:
     return any(item.get("role") == "system" for item in sent.get("messages") or sent.get("input") or ())
+
+
+def _function(tool: Tool) -> Json:
+    return {"name": tool.name, "description": tool.description, "parameters": dict(tool.parameters)}
+
+
+def _calls(request: Request, found: list[tuple[Any, Any]]) -> tuple[ToolCall, ...]:
+    """The calls of offered tools, from (id, {"name", "arguments"}). Some servers give no ids, or arguments as an
+    object."""
+    if not request.tools:
+        return ()
+    made = []
+    for number, (id, function) in enumerate(found):
+        arguments = function.get("arguments") or "{}"
+        text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+        made.append(ToolCall(str(id or f"call_{number}"), str(function["name"]), text))
+    return tuple(made)
+
+
+def _chat_messages(message: Message) -> list[Json]:
+    """One message as those of Chat Completions: each tool result is a message of its own."""
+    results: list[Json] = [
+        {"role": "tool", "tool_call_id": result.id, "content": result.text} for result in message.tool_results
+    ]
+    if results and not message.text and not message.images:
+        return results
+    made = _chat_message(message)
+    if message.tool_calls:
+        made["content"] = made["content"] or None
+        made["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in message.tool_calls
+        ]
+    return [*results, made]
+
+
+def _responses_items(message: Message) -> list[Json]:
+    """One message as items of the Responses API: calls and their outputs are items of their own."""
+    items: list[Json] = [
+        {"type": "function_call_output", "call_id": result.id, "output": result.text} for result in message.tool_results
+    ]
+    if message.text or message.images or not (message.tool_calls or message.tool_results):
+        items.append(_responses_message(message))
+    items += [
+        {"type": "function_call", "call_id": call.id, "name": call.name, "arguments": call.arguments}
+        for call in message.tool_calls
+    ]
+    return items
 
 
 def _chat_message(message: Message) -> Json:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from skilltune.errors import CallError, InfraError, SampleError
-from skilltune.models import Reply, Request
+from skilltune.models import Reply, Request, ToolCall
 from skilltune.usage import Usage
 
 ANSWER_CHARS = 500_000  # longer answers are cut; the longest answer of any model (128,000 tokens) has fewer
@@ -75,6 +75,7 @@ class Raw:
     field: str = ""
     refusal: str = ""
     called: bool = False  # True if the model called a tool
+    calls: tuple[ToolCall, ...] = ()  # calls of the tools that the request offers
     error: object = None
     stop: tuple[str, ...] = ()  # stop sequences still to be applied, because the endpoint does not support them
 
@@ -92,6 +93,8 @@ def finished(raw: Raw, request: Request, say: Callable[[str], str]) -> Reply:
     asked = "\n".join(message.text for message in request.messages) if "<" in raw.text else ""
     split = split_thinking(sendable(raw.text), asked)
     thinking = _shortened("\n\n".join(filter(None, (sendable(raw.thinking).strip(), split.thinking))))
+    if raw.calls and finish != "length":  # a call that was cut has broken arguments
+        return Reply(split.answer[:ANSWER_CHARS], raw.usage, "stop", thinking, raw.calls)
     if split.answer.strip():
         cut = len(split.answer) > ANSWER_CHARS
         return Reply(split.answer[:ANSWER_CHARS], raw.usage, "length" if cut else finish, thinking)

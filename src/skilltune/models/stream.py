@@ -105,6 +105,7 @@ class _Chat:
         for call in calls:
             known = self._calls.setdefault(int(call.get("index") or 0), {"function": {"name": "", "arguments": []}})
             function = call.get("function") or {}
+            known["id"] = call.get("id") or known.get("id")
             known["function"]["name"] = function.get("name") or known["function"]["name"]
             known["function"]["arguments"].append(function.get("arguments") or "")
 
@@ -112,7 +113,10 @@ class _Chat:
         message: Json = {key: "".join(texts) for key, texts in self._texts.items()}
         if self._calls:
             message["tool_calls"] = [
-                {"function": {"name": call["function"]["name"], "arguments": "".join(call["function"]["arguments"])}}
+                {
+                    "id": call.get("id"),
+                    "function": {"name": call["function"]["name"], "arguments": "".join(call["function"]["arguments"])},
+                }
                 for call in self._calls.values()
             ]
         choice = {"index": 0, "message": message, "finish_reason": self.ended, "error": self._error}

@@ -418,7 +418,7 @@ def fold_system(messages: tuple[Message, ...]) -> tuple[Message, ...]:
         return messages
     if first is None:
         return (Message("user", instructions), *rest)
-    rest[first] = Message("user", f"{instructions}\n\n{rest[first].text}", rest[first].images)
+    rest[first] = replace(rest[first], text=f"{instructions}\n\n{rest[first].text}")
     return tuple(rest)
 
 
@@ -432,7 +432,7 @@ def count(body: Mapping[str, Any], *path: str) -> int:
 
 def estimate_tokens(request: Request, answer: str) -> tuple[int, int]:
     """Estimate (input, output) tokens if a server reports none: 4 characters per token, 1,000 tokens per image."""
-    characters = sum(len(message.text) for message in request.messages)
+    characters = sum(message.chars for message in request.messages)
     images = sum(len(message.images) for message in request.messages)
     return -(-characters // 4) + 1000 * images, -(-len(answer) // 4)
 

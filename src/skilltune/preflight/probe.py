@@ -14,6 +14,7 @@ from skilltune.models import Request, user
 from skilltune.parts import Parts
 from skilltune.targets.chat import ChatTarget
 from skilltune.targets.makers import RunTarget
+from skilltune.targets.tools import ToolsTarget
 from skilltune.usage import Usage
 
 PATIENCE_S = 30.0  # time limit of one probe in `probe_roles`, retries included
@@ -50,7 +51,10 @@ async def probe_target(session: Parts) -> Usage:
     target = session.target
     if isinstance(target, ChatTarget):
         return await probe(target.client, target.request(session.skill, task, 0))
-    counted = replace(target, meter=replace(target.meter, kind=PROBE))
+    if isinstance(target, ToolsTarget):
+        counted = replace(target, client=replace(target.client, meter=replace(target.client.meter, kind=PROBE)))
+    else:
+        counted = replace(target, meter=replace(target.meter, kind=PROBE))
     return (await counted.run(session.skill, task, 0)).usage
 
 

@@ -11,6 +11,7 @@ from skilltune.build import made_in_python
 from skilltune.config import to_toml
 from skilltune.finish.certify import Certificate
 from skilltune.finish.controls import TRAINED
+from skilltune.history.activation import describe_activation
 from skilltune.history.left_out import describe, left_out
 from skilltune.history.record import Record
 from skilltune.journal.run import FAILED
@@ -48,6 +49,8 @@ def card(session: Parts, result: Result) -> str:
         text += [f"Stopped early: {inline(str(result.stopped))}.", ""]
     if missing := describe(left_out(session.run)):
         text += [f"Left out: {inline(missing)}.", ""]
+    if shares := describe_activation(session.run):
+        text += [f"The skill was {inline(shares)}.", ""]
     record = Record.of(session.run)
     text += _versions(record, result) + _changes(result)
     if record.controls is not None:

@@ -12,6 +12,7 @@ from functools import partial
 from itertools import islice, pairwise
 
 from skilltune.edits import Edit
+from skilltune.history.activation import describe_activation
 from skilltune.history.record import Record, Version
 from skilltune.journal.run import Run
 from skilltune.report.card import looks
@@ -114,8 +115,9 @@ def _verdict(record: Record) -> Html:
     facts.append(("samples", sizes, "train / select / test"))
     config = record.config
     target, optimizer = (config.get(role, {}).get("model") for role in ("target", "optimizer"))
+    shares = describe_activation(record.run)
     facts += [
-        ("target", _line(target or "unknown"), ""),
+        ("target", _line(target or "unknown"), f"the skill was {shares}" if shares else ""),
         (
             "optimizer",
             _line(optimizer or target or "unknown"),

@@ -27,6 +27,7 @@ from rich.text import Text
 from skilltune.config import GateConfig
 from skilltune.finish.reserve import Planned
 from skilltune.gate.priors import VETO
+from skilltune.history.activation import describe_activation
 from skilltune.history.left_out import describe, left_out, summed
 from skilltune.history.record import Judged, Record, Version, affordable
 from skilltune.journal.run import FAILED
@@ -510,6 +511,8 @@ def show_run(record: Record, console: Console) -> None:
             console.print(f"{'not certified':<15}{proof.reason}")
     if text := describe(record.left_out):
         console.print(f"{'left out':<15}{clean(text)}")
+    if text := describe_activation(record.run):
+        console.print(f"{'the skill was':<15}{text}")
     if record.controls is not None:
         print_controls(record.controls, console)
         console.print()

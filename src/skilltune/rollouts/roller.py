@@ -412,8 +412,9 @@ class Roller:
                         raise CallConfigError(f"sample {sample.id}: {error}") from error
                     way = _without(sample) if self.answered else ""
                     raise RejectedError(f"sample {sample.id}: {error}{way}") from error
-                trajectory, cost = self._kept(trajectory), trajectory.usage
+                trajectory = self._kept(trajectory)
                 rollout = Rollout(sample.id, skill.hash, attempt, trajectory, None)
+                cost = Usage() if trajectory.journaled else trajectory.usage
             self.answered = True
             try:
                 score = await self.env.score(sample, rollout)

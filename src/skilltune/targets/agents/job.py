@@ -1,0 +1,216 @@
+"""One rollout of an agent as a pure job: plain data in, plain data out.
+
+A job needs no journal, no budget and no model object, so it can run in this process, in another one, or on another
+machine. Its agent talks to the model through the gateway; the job knows only the address and the token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+from urllib.parse import urlsplit
+
+from skilltune.rollout import Artifact
+from skilltune.sandbox import Policy, probe
+from skilltune.sandbox.process import Command, Exit, Limits
+from skilltune.usage import Usage
+from skilltune.workspace import Changes, Workspace, changes, close_workspace, open_workspace
+
+Mode = Literal["inline", "forced", "native"]
+Dialect = Literal["anthropic-messages", "openai-responses", "openai-chat"]
+
+KEPT = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ")
+"""Variables that an agent inherits. Everything else of the environment stays outside, keys above all."""
+SYSTEM = ("/bin", "/sbin", "/usr", "/lib", "/lib32", "/lib64", "/etc", "/opt", "/proc", "/dev", "/sys", "/run", "/nix")
+
+
+@dataclass(frozen=True, slots=True)
+class SkillFiles:
+    """A skill to install. `files` is the whole folder, SKILL.md included; `body` is SKILL.md without frontmatter."""
+
+    name: str
+    description: str
+    body: str
+    files: Mapping[str, bytes] = field(hash=False)
+
+
+@dataclass(frozen=True, slots=True)
+class AgentJob:
+    """One rollout. All of it is plain data.
+
+    `agent` is a name in `agents.AGENTS`, `command` its command line (`command:` and `acp:`) or its executable.
+    `skill` None means that no skill is installed. `url` and `token` are those of the lease; "" means that the agent
+    uses its own login. `env` holds the variables that the user passes on by name. The agent may read the files and
+    folders in `programs`, and nothing else below `hidden`. `key` decides the paths, so a job that is run again asks
+    the same questions.
+    """
+
+    agent: str
+    command: str
+    prompt: str
+    skill: SkillFiles | None
+    activation: Mode
+    files: Mapping[str, bytes] = field(hash=False)
+    url: str
+    token: str
+    model: str
+    timeout_s: float
+    sandbox: str
+    parent: Path
+    key: str
+    env: Mapping[str, str] = field(default_factory=dict, hash=False)
+    programs: tuple[Path, ...] = ()
+    hidden: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class AgentExit:
+    """The end of an agent as its own output tells it. `usage` is None if the agent does not report it."""
+
+    answer: str
+    outcome: Literal["ok", "agent_limit"] = "ok"
+    error: str = ""
+    denials: tuple[str, ...] = ()
+    usage: Usage | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AgentResult:
+    """The result of a job. `stream` and `stderr` are the agent's output, bounded; `survivors` had to be killed."""
+
+    end: AgentExit
+    changes: Changes
+    stream: bytes
+    stderr: bytes
+    seconds: float
+    cpu_s: float
+    survivors: int
+
+
+class Agent(Protocol):
+    """One kind of agent. A new kind is one class of this shape, registered in `agents.AGENTS`.
+
+    `dialect` is the protocol of its model calls. `executable` is its program ("" if the user names a command line), and
+    `beside` are programs that it needs on the PATH. `needs` says how to install it. `install` writes skill and settings
+    into the private home. `command` is the command line; its environment is complete. `read` turns the end of the
+    process into an `AgentExit`; it raises `InfraError` if the output proves no result, and `CallConfigError` if no
+    other rollout can succeed either.
+    """
+
+    dialect: Dialect
+    executable: str
+    beside: tuple[str, ...]
+    needs: str
+
+    def install(self, job: AgentJob, ws: Workspace) -> None: ...
+
+    def command(self, job: AgentJob, ws: Workspace) -> Command: ...
+
+    def read(self, job: AgentJob, ws: Workspace, exit: Exit) -> AgentExit: ...
+
+
+async def run_job(job: AgentJob) -> AgentResult:
+    """Run one rollout in a fresh workspace and a private home, and remove both.
+
+    Raises `InfraError` and `CallConfigError` as `Agent.read` does, and `UsageError` if the sandbox does not hold.
+    """
+    from skilltune.targets.agents import AGENTS
+
+    agent, sandbox = AGENTS[job.agent], probe(job.sandbox)
+    ws = await asyncio.to_thread(open_workspace, job.parent, job.key, job.files)
+    try:
+        await asyncio.to_thread(agent.install, job, ws)
+        command = agent.command(job, ws)
+        exit = await sandbox.run(command, policy(job, ws, command), Limits(wall_s=job.timeout_s))
+        end = agent.read(job, ws, exit)
+        changed = await asyncio.to_thread(changes, ws)
+        return AgentResult(end, changed, exit.stdout, exit.stderr, exit.seconds, exit.cpu_s, exit.survivors)
+    finally:
+        await asyncio.to_thread(close_workspace, ws)
+
+
+def policy(job: AgentJob, ws: Workspace, command: Command) -> Policy:
+    """The agent writes below its own root, reads that root and installed programs, and connects to the gateway only.
+
+    An agent with its own login (no gateway) may connect anywhere.
+    """
+    port = urlsplit(job.url).port
+    return Policy(
+        write=(ws.root,), read=(ws.root, *readable(command)), hidden=job.hidden, connect=(port,) if port else None
+    )
+
+
+def readable(command: Command) -> tuple[Path, ...]:
+    """Folders of installed programs: those of the system, of the PATH, of this Python and of the command's files."""
+    places = [*SYSTEM, sys.prefix, sys.base_prefix]
+    for entry in command.env.get("PATH", "").split(os.pathsep):
+        if entry:
+            real = os.path.realpath(entry)
+            places += [entry, real, *(os.path.join(os.path.dirname(real), name) for name in ("lib", "lib64", "share"))]
+    for word in command.argv:
+        file = os.path.realpath(os.path.join(command.cwd, word))
+        if os.path.isabs(word) and os.path.isfile(file):
+            places += [word, file, package_of(file)]
+    folders = dict.fromkeys(Path(place) for place in places if os.path.isabs(place) and os.path.exists(place))
+    return tuple(folder for folder in folders if not any(folder.is_relative_to(system) for system in SYSTEM[:8])) + (
+        tuple(Path(system) for system in SYSTEM if os.path.exists(system))
+    )
+
+
+def package_of(file: str) -> str:
+    """The outermost node_modules folder that holds a file, because npm packages load their neighbours; else the file
+    itself."""
+    head, found, _ = file.partition(f"{os.sep}node_modules{os.sep}")
+    return f"{head}{os.sep}node_modules" if found else file
+
+
+def left_files(changed: Changes) -> dict[str, Artifact]:
+    """The files that an agent made or changed, by their paths in the workspace."""
+    return {path: Artifact.of(data) for path, data in changed.files.items()}
+
+
+def workspaces_of(folder: Path) -> Path:
+    """The folder of the workspaces of a run; short, because some agents make Unix sockets there. It depends on the
+    run's folder, so that two runs never share one."""
+    name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]
+    return Path(tempfile.gettempdir()) / f"skilltune-{os.getuid()}" / name
+
+
+def base_env(job: AgentJob, ws: Workspace) -> dict[str, str]:
+    """The environment of every agent: what is kept of ours, the private home, and what the user passes on by name."""
+    kept = {name: os.environ[name] for name in KEPT if name in os.environ}
+    return {"LANG": "C.UTF-8", **kept, "HOME": str(ws.home), "TMPDIR": str(ws.tmp), **job.env}
+
+
+def write_skill(skill: SkillFiles, folder: Path) -> Path:
+    """Write the skill's files to `folder`/NAME and return that path. A file that begins with `#!` is executable."""
+    root = folder / skill.name
+    for name, data in skill.files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        if data.startswith(b"#!"):
+            path.chmod(0o755)
+    return root
+
+
+def loaded_at_start(job: AgentJob) -> SkillFiles | None:
+    """The skill if its body must stand in the first request (`forced`)."""
+    return job.skill if job.skill and job.activation == "forced" and job.skill.body.strip() else None
+
+
+def inlined(job: AgentJob) -> SkillFiles | None:
+    """The skill if its body is part of the instructions (`inline`)."""
+    return job.skill if job.skill and job.activation == "inline" and job.skill.body.strip() else None
+
+
+def installed(job: AgentJob) -> SkillFiles | None:
+    """The skill if it is installed as a folder (`forced` and `native`)."""
+    return job.skill if job.activation != "inline" else None

@@ -1,0 +1,398 @@
+"""An agent as a target: a lease at the gateway, a job, and both read together as one trajectory.
+
+The gateway is the witness. Its limits, its faults and its trajectory decide; the agent's own output adds what only the
+agent knows. If the two contradict each other, the attempt failed and is no score.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+
+from skilltune.config import TargetConfig
+from skilltune.envs.task import Task
+from skilltune.errors import CallError, InfraError, Stopped, UsageError
+from skilltune.frontmatter import BadFrontmatter, read_block
+from skilltune.gateway import Activation, Gateway, Lease, RolloutLimits, Upstream, upstream_of
+from skilltune.journal.keys import digest
+from skilltune.journal.run import Run
+from skilltune.metering.slots import Endpoint
+from skilltune.models import Message
+from skilltune.names import Name, parse_name
+from skilltune.rollout import Trajectory, Turn
+from skilltune.sandbox import Sandbox, probe
+from skilltune.skill import MAIN, Skill
+from skilltune.targets.agents import AGENTS, AgentJob, AgentResult, SkillFiles, run_job
+from skilltune.targets.agents.command import split_command
+from skilltune.targets.agents.job import KEPT, Mode, left_files, workspaces_of
+from skilltune.usage import Usage, minus
+
+TIMEOUT_S = 900.0  # of a rollout, if target.timeout_s is not set
+GUESS = Usage(calls=8, input_tokens=160_000, output_tokens=4_000)
+"""Assumed cost of a rollout before the first one: 8 requests of 20,000 tokens, most of them the agent's own text."""
+ALIASES = ("default", "best", "sonnet", "opus", "haiku", "opusplan", "inherit")
+VERSION_S = 60.0  # seconds for `--version`
+IMAGES = {"image/png": "png", "image/jpeg": "jpg", "image/gif": "gif", "image/webp": "webp"}
+
+
+@dataclass(slots=True)
+class AgentTarget:
+    """Implements `Target` with an agent of `AGENTS`.
+
+    `version` and `content` identify the agent's program. `upstream` is the model behind the gateway; None means that
+    the agent uses a login of its own, so that nothing proves that it saw the skill. `slots` schedules the calls of the
+    model, and `spend` counts the cost of a failed attempt, whose exchanges are journaled already. Raises `UsageError`
+    for a skill that the agent cannot load.
+    """
+
+    agent: str
+    command: str
+    version: str
+    content: str
+    upstream: Upstream | None
+    activation: Mode
+    limits: RolloutLimits
+    timeout_s: float
+    sandbox: Sandbox
+    parent: Path
+    env: Mapping[str, str] = field(repr=False)
+    programs: tuple[Path, ...]
+    hidden: tuple[Path, ...]
+    run_journal: Run | None = None
+    slots: Endpoint | None = None
+    spend: Callable[[Usage], None] = lambda _: None
+    _gateway: Gateway | None = None
+    _starting: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False)
+
+    @property
+    def fingerprint(self) -> str:
+        model = self.upstream.fingerprint if self.upstream else "own login"
+        limits = self.limits.max_turns, self.limits.max_usd
+        known = self.version, self.content, model, self.activation, limits, self.sandbox.level, sorted(self.env)
+        return digest("agent", self.agent, *known)
+
+    def guess(self, skill: Skill, task: Task) -> Usage:
+        self.skill_files(skill)
+        if self.upstream is None:
+            return Usage(calls=1, usd=None)
+        priced = self.upstream.priced(GUESS)
+        most = self.limits.max_usd
+        return priced if most is None or priced.usd is None else replace(priced, usd=most)
+
+    def skill_files(self, skill: Skill) -> SkillFiles | None:
+        """The skill as it is installed; None if it has no text to load.
+
+        Raises `UsageError` if the agent could not list it, because its frontmatter lacks name or description.
+        """
+        if not skill.body.strip():
+            return None
+        return named_skill(skill, self.activation)
+
+    async def run(self, skill: Skill, task: Task, attempt: int) -> Trajectory:
+        installed = self.skill_files(skill)
+        prompt, images = prompt_of(task.messages)
+        question = [(m.role, m.text, [i.base64 for i in m.images]) for m in task.messages]
+        files = [(name, hashlib.sha256(data).hexdigest()) for name, data in sorted(task.files.items())]
+        key = digest("agent rollout", self.fingerprint, skill.hash, question, files, attempt)
+        job = AgentJob(
+            agent=self.agent,
+            command=self.command,
+            prompt=prompt,
+            skill=installed,
+            activation=self.activation,
+            files={**task.files, **images},
+            url="",
+            token="",
+            model=self.upstream.model if self.upstream else "",
+            timeout_s=self.timeout_s,
+            sandbox=self.sandbox.level,
+            parent=self.parent,
+            key=key,
+            env=self.env,
+            programs=self.programs,
+            hidden=self.hidden,
+        )
+        if self.upstream is None:
+            return alone(job, await run_job(job))
+        lease = await self._lease(key, installed)
+        try:
+            result = await run_job(replace(job, url=lease.url, token=lease.token))
+            trajectory = witnessed(job, result, lease)
+        except Exception as failure:
+            self.spend(lease.paid)
+            if isinstance(lease.fault, CallError | Stopped):  # the model's failure explains the agent's
+                raise _journaled(lease.fault) from failure
+            raise _journaled(failure) from failure
+        finally:
+            lease.close()
+        self.spend(minus(lease.paid, lease.usage))  # the caller counts all, and the rest was paid before
+        return trajectory
+
+    async def _lease(self, key: str, skill: SkillFiles | None) -> Lease:
+        assert self.upstream is not None
+        async with self._starting:
+            if self._gateway is None:
+                gateway = Gateway()
+                await gateway.start()
+                self._gateway = gateway
+        promised = None
+        if skill is not None:
+            promised = Activation(self.activation, skill.name, skill.description, skill.body)
+        return self._gateway.lease(
+            self.upstream, promised, self.limits, rollout_key=key, run=self.run_journal, slots=self.slots
+        )
+
+    def usd(self, usage: Usage) -> float | None:
+        """The price of a usage in dollars, or None if it is unknown."""
+        return self.upstream.priced(usage).usd if self.upstream else None
+
+    async def aclose(self) -> None:
+        if self._gateway is not None:
+            await self._gateway.aclose()
+
+
+# -- what the gateway saw, and what the agent says
+
+
+def witnessed(job: AgentJob, result: AgentResult, lease: Lease) -> Trajectory:
+    """The trajectory of a job behind the gateway. Raises the fault that ended it, and `InfraError` if agent and gateway
+    contradict each other."""
+    end = result.end
+    if lease.fault is not None:
+        raise lease.fault
+    if not lease.exchanges:
+        raise InfraError(
+            f"{job.agent} had no answer of its model (it ended after {result.seconds:.0f} s): {_tail(result.stderr)}",
+            systemic=f"{job.agent} has no answer of its model",
+        )
+    if lease.limit:
+        outcome, answer, error = "agent_limit", lease.answer(), f"stopped by target.{lease.limit}"
+    else:
+        outcome, answer, error = end.outcome, end.answer, end.error
+        if outcome == "ok" and job.agent != "command":
+            _require_said(job, end.answer, lease)
+        answer = answer or (lease.answer() if outcome == "agent_limit" else "")
+    if end.denials:
+        error = "; ".join(filter(None, (error, f"denied to the agent: {', '.join(dict.fromkeys(end.denials))}")))
+    return Trajectory(
+        answer=answer,
+        turns=lease.turns(),
+        outcome=outcome,
+        error=error,
+        usage=lease.usage,
+        seconds=round(result.seconds, 4),
+        skill_offered=lease.offered or job.skill is None,
+        skill_loaded=lease.loaded or job.skill is None,
+        artifacts=left_files(result.changes),
+        diff=result.changes.diff,
+        journaled=True,
+    )
+
+
+def alone(job: AgentJob, result: AgentResult) -> Trajectory:
+    """The trajectory of an agent with a login of its own: nobody saw its exchanges."""
+    end = result.end
+    denied = f"denied to the agent: {', '.join(dict.fromkeys(end.denials))}" if end.denials else ""
+    return Trajectory(
+        answer=end.answer,
+        turns=(Turn("user", job.prompt), Turn("assistant", end.answer)),
+        outcome=end.outcome,
+        error="; ".join(filter(None, (end.error, denied))),
+        usage=end.usage or Usage(calls=1, usd=None),
+        seconds=round(result.seconds, 4),
+        artifacts=left_files(result.changes),
+        diff=result.changes.diff,
+    )
+
+
+def _require_said(job: AgentJob, answer: str, lease: Lease) -> None:
+    """Raise `InfraError` if the agent reports an answer that its model never gave, or none although it gave one."""
+    said = "".join("".join(turn.text.split()) for turn in lease.turns() if turn.role == "assistant")
+    given = "".join(answer.split())
+    if given not in said or (not given and lease.answer().strip()):
+        raise InfraError(
+            f"{job.agent} reports the answer {answer[:80]!r}, and the gateway saw {lease.answer()[:80]!r}",
+            systemic=f"{job.agent} and the gateway disagree about the answer",
+        )
+
+
+def _journaled(failure: Exception) -> Exception:
+    """The failure, with a cost of 0, because every exchange is journaled with its own."""
+    if isinstance(failure, CallError):
+        failure.usage = Usage()
+    return failure
+
+
+def _tail(output: bytes) -> str:
+    text = output.decode("utf-8", "replace").strip()
+    return text[-400:] if text else "it printed nothing"
+
+
+# -- skill and prompt
+
+
+def named_skill(skill: Skill, activation: Mode) -> SkillFiles:
+    """The skill with the name and the description under which an agent lists it.
+
+    Raises `UsageError` if its frontmatter lacks one of them and the mode needs it.
+    """
+    try:
+        block = read_block(skill.frontmatter)
+    except BadFrontmatter as error:
+        raise UsageError(f"the skill {skill.name!r}: {error}") from error
+    name, description = block.get("name"), block.get("description")
+    named = isinstance(name, str) and len(name) <= 64 and NAME.fullmatch(name)
+    described = isinstance(description, str) and description.strip()
+    if activation != "inline" and not (named and described):
+        lacking = " and ".join(what for what, given in (("name", named), ("description", described)) if not given)
+        slug = re.sub(r"[^a-z0-9]+", "-", skill.name.lower()).strip("-") or "my-skill"
+        raise UsageError(
+            f"the skill {skill.name!r} has no usable {lacking} in its frontmatter, so an agent cannot load it: begin "
+            f"{MAIN} with the lines `---`, `name: {slug}`, `description: …when to use it…`, `---` (a name has small "
+            "letters, digits and hyphens), or set target.activation=inline"
+        )
+    files = {**skill.files, MAIN: skill.text.encode("utf-8", "surrogatepass")}
+    return SkillFiles(str(name) if named else "skill", str(description or ""), skill.body, files)
+
+
+NAME = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
+
+
+def prompt_of(messages: tuple[Message, ...]) -> tuple[str, dict[str, bytes]]:
+    """(the task as one text, its images as files of the workspace). A conversation is written out with its speakers."""
+    images: dict[str, bytes] = {}
+    parts: list[str] = []
+    for message in messages:
+        text = message.text
+        for image in message.images:
+            name = f"attached/image-{len(images) + 1}.{IMAGES.get(image.media_type, 'png')}"
+            images[name] = image.data
+            text += f"\n\n(The image is in the file {name}.)"
+        plain = message.role == "system" or sum(m.role != "system" for m in messages) == 1
+        parts.append(text if plain else f"{message.role.capitalize()}: {text}")
+    return "\n\n".join(parts), images
+
+
+# -- from the config
+
+
+def make_agent(
+    cfg: TargetConfig,
+    root: Path,
+    *,
+    run: Run | None = None,
+    slots: Endpoint | None = None,
+    key_env: str | None = None,
+    spend: Callable[[Usage], None] = lambda _: None,
+) -> AgentTarget:
+    """The agent that `cfg.model` names. A relative path in a command starts at `root`, whose files stay hidden from it.
+
+    Raises `UsageError` if its program is missing, or if a setting does not fit it.
+    """
+    name = parse_name(cfg.model)
+    command, programs = _program(name, root)
+    model = name.inner.text if name.inner is not None else cfg.upstream
+    folder = run.folder.resolve() if run is not None else root
+    places = (root.resolve(), folder)
+    return AgentTarget(
+        agent=name.scheme,
+        command=command,
+        version="" if programs else version_of(command),
+        content=digest("program", command, [_content(path) for path in programs]) if programs else "",
+        upstream=_upstream(cfg, name, model, key_env or cfg.key_env) if model else None,
+        activation=cfg.activation or "forced",
+        limits=RolloutLimits(cfg.max_turns, cfg.max_usd),
+        timeout_s=cfg.timeout_s if "timeout_s" in cfg.model_fields_set else TIMEOUT_S,
+        sandbox=probe(cfg.sandbox),
+        parent=workspaces_of(folder),
+        env=_passed(cfg),
+        programs=programs,
+        hidden=tuple(dict.fromkeys(places)),
+        run_journal=run,
+        slots=slots,
+        spend=spend,
+    )
+
+
+def _upstream(cfg: TargetConfig, name: Name, model: str, key_env: str | None) -> Upstream:
+    if name.scheme == "claude-code" and name.model in ALIASES:
+        raise UsageError(
+            f"`{name}`: {name.model} is an alias that moves from model to model, and a target must stay the same: "
+            "write the model's full id, e.g. claude-code/claude-opus-5"
+        )
+    try:
+        return upstream_of(model, key_env=key_env, rate=cfg.price)
+    except CallError as error:
+        raise UsageError(f"target.model: {error}") from error
+
+
+def _program(name: Name, root: Path) -> tuple[str, tuple[Path, ...]]:
+    """(executable or command line, the files of a command line). Raises `UsageError` if the program is missing."""
+    agent = AGENTS[name.scheme]
+    if agent.executable:
+        found = shutil.which(agent.executable)
+        if found is None:
+            raise UsageError(f"`{name}`: there is no command `{agent.executable}` on the PATH; {agent.needs}")
+        if missing := [program for program in agent.beside if shutil.which(program) is None]:
+            raise UsageError(
+                f"`{name}`: there is no `{missing[0]}` on the PATH, which {agent.executable} needs and cannot download "
+                "in the sandbox; install it (rg is the package ripgrep)"
+            )
+        return found, ()
+    words, programs = split_command(name.model), list[Path]()
+    for place, word in enumerate(words):
+        path = root / Path(word).expanduser()
+        if place == 0 and os.sep not in word:
+            path = Path(shutil.which(word) or word)
+        if (place == 0 or os.sep in word or path.suffix) and path.is_file():
+            words[place] = os.path.abspath(path)
+            programs.append(Path(words[place]))
+        elif place == 0:
+            raise UsageError(f"`{name}`: there is no command `{word}` ({path.absolute()}); {agent.needs}")
+    return shlex.join(words), tuple(programs)
+
+
+def _content(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _passed(cfg: TargetConfig) -> dict[str, str]:
+    """The variables that the agent gets by name."""
+    if missing := [name for name in cfg.env if name not in os.environ]:
+        raise UsageError(f"target.env names {missing[0]}, which is not set: set it, or take it out of target.env")
+    return {name: os.environ[name] for name in cfg.env}
+
+
+@cache
+def version_of(executable: str) -> str:
+    """The first line that `EXECUTABLE --version` prints, read once per process. Raises `UsageError` if it fails."""
+    with tempfile.TemporaryDirectory() as home:
+        env = {name: os.environ[name] for name in KEPT if name in os.environ} | {"HOME": home}
+        try:
+            shown = subprocess.run(
+                [executable, "--version"],
+                env=env,
+                cwd=home,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=VERSION_S,
+                check=True,
+            )
+        except (OSError, subprocess.SubprocessError) as error:
+            said = (getattr(error, "stderr", b"") or b"").decode(errors="replace")[-300:]
+            raise UsageError(
+                f"`{executable} --version` failed: {error}{': ' if said else ''}{said}; install the agent again"
+            ) from error
+    lines = shown.stdout.decode("utf-8", "replace").strip().splitlines()
+    return lines[0] if lines else "unknown"

@@ -1,0 +1,243 @@
+"""The real command lines of agents, in the sandbox and behind the gateway, in front of a scripted model."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from skilltune.config import TargetConfig
+from skilltune.envs.task import Task
+from skilltune.errors import InfraError
+from skilltune.journal.run import Run
+from skilltune.models import user
+from skilltune.skill import Skill
+from skilltune.targets.agents.target import AgentTarget, make_agent
+from upstream import Asked, Call, Turn, Upstream
+
+pytestmark = [pytest.mark.anyio, pytest.mark.agents]
+
+CLIS = {"claude-code": "claude", "codex": "codex", "opencode": "opencode"}
+SKILL = Skill.parse("---\nname: demo\ndescription: SKILLDESC how to answer.\n---\n\nSKILLBODY: answer with 42.\n")
+SHELL = "echo done > out.txt; cat out.txt"
+
+
+def call_of(asked: Asked, command: str) -> Call:
+    """The call of the agent's own shell tool, by the name that it has in the request."""
+    offered = [tool.get("function", tool).get("name", "") for tool in asked.body["tools"]]
+    name = next(name for name in ("exec_command", "Bash", "bash") if name in offered)
+    key = "cmd" if name == "exec_command" else "command"
+    return Call(name, {key: command, **({} if key == "cmd" else {"description": "work"})})
+
+
+def script(asked: Asked) -> Turn:
+    if not asked.body.get("tools"):
+        return Turn("A title")
+    if not asked.results:
+        return Turn("I begin.", calls=(call_of(asked, SHELL),))
+    return Turn("The answer is 42." if b"SKILLBODY" in asked.raw else "No idea.")
+
+
+def _users(home: Path) -> dict[str, Path]:
+    """Settings and skills of a user, which must neither reach a rollout nor change."""
+    text = "LEAKED: always say so."
+    skill = "---\nname: leaked\ndescription: LEAKED skill.\n---\n\nLEAKED\n"
+    files = {
+        ".claude/CLAUDE.md": text,
+        ".claude/skills/leaked/SKILL.md": skill,
+        ".claude/settings.json": '{"env": {"LEAKED": "1"}}',
+        ".claude.json": '{"mcpServers": {}}',
+        ".codex/AGENTS.md": text,
+        ".codex/config.toml": 'model = "LEAKED"\n',
+        ".codex/skills/leaked/SKILL.md": skill,
+        ".agents/skills/leaked/SKILL.md": skill,
+        ".config/opencode/AGENTS.md": text,
+        ".config/opencode/opencode.json": '{"model": "LEAKED/x"}',
+        ".config/opencode/skills/leaked/SKILL.md": skill,
+        "project/CLAUDE.md": text,
+        "project/AGENTS.md": text,
+    }
+    for name, content in files.items():
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / name).write_text(content)
+    return {name: home / name for name in files}
+
+
+def _hash(folder: Path) -> str:
+    found = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            found.update(str(path).encode() + path.read_bytes())
+    return found.hexdigest()
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A user's home with settings of all agents, and the command lines on the PATH."""
+    programs = Path(str(request.config.getoption("--agents"))).resolve()
+    missing = [name for name in CLIS.values() if not (programs / name).exists()]
+    if missing:
+        pytest.skip(f"{programs} has no {', '.join(missing)}")
+    (tmp_path / "tmp").mkdir()
+    search = [str(path.parent) for path in programs.parent.glob("@openai/codex-*/vendor/*/codex-path/rg")]  # opencode's
+    monkeypatch.setenv("PATH", os.pathsep.join([str(programs), *search, os.environ["PATH"]]))
+    monkeypatch.setenv("HOME", str(tmp_path / "user"))
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    _users(tmp_path / "user")
+    before = _hash(tmp_path / "user")
+    yield tmp_path / "user" / "project"
+    assert _hash(tmp_path / "user") == before
+    assert not running(str(tmp_path / "tmp"))
+
+
+def running(word: str) -> list[str]:
+    """Processes whose environment or folder is below the workspaces."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if word.encode() in (entry / "environ").read_bytes() or word in os.readlink(entry / "cwd"):
+                found.append((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()[:100])
+        except OSError:
+            continue
+    return found
+
+
+def agent(kind: str, url: str, root: Path, *, run: Run | None = None, dialect: str = "", **options: Any) -> AgentTarget:
+    forms = {"chat": f"openai@{url}/v1/m", "messages": f"anthropic@{url}/m"}
+    model = forms[dialect or ("messages" if kind == "claude-code" else "chat")]
+    return make_agent(TargetConfig(model=f"{kind}/{model}", **options), root, run=run)
+
+
+async def roll(target: AgentTarget, text: str = "What is the answer?", attempt: int = 0) -> Any:
+    return await target.run(SKILL, Task("s1", (user(text),), {"in.txt": b"given\n"}), attempt)
+
+
+@pytest.mark.parametrize("kind", CLIS)
+@pytest.mark.parametrize("activation", ["forced", "native", "inline"])
+async def test_the_skill_is_seen_and_nothing_else(kind: str, activation: str, home: Path) -> None:
+    async with Upstream(script) as server:
+        target = agent(kind, server.url, home, activation=activation)
+        trajectory = await roll(target)
+        await target.aclose()
+    assert trajectory.outcome == "ok", trajectory.error
+    assert trajectory.answer == ("No idea." if activation == "native" else "The answer is 42.")
+    assert {path: file.read() for path, file in trajectory.artifacts.items()} == {"out.txt": b"done\n"}
+    assert (trajectory.skill_offered, trajectory.skill_loaded) == (True, activation != "native")
+    first = server.asked[0].raw.decode()
+    assert "LEAKED" not in first
+    assert ("SKILLBODY" in first, "SKILLDESC" in first) == (activation != "native", activation != "inline")
+
+
+@pytest.mark.parametrize("kind", CLIS)
+async def test_a_model_that_loads_the_skill_is_seen(kind: str, home: Path) -> None:
+    """`native`: the model reads the skill by the agent's own means."""
+
+    def loading(asked: Asked) -> Turn:
+        offered = [tool.get("function", tool).get("name", "") for tool in asked.body["tools"]]
+        if asked.results:
+            return Turn("The answer is 42." if b"SKILLBODY" in asked.raw else "No idea.")
+        if "exec_command" in offered:
+            return Turn(calls=(call_of(asked, "cat $CODEX_HOME/skills/demo/SKILL.md"),))
+        return Turn(
+            calls=(Call("Skill", {"skill": "demo"}) if "Skill" in offered else Call("skill", {"name": "demo"}),)
+        )
+
+    async with Upstream(loading) as server:
+        target = agent(kind, server.url, home, activation="native")
+        trajectory = await roll(target)
+        await target.aclose()
+    assert (trajectory.skill_loaded, trajectory.answer) == (True, "The answer is 42."), trajectory.turns
+
+
+@pytest.mark.parametrize("kind", ["claude-code", "codex"])
+@pytest.mark.parametrize("dialect", ["chat", "messages"])
+async def test_an_agent_works_in_its_own_and_in_another_dialect(kind: str, dialect: str, home: Path) -> None:
+    async with Upstream(script) as server:
+        target = agent(kind, server.url, home, dialect=dialect)
+        trajectory = await roll(target)
+        await target.aclose()
+    assert (trajectory.outcome, trajectory.answer) == ("ok", "The answer is 42.")
+    assert [turn.text for turn in trajectory.turns if turn.role == "tool"]
+
+
+@pytest.mark.parametrize("kind", CLIS)
+async def test_a_time_out_leaves_no_process(kind: str, home: Path) -> None:
+    def stuck(asked: Asked) -> Turn:
+        return Turn("I wait.", calls=(call_of(asked, "(setsid sleep 600 &); sleep 600"),))
+
+    began = time.monotonic()
+    async with Upstream(stuck) as server:
+        target = agent(kind, server.url, home, timeout_s=30.0 if kind == "opencode" else 12.0)
+        trajectory = await roll(target)
+        await target.aclose()
+    assert (trajectory.outcome, trajectory.answer) == ("agent_limit", "I wait.")
+    assert time.monotonic() - began < 60
+
+
+@pytest.mark.parametrize("kind", ["claude-code", "codex"])
+async def test_eight_at_once_all_start(kind: str, home: Path) -> None:
+    async with Upstream(script) as server:
+        target = agent(kind, server.url, home, timeout_s=120.0)
+        results = await asyncio.gather(*(roll(target, attempt=n) for n in range(8)), return_exceptions=True)
+        await target.aclose()
+    assert [getattr(result, "answer", result) for result in results] == ["The answer is 42."] * 8
+
+
+@pytest.mark.parametrize("kind", CLIS)
+async def test_a_limit_of_turns_ends_the_work(kind: str, home: Path) -> None:
+    def forever(asked: Asked) -> Turn:
+        return Turn(f"Step {asked.results}.", calls=(call_of(asked, f"echo {asked.results}"),))
+
+    async with Upstream(forever) as server:
+        target = agent(kind, server.url, home, max_turns=3)
+        trajectory = await roll(target)
+        await target.aclose()
+    assert (trajectory.outcome, trajectory.answer) == ("agent_limit", "Step 2.")
+    assert len(server.asked) == 3
+
+
+@pytest.mark.parametrize("kind", CLIS)
+async def test_a_killed_rollout_pays_only_for_what_is_new(
+    kind: str, home: Path, tmp_path: Path, record_testsuite_property: Callable[[str, object], None]
+) -> None:
+    """Two lives of one run: the first is ended while the agent works on the third of five answers."""
+
+    def long(asked: Asked) -> Turn:
+        if asked.results == 4:
+            return Turn("The answer is 42.")
+        return Turn(f"Step {asked.results}.", calls=(call_of(asked, f"sleep 1; echo {asked.results}"),))
+
+    async with Upstream(long) as server:
+        with Run.open(tmp_path / "run") as run:
+            target = agent(kind, server.url, home, run=run)
+            first = asyncio.create_task(roll(target))
+            while len(server.asked) < 3:
+                await asyncio.sleep(0.02)
+            await asyncio.sleep(0.4)
+            first.cancel()
+            await asyncio.gather(first, return_exceptions=True)
+            await target.aclose()
+        before = len(server.asked)
+        with Run.open(tmp_path / "run") as run:
+            target = agent(kind, server.url, home, run=run)
+            trajectory = await roll(target)
+            await target.aclose()
+            assert run.usage["target exchange"].calls == len(server.asked)
+    again = len(server.asked) - before
+    record_testsuite_property(f"{kind} replayed", f"{5 - again} of {before} paid exchanges")
+    assert (trajectory.answer, trajectory.usage.calls) == ("The answer is 42.", 5)
+    assert again == 5 - before
+
+
+async def test_an_endpoint_that_is_away_is_no_score(home: Path) -> None:
+    target = agent("codex", "http://127.0.0.1:9", home, timeout_s=20.0)
+    with pytest.raises(InfraError):
+        await roll(target)
+    await target.aclose()

@@ -1,0 +1,109 @@
+"""Agents inside a run: accounts, replay, training and the reports."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import fakes
+from skilltune import Env, Sample, Skill
+from skilltune.api import aevaluate, atrain
+from skilltune.cli.main import app
+from skilltune.journal.run import Run
+from upstream import Asked, Call, Turn, Upstream
+
+pytestmark = pytest.mark.anyio
+
+FRONT = "---\nname: desk\ndescription: Enters the code of a ticket. Use for every ticket.\n---\n"
+KINDS = ("printer", "screen")
+
+
+@pytest.fixture(autouse=True)
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("PATH", f"{fakes.install(tmp_path / 'bin')}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    monkeypatch.setattr("tempfile.tempdir", None)
+
+
+def samples(n: int) -> list[Sample]:
+    return [
+        Sample(id=f"t{i}", input=f"Ticket {i}: the {KINDS[i % 2]} is broken.", target=f"CODE-{KINDS[i % 2].upper()}")
+        for i in range(n)
+    ]
+
+
+def desk(asked: Asked) -> Turn:
+    """A model that looks at a file first, and knows a code only if the skill says it."""
+    if not asked.results:
+        return Turn(calls=(Call("Bash", {"command": "ls", "cmd": "ls"}),))
+    text = asked.raw.decode()
+    kind = next(kind for kind in KINDS if f": the {kind} is" in text)
+    code = f"CODE-{kind.upper()}"
+    return Turn(code if code in text else "CODE-UNKNOWN")
+
+
+async def test_an_evaluation_pays_each_exchange_once_and_shows_the_activation(tmp_path: Path) -> None:
+    skill = Skill.parse(f"{FRONT}\nThe code of a printer is CODE-PRINTER.\n")
+    async with Upstream(desk) as server:
+        target = {"model": f"codex/openai@{server.url}/v1/m", "workers": 4, "sandbox": "none"}
+        env = Env(samples(6), root=tmp_path)
+        first = await aevaluate(skill, env, target, run=tmp_path / "run")
+        asked = len(server.asked)
+        again = await aevaluate(skill, env, target, run=tmp_path / "run")
+        assert len(server.asked) == asked == 12
+    assert (first.score, first.n) == (0.5, 6)
+    assert first.scores == again.scores
+    assert first.activation == "offered in 6 of 6 rollouts, loaded in 6 (100 %)"
+    assert first.usage.calls == 12
+    run = Run.read(tmp_path / "run")
+    assert run.usage["target exchange"].calls == 12
+    assert "rollout" not in run.usage
+    run.close()
+
+
+@pytest.mark.slow
+async def test_training_against_an_agent(tmp_path: Path) -> None:
+    (tmp_path / "desk").mkdir()
+    skill = tmp_path / "desk" / "SKILL.md"
+    skill.write_text(f"{FRONT}\nAnswer each ticket with its code.\n")
+    async with Upstream(desk) as server:
+        result = await atrain(
+            tmp_path / "desk",
+            Env(samples(40), root=tmp_path),
+            {"model": "command:script {prompt_file}", "upstream": f"openai@{server.url}/v1/m", "sandbox": "none"},
+            optimizer="examples",
+            run=tmp_path / "run",
+            budget={"calls": 3000},
+            train={"epochs": 1, "batch_size": 8},
+            gate={"screen": 12},
+        )
+        asked = len(server.asked)
+    assert result.best.text != result.start.text
+    assert result.certificate is not None
+    assert result.certificate.after > result.certificate.before
+    run = Run.read(tmp_path / "run")
+    assert run.usage["target exchange"].calls == asked
+    run.close()
+    shown = CliRunner().invoke(app, ["show", str(tmp_path / "run")])
+    assert "the skill was  offered in" in shown.output
+    assert "The skill was offered in" in (tmp_path / "run" / "card.md").read_text()
+
+
+async def test_a_skill_that_an_agent_cannot_list_is_refused_before_anything_is_spent(tmp_path: Path) -> None:
+    async with Upstream(desk) as server:
+        target = {"model": f"codex/openai@{server.url}/v1/m", "sandbox": "none"}
+        with pytest.raises(ValueError, match="no usable name and description"):
+            await aevaluate(Skill.parse("Just text."), Env(samples(6), root=tmp_path), target, run=tmp_path / "run")
+        assert server.asked == []
+
+
+async def test_training_from_an_empty_skill_needs_its_name_first(tmp_path: Path) -> None:
+    async with Upstream(desk) as server:
+        target = {"model": f"codex/openai@{server.url}/v1/m", "sandbox": "none"}
+        with pytest.raises(ValueError, match="no usable name and description"):
+            await atrain(tmp_path / "new", Env(samples(40), root=tmp_path), target, "examples", run=tmp_path / "run")
+        assert server.asked == []

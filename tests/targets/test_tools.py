@@ -1,0 +1,167 @@
+"""A chat model with tools: the loop, what the tools refuse, and what a failure costs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from skilltune.config import TargetConfig
+from skilltune.envs.task import Task
+from skilltune.errors import InfraError
+from skilltune.journal.run import Run
+from skilltune.limits import Limits
+from skilltune.metering.budget import Budget
+from skilltune.metering.clients import Clients
+from skilltune.models import ToolCall, user
+from skilltune.skill import Skill
+from skilltune.targets import Target
+from skilltune.targets.makers import MAKERS
+from skilltune.targets.tools import TOOLS, ToolError, ToolsTarget, arguments, glob, grep, read_file, write_file
+from skilltune.usage import Usage
+from upstream import Asked, Call, Fault, Turn, Upstream, turns
+
+pytestmark = pytest.mark.anyio
+SKILL = Skill.parse("MARKER: say forty-two.")
+EVERY = tuple(TOOLS)
+
+
+class Bench:
+    """A tools target in front of a scripted model, with its run and budget."""
+
+    def __init__(self, folder: Path, url: str, **options: Any) -> None:
+        model = options.pop("model", f"openai@{url}/v1/m")
+        cfg = TargetConfig(**{"model": model, "tools": EVERY, "sandbox": "none", **options})
+        self.run = Run.open(folder / "run")
+        self.budget = Budget(Limits(), Usage(), lambda: 0.0)
+        made = MAKERS["openai"](cfg, Clients((cfg,), self.run, self.budget), folder)
+        assert isinstance(made, ToolsTarget)
+        self.target = made
+
+    async def __aenter__(self) -> Bench:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.target.aclose()
+        self.run.close()
+
+
+def task(**files: bytes) -> Task:
+    return Task("s", (user("Do it."),), {name.replace("__", "."): data for name, data in files.items()})
+
+
+@pytest.mark.parametrize("form", ["openai@{}/v1/m", "anthropic@{}/m"])
+async def test_the_model_works_with_tools_and_then_answers(form: str, tmp_path: Path) -> None:
+    script = turns(
+        Turn("I look.", (Call("read", {"path": "in.txt"}), Call("bash", {"command": "echo $((6*7)) > out.txt"}))),
+        Turn("never, because the first turn has two results"),
+        Turn(calls=(Call("python", {"code": "print(open('out.txt').read())"}),)),
+        Turn("The answer is 42."),
+    )
+    async with Upstream(script) as server, Bench(tmp_path, server.url, model=form.format(server.url)) as bench:
+        assert isinstance(bench.target, Target)
+        trajectory = await bench.target.run(SKILL, task(in__txt=b"six times seven"), 0)
+    assert (trajectory.answer, trajectory.outcome, trajectory.usage.calls) == ("The answer is 42.", "ok", 3)
+    assert [t.text for t in trajectory.turns if t.role == "tool"] == ["six times seven", "(no output)", "42"]
+    assert "MARKER" in server.asked[0].raw.decode()
+    assert "Files in the current folder: in.txt" in server.asked[0].raw.decode()
+    assert {path: file.read() for path, file in trajectory.artifacts.items()} == {"out.txt": b"42\n"}
+    assert "+42" in trajectory.diff
+    assert bench.budget.spent.calls == 3
+
+
+async def test_a_limit_of_requests_ends_the_work(tmp_path: Path) -> None:
+    forever = turns(Turn("So far: 1.", (Call("bash", {"command": "true"}),)))
+    async with Upstream(forever) as server, Bench(tmp_path, server.url, max_turns=3) as bench:
+        trajectory = await bench.target.run(SKILL, task(), 0)
+    assert (trajectory.outcome, trajectory.answer, len(server.asked)) == ("agent_limit", "So far: 1.", 3)
+    assert "target.max_turns" in trajectory.error
+
+
+async def test_a_failed_call_is_repeated_where_the_loop_stands(tmp_path: Path) -> None:
+    script = turns(Turn(calls=(Call("bash", {"command": "echo x >> log; wc -l < log"}),)), Turn("done"))
+    faults = None, Fault(503, {"error": {"message": "busy"}})
+    async with Upstream(script, *faults) as server, Bench(tmp_path, server.url) as bench:
+        trajectory = await bench.target.run(SKILL, task(), 0)
+    assert [t.text for t in trajectory.turns if t.role == "tool"] == ["1"]  # the command ran once
+    assert (trajectory.usage.calls, len(server.asked)) == (2, 3)
+
+
+async def test_a_rollout_that_fails_for_good_costs_what_was_answered(tmp_path: Path) -> None:
+    script = turns(Turn(calls=(Call("bash", {"command": "true"}),)))
+    empty = Fault(200, {"choices": [{"message": {"content": ""}, "finish_reason": "stop"}], "usage": {}})
+    async with Upstream(script, None, *[empty] * 50) as server, Bench(tmp_path, server.url) as bench:
+        with pytest.raises(InfraError):
+            await bench.target.run(SKILL, task(), 0)
+        assert bench.budget.spent.input_tokens >= 100
+        assert bench.run.usage["failed attempt"].calls == bench.budget.spent.calls == len(server.asked)
+
+
+@pytest.mark.slow
+async def test_the_tools_are_in_the_sandbox(tmp_path: Path) -> None:
+    (tmp_path / "answers.txt").write_text("PLANTED")
+    steal = f"cat {tmp_path}/answers.txt; echo x > {tmp_path}/left.txt; cat in.txt"
+
+    def script(asked: Asked) -> Turn:
+        return Turn("done") if asked.results else Turn(calls=(Call("bash", {"command": steal}),))
+
+    async with Upstream(script) as server, Bench(tmp_path, server.url, sandbox="auto") as bench:
+        if bench.target.sandbox.level == "none":
+            pytest.skip("no sandbox holds here")
+        await bench.target.run(SKILL, task(in__txt=b"mine"), 0)
+    assert b"PLANTED" not in server.asked[-1].raw
+    assert b"mine" in server.asked[-1].raw
+    assert not (tmp_path / "left.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (ToolCall("1", "rm", "{}"), "there is no tool rm"),
+        (ToolCall("1", "bash", "{oops"), "not JSON"),
+        (ToolCall("1", "bash", "[]"), "needs the arguments command"),
+        (ToolCall("1", "write", '{"path": "a"}'), "needs the arguments path, content"),
+        (ToolCall("1", "read", "[" * 100_000), "not JSON"),
+    ],
+)
+def test_a_wrong_call_is_explained_to_the_model(call: ToolCall, words: str) -> None:
+    with pytest.raises(ToolError, match=words):
+        arguments(call, EVERY)
+
+
+def test_arguments_of_other_types_become_text() -> None:
+    assert arguments(ToolCall("1", "write", '{"path": "a", "content": {"b": 1}}'), EVERY)["content"] == '{"b": 1}'
+    assert arguments(ToolCall("1", "grep", '{"pattern": "a"}'), EVERY) == {"pattern": "a"}
+
+
+def test_the_tools_never_leave_the_workspace(tmp_path: Path) -> None:
+    root = tmp_path / "work"
+    root.mkdir()
+    (tmp_path / "secret.txt").write_text("PLANTED")
+    (root / "link.txt").symlink_to(tmp_path / "secret.txt")
+    (root / "folder").symlink_to(tmp_path)
+    os.mkfifo(root / "pipe")
+    outside = str(tmp_path / "secret.txt")
+    for name in ("../secret.txt", "link.txt", "folder/secret.txt", outside, "pipe", "a\0b", "x" * 999):
+        with pytest.raises(ToolError):
+            read_file(root, name)
+    for name in ("../new.txt", "folder/new.txt", "link.txt"):
+        with pytest.raises(ToolError):
+            write_file(root, name, "x")
+    assert (tmp_path / "secret.txt").read_text() == "PLANTED"
+    assert grep(root, "PLANTED", "") == "nothing found"
+    assert "secret" not in glob(root, "**/*")
+    with pytest.raises(ToolError):
+        glob(root, "/etc/*")
+
+
+def test_glob_and_grep_find_what_is_there(tmp_path: Path) -> None:
+    write_file(tmp_path, "a/b.txt", "one\ntwo")
+    write_file(tmp_path, "c.csv", "two")
+    assert glob(tmp_path, "**/*.txt") == "a/b.txt"
+    assert grep(tmp_path, "tw.", "") == "a/b.txt:2:two\nc.csv:1:two"
+    assert grep(tmp_path, "tw.", "a") == "a/b.txt:2:two"
+    with pytest.raises(ToolError, match="regular expression"):
+        grep(tmp_path, "(", "")
