@@ -6,6 +6,7 @@ searched for every form of them.
 
 from __future__ import annotations
 
+import ast
 import base64
 import json
 import os
@@ -228,7 +229,7 @@ def test_the_password_of_a_proxy_is_not_repeated(tmp_path: Path, scheme: str) ->
 
 @pytest.mark.slow
 def test_the_programs_that_doctor_starts_inherit_no_key(tmp_path: Path) -> None:
-    """These are all that skilltune starts; `test_nothing_else_starts_a_process` keeps the list honest."""
+    """Their environment is made for them."""
     programs = tmp_path / "bin"
     programs.mkdir()
     for name in ("git", "claude", "codex"):
@@ -239,19 +240,42 @@ def test_the_programs_that_doctor_starts_inherit_no_key(tmp_path: Path) -> None:
     assert not leaks_below(tmp_path)
 
 
-STARTS = ("import subprocess", "create_subprocess", "os.exec", "os.spawn", "os.fork", "os.system", "multiprocessing")
+CALLS = ("run", "Popen", "call", "check_call", "check_output", "getoutput", "getstatusoutput")
+INHERITING = {
+    # runs the command that the user names, which may need a key of the user's
+    "optimizer/answer.py": "answer --loop",
+    # programs of their own, started with an environment that holds no key
+    "sandbox/supervisor.py": "the supervisor of a command",
+    "targets/agents/acp_client.py": "the client of a confined agent",
+    # replaces itself inside of such a program
+    "sandbox/confine.py": "the confined command",
+}
 
 
-def test_nothing_else_starts_a_process() -> None:
-    """Whoever starts a process gives it an environment of its own and is tested here; but `answer --loop` runs the
-    command that the user names, which may need a key of the user's, in the user's own environment."""
+def _starts(tree: ast.AST) -> list[ast.Call]:
+    """The calls that start a process: functions of subprocess and asyncio, and everything like os.exec and os.fork."""
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)]
+    made = []
+    for call in calls:
+        owner, name = ast.unparse(call.func.value), call.func.attr
+        of_os = owner == "os" and name.startswith(("exec", "spawn", "fork", "posix_spawn", "system", "popen"))
+        if of_os or (owner == "subprocess" and name in CALLS) or (owner == "asyncio" and name.startswith("create_sub")):
+            made.append(call)
+    return made
+
+
+def test_every_process_gets_an_environment_of_its_own() -> None:
+    """A child that inherited the environment would hold every key of the user."""
     package = Path(__file__).parents[1] / "src" / "skilltune"
-    found = {
-        str(path.relative_to(package))
-        for path in package.rglob("*.py")
-        if any(start in path.read_text(encoding="utf-8") for start in STARTS)
-    }
-    assert found == {"preflight/doctor.py", "optimizer/answer.py"}
+    inheriting, explicit = set(), set()
+    for path in package.rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        assert "multiprocessing" not in text, path  # its children inherit everything
+        for call in _starts(ast.parse(text)):
+            named = any(keyword.arg == "env" for keyword in call.keywords)
+            (explicit if named else inheriting).add(str(path.relative_to(package)))
+    assert inheriting == set(INHERITING)
+    assert {"preflight/doctor.py", "sandbox/process.py", "workspace/__init__.py"} <= explicit
 
 
 # -- redaction itself

@@ -223,7 +223,8 @@ def _open_folders(root: Path) -> None:
 
 def _remove_deep(root: Path) -> None:
     """Remove a tree whose paths are too long for a system call."""
-    subprocess.run(("rm", "-rf", "--", str(root)), stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    command = ("rm", "-rf", "--", str(root))
+    subprocess.run(command, env={"PATH": os.defpath}, stdin=subprocess.DEVNULL, capture_output=True, check=False)
 
 
 # -- changes
