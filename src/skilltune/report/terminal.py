@@ -288,7 +288,7 @@ def explained(verdict: VerdictRecord, gate: GateConfig | None) -> str:
     """
     figures = verdict.figures
     if not isinstance(figures, RaceFigures) or gate is None:
-        return verdict.reason
+        return verdict.reason  # it names the further targets
     last, needed = figures.interims[-1], figures.needed
     measured = (
         f"measured {percent(verdict.before)} → {percent(verdict.after)} on {len(verdict.differences)} select samples"
@@ -297,13 +297,13 @@ def explained(verdict: VerdictRecord, gate: GateConfig | None) -> str:
     bar = f"P(better) {last.better:.2f} {'≥' if last.better >= needed else '<'} {needed:.2f}"
     if figures.decision == GIVEN_UP:
         bar += f", given up because it is below {gate.futility:.2f}"
-    elif not verdict.accepted and last.better >= needed and last.harm < VETO:
+    elif not verdict.accepted and not verdict.elsewhere and last.better >= needed and last.harm < VETO:
         bar += f", but {figures.unscored} samples could not be scored on both sides"
-    elif not verdict.accepted and last.better >= needed:
+    elif not verdict.accepted and not verdict.elsewhere and last.better >= needed:
         bar += f", but P(worse by {100 * gate.regression_bound:g} points) = {last.harm:.2f}"
-    elif not verdict.accepted:
+    elif not verdict.accepted and not verdict.elsewhere:
         bar += ": undecided when the samples were used up"
-    return f"{measured} · {estimated} · {bar}"
+    return " · ".join((measured, estimated, bar, *map(str, verdict.elsewhere)))
 
 
 # -- the views
