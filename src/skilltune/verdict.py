@@ -382,8 +382,8 @@ class Verdict:
     `before` and `after` are the means of incumbent and candidate over the same samples, `differences` the candidate's
     score minus the incumbent's by sample. `reports` has the fate of each edit of the candidate, `rejected` the edits
     that were judged and not kept (the optimizer sees them), `numbers` the figures of the rule. A plug-in gate may give
-    any mapping that JSON can hold as `numbers`. `screen` is the pool from which the candidate was chosen. `elsewhere` has
-    the checks on further targets, of a candidate that would have been accepted without them.
+    any mapping that JSON can hold as `numbers`. `screen` is the pool from which the candidate was chosen.
+    `elsewhere` has the checks on further targets, of a candidate that would have been accepted without them.
     """
 
     skill: Skill

@@ -59,7 +59,7 @@ async def _check(arena: Arena, other: Further, incumbent: Skill, candidate: Skil
     blocks += [(attempt, order) for attempt in range(1, cfg.passes)]
     asked = scored = done = 0
     said = Elsewhere(other.name, None, None, 0, 1.0, cfg.also_margin, True)
-    for number, (attempt, block) in enumerate(blocks):
+    for attempt, block in blocks:
         purpose = f"{name} on {other.name} {candidate.hash} {block[0].id} {attempt}"
         new, *old = await run_all(
             [other.roll(skill, block, attempt=attempt, purpose=purpose) for skill in (candidate, *bars)]

@@ -98,13 +98,15 @@ def roles(session: Parts) -> list[tuple[str, Client | RunTarget]]:
 
 
 async def try_models(session: Parts) -> None:
-    """Call the models of the optimizer and the judge once, before anything is spent on the target; once per run.
+    """Call the models of the optimizer, the judge and the further targets once, before anything is spent on the target; once per run.
 
     Raises `CallConfigError` for a wrong key, model or path, and `InfraStopped` if a model cannot be reached. A model
     that is also the target is not called, because the target's first call tests it. If the budget is too small even for
     this, the loop reports it.
     """
-    for role, client in roles(session):
+    further = [(f"further target {other.name}", other.roll.target) for other in session.arena.also]
+    clients = [(name, target.client) for name, target in further if isinstance(target, ChatTarget | ToolsTarget)]
+    for role, client in (*roles(session), *clients):
         if not isinstance(client, Client):
             continue
 
