@@ -221,7 +221,7 @@ class TargetConfig(ModelConfig):
         It takes over the options of this section that its kind has, but not those of one model or endpoint
         (`OF_ONE_MODEL`) unless it is the same model. Raises `ValueError` for a wrong name or option.
         """
-        own = {"model": other} if isinstance(other, str) else dict(other)
+        own: dict[str, Any] = {"model": other} if isinstance(other, str) else dict(other)
         if not own.get("model"):
             raise ValueError(f'a further target needs a name: {{model = "NAME", …}} (got {own!r:.80})')
         if own == {"model": self.model}:
@@ -232,7 +232,8 @@ class TargetConfig(ModelConfig):
             parse_name(str(own["model"]))
             known = {key: value for key, value in given.items() if key in TargetConfig.model_fields}
             misfits = {key for key, _ in TargetConfig.model_construct(**known)._misfits()}
-            return TargetConfig(**{key: value for key, value in given.items() if key in own or key not in misfits})
+            fitting = {key: value for key, value in given.items() if key in own or key not in misfits}
+            return TargetConfig.model_validate(fitting)
         except ValidationError as error:
             raise ValueError(
                 "; ".join(_explain(item, str(own["model"]), TargetConfig) for item in error.errors())

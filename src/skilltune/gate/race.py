@@ -118,11 +118,13 @@ class Race:
         screened = await self._screen(pool, limit, name)
         verdict = Verdict(skill, False, "the screen found no edit worth a race", *self.level)
         chosen = self._team(screened, limit) if screened else pool.first(limit)
+        guilty: tuple[int, ...] = ()
         if chosen:
             self.evidence.note(pool.text(chosen), skill, [pool.proposals[i] for i in chosen])
             verdict = await self._race(pool, chosen, screened, name)
             if verdict.vetoed_by and len(chosen) > 1:
-                chosen, verdict = await self._without_harm(pool, chosen, screened, verdict, name)
+                guilty = await self._guilty(pool, chosen, verdict.vetoed_by, name)
+                chosen, verdict = await self._race_again(pool, chosen, guilty, screened, verdict, name)
         chosen = chosen if verdict.candidate else ()
         effects = [screened.gain([i]) if screened else (0.0, 0.0, 0.0) for i in range(len(pool.proposals))]
         # Each member of a failed team may be good. A candidate that was given up and one that stayed undecided are
@@ -132,9 +134,8 @@ class Race:
         if verdict.accepted:
             self.evidence.accept(verdict.reports)
             waiting = [*waiting, *self.evidence.reopened(skill, verdict.skill)]
-        self.evidence.refuted |= {(skill.hash, pool.keys[i]) for i in chosen if failed}
-        refused = [i for i in pool.offered if (skill.hash, pool.keys[i]) in self.evidence.refuted]
-        good = [i for i in pool.offered if i not in (*spent, *refused) and effects[i][2] >= KEEP]
+        self.evidence.refuted |= {(skill.hash, pool.keys[i]) for i in (*guilty, *(chosen if failed else ()))}
+        good = [i for i in pool.offered if i not in (*spent, *guilty) and effects[i][2] >= KEEP]
         if not alone:
             if screened:
                 self.evidence.drop(skill, [pool.proposals[i] for i in pool.offered if i not in (*good, *chosen)])
@@ -143,18 +144,25 @@ class Race:
         verdict = _explained(verdict, pool, chosen, good, effects if screened else None)
         return replace(verdict, rejected=(*verdict.rejected, *unusable))
 
-    async def _without_harm(
-        self, pool: Pool, chosen: tuple[int, ...], screened: Screened | None, vetoed: Verdict, name: str
-    ) -> tuple[tuple[int, ...], Verdict]:
-        """Race the edits of a vetoed team that the vetoing target does not refuse one by one: the others may be good.
-
-        Returns the team and the verdict that count: those given, if no smaller team is left.
-        """
+    async def _guilty(self, pool: Pool, chosen: tuple[int, ...], target: str, name: str) -> tuple[int, ...]:
+        """The edits of a vetoed team that the vetoing target refuses one by one. The others may be good."""
         alone = [pool.text([i]) for i in chosen]
-        harmless = await harmless_alone(self.arena, vetoed.vetoed_by, pool.skill, alone, name)
-        left = tuple(i for i, fine in zip(chosen, harmless, strict=True) if fine)
-        self.evidence.refuted |= {(pool.skill.hash, pool.keys[i]) for i in chosen if i not in left}
-        if not left or left == chosen:
+        harmless = await harmless_alone(self.arena, target, pool.skill, alone, name)
+        return tuple(i for i, fine in zip(chosen, harmless, strict=True) if not fine)
+
+    async def _race_again(
+        self,
+        pool: Pool,
+        chosen: tuple[int, ...],
+        guilty: tuple[int, ...],
+        screened: Screened | None,
+        vetoed: Verdict,
+        name: str,
+    ) -> tuple[tuple[int, ...], Verdict]:
+        """Race a vetoed team without its guilty edits. Returns the team and the verdict that count: those given, if no
+        smaller team is left or worth a race."""
+        left = tuple(i for i in chosen if i not in guilty)
+        if left in ((), chosen):
             return chosen, vetoed
         self.evidence.note(pool.text(left), pool.skill, [pool.proposals[i] for i in left])
         verdict = await self._race(pool, left, screened, f"{name} without harm")

@@ -30,8 +30,8 @@ class Estimate:
     """Bounds of a whole run's cost as (least, most): calls by role, tokens of all models, dollars (None: no price).
 
     Least: no edit is ever worth a race. Most: every candidate is raced to the end, with a skill and answers as long as
-    allowed; real runs stay well below. `further_calls` are those of all further targets. `after_calls` counts the target's calls for the certificate, which the budget
-    reserves.
+    allowed; real runs stay well below. `further_calls` are those of all further targets. `after_calls` counts the
+    target's calls for the certificate, which the budget reserves.
     """
 
     target_calls: Range

@@ -507,6 +507,8 @@ def show_run(record: Record, console: Console) -> None:
         console.print(f"{'certified' if finish.exit_code == 0 else 'test':<15}{proof or 'none'}")
         if proof is not None and proof.unscored:
             console.print(f"{'':<15}test samples {proof.unscored}")
+        for row in proof.also if proof is not None else ():
+            console.print(f"{'also':<15}{row}")
         if proof is not None and finish.exit_code == 5:
             console.print(f"{'not certified':<15}{proof.reason}")
     if text := describe(record.left_out):
@@ -544,6 +546,8 @@ def print_proof(result: Result, console: Console) -> None:
     console.print(f"fixed {c.fixed}, broke {c.broken} of {c.n} test samples; {c.method}; {looks(c)}")
     if c.unscored:
         console.print(f"test samples {c.unscored}")
+    for row in c.also:
+        console.print(f"also {row}")
     if c.gain > 0:
         console.print(f"each point gained cost {per_point(result.training, c)} (training and certificate)")
 
@@ -600,7 +604,7 @@ def describe_skill(skill: Skill) -> str:
 def estimate_rows(expected: Estimate) -> list[tuple[str, str]]:
     """Calls, tokens and dollars, least to most."""
     (least, most), (few, many) = expected.target_calls, expected.optimizer_calls
-    asked, again = expected.judge_calls
+    (asked, again), further = expected.judge_calls, expected.further_calls
     if expected.usd is None:
         cost = "the price of a model is unknown; state it with price = [input, output], in dollars per million tokens"
     else:
@@ -609,6 +613,7 @@ def estimate_rows(expected: Estimate) -> list[tuple[str, str]]:
         (
             "calls",
             f"{least:,} to {most:,} of the target, typically about {expected.typical_calls:,}"
+            + (f", {further[0]:,} to {further[1]:,} of the further targets" if further[1] else "")
             + (f", {few:,} to {many:,} of the optimizer" if many else "")
             + (f", {asked:,} to {again:,} of the judge" if again else ""),
         ),
