@@ -16,6 +16,7 @@ from skilltune.optimizer.model import SHOWN_SUCCESSES
 from skilltune.parts import Parts
 from skilltune.samples import Sample, spread
 from skilltune.scorers.judge import Reader
+from skilltune.stats import paired
 from skilltune.targets.makers import RunTarget
 from skilltune.usage import Usage
 
@@ -158,6 +159,21 @@ def _rounded(value: float) -> str:
     return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
 
 
+def _unprovable(session: Parts) -> str:
+    """A sentence if the test split is so small that no loss up to `gate.also_margin` could be excluded, else ""."""
+    cfg, n = session.cfg, len(session.splits.test)
+    if not session.arena.also or not n:
+        return ""
+    least = -paired([0.0] * n, [0.0] * n, alpha=cfg.certify.alpha).low
+    if least < cfg.gate.also_margin:
+        return ""
+    return (
+        f"gate.also: {n} test samples exclude only a loss above {100 * least:.1f} points, even if nothing changes, so no "
+        f"gain could be certified with gate.also_margin={cfg.gate.also_margin:g}; add test samples, or set "
+        f"gate.also_margin={ceil(100 * least + 0.5) / 100:g}"
+    )
+
+
 def remarks(session: Parts, expected: Estimate) -> list[str]:
     """One sentence for each limit of the budget that is lower than a typical run needs, with a sufficient number.
 
@@ -170,7 +186,7 @@ def remarks(session: Parts, expected: Estimate) -> list[str]:
     ranges = (expected.target_calls, expected.further_calls, expected.optimizer_calls, expected.judge_calls)
     few, many = (sum(ends) for ends in zip(*ranges, strict=True))
     stretch = (_typical(few, many, kept.calls) - kept.calls) / few  # ratio of a typical training to the shortest
-    found = []
+    found = [loss] if (loss := _unprovable(session)) else []
     for name, shortest, after in (
         ("calls", few, kept.calls),
         ("tokens", expected.tokens[0], kept.tokens),
