@@ -168,8 +168,8 @@ def _unprovable(session: Parts) -> str:
     if least < cfg.gate.also_margin:
         return ""
     return (
-        f"gate.also: {n} test samples exclude only a loss above {100 * least:.1f} points, even if nothing changes, so no "
-        f"gain could be certified with gate.also_margin={cfg.gate.also_margin:g}; add test samples, or set "
+        f"gate.also: {n} test samples exclude only a loss above {100 * least:.1f} points, even if nothing changes, so "
+        f"no gain could be certified with gate.also_margin={cfg.gate.also_margin:g}; add test samples, or set "
         f"gate.also_margin={ceil(100 * least + 0.5) / 100:g}"
     )
 
