@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import skilltune as st
 from skilltune.cli.main import app
-from skilltune.stats import paired
+from skilltune.stats import difference_interval, paired
 from training import FRONT, quick_retries
 from world import Faults, World
 
@@ -70,9 +70,11 @@ def test_one_table_shows_that_a_skill_helps_one_target_and_harms_another(
     assert [row["target"] for row in data["targets"]] == [name(world), name(other)]
     assert (good["without"]["mean"], good["with"]["mean"]) == (0.0, pytest.approx(2 / 3))
     assert (bad["without"]["mean"], bad["with"]["mean"]) == (1.0, pytest.approx(1 / 3))
-    said = paired([0.0] * 30, [1.0] * 20 + [0.0] * 10)
-    assert (good["gain"], good["low"], good["high"], good["p"]) == pytest.approx((2 / 3, said.low, said.high, said.p))
-    assert bad["gain"] == pytest.approx(-2 / 3)
+    before, after = [0.0] * 30, [1.0] * 20 + [0.0] * 10
+    low, high = difference_interval(before, after)
+    expected = pytest.approx((2 / 3, low, high, paired(before, after).p))
+    assert (good["gain"], good["low"], good["high"], good["p"]) == expected
+    assert (bad["gain"], bad["low"], bad["high"]) == pytest.approx((-2 / 3, -high, -low))  # a loss is shown as such
     assert good["with"]["tokens"] > good["without"]["tokens"] > 0
     assert good["with"]["loaded"] is None  # a chat model loads nothing
     paid = world.calls["target"], other.calls["target"]

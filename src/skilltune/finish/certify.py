@@ -13,7 +13,7 @@ from skilltune.rollout import Rollout, Score
 from skilltune.rollouts.roller import MAX_UNSCORED, Roller
 from skilltune.samples import NEEDED, Sample
 from skilltune.skill import Skill
-from skilltune.stats import paired
+from skilltune.stats import difference_interval, paired
 from skilltune.usage import Usage
 
 FEWEST = NEEDED["test"][1]  # samples; below, the run abstains
@@ -189,14 +189,18 @@ def compare(
     cfg: CertifyConfig,
     seed: int,
     look: int = 1,
+    *,
+    claims: bool = True,
 ) -> Certificate | None:
-    """The certificate of these rollouts, see `certify`. None if no sample was scored."""
+    """The certificate of these rollouts, see `certify`. None if no sample was scored. A comparison that `claims`
+    nothing has an interval with equal errors at both ends, so that it shows a loss too."""
     seen = _compare(test, _scores(draws[0], metric), _scores(draws[1], metric))
     if not seen.pairs:
         return None
     alpha = cfg.alpha / look
     old, new = (by_group(test, {sample: pair[side] for sample, pair in seen.pairs.items()}) for side in (0, 1))
     said = paired(old, new, seed, alpha=alpha)
+    low, high = (said.low, said.high) if claims else difference_interval(old, new, alpha)
     differences = [b - a for a, b in seen.pairs.values()]
     fixed, broken = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
     cheaper, dearer = _per_task(draws[0]), _per_task(draws[1])
@@ -212,8 +216,8 @@ def compare(
         before=fmean(a for a, _ in seen.pairs.values()),
         after=fmean(b for _, b in seen.pairs.values()),
         n=len(seen.pairs),
-        low=said.low,
-        high=said.high,
+        low=low,
+        high=high,
         p=said.p,
         certified=not reason,
         look=look,

@@ -20,8 +20,8 @@ HEADERS = (
     "cost/task",
 )
 ABOUT = (
-    "Scores in percent, gains in points. Gain, interval and p are those of the certificate's test, on samples that are "
-    "paired. Tokens and cost: without → with the skill."
+    "Scores in percent, gains in points. p (of no gain) is that of the certificate's test. The interval of the gain is "
+    "by the same test, with equal errors at both ends. Tokens and cost: without → with the skill."
 )
 
 
