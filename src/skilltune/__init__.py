@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     )
     from skilltune.envs import Env, env
     from skilltune.errors import SkilltuneError, UsageError
+    from skilltune.finish.transfer import Transfers
     from skilltune.result import Result
     from skilltune.rollout import Rollout, Score
     from skilltune.samples import Sample
@@ -38,12 +39,12 @@ _HOMES = {
     "Env": "envs", "env": "envs", "Evaluation": "api", "Result": "result", "Rollout": "rollout", "Sample": "samples",
     "Score": "rollout", "Skill": "skill", "SkilltuneError": "errors", "UsageError": "errors", "acompact": "api",
     "acontrols": "api", "aevaluate": "api", "atrain": "api", "compact": "api", "controls": "api", "evaluate": "api",
-    "train": "api",
+    "train": "api", "Transfers": "finish.transfer",
 }  # fmt: skip
 
 __all__ = [
-    "Env", "Evaluation", "Result", "Rollout", "Sample", "Score", "Skill", "SkilltuneError", "UsageError", "acompact",
-    "acontrols", "aevaluate", "atrain", "compact", "controls", "env", "evaluate", "train",
+    "Env", "Evaluation", "Result", "Rollout", "Sample", "Score", "Skill", "SkilltuneError", "Transfers", "UsageError",
+    "acompact", "acontrols", "aevaluate", "atrain", "compact", "controls", "env", "evaluate", "train",
 ]  # fmt: skip
 
 

@@ -8,12 +8,12 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequenc
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, overload
 
 from skilltune.authoring.review import refuse_unread
-from skilltune.build import build_parts, default_folder, inside_skill, pin_inputs, write_config
+from skilltune.build import build_parts, default_folder, inside_skill, pin_inputs, require_loadable, write_config
 from skilltune.compaction import compacted, is_compacted, rules_of
-from skilltune.config import MAY_DIFFER, Config, make_config, stored_config
+from skilltune.config import MAY_DIFFER, Config, OptimizerConfig, TargetConfig, make_config, stored_config
 from skilltune.envs import Env
 from skilltune.errors import BudgetExceeded, RunError, UsageError
 from skilltune.finish.certify import by_group
@@ -22,18 +22,19 @@ from skilltune.finish.controls import Controls, measure
 from skilltune.finish.controls import most_calls as control_calls
 from skilltune.finish.looks import note_fork
 from skilltune.finish.reserve import Planned, planned, typical_call
+from skilltune.finish.transfer import Transfer, Transfers, transfer
 from skilltune.history.activation import activation_of
 from skilltune.history.left_out import describe, one_line
 from skilltune.history.record import ROOT, Record
 from skilltune.journal.run import Listener, Run, differences, scratch_run
 from skilltune.metering.budget import raise_it
 from skilltune.parts import Parts
-from skilltune.preflight.probe import try_models
+from skilltune.preflight.probe import try_models, try_targets
 from skilltune.preflight.scorer import try_scorer
 from skilltune.report.files import write_results
 from skilltune.result import Result
 from skilltune.rollouts.inputs import Pins
-from skilltune.samples import SplitName
+from skilltune.samples import Sample, SplitName
 from skilltune.sinks import recording
 from skilltune.skill import Skill
 from skilltune.stats import score_interval
@@ -415,9 +416,8 @@ class Evaluation:
         return f"{100 * self.score:.1f} % (95 % CI {interval}) on {self.n} samples{left_out}"
 
 
-async def run_evaluation(session: Parts, skill: Skill, split: SplitName | None = None, attempts: int = 1) -> Evaluation:
-    """Score a skill on one split of a run's parts; None means all samples. Raises `UsageError` for a split that does
-    not exist or is empty."""
+def _samples(session: Parts, split: SplitName | None) -> tuple[Sample, ...]:
+    """The samples of a split, or all samples. Raises `UsageError` for a split that does not exist or is empty."""
     parts = session.splits
     by_name = {"train": parts.train, "select": parts.select, "test": parts.test}
     if split and split not in by_name:
@@ -425,6 +425,13 @@ async def run_evaluation(session: Parts, skill: Skill, split: SplitName | None =
     samples = by_name[split] if split else (*parts.train, *parts.select, *parts.test)
     if not samples:
         raise UsageError(f"the split {split!r} is empty; env.split sets the ratio")
+    return tuple(samples)
+
+
+async def run_evaluation(session: Parts, skill: Skill, split: SplitName | None = None, attempts: int = 1) -> Evaluation:
+    """Score a skill on one split of a run's parts; None means all samples. Raises `UsageError` for a split that does
+    not exist or is empty."""
+    samples = _samples(session, split)
     rollouts = []
     for attempt in range(attempts):
         rollouts += await session.roll(skill, samples, attempt=attempt, purpose=f"eval {split or 'all'}")
@@ -449,32 +456,117 @@ async def run_evaluation(session: Parts, skill: Skill, split: SplitName | None =
     return Evaluation(sum(values) / len(values), low, high, len(values), len(samples), usage, scores, left_out, shares)
 
 
+def transfer_config(cfg: Config, targets: Sequence[str | Mapping[str, Any]]) -> tuple[Config, tuple[TargetConfig, ...]]:
+    """The settings of an evaluation on several targets, and the section of each. The optimizer is never called.
+
+    Raises `UsageError` for a wrong name or option, a target that is named twice, and if there is none.
+    """
+    try:
+        sections = cfg.targets(targets)
+    except ValueError as error:
+        raise UsageError(f"targets: {error}") from error
+    if not sections:
+        raise UsageError("targets: name at least one, e.g. openai/gpt-5.5,codex/gpt-5.5")
+    return cfg.model_copy(update={"target": sections[0], "optimizer": OptimizerConfig(model="examples")}), sections
+
+
+async def run_transfer(
+    session: Parts, sections: Sequence[TargetConfig], skill: Skill, split: SplitName | None = None, attempts: int = 1
+) -> Transfers:
+    """Score a skill on each further target of a run's parts, with and without it. `sections` are theirs.
+
+    Raises `UsageError` for an empty skill and for one that a target cannot load, `CallConfigError` for a wrong key,
+    before a sample is rolled. A target that fails later is a row with its reason.
+    """
+    if not skill.body.strip():
+        raise UsageError("the skill is empty, so there is nothing to compare")
+    for section in sections:
+        require_loadable(session.cfg.model_copy(update={"target": section}), skill)
+    samples = _samples(session, split)
+    session.run.put_blob(skill.hash, skill.text.encode("utf-8", "surrogatepass"))
+    await try_targets(session)
+    rows: list[Transfer] = []
+    for other in session.arena.also:
+        purpose = f"eval {split or 'all'}"
+        metric, seed = session.arena.metric, session.cfg.seed
+        rows.append(await transfer(other, skill, samples, metric, attempts=attempts, seed=seed, purpose=purpose))
+        session.run.notify("transferred", target=other.name, reason=rows[-1].reason)
+    usages = [arm.usage for row in rows for arm in (row.without, row.skilled) if arm is not None]
+    return Transfers(split or "all", len(samples), attempts, tuple(rows), sum(usages, Usage()))
+
+
+@overload
 async def aevaluate(
     skill: str | Path | Skill,
     env: Environment,
     target: str | Mapping[str, Any],
     *,
+    targets: None = None,
     split: SplitName | None = None,
     attempts: int = 1,
     run: str | Path | None = None,
     seed: int = 42,
     **sections: Mapping[str, Any],
-) -> Evaluation:
+) -> Evaluation: ...
+
+
+@overload
+async def aevaluate(
+    skill: str | Path | Skill,
+    env: Environment,
+    target: Mapping[str, Any] | None = None,
+    *,
+    targets: Sequence[str | Mapping[str, Any]],
+    split: SplitName | None = None,
+    attempts: int = 1,
+    run: str | Path | None = None,
+    seed: int = 42,
+    **sections: Mapping[str, Any],
+) -> Transfers: ...
+
+
+async def aevaluate(
+    skill: str | Path | Skill,
+    env: Environment,
+    target: str | Mapping[str, Any] | None = None,
+    *,
+    targets: Sequence[str | Mapping[str, Any]] | None = None,
+    split: SplitName | None = None,
+    attempts: int = 1,
+    run: str | Path | None = None,
+    seed: int = 42,
+    **sections: Mapping[str, Any],
+) -> Evaluation | Transfers:
     """Score a skill on a split, or on all samples if `split` is None. The skill "" scores the target without one.
 
-    `run` names a folder that keeps the rollouts for reuse. The other arguments are those of `train`, and so are the
-    errors.
+    targets: score the skill on each of these targets instead, with and without it, and return `Transfers`. Each is a
+             name, or a table with the options of [target]; a table `target` without a model has options for all.
+    run:     a folder that keeps the rollouts for reuse.
+
+    The other arguments are those of `train`, and so are the errors. With `targets`, a target that infrastructure or the
+    budget stops is a row with its reason.
     """
     table, made = _environment(env)
+    if target is None and targets is None:
+        raise UsageError("name a target, or several: evaluate(skill, env, targets=[…])")
+    if targets is not None and (isinstance(targets, str) or isinstance(target, str)):
+        raise UsageError(
+            "targets is a list of names or tables, and target then only a table of options for all of them"
+        )
     tree: dict[str, Any] = {"seed": seed, "env": table, **_tables(sections)}
-    tree |= {"target": _table(target), "optimizer": {"model": "examples"}}
+    tree |= {"target": _table(target or {}), "optimizer": {"model": "examples"}}
     cfg = make_config(tree, source="evaluate()")
     if not isinstance(skill, Skill) and str(skill) and not Path(skill).exists():
         raise UsageError(f'there is no skill at {skill}; "" scores the target without one')
     text = skill if isinstance(skill, Skill) else Skill.load(skill) if str(skill) else Skill("")
+    others: tuple[TargetConfig, ...] = ()
+    if targets is not None:
+        cfg, others = transfer_config(cfg, targets)
     with scratch_run(run) as journal:
-        session = build_parts(cfg, journal, Path(), env=made, skill=Skill(""))
+        session = build_parts(cfg, journal, Path(), env=made, skill=Skill(""), others=others)
         try:
+            if others:
+                return await run_transfer(session, others, text, split, attempts)
             return await run_evaluation(session, text, split, attempts)
         except asyncio.CancelledError:
             raise asyncio.CancelledError(_resume_hint(journal.folder) if run else "interrupted") from None

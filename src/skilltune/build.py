@@ -10,16 +10,26 @@ import json
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from skilltune.config import CallConfig, Config, JudgeConfig, ModelConfig, OptimizerConfig, room_for, to_toml
+from skilltune.config import (
+    CallConfig,
+    Config,
+    JudgeConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TargetConfig,
+    room_for,
+    to_toml,
+)
 from skilltune.envs import Env, load_env
 from skilltune.envs.formats import HF, located
 from skilltune.envs.formats.huggingface import without_split
 from skilltune.errors import RunError, UsageError
 from skilltune.finish.reserve import rest
 from skilltune.gate import Arena, build_gate, metric_of
+from skilltune.gate.also import fewest
 from skilltune.journal.run import EXCHANGE, Run
 from skilltune.metering.budget import Budget
 from skilltune.metering.client import Client
@@ -35,6 +45,7 @@ from skilltune.optimizer.plugin import Material, load_optimizer, train_only
 from skilltune.optimizer.recorded import Recording
 from skilltune.optimizer.stage import ByModel
 from skilltune.parts import Parts
+from skilltune.rollouts.further import Further, kind_of, pin_further, pinned_further
 from skilltune.rollouts.inputs import (
     CONTENTS,
     content_of,
@@ -57,6 +68,7 @@ from skilltune.targets import Target
 from skilltune.targets.agents.target import named_skill
 from skilltune.targets.chat import ChatTarget
 from skilltune.targets.makers import MAKERS, RunTarget
+from skilltune.targets.metered import MeteredTarget
 from skilltune.usage import Usage
 from skilltune.version import __version__
 
@@ -101,6 +113,7 @@ def pin_inputs(s: Parts) -> None:
     require_unchanged(s.run, "version", "skilltune's own version", __version__)
     require_unchanged(s.run, "skill", f"the skill {s.cfg.skill}", s.skill.hash)
     pin(s.run, s.skill, s.roll, s.optimizer.looks_back, (*s.splits.train, *s.splits.select))
+    pin_further(s.run, s.arena.also)
 
 
 def made_in_python(cfg: Config, env: Env) -> str:
@@ -151,8 +164,10 @@ def build_parts(
     env: Env | None = None,
     skill: Skill | None = None,
     drop: Sequence[str] = (),
+    others: Sequence[TargetConfig] | None = None,
 ) -> Parts:
-    """Build the parts of a run. Relative paths start at `root`. No file is written and nothing is spent.
+    """Build the parts of a run. Relative paths start at `root`. No file is written and nothing is spent. `others` are
+    its further targets, by default those of `gate.also`.
 
     The split is made once per run and journaled. `drop` removes samples from the run for good, by id. Raises
     `UsageError` for mistakes that the user can fix.
@@ -163,7 +178,9 @@ def build_parts(
     judging = judge_section(cfg, env, proposing.model)
     budget = build_budget(cfg, run)
     hedge = STRAGGLER if cfg.target.hedge else None
-    clients = Clients((cfg.target, proposing, *([judging] if judging is not None else [])), run, budget, hedge=hedge)
+    further_sections = cfg.also if others is None else tuple(others)
+    sections = (cfg.target, *further_sections, proposing, *([judging] if judging is not None else []))
+    clients = Clients(sections, run, budget, hedge=hedge)
     refuse_target(cfg)
     judge = None
     if judging is not None:
@@ -175,7 +192,10 @@ def build_parts(
     ahead = may_look_ahead(cfg, target.guess(start, env.task(env.samples[0])), judge)
     roll = build_roller(cfg, run, env, target, scores, ahead)
     limit = cfg.train.skill_limit(start.tokens)
-    arena = Arena(roll, splits.train, splits.select, cfg.gate, cfg.seed, limit)
+    further = tuple(build_further(cfg, section, clients, env, start, root, roll) for section in further_sections)
+    arena = Arena(roll, splits.train, splits.select, cfg.gate, cfg.seed, limit, also=further, start=start)
+    if others is None:
+        require_enough(cfg, splits)
     resolved = cfg.model_copy(update={"train": cfg.train.model_copy(update={"max_skill_tokens": limit})})
     proposer = build_optimizer(resolved, proposing, clients, env, start, splits.train, root)
     parts = Parts(
@@ -198,6 +218,59 @@ def build_parts(
     return parts
 
 
+def build_further(
+    cfg: Config, section: TargetConfig, clients: Clients, env: Env, skill: Skill, root: Path, roll: Roller
+) -> Further:
+    """A further target with a roller of its own. It has its own account in budget and journal, because its rollouts
+    cost something else than the target's. Raises `UsageError`, which names it."""
+    name, kind = section.model, kind_of(section.model)
+    own = cfg.model_copy(update={"target": section})
+    try:
+        refuse_target(own)
+        target = build_target(own, clients, env, skill, root)
+    except UsageError as error:
+        raise UsageError(
+            f"the further target {name}: {error}\n"
+            f'(It can have options of its own as a table in gate.also: {{model = "{name}", key_env = …, price = …}}.)'
+        ) from error
+    scheme = parse_name(name).scheme
+    proven = None if scheme not in AGENT_SCHEMES else bool(scheme not in ("acp", "command") or section.upstream)
+    scores = replace(roll.scores, held={})
+    abreast = max(2, section.workers)  # of each skill, so that two skills that are compared share the slots
+    other = Roller(
+        _with_account(target, kind),
+        env,
+        clients.run,
+        roll.contents,
+        scores,
+        under_way=abreast,
+        dropped=roll.dropped,
+        kind=kind,
+    )
+    return Further(name, other, proven)
+
+
+def _with_account(target: RunTarget, kind: str) -> RunTarget:
+    """The target with rollouts of this kind in the budget."""
+    if isinstance(target, MeteredTarget):
+        return replace(target, meter=replace(target.meter, kind=kind))
+    return replace(target, client=replace(target.client, meter=replace(target.client.meter, kind=kind)))
+
+
+def require_enough(cfg: Config, splits: Splits) -> None:
+    """Raise `UsageError` if `select` is so small that with `gate.also` nothing could be accepted."""
+    if not cfg.gate.also:
+        return
+    least, n = fewest(cfg.gate.also_margin), len(splits.select)
+    if n < least:
+        margin = next(m / 100 for m in range(1, 100) if fewest(m / 100) <= n or m == 99)
+        raise UsageError(
+            f"gate.also: {n} select samples cannot show that a loss is below gate.also_margin="
+            f"{cfg.gate.also_margin:g}, so nothing could be accepted; {least} are needed. Add samples, raise the share "
+            f"of select in env.split, or set gate.also_margin={margin:g}"
+        )
+
+
 def proposing_section(cfg: Config) -> OptimizerConfig:
     """The optimizer's section with a model: without one of its own, the optimizer is the target's model.
 
@@ -216,16 +289,18 @@ def proposing_section(cfg: Config) -> OptimizerConfig:
 
 def build_budget(cfg: Config, run: Run) -> Budget:
     """The budget of a run, with all that its earlier lives spent."""
-    known = {"target": _paid_rollouts(run), "optimizer": run.paid("optimizer"), "judge": run.paid("judge")}
+    known = {"target": _paid_rollouts(run, "rollout")}
+    known |= {kind: run.paid(kind) for kind in ("optimizer", "judge")}
+    known |= {kind: _paid_rollouts(run, kind) for kind in map(kind_of, pinned_further(run))}
     return Budget(cfg.budget.limits, sum(run.usage.values(), Usage()), lambda: run.elapsed_s, known=known)
 
 
-def _paid_rollouts(run: Run) -> tuple[int, Usage]:
-    """(number of paid rollouts, their total cost). An agent's are paid exchange by exchange."""
-    count, total = run.paid("rollout")
-    if (exchanges := run.usage.get(EXCHANGE)) is None:
-        return count, total
-    return sum(1 for _ in run.answers("rollout")), total + exchanges
+def _paid_rollouts(run: Run, kind: str) -> tuple[int, Usage]:
+    """(number of paid rollouts of a target, their total cost). An agent's are paid exchange by exchange."""
+    if EXCHANGE not in run.usage:
+        return run.paid(kind)
+    paid = [usage if usage.calls else Usage(**value["usage"]) for _, value, usage in run.each_memo(kind)]
+    return len(paid), sum(paid, Usage())
 
 
 def refuse_target(cfg: Config) -> None:

@@ -6,6 +6,7 @@ resolved tree. Keys that cannot change a result (`MAY_DIFFER`) may change on res
 
 from __future__ import annotations
 
+import csv
 import difflib
 import json
 import tomllib
@@ -175,38 +176,72 @@ class TargetConfig(ModelConfig):
     @model_validator(mode="after")
     def _fits(self) -> TargetConfig:
         """Refuse options that the kind of target would ignore."""
-        if not self.model:
-            return self
-        scheme = parse_name(self.model).scheme
-        agent, tools = scheme in AGENT_SCHEMES, bool(self.tools)
-        for key, fits, who in (
-            ("tools", not agent and scheme != "plugin", "a chat model: an agent has tools of its own"),
-            ("max_turns", agent or tools, "an agent, or of a chat model with target.tools"),
-            ("max_usd", agent, "an agent"),
-            ("upstream", scheme in ("acp", "command"), "acp: and command: targets"),
-            ("env", agent, "an agent"),
-            ("sandbox", agent or tools, "an agent, or of a chat model with target.tools"),
-            (
-                "hedge",
-                not (agent or tools),
-                "a chat model without tools, because a rollout has one workspace",
-            ),
-            ("temperature", not agent, "a chat model; an agent sets its own"),
-            ("max_tokens", not agent, "a chat model; an agent sets its own"),
-        ):
-            if getattr(self, key) != type(self).model_fields[key].default and not fits:
-                raise ValueError(f"target.{key} is an option of {who}; leave it out")
-        if self.activation not in (None, "inline") and not agent:
-            raise ValueError(f'target.activation="{self.activation}" needs an agent; a chat model has the skill inline')
-        if scheme in ("acp", "command") and not self.upstream and (self.max_turns or self.max_usd):
-            raise ValueError("max_turns and max_usd are held by the gateway: name the agent's model in target.upstream")
+        for _, problem in self._misfits():
+            raise ValueError(problem)
         return self
 
-    @model_validator(mode="after")
-    def _hedge_elsewhere(self) -> TargetConfig:
-        if self.hedge and self.model and parse_name(self.model).scheme == "local":
-            raise ValueError("a second copy of a call only slows the embedded model down: leave hedge out")
-        return self
+    def _misfits(self) -> list[tuple[str, str]]:
+        """The options that the kind of target would ignore, each with an error message."""
+        if not self.model:
+            return []
+        scheme = parse_name(self.model).scheme
+        agent, tools = scheme in AGENT_SCHEMES, bool(self.tools)
+        found = [
+            (key, f"target.{key} is an option of {who}; leave it out")
+            for key, fits, who in (
+                ("tools", not agent and scheme != "plugin", "a chat model: an agent has tools of its own"),
+                ("max_turns", agent or tools, "an agent, or of a chat model with target.tools"),
+                ("max_usd", agent, "an agent"),
+                ("upstream", scheme in ("acp", "command"), "acp: and command: targets"),
+                ("env", agent, "an agent"),
+                ("sandbox", agent or tools, "an agent, or of a chat model with target.tools"),
+                (
+                    "hedge",
+                    not (agent or tools),
+                    "a chat model without tools, because a rollout has one workspace",
+                ),
+                ("temperature", not agent, "a chat model; an agent sets its own"),
+                ("max_tokens", not agent, "a chat model; an agent sets its own"),
+            )
+            if getattr(self, key) != type(self).model_fields[key].default and not fits
+        ]
+        if self.activation not in (None, "inline") and not agent:
+            why = f'target.activation="{self.activation}" needs an agent; a chat model has the skill inline'
+            found.append(("activation", why))
+        if scheme in ("acp", "command") and not self.upstream:
+            why = "max_turns and max_usd are held by the gateway: name the agent's model in target.upstream"
+            found += [(key, why) for key in ("max_turns", "max_usd") if getattr(self, key)]
+        if self.hedge and scheme == "local":
+            found.append(("hedge", "a second copy of a call only slows the embedded model down: leave hedge out"))
+        return found
+
+    def like(self, other: str | Mapping[str, Any]) -> TargetConfig:
+        """The section of another target: a name, or a table with options of its own.
+
+        It takes over the options of this section that its kind has, but not those of one model or endpoint
+        (`OF_ONE_MODEL`) unless it is the same model. Raises `ValueError` for a wrong name or option.
+        """
+        own: dict[str, Any] = {"model": other} if isinstance(other, str) else dict(other)
+        if not own.get("model"):
+            raise ValueError(f'a further target needs a name: {{model = "NAME", …}} (got {own!r:.80})')
+        if own == {"model": self.model}:
+            return self
+        kept = self.model_fields_set - {"model", *(() if own["model"] == self.model else OF_ONE_MODEL)}
+        given = {key: getattr(self, key) for key in kept} | own
+        try:
+            parse_name(str(own["model"]))
+            known = {key: value for key, value in given.items() if key in TargetConfig.model_fields}
+            misfits = {key for key, _ in TargetConfig.model_construct(**known)._misfits()}
+            fitting = {key: value for key, value in given.items() if key in own or key not in misfits}
+            return TargetConfig.model_validate(fitting)
+        except ValidationError as error:
+            raise ValueError(
+                "; ".join(_explain(item, str(own["model"]), TargetConfig) for item in error.errors())
+            ) from None
+
+
+OF_ONE_MODEL = ("price", "key_env", "api", "same_as", "upstream", "env", "context")
+"""Options of a target that belong to one model or endpoint: another target does not take them over."""
 
 
 class OptimizerConfig(ModelConfig):
@@ -346,6 +381,19 @@ class GateConfig(_Section):
     calibrate: bool = Field(
         default=False, description="score the start skill twice, and simulate the gate with the measured noise"
     )
+    also: tuple[str | dict[str, Any], ...] = Field(
+        default=(),
+        description="further targets that no accepted edit may harm: names, or tables with the options of [target]. "
+        "A name takes over those options of [target] that its kind has, but no key and no price",
+    )
+    also_margin: float = Field(
+        default=0.05, gt=0, lt=1, description="gate.also: loss of mean score that is tolerated on a further target"
+    )
+
+    @field_validator("also", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return names_of(value) if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _bars(self) -> GateConfig:
@@ -415,6 +463,33 @@ class Config(_Section):
     budget: BudgetConfig = BudgetConfig()
     certify: CertifyConfig = CertifyConfig()
     log: LogConfig = LogConfig()
+
+    @model_validator(mode="after")
+    def _further_targets(self) -> Config:
+        try:
+            self.also  # noqa: B018 - raises for a wrong name or option
+        except ValueError as error:
+            raise ValueError(f"gate.also: {error}") from None
+        return self
+
+    @property
+    def also(self) -> tuple[TargetConfig, ...]:
+        """The sections of the further targets of `gate.also`."""
+        return self.targets(self.gate.also, beside=(self.target.model,))
+
+    def targets(
+        self, others: Iterable[str | Mapping[str, Any]], beside: Iterable[str] = ()
+    ) -> tuple[TargetConfig, ...]:
+        """The sections of other targets, see `TargetConfig.like`. Raises `ValueError`, also for a target that is named
+        twice or that stands in `beside`."""
+        known, found = set(filter(None, beside)), list[TargetConfig]()
+        for other in others:
+            section = self.target.like(other)
+            if section.model in known:
+                raise ValueError(f"{section.model} is named twice; name each target once")
+            known.add(section.model)
+            found.append(section)
+        return tuple(found)
 
     def to_json(self) -> dict[str, Any]:
         return self.model_dump(mode="json")
@@ -495,6 +570,12 @@ def stored_config(tree: Mapping[str, Any], folder: Path) -> Config:
         raise RunError(f"the run in {folder} has a damaged configuration: it is not valid Unicode ({error})") from error
 
 
+def names_of(text: str) -> list[str]:
+    """The names in a comma-separated list. A name with a comma stands in double quotes."""
+    row = next(csv.reader([text], skipinitialspace=True), [])
+    return [name.strip() for name in row if name.strip()]
+
+
 def _read_budget(tree: dict[str, Any]) -> None:
     if isinstance(tree.get("budget"), str):
         tree["budget"] = parse_budget(tree["budget"])
@@ -527,18 +608,20 @@ def _merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _explain(item: Any, source: str) -> str:
-    """One validation error as a message: the source, the key, the fault and a suggestion."""
+def _explain(item: Any, source: str, top: type[BaseModel] | None = None) -> str:
+    """One validation error as a message: the source, the key, the fault and a suggestion. `top` is the model that was
+    validated, by default the whole configuration."""
     where = [str(part) for part in item["loc"]]
     key = ".".join(where)
     if item["type"] == "value_error":  # our own message; the value is not repeated, because it may hold a password
-        return f"{source}: {key}: {item['msg'].removeprefix('Value error, ')}"
+        place = f"{source}: {key}" if key else source
+        return f"{place}: {item['msg'].removeprefix('Value error, ')}"
     if item["type"] != "extra_forbidden":
         return f"{source}: {key}: {item['msg']} (got {item['input']!r:.80})"
     if key in MOVED:
         command = f"skilltune {MOVED[key]} RUN"
         return f"{source}: {key} is a command now: leave the key out, and run `{command}` when the training has ended"
-    section: Any = Config
+    section: Any = top or Config
     for part in where[:-1]:
         section = section.model_fields[part].annotation
     near = difflib.get_close_matches(where[-1], section.model_fields, n=1, cutoff=0.5)

@@ -43,6 +43,8 @@ class Parts:
 
     async def aclose(self) -> None:
         await self.roll.aclose()
+        for other in self.arena.also:
+            await other.aclose()
         if self.handoff is not None:
             self.handoff.close()
         for payee in filter(None, (self.target, self.optimizer_client, self.judge and self.judge.client)):

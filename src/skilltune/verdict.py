@@ -13,11 +13,13 @@ from typing import Any, ClassVar, Literal
 from skilltune.edits import Edit, Report
 from skilltune.skill import Skill
 
-Decision = Literal["accepted", "given up", "undecided", ""]
+Decision = Literal["accepted", "given up", "undecided", "vetoed", ""]
 """The end of a race; "" while it goes on."""
 ACCEPTED: Literal["accepted"] = "accepted"
 GIVEN_UP: Literal["given up"] = "given up"
 UNDECIDED: Literal["undecided"] = "undecided"
+VETOED: Literal["vetoed"] = "vetoed"
+"""By a further target, after the race accepted."""
 FAILED = "given up: not shown to be better"
 """The optimizer hears only this about a candidate that was not accepted."""
 
@@ -28,6 +30,31 @@ class Rejected:
 
     edit: Edit
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """The check of an accepted candidate on the further `target`: the mean scores without and with the change on `n`
+    pairs of `select` rollouts, and `harm`, which is P(loss > `margin`). None: nothing was scored. `against` is the
+    skill that the candidate was compared with: the incumbent, or the input if that comparison is the worse one."""
+
+    target: str
+    before: float | None
+    after: float | None
+    n: int
+    harm: float
+    margin: float
+    vetoed: bool
+    against: str = "incumbent"
+
+    def __str__(self) -> str:
+        """ "vetoed by openai/x: 80.0 % → 60.0 % on 40 select rollouts, P(loss > 5 points) = 0.98"."""
+        said = "vetoed by" if self.vetoed else "harmless on"
+        bar = " of the input" if self.against == "input" else ""
+        return (
+            f"{said} {self.target}: {percent(self.before)}{bar} → {percent(self.after)} on {self.n} select rollouts, "
+            f"P(loss > {100 * self.margin:.3g} points) = {self.harm:.2f}"
+        )
 
 
 # -- the figures of each rule
@@ -356,6 +383,7 @@ class Verdict:
     score minus the incumbent's by sample. `reports` has the fate of each edit of the candidate, `rejected` the edits
     that were judged and not kept (the optimizer sees them), `numbers` the figures of the rule. A plug-in gate may give
     any mapping that JSON can hold as `numbers`. `screen` is the pool from which the candidate was chosen.
+    `elsewhere` has the checks on further targets, of a candidate that would have been accepted without them.
     """
 
     skill: Skill
@@ -371,6 +399,12 @@ class Verdict:
     rejected: tuple[Rejected, ...] = ()
     numbers: Figures | Mapping[str, Any] = field(default_factory=dict)
     screen: Screen | None = None
+    elsewhere: tuple[Elsewhere, ...] = ()
+
+    @property
+    def vetoed_by(self) -> str:
+        """The further target that vetoed the candidate, "" if none did."""
+        return next((check.target for check in self.elsewhere if check.vetoed), "")
 
     @property
     def figures(self) -> Figures:
@@ -398,6 +432,7 @@ class Verdict:
             "edits": [report.to_json() for report in self.reports],
             "rejected": [{"edit": entry.edit.to_json(), "reason": entry.reason} for entry in self.rejected],
             "numbers": {**self.figures.to_json(), **(self.screen.to_json() if self.screen else {})},
+            **({"elsewhere": _rows(self.elsewhere)} if self.elsewhere else {}),
         }
 
 
@@ -426,6 +461,12 @@ class VerdictRecord:
     rejected: tuple[Rejected, ...] = ()
     figures: Figures = field(default_factory=OwnFigures)
     screen: Screen | None = None
+    elsewhere: tuple[Elsewhere, ...] = ()
+
+    @property
+    def vetoed_by(self) -> str:
+        """The further target that vetoed the candidate, "" if none did."""
+        return next((check.target for check in self.elsewhere if check.vetoed), "")
 
     @property
     def applied(self) -> tuple[Report, ...]:
@@ -465,6 +506,7 @@ class VerdictRecord:
             rejected=tuple(rejected),
             figures=figures,
             screen=screen,
+            elsewhere=tuple(Elsewhere(**_only(Elsewhere, check)) for check in data.get("elsewhere", ())),
         )
 
 

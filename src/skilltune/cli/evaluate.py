@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from skilltune.cli.boundary import boundary, folder_of, interrupts
+from skilltune.cli.boundary import boundary, folder_of, interrupts, say
 from skilltune.cli.options import AsJson, Overrides, Source, app, json_stream, write_json
 from skilltune.cli.train import RESUME
 
 if TYPE_CHECKING:
     from skilltune.api import Evaluation
+    from skilltune.finish.transfer import Transfers
     from skilltune.parts import Parts
     from skilltune.usage import Usage
 
@@ -42,6 +43,15 @@ def evaluate(
         Side | None, typer.Option("--only", help="Score only with, or only without the skill. [default: both]")
     ] = None,
     attempts: Annotated[int, typer.Option("--attempts", min=1, help="Attempts per sample.")] = 1,
+    targets: Annotated[
+        str | None,
+        typer.Option(
+            "--targets",
+            metavar="A,B,…",
+            help="Compare these targets instead of the config's, each with and without the skill. A name with a comma "
+            "stands in double quotes.",
+        ),
+    ] = None,
     run: Annotated[
         Path | None,
         typer.Option("--run", metavar="DIR", help="Keep the answers in this folder; answers of a training are reused."),
@@ -54,15 +64,21 @@ def evaluate(
     on its own line. With --run naming the folder of a training, answers that it holds are not paid again. The optimizer
     is never called, so its settings may differ from those of the training.
 
+    --targets prints one table: for each target the scores, the gain by the certificate's test, the share of rollouts in
+    which an agent loaded the skill, and the cost of a task. A target that fails is a row with its reason; the command
+    then ends with exit code 3 (infrastructure) or 4 (budget), and repeating it with the same --run pays only for the
+    rest.
+
     \b
     Examples:
       skilltune eval skilltune.toml
       skilltune eval skilltune.toml --skill runs/desk/best_skill.md --run runs/desk
       skilltune eval skilltune.toml --split all --only without target.model=openai/gpt-5.5
+      skilltune eval skills/desk --targets openai/gpt-5.5,codex/gpt-5.5 --run runs/transfer
     """
-    from skilltune.api import run_evaluation
+    from skilltune.api import run_evaluation, run_transfer, transfer_config
     from skilltune.build import build_parts, load_skill
-    from skilltune.config import MAY_DIFFER, OptimizerConfig, load_config
+    from skilltune.config import MAY_DIFFER, OptimizerConfig, load_config, names_of
     from skilltune.errors import UsageError
     from skilltune.journal.run import FAILED, Run, scratch_run
     from skilltune.skill import Skill
@@ -76,6 +92,23 @@ def evaluate(
         failed = [usage for _, value, usage in journal.memos(FAILED) if value["role"] == "judge"]
         return sum(failed, journal.usage.get("judge", Usage()))
 
+    async def compare() -> Transfers:
+        may_differ = (*MAY_DIFFER, "optimizer.", "target.", "gate.")
+        with Run.open(run, cfg.to_json(), may_differ=may_differ) if run else scratch_run(None) as journal:
+            settings, sections = transfer_config(cfg, names_of(targets or ""))
+            path = skill or root / cfg.skill
+            if not path.exists():
+                raise UsageError(f"the skill {path} does not exist; name another one with --skill")
+            chosen = load_skill(cfg, root, path)
+            session = build_parts(settings, journal, root, skill=chosen, others=sections)
+            opened.append(session)
+            try:
+                return await run_transfer(
+                    session, sections, chosen, None if split.value == "all" else split.value, attempts
+                )
+            finally:
+                await session.aclose()
+
     async def score() -> tuple[dict[str, Evaluation], Usage | None]:
         may_differ = (*MAY_DIFFER, "optimizer.")  # never called here; the run keeps its own
         with Run.open(run, cfg.to_json(), may_differ=may_differ) if run else scratch_run(None) as journal:
@@ -83,7 +116,7 @@ def evaluate(
             with journal.reading():
                 own = OptimizerConfig(**kept[0]["optimizer"]) if kept else cfg.optimizer
             before = judged(journal)
-            session = build_parts(cfg.model_copy(update={"optimizer": own}), journal, root)
+            session = build_parts(cfg.model_copy(update={"optimizer": own}), journal, root, others=())
             opened.append(session)
             path = skill or root / cfg.skill
             if not path.exists() and (only is None or only.value == "with"):
@@ -108,9 +141,29 @@ def evaluate(
     ):
         if skill is not None and not skill.exists():
             raise UsageError(f"there is no skill at {skill}")
+        if targets is not None and only is not None:
+            raise UsageError("--only shows one side, but --targets compares both: leave one of the two out")
         cfg, root = load_config(config, overrides or ())
+        if targets is not None:
+            _print_transfers(interrupts.run(compare()), run, out)
+            return
         sides, verdicts = interrupts.run(score())
         _print_evaluation(sides, opened[0], verdicts, split.value, out)
+
+
+def _print_transfers(found: Transfers, run: Path | None, out: TextIO | None) -> None:
+    """Print the table of targets, and end with its exit code."""
+    from skilltune.report.terminal import stdout
+    from skilltune.report.transfer import transfer_table
+
+    if out:
+        write_json(found.to_json() | {"exit_code": found.exit_code}, out)
+    else:
+        stdout().print(transfer_table(found), soft_wrap=True)
+    if found.exit_code:
+        kept = f"answers are kept in {run}; the same command" if run else "with --run DIR, answers are kept, and it"
+        say(f"not every target could be measured: {kept} pays only for the rest", err=True)
+        raise typer.Exit(found.exit_code)
 
 
 def _print_evaluation(

@@ -16,6 +16,8 @@ from statistics import fmean
 from skilltune.aio import run_all
 from skilltune.edits import apply
 from skilltune.gate import Arena
+from skilltune.gate.also import check_elsewhere
+from skilltune.gate.blocks import doubling, harmful
 from skilltune.gate.priors import (
     ABLATION,
     DOUBTED,
@@ -32,7 +34,7 @@ from skilltune.gate.priors import (
     VETO,
     WIDE,
 )
-from skilltune.gate.race import doubling, harmful, transferred
+from skilltune.gate.race import transferred
 from skilltune.gate.screen import Pool, Screened, balanced
 from skilltune.gate.trials import Trials
 from skilltune.journal.keys import rng
@@ -229,6 +231,8 @@ class _Ablation:
             if interims[-1].safe < HOPELESS or dropped:
                 break
         assert posterior is not None
+        elsewhere = await check_elsewhere(arena, best, candidate, "ablation") if dropped else ()
+        dropped = dropped and not any(check.vetoed for check in elsewhere)
         last, foretold = interims[-1], screened.gain(chosen)
         level, sd = posterior.contrast({"level": 1.0, "drop": 1.0} if dropped else {"level": 1.0})
         counted = f"{len(chosen)} of {len(screen.rows)} edits in doubt"
@@ -237,7 +241,8 @@ class _Ablation:
             accepted=dropped,
             reason=f"without {counted}: {100 * last.gain:+.1f} ± {100 * last.sd:.1f} points on {last.n} select "
             f"rollouts, P(loss < {100 * MARGIN:.2g} point) = {last.safe:.3f}, needed {arena.cfg.confidence:g}"
-            f"{', but it breaks too much' if vetoed else ''}: {'left out' if dropped else 'they stay'}",
+            f"{', but it breaks too much' if vetoed else ''}: {'left out' if dropped else 'they stay'}"
+            + "".join(f"; {check}" for check in elsewhere),
             score=min(1.0, max(0.0, level)),
             score_sd=sd,
             candidate=candidate,
@@ -249,6 +254,7 @@ class _Ablation:
                 tuple(pool.keys[i] for i in chosen), (foretold[0], foretold[1]), MARGIN, tuple(interims)
             ),
             screen=screen,
+            elsewhere=elsewhere,
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import fmean
 from typing import Any
 
@@ -13,11 +13,39 @@ from skilltune.rollout import Rollout, Score
 from skilltune.rollouts.roller import MAX_UNSCORED, Roller
 from skilltune.samples import NEEDED, Sample
 from skilltune.skill import Skill
-from skilltune.stats import paired
+from skilltune.stats import difference_interval, paired
 from skilltune.usage import Usage
 
 FEWEST = NEEDED["test"][1]  # samples; below, the run abstains
 COVERAGE = 1 - MAX_UNSCORED  # share of the samples that must be scored on both sides
+
+
+@dataclass(frozen=True, slots=True)
+class Also:
+    """The comparison on a further target (`gate.also`), on `n` test samples. `harmless` means that `low` lies above
+    −`margin`, so that a larger loss is excluded at the certificate's level, and that enough samples were scored. The
+    other fields are those of `Certificate`."""
+
+    target: str
+    before: float
+    after: float
+    n: int
+    low: float
+    high: float
+    margin: float
+    harmless: bool
+    tokens: float
+    usd: float | None
+    level: float
+
+    def __str__(self) -> str:
+        """ "openai/x: 61.0 % → 62.5 % on 80 test samples (95 % CI −2.0…+9.1): no loss above 5 points"."""
+        verdict = "no loss above" if self.harmless else "does not exclude a loss above"
+        return (
+            f"{self.target}: {100 * self.before:.1f} % → {100 * self.after:.1f} % on {self.n} test samples "
+            f"({100 * self.level:.3g} % CI {100 * self.low:+.1f}…{100 * self.high:+.1f}): {verdict} "
+            f"{100 * self.margin:.3g} points"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +57,7 @@ class Certificate:
     that enough samples were scored; `reason` says why not.
     `failed_after` samples have no score only with the trained skill and count as 0 there; `failed_before` ones have
     none only with the input and count as 1 there; `left_out` ones have none with either.
+    `also` has the comparison on each further target; a gain is certified only if all of them are harmless.
     `tokens` and `usd` are the change per task (None: unknown).
     """
 
@@ -52,10 +81,18 @@ class Certificate:
     failed_after: int = 0
     failed_before: int = 0
     left_out: int = 0
+    also: tuple[Also, ...] = ()
 
     @property
     def gain(self) -> float:
         return self.after - self.before
+
+    @property
+    def covered(self) -> bool:
+        """True if enough samples were scored on both sides to decide anything."""
+        lost = self.failed_after + self.failed_before + self.left_out
+        total = self.n + self.left_out
+        return self.n >= FEWEST and total - lost >= COVERAGE * total
 
     @property
     def samples(self) -> str:
@@ -98,7 +135,12 @@ class Certificate:
         return f"{self.p:.3f}" if self.p >= 0.001 else f"{self.p:.0e}"
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        data = asdict(self)
+        return data if self.also else {key: value for key, value in data.items() if key != "also"}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Certificate:
+        return cls(**{**data, "also": tuple(Also(**row) for row in data.get("also", ()))})
 
 
 async def certify(
@@ -125,19 +167,43 @@ async def certify(
     """
     if not test or start.text == best.text:
         return None
-    attempts = cfg.attempts
-    draws = await run_all(
-        [roll(skill, test, attempt=attempt, purpose="test") for skill in (start, best) for attempt in range(attempts)]
-    )
-    seen = _compare(test, _scores(draws[:attempts], metric), _scores(draws[attempts:], metric))
+    draws = await both(roll, start, best, test, cfg.attempts, "test")
+    return compare(test, draws, metric, cfg, seed, look)
+
+
+Draws = tuple[Sequence[Sequence[Rollout]], Sequence[Sequence[Rollout]]]
+"""The rollouts of both skills: one list for each attempt."""
+
+
+async def both(roll: Roller, start: Skill, best: Skill, test: Sequence[Sample], attempts: int, purpose: str) -> Draws:
+    """Both skills do the samples at the same time."""
+    sides = [(skill, attempt) for attempt in range(attempts) for skill in (start, best)]
+    done = await run_all([roll(skill, test, attempt=attempt, purpose=purpose) for skill, attempt in sides])
+    return done[::2], done[1::2]
+
+
+def compare(
+    test: Sequence[Sample],
+    draws: Draws,
+    metric: Callable[[Score], float],
+    cfg: CertifyConfig,
+    seed: int,
+    look: int = 1,
+    *,
+    claims: bool = True,
+) -> Certificate | None:
+    """The certificate of these rollouts, see `certify`. None if no sample was scored. A comparison that `claims`
+    nothing has an interval with equal errors at both ends, so that it shows a loss too."""
+    seen = _compare(test, _scores(draws[0], metric), _scores(draws[1], metric))
     if not seen.pairs:
         return None
     alpha = cfg.alpha / look
     old, new = (by_group(test, {sample: pair[side] for sample, pair in seen.pairs.items()}) for side in (0, 1))
     said = paired(old, new, seed, alpha=alpha)
+    low, high = (said.low, said.high) if claims else difference_interval(old, new, alpha)
     differences = [b - a for a, b in seen.pairs.values()]
     fixed, broken = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
-    cheaper, dearer = _per_task(draws[:attempts]), _per_task(draws[attempts:])
+    cheaper, dearer = _per_task(draws[0]), _per_task(draws[1])
     usd = None if cheaper.usd is None or dearer.usd is None else dearer.usd - cheaper.usd
     reason = ""
     if seen.whole < COVERAGE * len(test):
@@ -150,14 +216,14 @@ async def certify(
         before=fmean(a for a, _ in seen.pairs.values()),
         after=fmean(b for _, b in seen.pairs.values()),
         n=len(seen.pairs),
-        low=said.low,
-        high=said.high,
+        low=low,
+        high=high,
         p=said.p,
         certified=not reason,
         look=look,
         fixed=fixed,
         broken=broken,
-        attempts=attempts,
+        attempts=cfg.attempts,
         method=said.method,
         tokens=dearer.tokens - cheaper.tokens,
         usd=usd,
@@ -168,6 +234,32 @@ async def certify(
         failed_before=seen.failed_before,
         left_out=len(test) - len(seen.pairs),
     )
+
+
+def with_further(proof: Certificate, others: Sequence[tuple[str, Certificate]], margin: float) -> Certificate:
+    """The certificate with the comparisons on further targets, by name. It certifies a gain only if each of them
+    excludes a loss above the margin. All must hold, so the level needs no correction for their number."""
+    also = tuple(
+        Also(
+            target=name,
+            before=other.before,
+            after=other.after,
+            n=other.n,
+            low=other.low,
+            high=other.high,
+            margin=margin,
+            harmless=other.low > -margin and other.covered,
+            tokens=other.tokens,
+            usd=other.usd,
+            level=other.level,
+        )
+        for name, other in others
+    )
+    harmed = [row.target for row in also if not row.harmless]
+    if not harmed or not proof.certified:
+        return replace(proof, also=also)
+    reason = f"the test split does not exclude a loss above {100 * margin:.3g} points on {', '.join(harmed)}"
+    return replace(proof, also=also, certified=False, reason=reason)
 
 
 @dataclass(frozen=True, slots=True)

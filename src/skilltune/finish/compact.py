@@ -8,8 +8,9 @@ from skilltune.aio import run_all
 from skilltune.edits import Applied, Edit, apply, inverse
 from skilltune.finish.ledger import Rule
 from skilltune.gate import Arena
+from skilltune.gate.also import check_elsewhere
+from skilltune.gate.blocks import doubling
 from skilltune.gate.priors import CERTAIN, HOPELESS, LEVEL, MARGIN, NOTHING, WIDE
-from skilltune.gate.race import doubling
 from skilltune.journal.keys import rng
 from skilltune.skill import Skill
 from skilltune.stats import normal_cdf
@@ -86,6 +87,8 @@ async def _drop(
             break
     last = looks[-1]
     dropped = last.safe >= cfg.confidence
+    elsewhere = await check_elsewhere(arena, skill, candidate, f"compact {rule.key}") if dropped else ()
+    dropped = dropped and not any(check.vetoed for check in elsewhere)
     seen = arena.scores.on("select")
     old, new = (
         {s: score for (t, s, n), score in seen.items() if (t, n) == (text.hash, 0)} for text in (skill, candidate)
@@ -99,7 +102,7 @@ async def _drop(
         accepted=dropped,
         reason=f'without "{text:.60}": {100 * last.gain:+.1f} ± {100 * last.sd:.1f} points on {last.n} rollouts, '
         f"P(loss < {100 * margin:.2g} point) = {last.safe:.3f}, needed {cfg.confidence:g}: "
-        f"{'dropped' if dropped else 'it stays'}",
+        f"{'dropped' if dropped else 'it stays'}" + "".join(f"; {check}" for check in elsewhere),
         score=min(1.0, max(0.0, level)),
         score_sd=spread,
         candidate=candidate,
@@ -108,6 +111,7 @@ async def _drop(
         differences=differences,
         reports=applied.reports,
         numbers=CompactFigures(rule.key, (rule.effect, rule.sd), margin, tuple(looks)),
+        elsewhere=elsewhere,
     )
 
 

@@ -63,7 +63,7 @@ class Finish:
             start=data["start"],
             best=data["best"],
             exit_code=data["exit_code"],
-            certificate=Certificate(**data["certificate"]) if data["certificate"] else None,
+            certificate=Certificate.from_json(data["certificate"]) if data["certificate"] else None,
             stopped=data["stopped"] or "",
             larger=data.get("larger", ""),
             versions=tuple(data.get("versions", ())),

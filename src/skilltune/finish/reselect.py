@@ -108,7 +108,8 @@ def reselect(arena: Arena, start: Skill, verdicts: Sequence[Verdict]) -> Reselec
     The choice is the last accepted version, with these exceptions, each with the race's own confidence: another
     version, or a candidate that the race rejected, is better; or an accepted version is shorter and no worse. If the
     choice is not expected to be better than the input, the input is chosen. A mean that is a little higher is no reason
-    to change: on average that loses more than it wins.
+    to change: on average that loses more than it wins. With `gate.also` only accepted versions are chosen from, because
+    the further targets have checked no other.
 
     Returns None if there is only the input, and under `strict`, because the published rule keeps the last accepted
     version.
@@ -122,6 +123,8 @@ def reselect(arena: Arena, start: Skill, verdicts: Sequence[Verdict]) -> Reselec
     drawn = {change: belief.draws(GAIN_DRAWS, draw) for change, belief in sorted(beliefs.items())}
     rejected = {v.candidate.hash for v in verdicts if v.candidate and v.figures.rule == RaceFigures.rule}
     rejected -= set(lineage.versions)
+    if arena.also:
+        rejected = set()  # no rejected candidate was checked on every further target
     numbers = {hash: number for number, hash in reversed(list(enumerate(lineage.versions)))}  # the first of equals
     seen = Counter(text for text, _, _ in arena.scores.on("select"))
     among = [hash for hash in lineage.texts if hash in numbers or hash in rejected]

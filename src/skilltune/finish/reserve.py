@@ -19,6 +19,10 @@ def hold_back(s: Parts, skills: int = 2) -> None:
     """Keep back the cost of the certificate, its judge included. `skills` is the number of skills that it measures."""
     test, attempts = s.splits.test, skills * s.cfg.certify.attempts
     s.budget.hold("target", attempts * len(test), typical_call(s))
+    for other in s.arena.also if test else ():
+        sample = max(test, key=lambda sample: len(sample.text))
+        guess = other.roll.target.guess(s.skill, s.env.task(sample))
+        s.budget.hold(other.roll.kind, attempts * len(test), guess)
     if s.judge is not None and (read := [sample for sample in test if s.env.lines(sample)]):
         sample = max(read, key=lambda sample: len(sample.text))
         guess = s.judge.client.bound(s.judge.request(sample, "", s.env.lines(sample)))
@@ -62,6 +66,16 @@ def estimate_calls(cfg: Config, splits: Splits) -> tuple[int, int]:
         most = batches + race + (steps + slow) * (cfg.gate.screen + race) + slow * 2 * cfg.slow.samples
     most += cfg.train.ablation * (ABLATION + 2 * select)
     return fewest, most + twice + test
+
+
+def estimate_elsewhere(cfg: Config, splits: Splits) -> tuple[int, int]:
+    """(fewest, most) calls of each further target: only the certificate, and every candidate checked on all of
+    `select`, with the input."""
+    steps = steps_per_epoch(cfg.train, len(splits.train)) * cfg.train.epochs
+    steps += max(0, cfg.train.epochs - 1) * cfg.slow.enabled + cfg.train.ablation
+    test, select = 2 * cfg.certify.attempts * len(splits.test), cfg.gate.passes * len(splits.select)
+    alone = 1 if cfg.gate.policy == "strict" else 1 + cfg.train.lr  # the edits of a vetoed team, one by one
+    return test, test + select * (1 + steps * (1 + alone) * bool(steps))
 
 
 @dataclass(frozen=True, slots=True)

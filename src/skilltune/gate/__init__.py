@@ -19,6 +19,7 @@ from skilltune.config import GateConfig
 from skilltune.errors import UsageError
 from skilltune.optimizer import Proposal
 from skilltune.rollout import Score
+from skilltune.rollouts.further import Further
 from skilltune.rollouts.roller import Roller
 from skilltune.rollouts.scores import Scores, Seen
 from skilltune.samples import Sample
@@ -60,6 +61,9 @@ class Arena:
 
     `upcoming` is the batch of the next step, which idle workers may begin under the likelier incumbent. `noise` is the
     measured variance of a repeated score: 0 for a deterministic target, None if it was not measured.
+
+    `also` are the further targets that no accepted candidate may harm, and `start` is the input of the run. Before a
+    gate accepts a candidate, it asks `gate.also.check_elsewhere`.
     """
 
     roll: Roller
@@ -70,6 +74,8 @@ class Arena:
     max_tokens: int
     upcoming: Sequence[Sample] = ()
     noise: float | None = None
+    also: tuple[Further, ...] = ()
+    start: Skill | None = None
 
     def draws(self, wanted: int) -> int:
         """The number of attempts at a sample if `wanted` are configured: one if the target is deterministic, because a
@@ -121,6 +127,11 @@ def build_gate(arena: Arena) -> Gate:
         make: Callable[[Arena], Gate] = getattr(import_module(module), attribute)
         return make(arena)
     if (plugin := plugins.find("gate", name)) is not None:
+        if arena.also:
+            raise UsageError(
+                f"gate.also needs one of the policies {', '.join(_POLICIES)}: the plug-in gate {name} does not check "
+                "further targets"
+            )
         return plugin.make(arena)
     raise UsageError(
         f'gate.policy: unknown policy "{name}"; known: {", ".join(_POLICIES)}, or an installed plug-in '

@@ -24,8 +24,10 @@ from random import Random
 from statistics import fmean
 
 from skilltune.aio import run_all
+from skilltune.gate.also import check_elsewhere
+from skilltune.gate.blocks import doubling
 from skilltune.gate.priors import HOPE, PATHS, STAKES
-from skilltune.gate.race import Race, doubling
+from skilltune.gate.race import Race
 from skilltune.gate.screen import Pool, Screened
 from skilltune.journal.keys import rng
 from skilltune.rollouts.roller import MAX_UNSCORED, comparable
@@ -33,7 +35,7 @@ from skilltune.samples import Sample
 from skilltune.skill import Skill
 from skilltune.stats import standard_error
 from skilltune.stats.proportions import mean
-from skilltune.verdict import ACCEPTED, FAILED, GIVEN_UP, BettingInterim, EProcessFigures, Verdict
+from skilltune.verdict import ACCEPTED, FAILED, GIVEN_UP, VETOED, BettingInterim, EProcessFigures, Verdict
 
 
 @dataclass(slots=True)
@@ -50,14 +52,16 @@ class EProcess(Race):
         self.raced += 1
         level = share(self.raced) * cfg.alpha + self.inherited
         bar = math.log(self.arena.draws(cfg.passes) / level)  # the passes share the level: each is a game of its own
-        looks, accepted, left = await self._play(incumbent, candidate, bar, name)
+        looks, won, left = await self._play(incumbent, candidate, bar, name)
+        elsewhere = await check_elsewhere(self.arena, incumbent, candidate, name) if won else ()
+        accepted = won and not any(check.vetoed for check in elsewhere)
         self.inherited = level if accepted else 0.0
         kept = candidate if accepted else incumbent
         scores = list(self._select_draws(kept.hash).values())
         self.level = (mean(scores), standard_error(scores))
-        decision = ACCEPTED if accepted else GIVEN_UP
+        decision = ACCEPTED if accepted else VETOED if won else GIVEN_UP
         figures = EProcessFigures(decision, self.raced, level, _exp(bar), tuple(looks))
-        return self._verdict(incumbent, applied, accepted, _why(looks[-1], bar, accepted, left), figures)
+        return self._verdict(incumbent, applied, accepted, _why(looks[-1], bar, won, left), figures, elsewhere)
 
     async def _play(
         self, incumbent: Skill, candidate: Skill, bar: float, name: str

@@ -21,6 +21,9 @@ AGAIN = 0.5  # P(better) that is worth another pass over `select`
 # P(harm) by `select` alone from which on nothing is accepted. Eight tasks reach it if one is broken and none mended, or
 # if two more are broken than mended.
 VETO = 0.7
+# P(loss > margin) on a further target up to which a candidate is harmless there. Of 60 tasks one may be broken and none
+# mended, at a margin of 0.05; 15 tasks that stay the same are enough.
+ELSEWHERE = 0.3
 PROMISE = 0.02  # score; expected gain of a candidate that is worth a race. One that promises less waits for evidence
 VISIBLE = 0.25  # score; a smaller gain is worth a race too, from this over √(size of `select`): half a standard error
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
@@ -20,6 +19,8 @@ from skilltune.aio import run_all
 from skilltune.config import GateConfig
 from skilltune.edits import Applied, addition, apply, says
 from skilltune.gate import Arena
+from skilltune.gate.also import check_elsewhere, harmless_alone
+from skilltune.gate.blocks import doubling, harmful, in_turn
 from skilltune.gate.priors import (
     AGAIN,
     BETWEEN,
@@ -54,7 +55,7 @@ from skilltune.optimizer import Proposal, join
 from skilltune.rollouts.roller import MAX_UNSCORED, comparable
 from skilltune.samples import Sample
 from skilltune.skill import Skill
-from skilltune.stats import Mixture, normal_cdf, standard_error
+from skilltune.stats import Mixture, standard_error
 from skilltune.stats.effects import Draw
 from skilltune.stats.linear import Observation, Posterior, fit
 from skilltune.stats.proportions import mean
@@ -62,7 +63,9 @@ from skilltune.verdict import (
     ACCEPTED,
     GIVEN_UP,
     UNDECIDED,
+    VETOED,
     Decision,
+    Elsewhere,
     Figures,
     Interim,
     RaceFigures,
@@ -115,9 +118,13 @@ class Race:
         screened = await self._screen(pool, limit, name)
         verdict = Verdict(skill, False, "the screen found no edit worth a race", *self.level)
         chosen = self._team(screened, limit) if screened else pool.first(limit)
+        guilty: tuple[int, ...] = ()
         if chosen:
             self.evidence.note(pool.text(chosen), skill, [pool.proposals[i] for i in chosen])
             verdict = await self._race(pool, chosen, screened, name)
+            if verdict.vetoed_by and len(chosen) > 1:
+                guilty = await self._guilty(pool, chosen, verdict.vetoed_by, name)
+                chosen, verdict = await self._race_again(pool, chosen, guilty, screened, verdict, name)
         chosen = chosen if verdict.candidate else ()
         effects = [screened.gain([i]) if screened else (0.0, 0.0, 0.0) for i in range(len(pool.proposals))]
         # Each member of a failed team may be good. A candidate that was given up and one that stayed undecided are
@@ -127,8 +134,8 @@ class Race:
         if verdict.accepted:
             self.evidence.accept(verdict.reports)
             waiting = [*waiting, *self.evidence.reopened(skill, verdict.skill)]
-        self.evidence.refuted |= {(skill.hash, pool.keys[i]) for i in chosen if failed}
-        good = [i for i in pool.offered if i not in spent and effects[i][2] >= KEEP]
+        self.evidence.refuted |= {(skill.hash, pool.keys[i]) for i in (*guilty, *(chosen if failed else ()))}
+        good = [i for i in pool.offered if i not in (*spent, *guilty) and effects[i][2] >= KEEP]
         if not alone:
             if screened:
                 self.evidence.drop(skill, [pool.proposals[i] for i in pool.offered if i not in (*good, *chosen)])
@@ -136,6 +143,30 @@ class Race:
             self.waiting = waiting
         verdict = _explained(verdict, pool, chosen, good, effects if screened else None)
         return replace(verdict, rejected=(*verdict.rejected, *unusable))
+
+    async def _guilty(self, pool: Pool, chosen: tuple[int, ...], target: str, name: str) -> tuple[int, ...]:
+        """The edits of a vetoed team that the vetoing target refuses one by one. The others may be good."""
+        alone = [pool.text([i]) for i in chosen]
+        harmless = await harmless_alone(self.arena, target, pool.skill, alone, name)
+        return tuple(i for i, fine in zip(chosen, harmless, strict=True) if not fine)
+
+    async def _race_again(
+        self,
+        pool: Pool,
+        chosen: tuple[int, ...],
+        guilty: tuple[int, ...],
+        screened: Screened | None,
+        vetoed: Verdict,
+        name: str,
+    ) -> tuple[tuple[int, ...], Verdict]:
+        """Race a vetoed team without its guilty edits. Returns the team and the verdict that count: those given, if no
+        smaller team is left or worth a race."""
+        left = tuple(i for i in chosen if i not in guilty)
+        if left in ((), chosen):
+            return chosen, vetoed
+        self.evidence.note(pool.text(left), pool.skill, [pool.proposals[i] for i in left])
+        verdict = await self._race(pool, left, screened, f"{name} without harm")
+        return (left, verdict) if verdict.candidate else (chosen, vetoed)
 
     @property
     def min_expected_gain(self) -> float:
@@ -281,6 +312,9 @@ class Race:
                 break
             likelier = candidate if looks[-1].better > 0.5 else pool.skill
         look, accepted = looks[-1], decision == ACCEPTED
+        elsewhere = await check_elsewhere(arena, pool.skill, candidate, name) if accepted else ()
+        if any(check.vetoed for check in elsewhere):
+            accepted, decision = False, VETOED
         self.level = look.after if accepted else look.before
         reason = (
             f"{100 * look.gain:+.1f} ± {100 * look.sd:.1f} points on {look.n} select rollouts, "
@@ -294,9 +328,17 @@ class Race:
             needed=needed(cfg, last=len(looks) == len(blocks), proven=self.evidence.proven),
             price=price,
         )
-        return self._verdict(pool.skill, applied, accepted, reason, figures)
+        return self._verdict(pool.skill, applied, accepted, reason, figures, elsewhere)
 
-    def _verdict(self, incumbent: Skill, applied: Applied, accepted: bool, reason: str, figures: Figures) -> Verdict:
+    def _verdict(
+        self,
+        incumbent: Skill,
+        applied: Applied,
+        accepted: bool,
+        reason: str,
+        figures: Figures,
+        elsewhere: tuple[Elsewhere, ...] = (),
+    ) -> Verdict:
         """The verdict on a candidate that was raced. Both sides are compared on the `select` samples that both have
         done; a sample counts with its mean over the attempts that both have."""
         candidate = applied.skill
@@ -304,7 +346,7 @@ class Race:
         return Verdict(
             skill=candidate if accepted else incumbent,
             accepted=accepted,
-            reason=reason,
+            reason="; ".join((reason, *map(str, elsewhere))),
             score=self.level[0],
             score_sd=self.level[1],
             candidate=candidate,
@@ -313,6 +355,7 @@ class Race:
             differences={sample: after - before for sample, (before, after) in pairs.items()},
             reports=applied.reports,
             numbers=figures,
+            elsewhere=elsewhere,
         )
 
     def _look(
@@ -413,41 +456,6 @@ def transferred(gains: Sequence[float]) -> tuple[tuple[float, float, float], ...
     each = (1 - OVERFIT) / len(gains)
     spike = OVERFIT + each * sum(gain == 0 for gain in gains)
     return ((spike, 0.0, 0.002), *((each, SHRINK * gain, DEVIATION) for gain in gains if gain))
-
-
-def in_turn(samples: Sequence[Sample]) -> list[Sample]:
-    """The samples in this order, but one of each group before a second one of any: a look at few samples then rests on
-    as many witnesses as there can be."""
-    spoken, turns = Counter[str](), dict[str, int]()
-    for sample in samples:
-        turns[sample.id] = 0 if sample.group is None else spoken[sample.group]
-        spoken[sample.group or ""] += 1
-    return sorted(samples, key=lambda sample: turns[sample.id])
-
-
-def harmful(differences: Sequence[float], bound: float) -> float:
-    """P(a change breaks more than it mends, by more than `bound` a sample), by the differences of pairs alone.
-
-    The share of what is broken has a Beta posterior: a uniform prior, what was broken on one side, what was mended and
-    the bound on the other. It is read as a normal distribution. No variance is estimated from the pairs, so one more
-    that is broken never lowers it and one more that is mended never raises it.
-    """
-    broken = 1 - math.fsum(d for d in differences if d < 0)
-    mended = 1 + math.fsum(d for d in differences if d > 0) + bound * len(differences)
-    return normal_cdf((broken - mended) / 2 * math.sqrt((broken + mended + 1) / (broken * mended)))
-
-
-def doubling(samples: Sequence[Sample], first: int) -> list[Sequence[Sample]]:
-    """The samples cut into blocks so that each look sees about twice as much as the one before: few looks, hence little
-    waiting and few chances for luck, and still an early end for what is plainly good or bad."""
-    blocks, start = [], 0
-    while start < len(samples):
-        end = max(first, 2 * start)
-        if len(samples) - end < first:
-            end = len(samples)
-        blocks.append(samples[start:end])
-        start = end
-    return blocks
 
 
 def _bounded(level: tuple[float, float]) -> tuple[float, float]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from skilltune.edits import Applied, apply
 from skilltune.gate import Arena
+from skilltune.gate.also import check_elsewhere
 from skilltune.optimizer import Proposal
 from skilltune.rollout import Rollout
 from skilltune.rollouts.roller import MAX_UNSCORED, comparable
@@ -55,13 +56,16 @@ class Strict:
         after = mean([new[sample] for sample in differences])
         enough = len(differences) >= (1 - MAX_UNSCORED) * comparable(zip(was, now, strict=True))
         accepted = enough and before is not None and after is not None and after > before
+        better = accepted
+        elsewhere = await check_elsewhere(self.arena, skill, applied.skill, name) if better else ()
+        accepted = better and not any(check.vetoed for check in elsewhere)
         fixed, broken = sum(d > 0 for d in differences.values()), sum(d < 0 for d in differences.values())
         reason = f"{percent(before)} → {percent(after)} on {len(differences)} select samples (+{fixed} −{broken})"
-        reason += "" if accepted else ": not better" if enough else ": too few were scored on both sides to decide"
+        reason += "" if better else ": not better" if enough else ": too few were scored on both sides to decide"
         return Verdict(
             skill=applied.skill if accepted else skill,
             accepted=accepted,
-            reason=reason,
+            reason="; ".join((reason, *map(str, elsewhere))),
             score=after if accepted else score,
             score_sd=standard_error(list(new.values())) if accepted else spread,
             candidate=applied.skill,
@@ -71,6 +75,7 @@ class Strict:
             reports=applied.reports,
             rejected=_rejected(applied, "" if accepted else FAILED),
             numbers=StrictFigures(before, after, len(differences)),
+            elsewhere=elsewhere,
         )
 
     async def _roll(self, skill: Skill) -> list[Rollout]:

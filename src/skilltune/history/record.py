@@ -25,6 +25,7 @@ from skilltune.history.left_out import left_out
 from skilltune.journal.run import EXCHANGE, FAILED, Run
 from skilltune.result import claim
 from skilltune.rollout import Rollout, Score, rollout_from_json
+from skilltune.rollouts.further import kind_of, pinned_further
 from skilltune.skill import Skill
 from skilltune.stopping import Ending
 from skilltune.usage import Usage
@@ -437,11 +438,19 @@ def _compared(score: Score, gate: Mapping[str, Any]) -> float:
 
 
 def _other_spend(run: Run) -> list[Spend]:
-    """Every paid kind but rollouts; failed attempts, which may have been billed, by the role that made them."""
+    """Every paid kind but rollouts of the target; failed attempts, which may have been billed, by the role that made
+    them. An agent's rollouts are paid exchange by exchange."""
+    further = {kind_of(name): f"further target {name}" for name in pinned_further(run)}
     rows = [
+        Spend(
+            role, "all", sum((own if own.calls else Usage(**v["usage"]) for _, v, own in run.each_memo(kind)), Usage())
+        )
+        for kind, role in further.items()
+    ]
+    rows += [
         Spend(kind, "answers without a score" if kind == "unscored" else "all", usage)
         for kind, usage in sorted(run.usage.items())
-        if kind not in ("rollout", EXCHANGE, FAILED)
+        if kind not in ("rollout", EXCHANGE, FAILED, *further)
     ]
     failed: dict[tuple[str, bool], Usage] = {}
     for _, value, usage in run.each_memo(FAILED):

@@ -10,7 +10,7 @@ import json
 import math
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,6 +26,7 @@ from skilltune.models import Message
 from skilltune.optimizer.recorded import Recorded
 from skilltune.parts import Parts
 from skilltune.rollout import Rollout, Score, Trajectory
+from skilltune.rollouts.further import Further, kind_of, pinned_further
 from skilltune.rollouts.inputs import Pins, split_ids
 from skilltune.rollouts.roller import Roller
 from skilltune.rollouts.scores import Scores
@@ -214,7 +215,17 @@ def _session(run: Run, pins: Pins) -> Parts:
     splits = Splits(**{name: tuple(by_id[sample] for sample in ids) for name, ids in split.items()})
     env = _Absent(pins.env)
     roll = Roller(_Silent(pins.target), env, run, dict(pins.contents), Scores.of(splits, metric_of(cfg.gate)))
-    arena = Arena(roll, splits.train, splits.select, cfg.gate, cfg.seed, cfg.train.skill_limit(pins.skill.tokens))
+    also = tuple(
+        Further(
+            name,
+            Roller(
+                _Silent(fingerprint), env, run, dict(pins.contents), replace(roll.scores, held={}), kind=kind_of(name)
+            ),
+        )
+        for name, fingerprint in pinned_further(run).items()
+    )
+    limit = cfg.train.skill_limit(pins.skill.tokens)
+    arena = Arena(roll, splits.train, splits.select, cfg.gate, cfg.seed, limit, also=also, start=pins.skill)
     optimizer = Recorded(run, pins.looks_back)
     budget = Budget(Limits(), Usage())
     nobody = cast(RunTarget, None)  # a loop that can replay calls the target through its roller only

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil, floor, log10
+from typing import cast
 
 from skilltune.config import Config
-from skilltune.finish.reserve import TYPICAL, estimate_calls, hold_back
+from skilltune.finish.reserve import TYPICAL, estimate_calls, estimate_elsewhere, hold_back
 from skilltune.limits import Limits
 from skilltune.metering.budget import Budget
 from skilltune.metering.client import DEFAULT_ANSWER_TOKENS, Client
@@ -15,6 +16,7 @@ from skilltune.optimizer.model import SHOWN_SUCCESSES
 from skilltune.parts import Parts
 from skilltune.samples import Sample, spread
 from skilltune.scorers.judge import Reader
+from skilltune.stats import paired
 from skilltune.targets.makers import RunTarget
 from skilltune.usage import Usage
 
@@ -29,8 +31,8 @@ class Estimate:
     """Bounds of a whole run's cost as (least, most): calls by role, tokens of all models, dollars (None: no price).
 
     Least: no edit is ever worth a race. Most: every candidate is raced to the end, with a skill and answers as long as
-    allowed; real runs stay well below. `after_calls` counts the target's calls for the certificate, which the budget
-    reserves.
+    allowed; real runs stay well below. `further_calls` are those of all further targets. `after_calls` counts the
+    target's calls for the certificate, which the budget reserves.
     """
 
     target_calls: Range
@@ -39,6 +41,7 @@ class Estimate:
     usd: tuple[float, float] | None
     judge_calls: Range = (0, 0)
     after_calls: int = 0
+    further_calls: Range = (0, 0)
 
     @property
     def typical_calls(self) -> int:
@@ -61,6 +64,11 @@ def estimate(session: Parts) -> Estimate:
     least, most = estimate_calls(cfg, session.splits)
     ends: list[tuple[Client | RunTarget, Usage]] = [(target, Usage(least, least * read, least * written))]
     ends += [(target, Usage(most, most * (read + growth), most * longest))]
+    for other in session.arena.also:
+        few, many = estimate_elsewhere(cfg, session.splits)
+        ends.append((cast(RunTarget, other.roll.target), Usage(few, few * read, few * written)))
+        ends.append((cast(RunTarget, other.roll.target), Usage(many, many * (read + growth), many * longest)))
+    elsewhere = [len(session.arena.also) * calls for calls in estimate_elsewhere(cfg, session.splits)]
     thinking = (0, 0)
     if optimizer is not None or session.handoff is not None:
         thinking = few, many = _optimizer_calls(cfg, len(session.splits.train))
@@ -83,7 +91,8 @@ def estimate(session: Parts) -> Estimate:
     if session.judge is not None:
         judged = [sample for sample in samples if session.env.lines(sample)]
         # Least: each answer is read once. Most: all answers differ, and each verdict is asked for twice.
-        judging = ceil(least * len(judged) / len(samples)), ceil(2 * most * len(judged) / len(samples))
+        share = len(judged) / len(samples)
+        judging = ceil((least + elsewhere[0]) * share), ceil(2 * (most + elsewhere[1]) * share)
         ends += [(session.judge.client, usage) for usage in _judging(session, session.judge, judged, judging, longest)]
     low, high = ends[::2], ends[1::2]
     dollars = (_dollars(low), _dollars(high))
@@ -93,6 +102,7 @@ def estimate(session: Parts) -> Estimate:
         tokens=(sum(usage.tokens for _, usage in low), sum(usage.tokens for _, usage in high)),
         usd=None if dollars[0] is None or dollars[1] is None else (dollars[0], dollars[1]),
         judge_calls=judging,
+        further_calls=(elsewhere[0], elsewhere[1]),
         after_calls=2 * cfg.certify.attempts * len(session.splits.test),
     )
 
@@ -149,6 +159,21 @@ def _rounded(value: float) -> str:
     return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
 
 
+def _unprovable(session: Parts) -> str:
+    """A sentence if the test split is so small that no loss up to `gate.also_margin` could be excluded, else ""."""
+    cfg, n = session.cfg, len(session.splits.test)
+    if not session.arena.also or not n:
+        return ""
+    least = -paired([0.0] * n, [0.0] * n, alpha=cfg.certify.alpha).low
+    if least < cfg.gate.also_margin:
+        return ""
+    return (
+        f"gate.also: {n} test samples exclude only a loss above {100 * least:.1f} points, even if nothing changes, so "
+        f"no gain could be certified with gate.also_margin={cfg.gate.also_margin:g}; add test samples, or set "
+        f"gate.also_margin={ceil(100 * least + 0.5) / 100:g}"
+    )
+
+
 def remarks(session: Parts, expected: Estimate) -> list[str]:
     """One sentence for each limit of the budget that is lower than a typical run needs, with a sufficient number.
 
@@ -158,10 +183,10 @@ def remarks(session: Parts, expected: Estimate) -> list[str]:
     planned = replace(session, budget=Budget(Limits(), Usage()))
     hold_back(planned)
     kept = planned.budget.held
-    ranges = (expected.target_calls, expected.optimizer_calls, expected.judge_calls)
+    ranges = (expected.target_calls, expected.further_calls, expected.optimizer_calls, expected.judge_calls)
     few, many = (sum(ends) for ends in zip(*ranges, strict=True))
     stretch = (_typical(few, many, kept.calls) - kept.calls) / few  # ratio of a typical training to the shortest
-    found = []
+    found = [loss] if (loss := _unprovable(session)) else []
     for name, shortest, after in (
         ("calls", few, kept.calls),
         ("tokens", expected.tokens[0], kept.tokens),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from skilltune.errors import BudgetExceeded, CallConfigError, CallError, InfraError, InfraStopped, Stopped
@@ -97,14 +98,32 @@ def roles(session: Parts) -> list[tuple[str, Client | RunTarget]]:
     return list(found.values())
 
 
+async def try_targets(session: Parts) -> None:
+    """Call each further chat model once, so that a wrong key, model or path is found before anything else is spent;
+    once per run. Raises `CallConfigError`. One that cannot be reached is left to its own rollouts."""
+    for other in session.arena.also:
+        target = other.roll.target
+        if isinstance(target, ChatTarget | ToolsTarget):
+            client = target.client
+
+            async def pay(client: Client = client) -> Paid:
+                return Paid(None, await probe(client))
+
+            with suppress(InfraError, Stopped):
+                await session.run.memo(digest(PROBE, client.model.fingerprint), PROBE, pay)
+
+
 async def try_models(session: Parts) -> None:
-    """Call the models of the optimizer and the judge once, before anything is spent on the target; once per run.
+    """Call the models of the optimizer, the judge and the further targets once, before anything is spent on the target;
+    once per run.
 
     Raises `CallConfigError` for a wrong key, model or path, and `InfraStopped` if a model cannot be reached. A model
     that is also the target is not called, because the target's first call tests it. If the budget is too small even for
     this, the loop reports it.
     """
-    for role, client in roles(session):
+    further = [(f"further target {other.name}", other.roll.target) for other in session.arena.also]
+    clients = [(name, target.client) for name, target in further if isinstance(target, ChatTarget | ToolsTarget)]
+    for role, client in (*roles(session), *clients):
         if not isinstance(client, Client):
             continue
 

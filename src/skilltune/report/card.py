@@ -44,6 +44,7 @@ def card(session: Parts, result: Result) -> str:
             f"Fixed {c.fixed}, broke {c.broken} of {c.n} test samples; {c.method}; {looks(c)}.",
             "",
             *([f"Test samples {c.unscored}.", ""] if c.unscored else []),
+            *(line for row in c.also for line in (f"Also on {inline(str(row))}.", "")),
         ]
     if result.stopped is not None:
         text += [f"Stopped early: {inline(str(result.stopped))}.", ""]
@@ -125,6 +126,7 @@ def _cost(session: Parts, result: Result) -> list[str]:
     cfg, splits = session.cfg, session.splits
     rows = [
         ("target", inline(cfg.target.model)),
+        *(("further target", inline(other.model)) for other in cfg.also),
         ("optimizer", inline(cfg.optimizer.model or cfg.target.model)),
         ("train / select / test samples", f"{len(splits.train)} / {len(splits.select)} / {len(splits.test)}"),
         ("skill size", f"about {result.start.tokens} → {result.best.tokens} tokens"),

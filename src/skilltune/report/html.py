@@ -12,6 +12,7 @@ from functools import partial
 from itertools import islice, pairwise
 
 from skilltune.edits import Edit
+from skilltune.finish.certify import Also
 from skilltune.history.activation import describe_activation
 from skilltune.history.record import Record, Version
 from skilltune.journal.run import Run
@@ -101,6 +102,7 @@ def _verdict(record: Record) -> Html:
                 f"{c.fixed} fixed, {c.broken} broken",
                 f"of {c.n} test samples" + (f"; {c.unscored}" if c.unscored else ""),
             ),
+            *(_also(row) for row in c.also),
             (
                 "cost of a task",
                 f"{c.tokens:+.0f} tokens",
@@ -132,6 +134,13 @@ def _verdict(record: Record) -> Html:
         el("dl", *(_fact(*fact) for fact in facts), class_="facts"),
         class_=f"verdict {kind}",
     )
+
+
+def _also(row: Also) -> tuple[str, str, str]:
+    interval = f"{100 * row.level:.3g} % interval {100 * row.low:+.1f}…{100 * row.high:+.1f}"
+    verdict = "no loss above" if row.harmless else "does not exclude a loss above"
+    value = f"{_percent(row.before)} → {_percent(row.after)}"
+    return f"on {row.target}", value, f"{interval}; {verdict} {100 * row.margin:.3g} points"
 
 
 def _fact(name: str, value: str, more: str) -> Html:

@@ -288,7 +288,7 @@ def explained(verdict: VerdictRecord, gate: GateConfig | None) -> str:
     """
     figures = verdict.figures
     if not isinstance(figures, RaceFigures) or gate is None:
-        return verdict.reason
+        return verdict.reason  # it names the further targets
     last, needed = figures.interims[-1], figures.needed
     measured = (
         f"measured {percent(verdict.before)} → {percent(verdict.after)} on {len(verdict.differences)} select samples"
@@ -297,13 +297,13 @@ def explained(verdict: VerdictRecord, gate: GateConfig | None) -> str:
     bar = f"P(better) {last.better:.2f} {'≥' if last.better >= needed else '<'} {needed:.2f}"
     if figures.decision == GIVEN_UP:
         bar += f", given up because it is below {gate.futility:.2f}"
-    elif not verdict.accepted and last.better >= needed and last.harm < VETO:
+    elif not verdict.accepted and not verdict.elsewhere and last.better >= needed and last.harm < VETO:
         bar += f", but {figures.unscored} samples could not be scored on both sides"
-    elif not verdict.accepted and last.better >= needed:
+    elif not verdict.accepted and not verdict.elsewhere and last.better >= needed:
         bar += f", but P(worse by {100 * gate.regression_bound:g} points) = {last.harm:.2f}"
-    elif not verdict.accepted:
+    elif not verdict.accepted and not verdict.elsewhere:
         bar += ": undecided when the samples were used up"
-    return f"{measured} · {estimated} · {bar}"
+    return " · ".join((measured, estimated, bar, *map(str, verdict.elsewhere)))
 
 
 # -- the views
@@ -507,6 +507,8 @@ def show_run(record: Record, console: Console) -> None:
         console.print(f"{'certified' if finish.exit_code == 0 else 'test':<15}{proof or 'none'}")
         if proof is not None and proof.unscored:
             console.print(f"{'':<15}test samples {proof.unscored}")
+        for row in proof.also if proof is not None else ():
+            console.print(f"{'also':<15}{row}")
         if proof is not None and finish.exit_code == 5:
             console.print(f"{'not certified':<15}{proof.reason}")
     if text := describe(record.left_out):
@@ -544,6 +546,8 @@ def print_proof(result: Result, console: Console) -> None:
     console.print(f"fixed {c.fixed}, broke {c.broken} of {c.n} test samples; {c.method}; {looks(c)}")
     if c.unscored:
         console.print(f"test samples {c.unscored}")
+    for row in c.also:
+        console.print(f"also {row}")
     if c.gain > 0:
         console.print(f"each point gained cost {per_point(result.training, c)} (training and certificate)")
 
@@ -600,7 +604,7 @@ def describe_skill(skill: Skill) -> str:
 def estimate_rows(expected: Estimate) -> list[tuple[str, str]]:
     """Calls, tokens and dollars, least to most."""
     (least, most), (few, many) = expected.target_calls, expected.optimizer_calls
-    asked, again = expected.judge_calls
+    (asked, again), further = expected.judge_calls, expected.further_calls
     if expected.usd is None:
         cost = "the price of a model is unknown; state it with price = [input, output], in dollars per million tokens"
     else:
@@ -609,6 +613,7 @@ def estimate_rows(expected: Estimate) -> list[tuple[str, str]]:
         (
             "calls",
             f"{least:,} to {most:,} of the target, typically about {expected.typical_calls:,}"
+            + (f", {further[0]:,} to {further[1]:,} of the further targets" if further[1] else "")
             + (f", {few:,} to {many:,} of the optimizer" if many else "")
             + (f", {asked:,} to {again:,} of the judge" if again else ""),
         ),

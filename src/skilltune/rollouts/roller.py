@@ -86,6 +86,7 @@ class Roller:
     scores: Scores = field(default_factory=Scores)
     answered: bool = False  # True if the target answered in this process; a batch never waits for one that did not
     under_way: int = UNDER_WAY
+    kind: str = "rollout"  # of its answers in the journal
     lookahead: bool = False  # True if idle workers may run rollouts that will probably be requested next
     abandoned: set[str] = field(default_factory=set)  # ids of samples that failed all retries: not waited for again
     dropped: frozenset[str] = frozenset()  # ids of samples that the user took out of the run: only replayed
@@ -217,7 +218,7 @@ class Roller:
         """
         samples = {sample.id: sample for sample in self.env.samples}
         valid = total = 0
-        for key, value in journal.answers("rollout"):
+        for key, value in journal.answers(self.kind):
             total += 1
             if (sample := samples.get(value["sample"])) is not None:
                 parts = self.target.fingerprint, value["skill"], self.content(sample), self.env.fingerprint
@@ -356,7 +357,7 @@ class Roller:
     @property
     def _heard(self) -> bool:
         """True if this run has a scored answer. Until then, one call is sent before all others."""
-        return self._proven or bool(self.scores.held) or "rollout" in self.run.usage
+        return self._proven or bool(self.scores.held) or self.kind in self.run.usage
 
     def _known(self, skill: Skill, sample: Sample, attempt: int) -> Failure | None:
         """The failure of a sample that is not asked, because the user dropped it or it was refused before."""
@@ -427,7 +428,7 @@ class Roller:
 
         if key in self._ahead and looking_ahead.get() is None:
             self._ahead[key][1].want()
-        stored = await self.run.memo(key, "rollout", pay)
+        stored = await self.run.memo(key, self.kind, pay)
         with self.run.reading():
             rollout = rollout_from_json(stored, self.run.blob)
         if looking_ahead.get() is None:

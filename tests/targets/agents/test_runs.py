@@ -12,7 +12,9 @@ import fakes
 from skilltune import Env, Sample, Skill
 from skilltune.api import aevaluate, atrain
 from skilltune.cli.main import app
+from skilltune.history.record import Record
 from skilltune.journal.run import Run
+from skilltune.report.transfer import transfer_table
 from upstream import Asked, Call, Turn, Upstream
 
 pytestmark = pytest.mark.anyio
@@ -63,6 +65,62 @@ async def test_an_evaluation_pays_each_exchange_once_and_shows_the_activation(tm
     assert run.usage["target exchange"].calls == 12
     assert "rollout" not in run.usage
     run.close()
+
+
+async def test_a_table_of_targets_shows_in_how_many_rollouts_each_agent_loaded_the_skill(tmp_path: Path) -> None:
+    skill = Skill.parse(f"{FRONT}\nThe code of a printer is CODE-PRINTER.\n")
+    async with Upstream(desk) as server:
+        chat = f"openai@{server.url}/v1/m"
+        found = await aevaluate(
+            skill,
+            Env(samples(6), root=tmp_path),
+            {"workers": 4, "sandbox": "none", "temperature": 0.0},
+            targets=[
+                f"codex/{chat}",
+                {"model": f"claude-code/{chat}", "activation": "inline"},
+                {"model": "command:script {prompt_file}", "upstream": chat},
+            ],
+            run=tmp_path / "run",
+        )
+        asked = len(server.asked)
+    assert found.exit_code == 0
+    for row in found.rows:
+        assert row.without is not None
+        assert row.skilled is not None
+        assert (row.without.mean, row.skilled.mean) == (0.0, 0.5)
+        assert (row.skilled.offered, row.skilled.loaded) == (1.0, 1.0)
+        assert (row.without.offered, row.without.loaded) == (None, None)
+        assert row.skilled.usage.calls == 12
+    assert asked == 3 * 2 * 12
+    table = transfer_table(found)
+    assert "100 % (offered 100 %)" in table
+    assert table.count("+50.0 (") == 3
+
+
+@pytest.mark.slow
+async def test_an_agent_as_a_further_target_of_a_training(tmp_path: Path) -> None:
+    (tmp_path / "desk").mkdir()
+    (tmp_path / "desk" / "SKILL.md").write_text(f"{FRONT}\nAnswer each ticket with its code.\n")
+    async with Upstream(desk) as server:
+        also = f"codex/openai@{server.url}/v1/m"
+        result = await atrain(
+            tmp_path / "desk",
+            Env(samples(60), root=tmp_path),
+            {"model": "command:script {prompt_file}", "upstream": f"openai@{server.url}/v1/m", "sandbox": "none"},
+            optimizer="examples",
+            run=tmp_path / "run",
+            train={"epochs": 1, "batch_size": 8},
+            gate={"screen": 12, "also": [also], "also_margin": 0.4},
+        )
+    assert result.certificate is not None
+    (row,) = result.certificate.also
+    assert row.target == also
+    assert row.harmless
+    assert row.after > row.before
+    run = Run.read(tmp_path / "run")
+    spent = {spend.role: spend.usage.calls for spend in Record.of(run).spend}
+    run.close()
+    assert spent[f"further target {also}"] > 0
 
 
 @pytest.mark.slow
