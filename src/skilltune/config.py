@@ -298,7 +298,7 @@ class TrainConfig(_Section):
         description="once half of a batch is solved, repeat its failures and show the optimizer those that fail twice",
     )
     call_price: float = Field(
-        default=0.01,
+        default=0.003,
         ge=0,
         description="stop if the next step is expected to gain less than this score per 100 of its target calls; "
         "0: no price",

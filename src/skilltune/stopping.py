@@ -22,7 +22,7 @@ from skilltune.errors import Paused
 from skilltune.journal.run import Run
 from skilltune.verdict import Verdict
 
-NEVER = 0.6  # P(an optimizer never finds an edit that helps)
+NEVER = 0.8  # P(an optimizer never finds an edit that helps)
 HITS, MISSES = 1.0, 1.0  # of any other optimizer: steps with and without an accept, as if seen before
 FORMER = 1.0  # steps with the present skill that the rate of accepts up to the last one counts as
 MENDED, SEEN = 0.4, 1.0  # share of the failing tasks that an accepted step mends, and the accepts that this counts as
@@ -87,7 +87,7 @@ class Forecast:
         helped = f", {self.hits} of {self.steps} steps helped" if self.steps else ""
         return (
             f"{100 * self.failing:.0f} % of the train tasks still fail{helped}: a further step of about "
-            f"{self.calls:.0f} calls is expected to gain {100 * self.gain:.1f} points"
+            f"{self.calls:.0f} calls is expected to gain {100 * self.gain:.2g} points"
         )
 
 
@@ -148,7 +148,7 @@ class Stopping:
         if not self.cfg.by_value or forecast.worth(self.cfg.call_price):
             return False
         price = 100 * self.cfg.call_price * forecast.calls / CALLS
-        how = f"less than the {price:.1f} that they should (train.call_price; train.patience = 0 goes on)"
+        how = f"less than the {price:.2g} that they should (train.call_price; train.patience = 0 goes on)"
         return self._end(Ending(f"{forecast}, {how}", forecast))
 
     def failing(self, failed: Mapping[str, bool]) -> float:
