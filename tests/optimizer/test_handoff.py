@@ -29,7 +29,7 @@ from skilltune.metering.budget import Budget
 from skilltune.models import Request, Schema, system, user
 from skilltune.optimizer.answer import answer_by, doubts, open_questions
 from skilltune.optimizer.handoff import POLL_S, SETTLED_S, Handoff, Question, in_use, questions, read_answer
-from skilltune.optimizer.stage import SCHEMAS, load_prompt
+from skilltune.optimizer.stage import SCHEMAS, Brief, load_prompt
 from skilltune.preflight.check import check
 from skilltune.scorers.json import violations
 from skilltune.usage import Usage
@@ -402,7 +402,7 @@ async def asking(folder: Path, **settings: Any) -> AsyncIterator[tuple[asyncio.T
         run.listeners.append(lambda type, data: told.append(data["refused"]) if type == "handoff" else None)
         handoff = Handoff(folder / "answers", run, Budget(Limits(), Usage()), **settings)
         handoff.open()
-        task = asyncio.create_task(handoff.ask(request, lambda data: data["notes"]))
+        task = asyncio.create_task(handoff.ask(Brief(request), lambda data: data["notes"]))
         try:
             yield task, told, folder / "answers"
         finally:
