@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import asyncio
 import os
 import re
 from collections.abc import AsyncIterator, Callable
@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 import fakes
-from skilltune import Env, Result, Sample
+from desk import BEGIN, LOOK, call, desk, samples, text_of
+from skilltune import Env, Result
 from skilltune.api import atrain
 from skilltune.config import OptimizerConfig, make_config
 from skilltune.errors import BudgetExceeded, InfraError, InfraStopped
@@ -29,15 +30,13 @@ from skilltune.optimizer.render import Part
 from skilltune.optimizer.stage import SCHEMAS, Brief, load_prompt
 from skilltune.sandbox import probe
 from skilltune.targets.makers import make_agent_target
+from skilltune.targets.metered import MeteredTarget
 from skilltune.usage import Usage
-from upstream import Asked, Call, Turn, Upstream
+from upstream import Asked, Turn, Upstream
 
 pytestmark = pytest.mark.anyio
 
 AGENTS = {"claude-code": "anthropic@{}/m", "codex": "openai@{}/v1/m", "opencode": "openai@{}/v1/m"}
-KINDS = ("printer", "screen")
-LOOK = "cat README.md; cat skill.md; cat samples/* refused.md 2>/dev/null"
-BEGIN = load_prompt("agent")[:40]
 
 
 @pytest.fixture(autouse=True)
@@ -48,19 +47,16 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", None)
 
 
-def call(command: str) -> Turn:
-    return Turn(calls=(Call("Bash", {"command": command, "cmd": command}),))
-
-
-def text_of(asked: Asked) -> str:
-    return "\n".join(texts_of(asked.body))
-
-
 # -- one question
 
 NOTES = Brief(
     Request((system("Take notes."), user("x")), schema=Schema("notes", SCHEMAS["notes"])), (Part("skill", "# Desk"),)
 )
+
+
+def worker_of(cfg: OptimizerConfig, run: Run, root: Path, limits: Limits | None = None) -> MeteredTarget:
+    clients = Clients((cfg,), run, Budget(limits or Limits(), Usage()))
+    return make_agent_target(cfg.as_agent(), clients, root, role="optimizer", writable=(ANSWERS,))
 
 
 @asynccontextmanager
@@ -70,8 +66,7 @@ async def asking(
     async with Upstream(script) as server:
         cfg = OptimizerConfig(**{"model": f"{agent}/{AGENTS[agent].format(server.url)}", "sandbox": "none", **options})
         with Run.open(root / "run") as run:
-            clients = Clients((cfg,), run, Budget(limits or Limits(), Usage()))
-            worker = make_agent_target(cfg.as_agent(), clients, root, role="optimizer", writable=(ANSWERS,))
+            worker = worker_of(cfg, run, root, limits)
             try:
                 yield ByAgent(worker, run), server
             finally:
@@ -89,7 +84,10 @@ def notes(data: Any) -> str:
     "said", ['{"notes": "short"}', 'Here it is:\n\n```json\n{"notes": "short"}\n```\nDone.'], ids=["bare", "fenced"]
 )
 async def test_the_last_message_is_the_answer(agent: str, said: str, tmp_path: Path) -> None:
-    async with asking(tmp_path, lambda asked: Turn(said) if asked.results else call(LOOK), agent) as (answers, server):
+    async with asking(tmp_path, lambda asked: Turn(said) if asked.results else call(asked, LOOK), agent) as (
+        answers,
+        server,
+    ):
         assert await answers.ask(NOTES, notes) == "short"
         assert await answers.ask(NOTES, notes) == "short", "the journal answers"
         assert len(server.asked) == 2
@@ -103,15 +101,18 @@ async def test_the_last_message_is_the_answer(agent: str, said: str, tmp_path: P
 
 @pytest.mark.parametrize("agent", AGENTS)
 async def test_a_file_is_an_answer_and_counts_before_the_last_message(agent: str, tmp_path: Path) -> None:
-    write = call("""printf '{"notes": "from the file"}' > answer/answer.json""")
-    async with asking(tmp_path, lambda asked: Turn("Done: {}") if asked.results else write, agent) as (answers, _):
+    write = """printf '{"notes": "from the file"}' > answer/answer.json"""
+    async with asking(tmp_path, lambda asked: Turn("Done: {}") if asked.results else call(asked, write), agent) as (
+        answers,
+        _,
+    ):
         assert await answers.ask(NOTES, notes) == "from the file"
 
 
 async def test_a_bad_answer_is_asked_again_once_with_the_reason(tmp_path: Path) -> None:
     def script(asked: Asked) -> Turn:
         if not asked.results:
-            return call(LOOK)
+            return call(asked, LOOK)
         return Turn('{"notes": "better"}' if "must be a string" in text_of(asked) else '{"notes": 7}')
 
     async with asking(tmp_path, script) as (answers, server):
@@ -130,7 +131,7 @@ async def test_two_bad_answers_are_no_answer(tmp_path: Path) -> None:
 
 
 async def test_a_limit_without_an_answer_is_said_and_not_asked_again(tmp_path: Path) -> None:
-    async with asking(tmp_path, lambda asked: call(f"echo {asked.results}"), max_turns=2) as (answers, server):
+    async with asking(tmp_path, lambda asked: call(asked, f"echo {asked.results}"), max_turns=2) as (answers, server):
         with pytest.raises(InfraError, match=r"ended without an answer: stopped by optimizer\.max_turns = 2"):
             await answers.ask(NOTES, notes)
     assert len(server.asked) == 2
@@ -163,6 +164,34 @@ async def test_the_budget_holds_before_the_agent_starts(tmp_path: Path) -> None:
         assert server.asked == []
 
 
+async def test_a_question_that_was_cut_off_pays_for_what_is_new_only(tmp_path: Path) -> None:
+    """Two lives of one run: the first ends after the second of three answers."""
+
+    def script(asked: Asked) -> Turn:
+        if asked.results == 2:
+            return Turn('{"notes": "short"}')
+        return call(asked, f"sleep 0.1; echo {asked.results}")
+
+    async with Upstream(script) as server:
+        cfg = OptimizerConfig(model=f"codex/openai@{server.url}/v1/m", sandbox="none")
+        for life in (1, 2):
+            with Run.open(tmp_path / "run") as run:
+                worker = worker_of(cfg, run, tmp_path)
+                asked = asyncio.create_task(ByAgent(worker, run).ask(NOTES, notes))
+                while life == 1 and len(server.asked) < 2:
+                    await asyncio.sleep(0.01)
+                if life == 1:
+                    await asyncio.sleep(0.05)
+                    asked.cancel()
+                    await asyncio.gather(asked, return_exceptions=True)
+                else:
+                    assert await asked == "short"
+                await worker.aclose()
+        assert len(server.asked) == 3
+        with Run.open(tmp_path / "run") as run:
+            assert run.paid("optimizer")[1].calls == 3
+
+
 @pytest.mark.skipif(probe("auto").level == "none", reason="no sandbox holds on this machine")
 async def test_the_agent_can_write_its_answer_only_and_sees_neither_project_nor_keys(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -180,7 +209,7 @@ async def test_the_agent_can_write_its_answer_only_and_sees_neither_project_nor_
         """printf '{"notes": "written"}' > answer/answer.json""",
         "cat skill.md; ls",
     ]
-    script = lambda asked: Turn("{}") if asked.results else call("; ".join(tries))  # noqa: E731
+    script = lambda asked: Turn("{}") if asked.results else call(asked, "; ".join(tries))  # noqa: E731
     async with asking(secret.parent, script, sandbox="auto") as (answers, server):
         assert await answers.ask(NOTES, notes) == "written"
     seen = "\n".join(texts_of([m["content"] for m in server.asked[1].body["messages"] if m["role"] == "tool"]))
@@ -192,41 +221,6 @@ async def test_the_agent_can_write_its_answer_only_and_sees_neither_project_nor_
 
 
 # -- a whole training
-
-
-def samples(n: int) -> list[Sample]:
-    codes = {"printer": "PRN-1", "screen": "SCR-2"}
-    return [
-        Sample(id=f"t{i:03}", input=f"Ticket {i:03}: the {KINDS[i % 2]} is broken.", target=codes[KINDS[i % 2]])
-        for i in range(n)
-    ]
-
-
-def desk(asked: Asked) -> Turn:
-    """The target, which knows a code only if the skill says it, and the optimizer, which reads files."""
-    text = text_of(asked)
-    if BEGIN in text:
-        return optimizer(asked, text)
-    kind = next((kind for kind in KINDS if f": the {kind} is broken" in text), "")
-    said = re.search(rf"code of a {kind} is ([A-Z]{{3}}-\d)", text) if kind else None
-    return Turn(said[1] if said else "UNKNOWN")
-
-
-def optimizer(asked: Asked, text: str) -> Turn:
-    if not asked.results:
-        return call(LOOK)
-    stage = re.search(r"# Question: (\w+)", text)
-    assert stage
-    if stage[1] != "reflect":
-        return Turn(json.dumps({"notes": "", "reasoning": "", "guidance": ""}))
-    edits: dict[str, Any] = {}
-    for sample, body in re.findall(r'# Sample "(t\d+)"\n(.*?)(?=# Sample|\Z)', text, re.DOTALL):
-        kind, code = re.search(r"the (\w+) is broken", body), re.search(r"Expected: (\S+)", body)
-        if kind and code and "UNKNOWN" in body:
-            rule = f"- The code of a {kind[1]} is {code[1]}."
-            cited = [{"sample": sample, "quote": f"the {kind[1]} is broken"}]
-            edits[rule] = {"op": "add", "after": None, "target": None, "text": rule, "why": "", "evidence": cited}
-    return Turn(json.dumps({"diagnosis": [], "edits": list(edits.values())}))
 
 
 async def trained(folder: Path, server: Upstream, agent: str, env: Env | None = None) -> Result:

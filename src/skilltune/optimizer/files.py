@@ -6,11 +6,11 @@ schema of the answer, and one file per sample with its trajectories, scores and 
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterable, Sequence
 
-from skilltune.models import Message
 from skilltune.optimizer.render import Part
 from skilltune.optimizer.stage import Brief, as_json, load_prompt
 
@@ -52,7 +52,7 @@ def layout(brief: Brief, answering: str) -> dict[str, bytes]:
     index.append(f"- `{SCHEMA}`: the JSON schema of the answer")
     index.append(f"- `{EXAMPLE}`: an answer about another skill; it shows the form only")
     if refused := brief.request.messages[2:]:
-        files[REFUSED] = _refused(refused)
+        files[REFUSED] = refusal(message.text for message in refused)
         index.insert(0, f"- `{REFUSED}`: your earlier answer, and the reason why it could not be used. Read it first.")
     files[README] = _readme(brief, answering, index)
     return {name: text.encode("utf-8", "backslashreplace") for name, text in files.items()}
@@ -114,6 +114,7 @@ def _more(evidence: Sequence[Part]) -> tuple[list[str], dict[str, str]]:
     return ["- `more.md`: further instructions"], {"more.md": "\n\n".join(texts) + "\n"}
 
 
-def _refused(messages: Sequence[Message]) -> str:
-    names = {"assistant": "## Your answer", "user": "## Why it could not be used"}
-    return "\n\n".join(f"{names[message.role]}\n\n{message.text}" for message in messages) + "\n"
+def refusal(texts: Iterable[str]) -> str:
+    """The text of `REFUSED`: answers that could not be used, each followed by the reason."""
+    names = itertools.cycle(("## Your answer", "## Why it could not be used"))
+    return "\n\n".join(f"{name}\n\n{text}" for name, text in zip(names, texts, strict=False)) + "\n"

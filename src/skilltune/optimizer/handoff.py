@@ -28,7 +28,7 @@ from skilltune.journal.keys import digest
 from skilltune.journal.run import Paid, Run
 from skilltune.metering.budget import Budget
 from skilltune.models import Request
-from skilltune.optimizer.files import ANSWER, ANSWERS, README, layout
+from skilltune.optimizer.files import ANSWER, ANSWERS, README, REFUSED, layout, refusal
 from skilltune.optimizer.stage import SCHEMAS, Brief, load_prompt
 from skilltune.scorers.json import violations
 from skilltune.usage import Usage
@@ -140,6 +140,8 @@ class Question:
         number = len(self._refused("txt")) + 1
         write_atomic(self._part(f"refused-{number}.json"), text)
         write_atomic(self._part(f"refused-{number}.txt"), f"{reason}\n")
+        if self.as_files.is_dir():
+            write_atomic(self.as_files / REFUSED, refusal((text, reason)))
         if (path := self.answer) is not None and _read(path) == text:
             path.unlink()
 
