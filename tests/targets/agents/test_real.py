@@ -8,6 +8,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -316,3 +318,35 @@ async def test_an_agent_trains_a_skill(
     asked = [seen for seen in server.asked if BEGIN in text_of(seen)]
     assert not any("LEAKED" in text_of(seen) for seen in asked)
     record_testsuite_property(f"{kind} as the optimizer", f"{len(asked)} requests")
+
+
+EXAMPLES = {"claude-code.toml": "claude-opus-5", "codex.toml": "gpt-5.5", "opencode.toml": ""}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+async def test_an_example_of_the_documentation_works(name: str, home: Path, tmp_path: Path) -> None:
+    """The config as it is printed, with the scripted model in place of the vendor's: the agent uses the skill."""
+    page = (Path(__file__).parents[3] / "docs" / "agents.md").read_text(encoding="utf-8")
+    found = re.search(rf'```toml title="{re.escape(name)}"\n(.*?)```', page, re.DOTALL)
+    assert found is not None
+    skill = tmp_path / "skills" / "invoice-totals"
+    skill.mkdir(parents=True)
+    rules = "- The code of a printer is PRN-1.\n- The code of a screen is SCR-2.\n"
+    (skill / "SKILL.md").write_text(f"---\nname: invoice-totals\ndescription: Enters codes.\n---\n\n{rules}")
+    rows = [{"id": s.id, "input": s.input, "target": s.target} for s in samples(20)]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    async with Upstream(desk) as server:
+        dialect = f"anthropic@{server.url}/m" if name == "claude-code.toml" else f"openai@{server.url}/v1/m"
+        text = found[1].replace("http://127.0.0.1:8000", server.url)
+        if vendor := EXAMPLES[name]:
+            text = text.replace(f"/{vendor}", f"/{dialect}").replace("usd = 20.0", "calls = 200")
+            text = re.sub(r"^max_usd.*\n", "", text, flags=re.MULTILINE)  # a scripted model has no price
+        (tmp_path / "skilltune.toml").write_text(text)
+        program = [sys.executable, "-m", "skilltune.cli.main"]
+        config = str(tmp_path / "skilltune.toml")
+        checked = await asyncio.to_thread(subprocess.run, [*program, "check", config], capture_output=True, text=True)
+        assert checked.returncode == 0, checked.stdout + checked.stderr
+        scoring = [*program, "eval", config, "--only", "with", "--json"]
+        scored = await asyncio.to_thread(subprocess.run, scoring, capture_output=True, text=True)
+        assert scored.returncode == 0, scored.stdout + scored.stderr
+    assert '"score": 1.0' in scored.stdout, scored.stdout

@@ -151,17 +151,23 @@ def policy(job: AgentJob, ws: Workspace, command: Command) -> Policy:
     write = (ws.root,)
     if job.writable is not None:
         write = (ws.home, ws.tmp, *(ws.work / name for name in job.writable))
-    return Policy(write=write, read=(ws.root, *readable(command)), hidden=job.hidden, connect=(port,) if port else None)
+    return Policy(
+        write=write,
+        read=(ws.root, *readable(command, job.programs)),
+        hidden=job.hidden,
+        connect=(port,) if port else None,
+    )
 
 
-def readable(command: Command) -> tuple[Path, ...]:
-    """Folders of installed programs: those of the system, of the PATH, of this Python and of the command's files."""
+def readable(command: Command, programs: tuple[Path, ...] = ()) -> tuple[Path, ...]:
+    """Folders of installed programs: those of the system, of the PATH, of this Python, of the command's files and of
+    `programs`."""
     places = [*SYSTEM, sys.prefix, sys.base_prefix]
     for entry in command.env.get("PATH", "").split(os.pathsep):
         if entry:
             real = os.path.realpath(entry)
             places += [entry, real, *(os.path.join(os.path.dirname(real), name) for name in ("lib", "lib64", "share"))]
-    for word in command.argv:
+    for word in (*command.argv, *map(str, programs)):
         file = os.path.realpath(os.path.join(command.cwd, word))
         if os.path.isabs(word) and os.path.isfile(file):
             places += [word, file, package_of(file)]
