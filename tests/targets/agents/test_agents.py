@@ -463,3 +463,12 @@ def test_a_program_behind_a_link_can_be_read_with_its_neighbours(tmp_path: Path)
     command = Command(("python3", "client.py"), tmp_path, {"PATH": "/usr/bin"})
     assert tmp_path / "node_modules" in readable(command, (link,))
     assert tmp_path / "node_modules" not in readable(command)
+
+
+@pytest.mark.parametrize("manager", [".pyenv", "share/mise"])
+def test_the_programs_behind_the_shims_of_a_version_manager_can_be_read(manager: str, tmp_path: Path) -> None:
+    (tmp_path / manager / "shims").mkdir(parents=True)
+    (tmp_path / "bin").mkdir()
+    command = Command(("x",), tmp_path, {"PATH": f"{tmp_path / manager / 'shims'}:{tmp_path / 'bin'}"})
+    assert tmp_path / manager in readable(command)
+    assert tmp_path not in readable(command)

@@ -167,6 +167,8 @@ def readable(command: Command, programs: tuple[Path, ...] = ()) -> tuple[Path, .
         if entry:
             real = os.path.realpath(entry)
             places += [entry, real, *(os.path.join(os.path.dirname(real), name) for name in ("lib", "lib64", "share"))]
+            if os.path.basename(real) == "shims":  # pyenv, asdf and others keep the programs beside them
+                places.append(os.path.dirname(real))
     for word in (*command.argv, *map(str, programs)):
         file = os.path.realpath(os.path.join(command.cwd, word))
         if os.path.isabs(word) and os.path.isfile(file):
