@@ -16,7 +16,7 @@ from skilltune.optimizer.stage import load_prompt
 from upstream import Asked, Call, Turn
 
 KINDS = ("printer", "screen")
-LOOK = "cat README.md; cat skill.md; cat samples/* refused.md 2>/dev/null"
+LOOK = "cat README.md; cat skill.md; cat samples/* patches/* edits.jsonl refused.md 2>/dev/null"
 BEGIN = load_prompt("agent")[:40]  # of the prompt of an agent that proposes
 
 
@@ -54,8 +54,16 @@ def optimizer(asked: Asked, text: str) -> Turn:
         return call(asked, LOOK)
     stage = re.search(r"# Question: (\w+)", text)
     assert stage
-    if stage[1] != "reflect":
-        return Turn(json.dumps({"notes": "", "reasoning": "", "guidance": ""}))
+    match stage[1]:
+        case "merge":
+            patches = [json.loads(line) for line in re.findall(r'^\{"edits": .*$', text, re.MULTILINE)]
+            return Turn(json.dumps({"edits": [edit for patch in patches for edit in patch["edits"]]}))
+        case "rank":
+            return Turn(json.dumps({"order": [*range(len(re.findall(r'^\{"index": ', text, re.MULTILINE)))]}))
+        case "learning_rate":
+            return Turn(json.dumps({"edits": 1, "reason": ""}))
+        case "slow_update" | "notes":
+            return Turn(json.dumps({"notes": "One rule a kind.", "reasoning": "", "guidance": ""}))
     edits: dict[str, Any] = {}
     for sample, body in re.findall(r'# Sample "(t\d+)"\n(.*?)(?=# Sample|\Z)', text, re.DOTALL):
         kind, code = re.search(r"the (\w+) is broken", body), re.search(r"Expected: (\S+)", body)

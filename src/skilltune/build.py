@@ -451,9 +451,9 @@ def may_look_ahead(cfg: Config, guess: Usage, judge: Reader | None) -> bool:
 
 def _unusable(role: str, model: str) -> UsageError:
     """The error for a name that cannot play a role."""
-    schemes = MAKERS if role == "target" else OPTIMIZERS
+    schemes, article = (MAKERS, "a") if role == "target" else (OPTIMIZERS, "an")
     known = ", ".join(f"{form}…" for form in FORMS if re.split("[/@:]", form)[0] in schemes)
-    return UsageError(f"{role}.model: {model!r} cannot be a {role} in this version; use {known}")
+    return UsageError(f"{role}.model: {model!r} cannot be {article} {role} in this version; use {known}")
 
 
 def default_folder(cfg: Config, root: Path) -> Path:

@@ -25,7 +25,7 @@ from skilltune.metering.budget import Budget
 from skilltune.metering.clients import Clients
 from skilltune.models import Request, Schema, system, user
 from skilltune.optimizer.agent import ByAgent
-from skilltune.optimizer.files import ANSWERS
+from skilltune.optimizer.files import ANSWERS, layout
 from skilltune.optimizer.render import Part
 from skilltune.optimizer.stage import SCHEMAS, Brief, load_prompt
 from skilltune.sandbox import probe
@@ -223,37 +223,64 @@ async def test_the_agent_can_write_its_answer_only_and_sees_neither_project_nor_
 # -- a whole training
 
 
-async def trained(folder: Path, server: Upstream, agent: str, env: Env | None = None) -> Result:
+async def trained(folder: Path, server: Upstream, agent: str, **settings: Any) -> Result:
     (folder / "SKILL.md").write_text("# Desk\n\nAnswer each ticket with its code.\n")
     model = AGENTS[agent].format(server.url)
     return await atrain(
         folder / "SKILL.md",
-        env or Env(samples(60), root=folder),
+        Env(samples(60), root=folder),
         {"model": f"openai@{server.url}/v1/m", "workers": 8},
         optimizer={"model": f"{agent}/{model}", "sandbox": "none", "workers": 2},
         run=folder / "run",
-        train={"epochs": 1, "batch_size": 12, "minibatch_size": 6},
-        gate={"screen": 12},
+        **{"train": {"epochs": 1, "batch_size": 12, "minibatch_size": 6}, "gate": {"screen": 12}, **settings},
     )
 
 
+PAPER = {
+    "preset": "paper",
+    "train": {"epochs": 2, "batch_size": 16, "minibatch_size": 3, "schedule": "autonomous", "lr": 1, "lr_min": 1},
+    "slow": {"enabled": True, "samples": 6},
+}
+STAGES = {"default": {"reflect"}, "paper": {"reflect", "merge", "rank", "learning_rate", "slow_update", "notes"}}
+
+
+@pytest.fixture
+def laid_out(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """(stage, all files) of each question that an agent was given."""
+    found: list[tuple[str, str]] = []
+
+    def seen(brief: Brief, answering: str) -> dict[str, bytes]:
+        files = layout(brief, answering)
+        found.append((brief.stage, "\n".join(f"{name}\n{data.decode()}" for name, data in files.items())))
+        return files
+
+    monkeypatch.setattr("skilltune.optimizer.agent.layout", seen)
+    return found
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("agent", ["claude-code", "codex"])
-async def test_an_agent_trains_a_skill_and_sees_train_samples_only(agent: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("agent", "preset"), [("claude-code", "default"), ("codex", "default"), ("codex", "paper")])
+async def test_an_agent_trains_a_skill_and_sees_train_samples_only(
+    agent: str, preset: str, tmp_path: Path, laid_out: list[tuple[str, str]]
+) -> None:
+    settings = PAPER if preset == "paper" else {}
     async with Upstream(desk) as server:
-        result = await trained(tmp_path, server, agent)
+        result = await trained(tmp_path, server, agent, **settings)
         asked = len(server.asked)
-        again = await trained(tmp_path, server, agent)
+        again = await trained(tmp_path, server, agent, **settings)
         assert len(server.asked) == asked, "a replay asks nothing"
     assert again.best.text == result.best.text
-    assert {"PRN-1", "SCR-2"} <= set(re.findall(r"[A-Z]{3}-\d", result.best.text))
+    assert re.findall(r"[A-Z]{3}-\d", result.best.text)
     assert result.certificate is not None
     assert result.certificate.after > result.certificate.before
     with Run.open(tmp_path / "run") as run:
         assert run.usage["optimizer exchange"].calls == sum(BEGIN in text_of(seen) for seen in server.asked)
         split = run.recall("split")
     assert split is not None
-    shown = "\n".join(text_of(seen) for seen in server.asked if BEGIN in text_of(seen))
+    assert {stage for stage, _ in laid_out} >= STAGES[preset]
+    shown = "\n".join(
+        [text_of(seen) for seen in server.asked if BEGIN in text_of(seen)] + [text for _, text in laid_out]
+    )
     ids = {name: {sample for sample in split[0][name] if sample in shown} for name in ("train", "select", "test")}
     assert (ids["select"], ids["test"]) == (set(), set())
     assert len(ids["train"]) >= 12
@@ -280,7 +307,7 @@ def test_an_option_that_would_be_ignored_is_refused(optimizer: dict[str, Any], m
     [
         ("codex/openai@http://127.0.0.1:9/v1/m", "there is no command `codex` on the PATH; install it with"),
         ("claude-code/opus", "opus is an alias that moves from model to model"),
-        ("acp:goose acp", "cannot be a optimizer|cannot be an optimizer"),
+        ("acp:goose acp", "cannot be an optimizer in this version; use .*codex/"),
     ],
 )
 async def test_an_agent_that_cannot_propose_is_refused_before_anything_is_spent(

@@ -260,7 +260,7 @@ async def test_an_endpoint_that_is_away_is_no_score(home: Path) -> None:
     await target.aclose()
 
 
-@pytest.mark.parametrize("kind", ["claude-code", "codex"])
+@pytest.mark.parametrize("kind", CLIS)
 @pytest.mark.parametrize("by_file", [False, True], ids=["message", "file"])
 async def test_an_agent_answers_as_the_optimizer(kind: str, by_file: bool, home: Path) -> None:
     """It reads the files of a question, cannot change them, and answers; no foreign settings are in its requests."""
