@@ -289,6 +289,16 @@ async def test_an_agent_trains_a_skill_and_sees_train_samples_only(
 # -- settings
 
 
+async def test_a_limit_in_dollars_needs_a_price_before_anything_is_spent(tmp_path: Path) -> None:
+    (tmp_path / "SKILL.md").write_text("# Desk\n")
+    async with Upstream(desk) as server:
+        model = f"openai@{server.url}/v1/m"
+        optimizer = {"model": "codex/openai@https://models.invalid/v1/m", "max_usd": 1.0, "sandbox": "none"}
+        with pytest.raises(ValueError, match=r"optimizer\.max_usd cannot hold, .* set optimizer\.price"):
+            await atrain(tmp_path / "SKILL.md", Env(samples(60), root=tmp_path), model, optimizer, run=tmp_path / "run")
+        assert server.asked == []
+
+
 @pytest.mark.parametrize(
     ("optimizer", "message"),
     [

@@ -315,6 +315,12 @@ def make_agent(
     name = parse_name(cfg.model)
     command, programs = _program(name, root)
     model = name.inner.text if name.inner is not None else cfg.upstream
+    upstream = _upstream(cfg, name, model, key_env or cfg.key_env, role) if model else None
+    if cfg.max_usd is not None and upstream is not None and upstream.priced(GUESS).usd is None:
+        raise UsageError(
+            f"{role}.max_usd cannot hold, because the price of `{upstream.known}` is unknown: set {role}.price, or use "
+            f"{role}.max_turns instead"
+        )
     folder = run.folder.resolve() if run is not None else root
     places = (root.resolve(), folder)
     return AgentTarget(
@@ -322,7 +328,7 @@ def make_agent(
         command=command,
         version="" if programs else version_of(command),
         content=digest("program", command, [_content(path) for path in programs]) if programs else "",
-        upstream=_upstream(cfg, name, model, key_env or cfg.key_env, role) if model else None,
+        upstream=upstream,
         activation=cfg.activation or "forced",
         limits=RolloutLimits(cfg.max_turns, cfg.max_usd),
         timeout_s=cfg.timeout_s if "timeout_s" in cfg.model_fields_set else TIMEOUT_S,
