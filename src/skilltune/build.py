@@ -30,7 +30,7 @@ from skilltune.errors import RunError, UsageError
 from skilltune.finish.reserve import rest
 from skilltune.gate import Arena, build_gate, metric_of
 from skilltune.gate.also import fewest
-from skilltune.journal.run import EXCHANGE, Run
+from skilltune.journal.run import Run
 from skilltune.metering.budget import Budget
 from skilltune.metering.client import Client
 from skilltune.metering.clients import Clients
@@ -38,7 +38,9 @@ from skilltune.metering.slots import STRAGGLER
 from skilltune.models import Request
 from skilltune.names import AGENT_SCHEMES, FORMS, Name, parse_name
 from skilltune.optimizer import Optimizer
+from skilltune.optimizer.agent import ByAgent
 from skilltune.optimizer.examples import ExamplesOptimizer
+from skilltune.optimizer.files import ANSWERS
 from skilltune.optimizer.handoff import Handoff
 from skilltune.optimizer.model import ModelOptimizer
 from skilltune.optimizer.plugin import Material, load_optimizer, train_only
@@ -67,12 +69,14 @@ from skilltune.skill import Skill
 from skilltune.targets import Target
 from skilltune.targets.agents.target import named_skill
 from skilltune.targets.chat import ChatTarget
-from skilltune.targets.makers import MAKERS, RunTarget
+from skilltune.targets.makers import MAKERS, RunTarget, make_agent_target
 from skilltune.targets.metered import MeteredTarget
 from skilltune.usage import Usage
 from skilltune.version import __version__
 
-OPTIMIZERS = ("openai", "anthropic", "local", "plugin", "examples", "handoff")  # schemes, see `build_optimizer`
+PROPOSING_AGENTS = ("claude-code", "codex", "opencode")
+OPTIMIZERS = ("openai", "anthropic", "local", *PROPOSING_AGENTS, "plugin", "examples", "handoff")
+"""Schemes, see `build_optimizer`."""
 
 
 def build_env(cfg: Config, root: Path, env: Env | None = None) -> Env:
@@ -213,6 +217,7 @@ def build_parts(
         Recording(proposer.optimizer, run),
         judge,
         proposer.handoff,
+        proposer.agent,
     )
     budget.rest = lambda: rest(parts)
     return parts
@@ -289,18 +294,9 @@ def proposing_section(cfg: Config) -> OptimizerConfig:
 
 def build_budget(cfg: Config, run: Run) -> Budget:
     """The budget of a run, with all that its earlier lives spent."""
-    known = {"target": _paid_rollouts(run, "rollout")}
-    known |= {kind: run.paid(kind) for kind in ("optimizer", "judge")}
-    known |= {kind: _paid_rollouts(run, kind) for kind in map(kind_of, pinned_further(run))}
+    known = {"target": run.paid("rollout"), "optimizer": run.paid("optimizer"), "judge": run.paid("judge")}
+    known |= {kind: run.paid(kind) for kind in map(kind_of, pinned_further(run))}
     return Budget(cfg.budget.limits, sum(run.usage.values(), Usage()), lambda: run.elapsed_s, known=known)
-
-
-def _paid_rollouts(run: Run, kind: str) -> tuple[int, Usage]:
-    """(number of paid rollouts of a target, their total cost). An agent's are paid exchange by exchange."""
-    if EXCHANGE not in run.usage:
-        return run.paid(kind)
-    paid = [usage if usage.calls else Usage(**value["usage"]) for _, value, usage in run.each_memo(kind)]
-    return len(paid), sum(paid, Usage())
 
 
 def refuse_target(cfg: Config) -> None:
@@ -343,11 +339,12 @@ def build_roller(cfg: Config, run: Run, env: Env, target: Target, scores: Scores
 
 @dataclass(frozen=True, slots=True)
 class Proposer:
-    """An optimizer, and what it asks: a model, a person through a folder, or nobody."""
+    """An optimizer, and what it asks: a model, an agent and its model, a person through a folder, or nobody."""
 
     optimizer: Optimizer
     client: Client | None = None
     handoff: Handoff | None = None
+    agent: ByAgent | None = None
 
 
 def build_optimizer(
@@ -369,6 +366,8 @@ def build_optimizer(
         return Proposer(ModelOptimizer(handoff, run, env, cfg.optimizer, cfg.train, samples), handoff=handoff)
     if name.scheme == "examples":
         made = Proposer(ExamplesOptimizer(env, samples, cfg.gate.pool, cfg.seed))
+    elif name.scheme in PROPOSING_AGENTS:
+        made = _proposing_agent(cfg, section, name, clients, env, samples, root)
     elif name.plugin:
         made = _plugin_optimizer(cfg, name, clients, env, samples, root)
     else:
@@ -380,6 +379,24 @@ def build_optimizer(
             "the config sets it, add optimizer.wait=true to the command"
         )
     return made
+
+
+def _proposing_agent(
+    cfg: Config,
+    section: OptimizerConfig,
+    name: Name,
+    clients: Clients,
+    env: Env,
+    samples: Mapping[str, Sample],
+    root: Path,
+) -> Proposer:
+    """An agent that answers the questions. The client of its model serves probes and estimates."""
+    assert name.inner is not None
+    client = clients.client(section.model_copy(update={"model": name.inner.text}), "optimizer")
+    worker = make_agent_target(section.as_agent(), clients, root, role="optimizer", writable=(ANSWERS,))
+    agent = ByAgent(worker, clients.run)
+    proposing = ModelOptimizer(agent, clients.run, env, cfg.optimizer, cfg.train, samples)
+    return Proposer(proposing, client, agent=agent)
 
 
 def _plugin_optimizer(
@@ -508,9 +525,9 @@ def may_look_ahead(cfg: Config, guess: Usage, judge: Reader | None) -> bool:
 
 def _unusable(role: str, model: str) -> UsageError:
     """The error for a name that cannot play a role."""
-    schemes = MAKERS if role == "target" else OPTIMIZERS
+    schemes, article = (MAKERS, "a") if role == "target" else (OPTIMIZERS, "an")
     known = ", ".join(f"{form}…" for form in FORMS if re.split("[/@:]", form)[0] in schemes)
-    return UsageError(f"{role}.model: {model!r} cannot be a {role} in this version; use {known}")
+    return UsageError(f"{role}.model: {model!r} cannot be {article} {role} in this version; use {known}")
 
 
 def default_folder(cfg: Config, root: Path) -> Path:

@@ -249,9 +249,17 @@ class OptimizerConfig(ModelConfig):
 
     model: str = Field(
         default="",
-        description="a model as for the target, examples, plugin:NAME, or handoff:DIR "
-        "(a relative DIR starts at the config's folder); default: the target's model",
+        description="a model as for the target, an agent (claude-code/NAME, codex/NAME, opencode/NAME), examples, "
+        "plugin:NAME, or handoff:DIR (a relative DIR starts at the config's folder); default: the target's model, or "
+        "the model behind a target that is an agent",
     )
+    max_turns: int | None = Field(
+        default=None, ge=1, description="agent: most requests with tools per question; then its work counts as it is"
+    )
+    max_usd: float | None = Field(
+        default=None, gt=0, description="agent: most dollars per question; then its work counts as it is"
+    )
+    sandbox: str = Field(default="auto", description="agent: auto (the level that keeps most), bwrap, landlock or none")
     show_expected: bool = Field(default=True, description="show it the expected answers of train samples")
     show_rubric: bool = Field(default=False, description="show it which of a judge's checks failed on train samples")
     wait: bool = Field(default=True, description="handoff: wait for the answers; false: stop (exit 4) and resume later")
@@ -264,6 +272,28 @@ class OptimizerConfig(ModelConfig):
         description="remember across epochs: unfixed failure patterns, rejected edits, judged texts",
     )
     trajectory_chars: int = Field(default=6000, ge=200, description="longer trajectories are cut in the middle")
+
+    @model_validator(mode="after")
+    def _fits(self) -> OptimizerConfig:
+        """Refuse options that the kind of optimizer would ignore."""
+        if not self.model:
+            return self
+        agent = parse_name(self.model).scheme in AGENT_SCHEMES
+        for key, fits, who in (
+            ("max_turns", agent, "an agent"),
+            ("max_usd", agent, "an agent"),
+            ("sandbox", agent, "an agent"),
+            ("temperature", not agent, "a chat model; an agent sets its own"),
+            ("max_tokens", not agent, "a chat model; an agent sets its own"),
+        ):
+            if getattr(self, key) != type(self).model_fields[key].default and not fits:
+                raise ValueError(f"optimizer.{key} is an option of {who}; leave it out")
+        return self
+
+    def as_agent(self) -> TargetConfig:
+        """The settings of the agent that proposes, as those of an agent that does tasks."""
+        shared = self.model_fields_set & TargetConfig.model_fields.keys()
+        return TargetConfig(**{key: getattr(self, key) for key in shared})
 
 
 class JudgeConfig(CallConfig):

@@ -30,6 +30,7 @@ FOLDERS = {
     "agents": ".agents/skills",
     "copilot": ".github/skills",
     "cursor": ".cursor/skills",
+    "antigravity": ".agents/skills",
     "gemini": ".gemini/skills",
     "opencode": ".opencode/skills",
 }

@@ -11,6 +11,7 @@ from skilltune.journal.run import Run
 from skilltune.metering.budget import Budget
 from skilltune.metering.client import Client
 from skilltune.optimizer import Optimizer
+from skilltune.optimizer.agent import ByAgent
 from skilltune.optimizer.handoff import Handoff
 from skilltune.rollouts.roller import Roller
 from skilltune.samples import Splits
@@ -40,6 +41,7 @@ class Parts:
     optimizer: Optimizer
     judge: Reader | None = None
     handoff: Handoff | None = None
+    agent: ByAgent | None = None  # the optimizer, if it is an agent
 
     async def aclose(self) -> None:
         await self.roll.aclose()
@@ -47,5 +49,6 @@ class Parts:
             await other.aclose()
         if self.handoff is not None:
             self.handoff.close()
-        for payee in filter(None, (self.target, self.optimizer_client, self.judge and self.judge.client)):
+        judge, worker = self.judge and self.judge.client, self.agent and self.agent.worker
+        for payee in filter(None, (self.target, self.optimizer_client, worker, judge)):
             await payee.aclose()

@@ -1,6 +1,7 @@
 """init: a folder that is sound from the first minute, and that cannot be trained on before somebody has read it."""
 
 import json
+import re
 
 import pytest
 from hypothesis import given
@@ -307,3 +308,23 @@ def test_a_run_that_is_not_finished_is_not_exported(tmp_path):
     assert refused.exit_code == 2
     assert "has not finished" in refused.stderr
     assert not list(tmp_path.glob("*workspace"))
+
+
+@pytest.mark.parametrize("target", ["codex/gpt-5.5", "claude-code/openai@http://127.0.0.1:9/v1/m", "acp:goose acp"])
+def test_an_agent_is_a_target_with_options_that_fit_it(tmp_path, target):
+    made = init(tmp_path / "desk", "--target", target, "--optimizer", "codex/gpt-5.5")
+    assert made.exit_code == 0, made.stderr
+    text = (tmp_path / "desk" / "skilltune.toml").read_text()
+    section = text[text.index("[target]") : text.index("[optimizer]")]
+    (tmp_path / "desk" / "skilltune.toml").write_text(text.replace(section, re.sub("(?m)^# ", "", section)))
+    cfg, _ = load_config(tmp_path / "desk")
+    assert (cfg.target.model, cfg.target.workers, cfg.target.activation) == (target, 2, "forced")
+    assert cfg.target.max_turns == 30
+    assert cfg.target.upstream == ("anthropic/claude-opus-5" if target.startswith("acp") else "")
+    assert cfg.optimizer.model == "codex/gpt-5.5"
+
+
+def test_a_misspelt_agent_is_named_before_anything_is_written(tmp_path):
+    made = init(tmp_path / "desk", "--target", "claudecode/claude-opus-5")
+    assert (made.exit_code, (tmp_path / "desk").exists()) == (2, False)
+    assert "Did you mean a name like `claude-code/claude-opus-5`?" in " ".join(made.stderr.split())

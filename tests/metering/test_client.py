@@ -20,7 +20,7 @@ from skilltune.models.openai import OpenAIModel
 from skilltune.models.reading import NoText
 from skilltune.models.retry import RetryPolicy
 from skilltune.optimizer.render import render_rollout
-from skilltune.optimizer.stage import ByModel
+from skilltune.optimizer.stage import Brief, ByModel
 from skilltune.preflight.check import check
 from skilltune.preflight.doctor import Finding, examine
 from skilltune.preflight.probe import probe
@@ -117,7 +117,7 @@ async def test_an_optimizer_without_words_is_asked_once_per_run(tmp_path: Path) 
             with Run.open(tmp_path) as run:
                 made = client(server, run, "optimizer")
                 with pytest.raises(NoText, match=r"raise optimizer\.max_tokens"):
-                    await ByModel(made, run).ask(request, lambda data: data)
+                    await ByModel(made, run).ask(Brief(request), lambda data: data)
                 await made.aclose()
     assert len(server.calls) == 2  # both attempts of the first life
 

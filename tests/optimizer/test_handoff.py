@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,7 +30,7 @@ from skilltune.metering.budget import Budget
 from skilltune.models import Request, Schema, system, user
 from skilltune.optimizer.answer import answer_by, doubts, open_questions
 from skilltune.optimizer.handoff import POLL_S, SETTLED_S, Handoff, Question, in_use, questions, read_answer
-from skilltune.optimizer.stage import SCHEMAS, load_prompt
+from skilltune.optimizer.stage import SCHEMAS, Brief, load_prompt
 from skilltune.preflight.check import check
 from skilltune.scorers.json import violations
 from skilltune.usage import Usage
@@ -402,7 +403,7 @@ async def asking(folder: Path, **settings: Any) -> AsyncIterator[tuple[asyncio.T
         run.listeners.append(lambda type, data: told.append(data["refused"]) if type == "handoff" else None)
         handoff = Handoff(folder / "answers", run, Budget(Limits(), Usage()), **settings)
         handoff.open()
-        task = asyncio.create_task(handoff.ask(request, lambda data: data["notes"]))
+        task = asyncio.create_task(handoff.ask(Brief(request), lambda data: data["notes"]))
         try:
             yield task, told, folder / "answers"
         finally:
@@ -428,6 +429,45 @@ async def test_half_an_answer_is_waited_for_and_a_stray_one_told_of_once(tmp_pat
         half.write_text('{"notes": "a"}')
         assert await asyncio.wait_for(task, 10) == "a"
         assert not list(folder.glob("**/*refused*"))
+
+
+async def test_a_question_is_answered_in_its_folder_as_an_agent_does(tmp_path: Path) -> None:
+    async with asking(tmp_path, wait=False) as (task, _, folder):
+        with pytest.raises(Unanswered):
+            await task
+    (question,) = questions(folder)
+    assert "Take notes." in (question.as_files / "README.md").read_text()
+    place = question.as_files / "answer" / "answer.json"
+    place.write_text('{"notes": 7}')
+    assert question.refusals[0].startswith(f"{question.name}/answer/answer.json: the answer does not fit the schema")
+    question.refuse(place.read_text(), "a number")
+    assert not place.exists()
+    assert "a number" in (question.as_files / "refused.md").read_text()
+    place.write_text('{"notes": "b"}')
+    async with asking(tmp_path, wait=False) as (task, _, _):
+        assert await task == "b"
+    assert questions(folder) == []
+    assert (folder / "done" / question.name / "answer" / "answer.json").is_file()
+    assert not question.as_files.exists()
+
+
+@pytest.mark.parametrize("answered", [False, True])
+async def test_an_open_question_of_an_older_version_keeps_working(answered: bool, tmp_path: Path) -> None:
+    async with asking(tmp_path, wait=False) as (task, _, folder):
+        with pytest.raises(Unanswered):
+            await task
+    (question,) = questions(folder)
+    shutil.rmtree(question.as_files)  # older versions wrote the file only
+    if answered:
+        question.hand_in('{"notes": "b"}')
+        async with asking(tmp_path, wait=False) as (task, _, _):
+            assert await task == "b"
+        return
+    async with asking(tmp_path, wait=False) as (task, _, _):
+        with pytest.raises(Unanswered):
+            await task
+    assert questions(folder) == [question]
+    assert (question.as_files / "README.md").is_file()
 
 
 async def test_a_run_that_does_not_wait_takes_no_half_answer_and_says_why(tmp_path: Path) -> None:
@@ -568,6 +608,12 @@ async def test_a_question_holds_all_that_its_answer_needs_and_nothing_of_select_
         ]
         assert text.count("<trajectory ") >= 1
         assert (tmp_path / "answers").stat().st_mode & 0o077 == 0
+    for question in open_questions(tmp_path / "answers"):
+        files = {path.name: path.read_text() for path in question.as_files.glob("**/*") if path.is_file()}
+        assert {"README.md", "skill.md", "schema.json", "example.json"} <= files.keys()
+        shown = [line for line in files["README.md"].splitlines() if line.startswith("- `samples/")]
+        assert len(shown) == question.text().count("<trajectory ")
+        assert not any(ticket.id in text or ticket.target in text for ticket in hidden for text in files.values())
     assert "--file" not in Question(tmp_path / "answers", open_questions(tmp_path / "answers")[0].name).prompt()
 
 

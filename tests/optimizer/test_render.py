@@ -22,7 +22,7 @@ from skilltune.optimizer.render import (
     render_rollout,
     support,
     tag,
-    trajectory_tag,
+    trajectory_part,
 )
 from skilltune.rollout import Rollout, Score, Trajectory, Turn
 from skilltune.samples import Sample
@@ -74,7 +74,7 @@ def test_each_sample_supports_once_in_the_order_of_its_first_citation_that_holds
 def test_a_quote_holds_as_it_was_shown_and_as_it_was_said():
     """Text that looks like one of our tags is shown defused, because a model quotes what it sees."""
     text = "It wrote </trajectory> and <b>bold</b>."
-    displayed = trajectory_tag(rollout("x"), text)
+    displayed = str(trajectory_part(rollout("x"), text))
     assert "It wrote ‹/trajectory> and <b>bold</b>." in displayed
     for quote in ("wrote ‹/trajectory> and", "wrote </trajectory> and", "<b>bold</b>"):
         assert support(cite(("s1", quote)), {"s1": text}) == ("s1",)
@@ -238,7 +238,7 @@ def test_user_text_cannot_open_or_close_our_tags():
 
 def test_pitfall_18_attributes_are_escaped_and_braces_survive():
     made = Rollout('s"1<&>', "h", 2, Trajectory("{answer}"), Score(0.5))
-    text = trajectory_tag(made, "{braces} %s {0} \\1")
+    text = str(trajectory_part(made, "{braces} %s {0} \\1"))
     assert text.startswith('<trajectory sample="s&quot;1&lt;&amp;&gt;" score="0.50" attempt="2" outcome="ok">\n')
     assert "{braces} %s {0} \\1" in text
     assert len(re.findall("<", text)) == 2

@@ -32,7 +32,7 @@ from skilltune.metering.slots import Endpoint
 from skilltune.models import Reply, Request, Schema, system, user
 from skilltune.models.build import build_model
 from skilltune.models.structured import ask
-from skilltune.names import MODEL_SCHEMES, parse_name
+from skilltune.names import AGENT_SCHEMES, MODEL_SCHEMES, parse_name
 from skilltune.optimizer.render import tag
 from skilltune.samples import Sample
 from skilltune.scorers import build
@@ -112,7 +112,8 @@ def scaffold(folder: Path, plan: Plan, *, drafts: Iterable[Sample] = (), force: 
     samples = plan.samples(folder, drafted=bool(drafted))
     values = {key: _quoted(getattr(plan, key)) for key in ("score", "target", "optimizer")}
     key = f"key_env = {_quoted(plan.key_env)}" if plan.key_env else '# key_env = "OPENROUTER_API_KEY"'
-    files[FILE_NAME] = _filled("skilltune.toml", samples=_quoted(samples), key_env=key, **values)
+    options = _template(f"target_{_target_kind(plan.target)}.txt").rstrip()
+    files[FILE_NAME] = _filled("skilltune.toml", samples=_quoted(samples), key_env=key, options=options, **values)
     models = {"target": {"model": plan.target}, "optimizer": {"model": plan.optimizer, "key_env": plan.key_env or None}}
     make_config({**models, "env": {"score": plan.score}}, source="init")
     if drafted:
@@ -150,8 +151,14 @@ def propose(folder: Path, *, drafting: bool = False) -> dict[str, tuple[str, str
         **(skill if new else {}),
         **(task if new or drafting else {}),
         "score": ("How is an answer scored? (exact, contains, number, choice, json, regex, f1, checks)", "exact"),
-        "target": ("Which model does the tasks?", "local/smollm2-135m"),
-        "optimizer": ("Which model proposes edits? (examples: no model, it adds worked examples)", "examples"),
+        "target": (
+            "Which model or agent does the tasks? (for example openai/gpt-5.5 or claude-code/claude-opus-5)",
+            "local/smollm2-135m",
+        ),
+        "optimizer": (
+            "Which model or agent proposes edits? (examples: no model, it adds worked examples)",
+            "examples",
+        ),
     }
 
 
@@ -245,6 +252,14 @@ def _examples(plan: Plan, file: str) -> str:
     if file.endswith(".json"):
         return json.dumps({"skill_name": plan.name, "evals": marked}, indent=2, ensure_ascii=False) + "\n"
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in marked)
+
+
+def _target_kind(target: str) -> str:
+    """model, agent, or command for an agent that is named by its command line."""
+    scheme = parse_name(target).scheme
+    if scheme in ("acp", "command"):
+        return "command"
+    return "agent" if scheme in AGENT_SCHEMES else "model"
 
 
 def _kind(score: str) -> str:

@@ -19,6 +19,7 @@ class Kind(StrEnum):
     agents = "agents"
     copilot = "copilot"
     cursor = "cursor"
+    antigravity = "antigravity"
     gemini = "gemini"
     opencode = "opencode"
     plugin = "plugin"
@@ -57,10 +58,11 @@ def export(
     \b
     The KIND decides what is written below DIR:
       claude         .claude/skills/NAME/
-      codex, agents  .agents/skills/NAME/
+      codex, agents, antigravity
+                     .agents/skills/NAME/
       copilot        .github/skills/NAME/
       cursor         .cursor/skills/NAME/
-      gemini         .gemini/skills/NAME/
+      gemini         .gemini/skills/NAME/ (Gemini CLI, which serves companies only)
       opencode       .opencode/skills/NAME/
       plugin         NAME/, a Claude Code plugin
       file           NAME.md

@@ -32,8 +32,8 @@ def init(
     ] = None,
     task: Annotated[str | None, typer.Option("--task", help="A sentence that describes a task.")] = None,
     score: Annotated[str | None, typer.Option("--score", help="The scorer of answers, e.g. exact, number.")] = None,
-    target: Annotated[str | None, typer.Option("--target", help="The model that does the tasks.")] = None,
-    optimizer: Annotated[str | None, typer.Option("--optimizer", help="The model that proposes edits.")] = None,
+    target: Annotated[str | None, typer.Option("--target", help="The model or agent for the tasks.")] = None,
+    optimizer: Annotated[str | None, typer.Option("--optimizer", help="The model or agent for the edits.")] = None,
     key_env: Annotated[
         str, typer.Option("--key-env", metavar="VARIABLE", help="Environment variable with the optimizer's API key.")
     ] = "",
@@ -55,6 +55,7 @@ def init(
     Examples:
       skilltune init skills/invoice-totals
       skilltune init . --name dates --description "Writes dates. Use for every date." --score exact --yes
+      skilltune init . --target claude-code/claude-opus-5 --optimizer anthropic/claude-opus-5
       skilltune init . --from handbook.md --optimizer anthropic/claude-opus-5
     """
     from skilltune.authoring.scaffold import ANSWER_ONLY, Plan, describe_evals, draft_with, propose, scaffold

@@ -18,7 +18,7 @@ from skilltune.errors import CallConfigError, CallError, InfraError
 from skilltune.finish.certify import by_group
 from skilltune.journal.keys import rng
 from skilltune.optimizer import Memory, Step
-from skilltune.optimizer.render import copied, render_rollout, trajectory_tag
+from skilltune.optimizer.render import copied, render_rollout, trajectory_part
 from skilltune.optimizer.schedule import schedule
 from skilltune.optimizer.stage import ByModel, Context, Stages
 from skilltune.parts import Parts
@@ -69,7 +69,7 @@ async def measure(s: Parts, start: Skill, trained: Skill) -> Controls:
     """
     seen = _training(s)
     rewrites = affordable_rewrites(s)
-    asked = _fixed(s, "optimizer's cost of training", s.run.usage.get("optimizer", Usage()))
+    asked = _fixed(s, "optimizer's cost of training", s.run.paid("optimizer")[1])
     spent = sum((r.trajectory.usage for r in seen), asked)
     makers: dict[str, Callable[[], Awaitable[tuple[Skill, Usage]]]] = {
         TRAINED: lambda: _given(trained, spent),
@@ -164,9 +164,9 @@ async def _rewritten(s: Parts, start: Skill, n: int) -> tuple[Skill, Usage]:
     cost = sum((rollout.trajectory.usage for rollout in rollouts), Usage())
     found: list[Skill] = []
     for draws in (range(1), range(1, n)):  # the first is the one that the arm of one rewrite has
-        before = s.run.usage.get("optimizer", Usage())
+        before = s.run.paid("optimizer")[1]
         answers = await run_all([_rewrite(s, start, rollouts, step, draw) for draw in draws])
-        asked = minus(s.run.usage.get("optimizer", Usage()), before)
+        asked = minus(s.run.paid("optimizer")[1], before)
         cost = cost + _fixed(s, f"optimizer's cost of rewrites {draws}", asked)
         found += [skill for skill in answers if skill is not None]
     if not found:
@@ -182,14 +182,14 @@ async def _rewritten(s: Parts, start: Skill, n: int) -> tuple[Skill, Usage]:
 
 async def _rewrite(s: Parts, start: Skill, rollouts: Sequence[Rollout], step: Step, draw: int) -> Skill | None:
     """One rewrite by one call, given what the first step's reflection was given; None where it cannot be used."""
-    client = s.optimizer_client
-    if client is None:
+    answers = s.agent or (ByModel(s.optimizer_client, s.run) if s.optimizer_client else None)
+    if answers is None:
         raise InfraError("an optimizer without a model cannot rewrite")
     cfg = s.cfg.optimizer
     samples = {sample.id: sample for sample in step.batch}
     known = [rollout for rollout in rollouts if rollout.score is not None]
     evidence = [
-        trajectory_tag(
+        trajectory_part(
             rollout,
             render_rollout(
                 rollout, samples[rollout.sample], s.env, chars=cfg.trajectory_chars, show_expected=cfg.show_expected
@@ -211,7 +211,7 @@ async def _rewrite(s: Parts, start: Skill, rollouts: Sequence[Rollout], step: St
             raise ValueError(applied.reports[0].reason)
         return applied.skill
 
-    stages = Stages(ByModel(client, s.run), s.run, cfg)
+    stages = Stages(answers, s.run, cfg)
     return await stages.ask_or_none("rewrite_once", Context(start, Memory(), step), evidence, read, redraw=draw)
 
 

@@ -1,8 +1,10 @@
 """The handoff: a person or another agent is the optimizer. Each question is a file in a folder, and so is its answer.
 
-The two sides share the folder and nothing else. The run writes `NAME.md`, the answerer writes `NAME.answer.json` (or
-`.md`). The run moves a used pair to `done/`, and an answer that it cannot use to `NAME.refused-1.json`. A question's
-name holds a hash of its content, so a resumed run finds its open questions and their answers again.
+The two sides share the folder and nothing else. The run writes a question twice: `NAME.md` is one text, and the folder
+`NAME/` is the same in files, as an agent gets it (`files.layout`). The answerer writes `NAME.answer.json` (or `.md`) or
+`NAME/answer/answer.json`. The run moves a used question to `done/`, and an answer that it cannot use to
+`NAME.refused-1.json`. A question's name holds a hash of its content, so a resumed run finds its open questions and
+their answers again. A question of an older version has no folder `NAME/`; it gets one.
 
 A file may be read while it is being written, so an incomplete JSON object does not count as an answer yet. Broken JSON
 is never repaired, because a guessed ending is an answer that nobody gave.
@@ -26,7 +28,8 @@ from skilltune.journal.keys import digest
 from skilltune.journal.run import Paid, Run
 from skilltune.metering.budget import Budget
 from skilltune.models import Request
-from skilltune.optimizer.stage import SCHEMAS, load_prompt
+from skilltune.optimizer.files import ANSWER, ANSWERS, README, REFUSED, layout, refusal
+from skilltune.optimizer.stage import SCHEMAS, Brief, load_prompt
 from skilltune.scorers.json import violations
 from skilltune.usage import Usage
 
@@ -64,7 +67,13 @@ class Question:
     @property
     def answer(self) -> Path | None:
         """The file with the answer, if there is one."""
-        return next((path for kind in ("json", "md") if (path := self._part(f"answer.{kind}")).is_file()), None)
+        places = (self._part("answer.json"), self._part("answer.md"), self.as_files / ANSWER)
+        return next((path for path in places if path.is_file()), None)
+
+    @property
+    def as_files(self) -> Path:
+        """The folder with the question as files."""
+        return self.folder / self.name
 
     @property
     def fault(self) -> str:
@@ -76,7 +85,7 @@ class Question:
         except OSError:  # another process moved it
             return ""
         except ValueError as error:
-            return f"{path.name}: {error}"
+            return f"{path.relative_to(self.folder)}: {error}"
         return ""
 
     @property
@@ -124,12 +133,15 @@ class Question:
         data = read_answer(text, self.stage)
         write_atomic(self._part("answer.json"), json.dumps(data, indent=1, ensure_ascii=False) + "\n")
         self._part("answer.md").unlink(missing_ok=True)
+        (self.as_files / ANSWER).unlink(missing_ok=True)
 
     def refuse(self, text: str, reason: str) -> None:
         """Move an answer aside and write the reason beside it. A newer answer that has replaced it stays."""
         number = len(self._refused("txt")) + 1
         write_atomic(self._part(f"refused-{number}.json"), text)
         write_atomic(self._part(f"refused-{number}.txt"), f"{reason}\n")
+        if self.as_files.is_dir():
+            write_atomic(self.as_files / REFUSED, refusal((text, reason)))
         if (path := self.answer) is not None and _read(path) == text:
             path.unlink()
 
@@ -137,6 +149,8 @@ class Question:
         """Move the question, its answer and its refusals to done/."""
         done = self.folder / "done"
         done.mkdir(exist_ok=True)
+        if self.as_files.is_dir():
+            self.as_files.replace(done / self.name)
         for path in sorted(self.folder.glob(f"{self.name}.*"), reverse=True):  # the question after its answer
             path.replace(done / path.name)
 
@@ -240,13 +254,12 @@ class Handoff:
             self._lock.close()
             self._lock = None
 
-    async def ask(self, request: Request, read: Callable[[Any], T]) -> T:
+    async def ask(self, brief: Brief, read: Callable[[Any], T]) -> T:
         """The first answer that `read` accepts. Each refused answer is moved aside with the reason.
 
         `read` may depend on the answers before, so a resumed run and a replay show it the refused ones again, in order.
         """
-        assert request.schema is not None
-        stage, key = request.schema.name, digest("optimizer", "handoff", asdict(request))
+        stage, key = brief.stage, digest("optimizer", "handoff", asdict(brief.request))
         found: list[T] = []
 
         def reread(texts: list[str]) -> None:
@@ -256,7 +269,7 @@ class Handoff:
 
         async def pay() -> Paid:
             with self.budget.reserve("optimizer", Usage(1)) as spent:
-                question = self._put(request, stage, key)
+                question = self._put(brief, key)
                 refused = question.refused
                 reread(refused)
                 while True:
@@ -280,14 +293,26 @@ class Handoff:
             found.append(read(read_answer(reply["text"], stage)))
         return found[0]
 
-    def _put(self, request: Request, stage: str, key: str) -> Question:
-        """The question's file, written unless an earlier session of the run did."""
+    def _put(self, brief: Brief, key: str) -> Question:
+        """The question's files, written unless an earlier session of the run did."""
+        stage = brief.stage
         if (question := self._find(stage, key)) is None:
             taken = [path.stem for path in self.folder.glob("**/*.md") if _NAME.fullmatch(path.stem)]
             number = max(map(_number, taken), default=0) + 1
             question = Question(self.folder, f"{number:04d}-{stage}-{key[:8]}")
-            write_atomic(question.file, render(question.name, request))
+            self._lay_out(question, brief)
+            write_atomic(question.file, render(question.name, brief.request))  # last, because it makes it a question
+        else:
+            self._lay_out(question, brief)
         return question
+
+    def _lay_out(self, question: Question, brief: Brief) -> None:
+        """Write the question as files. The README comes last, because it is complete with it."""
+        if (question.as_files / README).is_file():
+            return
+        (question.as_files / ANSWERS).mkdir(mode=0o700, parents=True, exist_ok=True)
+        for name, data in layout(brief, load_prompt("handoff_answering").replace("{name}", question.name)).items():
+            write_atomic(question.as_files / name, data)
 
     def _find(self, stage: str, key: str) -> Question | None:
         found = sorted(self.folder.glob(f"*-{stage}-{key[:8]}.md"))

@@ -8,7 +8,7 @@ from typing import Any
 from skilltune.aio import run_all
 from skilltune.edits import Edit, Malformed, parse_edits
 from skilltune.optimizer import Proposal, join
-from skilltune.optimizer.render import tag
+from skilltune.optimizer.render import Part
 from skilltune.optimizer.stage import Context, Stages, as_json
 
 Patch = list[Proposal]
@@ -62,7 +62,7 @@ async def _merge_once(
         ]
 
     evidence = [
-        tag("patch", as_json({"edits": [p.edit.to_json() for p in patch]}), id=names[i] if names else f"p{i}")
+        Part.of("patch", as_json({"edits": [p.edit.to_json() for p in patch]}), id=names[i] if names else f"p{i}")
         for i, patch in enumerate(patches)
     ]
     merged = await stages.ask_or_none(prompt, context, evidence, read)
@@ -87,6 +87,6 @@ async def _rank(stages: Stages, context: Context, proposals: Patch, limit: int) 
     return order
 
 
-def numbered(proposals: Sequence[Proposal]) -> list[str]:
-    """The edits as tagged text for a question, numbered from 0."""
-    return [tag("edit", as_json(proposal.edit.to_json()), index=i) for i, proposal in enumerate(proposals)]
+def numbered(proposals: Sequence[Proposal]) -> list[Part]:
+    """The edits as parts of a question, numbered from 0."""
+    return [Part.of("edit", as_json(proposal.edit.to_json()), index=i) for i, proposal in enumerate(proposals)]

@@ -24,7 +24,7 @@ from skilltune.journal.run import Run
 from skilltune.optimizer import Memory, Pair, Proposal, Step, join
 from skilltune.optimizer.memory import Pattern, outcome, still_unfixed
 from skilltune.optimizer.merge import merge, numbered
-from skilltune.optimizer.render import copied, render_rollout, support, tag, trajectory_tag
+from skilltune.optimizer.render import Part, copied, render_rollout, support, trajectory_part
 from skilltune.optimizer.stage import Answers, Context, Stages
 from skilltune.rollout import Rollout
 from skilltune.samples import Sample
@@ -46,7 +46,7 @@ class Reflection:
 
 @dataclass(slots=True)
 class ModelOptimizer:
-    """Implements `Optimizer` by asking questions, which a chat model or a handoff folder answers."""
+    """Implements `Optimizer` by asking questions, which a chat model, an agent or a handoff folder answers."""
 
     answers: Answers
     run: Run
@@ -204,7 +204,7 @@ class ModelOptimizer:
         quotable: dict[str, str] = {}
         for rollout, text in shown:
             quotable[rollout.sample] = f"{quotable.get(rollout.sample, '')}\n{text}"
-        evidence = [trajectory_tag(rollout, text) for rollout, text in shown]
+        evidence = [trajectory_part(rollout, text) for rollout, text in shown]
         enforce, step = self.cfg.checks == "enforce", context.step.index
         kept: dict[str, Proposal] = {}
         complaints: list[str] = []
@@ -287,7 +287,7 @@ class ModelOptimizer:
             return edit
 
         evidence = numbered(proposals)
-        evidence += [f"Keep this section verbatim:\n\n{text}" for text in context.memory.protected]
+        evidence += [Part("", f"Keep this section verbatim:\n\n{text}") for text in context.memory.protected]
         edit = await self.stages.ask_or_none("rewrite", context, evidence, read)
         return [Proposal(edit, tuple(sorted({s for p in proposals for s in p.support})))] if edit else []
 
@@ -314,14 +314,14 @@ class ModelOptimizer:
             show_rubric=self.cfg.show_rubric,
         )
 
-    def _show_pairs(self, pairs: Sequence[Pair]) -> list[str]:
+    def _show_pairs(self, pairs: Sequence[Pair]) -> list[Part]:
         shown = []
         for pair in pairs:
             if pair.before.score is None or pair.after.score is None:
                 continue
             text = f"{pair.kind}\n\nBefore: {pair.before.answer}\n\nNow:\n{self._show(pair.after)}"
             scores = {"before": f"{pair.before.score.value:.2f}", "after": f"{pair.after.score.value:.2f}"}
-            shown.append(tag("pair", text, sample=pair.after.sample, **scores))
+            shown.append(Part.of("pair", text, sample=pair.after.sample, **scores))
         return shown
 
 

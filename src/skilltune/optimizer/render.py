@@ -13,6 +13,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from skilltune.edits import Edit
@@ -35,6 +36,25 @@ _RUN = math.lcm(COPIED_WORDS, COPIED_SIGNS, COPIED_LETTERS)
 ANSWER, PATTERN = "the expected answer", "a check"
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
 _TAGS = re.compile(r"</?(?=(?:skill|edit_budget|notes|unfixed|rejected|trajectory|patch|edit|pair)\b)", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One part of a question. As text it is a tag with its attributes; without a name it is plain text.
+
+    An attribute `sample` is the id of the sample that the part is about.
+    """
+
+    name: str
+    text: str
+    attributes: tuple[tuple[str, str], ...] = ()
+
+    @classmethod
+    def of(cls, name: str, text: str, **attributes: object) -> Part:
+        return cls(name, text, tuple((key, str(value)) for key, value in attributes.items()))
+
+    def __str__(self) -> str:
+        return tag(self.name, self.text, **dict(self.attributes)) if self.name else self.text
 
 
 def tag(name: str, text: str, **attributes: object) -> str:
@@ -100,9 +120,9 @@ def elide(text: str, chars: int) -> str:
     return f"{text[:head]}\n[… {len(text) - chars} characters left out …]\n{text[len(text) - tail :]}"
 
 
-def trajectory_tag(rollout: Rollout, text: str) -> str:
+def trajectory_part(rollout: Rollout, text: str) -> Part:
     assert rollout.score is not None
-    return tag(
+    return Part.of(
         "trajectory",
         text,
         sample=rollout.sample,

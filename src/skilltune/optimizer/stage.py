@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
 from typing import Any, Protocol, TypeVar
@@ -25,7 +25,7 @@ from skilltune.models.reading import NoText
 from skilltune.models.structured import ask
 from skilltune.optimizer import Memory, Step
 from skilltune.optimizer.memory import Pattern
-from skilltune.optimizer.render import tag
+from skilltune.optimizer.render import Part
 from skilltune.rollouts.roller import WAITS_S
 from skilltune.skill import Skill
 from skilltune.usage import Usage
@@ -74,10 +74,28 @@ class Context:
     step: Step
 
 
-class Answers(Protocol):
-    """Answers questions: a model (`ByModel`), or a person or agent who reads a folder (`handoff.Handoff`)."""
+@dataclass(frozen=True, slots=True)
+class Brief:
+    """One question: the request as a model gets it, and its parts apart for whoever reads files instead."""
 
-    async def ask(self, request: Request, read: Callable[[Any], T]) -> T:
+    request: Request
+    parts: tuple[Part, ...] = ()
+
+    @property
+    def stage(self) -> str:
+        assert self.request.schema is not None
+        return self.request.schema.name
+
+    @property
+    def instructions(self) -> str:
+        return self.request.messages[0].text
+
+
+class Answers(Protocol):
+    """Answers questions: a model (`ByModel`), an agent in a workspace (`agent.ByAgent`), or a person or agent who reads
+    a folder (`handoff.Handoff`)."""
+
+    async def ask(self, brief: Brief, read: Callable[[Any], T]) -> T:
         """Ask once per run, and return `read(answer)`. If `read` raises ValueError, the answerer gets its text.
 
         Raises `InfraError` if no answer can be read, `Stopped` if no answer came, `CallConfigError` if no answer can
@@ -98,7 +116,7 @@ class Stages:
         self,
         prompt: str,
         context: Context,
-        evidence: Sequence[str],
+        evidence: Sequence[Part],
         read: Callable[[Any], T],
         *,
         limit: int | None = None,
@@ -107,26 +125,27 @@ class Stages:
         """Ask a prompt and return `read(answer)`; raises as `Answers.ask`. Parts that rarely change come first, so
         that provider prompt caches hit."""
         memory, stage = context.memory, _STAGE_OF.get(prompt, prompt)
-        parts = [tag("skill", context.skill.body)]
+        parts = [Part("skill", context.skill.body)]
         if limit is not None:
-            parts.append(tag("edit_budget", str(limit)))
+            parts.append(Part("edit_budget", str(limit)))
         if memory.notes:
-            parts.append(tag("notes", memory.notes))
+            parts.append(Part("notes", memory.notes))
         if memory.unfixed:
-            parts.append(tag("unfixed", "\n".join(map(_unfixed, memory.unfixed))))
+            parts.append(Part("unfixed", "\n".join(map(_unfixed, memory.unfixed))))
         if memory.rejected:
-            parts.append(tag("rejected", "\n".join(map(_rejected, memory.rejected))))
+            parts.append(Part("rejected", "\n".join(map(_rejected, memory.rejected))))
+        parts += evidence
         request = Request(
-            messages=(system(load_prompt(prompt)), user("\n\n".join([*parts, *evidence]))),
+            messages=(system(load_prompt(prompt)), user("\n\n".join(map(str, parts)))),
             temperature=self.cfg.temperature,
             max_tokens=self.cfg.max_tokens,
             schema=Schema(stage, SCHEMAS[stage]),
             draw=context.step.index + redraw * REDRAW,
         )
-        return await self.answers.ask(request, read)
+        return await self.answers.ask(Brief(request, tuple(parts)), read)
 
     async def ask_or_none(
-        self, prompt: str, context: Context, evidence: Sequence[str], read: Callable[[Any], T], **options: int
+        self, prompt: str, context: Context, evidence: Sequence[Part], read: Callable[[Any], T], **options: int
     ) -> T | None:
         """As `ask`, but None if no answer can be read. The caller continues without it; an event says so."""
         try:
@@ -146,14 +165,14 @@ class ByModel:
     client: Client
     run: Run
 
-    async def ask(self, request: Request, read: Callable[[Any], T]) -> T:
-        return await ask(self._call, request, read)
+    async def ask(self, brief: Brief, read: Callable[[Any], T]) -> T:
+        return await ask(self._call, brief.request, read)
 
     async def _call(self, request: Request) -> Reply:
         async def pay() -> Paid:
             """The paid answer. A request without any text is journaled too, so that a replay decides the same."""
             try:
-                reply = await self._patiently(request)
+                reply = await patiently(self.run, lambda: self.client(request), lambda: self.client.answered)
             except (NoText, SampleError) as none:  # the client has counted its calls
                 return Paid({"no_text": str(none)}, Usage())
             return Paid({"text": reply.text, "finish": reply.finish}, reply.usage)
@@ -168,20 +187,21 @@ class ByModel:
                 raise TypeError("an answer of the optimizer is not text")
             return Reply(reply["text"], Usage(), reply["finish"])
 
-    async def _patiently(self, request: Request) -> Reply:
-        """The client's reply. Waits if the endpoint answered before, then raises `InfraStopped`, because no decision
-        may rest on a missing answer."""
-        for pause in (*WAITS_S, None):
-            try:
-                return await self.client(request)
-            except NoText:
-                raise
-            except InfraError as error:
-                if pause is None or not self.client.answered:
-                    raise InfraStopped(f"the optimizer cannot be reached: {error}") from error
-                self.run.notify("waiting", purpose="optimizer", seconds=pause, why=str(error))
-                await asyncio.sleep(pause)
-        raise AssertionError("unreachable")
+
+async def patiently(run: Run, call: Callable[[], Awaitable[T]], answered: Callable[[], bool]) -> T:
+    """The result of a call. Waits if the endpoint answered before, then raises `InfraStopped`, because no decision may
+    rest on a missing answer."""
+    for pause in (*WAITS_S, None):
+        try:
+            return await call()
+        except NoText:
+            raise
+        except InfraError as error:
+            if pause is None or not answered():
+                raise InfraStopped(f"the optimizer cannot be reached: {error}") from error
+            run.notify("waiting", purpose="optimizer", seconds=pause, why=str(error))
+            await asyncio.sleep(pause)
+    raise AssertionError("unreachable")
 
 
 @functools.cache

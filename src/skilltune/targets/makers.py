@@ -43,18 +43,27 @@ def make_plugin(cfg: TargetConfig, clients: Clients, root: Path) -> MeteredTarge
     return MeteredTarget(cfg.model, load_target(cfg), clients.meter(cfg, "target"), cfg.price)
 
 
-def make_agent_target(cfg: TargetConfig, clients: Clients, root: Path) -> MeteredTarget:
+def make_agent_target(
+    cfg: TargetConfig,
+    clients: Clients,
+    root: Path,
+    *,
+    role: str = "target",
+    writable: tuple[str, ...] | None = None,
+) -> MeteredTarget:
     """An agent. Its rollouts have slots of their own, because each of its model calls takes one at the endpoint."""
     section = cfg.model_copy(update={"model": cfg.upstream}) if cfg.upstream else cfg
     agent = make_agent(
         cfg,
         root,
         run=clients.run,
-        slots=clients.endpoint(section),
+        slots=clients.endpoint(section, role),
+        writable=writable,
+        role=role,
         key_env=clients.key_env(section),
         spend=clients.budget.spend,
     )
-    meter = Meter(Endpoint(cfg.workers, max_wait_s=cfg.max_wait_s), clients.budget, clients.run, "target")
+    meter = Meter(Endpoint(cfg.workers, max_wait_s=cfg.max_wait_s), clients.budget, clients.run, role)
     return MeteredTarget(cfg.model, agent, meter, None if agent.upstream else cfg.price)
 
 

@@ -21,9 +21,11 @@ from skilltune.envs.task import Task
 from skilltune.errors import CallConfigError, CallError, InfraError, UsageError
 from skilltune.journal.run import Run
 from skilltune.models import Image, Message, system, user
+from skilltune.sandbox.process import Command
 from skilltune.skill import Skill
 from skilltune.targets import Target
 from skilltune.targets.agents import AGENTS, AgentJob, run_job
+from skilltune.targets.agents.job import readable
 from skilltune.targets.agents.target import AgentTarget, make_agent, named_skill, prompt_of
 from upstream import Asked, Call, Fault, Turn, Upstream
 
@@ -448,3 +450,25 @@ def test_a_conversation_is_written_out_and_images_become_files() -> None:
 def test_every_agent_has_what_the_protocol_asks() -> None:
     assert {"claude-code", "codex", "opencode", "acp", "command"} == set(AGENTS)
     assert all(agent.needs and agent.dialect for agent in AGENTS.values())
+
+
+def test_a_program_behind_a_link_can_be_read_with_its_neighbours(tmp_path: Path) -> None:
+    """As npm installs it. The client of an `acp:` agent is the command, so its program is no word of the command."""
+    package = tmp_path / "node_modules" / "agent" / "bin"
+    package.mkdir(parents=True)
+    (package / "agent").write_text("#!/bin/sh\n")
+    (tmp_path / "node_modules" / ".bin").mkdir()
+    link = tmp_path / "node_modules" / ".bin" / "agent"
+    link.symlink_to(package / "agent")
+    command = Command(("python3", "client.py"), tmp_path, {"PATH": "/usr/bin"})
+    assert tmp_path / "node_modules" in readable(command, (link,))
+    assert tmp_path / "node_modules" not in readable(command)
+
+
+@pytest.mark.parametrize("manager", [".pyenv", "share/mise"])
+def test_the_programs_behind_the_shims_of_a_version_manager_can_be_read(manager: str, tmp_path: Path) -> None:
+    (tmp_path / manager / "shims").mkdir(parents=True)
+    (tmp_path / "bin").mkdir()
+    command = Command(("x",), tmp_path, {"PATH": f"{tmp_path / manager / 'shims'}:{tmp_path / 'bin'}"})
+    assert tmp_path / manager in readable(command)
+    assert tmp_path not in readable(command)

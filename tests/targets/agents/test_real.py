@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import os
+import re
+import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,13 +17,25 @@ from typing import Any
 
 import pytest
 
-from skilltune.config import TargetConfig
+from desk import BEGIN, desk, samples, text_of
+from skilltune import Env
+from skilltune.api import atrain
+from skilltune.config import OptimizerConfig, TargetConfig
 from skilltune.envs.task import Task
 from skilltune.errors import InfraError
 from skilltune.journal.run import Run
-from skilltune.models import user
+from skilltune.limits import Limits
+from skilltune.metering.budget import Budget
+from skilltune.metering.clients import Clients
+from skilltune.models import Request, Schema, system, user
+from skilltune.optimizer.agent import ByAgent
+from skilltune.optimizer.files import ANSWERS
+from skilltune.optimizer.render import Part
+from skilltune.optimizer.stage import SCHEMAS, Brief
 from skilltune.skill import Skill
 from skilltune.targets.agents.target import AgentTarget, make_agent
+from skilltune.targets.makers import make_agent_target
+from skilltune.usage import Usage
 from upstream import Asked, Call, Turn, Upstream
 
 pytestmark = [pytest.mark.anyio, pytest.mark.agents]
@@ -241,3 +258,95 @@ async def test_an_endpoint_that_is_away_is_no_score(home: Path) -> None:
     with pytest.raises(InfraError):
         await roll(target)
     await target.aclose()
+
+
+@pytest.mark.parametrize("kind", CLIS)
+@pytest.mark.parametrize("by_file", [False, True], ids=["message", "file"])
+async def test_an_agent_answers_as_the_optimizer(kind: str, by_file: bool, home: Path) -> None:
+    """It reads the files of a question, cannot change them, and answers; no foreign settings are in its requests."""
+    said = {"notes": "Numbers help."}
+    look = "cat README.md skill.md; echo x >> skill.md; echo y > more.md; ls"
+    write = f"printf '%s' '{json.dumps(said)}' > answer/answer.json"
+
+    def mind(asked: Asked) -> Turn:
+        if not asked.body.get("tools"):
+            return Turn("A title")
+        if asked.results < 2:
+            return Turn("I read.", calls=(call_of(asked, (look, write if by_file else "true")[asked.results]),))
+        return Turn("Done." if by_file else json.dumps(said))
+
+    request = Request((system("Take notes."), user("x")), schema=Schema("notes", SCHEMAS["notes"]))
+    brief = Brief(request, (Part("skill", "# Desk: SKILLTEXT"),))
+    async with Upstream(mind) as server:
+        model = f"anthropic@{server.url}/m" if kind == "claude-code" else f"openai@{server.url}/v1/m"
+        cfg = OptimizerConfig(model=f"{kind}/{model}")
+        with Run.open(home / "run") as run:
+            clients = Clients((cfg,), run, Budget(Limits(), Usage()))
+            worker = make_agent_target(cfg.as_agent(), clients, home, role="optimizer", writable=(ANSWERS,))
+            answers = ByAgent(worker, run)
+            assert await answers.ask(brief, lambda data: data["notes"]) == said["notes"]
+            assert await answers.ask(brief, lambda data: data["notes"]) == said["notes"]
+            await worker.aclose()
+            assert run.paid("optimizer")[1].calls == len(server.asked) == 3
+        shutil.rmtree(home / "run")
+    seen = server.asked[2].raw.decode()
+    assert "LEAKED" not in seen
+    assert "SKILLTEXT" in seen
+    assert "more.md\\n" not in seen.replace("> more.md", "")
+
+
+@pytest.mark.parametrize("kind", ["claude-code", "codex"])
+async def test_an_agent_trains_a_skill(
+    kind: str, home: Path, tmp_path: Path, record_testsuite_property: Callable[[str, object], None]
+) -> None:
+    """From the start skill to a certificate: a chat model does the tasks, the agent proposes the rules."""
+    (tmp_path / "SKILL.md").write_text("# Desk\n\nAnswer each ticket with its code.\n")
+    async with Upstream(desk) as server:
+        model = f"anthropic@{server.url}/m" if kind == "claude-code" else f"openai@{server.url}/v1/m"
+        result = await atrain(
+            tmp_path / "SKILL.md",
+            Env(samples(60), root=tmp_path),
+            {"model": f"openai@{server.url}/v1/m", "workers": 8},
+            optimizer={"model": f"{kind}/{model}", "workers": 2},
+            run=tmp_path / "run",
+            train={"epochs": 1, "batch_size": 12, "minibatch_size": 6},
+            gate={"screen": 12},
+        )
+    assert {"PRN-1", "SCR-2"} <= set(re.findall(r"[A-Z]{3}-\d", result.best.text))
+    assert result.certificate is not None
+    assert result.certificate.after > result.certificate.before
+    asked = [seen for seen in server.asked if BEGIN in text_of(seen)]
+    assert not any("LEAKED" in text_of(seen) for seen in asked)
+    record_testsuite_property(f"{kind} as the optimizer", f"{len(asked)} requests")
+
+
+EXAMPLES = {"claude-code.toml": "claude-opus-5", "codex.toml": "gpt-5.5", "opencode.toml": ""}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+async def test_an_example_of_the_documentation_works(name: str, home: Path, tmp_path: Path) -> None:
+    """The config as it is printed, with the scripted model in place of the vendor's: the agent uses the skill."""
+    page = (Path(__file__).parents[3] / "docs" / "agents.md").read_text(encoding="utf-8")
+    found = re.search(rf'```toml title="{re.escape(name)}"\n(.*?)```', page, re.DOTALL)
+    assert found is not None
+    skill = tmp_path / "skills" / "invoice-totals"
+    skill.mkdir(parents=True)
+    rules = "- The code of a printer is PRN-1.\n- The code of a screen is SCR-2.\n"
+    (skill / "SKILL.md").write_text(f"---\nname: invoice-totals\ndescription: Enters codes.\n---\n\n{rules}")
+    rows = [{"id": s.id, "input": s.input, "target": s.target} for s in samples(20)]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    async with Upstream(desk) as server:
+        dialect = f"anthropic@{server.url}/m" if name == "claude-code.toml" else f"openai@{server.url}/v1/m"
+        text = found[1].replace("http://127.0.0.1:8000", server.url)
+        if vendor := EXAMPLES[name]:
+            text = text.replace(f"/{vendor}", f"/{dialect}").replace("usd = 20.0", "calls = 200")
+            text = re.sub(r"^max_usd.*\n", "", text, flags=re.MULTILINE)  # a scripted model has no price
+        (tmp_path / "skilltune.toml").write_text(text)
+        program = [sys.executable, "-m", "skilltune.cli.main"]
+        config = str(tmp_path / "skilltune.toml")
+        checked = await asyncio.to_thread(subprocess.run, [*program, "check", config], capture_output=True, text=True)
+        assert checked.returncode == 0, checked.stdout + checked.stderr
+        scoring = [*program, "eval", config, "--only", "with", "--json"]
+        scored = await asyncio.to_thread(subprocess.run, scoring, capture_output=True, text=True)
+        assert scored.returncode == 0, scored.stdout + scored.stderr
+    assert '"score": 1.0' in scored.stdout, scored.stdout

@@ -49,7 +49,7 @@ def text_at(event: Any, *path: str | int) -> str:
 def stopped(job: AgentJob, exit: Exit, answer: str, denials: tuple[str, ...] = ()) -> AgentExit | None:
     """The end of a rollout that one of our limits ended; None if it ended by itself."""
     if exit.timed_out:
-        return AgentExit(answer, "agent_limit", f"no end within {job.timeout_s:g} s (target.timeout_s)", denials)
+        return AgentExit(answer, "agent_limit", f"no end within {job.timeout_s:g} s ({job.role}.timeout_s)", denials)
     return None
 
 
@@ -60,7 +60,7 @@ def refuse(job: AgentJob, message: str, status: int | None) -> NoReturn:
     if status in (401, 403):
         raise CallConfigError(f"{text}; check the key of {job.model} and that it may use this model")
     if status == 404 or any(words in lowered for words in UNKNOWN_MODEL):
-        raise CallConfigError(f"{text}; check the model's name in target.model ({job.model})")
+        raise CallConfigError(f"{text}; check the model's name in {job.role}.model ({job.model})")
     if status in (400, 413, 422):
         raise RejectedError(text)
     raise InfraError(text, systemic=f"{job.agent} reports a failed model call: {message.strip()[:120]}")

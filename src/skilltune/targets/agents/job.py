@@ -49,7 +49,8 @@ class AgentJob:
     `skill` None means that no skill is installed. `url` and `token` are those of the lease; "" means that the agent
     uses its own login. `env` holds the variables that the user passes on by name. The agent may read the files and
     folders in `programs`, and nothing else below `hidden`. `key` decides the paths, so a job that is run again asks
-    the same questions.
+    the same questions. `writable` are the only folders of the workspace to which the agent may write; None means all of
+    it. `role` is the section of the config that the agent's settings come from.
     """
 
     agent: str
@@ -68,6 +69,8 @@ class AgentJob:
     env: Mapping[str, str] = field(default_factory=dict, hash=False)
     programs: tuple[Path, ...] = ()
     hidden: tuple[Path, ...] = ()
+    writable: tuple[str, ...] | None = None
+    role: str = "target"
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +130,8 @@ async def run_job(job: AgentJob) -> AgentResult:
     ws = await asyncio.to_thread(open_workspace, job.parent, job.key, job.files)
     try:
         await asyncio.to_thread(agent.install, job, ws)
+        for name in job.writable or ():
+            (ws.work / name).mkdir(exist_ok=True)
         command = agent.command(job, ws)
         exit = await sandbox.run(command, policy(job, ws, command), Limits(wall_s=job.timeout_s))
         end = agent.read(job, ws, exit)
@@ -139,22 +144,32 @@ async def run_job(job: AgentJob) -> AgentResult:
 def policy(job: AgentJob, ws: Workspace, command: Command) -> Policy:
     """The agent writes below its own root, reads that root and installed programs, and connects to the gateway only.
 
-    An agent with its own login (no gateway) may connect anywhere.
+    If the job names its writable folders, the rest of the workspace is read-only. An agent with its own login (no
+    gateway) may connect anywhere.
     """
     port = urlsplit(job.url).port
+    write = (ws.root,)
+    if job.writable is not None:
+        write = (ws.home, ws.tmp, *(ws.work / name for name in job.writable))
     return Policy(
-        write=(ws.root,), read=(ws.root, *readable(command)), hidden=job.hidden, connect=(port,) if port else None
+        write=write,
+        read=(ws.root, *readable(command, job.programs)),
+        hidden=job.hidden,
+        connect=(port,) if port else None,
     )
 
 
-def readable(command: Command) -> tuple[Path, ...]:
-    """Folders of installed programs: those of the system, of the PATH, of this Python and of the command's files."""
+def readable(command: Command, programs: tuple[Path, ...] = ()) -> tuple[Path, ...]:
+    """Folders of installed programs: those of the system, of the PATH, of this Python, of the command's files and of
+    `programs`."""
     places = [*SYSTEM, sys.prefix, sys.base_prefix]
     for entry in command.env.get("PATH", "").split(os.pathsep):
         if entry:
             real = os.path.realpath(entry)
             places += [entry, real, *(os.path.join(os.path.dirname(real), name) for name in ("lib", "lib64", "share"))]
-    for word in command.argv:
+            if os.path.basename(real) == "shims":  # pyenv, asdf and others keep the programs beside them
+                places.append(os.path.dirname(real))
+    for word in (*command.argv, *map(str, programs)):
         file = os.path.realpath(os.path.join(command.cwd, word))
         if os.path.isabs(word) and os.path.isfile(file):
             places += [word, file, package_of(file)]

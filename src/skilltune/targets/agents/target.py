@@ -51,8 +51,9 @@ class AgentTarget:
 
     `version` and `content` identify the agent's program. `upstream` is the model behind the gateway; None means that
     the agent uses a login of its own, so that nothing proves that it saw the skill. `slots` schedules the calls of the
-    model, and `spend` counts the cost of a failed attempt, whose exchanges are journaled already. Raises `UsageError`
-    for a skill that the agent cannot load.
+    model, and `spend` counts the cost of a failed attempt, whose exchanges are journaled already. `writable` limits
+    where the agent writes, see `AgentJob`. `role` is the role in which it is paid. Raises `UsageError` for a skill that
+    the agent cannot load.
     """
 
     agent: str
@@ -70,6 +71,8 @@ class AgentTarget:
     hidden: tuple[Path, ...]
     run_journal: Run | None = None
     slots: Endpoint | None = None
+    writable: tuple[str, ...] | None = None
+    role: str = "target"
     spend: Callable[[Usage], None] = lambda _: None
     _gateway: Gateway | None = None
     _starting: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False)
@@ -121,6 +124,8 @@ class AgentTarget:
             env=self.env,
             programs=self.programs,
             hidden=self.hidden,
+            writable=self.writable,
+            role=self.role,
         )
         if self.upstream is None:
             return alone(job, await run_job(job))
@@ -149,7 +154,13 @@ class AgentTarget:
         if skill is not None:
             promised = Activation(self.activation, skill.name, skill.description, skill.body)
         return self._gateway.lease(
-            self.upstream, promised, self.limits, rollout_key=key, run=self.run_journal, slots=self.slots
+            self.upstream,
+            promised,
+            self.limits,
+            rollout_key=key,
+            run=self.run_journal,
+            slots=self.slots,
+            role=self.role,
         )
 
     def usd(self, usage: Usage) -> float | None:
@@ -176,7 +187,7 @@ def witnessed(job: AgentJob, result: AgentResult, lease: Lease) -> Trajectory:
             systemic=f"{job.agent} has no answer of its model",
         )
     if lease.limit:
-        outcome, answer, error = "agent_limit", lease.answer(), f"stopped by target.{lease.limit}"
+        outcome, answer, error = "agent_limit", lease.answer(), f"stopped by {job.role}.{lease.limit}"
     else:
         outcome, answer, error = end.outcome, end.answer, end.error
         if outcome == "ok" and job.agent != "command":
@@ -292,6 +303,8 @@ def make_agent(
     *,
     run: Run | None = None,
     slots: Endpoint | None = None,
+    writable: tuple[str, ...] | None = None,
+    role: str = "target",
     key_env: str | None = None,
     spend: Callable[[Usage], None] = lambda _: None,
 ) -> AgentTarget:
@@ -302,6 +315,12 @@ def make_agent(
     name = parse_name(cfg.model)
     command, programs = _program(name, root)
     model = name.inner.text if name.inner is not None else cfg.upstream
+    upstream = _upstream(cfg, name, model, key_env or cfg.key_env, role) if model else None
+    if cfg.max_usd is not None and upstream is not None and upstream.priced(GUESS).usd is None:
+        raise UsageError(
+            f"{role}.max_usd cannot hold, because the price of `{upstream.known}` is unknown: set {role}.price, or use "
+            f"{role}.max_turns instead"
+        )
     folder = run.folder.resolve() if run is not None else root
     places = (root.resolve(), folder)
     return AgentTarget(
@@ -309,7 +328,7 @@ def make_agent(
         command=command,
         version="" if programs else version_of(command),
         content=digest("program", command, [_content(path) for path in programs]) if programs else "",
-        upstream=_upstream(cfg, name, model, key_env or cfg.key_env) if model else None,
+        upstream=upstream,
         activation=cfg.activation or "forced",
         limits=RolloutLimits(cfg.max_turns, cfg.max_usd),
         timeout_s=cfg.timeout_s if "timeout_s" in cfg.model_fields_set else TIMEOUT_S,
@@ -320,20 +339,22 @@ def make_agent(
         hidden=tuple(dict.fromkeys(places)),
         run_journal=run,
         slots=slots,
+        writable=writable,
+        role=role,
         spend=spend,
     )
 
 
-def _upstream(cfg: TargetConfig, name: Name, model: str, key_env: str | None) -> Upstream:
+def _upstream(cfg: TargetConfig, name: Name, model: str, key_env: str | None, role: str) -> Upstream:
     if name.scheme == "claude-code" and name.model in ALIASES:
         raise UsageError(
-            f"`{name}`: {name.model} is an alias that moves from model to model, and a target must stay the same: "
+            f"`{name}`: {name.model} is an alias that moves from model to model, and a run needs one model: "
             "write the model's full id, e.g. claude-code/claude-opus-5"
         )
     try:
         return upstream_of(model, key_env=key_env, rate=cfg.price)
     except CallError as error:
-        raise UsageError(f"target.model: {error}") from error
+        raise UsageError(f"{role}.model: {error}") from error
 
 
 def _program(name: Name, root: Path) -> tuple[str, tuple[Path, ...]]:
