@@ -119,7 +119,7 @@ class ToolsTarget:
         began = time.monotonic()
         asked = with_skill(skill.body, _with_names(task))
         names = [(name, digest(data.hex())) for name, data in sorted(task.files.items())]
-        key = digest("tools rollout", self.fingerprint, [(m.role, m.text) for m in asked], names, attempt)
+        key = digest("tools rollout", self.fingerprint, task.id, [(m.role, m.text) for m in asked], names, attempt)
         workspace = await asyncio.to_thread(open_workspace, self.parent, key, task.files)
         talk = _Talk([*asked], workspace, turns=[Turn(m.role, m.text) for m in asked if m.role != "system"])
         meter = self.client.meter

@@ -65,6 +65,29 @@ async def test_an_evaluation_pays_each_exchange_once_and_shows_the_activation(tm
     run.close()
 
 
+@pytest.mark.parametrize("tools", [(), ("bash",)])
+async def test_equal_samples_work_in_workspaces_of_their_own(tmp_path: Path, tools: tuple[str, ...]) -> None:
+    """They run at the same time, and neither may remove the files of the other."""
+
+    def write(asked: Asked) -> Turn:
+        command = {"command": "sleep 0.3; cat in.txt > out.txt", "cmd": "sleep 0.3; cat in.txt > out.txt"}
+        return Turn("done") if asked.results else Turn(calls=(Call("bash" if tools else "Bash", command),))
+
+    for word in ("ink", "paper", "lamp"):
+        (tmp_path / word).write_text(word)
+    same = [
+        Sample(id=f"{word}{i}", input="Copy it.", files={"in.txt": word}, target={"out.txt": word})
+        for word in ("ink", "paper", "lamp")
+        for i in range(3)
+    ]
+    async with Upstream(write) as server:
+        model = f"openai@{server.url}/v1/m"
+        target = {"model": model, "tools": tools} if tools else {"model": f"codex/{model}"}
+        env = Env(same, {"type": "files"}, root=tmp_path)
+        found = await aevaluate(Skill.parse(f"{FRONT}\nWork.\n"), env, {**target, "workers": 9, "sandbox": "none"})
+    assert (found.score, found.n) == (1.0, 9)
+
+
 @pytest.mark.slow
 async def test_training_against_an_agent(tmp_path: Path) -> None:
     (tmp_path / "desk").mkdir()

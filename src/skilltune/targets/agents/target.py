@@ -103,7 +103,7 @@ class AgentTarget:
         prompt, images = prompt_of(task.messages)
         question = [(m.role, m.text, [i.base64 for i in m.images]) for m in task.messages]
         files = [(name, hashlib.sha256(data).hexdigest()) for name, data in sorted(task.files.items())]
-        key = digest("agent rollout", self.fingerprint, skill.hash, question, files, attempt)
+        key = digest("agent rollout", self.fingerprint, skill.hash, task.id, question, files, attempt)
         job = AgentJob(
             agent=self.agent,
             command=self.command,
