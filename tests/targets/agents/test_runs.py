@@ -13,6 +13,7 @@ from skilltune import Env, Sample, Skill
 from skilltune.api import aevaluate, atrain
 from skilltune.cli.main import app
 from skilltune.journal.run import Run
+from skilltune.targets.agents.target import STREAM_BYTES
 from upstream import Asked, Call, Turn, Upstream
 
 pytestmark = pytest.mark.anyio
@@ -122,6 +123,29 @@ async def test_a_skill_that_an_agent_cannot_list_is_refused_before_anything_is_s
         with pytest.raises(ValueError, match="no usable name and description"):
             await aevaluate(Skill.parse("Just text."), Env(samples(6), root=tmp_path), target, run=tmp_path / "run")
         assert server.asked == []
+
+
+async def test_the_output_of_the_command_line_is_kept_and_can_be_printed(tmp_path: Path) -> None:
+    async with Upstream(desk) as server:
+        target = {"model": f"codex/openai@{server.url}/v1/m", "sandbox": "none"}
+        env = Env(
+            [*samples(6)[1:], Sample(id="t0", input="[huge] Ticket 0: the printer is broken.", target="CODE")],
+            root=tmp_path,
+        )
+        await aevaluate(Skill.parse(f"{FRONT}\nAnswer.\n"), env, target, run=tmp_path / "run")
+    run = Run.read(tmp_path / "run")
+    streams = {value["sample"]: value["stream"] for _, value, _ in run.each_memo("rollout")}
+    run.close()
+    hash, size = streams["t1"]
+    shown = CliRunner().invoke(app, ["show", str(tmp_path / "run"), "--file", hash[:12]])
+    assert (shown.exit_code, len(shown.stdout_bytes)) == (0, size)
+    assert b'"type":"turn.completed"' in shown.stdout_bytes.replace(b" ", b"")
+    cut = CliRunner().invoke(app, ["show", str(tmp_path / "run"), "--file", streams["t0"][0].upper()]).stdout_bytes
+    assert STREAM_BYTES < len(cut) < STREAM_BYTES + 100
+    assert cut.endswith(b"}\n")
+    for unknown, why in (("0123456789ab", "none of"), ("", "rollouts.jsonl")):
+        refused = CliRunner().invoke(app, ["show", str(tmp_path / "run"), "--file", unknown])
+        assert (refused.exit_code, why in refused.stderr) == (2, True), refused.output
 
 
 async def test_training_from_an_empty_skill_needs_its_name_first(tmp_path: Path) -> None:

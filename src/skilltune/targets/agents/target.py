@@ -29,7 +29,7 @@ from skilltune.journal.run import Run
 from skilltune.metering.slots import Endpoint
 from skilltune.models import Message
 from skilltune.names import Name, parse_name
-from skilltune.rollout import Trajectory, Turn
+from skilltune.rollout import Artifact, Trajectory, Turn
 from skilltune.sandbox import Sandbox, probe
 from skilltune.skill import MAIN, Skill
 from skilltune.targets.agents import AGENTS, AgentJob, AgentResult, SkillFiles, run_job
@@ -41,6 +41,7 @@ TIMEOUT_S = 900.0  # of a rollout, if target.timeout_s is not set
 GUESS = Usage(calls=8, input_tokens=160_000, output_tokens=4_000)
 """Assumed cost of a rollout before the first one: 8 requests of 20,000 tokens, most of them the agent's own text."""
 ALIASES = ("default", "best", "sonnet", "opus", "haiku", "opusplan", "inherit")
+STREAM_BYTES = 400_000  # of a command line's output that a rollout keeps
 VERSION_S = 60.0  # seconds for `--version`
 IMAGES = {"image/png": "png", "image/jpeg": "jpg", "image/gif": "gif", "image/webp": "webp"}
 
@@ -195,6 +196,7 @@ def witnessed(job: AgentJob, result: AgentResult, lease: Lease) -> Trajectory:
         skill_loaded=lease.loaded or job.skill is None,
         artifacts=left_files(result.changes),
         diff=result.changes.diff,
+        stream=_stream(result),
         journaled=True,
     )
 
@@ -212,7 +214,16 @@ def alone(job: AgentJob, result: AgentResult) -> Trajectory:
         seconds=round(result.seconds, 4),
         artifacts=left_files(result.changes),
         diff=result.changes.diff,
+        stream=_stream(result),
     )
+
+
+def _stream(result: AgentResult) -> Artifact:
+    """The output of the agent's command line; a long one without its middle."""
+    kept, half = result.stream, STREAM_BYTES // 2
+    if (left_out := len(kept) - STREAM_BYTES) > 0:
+        kept = kept[:half] + f"\n[… {left_out:,} bytes left out …]\n".encode() + kept[-half:]
+    return Artifact.of(kept)
 
 
 def _require_said(job: AgentJob, answer: str, lease: Lease) -> None:
