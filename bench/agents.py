@@ -84,7 +84,7 @@ async def measured(work: Callable[[int], Awaitable[None]], at_once: int, *, ours
 
 async def bare(kind: str, url: str, folder: Path, at_once: int) -> Cost:
     """The command line by itself. Home, skill and files are prepared before the clock starts."""
-    agent, skill = AGENTS[kind], named_skill(SKILL, "forced")
+    agent, skill = AGENTS[kind], named_skill(SKILL, "forced", kind)
     ready = []
     for number in range(at_once):
         job = AgentJob(

@@ -57,6 +57,7 @@ from skilltune.targets import Target
 from skilltune.targets.agents.target import named_skill
 from skilltune.targets.chat import ChatTarget
 from skilltune.targets.makers import MAKERS, RunTarget
+from skilltune.targets.metered import MeteredTarget
 from skilltune.usage import Usage
 from skilltune.version import __version__
 
@@ -176,6 +177,8 @@ def build_parts(
     roll = build_roller(cfg, run, env, target, scores, ahead)
     limit = cfg.train.skill_limit(start.tokens)
     arena = Arena(roll, splits.train, splits.select, cfg.gate, cfg.seed, limit)
+    if isinstance(target, MeteredTarget):
+        arena.refuses = target.refuses
     resolved = cfg.model_copy(update={"train": cfg.train.model_copy(update={"max_skill_tokens": limit})})
     proposer = build_optimizer(resolved, proposing, clients, env, start, splits.train, root)
     parts = Parts(
@@ -254,8 +257,8 @@ def build_target(cfg: Config, clients: Clients, env: Env, skill: Skill, root: Pa
 
 def require_loadable(cfg: Config, skill: Skill) -> None:
     """Raise UsageError if the target is an agent that could not load the skill."""
-    if parse_name(cfg.target.model).scheme in AGENT_SCHEMES:
-        named_skill(skill, cfg.target.activation or "forced")
+    if (agent := parse_name(cfg.target.model).scheme) in AGENT_SCHEMES:
+        named_skill(skill, cfg.target.activation or "forced", agent)
 
 
 def build_roller(cfg: Config, run: Run, env: Env, target: Target, scores: Scores, lookahead: bool) -> Roller:

@@ -59,7 +59,8 @@ class Arena:
     nothing else of them may reach the optimizer, or it could fit them.
 
     `upcoming` is the batch of the next step, which idle workers may begin under the likelier incumbent. `noise` is the
-    measured variance of a repeated score: 0 for a deterministic target, None if it was not measured.
+    measured variance of a repeated score: 0 for a deterministic target, None if it was not measured. `refuses` returns
+    the reason why the target cannot load a skill as it is, or "".
     """
 
     roll: Roller
@@ -70,6 +71,7 @@ class Arena:
     max_tokens: int
     upcoming: Sequence[Sample] = ()
     noise: float | None = None
+    refuses: Callable[[Skill], str] = lambda _: ""
 
     def draws(self, wanted: int) -> int:
         """The number of attempts at a sample if `wanted` are configured: one if the target is deterministic, because a

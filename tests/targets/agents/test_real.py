@@ -60,6 +60,23 @@ async def test_the_skill_is_seen_and_nothing_else(kind: str, activation: str, ho
     assert ("SKILLBODY" in first, "SKILLDESC" in first) == (activation != "native", activation != "inline")
 
 
+@pytest.mark.parametrize("activation", ["forced", "native", "inline"])
+async def test_claude_code_reads_dollars_as_they_stand(activation: str, home: Path) -> None:
+    """`/NAME TASK` would put words of the task in place of $0, $1, …"""
+
+    def loading(asked: Asked) -> Turn:
+        if activation == "native" and not asked.results:
+            return Turn(calls=(Call("Skill", {"skill": "demo"}),))
+        return Turn("Done.")
+
+    text = SKILL.text + "A lamp costs $1 or $12.50, US$3; `awk '{print $0, $2}'`, wow!`x`, $HOME.\n"
+    async with Upstream(loading) as server:
+        target = agent("claude-code", server.url, home, activation=activation)
+        trajectory = await target.run(Skill.parse(text), Task("s1", (user("one two three four"),)), 0)
+        await target.aclose()
+    assert (trajectory.outcome, trajectory.skill_loaded) == ("ok", True)
+
+
 @pytest.mark.parametrize("kind", CLIS)
 async def test_a_model_that_loads_the_skill_is_seen(kind: str, home: Path) -> None:
     """`native`: the model reads the skill by the agent's own means."""

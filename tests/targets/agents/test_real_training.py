@@ -124,6 +124,7 @@ async def test_a_skill_is_trained_certified_exported_and_loaded(
         before = await aevaluate(Path(skill), env, model_of(other, server.url), split="test")
         after = await aevaluate(result.best, env, model_of(other, server.url), split="test")
     record_testsuite_property(f"{other} with the skill of {kind}", f"{before.score:.2f} to {after.score:.2f}")
+    assert before.score is not None
     assert before.score < 0.7
     assert (after.score, after.n) == (1.0, after.total)
 

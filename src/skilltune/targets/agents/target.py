@@ -97,7 +97,15 @@ class AgentTarget:
         """
         if not skill.body.strip():
             return None
-        return named_skill(skill, self.activation)
+        return named_skill(skill, self.activation, self.agent)
+
+    def refuses(self, skill: Skill) -> str:
+        """The reason why the agent cannot load a skill as it is; "" if it can."""
+        try:
+            self.skill_files(skill)
+        except UsageError as error:
+            return str(error)
+        return ""
 
     async def run(self, skill: Skill, task: Task, attempt: int) -> Trajectory:
         installed = self.skill_files(skill)
@@ -252,10 +260,11 @@ def _tail(output: bytes) -> str:
 # -- skill and prompt
 
 
-def named_skill(skill: Skill, activation: Mode) -> SkillFiles:
+def named_skill(skill: Skill, activation: Mode, agent: str) -> SkillFiles:
     """The skill with the name and the description under which an agent lists it.
 
-    Raises `UsageError` if its frontmatter lacks one of them and the mode needs it.
+    Raises `UsageError` if its frontmatter lacks one of them and the mode needs it, and if the agent would replace a
+    part of its body.
     """
     try:
         block = read_block(skill.frontmatter)
@@ -271,6 +280,13 @@ def named_skill(skill: Skill, activation: Mode) -> SkillFiles:
             f"the skill {skill.name!r} has no usable {lacking} in its frontmatter, so an agent cannot load it: begin "
             f"{MAIN} with the lines `---`, `name: {slug}`, `description: …when to use it…`, `---` (a name has small "
             "letters, digits and hyphens), or set target.activation=inline"
+        )
+    rewrites = AGENTS[agent].rewrites.get(activation)
+    if rewrites is not None and (found := rewrites.search(skill.body)):
+        raise UsageError(
+            f'the skill {skill.name!r}: {agent} replaces "{found[0]}" in the body when it loads the skill, so that the '
+            "agent reads another text than the one that is trained: write it in another way, or set "
+            "target.activation=inline"
         )
     files = {**skill.files, MAIN: skill.text.encode("utf-8", "surrogatepass")}
     return SkillFiles(str(name) if named else "skill", str(description or ""), skill.body, files)
