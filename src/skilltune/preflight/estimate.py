@@ -28,8 +28,10 @@ Range = tuple[int, int]
 class Estimate:
     """Bounds of a whole run's cost as (least, most): calls by role, tokens of all models, dollars (None: no price).
 
+    `target_calls` counts rollouts. A rollout of an agent takes several calls of its model: `per_rollout`, a guess.
+
     Least: no edit is ever worth a race. Most: every candidate is raced to the end, with a skill and answers as long as
-    allowed; real runs stay well below. `after_calls` counts the target's calls for the certificate, which the budget
+    allowed; real runs stay well below. `after_calls` counts the rollouts for the certificate, which the budget
     reserves.
     """
 
@@ -39,28 +41,37 @@ class Estimate:
     usd: tuple[float, float] | None
     judge_calls: Range = (0, 0)
     after_calls: int = 0
+    per_rollout: int = 1
+
+    @property
+    def typical_rollouts(self) -> int:
+        """The rollouts of a typical run, by a rule of thumb from our benches and examples: the training takes the share
+        TYPICAL of the range from least to most, and the certificate follows."""
+        return round(_typical(*self.target_calls, self.after_calls))
 
     @property
     def typical_calls(self) -> int:
-        """The target's calls in a typical run, by a rule of thumb from our benches and examples: the training takes
-        the share TYPICAL of the range from least to most, and the certificate follows."""
-        return round(_typical(*self.target_calls, self.after_calls))
+        """The target's calls in a typical run."""
+        return self.per_rollout * self.typical_rollouts
 
 
 def estimate(session: Parts) -> Estimate:
     """Estimate the calls, tokens and dollars of a whole run from its samples and settings."""
     cfg, target, optimizer = session.cfg, session.target, session.optimizer_client
     samples = spread([*session.splits.train, *session.splits.select, *session.splits.test], MEASURED)
-    asked = [session.roll.target.guess(session.skill, session.env.task(sample)).input_tokens for sample in samples]
-    read = ceil(sum(asked) / len(samples))
+    asked = sum((session.roll.target.guess(session.skill, session.env.task(s)) for s in samples), Usage())
+    per = max(1, round(asked.calls / len(samples)))
+    read = ceil(asked.input_tokens / len(samples))
     written = ceil(sum(len(session.env.expected(s)) for s in samples) / 4 / len(samples)) or 1
     longest = cfg.target.max_tokens or DEFAULT_ANSWER_TOKENS
+    if per > 1:  # the answers between tool calls are longer than the expected one
+        written = longest = ceil(asked.output_tokens / len(samples))
     largest = cfg.train.skill_limit(session.skill.tokens)
     growth = max(0, largest - session.skill.tokens)
 
     least, most = estimate_calls(cfg, session.splits)
-    ends: list[tuple[Client | RunTarget, Usage]] = [(target, Usage(least, least * read, least * written))]
-    ends += [(target, Usage(most, most * (read + growth), most * longest))]
+    ends: list[tuple[Client | RunTarget, Usage]] = [(target, Usage(least * per, least * read, least * written))]
+    ends += [(target, Usage(most * per, most * (read + per * growth), most * longest))]
     thinking = (0, 0)
     if optimizer is not None or session.handoff is not None:
         thinking = few, many = _optimizer_calls(cfg, len(session.splits.train))
@@ -94,6 +105,7 @@ def estimate(session: Parts) -> Estimate:
         usd=None if dollars[0] is None or dollars[1] is None else (dollars[0], dollars[1]),
         judge_calls=judging,
         after_calls=2 * cfg.certify.attempts * len(session.splits.test),
+        per_rollout=per,
     )
 
 
@@ -158,7 +170,8 @@ def remarks(session: Parts, expected: Estimate) -> list[str]:
     planned = replace(session, budget=Budget(Limits(), Usage()))
     hold_back(planned)
     kept = planned.budget.held
-    ranges = (expected.target_calls, expected.optimizer_calls, expected.judge_calls)
+    rolled = tuple(expected.per_rollout * rollouts for rollouts in expected.target_calls)
+    ranges = (rolled, expected.optimizer_calls, expected.judge_calls)
     few, many = (sum(ends) for ends in zip(*ranges, strict=True))
     stretch = (_typical(few, many, kept.calls) - kept.calls) / few  # ratio of a typical training to the shortest
     found = []

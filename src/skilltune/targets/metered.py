@@ -57,6 +57,11 @@ class MeteredTarget:
         return refuses(skill) if refuses is not None else ""
 
     @property
+    def facts(self) -> tuple[str, ...]:
+        """Sentences about the target for `check`, `doctor` and the card."""
+        return getattr(self.target, "facts", ())
+
+    @property
     def learned(self) -> Mapping[str, str]:
         return getattr(self.target, "learned", {})
 

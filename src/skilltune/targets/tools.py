@@ -23,7 +23,7 @@ from skilltune.journal.keys import digest
 from skilltune.metering.client import Client
 from skilltune.models import Message, Reply, Request, Tool, ToolCall, ToolResult
 from skilltune.rollout import THINKING, Trajectory, Turn
-from skilltune.sandbox import Command, Limits, Policy, Sandbox
+from skilltune.sandbox import Command, Limits, Policy, Sandbox, describe
 from skilltune.skill import Skill
 from skilltune.targets.agents.job import KEPT, left_files, readable
 from skilltune.targets.chat import GUESSED_ANSWER, with_skill
@@ -108,6 +108,11 @@ class ToolsTarget:
     def request(self, messages: tuple[Message, ...], attempt: int) -> Request:
         offered = tuple(TOOLS[name] for name in self.tools)
         return Request(messages, self.temperature, self.max_tokens, draw=attempt, tools=offered)
+
+    @property
+    def facts(self) -> tuple[str, ...]:
+        """Sentences about the target for `check`, `doctor` and the card."""
+        return (f"the tools of the target run in {describe(self.sandbox)}",)
 
     def guess(self, skill: Skill, task: Task) -> Usage:
         request = self.request(with_skill(skill.body, task.messages), 0)

@@ -30,7 +30,7 @@ from skilltune.metering.slots import Endpoint
 from skilltune.models import Message
 from skilltune.names import Name, parse_name
 from skilltune.rollout import Artifact, Trajectory, Turn
-from skilltune.sandbox import Sandbox, probe
+from skilltune.sandbox import Sandbox, describe, probe
 from skilltune.skill import MAIN, Skill
 from skilltune.targets.agents import AGENTS, AgentJob, AgentResult, SkillFiles, run_job
 from skilltune.targets.agents.command import split_command
@@ -40,6 +40,10 @@ from skilltune.usage import Usage, minus
 TIMEOUT_S = 900.0  # of a rollout, if target.timeout_s is not set
 GUESS = Usage(calls=8, input_tokens=160_000, output_tokens=4_000)
 """Assumed cost of a rollout before the first one: 8 requests of 20,000 tokens, most of them the agent's own text."""
+OWN_LOGIN = (
+    "the agent uses a login of its own: only its own output is known, nothing proves that it saw the skill, and its "
+    "calls are not free"
+)
 ALIASES = ("default", "best", "sonnet", "opus", "haiku", "opusplan", "inherit")
 STREAM_BYTES = 400_000  # of a command line's output that a rollout keeps
 VERSION_S = 60.0  # seconds for `--version`
@@ -76,6 +80,14 @@ class AgentTarget:
     _starting: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False)
 
     @property
+    def facts(self) -> tuple[str, ...]:
+        """Sentences for `check`, `doctor` and the card: the program, its sandbox, and what proves that it saw the
+        skill."""
+        program = f"{self.agent} {self.version}" if self.version else f"{self.agent}:{self.command}"
+        proof = "" if self.upstream else OWN_LOGIN
+        return tuple(filter(None, (f"the agent is {program}, in {describe(self.sandbox)}", proof)))
+
+    @property
     def fingerprint(self) -> str:
         model = self.upstream.fingerprint if self.upstream else "own login"
         limits = self.limits.max_turns, self.limits.max_usd
@@ -86,7 +98,9 @@ class AgentTarget:
         self.skill_files(skill)
         if self.upstream is None:
             return Usage(calls=1, usd=None)
-        priced = self.upstream.priced(GUESS)
+        calls = min(GUESS.calls, self.limits.max_turns or GUESS.calls)
+        guess = replace(GUESS, calls=calls, input_tokens=GUESS.input_tokens * calls // GUESS.calls)
+        priced = self.upstream.priced(guess)
         most = self.limits.max_usd
         return priced if most is None or priced.usd is None else replace(priced, usd=most)
 
