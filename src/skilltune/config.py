@@ -147,6 +147,11 @@ class TargetConfig(ModelConfig):
         description="acp and command: the model that the agent gets through the gateway. Empty: the agent's own login, "
         "with no proof that it saw the skill and no known cost",
     )
+    gateway: bool = Field(
+        default=True,
+        description="claude-code and codex: false lets the command line use its own login, passed by target.env; then "
+        "nothing proves that it saw the skill, and its cost is a list price",
+    )
     env: tuple[str, ...] = Field(
         default=(), description="agent: names of environment variables that it gets; by default it sees no key"
     )
@@ -184,6 +189,7 @@ class TargetConfig(ModelConfig):
             ("max_turns", agent or tools, "an agent, or of a chat model with target.tools"),
             ("max_usd", agent, "an agent"),
             ("upstream", scheme in ("acp", "command"), "acp: and command: targets"),
+            ("gateway", scheme in ("claude-code", "codex"), "claude-code and codex"),
             ("env", agent, "an agent"),
             ("sandbox", agent or tools, "an agent, or of a chat model with target.tools"),
             (
@@ -200,6 +206,12 @@ class TargetConfig(ModelConfig):
             raise ValueError(f'target.activation="{self.activation}" needs an agent; a chat model has the skill inline')
         if scheme in ("acp", "command") and not self.upstream and (self.max_turns or self.max_usd):
             raise ValueError("max_turns and max_usd are held by the gateway: name the agent's model in target.upstream")
+        if not self.gateway and (self.max_turns or self.max_usd):
+            raise ValueError("max_turns and max_usd are held by the gateway: leave them out, or leave gateway out")
+        if not self.gateway and (inner := parse_name(self.model).inner) and (inner.url or self.key_env):
+            raise ValueError(
+                "gateway=false: the agent asks its own provider, so its model has no URL and no key_env here"
+            )
         return self
 
     @model_validator(mode="after")

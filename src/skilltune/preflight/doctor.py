@@ -235,7 +235,7 @@ def _keys(cfg: Config | None) -> Iterator[Finding]:
         name, named = parse_name(section.model), endpoint_key(section, tuple(models.values()))
         if name.scheme in AGENT_SCHEMES:
             upstream = name.inner or (parse_name(cfg.target.upstream) if cfg and cfg.target.upstream else None)
-            if upstream is None:
+            if upstream is None or (role == "target" and cfg is not None and not cfg.target.gateway):
                 yield Finding("ok", "key", f"the {role} uses a login of its own")
                 continue
             name = upstream

@@ -374,6 +374,12 @@ def test_a_missing_program_is_named_with_its_remedy(tmp_path: Path, monkeypatch:
         ({"model": "acp:goose acp", "max_usd": 1.0}, "target.upstream"),
         ({"model": "acp:goose acp", "upstream": "local/smollm2-135m"}, "openai or anthropic"),
         ({"model": "openai/gpt-5.5", "env": ("A",)}, "env"),
+        ({"model": "openai/gpt-5.5", "gateway": False}, "gateway"),
+        ({"model": "opencode/openai/gpt-5.5", "gateway": False}, "gateway is an option of claude-code and codex"),
+        ({"model": "command:./x", "gateway": False}, "gateway"),
+        ({"model": "codex/gpt-5.5", "gateway": False, "max_turns": 3}, "leave them out, or leave gateway out"),
+        ({"model": "codex/gpt-5.5", "gateway": False, "key_env": "K"}, "no URL and no key_env"),
+        ({"model": "codex/openai@http://127.0.0.1:8000/v1/m", "gateway": False}, "no URL and no key_env"),
     ],
 )
 def test_an_option_that_would_be_ignored_is_refused(options: dict[str, Any], words: str) -> None:

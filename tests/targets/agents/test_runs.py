@@ -12,8 +12,10 @@ import fakes
 from skilltune import Env, Sample, Skill
 from skilltune.api import aevaluate, atrain
 from skilltune.cli.main import app
+from skilltune.config import TargetConfig
+from skilltune.history.activation import UNPROVEN
 from skilltune.journal.run import Run
-from skilltune.targets.agents.target import STREAM_BYTES
+from skilltune.targets.agents.target import STREAM_BYTES, make_agent
 from upstream import Asked, Call, Turn, Upstream
 
 pytestmark = pytest.mark.anyio
@@ -146,6 +148,42 @@ async def test_the_output_of_the_command_line_is_kept_and_can_be_printed(tmp_pat
     for unknown, why in (("0123456789ab", "none of"), ("", "rollouts.jsonl")):
         refused = CliRunner().invoke(app, ["show", str(tmp_path / "run"), "--file", unknown])
         assert (refused.exit_code, why in refused.stderr) == (2, True), refused.output
+
+
+@pytest.mark.parametrize(("kind", "usd"), [("claude-code", 0.009), ("codex", 0.001)])
+async def test_an_agent_with_its_own_login_works_without_the_gateway(
+    kind: str, usd: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing proves that it saw the skill, and nothing says that it was free."""
+    skill = Skill.parse(f"{FRONT}\nThe code of a printer is CODE-PRINTER.\n")
+    async with Upstream(desk) as server:
+        own = {
+            "claude-code": ("ANTHROPIC_BASE_URL", "ANTHROPIC_API_KEY"),
+            "codex": ("OPENAI_BASE_URL", "CODEX_API_KEY"),
+        }
+        for name, value in zip(own[kind], (server.url, "own-login"), strict=True):
+            monkeypatch.setenv(name, value)
+        model = {"claude-code": "claude-code/claude-sonnet-4-5", "codex": "codex/gpt-5"}[kind]
+        target = {"model": model, "gateway": False, "env": own[kind], "sandbox": "none"}
+        found = await aevaluate(skill, Env(samples(6), root=tmp_path), target, run=tmp_path / "run")
+        keys = {asked.headers.get("x-api-key") for asked in server.asked}
+    assert (found.score, found.n, len(server.asked)) == (0.5, 6, 12)
+    assert keys == {"own-login"}
+    assert found.activation == UNPROVEN
+    assert found.usage.usd is not None
+    assert found.usage.usd > usd
+    run = Run.read(tmp_path / "run")
+    assert run.usage.keys() == {"rollout"}
+    run.close()
+
+
+def test_what_a_login_of_its_own_cannot_prove_is_said(tmp_path: Path) -> None:
+    target = make_agent(TargetConfig(model="codex/gpt-5", gateway=False, sandbox="none"), tmp_path)
+    assert any("nothing proves that it saw the skill" in fact for fact in target.facts)
+    behind = make_agent(TargetConfig(model="codex/openai@http://127.0.0.1:9/v1/gpt-5", sandbox="none"), tmp_path)
+    assert not any("nothing proves" in fact for fact in behind.facts)
+    other = make_agent(TargetConfig(model="codex/gpt-5-mini", gateway=False, sandbox="none"), tmp_path)
+    assert len({target.fingerprint, behind.fingerprint, other.fingerprint}) == 3
 
 
 async def test_training_from_an_empty_skill_needs_its_name_first(tmp_path: Path) -> None:

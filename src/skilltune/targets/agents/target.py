@@ -28,6 +28,7 @@ from skilltune.journal.keys import digest
 from skilltune.journal.run import Run
 from skilltune.metering.slots import Endpoint
 from skilltune.models import Message
+from skilltune.models.prices import price
 from skilltune.names import Name, parse_name
 from skilltune.rollout import Artifact, Trajectory, Turn
 from skilltune.sandbox import Sandbox, describe, probe
@@ -65,6 +66,7 @@ class AgentTarget:
     version: str
     content: str
     upstream: Upstream | None
+    own: Name | None  # the model that an agent with its own login asks
     activation: Mode
     limits: RolloutLimits
     timeout_s: float
@@ -89,18 +91,18 @@ class AgentTarget:
 
     @property
     def fingerprint(self) -> str:
-        model = self.upstream.fingerprint if self.upstream else "own login"
+        model = self.upstream.fingerprint if self.upstream else f"own login{f' {self.own}' if self.own else ''}"
         limits = self.limits.max_turns, self.limits.max_usd
         known = self.version, self.content, model, self.activation, limits, self.sandbox.level, sorted(self.env)
         return digest("agent", self.agent, *known)
 
     def guess(self, skill: Skill, task: Task) -> Usage:
         self.skill_files(skill)
-        if self.upstream is None:
+        if self.upstream is None and self.own is None:
             return Usage(calls=1, usd=None)
         calls = min(GUESS.calls, self.limits.max_turns or GUESS.calls)
         guess = replace(GUESS, calls=calls, input_tokens=GUESS.input_tokens * calls // GUESS.calls)
-        priced = self.upstream.priced(guess)
+        priced = replace(guess, usd=self.usd(guess))
         most = self.limits.max_usd
         return priced if most is None or priced.usd is None else replace(priced, usd=most)
 
@@ -136,7 +138,7 @@ class AgentTarget:
             files={**task.files, **images},
             url="",
             token="",
-            model=self.upstream.model if self.upstream else "",
+            model=self.upstream.model if self.upstream else self.own.model if self.own else "",
             timeout_s=self.timeout_s,
             sandbox=self.sandbox.level,
             parent=self.parent,
@@ -146,7 +148,9 @@ class AgentTarget:
             hidden=self.hidden,
         )
         if self.upstream is None:
-            return alone(job, await run_job(job))
+            done = alone(job, await run_job(job))
+            listed = done.usage.usd if done.usage.usd is not None else self.usd(done.usage)
+            return replace(done, usage=replace(done.usage, usd=listed))
         lease = await self._lease(key, installed)
         try:
             result = await run_job(replace(job, url=lease.url, token=lease.token))
@@ -176,8 +180,10 @@ class AgentTarget:
         )
 
     def usd(self, usage: Usage) -> float | None:
-        """The price of a usage in dollars, or None if it is unknown."""
-        return self.upstream.priced(usage).usd if self.upstream else None
+        """The price of a usage in dollars, or None if it is unknown. Without the gateway it is the list price."""
+        if self.upstream is None:
+            return price(self.own, usage) if self.own else None
+        return self.upstream.priced(usage).usd
 
     async def aclose(self) -> None:
         if self._gateway is not None:
@@ -343,6 +349,7 @@ def make_agent(
     name = parse_name(cfg.model)
     command, programs = _program(name, root)
     model = name.inner.text if name.inner is not None else cfg.upstream
+    _refuse_alias(name)
     folder = run.folder.resolve() if run is not None else root
     places = (root.resolve(), folder)
     return AgentTarget(
@@ -350,7 +357,8 @@ def make_agent(
         command=command,
         version="" if programs else version_of(command),
         content=digest("program", command, [_content(path) for path in programs]) if programs else "",
-        upstream=_upstream(cfg, name, model, key_env or cfg.key_env) if model else None,
+        upstream=_upstream(cfg, model, key_env or cfg.key_env) if model and cfg.gateway else None,
+        own=None if cfg.gateway else name.inner,
         activation=cfg.activation or "forced",
         limits=RolloutLimits(cfg.max_turns, cfg.max_usd),
         timeout_s=cfg.timeout_s if "timeout_s" in cfg.model_fields_set else TIMEOUT_S,
@@ -365,12 +373,15 @@ def make_agent(
     )
 
 
-def _upstream(cfg: TargetConfig, name: Name, model: str, key_env: str | None) -> Upstream:
+def _refuse_alias(name: Name) -> None:
     if name.scheme == "claude-code" and name.model in ALIASES:
         raise UsageError(
             f"`{name}`: {name.model} is an alias that moves from model to model, and a target must stay the same: "
             "write the model's full id, e.g. claude-code/claude-opus-5"
         )
+
+
+def _upstream(cfg: TargetConfig, model: str, key_env: str | None) -> Upstream:
     try:
         return upstream_of(model, key_env=key_env, rate=cfg.price)
     except CallError as error:
