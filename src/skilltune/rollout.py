@@ -190,6 +190,7 @@ def rollout_from_json(data: Mapping[str, Any], blob: Callable[[str], bytes | Non
     texts += [*data.get("artifacts", ()), data.get("diff", "")]
     if not all(isinstance(text, str) for text in texts) or not isinstance(data["attempt"], int):
         raise TypeError("a rollout has a field that is not text")
+    hash, size = data.get("stream", ("", 0))
     trajectory = Trajectory(
         answer=data["answer"],
         turns=tuple(Turn(role, text) for role, text in data["turns"]),
@@ -201,7 +202,7 @@ def rollout_from_json(data: Mapping[str, Any], blob: Callable[[str], bytes | Non
         skill_loaded=data["loaded"],
         artifacts={path: Artifact(hash, size, None, blob) for path, (hash, size) in data.get("artifacts", {}).items()},
         diff=data.get("diff", ""),
-        stream=Artifact(*data["stream"], None, blob) if "stream" in data else None,
+        stream=Artifact(hash, size, None, blob) if hash else None,
     )
     score = Score(**data["score"]) if "score" in data else None
     return Rollout(data["sample"], data["skill"], data["attempt"], trajectory, score)
