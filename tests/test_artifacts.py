@@ -182,7 +182,7 @@ def test_the_optimizer_is_shown_the_changed_files_within_its_room() -> None:
 def test_the_report_names_files_and_sizes() -> None:
     files = {"<b>.txt": Artifact.of(b"x" * 2048), **{f"{i}": Artifact.of(b"") for i in range(30)}}
     page = "".join(map(str, _draws([Rollout("s", "h", 0, Trajectory("x", artifacts=files), Score(1.0))])))
-    assert "&lt;b&gt;.txt (2,048 bytes)" in page
+    assert f"&lt;b&gt;.txt (2,048 bytes, {files['<b>.txt'].hash[:12]})" in page
     assert "and 11 more" in page
 
 

@@ -448,7 +448,7 @@ async def run_evaluation(session: Parts, skill: Skill, split: SplitName | None =
     usage = sum((rollout.trajectory.usage for rollout in rollouts if rollout.scored), Usage())
     target = session.cfg.target
     ran = [rollout.trajectory for rollout in rollouts if rollout.scored and skill.body.strip()]
-    shares = activation_of(target.model, target.upstream, ran)
+    shares = activation_of(target.model, target.upstream, ran, gateway=target.gateway)
     if not scores:
         return Evaluation(None, 0.0, 1.0, 0, len(samples), usage, scores, left_out, shares)
     values = list(scores.values())

@@ -200,6 +200,8 @@ def build_parts(
     arena = Arena(roll, splits.train, splits.select, cfg.gate, cfg.seed, limit, also=further, start=start)
     if others is None:
         require_enough(cfg, splits)
+    if isinstance(target, MeteredTarget):
+        arena.refuses = target.refuses
     resolved = cfg.model_copy(update={"train": cfg.train.model_copy(update={"max_skill_tokens": limit})})
     proposer = build_optimizer(resolved, proposing, clients, env, start, splits.train, root)
     parts = Parts(
@@ -325,8 +327,8 @@ def build_target(cfg: Config, clients: Clients, env: Env, skill: Skill, root: Pa
 
 def require_loadable(cfg: Config, skill: Skill) -> None:
     """Raise UsageError if the target is an agent that could not load the skill."""
-    if parse_name(cfg.target.model).scheme in AGENT_SCHEMES:
-        named_skill(skill, cfg.target.activation or "forced")
+    if (agent := parse_name(cfg.target.model).scheme) in AGENT_SCHEMES:
+        named_skill(skill, cfg.target.activation or "forced", agent)
 
 
 def build_roller(cfg: Config, run: Run, env: Env, target: Target, scores: Scores, lookahead: bool) -> Roller:

@@ -148,6 +148,11 @@ class TargetConfig(ModelConfig):
         description="acp and command: the model that the agent gets through the gateway. Empty: the agent's own login, "
         "with no proof that it saw the skill and no known cost",
     )
+    gateway: bool = Field(
+        default=True,
+        description="claude-code and codex: false lets the command line use its own login, passed by target.env; then "
+        "nothing proves that it saw the skill, and its cost is a list price",
+    )
     env: tuple[str, ...] = Field(
         default=(), description="agent: names of environment variables that it gets; by default it sees no key"
     )
@@ -193,6 +198,7 @@ class TargetConfig(ModelConfig):
                 ("max_turns", agent or tools, "an agent, or of a chat model with target.tools"),
                 ("max_usd", agent, "an agent"),
                 ("upstream", scheme in ("acp", "command"), "acp: and command: targets"),
+                ("gateway", scheme in ("claude-code", "codex"), "claude-code and codex"),
                 ("env", agent, "an agent"),
                 ("sandbox", agent or tools, "an agent, or of a chat model with target.tools"),
                 (
@@ -211,6 +217,12 @@ class TargetConfig(ModelConfig):
         if scheme in ("acp", "command") and not self.upstream:
             why = "max_turns and max_usd are held by the gateway: name the agent's model in target.upstream"
             found += [(key, why) for key in ("max_turns", "max_usd") if getattr(self, key)]
+        if not self.gateway:
+            why = "max_turns and max_usd are held by the gateway: leave them out, or leave gateway out"
+            found += [(key, why) for key in ("max_turns", "max_usd") if getattr(self, key)]
+            if (inner := parse_name(self.model).inner) and (inner.url or self.key_env):
+                why = "gateway=false: the agent asks its own provider, so its model has no URL and no key_env here"
+                found.append(("gateway", why))
         if self.hedge and scheme == "local":
             found.append(("hedge", "a second copy of a call only slows the embedded model down: leave hedge out"))
         return found

@@ -93,7 +93,8 @@ class Trajectory:
     """The target's work on one sample, before scoring: its turns in order and the final answer.
 
     `artifacts` maps a path in the workspace to a file that the target made or changed. `diff` shows all changes of the
-    workspace as text; it is for readers, and a long one is cut.
+    workspace as text; it is for readers, and a long one is cut. `stream` is the raw output of an agent's command line,
+    if the target keeps it; a long one is cut in its middle.
     `journaled` is True if the cost in `usage` is journaled already, exchange by exchange.
     """
 
@@ -107,6 +108,7 @@ class Trajectory:
     skill_loaded: bool = True
     artifacts: Mapping[str, Artifact] = field(default_factory=dict, hash=False)
     diff: str = ""
+    stream: Artifact | None = None
     journaled: bool = False
 
 
@@ -169,6 +171,8 @@ def rollout_to_json(rollout: Rollout) -> dict[str, Any]:
     }
     if trajectory.artifacts:
         data["artifacts"] = {path: [file.hash, file.size] for path, file in trajectory.artifacts.items()}
+    if trajectory.stream is not None:
+        data["stream"] = [trajectory.stream.hash, trajectory.stream.size]
     if trajectory.diff:
         data["diff"] = trajectory.diff
     if score is not None:
@@ -186,6 +190,7 @@ def rollout_from_json(data: Mapping[str, Any], blob: Callable[[str], bytes | Non
     texts += [*data.get("artifacts", ()), data.get("diff", "")]
     if not all(isinstance(text, str) for text in texts) or not isinstance(data["attempt"], int):
         raise TypeError("a rollout has a field that is not text")
+    hash, size = data.get("stream", ("", 0))
     trajectory = Trajectory(
         answer=data["answer"],
         turns=tuple(Turn(role, text) for role, text in data["turns"]),
@@ -197,6 +202,7 @@ def rollout_from_json(data: Mapping[str, Any], blob: Callable[[str], bytes | Non
         skill_loaded=data["loaded"],
         artifacts={path: Artifact(hash, size, None, blob) for path, (hash, size) in data.get("artifacts", {}).items()},
         diff=data.get("diff", ""),
+        stream=Artifact(hash, size, None, blob) if hash else None,
     )
     score = Score(**data["score"]) if "score" in data else None
     return Rollout(data["sample"], data["skill"], data["attempt"], trajectory, score)

@@ -97,7 +97,8 @@ class Codex:
         config = (home / "config.toml").read_text()
         found = {key: re.search(rf'^{key} = "(.*)"', config, re.MULTILINE) for key in ("base_url", "model", "env_key")}
         self.url, self.model, variable = (match[1] if match else "" for match in found.values())
-        self.key, self.skills = os.environ[variable], skills(home / "skills")
+        self.url = self.url or os.environ["OPENAI_BASE_URL"]  # a login of its own
+        self.key, self.skills = os.environ[variable or "CODEX_API_KEY"], skills(home / "skills")
         given = next((word for word in argv if word.startswith("developer_instructions=")), "")
         self.system = json.loads(given.partition("=")[2]) if given else ""
 

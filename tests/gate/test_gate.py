@@ -20,7 +20,7 @@ from skilltune.config import GateConfig, make_config
 from skilltune.edits import Edit, apply
 from skilltune.finish.reselect import reselect
 from skilltune.finish.reserve import estimate_calls
-from skilltune.gate import Arena
+from skilltune.gate import Arena, build_gate
 from skilltune.gate.eprocess import EProcess
 from skilltune.gate.race import Race, harmful
 from skilltune.gate.race import rule as decide
@@ -915,3 +915,14 @@ async def test_the_estimate_of_calls_is_that_of_a_race_to_its_end(passes: int) -
     least, most = estimate_calls(cfg, Splits(tuple(TRAIN), tuple(SELECT), ()))
     assert len(set(rolls.asked)) == 2 * passes * len(SELECT) == most - len(TRAIN)
     assert least == len(TRAIN) + len(SELECT)
+
+
+@pytest.mark.parametrize("policy", ["race", "strict"])
+async def test_an_edit_that_the_target_cannot_load_is_refused_and_never_tried(policy: str) -> None:
+    place = arena(lambda text, i: 1.0, policy=policy)
+    place.refuses = lambda skill: "no agent loads $ARGUMENTS" if "$ARGUMENTS" in skill.text else ""
+    bad = Edit("add", text="Use $ARGUMENTS.")
+    verdict = await build_gate(place).judge(START, [Proposal(bad, ("t0",), 1)], limit=4, name="1")
+    assert not verdict.accepted
+    assert any("no agent loads" in entry.reason for entry in verdict.rejected)
+    assert {skill for skill, _, _ in cast("Any", place.roll).asked} <= {START.hash}

@@ -122,7 +122,7 @@ async def run(world: World, folder: Path, **settings: Any) -> Trained:
 
 @pytest.mark.slow
 async def test_patterns_survive_epochs_until_their_rule_is_in_the_skill(tmp_path: Path) -> None:
-    with small(classes=6, q=0.4) as world:
+    with small(classes=6, q=0.6) as world:
         trained = await run(world, tmp_path)
         requests = reflections(world)
         told = unfixed(world, requests)

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from skilltune.cli.boundary import boundary, interrupts, say
 from skilltune.cli.options import Here, Overrides, app, config_and_overrides, indented
+
+if TYPE_CHECKING:
+    from skilltune.preflight.probe import Probe
+
+
+def _answered(probe: Probe) -> str:
+    return f"answered in {probe.seconds:.2f} s" + (f"; {probe.note}" if probe.note else "")
 
 
 @app.command()
@@ -59,7 +66,7 @@ def check(
             rows += [("samples", sizes + groups), *(("power", text) for text in power)]
         if found.estimate is not None:
             rows += estimate_rows(found.estimate)
-        rows += [("probe", f"{p.role} {p.model}: {p.error or f'answered in {p.seconds:.2f} s'}") for p in found.probes]
+        rows += [("probe", f"{p.role} {p.model}: {p.error or _answered(p)}") for p in found.probes]
         if found.agreement is not None:
             rows += found.agreement.rows()
         rows += [("note", note) for note in found.notes]

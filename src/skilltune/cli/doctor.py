@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from skilltune.cli.boundary import boundary, interrupts
+from skilltune.cli.boundary import boundary, interrupts, say
 from skilltune.cli.options import AsJson, Overrides, app, indented, json_stream, write_json
 
 
@@ -24,9 +24,9 @@ def doctor(
 ) -> None:
     """Test the machine, the keys and each model.
 
-    With a config, each model answers one call and a judge gives one verdict. Without a config no model is called. The
-    other lines show versions, keys (set or not, never their values), the confinement of your own code, disk, clock and
-    terminal. Each line is ok, warn or fail, and tells how to fix a fault.
+    With a config, each model answers one call, an agent does one short task, and a judge gives one verdict. Without a
+    config no model is called. The other lines show versions, keys (set or not, never their values), the confinement
+    of your own code, disk, clock and terminal. Each line is ok, warn or fail, and tells how to fix a fault.
 
     Exit code 0: nothing fails; 2: something fails.
 
@@ -43,7 +43,7 @@ def doctor(
 
     out = json_stream(as_json)
     with boundary():
-        findings = interrupts.run(examine(config, overrides or ()))
+        findings = interrupts.run(examine(config, overrides or (), lambda text: say(text, err=True)))
         failed = sum(finding.level == "fail" for finding in findings)
         if out:
             write_json({"ok": not failed, "findings": [asdict(finding) for finding in findings]}, out)

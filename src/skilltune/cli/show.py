@@ -18,6 +18,12 @@ def show(
     again: Annotated[
         bool, typer.Option("--recompute", help="Repeat every decision from the journal alone, and compare.")
     ] = False,
+    file: Annotated[
+        str | None,
+        typer.Option(
+            "--file", metavar="HASH", help="Print a file or an agent's output; rollouts.jsonl has the hashes."
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show the state, the verdicts and the certificate of a run.
@@ -31,6 +37,7 @@ def show(
       skilltune show runs/invoice-totals --json
       skilltune show runs/invoice-totals --edits
       skilltune show runs/invoice-totals --recompute
+      skilltune show runs/invoice-totals --file 2cf24dba5fb0
     """
     from skilltune.history.record import Record
     from skilltune.report.terminal import show_run, stdout
@@ -40,6 +47,9 @@ def show(
         _recompute(run, out)
     if edits:
         _show_edits(run, out)
+        return
+    if file is not None:
+        _print_file(run, file)
         return
     with boundary(), reading(run) as journal:
         record = Record.of(journal)
@@ -66,6 +76,13 @@ def _show_edits(folder: Path, out: TextIO | None) -> None:
             stdout().print(columns(HEADERS, [row(rule) for rule in rules]))
         else:
             stdout().print("the best skill contains no edit: it is the input")
+
+
+def _print_file(folder: Path, hash: str) -> None:
+    """Print the bytes of a file that a target left, or of its output, by the start of its hash."""
+    with boundary(), reading(folder) as journal:
+        data = journal.stored_file(hash)
+        typer.get_binary_stream("stdout").write(data)
 
 
 def _recompute(folder: Path, out: TextIO | None) -> NoReturn:

@@ -60,7 +60,8 @@ class Arena:
     nothing else of them may reach the optimizer, or it could fit them.
 
     `upcoming` is the batch of the next step, which idle workers may begin under the likelier incumbent. `noise` is the
-    measured variance of a repeated score: 0 for a deterministic target, None if it was not measured.
+    measured variance of a repeated score: 0 for a deterministic target, None if it was not measured. `refuses` returns
+    the reason why the target cannot load a skill as it is, or "".
 
     `also` are the further targets that no accepted candidate may harm, and `start` is the input of the run. Before a
     gate accepts a candidate, it asks `gate.also.check_elsewhere`.
@@ -76,6 +77,7 @@ class Arena:
     noise: float | None = None
     also: tuple[Further, ...] = ()
     start: Skill | None = None
+    refuses: Callable[[Skill], str] = lambda _: ""
 
     def draws(self, wanted: int) -> int:
         """The number of attempts at a sample if `wanted` are configured: one if the target is deterministic, because a

@@ -188,6 +188,8 @@ class Race:
                 refused[p] = SAID
             elif not (applied := apply(skill, [p.edit], protect=protect, max_tokens=limit)).changed:
                 refused[p] = applied.reports[0].reason
+            elif why := self.arena.refuses(applied.skill):
+                refused[p] = why
         unusable = tuple(Rejected(p.edit, reason) for p, reason in refused.items())
         left = {p.edit.key for p in old}
         kept = [p for p in joined if p not in refused and p.edit.key in left]

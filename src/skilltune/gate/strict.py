@@ -48,6 +48,9 @@ class Strict:
             reason = "nothing was proposed" if not edits else "none of the edits could be applied"
             rejected = _rejected(applied, reason)
             return Verdict(skill, False, reason, score, spread, reports=applied.reports, rejected=rejected)
+        if why := self.arena.refuses(applied.skill):
+            rejected = _rejected(applied, why)
+            return Verdict(skill, False, why, score, spread, reports=applied.reports, rejected=rejected)
         self.arena.roll.prefetch(skill, self.arena.upcoming)  # most candidates fail
         now = await self._roll(applied.skill)
         new = self._scores(now)

@@ -18,18 +18,18 @@ def describe_activation(run: Run) -> str:
     target: Mapping[str, Any] = (run.config or {}).get("target", {})
     if not is_agent(str(target.get("model", ""))):
         return ""
-    if is_unproven(str(target["model"]), str(target.get("upstream") or "")):
+    if is_unproven(str(target["model"]), str(target.get("upstream") or ""), target.get("gateway") is not False):
         return UNPROVEN
     seen = [(value["offered"], value["loaded"]) for _, value in run.answers("rollout")]
     return shares(seen)
 
 
-def activation_of(model: str, upstream: str, trajectories: Iterable[Trajectory]) -> str:
+def activation_of(model: str, upstream: str, trajectories: Iterable[Trajectory], *, gateway: bool = True) -> str:
     """The same for rollouts in memory."""
     if not is_agent(model):
         return ""
     every = list(trajectories)
-    if every and is_unproven(model, upstream):
+    if every and is_unproven(model, upstream, gateway):
         return UNPROVEN
     return shares([(each.skill_offered, each.skill_loaded) for each in every])
 
@@ -49,6 +49,6 @@ def is_agent(model: str) -> bool:
         return False
 
 
-def is_unproven(model: str, upstream: str) -> bool:
+def is_unproven(model: str, upstream: str, gateway: bool) -> bool:
     """True if the agent's model calls do not go through the gateway."""
-    return parse_name(model).scheme in ("acp", "command") and not upstream
+    return not gateway or (parse_name(model).scheme in ("acp", "command") and not upstream)

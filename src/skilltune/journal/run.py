@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from skilltune.aio import background
-from skilltune.errors import RunError, SkilltuneError, Stopped
+from skilltune.errors import RunError, SkilltuneError, Stopped, UsageError
 from skilltune.files import make_private, write_atomic
 from skilltune.journal.keys import digest
 from skilltune.journal.sqlite import _connect, _connect_reader, _create, _damaged, _is_locked, _refusal, _take_lock
@@ -395,6 +395,23 @@ class Run:
         if rows and not isinstance(rows[0][0], bytes):
             raise _damaged(self.folder / "run.db", TypeError(f"the blob {hash} holds no bytes"))
         return rows[0][0] if rows else None
+
+    def stored_file(self, hash: str) -> bytes:
+        """The content of a file of a rollout, by its hash or the first characters of it.
+
+        Raises `UsageError` if no file, or more than one, begins so.
+        """
+        known = [key.partition(":")[2] for (key,) in self._rows("SELECT hash FROM blob WHERE hash LIKE 'artifact:%'")]
+        found = [name for name in known if hash and name.startswith(hash.lower())]
+        if len(found) != 1:
+            what = (
+                f"{len(found):,} files have a hash that begins"
+                if found
+                else f"none of {len(known):,} files has a hash that begins"
+            )
+            more = "name more characters of it" if found else "rollouts.jsonl and report.html name the hashes"
+            raise UsageError(f'the run in {self.folder}: {what} with "{hash}"; {more}')
+        return self.blob(f"artifact:{found[0]}") or b""
 
     def write(self, name: str, data: str | bytes | Iterable[str]) -> Path:
         """Write a derived file of the run folder atomically. `data` may come in parts."""

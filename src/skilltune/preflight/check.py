@@ -65,9 +65,9 @@ async def check(
 ) -> Check:
     """Check everything that a run with this config needs.
 
-    `probe` makes one call to each model. `labels` is a file of answers with known verdicts, which the judge then reads;
-    `announce` gets the expected cost first. A scorer written by the user runs on the expected answers, and may make
-    calls of its own.
+    `probe` makes one call to each model. `labels` is a file of answers with known verdicts, which the judge then
+    reads; `announce` gets the expected cost first, and hears of the rollout of an agent before it begins. A scorer
+    written by the user runs on the expected answers, and may make calls of its own.
     """
     found = Check()
     with _collecting(found):
@@ -88,6 +88,7 @@ async def check(
         _check_eprocess(cfg, found.splits, found)
     with _collecting(found), scratch_run(None) as run:
         session = build_parts(cfg, run, root, env=env, skill=found.skill)
+        found.notes += getattr(session.target, "facts", ())
         found.preview = preview(session.env, session.skill, session.splits.train[0])
         try:
             found.estimate = estimate(session)
@@ -95,7 +96,7 @@ async def check(
             with _collecting(found):
                 require_evidence(session)
             if probe:
-                await _probe(session, found)
+                await _probe(session, announce, found)
             if labels is not None:
                 await _measure_judge(session, labels, announce, found)
         finally:
@@ -223,8 +224,8 @@ async def _check_stated_answers(env: Env, found: Check) -> None:
         )
 
 
-async def _probe(session: Parts, found: Check) -> None:
-    found.probes += await probe_roles(session)
+async def _probe(session: Parts, announce: Callable[[str], None], found: Check) -> None:
+    found.probes += await probe_roles(session, announce)
     found.problems += [f"the {probe.role} does not answer: {probe.error}" for probe in found.probes if probe.error]
     found.notes += [f"{probe.role}: {what}" for probe in found.probes for what in probe.learned]
 

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from importlib import metadata
@@ -31,17 +31,19 @@ from skilltune.errors import CallError, Stopped, UsageError
 from skilltune.journal.run import scratch_run
 from skilltune.metering.client import Client
 from skilltune.metering.clients import endpoint_key
-from skilltune.names import parse_name
+from skilltune.names import AGENT_SCHEMES, parse_name
 from skilltune.preflight.probe import PATIENCE_S, Probe, probe_roles
 from skilltune.samples import Sample
 from skilltune.sandbox import describe, probe
 from skilltune.scorers.judge import Reader
+from skilltune.targets.agents import AGENTS
 from skilltune.version import __version__
 
 Level = Literal["ok", "warn", "fail"]
 
 PYTHONS = ((3, 11), (3, 13))  # the oldest and the newest version that skilltune is tested with
-PROGRAMS = ("git", "claude", "codex")
+AGENTS_BY_PROGRAM = {agent.executable: name for name, agent in AGENTS.items() if agent.executable}
+PROGRAMS = ("git", *AGENTS_BY_PROGRAM, "rg")
 NEEDED_MB, SPARE_MB = 100, 1000  # free space: below the first is a failure, below the second a warning
 VERDICT = "judge's verdict"  # the role of the probe that asks the judge for a verdict
 CLOCK_S = 60.0
@@ -59,8 +61,13 @@ class Finding:
     fix: str = ""
 
 
-async def examine(source: Path | None = None, overrides: Sequence[str] = ()) -> list[Finding]:
-    """All findings, in the order of the output. Without a config only the machine is tested and no model is called."""
+async def examine(
+    source: Path | None = None,
+    overrides: Sequence[str] = (),
+    announce: Callable[[str], None] = lambda text: None,
+) -> list[Finding]:
+    """All findings, in the order of the output. Without a config only the machine is tested and no model is called.
+    `announce` hears of the rollout of an agent before it begins."""
     cfg, root, broken = None, Path(), []
     if source is not None:
         try:
@@ -69,12 +76,12 @@ async def examine(source: Path | None = None, overrides: Sequence[str] = ()) -> 
             broken = [Finding("fail", "config", str(error), "fix the config, then run doctor again")]
     findings = [*_versions(), *broken, *_keys(cfg)]
     if cfg is not None:
-        findings += await _roles(cfg, root)
+        findings += await _roles(cfg, root, announce)
     folder = default_folder(cfg, root) if cfg is not None else Path.cwd() / "runs"
     return [*findings, *_sandbox(cfg), *_disk(folder), *_clock(folder), *_terminal()]
 
 
-async def _roles(cfg: Config, root: Path) -> list[Finding]:
+async def _roles(cfg: Config, root: Path, announce: Callable[[str], None]) -> list[Finding]:
     """One call to each model, and one verdict of the judge if it answers. A config that cannot be built is a failure,
     because no run could start with it."""
     try:
@@ -82,14 +89,15 @@ async def _roles(cfg: Config, root: Path) -> list[Finding]:
             session = build_parts(cfg, run, root)
             try:
                 files = _model_files(getattr(session.target, "client", None), session.optimizer_client)
-                probes = await probe_roles(session)
+                facts = [Finding("ok", "target", fact) for fact in getattr(session.target, "facts", ())]
+                probes = await probe_roles(session, announce)
                 if session.judge is not None and not any("judge" in probe.role and probe.error for probe in probes):
                     probes.append(await _verdict(session.judge))
             finally:
                 await session.aclose()
     except UsageError as error:
         return [Finding("fail", "config", str(error), "`skilltune check` names every problem of the input")]
-    return [*files, *(finding for probe in probes for finding in _findings_of(probe))]
+    return [*files, *facts, *(finding for probe in probes for finding in _findings_of(probe))]
 
 
 def _model_files(*clients: Client | None) -> list[Finding]:
@@ -105,7 +113,8 @@ def _findings_of(probe: Probe) -> Iterator[Finding]:
         fix = f"no sample was scored; fix {_section(probe.role)}, then run doctor again"
         yield Finding("fail", probe.role, probe.error, fix)
     else:
-        yield Finding("ok", probe.role, f"{probe.model} answered in {probe.seconds:.2f} s")
+        note = f"; {probe.note}" if probe.note else ""
+        yield Finding("ok", probe.role, f"{probe.model} answered in {probe.seconds:.2f} s{note}")
     for what in probe.learned:
         yield Finding("warn", probe.role, what, "no action needed: every call does so, and the model card says so")
 
@@ -174,7 +183,7 @@ def _program(name: str) -> Finding:
     """A program on the PATH with its version. It gets HOME and PATH, and no other variable."""
     path = shutil.which(name)
     if path is None:
-        return Finding("ok", name, "not on the PATH; this version does not need it")
+        return Finding("ok", name, f"not on the PATH; {_use(name)}")
     bare = {key: os.environ[key] for key in ("PATH", "HOME", "LANG", "TMPDIR") if key in os.environ}
     try:
         done = subprocess.run(
@@ -187,6 +196,13 @@ def _program(name: str) -> Finding:
     if done.returncode:
         return Finding("warn", name, f"{path} ended with {done.returncode}: {said}", f"try `{name} --version`")
     return Finding("ok", name, f"{said} at {path}")
+
+
+def _use(program: str) -> str:
+    """The reason to install a program."""
+    if agent := AGENTS_BY_PROGRAM.get(program):
+        return f"targets {agent}/… need it: {AGENTS[agent].needs}"
+    return "opencode needs it (the package ripgrep)" if program == "rg" else "the workspaces of agents need it"
 
 
 def _models(cfg: Config) -> dict[str, ModelConfig]:
@@ -217,6 +233,12 @@ def _keys(cfg: Config | None) -> Iterator[Finding]:
             yield Finding("ok", "key", f"{variable} is {state}")
     for role, section in models.items():
         name, named = parse_name(section.model), endpoint_key(section, tuple(models.values()))
+        if name.scheme in AGENT_SCHEMES:
+            upstream = name.inner or (parse_name(cfg.target.upstream) if cfg and cfg.target.upstream else None)
+            if upstream is None or (role == "target" and cfg is not None and not cfg.target.gateway):
+                yield Finding("ok", "key", f"the {role} uses a login of its own")
+                continue
+            name = upstream
         try:
             variable = key_variable(name, named)
         except UsageError as error:
@@ -239,7 +261,11 @@ def _sandbox(cfg: Config | None) -> Iterator[Finding]:
     own = cfg is not None and (spec.rpartition(":")[0].endswith(".py") or "python:" in str(cfg.env.score))
     text = "Python scorers and env.py factories run inside skilltune, unconfined: your files, your keys, the network"
     yield Finding("warn" if own else "ok", "code", text, "use only code that you trust" if own else "")
-    sandbox = probe()
+    try:
+        sandbox = probe(cfg.target.sandbox if cfg is not None else "auto")
+    except UsageError as error:
+        yield Finding("fail", "sandbox", str(error), "fix target.sandbox")
+        return
     text = f"agents and the scorer tests: {describe(sandbox)}"
     install = "install bubblewrap (Debian, Ubuntu: apt install bubblewrap)"
     yield Finding(

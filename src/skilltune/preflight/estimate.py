@@ -30,9 +30,11 @@ Range = tuple[int, int]
 class Estimate:
     """Bounds of a whole run's cost as (least, most): calls by role, tokens of all models, dollars (None: no price).
 
+    `target_calls` counts rollouts. A rollout of an agent takes several calls of its model: `per_rollout`, a guess.
+
     Least: no edit is ever worth a race. Most: every candidate is raced to the end, with a skill and answers as long as
     allowed; real runs stay well below. `further_calls` are those of all further targets. `after_calls` counts the
-    target's calls for the certificate, which the budget reserves.
+    rollouts for the certificate, which the budget reserves.
     """
 
     target_calls: Range
@@ -42,28 +44,37 @@ class Estimate:
     judge_calls: Range = (0, 0)
     after_calls: int = 0
     further_calls: Range = (0, 0)
+    per_rollout: int = 1
+
+    @property
+    def typical_rollouts(self) -> int:
+        """The rollouts of a typical run, by a rule of thumb from our benches and examples: the training takes the share
+        TYPICAL of the range from least to most, and the certificate follows."""
+        return round(_typical(*self.target_calls, self.after_calls))
 
     @property
     def typical_calls(self) -> int:
-        """The target's calls in a typical run, by a rule of thumb from our benches and examples: the training takes
-        the share TYPICAL of the range from least to most, and the certificate follows."""
-        return round(_typical(*self.target_calls, self.after_calls))
+        """The target's calls in a typical run."""
+        return self.per_rollout * self.typical_rollouts
 
 
 def estimate(session: Parts) -> Estimate:
     """Estimate the calls, tokens and dollars of a whole run from its samples and settings."""
     cfg, target, optimizer = session.cfg, session.target, session.optimizer_client
     samples = spread([*session.splits.train, *session.splits.select, *session.splits.test], MEASURED)
-    asked = [session.roll.target.guess(session.skill, session.env.task(sample)).input_tokens for sample in samples]
-    read = ceil(sum(asked) / len(samples))
+    asked = sum((session.roll.target.guess(session.skill, session.env.task(s)) for s in samples), Usage())
+    per = max(1, round(asked.calls / len(samples)))
+    read = ceil(asked.input_tokens / len(samples))
     written = ceil(sum(len(session.env.expected(s)) for s in samples) / 4 / len(samples)) or 1
     longest = cfg.target.max_tokens or DEFAULT_ANSWER_TOKENS
+    if per > 1:  # the answers between tool calls are longer than the expected one
+        written = longest = ceil(asked.output_tokens / len(samples))
     largest = cfg.train.skill_limit(session.skill.tokens)
     growth = max(0, largest - session.skill.tokens)
 
     least, most = estimate_calls(cfg, session.splits)
-    ends: list[tuple[Client | RunTarget, Usage]] = [(target, Usage(least, least * read, least * written))]
-    ends += [(target, Usage(most, most * (read + growth), most * longest))]
+    ends: list[tuple[Client | RunTarget, Usage]] = [(target, Usage(least * per, least * read, least * written))]
+    ends += [(target, Usage(most * per, most * (read + per * growth), most * longest))]
     for other in session.arena.also:
         few, many = estimate_elsewhere(cfg, session.splits)
         ends.append((cast(RunTarget, other.roll.target), Usage(few, few * read, few * written)))
@@ -104,6 +115,7 @@ def estimate(session: Parts) -> Estimate:
         judge_calls=judging,
         further_calls=(elsewhere[0], elsewhere[1]),
         after_calls=2 * cfg.certify.attempts * len(session.splits.test),
+        per_rollout=per,
     )
 
 
@@ -183,7 +195,8 @@ def remarks(session: Parts, expected: Estimate) -> list[str]:
     planned = replace(session, budget=Budget(Limits(), Usage()))
     hold_back(planned)
     kept = planned.budget.held
-    ranges = (expected.target_calls, expected.further_calls, expected.optimizer_calls, expected.judge_calls)
+    rolled = tuple(expected.per_rollout * rollouts for rollouts in expected.target_calls)
+    ranges = (rolled, expected.further_calls, expected.optimizer_calls, expected.judge_calls)
     few, many = (sum(ends) for ends in zip(*ranges, strict=True))
     stretch = (_typical(few, many, kept.calls) - kept.calls) / few  # ratio of a typical training to the shortest
     found = [loss] if (loss := _unprovable(session)) else []

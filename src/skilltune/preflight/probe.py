@@ -4,34 +4,42 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
+from skilltune.envs.task import Task
 from skilltune.errors import BudgetExceeded, CallConfigError, CallError, InfraError, InfraStopped, Stopped
 from skilltune.journal.keys import digest
 from skilltune.journal.run import PROBE, Paid
 from skilltune.metering.client import Client
 from skilltune.models import Request, user
 from skilltune.parts import Parts
+from skilltune.skill import Skill
+from skilltune.targets.agents.target import AgentTarget
 from skilltune.targets.chat import ChatTarget
 from skilltune.targets.makers import RunTarget
+from skilltune.targets.metered import MeteredTarget
 from skilltune.targets.tools import ToolsTarget
 from skilltune.usage import Usage
 
 PATIENCE_S = 30.0  # time limit of one probe in `probe_roles`, retries included
+ROLLOUT_S = 300.0  # the same for a rollout with tools, because command lines start slowly and ask several times
+SMOKE = Task("probe", (user("Change no file. Reply with the word: ready"),))
 REQUEST = Request((user("Reply with the word: ready"),))
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
     """The result of one call to a role: `seconds` until the answer, or the `error`. `learned` lists options that the
-    endpoint turned out not to support."""
+    endpoint turned out not to support. `note` says what an agent's rollout showed."""
 
     role: str
     model: str
     seconds: float
     error: str = ""
     learned: tuple[str, ...] = ()
+    note: str = ""
 
 
 async def probe(client: Client, request: Request = REQUEST) -> Usage:
@@ -43,20 +51,43 @@ async def probe(client: Client, request: Request = REQUEST) -> Usage:
     return usage
 
 
-async def probe_target(session: Parts) -> Usage:
-    """Do one real task, with the skill and the longest sample. Raises the errors of a call.
+async def probe_target(session: Parts) -> str:
+    """Do one real task, with the skill and the longest sample. An agent does a short task, and the note that is
+    returned says if it saw the skill. Raises the errors of a call.
 
     A server may cut a long prompt, refuse a system message or put the answer into an unexpected field."""
     samples = [*session.splits.train, *session.splits.select, *session.splits.test]
     task = session.env.task(max(samples, key=lambda sample: len(sample.text)))
     target = session.target
     if isinstance(target, ChatTarget):
-        return await probe(target.client, target.request(session.skill, task, 0))
+        await probe(target.client, target.request(session.skill, task, 0))
+        return ""
+    if isinstance(target, MeteredTarget) and isinstance(target.target, AgentTarget):
+        return await _smoke(session.skill, target, target.target)
     if isinstance(target, ToolsTarget):
         counted = replace(target, client=replace(target.client, meter=replace(target.client.meter, kind=PROBE)))
     else:
         counted = replace(target, meter=replace(target.meter, kind=PROBE))
-    return (await counted.run(session.skill, task, 0)).usage
+    await counted.run(session.skill, task, 0)
+    return ""
+
+
+async def _smoke(skill: Skill, target: MeteredTarget, agent: AgentTarget) -> str:
+    """One rollout with a short task, counted as a probe. Raises `InfraError` if a limit ended it."""
+    alone = replace(agent, timeout_s=min(agent.timeout_s, ROLLOUT_S), _gateway=None)
+    counted = replace(target, target=alone, meter=replace(target.meter, kind=PROBE))
+    try:
+        done = await counted.run(skill, SMOKE, 0)
+    finally:
+        await alone.aclose()
+    if done.outcome != "ok":
+        raise InfraError(f"{agent.agent} did not finish a short task: {done.error}")
+    calls = f"{done.usage.calls} calls of its model" if done.usage.calls > 1 else "1 call of its model"
+    if agent.upstream is None:
+        return "nothing proves that it saw the skill"
+    if alone.skill_files(skill) is None:
+        return f"{calls}; the skill has no text yet"
+    return f"{calls}; the skill was offered{' and loaded' if done.skill_loaded else ', and it did not load it'}"
 
 
 def probe_of(session: Parts, client: Client) -> Request:
@@ -67,23 +98,30 @@ def probe_of(session: Parts, client: Client) -> Request:
     return replace(REQUEST, temperature=cfg.temperature, max_tokens=cfg.max_tokens)
 
 
-async def probe_roles(session: Parts) -> list[Probe]:
-    """Probe each model of a run, once if it has two roles. An error is part of the result."""
+async def probe_roles(session: Parts, announce: Callable[[str], None] = lambda text: None) -> list[Probe]:
+    """Probe each model of a run, once if it has two roles. An error is part of the result. `announce` hears before a
+    rollout of an agent begins."""
     probes = []
     for role, payee in roles(session):
-        started, error = time.monotonic(), ""
+        works = isinstance(payee, MeteredTarget | ToolsTarget)
+        patience = ROLLOUT_S if works else PATIENCE_S
+        if works:
+            announce(
+                f"probe: one rollout of {payee.name}, which calls its model a few times (at most {patience:g} s) …"
+            )
+        started, error, note = time.monotonic(), "", ""
         try:
-            async with asyncio.timeout(PATIENCE_S):
+            async with asyncio.timeout(patience):
                 if isinstance(payee, Client):
                     await probe(payee, probe_of(session, payee))
                 else:
-                    await probe_target(session)
+                    note = await probe_target(session)
         except TimeoutError:
-            error = f"`{payee.name}`: no answer within {PATIENCE_S:g} s"
+            error = f"`{payee.name}`: no answer within {patience:g} s"
         except (CallError, Stopped) as failure:
             error = str(failure)
         learned = tuple(payee.learned.values())
-        probes.append(Probe(role, payee.name, time.monotonic() - started, error, learned))
+        probes.append(Probe(role, payee.name, time.monotonic() - started, error, learned, note))
     return probes
 
 

@@ -514,10 +514,16 @@ def _draws(draws: Sequence[Rollout]) -> Iterator[Html]:
             yield el("h4", role)
             yield el("pre", shown, dir="auto")
         if files := rollout.artifacts:
-            named = [f"{_line(path, 100)} ({file.size:,} bytes)" for path, file in islice(files.items(), MOST_FILES)]
+            named = [
+                f"{_line(path, 100)} ({file.size:,} bytes, {file.hash[:12]})"
+                for path, file in islice(files.items(), MOST_FILES)
+            ]
             more = f" and {len(files) - MOST_FILES} more" if len(files) > MOST_FILES else ""
             yield el("h4", "changed files")
             yield el("p", f"{', '.join(named)}{more}")
+        if (stream := trajectory.stream) is not None:
+            yield el("h4", "output of the agent's command line")
+            yield el("p", f"{stream.size:,} bytes; skilltune show RUN --file {stream.hash[:12]} prints it")
         facts = [f"{trajectory.usage.tokens:,} tokens", f"{trajectory.seconds:.1f} s"]
         if rollout.outcome != "ok":
             facts.append(f"{rollout.outcome}: {_line(trajectory.error)}")

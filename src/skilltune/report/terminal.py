@@ -609,10 +609,13 @@ def estimate_rows(expected: Estimate) -> list[tuple[str, str]]:
         cost = "the price of a model is unknown; state it with price = [input, output], in dollars per million tokens"
     else:
         cost = f"${expected.usd[0]:.2f} to at most ${expected.usd[1]:.2f}" if expected.usd[1] else "$0"
+    target = f"{least:,} to {most:,} of the target, typically about {expected.typical_rollouts:,}"
+    if (per := expected.per_rollout) > 1:
+        target = f"{target} rollouts, each taken as {per} calls of its model until rollouts were seen"
     return [
         (
             "calls",
-            f"{least:,} to {most:,} of the target, typically about {expected.typical_calls:,}"
+            target
             + (f", {further[0]:,} to {further[1]:,} of the further targets" if further[1] else "")
             + (f", {few:,} to {many:,} of the optimizer" if many else "")
             + (f", {asked:,} to {again:,} of the judge" if again else ""),

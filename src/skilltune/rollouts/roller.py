@@ -391,8 +391,9 @@ class Roller:
         return "Run the same command to go on."
 
     def _kept(self, trajectory: Trajectory) -> Trajectory:
-        """Store the files that the target left behind, before the rollout that names them."""
-        for artifact in trajectory.artifacts.values():
+        """Store the files that the target left behind and its output, before the rollout that names them."""
+        output = (trajectory.stream,) if trajectory.stream is not None else ()
+        for artifact in (*trajectory.artifacts.values(), *output):
             self.run.put_blob(artifact.key, artifact.read())
         return replace(trajectory, diff=elided(trajectory.diff, DIFF_CHARS)) if trajectory.diff else trajectory
 

@@ -20,7 +20,7 @@ class MeteredTarget:
     """Implements `Target`: runs another target within the budget, in the endpoint's window, with retries.
 
     `rate` is dollars per million input and output tokens; it overrides the dollars that the target states. The target
-    may have `usd(usage)`, its own price, `learned` as a `Client` has it, and `aclose()`.
+    may have `usd(usage)`, its own price, `refuses(skill)`, `learned` as a `Client` has it, and `aclose()`.
     """
 
     name: str
@@ -50,6 +50,16 @@ class MeteredTarget:
         """The price of a usage in dollars, or None if it is unknown."""
         own = getattr(self.target, "usd", None)
         return own(usage) if own is not None and self.rate is None else price(self.name, usage, override=self.rate)
+
+    def refuses(self, skill: Skill) -> str:
+        """The reason why the target cannot load a skill as it is; "" if it can."""
+        refuses = getattr(self.target, "refuses", None)
+        return refuses(skill) if refuses is not None else ""
+
+    @property
+    def facts(self) -> tuple[str, ...]:
+        """Sentences about the target for `check`, `doctor` and the card."""
+        return getattr(self.target, "facts", ())
 
     @property
     def learned(self) -> Mapping[str, str]:

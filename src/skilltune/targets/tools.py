@@ -23,7 +23,7 @@ from skilltune.journal.keys import digest
 from skilltune.metering.client import Client
 from skilltune.models import Message, Reply, Request, Tool, ToolCall, ToolResult
 from skilltune.rollout import THINKING, Trajectory, Turn
-from skilltune.sandbox import Command, Limits, Policy, Sandbox
+from skilltune.sandbox import Command, Limits, Policy, Sandbox, describe
 from skilltune.skill import Skill
 from skilltune.targets.agents.job import KEPT, left_files, readable
 from skilltune.targets.chat import GUESSED_ANSWER, with_skill
@@ -109,6 +109,11 @@ class ToolsTarget:
         offered = tuple(TOOLS[name] for name in self.tools)
         return Request(messages, self.temperature, self.max_tokens, draw=attempt, tools=offered)
 
+    @property
+    def facts(self) -> tuple[str, ...]:
+        """Sentences about the target for `check`, `doctor` and the card."""
+        return (f"the tools of the target run in {describe(self.sandbox)}",)
+
     def guess(self, skill: Skill, task: Task) -> Usage:
         request = self.request(with_skill(skill.body, task.messages), 0)
         one = self.client.bound(replace(request, max_tokens=self.max_tokens or GUESSED_ANSWER))
@@ -119,7 +124,7 @@ class ToolsTarget:
         began = time.monotonic()
         asked = with_skill(skill.body, _with_names(task))
         names = [(name, digest(data.hex())) for name, data in sorted(task.files.items())]
-        key = digest("tools rollout", self.fingerprint, [(m.role, m.text) for m in asked], names, attempt)
+        key = digest("tools rollout", self.fingerprint, task.id, [(m.role, m.text) for m in asked], names, attempt)
         workspace = await asyncio.to_thread(open_workspace, self.parent, key, task.files)
         talk = _Talk([*asked], workspace, turns=[Turn(m.role, m.text) for m in asked if m.role != "system"])
         meter = self.client.meter

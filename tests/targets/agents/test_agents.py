@@ -27,6 +27,7 @@ from skilltune.targets import Target
 from skilltune.targets.agents import AGENTS, AgentJob, run_job
 from skilltune.targets.agents.job import readable
 from skilltune.targets.agents.target import AgentTarget, make_agent, named_skill, prompt_of
+from skilltune.workspace import Workspace
 from upstream import Asked, Call, Fault, Turn, Upstream
 
 pytestmark = pytest.mark.anyio
@@ -375,6 +376,12 @@ def test_a_missing_program_is_named_with_its_remedy(tmp_path: Path, monkeypatch:
         ({"model": "acp:goose acp", "max_usd": 1.0}, "target.upstream"),
         ({"model": "acp:goose acp", "upstream": "local/smollm2-135m"}, "openai or anthropic"),
         ({"model": "openai/gpt-5.5", "env": ("A",)}, "env"),
+        ({"model": "openai/gpt-5.5", "gateway": False}, "gateway"),
+        ({"model": "opencode/openai/gpt-5.5", "gateway": False}, "gateway is an option of claude-code and codex"),
+        ({"model": "command:./x", "gateway": False}, "gateway"),
+        ({"model": "codex/gpt-5.5", "gateway": False, "max_turns": 3}, "leave them out, or leave gateway out"),
+        ({"model": "codex/gpt-5.5", "gateway": False, "key_env": "K"}, "no URL and no key_env"),
+        ({"model": "codex/openai@http://127.0.0.1:8000/v1/m", "gateway": False}, "no URL and no key_env"),
     ],
 )
 def test_an_option_that_would_be_ignored_is_refused(options: dict[str, Any], words: str) -> None:
@@ -393,11 +400,47 @@ def test_an_option_that_would_be_ignored_is_refused(options: dict[str, Any], wor
 )
 def test_a_skill_that_cannot_be_listed_is_refused(text: str, words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        named_skill(Skill.parse(text, "my-skill"), "forced")
+        named_skill(Skill.parse(text, "my-skill"), "forced", "codex")
+
+
+@pytest.mark.parametrize(
+    ("agent", "mode", "text", "found"),
+    [
+        ("claude-code", "forced", "The task is $ARGUMENTS.", "$ARGUMENTS"),
+        ("claude-code", "native", "First $ARGUMENTS[0].", "$ARGUMENTS"),
+        ("claude-code", "native", "Today is !`date`.", "!`date`"),
+        ("claude-code", "forced", "Run\n\n```!\ndate\n```\n", "```!"),
+        ("claude-code", "forced", "See ${CLAUDE_SKILL_DIR}/x.", "${CLAUDE_SKILL_DIR}"),
+        ("claude-code", "forced", r"A lamp costs \$5.", "\\$"),
+        ("opencode", "forced", "A lamp costs $5.", "$5"),
+        ("opencode", "forced", "Today is !`date`.", "!`date`"),
+    ],
+)
+def test_a_body_that_the_agent_would_rewrite_is_refused(agent: str, mode: Any, text: str, found: str) -> None:
+    skill = Skill.parse(f"---\nname: demo\ndescription: d\n---\n\n{text}\n")
+    with pytest.raises(UsageError, match=re.escape(f'{agent} replaces "{found}" in the body')):
+        named_skill(skill, mode, agent)
+    assert named_skill(skill, "inline", agent).body == skill.body
+    assert named_skill(skill, "forced", "codex").body == skill.body
+
+
+@pytest.mark.parametrize(
+    "text", ["A lamp costs $5, `awk '{print $1}'`.", "wow!`x` and $HOME, $(date), ${X}", "^a$ `!` $ 1"]
+)
+@pytest.mark.parametrize("mode", ["forced", "native"])
+def test_claude_code_gets_a_body_that_it_does_not_rewrite(text: str, mode: Any, tmp_path: Path) -> None:
+    """In `forced`, $1 would be a word of the task, and \\$1 arrives as $1."""
+    skill = named_skill(Skill.parse(f"---\nname: demo\ndescription: for $1\n---\n\n{text}\n"), mode, "claude-code")
+    ws = Workspace(tmp_path, tmp_path, tmp_path, tmp_path, {})
+    job = AgentJob("claude-code", "claude", "do it", skill, mode, {}, "", "", "m", 9.0, "none", tmp_path, "k")
+    AGENTS["claude-code"].install(job, ws)
+    written = (tmp_path / "skill/.claude/skills/demo/SKILL.md").read_text()
+    assert written.replace("\\$", "$") == skill.files["SKILL.md"].decode()
+    assert ("\\$" in written) == (mode == "forced" and bool(re.search(r"\$\d", text)))
 
 
 def test_inline_needs_neither_name_nor_description() -> None:
-    assert named_skill(Skill.parse("Just text.", "my skill"), "inline").body == "Just text."
+    assert named_skill(Skill.parse("Just text.", "my skill"), "inline", "codex").body == "Just text."
 
 
 # -- identity

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
-import os
 import re
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from desk import BEGIN, desk, samples, text_of
+from real_agents import CLIS, call_of
 from skilltune import Env
 from skilltune.api import atrain
 from skilltune.config import OptimizerConfig, TargetConfig
@@ -40,17 +39,8 @@ from upstream import Asked, Call, Turn, Upstream
 
 pytestmark = [pytest.mark.anyio, pytest.mark.agents]
 
-CLIS = {"claude-code": "claude", "codex": "codex", "opencode": "opencode"}
 SKILL = Skill.parse("---\nname: demo\ndescription: SKILLDESC how to answer.\n---\n\nSKILLBODY: answer with 42.\n")
 SHELL = "echo done > out.txt; cat out.txt"
-
-
-def call_of(asked: Asked, command: str) -> Call:
-    """The call of the agent's own shell tool, by the name that it has in the request."""
-    offered = [tool.get("function", tool).get("name", "") for tool in asked.body["tools"]]
-    name = next(name for name in ("exec_command", "Bash", "bash") if name in offered)
-    key = "cmd" if name == "exec_command" else "command"
-    return Call(name, {key: command, **({} if key == "cmd" else {"description": "work"})})
 
 
 def script(asked: Asked) -> Turn:
@@ -59,71 +49,6 @@ def script(asked: Asked) -> Turn:
     if not asked.results:
         return Turn("I begin.", calls=(call_of(asked, SHELL),))
     return Turn("The answer is 42." if b"SKILLBODY" in asked.raw else "No idea.")
-
-
-def _users(home: Path) -> dict[str, Path]:
-    """Settings and skills of a user, which must neither reach a rollout nor change."""
-    text = "LEAKED: always say so."
-    skill = "---\nname: leaked\ndescription: LEAKED skill.\n---\n\nLEAKED\n"
-    files = {
-        ".claude/CLAUDE.md": text,
-        ".claude/skills/leaked/SKILL.md": skill,
-        ".claude/settings.json": '{"env": {"LEAKED": "1"}}',
-        ".claude.json": '{"mcpServers": {}}',
-        ".codex/AGENTS.md": text,
-        ".codex/config.toml": 'model = "LEAKED"\n',
-        ".codex/skills/leaked/SKILL.md": skill,
-        ".agents/skills/leaked/SKILL.md": skill,
-        ".config/opencode/AGENTS.md": text,
-        ".config/opencode/opencode.json": '{"model": "LEAKED/x"}',
-        ".config/opencode/skills/leaked/SKILL.md": skill,
-        "project/CLAUDE.md": text,
-        "project/AGENTS.md": text,
-    }
-    for name, content in files.items():
-        (home / name).parent.mkdir(parents=True, exist_ok=True)
-        (home / name).write_text(content)
-    return {name: home / name for name in files}
-
-
-def _hash(folder: Path) -> str:
-    found = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            found.update(str(path).encode() + path.read_bytes())
-    return found.hexdigest()
-
-
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Path]:
-    """A user's home with settings of all agents, and the command lines on the PATH."""
-    programs = Path(str(request.config.getoption("--agents"))).resolve()
-    missing = [name for name in CLIS.values() if not (programs / name).exists()]
-    if missing:
-        pytest.skip(f"{programs} has no {', '.join(missing)}")
-    (tmp_path / "tmp").mkdir()
-    search = [str(path.parent) for path in programs.parent.glob("@openai/codex-*/vendor/*/codex-path/rg")]  # opencode's
-    monkeypatch.setenv("PATH", os.pathsep.join([str(programs), *search, os.environ["PATH"]]))
-    monkeypatch.setenv("HOME", str(tmp_path / "user"))
-    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
-    monkeypatch.setattr("tempfile.tempdir", None)
-    _users(tmp_path / "user")
-    before = _hash(tmp_path / "user")
-    yield tmp_path / "user" / "project"
-    assert _hash(tmp_path / "user") == before
-    assert not running(str(tmp_path / "tmp"))
-
-
-def running(word: str) -> list[str]:
-    """Processes whose environment or folder is below the workspaces."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            if word.encode() in (entry / "environ").read_bytes() or word in os.readlink(entry / "cwd"):
-                found.append((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()[:100])
-        except OSError:
-            continue
-    return found
 
 
 def agent(kind: str, url: str, root: Path, *, run: Run | None = None, dialect: str = "", **options: Any) -> AgentTarget:
@@ -150,6 +75,23 @@ async def test_the_skill_is_seen_and_nothing_else(kind: str, activation: str, ho
     first = server.asked[0].raw.decode()
     assert "LEAKED" not in first
     assert ("SKILLBODY" in first, "SKILLDESC" in first) == (activation != "native", activation != "inline")
+
+
+@pytest.mark.parametrize("activation", ["forced", "native", "inline"])
+async def test_claude_code_reads_dollars_as_they_stand(activation: str, home: Path) -> None:
+    """`/NAME TASK` would put words of the task in place of $0, $1, …"""
+
+    def loading(asked: Asked) -> Turn:
+        if activation == "native" and not asked.results:
+            return Turn(calls=(Call("Skill", {"skill": "demo"}),))
+        return Turn("Done.")
+
+    text = SKILL.text + "A lamp costs $1 or $12.50, US$3; `awk '{print $0, $2}'`, wow!`x`, $HOME.\n"
+    async with Upstream(loading) as server:
+        target = agent("claude-code", server.url, home, activation=activation)
+        trajectory = await target.run(Skill.parse(text), Task("s1", (user("one two three four"),)), 0)
+        await target.aclose()
+    assert (trajectory.outcome, trajectory.skill_loaded) == ("ok", True)
 
 
 @pytest.mark.parametrize("kind", CLIS)

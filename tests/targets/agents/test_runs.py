@@ -12,9 +12,12 @@ import fakes
 from skilltune import Env, Sample, Skill
 from skilltune.api import aevaluate, atrain
 from skilltune.cli.main import app
+from skilltune.config import TargetConfig
+from skilltune.history.activation import UNPROVEN
 from skilltune.history.record import Record
 from skilltune.journal.run import Run
 from skilltune.report.transfer import transfer_table
+from skilltune.targets.agents.target import STREAM_BYTES, make_agent
 from upstream import Asked, Call, Turn, Upstream
 
 pytestmark = pytest.mark.anyio
@@ -123,6 +126,29 @@ async def test_an_agent_as_a_further_target_of_a_training(tmp_path: Path) -> Non
     assert spent[f"further target {also}"] > 0
 
 
+@pytest.mark.parametrize("tools", [(), ("bash",)])
+async def test_equal_samples_work_in_workspaces_of_their_own(tmp_path: Path, tools: tuple[str, ...]) -> None:
+    """They run at the same time, and neither may remove the files of the other."""
+
+    def write(asked: Asked) -> Turn:
+        command = {"command": "sleep 0.3; cat in.txt > out.txt", "cmd": "sleep 0.3; cat in.txt > out.txt"}
+        return Turn("done") if asked.results else Turn(calls=(Call("bash" if tools else "Bash", command),))
+
+    for word in ("ink", "paper", "lamp"):
+        (tmp_path / word).write_text(word)
+    same = [
+        Sample(id=f"{word}{i}", input="Copy it.", files={"in.txt": word}, target={"out.txt": word})
+        for word in ("ink", "paper", "lamp")
+        for i in range(3)
+    ]
+    async with Upstream(write) as server:
+        model = f"openai@{server.url}/v1/m"
+        target = {"model": model, "tools": tools} if tools else {"model": f"codex/{model}"}
+        env = Env(same, {"type": "files"}, root=tmp_path)
+        found = await aevaluate(Skill.parse(f"{FRONT}\nWork.\n"), env, {**target, "workers": 9, "sandbox": "none"})
+    assert (found.score, found.n) == (1.0, 9)
+
+
 @pytest.mark.slow
 async def test_training_against_an_agent(tmp_path: Path) -> None:
     (tmp_path / "desk").mkdir()
@@ -157,6 +183,65 @@ async def test_a_skill_that_an_agent_cannot_list_is_refused_before_anything_is_s
         with pytest.raises(ValueError, match="no usable name and description"):
             await aevaluate(Skill.parse("Just text."), Env(samples(6), root=tmp_path), target, run=tmp_path / "run")
         assert server.asked == []
+
+
+async def test_the_output_of_the_command_line_is_kept_and_can_be_printed(tmp_path: Path) -> None:
+    async with Upstream(desk) as server:
+        target = {"model": f"codex/openai@{server.url}/v1/m", "sandbox": "none"}
+        env = Env(
+            [*samples(6)[1:], Sample(id="t0", input="[huge] Ticket 0: the printer is broken.", target="CODE")],
+            root=tmp_path,
+        )
+        await aevaluate(Skill.parse(f"{FRONT}\nAnswer.\n"), env, target, run=tmp_path / "run")
+    run = Run.read(tmp_path / "run")
+    streams = {value["sample"]: value["stream"] for _, value, _ in run.each_memo("rollout")}
+    run.close()
+    hash, size = streams["t1"]
+    shown = CliRunner().invoke(app, ["show", str(tmp_path / "run"), "--file", hash[:12]])
+    assert (shown.exit_code, len(shown.stdout_bytes)) == (0, size)
+    assert b'"type":"turn.completed"' in shown.stdout_bytes.replace(b" ", b"")
+    cut = CliRunner().invoke(app, ["show", str(tmp_path / "run"), "--file", streams["t0"][0].upper()]).stdout_bytes
+    assert STREAM_BYTES < len(cut) < STREAM_BYTES + 100
+    assert cut.endswith(b"}\n")
+    for unknown, why in (("0123456789ab", "none of"), ("", "rollouts.jsonl")):
+        refused = CliRunner().invoke(app, ["show", str(tmp_path / "run"), "--file", unknown])
+        assert (refused.exit_code, why in refused.stderr) == (2, True), refused.output
+
+
+@pytest.mark.parametrize(("kind", "usd"), [("claude-code", 0.009), ("codex", 0.001)])
+async def test_an_agent_with_its_own_login_works_without_the_gateway(
+    kind: str, usd: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing proves that it saw the skill, and nothing says that it was free."""
+    skill = Skill.parse(f"{FRONT}\nThe code of a printer is CODE-PRINTER.\n")
+    async with Upstream(desk) as server:
+        own = {
+            "claude-code": ("ANTHROPIC_BASE_URL", "ANTHROPIC_API_KEY"),
+            "codex": ("OPENAI_BASE_URL", "CODEX_API_KEY"),
+        }
+        for name, value in zip(own[kind], (server.url, "own-login"), strict=True):
+            monkeypatch.setenv(name, value)
+        model = {"claude-code": "claude-code/claude-sonnet-4-5", "codex": "codex/gpt-5"}[kind]
+        target = {"model": model, "gateway": False, "env": own[kind], "sandbox": "none"}
+        found = await aevaluate(skill, Env(samples(6), root=tmp_path), target, run=tmp_path / "run")
+        keys = {asked.headers.get("x-api-key") for asked in server.asked}
+    assert (found.score, found.n, len(server.asked)) == (0.5, 6, 12)
+    assert keys == {"own-login"}
+    assert found.activation == UNPROVEN
+    assert found.usage.usd is not None
+    assert found.usage.usd > usd
+    run = Run.read(tmp_path / "run")
+    assert run.usage.keys() == {"rollout"}
+    run.close()
+
+
+def test_what_a_login_of_its_own_cannot_prove_is_said(tmp_path: Path) -> None:
+    target = make_agent(TargetConfig(model="codex/gpt-5", gateway=False, sandbox="none"), tmp_path)
+    assert any("nothing proves that it saw the skill" in fact for fact in target.facts)
+    behind = make_agent(TargetConfig(model="codex/openai@http://127.0.0.1:9/v1/gpt-5", sandbox="none"), tmp_path)
+    assert not any("nothing proves" in fact for fact in behind.facts)
+    other = make_agent(TargetConfig(model="codex/gpt-5-mini", gateway=False, sandbox="none"), tmp_path)
+    assert len({target.fingerprint, behind.fingerprint, other.fingerprint}) == 3
 
 
 async def test_training_from_an_empty_skill_needs_its_name_first(tmp_path: Path) -> None:

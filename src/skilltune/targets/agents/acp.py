@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from skilltune.errors import CallConfigError
@@ -17,7 +19,7 @@ from skilltune.sandbox.process import Command, Exit
 from skilltune.targets.agents.acp_client import NOT_STARTED
 from skilltune.targets.agents.command import fill, gateway_env, prompt_of
 from skilltune.targets.agents.events import events_of, get, no_result, refuse, stopped, text_at
-from skilltune.targets.agents.job import AgentExit, AgentJob, Dialect, base_env, installed, write_skill
+from skilltune.targets.agents.job import AgentExit, AgentJob, Dialect, Mode, base_env, installed, write_skill
 from skilltune.workspace import Workspace
 
 CLIENT = Path(__file__).with_name("acp_client.py")
@@ -34,6 +36,7 @@ class AcpAgent:
     executable = ""
     beside: tuple[str, ...] = ()
     needs = "install the agent, and check its command in target.model"
+    rewrites: Mapping[Mode, re.Pattern[str]] = {}
 
     def install(self, job: AgentJob, ws: Workspace) -> None:
         if skill := installed(job):

@@ -8,7 +8,9 @@ begins with `/NAME`. An API error has the subtype "success" and `is_error`, so b
 from __future__ import annotations
 
 import json
+import re
 import uuid
+from collections.abc import Mapping
 
 from skilltune.sandbox.process import Command, Exit
 from skilltune.targets.agents.events import Event, events_of, get, no_result, refuse, stopped, text_at
@@ -16,6 +18,7 @@ from skilltune.targets.agents.job import (
     AgentExit,
     AgentJob,
     Dialect,
+    Mode,
     base_env,
     inlined,
     installed,
@@ -38,6 +41,11 @@ QUIET = {
     "CLAUDE_CODE_DISABLE_FILE_MENTIONS": "1",  # an @ in a task is no order to attach a file
     "CLAUDE_CODE_MAX_RETRIES": "0",  # the gateway retries
 }
+_ALWAYS = (
+    r"\$ARGUMENTS|\$\{CLAUDE_(?:SKILL_DIR|SESSION_ID|EFFORT|PROJECT_DIR)\}|\\\$(?=\d)|(?:^|(?<=\s))!`[^`\n]+`|^```!.*"
+)
+_NUMBER = re.compile(r"\$(?=\d)")
+"""`/NAME TASK` puts words of the task in place of $0, $1, …; the tool `Skill` leaves them as they are."""
 BUILTIN = ("plugin-authoring", "agents-md")
 """Plug-ins inside Claude Code that add skills or read files of their own, and that no variable turns off."""
 
@@ -49,11 +57,13 @@ class ClaudeCode:
     executable = "claude"
     beside: tuple[str, ...] = ()
     needs = "install it with `npm install -g @anthropic-ai/claude-code`"
+    rewrites: Mapping[Mode, re.Pattern[str]] = dict.fromkeys(("forced", "native"), re.compile(_ALWAYS, re.MULTILINE))
 
     def install(self, job: AgentJob, ws: Workspace) -> None:
         (ws.home / ".claude").mkdir(parents=True, exist_ok=True)
         if skill := installed(job):
-            write_skill(skill, ws.home / "skill" / ".claude" / "skills")
+            body = _NUMBER.sub(r"\\$", skill.body) if loaded_at_start(job) else None  # \$1 arrives as $1
+            write_skill(skill, ws.home / "skill" / ".claude" / "skills", body)
 
     def command(self, job: AgentJob, ws: Workspace) -> Command:
         off = {"enabledPlugins": {f"cc-plugin-{name}@builtin": False for name in BUILTIN}}

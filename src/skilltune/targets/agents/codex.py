@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 
 from skilltune.sandbox.process import Command, Exit
 from skilltune.targets.agents.events import events_of, get, no_result, refuse, stopped, text_at
@@ -15,6 +16,7 @@ from skilltune.targets.agents.job import (
     AgentExit,
     AgentJob,
     Dialect,
+    Mode,
     base_env,
     inlined,
     installed,
@@ -57,6 +59,7 @@ class Codex:
     executable = "codex"
     beside: tuple[str, ...] = ()
     needs = "install it with `npm install -g @openai/codex`"
+    rewrites: Mapping[Mode, re.Pattern[str]] = {}
 
     def install(self, job: AgentJob, ws: Workspace) -> None:
         home = ws.home / "codex"

@@ -6,13 +6,14 @@ code is a failure and never a score.
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping
 
 from skilltune.errors import UsageError
 from skilltune.sandbox.process import Command, Exit
 from skilltune.targets.agents.events import no_result, stopped
-from skilltune.targets.agents.job import AgentExit, AgentJob, Dialect, base_env, loaded_at_start, write_skill
+from skilltune.targets.agents.job import AgentExit, AgentJob, Dialect, Mode, base_env, loaded_at_start, write_skill
 from skilltune.workspace import Workspace
 
 PLACES = ("prompt_file", "skill", "workspace", "model")
@@ -30,6 +31,7 @@ class AnyCommand:
     executable = ""
     beside: tuple[str, ...] = ()
     needs = "check the path in target.model; a relative path starts at the config's folder"
+    rewrites: Mapping[Mode, re.Pattern[str]] = {}
 
     def install(self, job: AgentJob, ws: Workspace) -> None:
         (ws.home / "prompt.md").write_text(prompt_of(job), encoding="utf-8")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ from urllib.parse import urlsplit
 from skilltune.rollout import Artifact
 from skilltune.sandbox import Policy, probe
 from skilltune.sandbox.process import Command, Exit, Limits
+from skilltune.skill import MAIN
 from skilltune.usage import Usage
 from skilltune.workspace import Changes, Workspace, changes, close_workspace, open_workspace
 
@@ -100,6 +102,7 @@ class AgentResult:
 class Agent(Protocol):
     """One kind of agent. A new kind is one class of this shape, registered in `agents.AGENTS`.
 
+    `rewrites` finds, by mode, text of a skill's body that the agent replaces by something else when it loads the skill.
     `dialect` is the protocol of its model calls. `executable` is its program ("" if the user names a command line), and
     `beside` are programs that it needs on the PATH. `needs` says how to install it. `install` writes skill and settings
     into the private home. `command` is the command line; its environment is complete. `read` turns the end of the
@@ -111,6 +114,7 @@ class Agent(Protocol):
     executable: str
     beside: tuple[str, ...]
     needs: str
+    rewrites: Mapping[Mode, re.Pattern[str]]
 
     def install(self, job: AgentJob, ws: Workspace) -> None: ...
 
@@ -204,10 +208,17 @@ def base_env(job: AgentJob, ws: Workspace) -> dict[str, str]:
     return {"LANG": "C.UTF-8", **kept, "HOME": str(ws.home), "TMPDIR": str(ws.tmp), **job.env}
 
 
-def write_skill(skill: SkillFiles, folder: Path) -> Path:
-    """Write the skill's files to `folder`/NAME and return that path. A file that begins with `#!` is executable."""
+def write_skill(skill: SkillFiles, folder: Path, body: str | None = None) -> Path:
+    """Write the skill's files to `folder`/NAME and return that path. A file that begins with `#!` is executable.
+
+    `body` is written in place of the skill's own, for an agent that would replace parts of it.
+    """
     root = folder / skill.name
-    for name, data in skill.files.items():
+    files = dict(skill.files)
+    if body is not None:
+        head = files[MAIN].removesuffix(skill.body.encode("utf-8", "surrogatepass"))
+        files[MAIN] = head + body.encode("utf-8", "surrogatepass")
+    for name, data in files.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)

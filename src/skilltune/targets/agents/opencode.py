@@ -8,6 +8,8 @@ rollout connects to nothing but the gateway.
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping
 
 from skilltune.errors import UsageError
 from skilltune.sandbox.process import Command, Exit
@@ -16,6 +18,7 @@ from skilltune.targets.agents.job import (
     AgentExit,
     AgentJob,
     Dialect,
+    Mode,
     base_env,
     inlined,
     installed,
@@ -39,6 +42,7 @@ class OpenCode:
     executable = "opencode"
     beside: tuple[str, ...] = ("rg",)  # its tools for skills and files; it would download it at first use
     needs = "install it with `npm install -g opencode-ai`"
+    rewrites: Mapping[Mode, re.Pattern[str]] = {"forced": re.compile(r"\$\d+|\$ARGUMENTS|!`[^`]+`")}
 
     def install(self, job: AgentJob, ws: Workspace) -> None:
         if not job.url:

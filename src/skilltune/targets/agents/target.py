@@ -28,9 +28,10 @@ from skilltune.journal.keys import digest
 from skilltune.journal.run import Run
 from skilltune.metering.slots import Endpoint
 from skilltune.models import Message
+from skilltune.models.prices import price
 from skilltune.names import Name, parse_name
-from skilltune.rollout import Trajectory, Turn
-from skilltune.sandbox import Sandbox, probe
+from skilltune.rollout import Artifact, Trajectory, Turn
+from skilltune.sandbox import Sandbox, describe, probe
 from skilltune.skill import MAIN, Skill
 from skilltune.targets.agents import AGENTS, AgentJob, AgentResult, SkillFiles, run_job
 from skilltune.targets.agents.command import split_command
@@ -40,7 +41,12 @@ from skilltune.usage import Usage, minus
 TIMEOUT_S = 900.0  # of a rollout, if target.timeout_s is not set
 GUESS = Usage(calls=8, input_tokens=160_000, output_tokens=4_000)
 """Assumed cost of a rollout before the first one: 8 requests of 20,000 tokens, most of them the agent's own text."""
+OWN_LOGIN = (
+    "the agent uses a login of its own: only its own output is known, nothing proves that it saw the skill, and its "
+    "calls are not free"
+)
 ALIASES = ("default", "best", "sonnet", "opus", "haiku", "opusplan", "inherit")
+STREAM_BYTES = 400_000  # of a command line's output that a rollout keeps
 VERSION_S = 60.0  # seconds for `--version`
 IMAGES = {"image/png": "png", "image/jpeg": "jpg", "image/gif": "gif", "image/webp": "webp"}
 
@@ -61,6 +67,7 @@ class AgentTarget:
     version: str
     content: str
     upstream: Upstream | None
+    own: Name | None  # the model that an agent with its own login asks
     activation: Mode
     limits: RolloutLimits
     timeout_s: float
@@ -78,17 +85,27 @@ class AgentTarget:
     _starting: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False)
 
     @property
+    def facts(self) -> tuple[str, ...]:
+        """Sentences for `check`, `doctor` and the card: the program, its sandbox, and what proves that it saw the
+        skill."""
+        program = f"{self.agent} {self.version}" if self.version else f"{self.agent}:{self.command}"
+        proof = "" if self.upstream else OWN_LOGIN
+        return tuple(filter(None, (f"the agent is {program}, in {describe(self.sandbox)}", proof)))
+
+    @property
     def fingerprint(self) -> str:
-        model = self.upstream.fingerprint if self.upstream else "own login"
+        model = self.upstream.fingerprint if self.upstream else f"own login{f' {self.own}' if self.own else ''}"
         limits = self.limits.max_turns, self.limits.max_usd
         known = self.version, self.content, model, self.activation, limits, self.sandbox.level, sorted(self.env)
         return digest("agent", self.agent, *known)
 
     def guess(self, skill: Skill, task: Task) -> Usage:
         self.skill_files(skill)
-        if self.upstream is None:
+        if self.upstream is None and self.own is None:
             return Usage(calls=1, usd=None)
-        priced = self.upstream.priced(GUESS)
+        calls = min(GUESS.calls, self.limits.max_turns or GUESS.calls)
+        guess = replace(GUESS, calls=calls, input_tokens=GUESS.input_tokens * calls // GUESS.calls)
+        priced = replace(guess, usd=self.usd(guess))
         most = self.limits.max_usd
         return priced if most is None or priced.usd is None else replace(priced, usd=most)
 
@@ -99,14 +116,22 @@ class AgentTarget:
         """
         if not skill.body.strip():
             return None
-        return named_skill(skill, self.activation)
+        return named_skill(skill, self.activation, self.agent)
+
+    def refuses(self, skill: Skill) -> str:
+        """The reason why the agent cannot load a skill as it is; "" if it can."""
+        try:
+            self.skill_files(skill)
+        except UsageError as error:
+            return str(error)
+        return ""
 
     async def run(self, skill: Skill, task: Task, attempt: int) -> Trajectory:
         installed = self.skill_files(skill)
         prompt, images = prompt_of(task.messages)
         question = [(m.role, m.text, [i.base64 for i in m.images]) for m in task.messages]
         files = [(name, hashlib.sha256(data).hexdigest()) for name, data in sorted(task.files.items())]
-        key = digest("agent rollout", self.fingerprint, skill.hash, question, files, attempt)
+        key = digest("agent rollout", self.fingerprint, skill.hash, task.id, question, files, attempt)
         job = AgentJob(
             agent=self.agent,
             command=self.command,
@@ -116,7 +141,7 @@ class AgentTarget:
             files={**task.files, **images},
             url="",
             token="",
-            model=self.upstream.model if self.upstream else "",
+            model=self.upstream.model if self.upstream else self.own.model if self.own else "",
             timeout_s=self.timeout_s,
             sandbox=self.sandbox.level,
             parent=self.parent,
@@ -128,7 +153,9 @@ class AgentTarget:
             role=self.role,
         )
         if self.upstream is None:
-            return alone(job, await run_job(job))
+            done = alone(job, await run_job(job))
+            listed = done.usage.usd if done.usage.usd is not None else self.usd(done.usage)
+            return replace(done, usage=replace(done.usage, usd=listed))
         lease = await self._lease(key, installed)
         try:
             result = await run_job(replace(job, url=lease.url, token=lease.token))
@@ -164,8 +191,10 @@ class AgentTarget:
         )
 
     def usd(self, usage: Usage) -> float | None:
-        """The price of a usage in dollars, or None if it is unknown."""
-        return self.upstream.priced(usage).usd if self.upstream else None
+        """The price of a usage in dollars, or None if it is unknown. Without the gateway it is the list price."""
+        if self.upstream is None:
+            return price(self.own, usage) if self.own else None
+        return self.upstream.priced(usage).usd
 
     async def aclose(self) -> None:
         if self._gateway is not None:
@@ -206,6 +235,7 @@ def witnessed(job: AgentJob, result: AgentResult, lease: Lease) -> Trajectory:
         skill_loaded=lease.loaded or job.skill is None,
         artifacts=left_files(result.changes),
         diff=result.changes.diff,
+        stream=_stream(result),
         journaled=True,
     )
 
@@ -223,7 +253,16 @@ def alone(job: AgentJob, result: AgentResult) -> Trajectory:
         seconds=round(result.seconds, 4),
         artifacts=left_files(result.changes),
         diff=result.changes.diff,
+        stream=_stream(result),
     )
+
+
+def _stream(result: AgentResult) -> Artifact:
+    """The output of the agent's command line; a long one without its middle."""
+    kept, half = result.stream, STREAM_BYTES // 2
+    if (left_out := len(kept) - STREAM_BYTES) > 0:
+        kept = kept[:half] + f"\n[… {left_out:,} bytes left out …]\n".encode() + kept[-half:]
+    return Artifact.of(kept)
 
 
 def _require_said(job: AgentJob, answer: str, lease: Lease) -> None:
@@ -252,10 +291,11 @@ def _tail(output: bytes) -> str:
 # -- skill and prompt
 
 
-def named_skill(skill: Skill, activation: Mode) -> SkillFiles:
+def named_skill(skill: Skill, activation: Mode, agent: str) -> SkillFiles:
     """The skill with the name and the description under which an agent lists it.
 
-    Raises `UsageError` if its frontmatter lacks one of them and the mode needs it.
+    Raises `UsageError` if its frontmatter lacks one of them and the mode needs it, and if the agent would replace a
+    part of its body.
     """
     try:
         block = read_block(skill.frontmatter)
@@ -271,6 +311,13 @@ def named_skill(skill: Skill, activation: Mode) -> SkillFiles:
             f"the skill {skill.name!r} has no usable {lacking} in its frontmatter, so an agent cannot load it: begin "
             f"{MAIN} with the lines `---`, `name: {slug}`, `description: …when to use it…`, `---` (a name has small "
             "letters, digits and hyphens), or set target.activation=inline"
+        )
+    rewrites = AGENTS[agent].rewrites.get(activation)
+    if rewrites is not None and (found := rewrites.search(skill.body)):
+        raise UsageError(
+            f'the skill {skill.name!r}: {agent} replaces "{found[0]}" in the body when it loads the skill, so that the '
+            "agent reads another text than the one that is trained: write it in another way, or set "
+            "target.activation=inline"
         )
     files = {**skill.files, MAIN: skill.text.encode("utf-8", "surrogatepass")}
     return SkillFiles(str(name) if named else "skill", str(description or ""), skill.body, files)
@@ -315,7 +362,9 @@ def make_agent(
     name = parse_name(cfg.model)
     command, programs = _program(name, root)
     model = name.inner.text if name.inner is not None else cfg.upstream
-    upstream = _upstream(cfg, name, model, key_env or cfg.key_env, role) if model else None
+    _refuse_alias(name)
+    asked = model if cfg.gateway else ""
+    upstream = _upstream(cfg, asked, key_env or cfg.key_env, role) if asked else None
     if cfg.max_usd is not None and upstream is not None and upstream.priced(GUESS).usd is None:
         raise UsageError(
             f"{role}.max_usd cannot hold, because the price of `{upstream.known}` is unknown: set {role}.price, or use "
@@ -329,6 +378,7 @@ def make_agent(
         version="" if programs else version_of(command),
         content=digest("program", command, [_content(path) for path in programs]) if programs else "",
         upstream=upstream,
+        own=None if cfg.gateway else name.inner,
         activation=cfg.activation or "forced",
         limits=RolloutLimits(cfg.max_turns, cfg.max_usd),
         timeout_s=cfg.timeout_s if "timeout_s" in cfg.model_fields_set else TIMEOUT_S,
@@ -345,12 +395,15 @@ def make_agent(
     )
 
 
-def _upstream(cfg: TargetConfig, name: Name, model: str, key_env: str | None, role: str) -> Upstream:
+def _refuse_alias(name: Name) -> None:
     if name.scheme == "claude-code" and name.model in ALIASES:
         raise UsageError(
             f"`{name}`: {name.model} is an alias that moves from model to model, and a run needs one model: "
             "write the model's full id, e.g. claude-code/claude-opus-5"
         )
+
+
+def _upstream(cfg: TargetConfig, model: str, key_env: str | None, role: str) -> Upstream:
     try:
         return upstream_of(model, key_env=key_env, rate=cfg.price)
     except CallError as error:
