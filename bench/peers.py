@@ -1,8 +1,9 @@
-"""The same worlds for the peers (SkillOpt, GEPA, AgentDescent): score, calls, and time on the machine of our figures.
+"""The same worlds for the peers: score, calls, anytime curve, and time on the machine of our figures.
 
-Each is the released package, with its defaults, and asks a world of `tests/worlds` over HTTP: the family desk, which is
-that of `tests/world.py`, or others by `--families`. Their optimizers speak other forms than ours: a world here reads
-what the peer shows, lets the world's optimizer think, and answers in the peer's form. The family sets the input skill.
+Each peer is the released package, with its defaults, and asks a world of `tests/worlds` over HTTP: the family desk,
+which is that of `tests/world.py`, or others by `--families`. Their optimizers speak other forms than ours: a world here
+reads what the peer shows, lets the world's optimizer think, and answers in the peer's form. The family sets the input
+skill. Every adapter uses public interfaces of its package only.
 
 skillopt  0.2.0, the values of its configs/_base_/default.yaml, its SearchQA environment. Its wheel lacks its prompts,
           so each of them is the name of its stage here; what its prompts ask for (to leave the slow update's section
@@ -10,18 +11,27 @@ skillopt  0.2.0, the values of its configs/_base_/default.yaml, its SearchQA env
           minibatch holds: runs of a seed differ.
 gepa      0.1.4, `optimize` with its default adapter, 1,400 metric calls, and then start and best on the test split.
           Its adapter asks for one answer after the other unless litellm does it; here threads do.
+capevolve cap-evolve-core 0.1.0, `hill_climb_loop` with its defaults (one trial, all tasks, the paired gate at one
+          standard error) and as many iterations as 1,400 target calls allow. It is not on the package index:
+          clone github.com/skillberry-ai/cap-evolve and `pip install ./core` in it (measured: commit d94fb336207c).
+          Its proposer reads the trajectories of the select split, and never asks the target by itself.
 agentdescent
           0.7.0, `evolve` with its defaults on the train and select splits (the last third is held out), ended after
           1,400 target calls. Its strategy appends rules and deletes none.
+agentdescent-skillopt
+          The same `evolve` with the parts of its port of SkillOpt. The edits of a round are merged before its gate.
+agentdescent-skill-dir
+          The same `evolve` with what its specification `skill_dir` puts together: a folder with one SKILL.md,
+          proposals that are whole files, and a merge of the proposals of a round. It does not stop early.
 rewrites  The baseline: 20 rewrites of the input skill, each from the failures of 40 tasks; the best on select ships.
 
 *true test score*: the share of the test split that the best skill solves, without noise, divided by the share that the
 best possible skill of the family solves. *after N*: that of the skill which the peer holds for its best after N target
-calls, as it says itself (GEPA's result) or writes down (SkillOpt's best_skill.md). *changed*: runs whose best skill is
-not the input. *span* and *target calls* are
-of everything, the peer's own evaluation on the test split included; *training s* and *before test* of what came before
-it. Times are the server's. *accepted*: steps (SkillOpt; not its slow updates, which are never refused) or candidates
-(GEPA) that were accepted.
+calls, as it says itself (GEPA's and cap-evolve's results), writes down (SkillOpt's best_skill.md), or gives its workers
+(AgentDescent). *changed*: runs whose best skill is not the input. *span* and *target calls* are of everything, the
+peer's own evaluation on the test split included; *training s* and *before test* of what came before it. Times are the
+server's. *accepted*: steps (SkillOpt; not its slow updates, which are never refused), candidates (GEPA, cap-evolve) or
+commits (AgentDescent) that were accepted.
 
 Run it with an interpreter that has the peer and needs nothing of ours:
 
@@ -29,7 +39,10 @@ Run it with an interpreter that has the peer and needs nothing of ours:
     peers/bin/python bench/peers.py skillopt --seeds 10 --workers 16,64 --latency 0.2
     peers/bin/python bench/peers.py skillopt --options '{"failure_only": true}'
     peers/bin/python bench/peers.py gepa --options '{"reflection_minibatch_size": 8}'
-    peers/bin/python bench/peers.py gepa --families tuning --seeds 6 --vary p=0.2
+    peers/bin/python bench/peers.py gepa --families tuning --seeds 6 --vary p=0.2 --keep gepa.jsonl
+
+With `--keep FILE` all figures are written down, and the same command goes on where it was ended. Every family runs with
+the first seed, then with the next. `bench/curves.py` puts kept runs side by side.
 """
 
 from __future__ import annotations
@@ -60,6 +73,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from world import HARMS, Call, Json, Prompt, Shown, digest, uniform
 from worlds import FAMILIES, LOCKED, TUNING, Family, FamilyWorld, unlock
+from worlds.anytime import BUDGETS
 
 SKILLOPT = {  # the defaults of its configs, as its loader flattens them
     **{"num_epochs": 4, "train_size": 0, "batch_size": 40, "accumulation": 1},
@@ -72,7 +86,6 @@ SKILLOPT = {  # the defaults of its configs, as its loader flattens them
 SPLITS = {"train": "train", "select": "val", "test": "test"}
 
 
-BUDGETS = (400, 700, 1000, 1400)  # target calls of the anytime curve, as in bench/worlds.py
 POLL_S = 0.01  # between two looks at what a peer writes
 Curve = list[tuple[int, str]]  # (target calls, the skill that is the best from then on)
 
@@ -183,9 +196,8 @@ class DescentWorld(PeerWorld):
 
     def _files(self, call: Call, draw: str) -> str:
         listing, task = call.user.split("\n\nTASK THE AGENT WAS GIVEN:\n", 1)
-        task = task.partition("(The files under")[0]
-        skill = listing.partition("--- SKILL.md ---\n")[2]
-        shown = [Shown("", 0.0, task)]  # it asks about failures only
+        _, skill = listing.split("--- SKILL.md ---\n", 1)
+        shown = [Shown("", 0.0, task.partition("\n\nWHAT THE AGENT PRODUCED:")[0])]  # it asks about failures only
         prompt = Prompt(call.user, skill.strip(), None, "", shown, [], [], [])
         content = self.optimizer.rewrite(prompt, self._dice(call, draw))["skill"]
         answer = {"rationale": "", "edits": [{"path": "SKILL.md", "content": content}]}
@@ -451,12 +463,13 @@ def descend(
         )
     if result.error:
         raise SystemExit(f"agentdescent: {result.error}")
-    best = read(result.rendered)
+    start, commits = (folder / "start.md").read_text(), sum(info.committed for info in result.history)
+    best = read(result.rendered) if commits else start  # a strategy may render the input otherwise than it was written
     curve.append((calls[0], best))
-    for skill in ((folder / "start.md").read_text(), best):
+    for skill in (start, best):
         for item in parts["test"]:
             ask(url, "target", [{"role": "system", "content": skill}, {"role": "user", "content": item["question"]}])
-    return best, sum(info.committed for info in result.history), curve
+    return best, commits, curve
 
 
 def answer_to(url: str, skill: str, task: Any) -> str:
@@ -715,10 +728,10 @@ def kept(files: Iterable[Path]) -> dict[tuple[Any, ...], dict[str, float]]:
 
 def source(peer: str) -> str:
     """The code that decides the outcome of a run, but that of the peer's package."""
-    worlds = sorted((Path(__file__).parents[1] / "tests" / "worlds").glob("[fg]*.py"))
-    return "".join(map(inspect.getsource, (*PEERS[peer], PeerWorld, serve, shipped, one))) + "".join(
-        path.read_text() for path in worlds
-    )
+    parts = (*PEERS[peer], *((descend,) if "agentdescent" in peer else ()), PeerWorld, serve, shipped, one)
+    tests = Path(__file__).parents[1] / "tests"
+    worlds = (tests / "world.py", *sorted((tests / "worlds").glob("*.py")))
+    return "".join((*map(inspect.getsource, parts), *(path.read_text() for path in worlds)))
 
 
 def rows(options: argparse.Namespace) -> Iterator[str]:
