@@ -7,6 +7,7 @@ it. Sources of a table are named in it; the name of a kept outcome of ours is it
     python bench/curves.py bench/peers-locked.csv ours=locked.jsonl         ours beside them
     python bench/curves.py gepa.jsonl skillopt.jsonl --write runs.csv       a table of the runs
     python bench/curves.py bench/peers-locked.csv --families                the means of each family, too
+    python bench/curves.py bench/peers-locked.csv --right 0.6               only optimizers that are right so often
 
 *after N*: the true score of the best skill after N target calls, mean over families, and its 95 % bootstrap interval
 (seeds are drawn again within each family). *worst*: of all runs, after the last budget. *never right*: runs that
@@ -101,13 +102,13 @@ def cells_of(runs: Iterable[Made]) -> Cells:
     return cells
 
 
-def comparison(cells: Cells) -> Iterator[str]:
-    """The table of the means over the families that all sources have."""
+def comparison(cells: Cells, right: float = 0.0) -> Iterator[str]:
+    """The table of the means over the families that all sources have, and whose optimizer is right so often."""
     shared = set.intersection(*(set(families) for families in cells.values()))
-    able = [name for name in FAMILIES if name in shared and FAMILIES[name].q > 0]
+    able = [name for name in FAMILIES if name in shared and 0 < FAMILIES[name].q >= right]
     never = [name for name in FAMILIES if name in shared and not FAMILIES[name].q]
     if not able:
-        raise SystemExit("the sources have no family in common whose optimizer is right at times")
+        raise SystemExit("the sources have no family in common whose optimizer is right so often")
     yield f"{len(able)} families: {', '.join(able)}"
     yield f"never right: {', '.join(never) or 'none'}\n"
     headers = ("who", "runs", *(f"after {n:,}" for n in BUDGETS), "worst", "target calls", "never right: changed")
@@ -144,12 +145,13 @@ def main() -> None:
     parser.add_argument("sources", nargs="+", metavar="[NAME=]FILE", help="kept outcomes, or a table of runs (.csv)")
     parser.add_argument("--write", type=Path, help="write all runs to this table")
     parser.add_argument("--families", action="store_true", help="print the means of each family, too")
+    parser.add_argument("--right", type=float, default=0.0, help="only families whose optimizer is right so often")
     options = parser.parse_args()
     runs = [run for source in options.sources for run in read(source)]
     if options.write:
         write(runs, options.write)
     cells = cells_of(runs)
-    print("\n".join(comparison(cells)))
+    print("\n".join(comparison(cells, options.right)))
     if options.families:
         print("\n".join(by_family(cells)))
 

@@ -111,6 +111,9 @@ def test_curves_compare_the_families_that_all_sources_have() -> None:
     assert rows[0][:2] == ["a", "2"]
     assert rows[0][5:] == ["1.000 (1.000 to 1.000)", "1.00", "1400", "0 of 1"]
     assert rows[1][5:] == ["0.500 (0.500 to 0.500)", "0.50", "1400", "1 of 1"]
+    often = [made("a", family, 0, score) for family, score in (("quarter", 1.0), ("quarter-often-wrong", 0.0))]
+    assert "| 0.500 (" in list(curves.comparison(curves.cells_of(often)))[-1]
+    assert "| 1.000 (" in list(curves.comparison(curves.cells_of(often), right=0.6))[-1]
     assert sum("desk" in line for line in curves.by_family(curves.cells_of(runs))) == 1
     with pytest.raises(SystemExit, match="no family in common"):
         list(curves.comparison(curves.cells_of([made("a", "desk", 0, 1), made("b", "quarter", 0, 1)])))
