@@ -60,7 +60,7 @@ import tempfile
 import threading
 import time
 from ast import literal_eval
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from multiprocessing.connection import Connection
@@ -476,7 +476,12 @@ def answer_to(url: str, skill: str, task: Any) -> str:
     return ask(url, "target", [{"role": "system", "content": skill}, {"role": "user", "content": task.prompt}])
 
 
+def completion(url: str) -> Callable[[str], str]:
+    return lambda prompt: ask(url, "optimizer", [{"role": "user", "content": prompt}])
+
+
 def agentdescent(folder: Path, url: str, workers: int, seed: int, options: dict[str, Any]) -> tuple[str, int, Curve]:
+    """Its `evolve` with the default strategy: rules that are appended one by one."""
     asked = [0]
 
     def propose(skill: str, task: Any, answer: str, reward: float) -> str | None:
@@ -504,9 +509,7 @@ def agentdescent_skillopt(
     start = (folder / "start.md").read_text()
     scheduler = port.LRScheduler(total_steps=20)  # about as many rounds as 1,400 calls are
     context = port.SkillOptContext(scheduler=scheduler, budget=scheduler.max_lr)
-
-    def complete(prompt: str) -> str:
-        return ask(url, "optimizer", [{"role": "user", "content": prompt}])
+    complete = completion(url)
 
     def gate(ledger: Any, verifier: Any, *_: Any) -> Any:
         return port.StrictGateAggregator(ledger, verifier, context, merge_round=fusion.ReflectiveFusion(complete))
@@ -547,9 +550,7 @@ def agentdescent_skill_dir(
     policies: Any = importlib.import_module("agentdescent.policies")
     runners: Any = importlib.import_module("agentdescent.runners")
     strategy = trees.FileTree({"SKILL.md": (folder / "start.md").read_text()})
-
-    def complete(prompt: str) -> str:
-        return ask(url, "optimizer", [{"role": "user", "content": prompt}])
+    complete = completion(url)
 
     def read(rendered: str) -> str:
         return importlib.import_module("agentdescent.filetree").parse_tree(rendered)["SKILL.md"]
@@ -700,7 +701,7 @@ HEADERS = (
 def measured(options: argparse.Namespace) -> Iterator[tuple[Family, int, dict[str, float]]]:
     """The figures of every run: all families with the first seed, then with the next. Those kept are not made again."""
     file: Path | None = options.keep
-    known = kept([file]) if file is not None else {}
+    known = kept(file) if file is not None and file.exists() else {}
     families = chosen(options)
     for seed in range(options.first, options.first + options.seeds):
         for family, workers in ((f, int(w)) for f in families for w in options.workers.split(",")):
@@ -716,10 +717,10 @@ def measured(options: argparse.Namespace) -> Iterator[tuple[Family, int, dict[st
             yield family, workers, known[key]
 
 
-def kept(files: Iterable[Path]) -> dict[tuple[Any, ...], dict[str, float]]:
+def kept(file: Path) -> dict[tuple[Any, ...], dict[str, float]]:
     """Figures of earlier runs by peer, family, seed and a digest of the settings."""
     known = {}
-    for line in (line for file in files if file.exists() for line in file.read_text().splitlines()):
+    for line in file.read_text().splitlines():
         with contextlib.suppress(json.JSONDecodeError):  # a killed process may leave half a line
             *key, figures = json.loads(line).values()
             known[tuple(key)] = figures
