@@ -1,8 +1,9 @@
-"""The same worlds for the peers (SkillOpt, GEPA, AgentDescent): score, calls, and time on the machine of our figures.
+"""The same worlds for the peers: score, calls, anytime curve, and time on the machine of our figures.
 
-Each is the released package, with its defaults, and asks a world of `tests/worlds` over HTTP: the family desk, which is
-that of `tests/world.py`, or others by `--families`. Their optimizers speak other forms than ours: a world here reads
-what the peer shows, lets the world's optimizer think, and answers in the peer's form. The family sets the input skill.
+Each peer is the released package, with its defaults, and asks a world of `tests/worlds` over HTTP: the family desk,
+which is that of `tests/world.py`, or others by `--families`. Their optimizers speak other forms than ours: a world here
+reads what the peer shows, lets the world's optimizer think, and answers in the peer's form. The family sets the input
+skill. Every adapter uses public interfaces of its package only.
 
 skillopt  0.2.0, the values of its configs/_base_/default.yaml, its SearchQA environment. Its wheel lacks its prompts,
           so each of them is the name of its stage here; what its prompts ask for (to leave the slow update's section
@@ -10,18 +11,27 @@ skillopt  0.2.0, the values of its configs/_base_/default.yaml, its SearchQA env
           minibatch holds: runs of a seed differ.
 gepa      0.1.4, `optimize` with its default adapter, 1,400 metric calls, and then start and best on the test split.
           Its adapter asks for one answer after the other unless litellm does it; here threads do.
+capevolve cap-evolve-core 0.1.0, `hill_climb_loop` with its defaults (one trial, all tasks, the paired gate at one
+          standard error) and as many iterations as 1,400 target calls allow. It is not on the package index:
+          clone github.com/skillberry-ai/cap-evolve and `pip install ./core` in it (measured: commit d94fb336207c).
+          Its proposer reads the trajectories of the select split, and never asks the target by itself.
 agentdescent
           0.7.0, `evolve` with its defaults on the train and select splits (the last third is held out), ended after
           1,400 target calls. Its strategy appends rules and deletes none.
+agentdescent-skillopt
+          The same `evolve` with the parts of its port of SkillOpt. The edits of a round are merged before its gate.
+agentdescent-skill-dir
+          The same `evolve` with what its specification `skill_dir` puts together: a folder with one SKILL.md,
+          proposals that are whole files, and a merge of the proposals of a round. It does not stop early.
 rewrites  The baseline: 20 rewrites of the input skill, each from the failures of 40 tasks; the best on select ships.
 
 *true test score*: the share of the test split that the best skill solves, without noise, divided by the share that the
 best possible skill of the family solves. *after N*: that of the skill which the peer holds for its best after N target
-calls, as it says itself (GEPA's result) or writes down (SkillOpt's best_skill.md). *changed*: runs whose best skill is
-not the input. *span* and *target calls* are
-of everything, the peer's own evaluation on the test split included; *training s* and *before test* of what came before
-it. Times are the server's. *accepted*: steps (SkillOpt; not its slow updates, which are never refused) or candidates
-(GEPA) that were accepted.
+calls, as it says itself (GEPA's and cap-evolve's results), writes down (SkillOpt's best_skill.md), or gives its workers
+(AgentDescent). *changed*: runs whose best skill is not the input. *span* and *target calls* are of everything, the
+peer's own evaluation on the test split included; *training s* and *before test* of what came before it. Times are the
+server's. *accepted*: steps (SkillOpt; not its slow updates, which are never refused), candidates (GEPA, cap-evolve) or
+commits (AgentDescent) that were accepted.
 
 Run it with an interpreter that has the peer and needs nothing of ours:
 
@@ -29,7 +39,10 @@ Run it with an interpreter that has the peer and needs nothing of ours:
     peers/bin/python bench/peers.py skillopt --seeds 10 --workers 16,64 --latency 0.2
     peers/bin/python bench/peers.py skillopt --options '{"failure_only": true}'
     peers/bin/python bench/peers.py gepa --options '{"reflection_minibatch_size": 8}'
-    peers/bin/python bench/peers.py gepa --families tuning --seeds 6 --vary p=0.2
+    peers/bin/python bench/peers.py gepa --families tuning --seeds 6 --vary p=0.2 --keep gepa.jsonl
+
+With `--keep FILE` all figures are written down, and the same command goes on where it was ended. Every family runs with
+the first seed, then with the next. `bench/curves.py` puts kept runs side by side.
 """
 
 from __future__ import annotations
@@ -37,6 +50,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import inspect
 import io
 import json
 import multiprocessing
@@ -48,7 +62,7 @@ import time
 from ast import literal_eval
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import fmean, pstdev
@@ -57,8 +71,9 @@ from urllib.request import Request, urlopen
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from world import HARMS, Call, Json, Prompt, Shown, uniform
+from world import HARMS, Call, Json, Prompt, Shown, digest, uniform
 from worlds import FAMILIES, LOCKED, TUNING, Family, FamilyWorld, unlock
+from worlds.anytime import BUDGETS
 
 SKILLOPT = {  # the defaults of its configs, as its loader flattens them
     **{"num_epochs": 4, "train_size": 0, "batch_size": 40, "accumulation": 1},
@@ -71,7 +86,6 @@ SKILLOPT = {  # the defaults of its configs, as its loader flattens them
 SPLITS = {"train": "train", "select": "val", "test": "test"}
 
 
-BUDGETS = (400, 700, 1000, 1400)  # target calls of the anytime curve, as in bench/worlds.py
 POLL_S = 0.01  # between two looks at what a peer writes
 Curve = list[tuple[int, str]]  # (target calls, the skill that is the best from then on)
 
@@ -153,6 +167,50 @@ class GepaWorld(PeerWorld):
         shown = [Shown("", float("response is correct" in body), body) for body in examples]
         prompt = Prompt(call.user, skill.strip(), None, "", shown, [], [], [])
         return f"```\n{self.optimizer.rewrite(prompt, self._dice(call, draw))['skill'].strip()}\n```"
+
+
+class DescentWorld(PeerWorld):
+    """Reads and answers as AgentDescent does: a patch in its SkillOpt port, a whole file in `skill_dir`, or a merge."""
+
+    def _think(self, call: Call, draw: str) -> Json | str:
+        if "PROPOSAL 1\n---\n" in call.user:
+            call.stage = "merge"
+            return self._union(call.user)
+        if '"""\n\nFailed cases:\n' in call.user:
+            call.stage = "analyst"
+            return json.dumps(self._patch(call, draw))
+        if "TASK THE AGENT WAS GIVEN:\n" in call.user:
+            call.stage = "files"
+            return self._files(call, draw)
+        return super()._think(call, draw)
+
+    def _patch(self, call: Call, draw: str) -> Json:
+        skill, rest = call.user.split('"""\n', 1)[1].split('\n"""\n\nFailed cases:\n', 1)
+        failed, rest = rest.split("\nReturn ONLY a JSON object", 1)
+        failed, _, rejected = failed.partition("\nPrevious edits this epoch")
+        shown = [Shown("", 0.0, body) for body in re.split(r"^\[\d+\] Q: ", failed, flags=re.MULTILINE)[1:]]
+        budget = re.search(r"AT MOST (\d+) edits", rest)
+        prompt = Prompt(call.user, skill, int(budget[1]) if budget else None, rejected, shown, [], [], [])
+        edits = self.optimizer.reflect(prompt, self._dice(call, draw))["edits"]
+        return {"reasoning": "", "edits": [as_theirs(edit) for edit in edits]}
+
+    def _files(self, call: Call, draw: str) -> str:
+        listing, task = call.user.split("\n\nTASK THE AGENT WAS GIVEN:\n", 1)
+        _, skill = listing.split("--- SKILL.md ---\n", 1)
+        shown = [Shown("", 0.0, task.partition("\n\nWHAT THE AGENT PRODUCED:")[0])]  # it asks about failures only
+        prompt = Prompt(call.user, skill.strip(), None, "", shown, [], [], [])
+        content = self.optimizer.rewrite(prompt, self._dice(call, draw))["skill"]
+        answer = {"rationale": "", "edits": [{"path": "SKILL.md", "content": content}]}
+        return f"<EDITS>\n{json.dumps(answer)}\n</EDITS>"
+
+    def _union(self, request: str) -> str:
+        """The current text without the lines that a proposal deletes, and with all those that one adds."""
+        current, rest = request.split("CURRENT\n---\n", 1)[1].split("\n---\n\nPROPOSAL 1\n", 1)
+        bodies = re.split(r"^PROPOSAL \d+$", rest.partition("\nDo this:\n1. ")[0], flags=re.MULTILINE)
+        proposals = [body.strip().removeprefix("---").removesuffix("---").strip().splitlines() for body in bodies]
+        kept = [line for line in current.splitlines() if all(line in proposal for proposal in proposals)]
+        added = (line for proposal in proposals for line in proposal if line not in current.splitlines())
+        return "\n".join([*kept, *dict.fromkeys(added)])
 
 
 STEPS = "Previous Steps in This Epoch"  # not in the first request of an epoch
@@ -356,27 +414,75 @@ def gepa(folder: Path, url: str, workers: int, seed: int, options: dict[str, Any
     return result.best_candidate["skill"], len(result.candidates) - 1, curve
 
 
-def agentdescent(folder: Path, url: str, workers: int, seed: int, options: dict[str, Any]) -> tuple[str, int, Curve]:
+def descend(
+    folder: Path,
+    url: str,
+    seed: int,
+    run: Callable[[str, Any], str],
+    read: Callable[[str], str],
+    settings: dict[str, Any],
+) -> tuple[str, int, Curve]:
     """AgentDescent's `evolve`. The last artifact, the number of commits, and the curve of the artifact.
 
-    Its workers begin a round with the artifact of the round before, which is how the curve is read.
+    `read` makes the skill of a rendered artifact. Workers begin a round with the artifact of the round before, which is
+    how the curve is read.
     """
     package: Any = importlib.import_module("agentdescent")
-    start = (folder / "start.md").read_text()
     parts = {name: items(folder, name) for name in ("train", "val", "test")}
     tasks = [
         package.Task(id=item["id"], prompt=item["question"], meta={"answer": item["answers"][0]})
         for item in (*parts["train"], *parts["val"])
     ]
-    calls, asked, curve, begins, one_at_a_time = [0], [0], Curve(), [False], threading.Lock()
+    calls, curve, begins, one_at_a_time = [0], Curve(), [False], threading.Lock()
 
-    def run(skill: str, task: Any) -> str:
+    def counted(rendered: str, task: Any) -> str:
         with one_at_a_time:
             if begins[0]:
                 begins[0] = False
-                curve.append((calls[0], skill))
+                curve.append((calls[0], read(rendered)))
             calls[0] += 1
-        return ask(url, "target", [{"role": "system", "content": skill}, {"role": "user", "content": task.prompt}])
+        return run(rendered, task)
+
+    def ended(_: Any) -> bool:
+        begins[0] = True
+        return calls[0] >= 1400
+
+    with tempfile.TemporaryDirectory() as repository:
+        result = package.evolve(
+            tasks,
+            lambda task, answer: float(answer == task.meta["answer"]),
+            run=counted,
+            **{
+                "held_out_frac": len(parts["val"]) / len(tasks),
+                "rounds": 1400,
+                "seed": seed,
+                "stop_when": ended,
+                "repo_path": repository,
+                **settings,
+            },
+        )
+    if result.error:
+        raise SystemExit(f"agentdescent: {result.error}")
+    start, commits = (folder / "start.md").read_text(), sum(info.committed for info in result.history)
+    best = read(result.rendered) if commits else start  # a strategy may render the input otherwise than it was written
+    curve.append((calls[0], best))
+    for skill in (start, best):
+        for item in parts["test"]:
+            ask(url, "target", [{"role": "system", "content": skill}, {"role": "user", "content": item["question"]}])
+    return best, commits, curve
+
+
+def answer_to(url: str, skill: str, task: Any) -> str:
+    return ask(url, "target", [{"role": "system", "content": skill}, {"role": "user", "content": task.prompt}])
+
+
+def completion(url: str) -> Callable[[str], str]:
+    return lambda prompt: ask(url, "optimizer", [{"role": "user", "content": prompt}])
+
+
+def agentdescent(folder: Path, url: str, workers: int, seed: int, options: dict[str, Any]) -> tuple[str, int, Curve]:
+    """Its `evolve` with the default strategy: rules that are appended one by one."""
+    asked = [0]
 
     def propose(skill: str, task: Any, answer: str, reward: float) -> str | None:
         asked[0] += 1
@@ -387,34 +493,151 @@ def agentdescent(folder: Path, url: str, workers: int, seed: int, options: dict[
         text = edits[0]["text"] if edits else None
         return text and text.removeprefix(edits[0]["target"] or "").strip()
 
-    def ended(_: Any) -> bool:
-        begins[0] = True
-        return calls[0] >= 1400
-
+    start = (folder / "start.md").read_text()
     lines = [line.removeprefix("- ") for line in start.splitlines() if line.startswith("- ")]
-    with tempfile.TemporaryDirectory() as repository:
-        result = package.evolve(
-            tasks,
-            lambda task, answer: float(answer == task.meta["answer"]),
-            run=run,
-            propose=propose,
-            initial_state={f"rule {number:03d}": line for number, line in enumerate(lines)} or None,
-            **{
-                "held_out_frac": len(parts["val"]) / len(tasks),
-                "rounds": 1400,
-                "seed": seed,
-                "stop_when": ended,
-                "repo_path": repository,
-                **options,
-            },
+    state = {f"rule {number:03d}": line for number, line in enumerate(lines)} or None
+    settings = {"propose": propose, "initial_state": state, **options}
+    return descend(folder, url, seed, lambda skill, task: answer_to(url, skill, task), str, settings)
+
+
+def agentdescent_skillopt(
+    folder: Path, url: str, workers: int, seed: int, options: dict[str, Any]
+) -> tuple[str, int, Curve]:
+    """Its port of SkillOpt. The edits of a round are merged to one candidate by the model."""
+    port: Any = importlib.import_module("agentdescent.algorithms.skillopt")
+    fusion: Any = importlib.import_module("agentdescent.fusion")
+    start = (folder / "start.md").read_text()
+    scheduler = port.LRScheduler(total_steps=20)  # about as many rounds as 1,400 calls are
+    context = port.SkillOptContext(scheduler=scheduler, budget=scheduler.max_lr)
+    complete = completion(url)
+
+    def gate(ledger: Any, verifier: Any, *_: Any) -> Any:
+        return port.StrictGateAggregator(ledger, verifier, context, merge_round=fusion.ReflectiveFusion(complete))
+
+    settings = {
+        "strategy": port.SkillDocStrategy(context, seed=start),
+        "initial_state": {"skill": start},
+        "artifact_id": "skill_document",
+        "aggregator_factory": gate,
+        "propose": port.make_propose(context, complete),
+        **options,
+    }
+    return descend(folder, url, seed, lambda skill, task: answer_to(url, skill, task), str, settings)
+
+
+class Reader:
+    """An agent of AgentDescent. It reads the SKILL.md of its workspace before it answers."""
+
+    def __init__(self, url: str, workspace: Path | None = None) -> None:
+        self.url, self.workspace = url, workspace
+
+    def in_workspace(self, path: str) -> Reader:
+        return Reader(self.url, Path(path))
+
+    def __call__(self, prompt: str) -> str:
+        found = sorted(self.workspace.rglob("SKILL.md")) if self.workspace else []
+        skill = "\n".join(file.read_text() for file in found)
+        return ask(self.url, "target", [{"role": "system", "content": skill}, {"role": "user", "content": prompt}])
+
+
+def agentdescent_skill_dir(
+    folder: Path, url: str, workers: int, seed: int, options: dict[str, Any]
+) -> tuple[str, int, Curve]:
+    """A directory with one SKILL.md, with the parts and settings that its specification `skill_dir` puts together."""
+    package: Any = importlib.import_module("agentdescent")
+    trees: Any = importlib.import_module("agentdescent.treestrategy")
+    governance: Any = importlib.import_module("agentdescent.governance")
+    policies: Any = importlib.import_module("agentdescent.policies")
+    runners: Any = importlib.import_module("agentdescent.runners")
+    strategy = trees.FileTree({"SKILL.md": (folder / "start.md").read_text()})
+    complete = completion(url)
+
+    def read(rendered: str) -> str:
+        return importlib.import_module("agentdescent.filetree").parse_tree(rendered)["SKILL.md"]
+
+    settings = {
+        "strategy": strategy,
+        "propose": trees.tree_reflector(complete, strategy=strategy),
+        "policies": policies.Policies(**package.reflective_merge(complete)),
+        "agg_config": package.AggregatorConfig(batch_trigger=2, max_wait_rounds=1),
+        "blast_radius": governance.SKILL_BLAST_RADIUS,
+        **{"self_verify": False, "cheap_eval_tasks": 4, "max_concurrency": 4},
+        **options,
+    }
+    return descend(folder, url, seed, runners.tree_runner(Reader(url)), read, settings)
+
+
+def capevolve(folder: Path, url: str, workers: int, seed: int, options: dict[str, Any]) -> tuple[str, int, Curve]:
+    """The best candidate of `hill_climb_loop`, the number of accepted ones, and the curve of the best one.
+
+    The proposer is a callable that edits a working folder. It reads the trajectories that the loop puts there: those of
+    the parent on the select split. No text is forbidden after a rejection, because the loop's journal says to propose
+    again what broke nothing in a rejected batch.
+    """
+    package: Any = importlib.import_module("cap_evolve")
+    harness: Any = importlib.import_module("cap_evolve.harness")
+    harness.DEFAULT_WORKERS = workers  # as its own script sets it
+    parts = {name: items(folder, name) for name in ("train", "val", "test")}
+    seed_folder = folder / "seed"
+    seed_folder.mkdir()
+    (seed_folder / "SKILL.md").write_text((folder / "start.md").read_text())
+
+    class Adapter(package.CapabilityAdapter):
+        def tasks(self, split: str) -> list[Any]:
+            chosen = [i for name in parts if split in ("all", name) for i in parts[name]]
+            return [package.Task(id=i["id"], input=i["question"], target=i["answers"][0]) for i in chosen]
+
+        def run_target(self, task: Any, ctx: Path, *, seed: int = 0) -> Any:
+            skill = (Path(ctx) / "SKILL.md").read_text()
+            said = [{"role": "system", "content": skill}, {"role": "user", "content": task.input}]
+            return package.Rollout(task_id=task.id, output=ask(url, "target", said))
+
+        def score(self, task: Any, rollout: Any) -> Any:
+            right = rollout.output == task.target
+            return package.Score(
+                task_id=task.id,
+                reward=float(right),
+                trial_rewards=[float(right)],
+                feedback="right" if right else "wrong code",
+            )
+
+    asked = [0]
+
+    def propose(workdir: Path, instructions: str) -> None:
+        rollouts = [json.loads(file.read_text()) for file in sorted((workdir / "trajectories").glob("*.json"))]
+        shown = "\n".join(
+            f'<trajectory sample="{r["rollout"]["task_id"]}" score="{r["score"]["reward"]:.2f}">\n'
+            f"{r['input']}\n{r['rollout']['output']}\n</trajectory>"
+            for r in rollouts
         )
-    if result.error:
-        raise SystemExit(f"agentdescent: {result.error}")
-    curve.append((calls[0], result.rendered))
-    for skill in (start, result.rendered):
-        for item in parts["test"]:
-            ask(url, "target", [{"role": "system", "content": skill}, {"role": "user", "content": item["question"]}])
-    return result.rendered, sum(info.committed for info in result.history), curve
+        skill = workdir / "SKILL.md"
+        prompt = f"<skill>\n{skill.read_text()}\n</skill>\n{shown}"
+        said = [{"role": "system", "content": REWRITE}, {"role": "user", "content": prompt}]
+        asked[0] += 1
+        skill.write_text(answer_of(ask(url, "optimizer", said, key=f"{seed} {asked[0]}"))["skill"])
+
+    steps = (1400 - len(parts["val"])) // len(parts["val"])
+    run = package.RunDir.create(folder / "runs", budget=package.Budget(max_iterations=steps))
+    adapter, ids = Adapter(), {name: [item["id"] for item in part] for name, part in parts.items()}
+    harness.ensure_splits(adapter, run, seed=seed, split_ids=ids)
+    first = harness.baseline(adapter, seed_folder, run_dir=run)
+    result = harness.hill_climb_loop(
+        adapter,
+        run_dir=run,
+        optimizer=propose,
+        current_val=first,
+        **{"max_iterations": steps, "algorithm": "hill-climb:all", **options},
+    )
+    if failed := [step["optimizer_error"] for step in result["steps"] if step["optimizer_error"]]:
+        raise SystemExit(f"cap-evolve: the proposer failed: {failed[0]}")
+    curve = [
+        ((number + 2) * len(parts["val"]), (run.candidate_dir(step["candidate_id"]) / "SKILL.md").read_text())
+        for number, step in enumerate(result["steps"])
+        if step["accepted"]
+    ]
+    best = run.candidate_dir(run.best_id)
+    harness.finalize(adapter, run_dir=run, best_dir=best, baseline_dir=run.candidate_dir("seed"))
+    return (best / "SKILL.md").read_text(), result["accepts"], curve
 
 
 def answer_of(text: str) -> Json:
@@ -462,7 +685,10 @@ Peer = Callable[[Path, str, int, int, dict[str, Any]], tuple[str, int, Curve]]
 PEERS: dict[str, tuple[type[PeerWorld], Peer]] = {
     "skillopt": (SkillOptWorld, skillopt),
     "gepa": (GepaWorld, gepa),
+    "capevolve": (PeerWorld, capevolve),
     "agentdescent": (PeerWorld, agentdescent),
+    "agentdescent-skillopt": (DescentWorld, agentdescent_skillopt),
+    "agentdescent-skill-dir": (DescentWorld, agentdescent_skill_dir),
     "rewrites": (PeerWorld, rewrites),
 }
 HEADERS = (
@@ -472,15 +698,51 @@ HEADERS = (
 )
 
 
+def measured(options: argparse.Namespace) -> Iterator[tuple[Family, int, dict[str, float]]]:
+    """The figures of every run: all families with the first seed, then with the next. Those kept are not made again."""
+    file: Path | None = options.keep
+    known = kept(file) if file is not None and file.exists() else {}
+    families = chosen(options)
+    for seed in range(options.first, options.first + options.seeds):
+        for family, workers in ((f, int(w)) for f in families for w in options.workers.split(",")):
+            settings = options.options, workers, options.latency, asdict(family), source(options.peer)
+            run = {"peer": options.peer, "family": family.name, "seed": seed, "settings": digest(settings)}
+            key = tuple(run.values())
+            if key not in known:
+                known[key] = one(options.peer, workers, family, seed, options.latency, options.options)
+                print(f"{family.name}, {workers} workers, seed {seed}: {known[key]}", file=sys.stderr, flush=True)
+                if file is not None:
+                    with file.open("a") as lines:
+                        lines.write(json.dumps({**run, "figures": known[key]}) + "\n")
+            yield family, workers, known[key]
+
+
+def kept(file: Path) -> dict[tuple[Any, ...], dict[str, float]]:
+    """Figures of earlier runs by peer, family, seed and a digest of the settings."""
+    known = {}
+    for line in file.read_text().splitlines():
+        with contextlib.suppress(json.JSONDecodeError):  # a killed process may leave half a line
+            *key, figures = json.loads(line).values()
+            known[tuple(key)] = figures
+    return known
+
+
+def source(peer: str) -> str:
+    """The code that decides the outcome of a run, but that of the peer's package."""
+    parts = (*PEERS[peer], *((descend,) if "agentdescent" in peer else ()), PeerWorld, serve, shipped, one)
+    tests = Path(__file__).parents[1] / "tests"
+    worlds = (tests / "world.py", *sorted((tests / "worlds").glob("*.py")))
+    return "".join((*map(inspect.getsource, parts), *(path.read_text() for path in worlds)))
+
+
 def rows(options: argparse.Namespace) -> Iterator[str]:
-    for family, workers in ((f, int(w)) for f in chosen(options) for w in options.workers.split(",")):
-        runs = []
-        for seed in range(options.first, options.first + options.seeds):
-            runs.append(one(options.peer, workers, family, seed, options.latency, options.options))
-            print(f"{family.name}, {workers} workers, seed {seed}: {runs[-1]}", file=sys.stderr, flush=True)
+    cells: dict[tuple[Family, int], list[dict[str, float]]] = {}
+    for family, workers, figures in measured(options):
+        cells.setdefault((family, workers), []).append(figures)
+    for (family, workers), runs in cells.items():
         m = {name: fmean(run[name] for run in runs) for name in runs[0]}
         scores = [run["score"] for run in runs]
-        cells = (
+        row = (
             *(options.peer, family.name, str(workers), f"{m['score']:.3f}"),
             *(f"{pstdev(scores):.3f}", f"{min(scores):.3f}", f"{m['calls']:.0f}"),
             *(f"{m['calls before']:.0f}", f"{m['optimizer']:.0f}", f"{m['accepted']:.1f}"),
@@ -488,7 +750,7 @@ def rows(options: argparse.Namespace) -> Iterator[str]:
             *(f"{m[f'after {calls}']:.3f}" for calls in BUDGETS),
             *(f"{m['span']:.1f}", f"{m['before']:.1f}", f"{m['cpu']:.1f}"),
         )
-        yield f"| {' | '.join(cells)} |"
+        yield f"| {' | '.join(row)} |"
 
 
 def chosen(options: argparse.Namespace) -> list[Family]:
@@ -515,6 +777,7 @@ def main() -> None:
     parser.add_argument("--vary", action="append", default=[], metavar="NAME=JSON", help="a family parameter: q=0")
     parser.add_argument("--latency", type=float, default=0.0, help="seconds of each call")
     parser.add_argument("--options", type=json.loads, default={}, help="settings of the peer, as JSON")
+    parser.add_argument("--keep", type=Path, help="a file of known figures (JSON lines); new ones are added")
     options = parser.parse_args()
     print(f"| {' | '.join(HEADERS)} |\n{'| --- ' * len(HEADERS)}|")
     for row in rows(options):

@@ -33,7 +33,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from random import Random
 from statistics import fmean, pstdev
 from typing import Any
 
@@ -43,11 +42,10 @@ import skilltune
 from skilltune.api import run_training
 from skilltune.config import make_config
 from worlds import FAMILIES, LOCKED, TUNING, Family, FamilyWorld, unlock
+from worlds.anytime import BUDGETS, bootstrap
 
 ROOT = Path(__file__).parents[1]
-BUDGETS = (400, 700, 1000, 1400)  # target calls of the anytime curve
 TOKENS_A_KIND = 60  # room in the skill; at least the preset's limit
-RESAMPLES = 1000
 LOG = ROOT / "bench" / "worlds.md"
 
 
@@ -193,14 +191,6 @@ def _kept(file: Path) -> Iterator[tuple[str, Outcome]]:
 
 
 # -- tables
-
-
-def bootstrap(cells: Sequence[Sequence[float]]) -> tuple[float, float, float]:
-    """The mean over cells of their means, and its 95 % interval; seeds are drawn again within each cell."""
-    random = Random(0)
-    means = sorted(fmean(fmean(random.choices(cell, k=len(cell))) for cell in cells) for _ in range(RESAMPLES))
-    tail = RESAMPLES // 40
-    return fmean(fmean(cell) for cell in cells), means[tail], means[-1 - tail]
 
 
 HEADERS = (
