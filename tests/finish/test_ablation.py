@@ -181,13 +181,9 @@ async def test_a_training_ends_with_its_ablation_which_is_shown_and_can_be_recom
     for seed in range(4):
         with small(seed=seed, q=0.6, train=48) as world:
             padding(world)
-            trained = await train(
-                world, tmp_path, settings, seed=seed, run=f"run {seed}"
-            )
+            trained = await train(world, tmp_path, settings, seed=seed, run=f"run {seed}")
             calls = sum(world.calls.values())
-            again = await train(
-                world, tmp_path, settings, seed=seed, run=f"run {seed}"
-            )
+            again = await train(world, tmp_path, settings, seed=seed, run=f"run {seed}")
             assert sum(world.calls.values()) == calls
         assert again.result.versions == trained.result.versions
         assert again.result.best == trained.result.best
