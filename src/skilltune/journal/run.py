@@ -160,7 +160,7 @@ class Run:
         read-only."""
         path = Path(folder) / "run.db"
         if not path.is_file():
-            raise RunError(f"no run in {folder}: it has no run.db. `skilltune train` creates one.")
+            raise RunError(f"no run in {folder}: it has no run.db. `skilltune train` creates one and names its folder.")
         with ExitStack() as undo:
             db = undo.enter_context(closing(_connect_reader(path)))
             run = cls(Path(folder), db, None)

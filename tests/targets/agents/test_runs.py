@@ -241,6 +241,8 @@ def test_what_a_login_of_its_own_cannot_prove_is_said(tmp_path: Path) -> None:
     behind = make_agent(TargetConfig(model="codex/openai@http://127.0.0.1:9/v1/gpt-5", sandbox="none"), tmp_path)
     assert not any("nothing proves" in fact for fact in behind.facts)
     other = make_agent(TargetConfig(model="codex/gpt-5-mini", gateway=False, sandbox="none"), tmp_path)
+    mine = make_agent(TargetConfig(model="command:python3 -V", sandbox="none"), tmp_path)
+    assert ["target.upstream" in " ".join(made.facts) for made in (target, behind, mine)] == [False, False, True]
     assert len({target.fingerprint, behind.fingerprint, other.fingerprint}) == 3
 
 
