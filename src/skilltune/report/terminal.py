@@ -30,7 +30,7 @@ from skilltune.gate.priors import VETO
 from skilltune.history.activation import describe_activation
 from skilltune.history.left_out import describe, left_out, summed
 from skilltune.history.record import Judged, Record, Version, affordable
-from skilltune.journal.run import EXCHANGES, FAILED
+from skilltune.journal.run import FAILED, by_work
 from skilltune.optimizer.handoff import Question, in_use
 from skilltune.optimizer.schedule import steps_per_epoch
 from skilltune.parts import Parts
@@ -487,13 +487,8 @@ class Events:
 
 
 def print_costs(spent: Mapping[str, Usage], estimated: int, console: Console) -> None:
-    """One row for each kind of work. The exchanges of agents are added to the work that they belong to."""
-    owners = {exchange: kind for kind, exchange in EXCHANGES.items()}
-    rows: dict[str, Usage] = {}
-    for kind, usage in spent.items():
-        owner = owners.get(kind, kind)
-        rows[owner] = rows.get(owner, Usage()) + usage
-    for kind, usage in sorted(rows.items()):
+    """One row for each kind of work, see `by_work`."""
+    for kind, usage in by_work(spent):
         console.print(f"{kind:<14} {describe_usage(usage)}{unknown_costs(kind, estimated)}")
 
 

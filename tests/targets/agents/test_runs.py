@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,9 @@ async def test_an_evaluation_pays_each_exchange_once_and_shows_the_activation(tm
     assert run.usage["target exchange"].calls == 12
     assert "rollout" not in run.usage
     run.close()
+    shown, table = (CliRunner().invoke(app, [name, str(tmp_path / "run")]) for name in ("show", "table"))
+    assert re.search(r"^rollout +12 calls", shown.stdout, re.MULTILINE)
+    assert (table.exit_code, "holds no training" in table.stderr, "damaged" in table.stderr) == (2, True, False)
 
 
 async def test_a_table_of_targets_shows_in_how_many_rollouts_each_agent_loaded_the_skill(tmp_path: Path) -> None:
