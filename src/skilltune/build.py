@@ -535,8 +535,9 @@ def _unusable(role: str, model: str) -> UsageError:
 def default_folder(cfg: Config, root: Path) -> Path:
     """The default run folder: runs/NAME beside the config; NAME is the name of the skill's folder or file.
 
-    If the config lies in the skill's folder, runs/NAME is in the current folder, or beside the skill if the current
-    folder is inside it, because a run folder must not become part of the skill.
+    If `skill` names a folder and the config lies in that folder, runs/NAME is in the current folder, or beside the
+    skill if the current folder is inside it, because a run folder must not become part of the skill. If `skill` names a
+    SKILL.md, only that file is the skill, so its folder may hold the run.
     """
     path = (root / cfg.skill).resolve()
     if path.name.upper() == "SKILL.MD":

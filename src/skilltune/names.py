@@ -49,7 +49,9 @@ FORMS = {
 """Start of each form, with an example for error messages. `fake:` is for tests and not listed."""
 VENDORS = {"claude-code": "anthropic", "codex": "openai"}
 """The provider of an agent's model if its name is a plain model id: `codex/gpt-5.5` means `codex/openai/gpt-5.5`."""
-AGENT_SCHEMES = ("claude-code", "codex", "opencode", "acp", "command")
+NAMED_AGENTS = ("claude-code", "codex", "opencode")
+"""Agents whose name holds their model's: `codex/MODEL`. The others get theirs from `target.upstream`."""
+AGENT_SCHEMES = (*NAMED_AGENTS, "acp", "command")
 GENERAL = {"openai@": "openai@https://host/api/v3#MODEL", "anthropic@": "anthropic@https://host/api#MODEL"}
 """The general forms, by their start."""
 
@@ -94,7 +96,7 @@ class Name:
         An agent's is the NAME of `codex/NAME`: any model of this grammar, or a plain id of its vendor's. A plug-in's is
         the REST of `plugin:NAME/REST` if that names a model.
         """
-        if self.scheme in ("claude-code", "codex", "opencode"):
+        if self.scheme in NAMED_AGENTS:
             named = self.model.startswith(_MODEL_FORMS) or self.scheme not in VENDORS
             return parse_name(self.model if named else f"{VENDORS[self.scheme]}/{self.model}")
         try:
@@ -134,10 +136,10 @@ def parse_name(text: str) -> Name:
         url, model = _anthropic_url(text, rest)
     else:
         model = rest
-    if scheme in ("openai", "anthropic", "claude-code", "codex", "opencode") and re.search(r"\s", model):
+    if scheme in ("openai", "anthropic", *NAMED_AGENTS) and re.search(r"\s", model):
         raise _bad(text, "a model id contains no white space", form)
     name = Name(cast(Scheme, scheme), model, url, text)
-    if scheme in ("claude-code", "codex", "opencode"):
+    if scheme in NAMED_AGENTS:
         _check_agent(name, form)
     return name
 

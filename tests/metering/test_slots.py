@@ -592,6 +592,21 @@ async def test_a_refused_connection_is_given_up_soon_even_with_the_longest_waits
         await model.aclose()
 
 
+async def test_attempts_at_the_calls_of_an_agent_are_told_once() -> None:
+    """The agent's rollout and each of its calls have slots of their own, and both are repeated."""
+    calls, rollouts = (scheduler(1, RetryPolicy(attempts=n, base_s=0.0)) for n in (3, 2))
+
+    async def call() -> Reply:
+        raise InfraError("the server is down")
+
+    async def rollout() -> Reply:
+        return await calls.run("target", call)
+
+    with pytest.raises(InfraError) as caught:
+        await rollouts.run("target", rollout)
+    assert str(caught.value) == "the server is down (gave up after 3 attempts)"
+
+
 class Silent:
     """A model that uses up `takes_s` seconds of the clock and never answers, but for the calls listed in `good`."""
 

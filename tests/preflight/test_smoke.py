@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,8 @@ async def test_the_estimate_counts_several_calls_for_each_rollout(
     assert found.estimate.typical_calls == calls * found.estimate.typical_rollouts
     assert least < found.estimate.typical_rollouts < most
     rows = dict(estimate_rows(found.estimate))
-    assert f"rollouts, each taken as {calls} calls of its model" in rows["calls"]
+    assert re.match(r"[\d,]+ to [\d,]+ rollouts of the target", rows["calls"])
+    assert f"a rollout counts as {calls} calls of its model" in rows["calls"]
     (short,) = [note for note in found.notes if "budget.calls=100" in note]
     assert "is too little for a whole run" in short
     assert found.estimate.usd is not None

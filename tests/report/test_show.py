@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from skilltune import __version__
@@ -20,7 +21,7 @@ from skilltune.history.record import affordable
 from skilltune.journal.run import Run
 from skilltune.limits import Limits
 from skilltune.metering.budget import Budget
-from skilltune.report.terminal import line
+from skilltune.report.terminal import line, print_costs
 from skilltune.usage import Usage
 from training import Fated, events, prepare, small, train
 
@@ -31,6 +32,21 @@ def show(*arguments: str | Path) -> str:
     told = CliRunner().invoke(app, ["show", *map(str, arguments)])
     assert told.exit_code == 0, told.output
     return told.stdout
+
+
+@pytest.mark.parametrize(
+    ("kinds", "rows"),
+    [
+        (["target exchange", "probe"], ["probe          3 calls", "rollout        3 calls"]),
+        (["optimizer exchange", "rollout"], ["optimizer      3 calls", "rollout        3 calls"]),
+        (["optimizer exchange", "optimizer"], ["optimizer      6 calls"]),
+        (["a kind with a long name"], ["a kind with a long name 3 calls"]),
+    ],
+)
+def test_the_calls_of_an_agent_are_a_cost_of_its_role(kinds: list[str], rows: list[str]) -> None:
+    console = Console(record=True, width=100)
+    print_costs(dict.fromkeys(kinds, Usage(calls=3)), 0, console)
+    assert [line.partition(",")[0].rstrip() for line in console.export_text().splitlines()] == rows
 
 
 @pytest.mark.slow

@@ -439,6 +439,16 @@ def test_a_missing_bubblewrap_is_named_with_its_remedy(monkeypatch: pytest.Monke
     assert "apt install bubblewrap" in str(trial.try_level("bwrap"))
 
 
+@pytest.mark.parametrize("level", ["bwrap", "landlock"])
+def test_a_level_that_does_not_hold_leads_to_the_best_one_and_not_to_none(
+    level: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("skilltune.sandbox._tried", lambda level: f"{level} is missing")
+    with pytest.raises(UsageError, match=f"{level} is missing; or choose sandbox auto") as caught:
+        probe(level)
+    assert "none" not in str(caught.value)
+
+
 def test_a_bubblewrap_that_fails_is_no_sandbox(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "bwrap").write_text("#!/bin/sh\necho 'bwrap: No permissions to create new namespace' >&2\nexit 1\n")
     (tmp_path / "bwrap").chmod(0o755)

@@ -73,15 +73,15 @@ def _root(
       skilltune check skills/NAME           test samples and scorer, estimate the cost; calls no model
       skilltune doctor skills/NAME          test the machine, the keys and each model
       skilltune train skills/NAME           train; the same command resumes
-      skilltune show runs/NAME              read the verdicts and the certificate
-      skilltune export runs/NAME --to claude
+      skilltune show RUN                    read the verdicts and the certificate; `train` prints the folder RUN
+      skilltune export RUN --to claude      install the trained skill
 
     \b
     Other commands:
       skilltune eval skills/NAME            score a skill without training it
       skilltune table runs/*                compare runs in one table
-      skilltune compact runs/NAME           remove rules that add nothing from a trained skill
-      skilltune controls runs/NAME          compare a trained skill with cheaper ways to a skill
+      skilltune compact RUN                 remove rules that add nothing from a trained skill
+      skilltune controls RUN                compare a trained skill with cheaper ways to a skill
       skilltune COMMAND --help              options and examples of a command
     """
 

@@ -58,6 +58,16 @@ _TOTALS = (
 _SANE = 10**15  # limit of calls, tokens or seconds in a journal; sums of larger values would overflow
 
 
+def by_work(spent: Mapping[str, Usage]) -> list[tuple[str, Usage]]:
+    """The cost of each kind of work, sorted. The exchanges of agents are added to the work that they belong to."""
+    owners = {exchange: kind for kind, exchange in EXCHANGES.items()}
+    rows: dict[str, Usage] = {}
+    for kind, usage in spent.items():
+        owner = owners.get(kind, kind)
+        rows[owner] = rows.get(owner, Usage()) + usage
+    return sorted(rows.items())
+
+
 def _stated(name: str, types: str, nothing: str) -> str:
     """SQL condition: a number of a memo's usage is missing, or has a plausible value."""
     kind, value = f"json_type(usage, '$.{name}')", f"json_extract(usage, '$.{name}')"
@@ -160,7 +170,7 @@ class Run:
         read-only."""
         path = Path(folder) / "run.db"
         if not path.is_file():
-            raise RunError(f"no run in {folder}: it has no run.db. `skilltune train` creates one.")
+            raise RunError(f"no run in {folder}: it has no run.db. `skilltune train` creates one and names its folder.")
         with ExitStack() as undo:
             db = undo.enter_context(closing(_connect_reader(path)))
             run = cls(Path(folder), db, None)

@@ -191,7 +191,9 @@ class Endpoint:
                 self._leave(ahead)
             attempt += 1
             if dead or attempt >= self.policy.attempts or (failure.attempts is not None and alike >= failure.attempts):
-                tries = f" (gave up after {attempt} attempt{'s' * (attempt > 1)})" if failure.attempts != 1 else ""
+                tries = f" (gave up after {attempt} attempt{'s' * (attempt > 1)})"
+                if failure.attempts == 1 or "(gave up after " in str(failure):  # said already, by a call of the work
+                    tries = ""
                 raise failure.reworded(f"{failure}{tries}") from failure
             if delay >= LONG_WAIT_S and on_wait is not None and now >= self._reported_until:
                 self._reported_until = now + delay

@@ -51,6 +51,7 @@ Json = dict[str, Any]
 
 CONNECT_S = 5.0  # covers name resolution, TCP and TLS: a host that drops packets is detected long before `timeout_s`
 NO_KEY = "no-key"  # local servers want any key
+NO_CREDIT = "The account has no credit left; add some or change the key"
 BODY_BYTES = 8_000_000  # most bytes of one decompressed answer that are read
 
 _TRANSIENT = {408, 409, 425, 429}
@@ -260,7 +261,7 @@ class Wire:
         place = "an error in an answer of status 200"
         problem = f"malformed answer from {self._url}: {place}: {_clip(self._redacted(shown))}"
         if _NO_MONEY.search(said):
-            return CallConfigError(self._text(f"{problem}. The account has no credit left; add some or change the key"))
+            return CallConfigError(self._text(_then(problem, NO_CREDIT)))
         if _FILTERED.search(said):
             return self._filtered(problem)
         if _TOO_LONG.search(said):
@@ -270,7 +271,7 @@ class Wire:
 
     def _filtered(self, problem: str) -> SampleError:
         fix = "A content filter refused this request: reword or leave out the sample"
-        return SampleError(self._text(f"{problem}. {fix}"), systemic="a content filter refuses the requests")
+        return SampleError(self._text(_then(problem, fix)), systemic="a content filter refuses the requests")
 
     def _too_long(self, problem: str) -> SampleError:
         fix = (
@@ -278,7 +279,7 @@ class Wire:
             "skill, or lower max_tokens"
         )
         systemic = "the requests are longer than the model's context window: shorten the skill or lower max_tokens"
-        return SampleError(self._text(f"{problem}. {fix}"), systemic=systemic)
+        return SampleError(self._text(_then(problem, fix)), systemic=systemic)
 
     def _lost(self, error: Exception, *, reached: bool) -> InfraError:
         """Error for a call without an answer. If not `reached`, nothing was sent, so nothing can be billed."""
@@ -306,7 +307,7 @@ class Wire:
         said = _complaint(body)
         problem = f"{self._url} answered {status}: {_words(self._redacted(body)) or '(empty)'}"
         if _NO_MONEY.search(said):
-            return CallConfigError(self._text(f"{problem}. The account has no credit left; add some or change the key"))
+            return CallConfigError(self._text(_then(problem, NO_CREDIT)))
         if status in (400, 403, 422, 451) and _FILTERED.search(said):
             return self._filtered(problem)
         if status in (400, 422) and _THINKS_TOO_LONG.search(said):
@@ -327,12 +328,17 @@ class Wire:
             return limited
         fix = ""
         if status < 400:  # never followed, because the key would go to an address that nobody configured
-            fix = f". It redirects to {_bare(headers.get('Location', ''))}: use the final address in the name"
+            fix = f"It redirects to {_bare(headers.get('Location', ''))}: use the final address in the name"
         elif status in (401, 403):
-            fix = f". {self._about_key()}"
+            fix = self._about_key()
         elif status == 404:
-            fix = f". Check that the model `{self._name.model}` exists there and that the URL is right"
-        return CallConfigError(self._text(problem + fix))
+            fix = f"Check that the model `{self._name.model}` exists there and that the URL is right"
+        return CallConfigError(self._text(_then(problem, fix)))
+
+
+def _then(problem: str, fix: str) -> str:
+    """The problem in the endpoint's words, which may end with a full stop, and the sentence that says what to do."""
+    return f"{problem.rstrip('.')}. {fix}" if fix else problem
 
 
 @functools.cache

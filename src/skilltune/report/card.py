@@ -14,7 +14,7 @@ from skilltune.finish.controls import TRAINED
 from skilltune.history.activation import describe_activation
 from skilltune.history.left_out import describe, left_out
 from skilltune.history.record import Record
-from skilltune.journal.run import FAILED
+from skilltune.journal.run import FAILED, by_work
 from skilltune.metering.client import LEARNED
 from skilltune.parts import Parts
 from skilltune.report.markup import cut
@@ -133,7 +133,7 @@ def _cost(session: Parts, result: Result) -> list[str]:
         ("skill size", f"about {result.start.tokens} → {result.best.tokens} tokens"),
         *(
             (f"{name} calls", inline(describe_usage(usage) + unknown_costs(name, session.run.estimated)))
-            for name, usage in sorted(session.run.usage.items())
+            for name, usage in by_work(session.run.usage)
         ),
     ]
     if result.certificate is not None and result.certificate.gain > 0:

@@ -73,7 +73,14 @@ class Line:
 
 
 def line_of(record: Record) -> Line:
-    """The line of a run. A run without a certificate has no figures, and its note says why."""
+    """The line of a run. A run without a certificate has no figures, and its note says why.
+
+    Raises `UsageError` for the folder of an evaluation in Python, which has no config.
+    """
+    if not record.config:
+        raise UsageError(
+            f"{record.folder} holds no training: it has answers, but no config and no certificate; leave it out"
+        )
     config, spent = record.config, sum(record.usage.values(), Usage())
     target = config["target"]["model"]
     contents = record.run.recall(CONTENTS)
@@ -139,7 +146,8 @@ def _note(record: Record) -> str:
     if record.state == "running":
         return "still running"
     if record.finish is None or record.finish.stopped:
-        return f"stopped before the certificate: {record.stopped or 'unknown reason'}"
+        known = record.stopped or "no reason is known: its process was ended from outside, or it was a run of `eval`"
+        return f"stopped before the certificate: {known}"
     if record.finish.best == record.finish.start:
         return "no edit was accepted, so the test split was not read"
     return "no certificate: there is no test split"

@@ -30,7 +30,7 @@ from skilltune.gate.priors import VETO
 from skilltune.history.activation import describe_activation
 from skilltune.history.left_out import describe, left_out, summed
 from skilltune.history.record import Judged, Record, Version, affordable
-from skilltune.journal.run import FAILED
+from skilltune.journal.run import FAILED, by_work
 from skilltune.optimizer.handoff import Question, in_use
 from skilltune.optimizer.schedule import steps_per_epoch
 from skilltune.parts import Parts
@@ -385,8 +385,7 @@ class Lines:
         if text := describe(self._left_out):
             console.print(f"left out: {clean(text)}")
         console.print()
-        for kind, usage in sorted(session.run.usage.items()):
-            console.print(f"{kind:<15}{describe_usage(usage)}{unknown_costs(kind, session.run.estimated)}")
+        print_costs(session.run.usage, session.run.estimated, console)
         if self.paid:
             new = f"{self.progress.calls:,} calls were new"
             console.print(f"{'journal':<15}{self.paid:,} answers came from the journal; {new}")
@@ -487,6 +486,12 @@ class Events:
 # -- a run, looked at from outside
 
 
+def print_costs(spent: Mapping[str, Usage], estimated: int, console: Console) -> None:
+    """One row for each kind of work, see `by_work`."""
+    for kind, usage in by_work(spent):
+        console.print(f"{kind:<14} {describe_usage(usage)}{unknown_costs(kind, estimated)}")
+
+
 def show_run(record: Record, console: Console) -> None:
     """The table of verdicts, the certificate, the cost, the files."""
     headers = ("step", "epoch", "select ≈", "accepted", "edits", "reason")
@@ -518,8 +523,7 @@ def show_run(record: Record, console: Console) -> None:
     if record.controls is not None:
         print_controls(record.controls, console)
         console.print()
-    for kind, usage in sorted(record.usage.items()):
-        console.print(f"{kind:<15}{describe_usage(usage)}{unknown_costs(kind, record.estimated)}")
+    print_costs(record.usage, record.estimated, console)
     for path in record.files:
         console.print(f"{'file':<15}{path}")
 
@@ -609,9 +613,10 @@ def estimate_rows(expected: Estimate) -> list[tuple[str, str]]:
         cost = "the price of a model is unknown; state it with price = [input, output], in dollars per million tokens"
     else:
         cost = f"${expected.usd[0]:.2f} to at most ${expected.usd[1]:.2f}" if expected.usd[1] else "$0"
-    target = f"{least:,} to {most:,} of the target, typically about {expected.typical_rollouts:,}"
-    if (per := expected.per_rollout) > 1:
-        target = f"{target} rollouts, each taken as {per} calls of its model until rollouts were seen"
+    unit = " rollouts" if (per := expected.per_rollout) > 1 else ""
+    target = f"{least:,} to {most:,}{unit} of the target, typically about {expected.typical_rollouts:,}"
+    if unit:
+        target = f"{target} (at first a rollout counts as {per} calls of its model)"
     return [
         (
             "calls",

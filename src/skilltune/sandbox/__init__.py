@@ -92,7 +92,7 @@ def probe(wanted: str = "auto") -> Sandbox:
     found = _tried(wanted)
     if isinstance(found, str):
         raise UsageError(
-            f"the sandbox {wanted} does not hold here: {found}; or choose sandbox none, which confines nothing"
+            f"the sandbox {wanted} does not hold here: {found}; or choose sandbox auto, which takes the best that holds"
         )
     return found
 

@@ -1,8 +1,8 @@
 """Scorers grade an answer and explain the grade in one line. Each has a small file; `build` makes a scorer from a spec.
 
 A built-in scorer is a function `(sample, answer, *, options) -> Score`; a scorer of files takes the rollout and the
-samples' folder instead of the answer. Its keyword parameters are the options of a
-spec, and "name:value" sets the first of them. An empty answer scores 0 without a call of the scorer.
+samples' folder instead of the answer. Its keyword parameters are the options of a spec, and "name:value" sets the
+first of them. An empty answer scores 0 without a call of the scorer.
 """
 
 from __future__ import annotations

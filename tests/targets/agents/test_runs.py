@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,9 @@ async def test_an_evaluation_pays_each_exchange_once_and_shows_the_activation(tm
     assert run.usage["target exchange"].calls == 12
     assert "rollout" not in run.usage
     run.close()
+    shown, table = (CliRunner().invoke(app, [name, str(tmp_path / "run")]) for name in ("show", "table"))
+    assert re.search(r"^rollout +12 calls", shown.stdout, re.MULTILINE)
+    assert (table.exit_code, "holds no training" in table.stderr, "damaged" in table.stderr) == (2, True, False)
 
 
 async def test_a_table_of_targets_shows_in_how_many_rollouts_each_agent_loaded_the_skill(tmp_path: Path) -> None:
@@ -241,6 +245,8 @@ def test_what_a_login_of_its_own_cannot_prove_is_said(tmp_path: Path) -> None:
     behind = make_agent(TargetConfig(model="codex/openai@http://127.0.0.1:9/v1/gpt-5", sandbox="none"), tmp_path)
     assert not any("nothing proves" in fact for fact in behind.facts)
     other = make_agent(TargetConfig(model="codex/gpt-5-mini", gateway=False, sandbox="none"), tmp_path)
+    mine = make_agent(TargetConfig(model="command:python3 -V", sandbox="none"), tmp_path)
+    assert ["target.upstream" in " ".join(made.facts) for made in (target, behind, mine)] == [False, False, True]
     assert len({target.fingerprint, behind.fingerprint, other.fingerprint}) == 3
 
 

@@ -45,6 +45,7 @@ OWN_LOGIN = (
     "the agent uses a login of its own: only its own output is known, nothing proves that it saw the skill, and its "
     "calls are not free"
 )
+NO_UPSTREAM = "; if target.upstream names its model, its calls go through the gateway"
 ALIASES = ("default", "best", "sonnet", "opus", "haiku", "opusplan", "inherit")
 STREAM_BYTES = 400_000  # of a command line's output that a rollout keeps
 VERSION_S = 60.0  # seconds for `--version`
@@ -89,7 +90,7 @@ class AgentTarget:
         """Sentences for `check`, `doctor` and the card: the program, its sandbox, and what proves that it saw the
         skill."""
         program = f"{self.agent} {self.version}" if self.version else f"{self.agent}:{self.command}"
-        proof = "" if self.upstream else OWN_LOGIN
+        proof = "" if self.upstream else OWN_LOGIN if self.version else OWN_LOGIN + NO_UPSTREAM
         return tuple(filter(None, (f"the agent is {program}, in {describe(self.sandbox)}", proof)))
 
     @property
