@@ -16,6 +16,7 @@ from skilltune.journal.run import Run
 from skilltune.models import Request, user
 from skilltune.models.build import build_model
 from skilltune.names import parse_name
+from skilltune.targets.chat import ChatTarget
 from training import prepare, small, train
 
 pytestmark = pytest.mark.anyio
@@ -193,6 +194,7 @@ def test_two_roles_at_one_endpoint(tmp_path: Path, tables: dict[str, Any], varia
         with Run.open(tmp_path / "run") as run:
             session = build_parts(cfg, run, root)
             assert session.optimizer_client is not None
+            assert isinstance(session.target, ChatTarget)
             clients = session.target.client, session.optimizer_client
             assert tuple(client.model._wire._variable for client in clients) == variables  # type: ignore[attr-defined]
             endpoints = [client.meter.endpoint for client in clients]

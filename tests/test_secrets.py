@@ -254,9 +254,10 @@ INHERITING = {
 
 def _starts(tree: ast.AST) -> list[ast.Call]:
     """The calls that start a process: functions of subprocess and asyncio, and everything like os.exec and os.fork."""
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)]
     made = []
-    for call in calls:
+    for call in ast.walk(tree):
+        if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute)):
+            continue
         owner, name = ast.unparse(call.func.value), call.func.attr
         of_os = owner == "os" and name.startswith(("exec", "spawn", "fork", "posix_spawn", "system", "popen"))
         if of_os or (owner == "subprocess" and name in CALLS) or (owner == "asyncio" and name.startswith("create_sub")):

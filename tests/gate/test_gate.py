@@ -21,8 +21,9 @@ from skilltune.edits import Edit, apply
 from skilltune.finish.reselect import reselect
 from skilltune.finish.reserve import estimate_calls
 from skilltune.gate import Arena, build_gate
+from skilltune.gate.blocks import harmful
 from skilltune.gate.eprocess import EProcess
-from skilltune.gate.race import Race, harmful
+from skilltune.gate.race import Race
 from skilltune.gate.race import rule as decide
 from skilltune.gate.screen import Pool, Screened, balanced
 from skilltune.gate.strict import Strict

@@ -129,4 +129,4 @@ def test_a_continuation_has_no_roles():
 @pytest.mark.parametrize("option", [{"context": 512}, {"threads": 2}])
 def test_options_of_the_embedded_model_are_refused_elsewhere(option: dict[str, int]):
     with pytest.raises(UsageError, match=rf"leave {next(iter(option))} out"):
-        build_model("openai@http://127.0.0.1:1/v1/m", **option)
+        build_model("openai@http://127.0.0.1:1/v1/m", **option)  # pyright: ignore[reportArgumentType]

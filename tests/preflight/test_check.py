@@ -19,7 +19,7 @@ from skilltune.errors import UsageError
 from skilltune.journal.run import Run
 from skilltune.preflight.check import Check, check
 from skilltune.targets import Target
-from skilltune.targets.chat import GUESSED_ANSWER
+from skilltune.targets.chat import GUESSED_ANSWER, ChatTarget
 from skilltune.usage import Usage
 from world import Faults, World
 
@@ -375,6 +375,7 @@ async def test_one_model_in_two_roles_is_one_object(tmp_path: Path, world: World
         with Run.open(tmp_path / optimizer) as run:
             session = build_parts(cfg, run, tmp_path)
             assert session.optimizer_client is not None
+            assert isinstance(session.target, ChatTarget)
             assert (session.optimizer_client.model is session.target.client.model) == shared
             assert (session.target.client.meter.role, session.optimizer_client.meter.role) == ("target", "optimizer")
             await session.aclose()

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from skilltune.config import CertifyConfig
 from skilltune.finish.certify import certify
-from skilltune.gate.race import doubling
+from skilltune.gate.blocks import doubling
 from skilltune.rollout import Rollout, Score, Trajectory
 from skilltune.samples import Sample
 from skilltune.skill import Skill
