@@ -147,20 +147,24 @@ def test_the_tools_never_leave_the_workspace(tmp_path: Path) -> None:
     for name in ("../secret.txt", "link.txt", "folder/secret.txt", outside, "pipe", "a\0b", "x" * 999):
         with pytest.raises(ToolError):
             read_file(root, name)
-    for name in ("../new.txt", "folder/new.txt", "link.txt"):
+    for name in ("../new.txt", "folder/new.txt", "link.txt", "pipe", "."):
         with pytest.raises(ToolError):
             write_file(root, name, "x")
     assert (tmp_path / "secret.txt").read_text() == "PLANTED"
     assert grep(root, "PLANTED", "") == "nothing found"
-    assert "secret" not in glob(root, "**/*")
-    with pytest.raises(ToolError):
-        glob(root, "/etc/*")
+    for pattern in ("**/*", "folder/*", "*/*", "f*/**/*", "**"):
+        assert "secret" not in glob(root, pattern)
+    for pattern in ("/etc/*", "../*", "folder/../../*", ""):
+        with pytest.raises(ToolError):
+            glob(root, pattern)
 
 
 def test_glob_and_grep_find_what_is_there(tmp_path: Path) -> None:
     write_file(tmp_path, "a/b.txt", "one\ntwo")
     write_file(tmp_path, "c.csv", "two")
-    assert glob(tmp_path, "**/*.txt") == "a/b.txt"
+    assert glob(tmp_path, "**/*.txt") == glob(tmp_path, "a/*") == glob(tmp_path, "./*/b.???") == "a/b.txt"
+    assert glob(tmp_path, "**/*") == glob(tmp_path, "**") == "a/b.txt\nc.csv"
+    assert glob(tmp_path, "*") == glob(tmp_path, "[a-d].csv") == "c.csv"
     assert grep(tmp_path, "tw.", "") == "a/b.txt:2:two\nc.csv:1:two"
     assert grep(tmp_path, "tw.", "a") == "a/b.txt:2:two"
     with pytest.raises(ToolError, match="regular expression"):

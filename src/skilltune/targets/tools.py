@@ -11,8 +11,9 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import regex
@@ -275,6 +276,8 @@ def read_file(root: Path, name: str) -> str:
 
 def write_file(root: Path, name: str, content: str) -> str:
     path = inside(root, name)
+    if path.exists() and not path.is_file():  # to open a pipe would wait for ever
+        raise ToolError(f"{name} is not a file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content, encoding="utf-8", errors="replace")
@@ -284,11 +287,20 @@ def write_file(root: Path, name: str, content: str) -> str:
 
 
 def glob(root: Path, pattern: str) -> str:
-    try:
-        found = sorted(str(path.relative_to(root)) for path in root.glob(pattern) if _shown(root, path))
-    except (ValueError, NotImplementedError, OSError) as error:
-        raise ToolError(f"{pattern!r}: {error}") from None
-    return _listed(found)
+    wanted = tuple(part for part in pattern.split("/") if part != ".")
+    if ".." in wanted or not all(wanted):
+        raise ToolError(f"{pattern!r} is no pattern of paths below the current folder")
+    found = (str(path.relative_to(root)) for path in _files(root))
+    return _listed(sorted(name for name in found if _matches(tuple(name.split("/")), wanted)))
+
+
+def _matches(parts: tuple[str, ...], wanted: tuple[str, ...]) -> bool:
+    """True if the parts of a path match those of a pattern, in which `**` stands for any number of folders."""
+    if not parts or not wanted:
+        return not parts and not [part for part in wanted if part != "**"]
+    if wanted[0] == "**":
+        return _matches(parts, wanted[1:]) or _matches(parts[1:], wanted)
+    return fnmatchcase(parts[0], wanted[0]) and _matches(parts[1:], wanted[1:])
 
 
 def grep(root: Path, pattern: str, place: str) -> str:
@@ -297,7 +309,7 @@ def grep(root: Path, pattern: str, place: str) -> str:
     except regex.error as error:
         raise ToolError(f"{pattern!r} is no regular expression: {error}") from None
     start = inside(root, place or ".")
-    files = [start] if start.is_file() else sorted(path for path in start.rglob("*") if _shown(root, path))
+    files = [start] if start.is_file() else sorted(_files(start))
     found: list[str] = []
     ends = time.monotonic() + PATTERN_S
     for path in files:
@@ -314,8 +326,13 @@ def grep(root: Path, pattern: str, place: str) -> str:
     return _listed(found)
 
 
-def _shown(root: Path, path: Path) -> bool:
-    return path.is_file() and not path.is_symlink() and ".git" not in path.relative_to(root).parts
+def _files(folder: Path) -> Iterator[Path]:
+    """The regular files below a folder, without links and without those of git. No link is followed, because it may
+    lead to the whole disk."""
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if name != ".git"]
+        paths = (Path(place, name) for name in names)
+        yield from (path for path in paths if path.is_file() and not path.is_symlink())
 
 
 def _listed(found: list[str]) -> str:
