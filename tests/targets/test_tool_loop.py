@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 
 from skilltune.config import TargetConfig
 from skilltune.envs.task import Task
-from skilltune.errors import InfraError
+from skilltune.errors import BudgetExceeded, InfraError
 from skilltune.journal.run import Run
 from skilltune.limits import Limits
 from skilltune.metering.budget import Budget
@@ -19,7 +20,17 @@ from skilltune.models import ToolCall, user
 from skilltune.skill import Skill
 from skilltune.targets import Target
 from skilltune.targets.makers import MAKERS
-from skilltune.targets.tools import TOOLS, ToolError, ToolsTarget, arguments, glob, grep, read_file, write_file
+from skilltune.targets.tools import (
+    GUESSED_CALLS,
+    TOOLS,
+    ToolError,
+    ToolsTarget,
+    arguments,
+    glob,
+    grep,
+    read_file,
+    write_file,
+)
 from skilltune.usage import Usage
 from upstream import Asked, Call, Fault, Turn, Upstream, turns
 
@@ -97,6 +108,29 @@ async def test_a_rollout_that_fails_for_good_costs_what_was_answered(tmp_path: P
             await bench.target.run(SKILL, task(), 0)
         assert bench.budget.spent.input_tokens >= 100
         assert bench.run.usage["failed attempt"].calls == bench.budget.spent.calls == len(server.asked)
+
+
+async def test_a_rollout_that_the_budget_ends_costs_what_was_answered(tmp_path: Path) -> None:
+    """The failed call may not be repeated, because its rollout no longer fits the budget."""
+    script = turns(Turn(calls=(Call("bash", {"command": "true"}),)))
+    busy = Fault(503, {"error": {"message": "busy"}})
+    async with Upstream(script, None, None, busy) as server, Bench(tmp_path, server.url) as bench:
+        bench.budget.limits = Limits(calls=GUESSED_CALLS)
+        with pytest.raises(BudgetExceeded):
+            await bench.target.run(SKILL, task(), 0)
+        assert bench.run.usage["failed attempt"].calls == bench.budget.spent.calls == len(server.asked) == 3
+
+
+async def test_a_cancelled_rollout_costs_what_was_answered(tmp_path: Path) -> None:
+    script = turns(Turn(calls=(Call("bash", {"command": "sleep 30"}),)))
+    async with Upstream(script) as server, Bench(tmp_path, server.url) as bench:
+        rolling = asyncio.create_task(bench.target.run(SKILL, task(), 0))
+        while not server.asked:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.3)
+        rolling.cancel()
+        await asyncio.wait([rolling])
+        assert bench.run.usage["failed attempt"].calls == bench.budget.spent.calls == 1
 
 
 @pytest.mark.slow

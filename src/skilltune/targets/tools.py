@@ -19,7 +19,7 @@ from pathlib import Path
 import regex
 
 from skilltune.envs.task import Task
-from skilltune.errors import CallError, Outcome
+from skilltune.errors import Outcome
 from skilltune.journal.keys import digest
 from skilltune.metering.client import Client
 from skilltune.models import Message, Reply, Request, Tool, ToolCall, ToolResult
@@ -128,15 +128,17 @@ class ToolsTarget:
         key = digest("tools rollout", self.fingerprint, task.id, [(m.role, m.text) for m in asked], names, attempt)
         workspace = await asyncio.to_thread(open_workspace, self.parent, key, task.files)
         talk = _Talk([*asked], workspace, turns=[Turn(m.role, m.text) for m in asked if m.role != "system"])
-        meter = self.client.meter
+        meter, done = self.client.meter, None
         try:
             done = await meter(lambda: self._go_on(talk, attempt), self.guess(skill, task))
             self.client.note_learned()
             left = await asyncio.to_thread(changes, workspace)
-        except CallError as failure:
+        except BaseException as failure:  # also the end of the budget, and a cancelled rollout
             if talk.taken:  # the calls before the failed one were answered and paid
-                meter.budget.spend(talk.usage)
-                meter.journal.record_failure(meter.role, f"a rollout that ended early: {failure}", talk.usage)
+                why = str(failure) or type(failure).__name__
+                if done is None:  # else the meter has counted them
+                    meter.budget.spend(talk.usage)
+                meter.journal.record_failure(meter.kind or meter.role, f"a rollout that ended early: {why}", talk.usage)
             raise
         finally:
             await asyncio.to_thread(close_workspace, workspace)
