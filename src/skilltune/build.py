@@ -67,7 +67,7 @@ from skilltune.scorers.judge import Reader
 from skilltune.scorers.reading import nearest
 from skilltune.skill import Skill
 from skilltune.targets import Target
-from skilltune.targets.agents.target import named_skill
+from skilltune.targets.agents.target import AgentTarget, named_skill
 from skilltune.targets.chat import ChatTarget
 from skilltune.targets.makers import MAKERS, RunTarget, make_agent_target
 from skilltune.targets.metered import MeteredTarget
@@ -258,9 +258,11 @@ def build_further(
 
 
 def _with_account(target: RunTarget, kind: str) -> RunTarget:
-    """The target with rollouts of this kind in the budget."""
+    """The target with rollouts of this kind in budget and journal."""
     if isinstance(target, MeteredTarget):
-        return replace(target, meter=replace(target.meter, kind=kind))
+        own = target.target
+        own = replace(own, account=kind) if isinstance(own, AgentTarget) else own
+        return replace(target, target=own, meter=replace(target.meter, kind=kind))
     return replace(target, client=replace(target.client, meter=replace(target.client.meter, kind=kind)))
 
 

@@ -58,7 +58,8 @@ class AgentTarget:
     `version` and `content` identify the agent's program. `upstream` is the model behind the gateway; None means that
     the agent uses a login of its own, so that nothing proves that it saw the skill. `slots` schedules the calls of the
     model, and `spend` counts the cost of a failed attempt, whose exchanges are journaled already. `writable` limits
-    where the agent writes, see `AgentJob`. `role` is the role in which it is paid. Raises `UsageError` for a skill that
+    where the agent writes, see `AgentJob`. `role` is the role in which it is paid, and `account` the name under which
+    its exchanges are journaled, if it is not the role. Raises `UsageError` for a skill that
     the agent cannot load.
     """
 
@@ -80,6 +81,7 @@ class AgentTarget:
     slots: Endpoint | None = None
     writable: tuple[str, ...] | None = None
     role: str = "target"
+    account: str = ""
     spend: Callable[[Usage], None] = lambda _: None
     _gateway: Gateway | None = None
     _starting: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False)
@@ -188,6 +190,7 @@ class AgentTarget:
             run=self.run_journal,
             slots=self.slots,
             role=self.role,
+            account=self.account,
         )
 
     def usd(self, usage: Usage) -> float | None:
