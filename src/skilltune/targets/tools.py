@@ -26,7 +26,7 @@ from skilltune.models import Message, Reply, Request, Tool, ToolCall, ToolResult
 from skilltune.rollout import THINKING, Trajectory, Turn
 from skilltune.sandbox import Command, Limits, Policy, Sandbox, describe
 from skilltune.skill import Skill
-from skilltune.targets.agents.job import KEPT, left_files, readable
+from skilltune.targets.agents.job import KEPT, left_files, readable, reading
 from skilltune.targets.chat import GUESSED_ANSWER, with_skill
 from skilltune.usage import Usage
 from skilltune.workspace import Workspace, changes, close_workspace, open_workspace
@@ -202,7 +202,7 @@ class ToolsTarget:
     async def _command(self, argv: tuple[str, ...], ws: Workspace) -> str:
         env = {name: os.environ[name] for name in KEPT if name in os.environ}
         command = Command(argv, ws.work, {"LANG": "C.UTF-8", **env, "HOME": str(ws.home), "TMPDIR": str(ws.tmp)})
-        policy = Policy(write=(ws.root,), read=(ws.root, *readable(command)), hidden=self.hidden, connect=())
+        policy = reading(Policy((ws.root,), hidden=self.hidden, connect=()), ws, readable(command))
         exit = await self.sandbox.run(command, policy, COMMAND)
         output = (exit.stdout + exit.stderr).decode("utf-8", "replace").rstrip()
         if exit.limit:

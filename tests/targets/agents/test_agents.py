@@ -21,11 +21,11 @@ from skilltune.envs.task import Task
 from skilltune.errors import CallConfigError, CallError, InfraError, UsageError
 from skilltune.journal.run import Run
 from skilltune.models import Image, Message, system, user
-from skilltune.sandbox.process import Command
+from skilltune.sandbox import Command, Limits, Policy, probe
 from skilltune.skill import Skill
 from skilltune.targets import Target
 from skilltune.targets.agents import AGENTS, AgentJob, run_job
-from skilltune.targets.agents.job import readable
+from skilltune.targets.agents.job import readable, reading
 from skilltune.targets.agents.target import AgentTarget, make_agent, named_skill, prompt_of
 from skilltune.workspace import Workspace
 from upstream import Asked, Call, Fault, Turn, Upstream
@@ -515,3 +515,25 @@ def test_the_programs_behind_the_shims_of_a_version_manager_can_be_read(manager:
     command = Command(("x",), tmp_path, {"PATH": f"{tmp_path / manager / 'shims'}:{tmp_path / 'bin'}"})
     assert tmp_path / manager in readable(command)
     assert tmp_path not in readable(command)
+
+
+@pytest.mark.parametrize("level", ["bwrap", "landlock"])
+async def test_a_program_of_the_project_can_be_read_and_the_project_cannot(level: str, tmp_path: Path) -> None:
+    """Also if the PATH names the project itself, or one of its folders."""
+    try:
+        sandbox = probe(level)
+    except UsageError as error:
+        pytest.skip(str(error))
+    for folder in ("project/bin", "work"):
+        (tmp_path / folder).mkdir(parents=True)
+    project, root = tmp_path / "project", tmp_path / "work"
+    for name in ("answers.txt", "agent.sh", "bin/tool.sh"):
+        (project / name).write_text(f"echo {name.upper()}")
+    ws = Workspace(root, root, root, root)
+    script = "; ".join(f"cat {project}/{name}; echo" for name in ("answers.txt", "agent.sh", "bin/tool.sh"))
+    path = f"{project}{os.pathsep}{project}/bin{os.pathsep}{os.environ['PATH']}"
+    command = Command(("/bin/sh", "-c", script), root, {"PATH": path})
+    hides = Policy((root,), hidden=(project,), connect=())
+    rights = reading(hides, ws, readable(command, (project / "agent.sh",)))
+    printed = (await sandbox.run(command, rights, Limits(20))).stdout.decode()
+    assert printed.split("\n") == ["", "echo AGENT.SH", "echo BIN/TOOL.SH", ""]

@@ -13,7 +13,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, Protocol
 from urllib.parse import urlsplit
@@ -155,12 +155,18 @@ def policy(job: AgentJob, ws: Workspace, command: Command) -> Policy:
     write = (ws.root,)
     if job.writable is not None:
         write = (ws.home, ws.tmp, *(ws.work / name for name in job.writable))
-    return Policy(
-        write=write,
-        read=(ws.root, *readable(command, job.programs)),
-        hidden=job.hidden,
-        connect=(port,) if port else None,
+    return reading(
+        Policy(write, hidden=job.hidden, connect=(port,) if port else None), ws, readable(command, job.programs)
     )
+
+
+def reading(policy: Policy, ws: Workspace, programs: tuple[Path, ...]) -> Policy:
+    """The policy with the right to read the workspace and these programs, also inside a hidden folder, such as the
+    project's own virtual environment. A folder that is hidden as a whole stays hidden, also if the PATH names it."""
+    hidden = [os.path.realpath(path) for path in policy.hidden]
+    allowed = [path for path in programs if os.path.realpath(path) not in hidden]
+    inside = [path for path in allowed if any(Path(os.path.realpath(path)).is_relative_to(folder) for folder in hidden)]
+    return replace(policy, read=(ws.root, *allowed), shown=(*policy.shown, *inside))
 
 
 def readable(command: Command, programs: tuple[Path, ...] = ()) -> tuple[Path, ...]:
