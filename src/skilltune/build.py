@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -200,8 +200,7 @@ def build_parts(
     arena = Arena(roll, splits.train, splits.select, cfg.gate, cfg.seed, limit, also=further, start=start)
     if others is None:
         require_enough(cfg, splits)
-    if isinstance(target, MeteredTarget):
-        arena.refuses = target.refuses
+    arena.refuses = refuses_of((target, *(other.roll.target for other in further)))
     resolved = cfg.model_copy(update={"train": cfg.train.model_copy(update={"max_skill_tokens": limit})})
     proposer = build_optimizer(resolved, proposing, clients, env, start, splits.train, root)
     parts = Parts(
@@ -223,6 +222,12 @@ def build_parts(
     )
     budget.rest = lambda: rest(parts)
     return parts
+
+
+def refuses_of(targets: Sequence[Target]) -> Callable[[Skill], str]:
+    """Returns the first reason why one of the targets cannot load a skill, or ""."""
+    each = [target.refuses for target in targets if isinstance(target, MeteredTarget)]
+    return lambda skill: next(filter(None, (refuses(skill) for refuses in each)), "")
 
 
 def build_further(

@@ -11,8 +11,9 @@ from typer.testing import CliRunner
 import fakes
 from skilltune import Env, Sample, Skill
 from skilltune.api import aevaluate, atrain
+from skilltune.build import build_parts
 from skilltune.cli.main import app
-from skilltune.config import TargetConfig
+from skilltune.config import Config, TargetConfig
 from skilltune.history.activation import UNPROVEN
 from skilltune.history.record import Record
 from skilltune.journal.run import Run
@@ -136,6 +137,24 @@ async def test_an_agent_as_a_further_target_of_a_training(tmp_path: Path) -> Non
     assert spent[f"further target {also}"] == other > 0
     assert own > 0
     assert sum(spend.usage.calls for spend in rows) == total  # nothing is shown twice
+
+
+@pytest.mark.parametrize(("further", "refused"), [("claude-code", True), ("codex", False)])
+async def test_an_edit_that_a_further_agent_cannot_load_is_refused_before_it_is_tried(
+    further: str, refused: bool, tmp_path: Path
+) -> None:
+    """Else it would end the run in the middle of a check, and each resume again."""
+    model = "openai@http://127.0.0.1:9/v1/m"
+    settings = {
+        "target": {"model": model},
+        "optimizer": {"model": "examples"},
+        "gate": {"also": [{"model": f"{further}/{model}", "sandbox": "none"}], "also_margin": 0.4},
+    }
+    with Run.open(tmp_path / "run") as run:
+        env, start = Env(samples(60), root=tmp_path), Skill.parse(f"{FRONT}\nAnswer.\n")
+        refuses = build_parts(Config.model_validate(settings), run, tmp_path, env=env, skill=start).arena.refuses
+        assert refuses(start) == ""
+        assert ('replaces "$ARGUMENTS"' in refuses(Skill.parse(f"{FRONT}\nSay $ARGUMENTS.\n"))) == refused
 
 
 @pytest.mark.parametrize("tools", [(), ("bash",)])
