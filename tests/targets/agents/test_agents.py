@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import pickle
 import re
+import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -27,6 +29,7 @@ from skilltune.targets import Target
 from skilltune.targets.agents import AGENTS, AgentJob, run_job
 from skilltune.targets.agents.job import readable, reading
 from skilltune.targets.agents.target import AgentTarget, make_agent, named_skill, prompt_of
+from skilltune.usage import Usage
 from skilltune.workspace import Workspace
 from upstream import Asked, Call, Fault, Turn, Upstream
 
@@ -441,6 +444,28 @@ def test_claude_code_gets_a_body_that_it_does_not_rewrite(text: str, mode: Any, 
 
 def test_inline_needs_neither_name_nor_description() -> None:
     assert named_skill(Skill.parse("Just text.", "my skill"), "inline", "codex").body == "Just text."
+
+
+async def test_a_cancelled_rollout_counts_the_exchanges_that_are_paid(programs: Path, tmp_path: Path) -> None:
+    (programs / "script").write_text(
+        "#!/bin/sh\n"
+        f"{sys.executable} -c 'import os, urllib.request as u; u.urlopen(u.Request("
+        'os.environ["OPENAI_BASE_URL"] + "/chat/completions", b"{\\"model\\": \\"m\\", \\"messages\\": [{'
+        '\\"role\\": \\"user\\", \\"content\\": \\"x\\"}]}"))\'; sleep 30\n'
+    )
+    (programs / "script").chmod(0o755)
+    with Run.open(tmp_path / "run") as run:
+        counted: list[Usage] = []
+        async with target_of("command", tmp_path, run=run) as (target, _):
+            target.spend = counted.append
+            rolling = asyncio.create_task(target.run(Skill(""), task(), 0))
+            while "target exchange" not in run.usage:
+                assert not rolling.done(), rolling.result()
+                await asyncio.sleep(0.02)
+            rolling.cancel()
+            await asyncio.wait([rolling])
+        assert rolling.cancelled()
+        assert [usage.calls for usage in counted] == [1]
 
 
 # -- identity

@@ -162,8 +162,10 @@ class AgentTarget:
         try:
             result = await run_job(replace(job, url=lease.url, token=lease.token))
             trajectory = witnessed(job, result, lease)
-        except Exception as failure:
+        except BaseException as failure:  # also a cancelled rollout: its exchanges are paid
             self.spend(lease.paid)
+            if not isinstance(failure, Exception):
+                raise
             if isinstance(lease.fault, CallError | Stopped):  # the model's failure explains the agent's
                 raise _journaled(lease.fault) from failure
             raise _journaled(failure) from failure
