@@ -507,6 +507,31 @@ async def test_a_job_is_plain_data_and_needs_nothing_else(programs: Path, tmp_pa
     assert list((tmp_path / "w").iterdir()) == []
 
 
+async def test_a_key_that_the_user_passes_on_is_not_kept_with_the_output(tmp_path: Path) -> None:
+    job = AgentJob(
+        agent="command",
+        command="/bin/sh -c 'echo $MY_API_KEY $REGION; echo $MY_API_KEY $db_password >&2'",
+        prompt="",
+        skill=None,
+        activation="forced",
+        files={},
+        url="",
+        token="",
+        model="",
+        timeout_s=20.0,
+        sandbox="none",
+        parent=tmp_path / "w",
+        key="k",
+        env={"MY_API_KEY": "sk-PLANTED", "db_password": "hunter-two", "REGION": "eu-central-1"},
+    )
+    result = await run_job(job)
+    assert result.end.answer == "[key] eu-central-1"
+    assert (result.stream, result.stderr) == (b"[key] eu-central-1\n", b"[key] [key]\n")
+    with pytest.raises(InfraError) as failed:
+        await run_job(replace(job, command="/bin/sh -c 'echo $MY_API_KEY >&2; exit 3'"))
+    assert "PLANTED" not in str(failed.value)
+
+
 def test_a_conversation_is_written_out_and_images_become_files() -> None:
     image = Image(b"png", "image/png")
     text, files = prompt_of((system("Rules."), user("One?"), Message("assistant", "Yes."), user("Two?", (image,))))
