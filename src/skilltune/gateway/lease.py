@@ -80,6 +80,7 @@ class Lease:
         self.offered = self.loaded = False
         self.limit = ""
         self.fault: Exception | None = None
+        self.trouble: CallError | None = None  # the last failed attempt, until an exchange succeeds
         self.closed = False
         self._final = False  # True if the fault ended the rollout
         self._link, self._activation, self._limits = link, activation, limits
@@ -258,6 +259,7 @@ class Lease:
                 heard.begin()
                 return await self._link.ask(question.content, question.headers, question.query, heard)
             except CallError as failure:
+                self.trouble = failure
                 self._note_failure(failure, question)
                 if relay.committed:
                     raise _Broken(failure) from failure
@@ -300,6 +302,7 @@ class Lease:
         asks_tools: bool,
     ) -> None:
         self.exchanges += 1
+        self.trouble = None
         self.replayed += replayed
         self.usage += self._priced(body, question)
         if self.fault is not None and not self._final:

@@ -468,6 +468,23 @@ async def test_a_cancelled_rollout_counts_the_exchanges_that_are_paid(programs: 
         assert [usage.calls for usage in counted] == [1]
 
 
+async def test_time_that_runs_out_while_a_failed_call_is_tried_again_is_no_result(
+    programs: Path, tmp_path: Path
+) -> None:
+    ask = (
+        f"{sys.executable} -c 'import os, urllib.request as u; u.urlopen(u.Request("
+        'os.environ["OPENAI_BASE_URL"] + "/chat/completions", b"{\\"model\\": \\"m\\", \\"messages\\": [{'
+        '\\"role\\": \\"user\\", \\"content\\": \\"x\\"}]}"))\'\n'
+    )
+    (programs / "script").write_text(f"#!/bin/sh\n{ask}echo half an answer\n{ask}")
+    (programs / "script").chmod(0o755)
+    busy = Fault(503, {"error": {"message": "busy"}}, {"Retry-After": "20"})
+    async with target_of("command", tmp_path, None, *[busy] * 9, timeout_s=1.5) as (target, server):
+        with pytest.raises(InfraError, match="busy"):
+            await target.run(Skill(""), task(), 0)
+        assert len(server.asked) > 1
+
+
 # -- identity
 
 

@@ -215,6 +215,8 @@ def witnessed(job: AgentJob, result: AgentResult, lease: Lease) -> Trajectory:
     end = result.end
     if lease.fault is not None:
         raise lease.fault
+    if end.outcome == "agent_limit" and not lease.limit and lease.trouble is not None:
+        raise lease.trouble  # its time ran out while the gateway tried a failed call again
     if not lease.exchanges:
         raise InfraError(
             f"{job.agent} had no answer of its model (it ended after {result.seconds:.0f} s): {_tail(result.stderr)}",
