@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -67,7 +67,7 @@ from skilltune.scorers.judge import Reader
 from skilltune.scorers.reading import nearest
 from skilltune.skill import Skill
 from skilltune.targets import Target
-from skilltune.targets.agents.target import named_skill
+from skilltune.targets.agents.target import AgentTarget, named_skill
 from skilltune.targets.chat import ChatTarget
 from skilltune.targets.makers import MAKERS, RunTarget, make_agent_target
 from skilltune.targets.metered import MeteredTarget
@@ -200,8 +200,7 @@ def build_parts(
     arena = Arena(roll, splits.train, splits.select, cfg.gate, cfg.seed, limit, also=further, start=start)
     if others is None:
         require_enough(cfg, splits)
-    if isinstance(target, MeteredTarget):
-        arena.refuses = target.refuses
+    arena.refuses = refuses_of((target, *(other.roll.target for other in further)))
     resolved = cfg.model_copy(update={"train": cfg.train.model_copy(update={"max_skill_tokens": limit})})
     proposer = build_optimizer(resolved, proposing, clients, env, start, splits.train, root)
     parts = Parts(
@@ -223,6 +222,12 @@ def build_parts(
     )
     budget.rest = lambda: rest(parts)
     return parts
+
+
+def refuses_of(targets: Sequence[Target]) -> Callable[[Skill], str]:
+    """Returns the first reason why one of the targets cannot load a skill, or ""."""
+    each = [target.refuses for target in targets if isinstance(target, MeteredTarget)]
+    return lambda skill: next(filter(None, (refuses(skill) for refuses in each)), "")
 
 
 def build_further(
@@ -258,9 +263,11 @@ def build_further(
 
 
 def _with_account(target: RunTarget, kind: str) -> RunTarget:
-    """The target with rollouts of this kind in the budget."""
+    """The target with rollouts of this kind in budget and journal."""
     if isinstance(target, MeteredTarget):
-        return replace(target, meter=replace(target.meter, kind=kind))
+        own = target.target
+        own = replace(own, account=kind) if isinstance(own, AgentTarget) else own
+        return replace(target, target=own, meter=replace(target.meter, kind=kind))
     return replace(target, client=replace(target.client, meter=replace(target.client.meter, kind=kind)))
 
 

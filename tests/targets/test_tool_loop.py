@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 
 from skilltune.config import TargetConfig
 from skilltune.envs.task import Task
-from skilltune.errors import InfraError
+from skilltune.errors import BudgetExceeded, InfraError
 from skilltune.journal.run import Run
 from skilltune.limits import Limits
 from skilltune.metering.budget import Budget
@@ -19,7 +20,17 @@ from skilltune.models import ToolCall, user
 from skilltune.skill import Skill
 from skilltune.targets import Target
 from skilltune.targets.makers import MAKERS
-from skilltune.targets.tools import TOOLS, ToolError, ToolsTarget, arguments, glob, grep, read_file, write_file
+from skilltune.targets.tools import (
+    GUESSED_CALLS,
+    TOOLS,
+    ToolError,
+    ToolsTarget,
+    arguments,
+    glob,
+    grep,
+    read_file,
+    write_file,
+)
 from skilltune.usage import Usage
 from upstream import Asked, Call, Fault, Turn, Upstream, turns
 
@@ -99,6 +110,29 @@ async def test_a_rollout_that_fails_for_good_costs_what_was_answered(tmp_path: P
         assert bench.run.usage["failed attempt"].calls == bench.budget.spent.calls == len(server.asked)
 
 
+async def test_a_rollout_that_the_budget_ends_costs_what_was_answered(tmp_path: Path) -> None:
+    """The failed call may not be repeated, because its rollout no longer fits the budget."""
+    script = turns(Turn(calls=(Call("bash", {"command": "true"}),)))
+    busy = Fault(503, {"error": {"message": "busy"}})
+    async with Upstream(script, None, None, busy) as server, Bench(tmp_path, server.url) as bench:
+        bench.budget.limits = Limits(calls=GUESSED_CALLS)
+        with pytest.raises(BudgetExceeded):
+            await bench.target.run(SKILL, task(), 0)
+        assert bench.run.usage["failed attempt"].calls == bench.budget.spent.calls == len(server.asked) == 3
+
+
+async def test_a_cancelled_rollout_costs_what_was_answered(tmp_path: Path) -> None:
+    script = turns(Turn(calls=(Call("bash", {"command": "sleep 30"}),)))
+    async with Upstream(script) as server, Bench(tmp_path, server.url) as bench:
+        rolling = asyncio.create_task(bench.target.run(SKILL, task(), 0))
+        while not server.asked:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.3)
+        rolling.cancel()
+        await asyncio.wait([rolling])
+        assert bench.run.usage["failed attempt"].calls == bench.budget.spent.calls == 1
+
+
 @pytest.mark.slow
 async def test_the_tools_are_in_the_sandbox(tmp_path: Path) -> None:
     (tmp_path / "answers.txt").write_text("PLANTED")
@@ -147,20 +181,24 @@ def test_the_tools_never_leave_the_workspace(tmp_path: Path) -> None:
     for name in ("../secret.txt", "link.txt", "folder/secret.txt", outside, "pipe", "a\0b", "x" * 999):
         with pytest.raises(ToolError):
             read_file(root, name)
-    for name in ("../new.txt", "folder/new.txt", "link.txt"):
+    for name in ("../new.txt", "folder/new.txt", "link.txt", "pipe", "."):
         with pytest.raises(ToolError):
             write_file(root, name, "x")
     assert (tmp_path / "secret.txt").read_text() == "PLANTED"
     assert grep(root, "PLANTED", "") == "nothing found"
-    assert "secret" not in glob(root, "**/*")
-    with pytest.raises(ToolError):
-        glob(root, "/etc/*")
+    for pattern in ("**/*", "folder/*", "*/*", "f*/**/*", "**"):
+        assert "secret" not in glob(root, pattern)
+    for pattern in ("/etc/*", "../*", "folder/../../*", ""):
+        with pytest.raises(ToolError):
+            glob(root, pattern)
 
 
 def test_glob_and_grep_find_what_is_there(tmp_path: Path) -> None:
     write_file(tmp_path, "a/b.txt", "one\ntwo")
     write_file(tmp_path, "c.csv", "two")
-    assert glob(tmp_path, "**/*.txt") == "a/b.txt"
+    assert glob(tmp_path, "**/*.txt") == glob(tmp_path, "a/*") == glob(tmp_path, "./*/b.???") == "a/b.txt"
+    assert glob(tmp_path, "**/*") == glob(tmp_path, "**") == "a/b.txt\nc.csv"
+    assert glob(tmp_path, "*") == glob(tmp_path, "[a-d].csv") == "c.csv"
     assert grep(tmp_path, "tw.", "") == "a/b.txt:2:two\nc.csv:1:two"
     assert grep(tmp_path, "tw.", "a") == "a/b.txt:2:two"
     with pytest.raises(ToolError, match="regular expression"):

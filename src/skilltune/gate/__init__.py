@@ -61,7 +61,7 @@ class Arena:
 
     `upcoming` is the batch of the next step, which idle workers may begin under the likelier incumbent. `noise` is the
     measured variance of a repeated score: 0 for a deterministic target, None if it was not measured. `refuses` returns
-    the reason why the target cannot load a skill as it is, or "".
+    the reason why the target or a further one cannot load a skill as it is, or "".
 
     `also` are the further targets that no accepted candidate may harm, and `start` is the input of the run. Before a
     gate accepts a candidate, it asks `gate.also.check_elsewhere`.

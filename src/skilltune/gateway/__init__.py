@@ -91,11 +91,12 @@ class Gateway:
         run: Run | None,
         slots: Endpoint | None,
         role: str = "target",
+        account: str = "",
     ) -> Lease:
         """The right of one attempt's agent to ask `upstream`.
 
-        `rollout_key` identifies the attempt and its question; exchanges are journaled under it in `run`. Raises
-        `UsageError` for a limit in dollars if the price of the model is unknown.
+        `rollout_key` identifies the attempt and its question; exchanges are journaled under it in `run`, in the name of
+        `account` ("" is the role). Raises `UsageError` for a limit in dollars if the price of the model is unknown.
         """
         if limits.max_usd is not None and upstream.priced(Usage(1, 1000, 1000)).usd is None:
             raise UsageError(
@@ -106,7 +107,15 @@ class Gateway:
             self._links[upstream] = Link(upstream, self._timeout_s), Endpoint(WORKERS)
         link, own = self._links[upstream]
         lease = Lease(
-            link, self.url, activation, limits, rollout_key=rollout_key, run=run, slots=slots or own, role=role
+            link,
+            self.url,
+            activation,
+            limits,
+            rollout_key=rollout_key,
+            run=run,
+            slots=slots or own,
+            role=role,
+            account=account or role,
         )
         self._leases = {token: known for token, known in self._leases.items() if not known.closed}
         self._leases[lease.token] = lease

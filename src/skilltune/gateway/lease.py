@@ -18,7 +18,7 @@ from skilltune.gateway.relay import Relay
 from skilltune.gateway.trajectory import turns_of
 from skilltune.gateway.upstream import Link, Upstream
 from skilltune.journal.keys import digest
-from skilltune.journal.run import Paid, Run
+from skilltune.journal.run import Paid, Run, exchange_kind
 from skilltune.metering.slots import Endpoint
 from skilltune.models import dialects, openai
 from skilltune.models.dialects import Answer, Conversation, Dialect, Ended, Json, Text, deltas_of
@@ -71,6 +71,7 @@ class Lease:
         run: Run | None,
         slots: Endpoint,
         role: str,
+        account: str,
     ) -> None:
         self.token = secrets.token_urlsafe(24)
         self.url = f"{url}/{self.token}"
@@ -79,10 +80,12 @@ class Lease:
         self.offered = self.loaded = False
         self.limit = ""
         self.fault: Exception | None = None
+        self.trouble: CallError | None = None  # the last failed attempt, until an exchange succeeds
         self.closed = False
         self._final = False  # True if the fault ended the rollout
         self._link, self._activation, self._limits = link, activation, limits
         self._rollout_key, self._run, self._slots, self._role = rollout_key, run, slots, role
+        self._kind = exchange_kind(account)
         self._answered: Counter[str] = Counter()  # questions that the agent had a whole answer to
         self._last: tuple[_Question, Dialect, Mapping[str, Any], Json] | None = None
         self._proven = asyncio.Event()
@@ -245,7 +248,7 @@ class Lease:
 
     async def _memo(self, key: str, ask: Callable[[], Awaitable[Paid]]) -> Json:
         if self._run is not None:
-            return await self._run.memo(key, f"{self._role} exchange", ask)
+            return await self._run.memo(key, self._kind, ask)
         return (await ask()).value
 
     async def _ask(self, question: _Question, relay: Relay) -> Paid:
@@ -256,6 +259,7 @@ class Lease:
                 heard.begin()
                 return await self._link.ask(question.content, question.headers, question.query, heard)
             except CallError as failure:
+                self.trouble = failure
                 self._note_failure(failure, question)
                 if relay.committed:
                     raise _Broken(failure) from failure
@@ -276,7 +280,7 @@ class Lease:
         usage = known or self.upstream.priced(Usage(calls=1, input_tokens=question.characters // 4))
         self.paid += usage
         if self._run is not None:
-            self._run.record_failure(f"{self._role} exchange", str(failure), usage, estimated=known is None)
+            self._run.record_failure(self._kind, str(failure), usage, estimated=known is None)
 
     def _priced(self, body: Json, question: _Question) -> Usage:
         dialect = self.upstream.dialect
@@ -298,6 +302,7 @@ class Lease:
         asks_tools: bool,
     ) -> None:
         self.exchanges += 1
+        self.trouble = None
         self.replayed += replayed
         self.usage += self._priced(body, question)
         if self.fault is not None and not self._final:

@@ -22,7 +22,7 @@ from skilltune.errors import RunError, UsageError
 from skilltune.finish.certify import Certificate
 from skilltune.finish.records import Finish, Start
 from skilltune.history.left_out import left_out
-from skilltune.journal.run import EXCHANGE, FAILED, Run
+from skilltune.journal.run import EXCHANGE, FAILED, Run, exchange_kind
 from skilltune.result import claim
 from skilltune.rollout import Rollout, Score, rollout_from_json
 from skilltune.rollouts.further import kind_of, pinned_further
@@ -450,7 +450,7 @@ def _other_spend(run: Run) -> list[Spend]:
     rows += [
         Spend(kind, "answers without a score" if kind == "unscored" else "all", usage)
         for kind, usage in sorted(run.usage.items())
-        if kind not in ("rollout", EXCHANGE, FAILED, *further)
+        if kind not in ("rollout", EXCHANGE, FAILED, *further, *map(exchange_kind, further))
     ]
     failed: dict[tuple[str, bool], Usage] = {}
     for _, value, usage in run.each_memo(FAILED):

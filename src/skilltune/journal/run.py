@@ -38,8 +38,6 @@ T = TypeVar("T")
 DECISIONS = "fix"
 FAILED = "failed attempt"
 EXCHANGE = "target exchange"  # one answer of a model to an agent; the agent's rollouts then cost nothing themselves
-EXCHANGES = {"rollout": EXCHANGE, "optimizer": "optimizer exchange"}
-"""Kinds of answers that an agent may give, with the kind of its exchanges, which then hold the cost."""
 PROBE = "probe"  # shows that a model answers; a run that paid for nothing else is not bound by its config
 ELAPSED = "elapsed"  # kind and key of a rewritable memo: total seconds of all processes of the run
 WRITER = "pid"  # kind and key of a rewritable memo: id of the process that opened the run for writing last
@@ -84,6 +82,11 @@ _ODD = (
 )
 
 Listener = Callable[[str, Mapping[str, Any]], None]
+
+
+def exchange_kind(kind: str) -> str:
+    """The kind of the exchanges of an agent that gives answers of a kind. The exchanges then hold the cost."""
+    return EXCHANGE if kind == "rollout" else f"{kind} exchange"
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,7 +285,7 @@ class Run:
 
     def paid(self, kind: str) -> tuple[int, Usage]:
         """(number of paid answers of a kind, their total cost). An agent's answers are paid exchange by exchange."""
-        exchanges = self._usage.get(EXCHANGES.get(kind, ""))
+        exchanges = self._usage.get(exchange_kind(kind))
         condition = "kind = ?" if exchanges else "kind = ? AND usage != '{}'"
         count = self._rows(f"SELECT count(*) FROM memo WHERE {condition}", kind)[0][0]
         return count, self._usage.get(kind, Usage()) + (exchanges or Usage())

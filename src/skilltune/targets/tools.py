@@ -11,21 +11,22 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import regex
 
 from skilltune.envs.task import Task
-from skilltune.errors import CallError, Outcome
+from skilltune.errors import Outcome
 from skilltune.journal.keys import digest
 from skilltune.metering.client import Client
 from skilltune.models import Message, Reply, Request, Tool, ToolCall, ToolResult
 from skilltune.rollout import THINKING, Trajectory, Turn
 from skilltune.sandbox import Command, Limits, Policy, Sandbox, describe
 from skilltune.skill import Skill
-from skilltune.targets.agents.job import KEPT, left_files, readable
+from skilltune.targets.agents.job import KEPT, left_files, readable, reading
 from skilltune.targets.chat import GUESSED_ANSWER, with_skill
 from skilltune.usage import Usage
 from skilltune.workspace import Workspace, changes, close_workspace, open_workspace
@@ -127,15 +128,17 @@ class ToolsTarget:
         key = digest("tools rollout", self.fingerprint, task.id, [(m.role, m.text) for m in asked], names, attempt)
         workspace = await asyncio.to_thread(open_workspace, self.parent, key, task.files)
         talk = _Talk([*asked], workspace, turns=[Turn(m.role, m.text) for m in asked if m.role != "system"])
-        meter = self.client.meter
+        meter, done = self.client.meter, None
         try:
             done = await meter(lambda: self._go_on(talk, attempt), self.guess(skill, task))
             self.client.note_learned()
             left = await asyncio.to_thread(changes, workspace)
-        except CallError as failure:
+        except BaseException as failure:  # also the end of the budget, and a cancelled rollout
             if talk.taken:  # the calls before the failed one were answered and paid
-                meter.budget.spend(talk.usage)
-                meter.journal.record_failure(meter.role, f"a rollout that ended early: {failure}", talk.usage)
+                why = str(failure) or type(failure).__name__
+                if done is None:  # else the meter has counted them
+                    meter.budget.spend(talk.usage)
+                meter.journal.record_failure(meter.kind or meter.role, f"a rollout that ended early: {why}", talk.usage)
             raise
         finally:
             await asyncio.to_thread(close_workspace, workspace)
@@ -199,7 +202,7 @@ class ToolsTarget:
     async def _command(self, argv: tuple[str, ...], ws: Workspace) -> str:
         env = {name: os.environ[name] for name in KEPT if name in os.environ}
         command = Command(argv, ws.work, {"LANG": "C.UTF-8", **env, "HOME": str(ws.home), "TMPDIR": str(ws.tmp)})
-        policy = Policy(write=(ws.root,), read=(ws.root, *readable(command)), hidden=self.hidden, connect=())
+        policy = reading(Policy((ws.root,), hidden=self.hidden, connect=()), ws, readable(command))
         exit = await self.sandbox.run(command, policy, COMMAND)
         output = (exit.stdout + exit.stderr).decode("utf-8", "replace").rstrip()
         if exit.limit:
@@ -275,6 +278,8 @@ def read_file(root: Path, name: str) -> str:
 
 def write_file(root: Path, name: str, content: str) -> str:
     path = inside(root, name)
+    if path.exists() and not path.is_file():  # to open a pipe would wait for ever
+        raise ToolError(f"{name} is not a file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content, encoding="utf-8", errors="replace")
@@ -284,11 +289,20 @@ def write_file(root: Path, name: str, content: str) -> str:
 
 
 def glob(root: Path, pattern: str) -> str:
-    try:
-        found = sorted(str(path.relative_to(root)) for path in root.glob(pattern) if _shown(root, path))
-    except (ValueError, NotImplementedError, OSError) as error:
-        raise ToolError(f"{pattern!r}: {error}") from None
-    return _listed(found)
+    wanted = tuple(part for part in pattern.split("/") if part != ".")
+    if ".." in wanted or not all(wanted):
+        raise ToolError(f"{pattern!r} is no pattern of paths below the current folder")
+    found = (str(path.relative_to(root)) for path in _files(root))
+    return _listed(sorted(name for name in found if _matches(tuple(name.split("/")), wanted)))
+
+
+def _matches(parts: tuple[str, ...], wanted: tuple[str, ...]) -> bool:
+    """True if the parts of a path match those of a pattern, in which `**` stands for any number of folders."""
+    if not parts or not wanted:
+        return not parts and not [part for part in wanted if part != "**"]
+    if wanted[0] == "**":
+        return _matches(parts, wanted[1:]) or _matches(parts[1:], wanted)
+    return fnmatchcase(parts[0], wanted[0]) and _matches(parts[1:], wanted[1:])
 
 
 def grep(root: Path, pattern: str, place: str) -> str:
@@ -297,7 +311,7 @@ def grep(root: Path, pattern: str, place: str) -> str:
     except regex.error as error:
         raise ToolError(f"{pattern!r} is no regular expression: {error}") from None
     start = inside(root, place or ".")
-    files = [start] if start.is_file() else sorted(path for path in start.rglob("*") if _shown(root, path))
+    files = [start] if start.is_file() else sorted(_files(start))
     found: list[str] = []
     ends = time.monotonic() + PATTERN_S
     for path in files:
@@ -314,8 +328,13 @@ def grep(root: Path, pattern: str, place: str) -> str:
     return _listed(found)
 
 
-def _shown(root: Path, path: Path) -> bool:
-    return path.is_file() and not path.is_symlink() and ".git" not in path.relative_to(root).parts
+def _files(folder: Path) -> Iterator[Path]:
+    """The regular files below a folder, without links and without those of git. No link is followed, because it may
+    lead to the whole disk."""
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if name != ".git"]
+        paths = (Path(place, name) for name in names)
+        yield from (path for path in paths if path.is_file() and not path.is_symlink())
 
 
 def _listed(found: list[str]) -> str:

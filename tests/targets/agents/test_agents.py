@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import pickle
 import re
+import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -21,12 +23,13 @@ from skilltune.envs.task import Task
 from skilltune.errors import CallConfigError, CallError, InfraError, UsageError
 from skilltune.journal.run import Run
 from skilltune.models import Image, Message, system, user
-from skilltune.sandbox.process import Command
+from skilltune.sandbox import Command, Limits, Policy, probe
 from skilltune.skill import Skill
 from skilltune.targets import Target
 from skilltune.targets.agents import AGENTS, AgentJob, run_job
-from skilltune.targets.agents.job import readable
+from skilltune.targets.agents.job import readable, reading
 from skilltune.targets.agents.target import AgentTarget, make_agent, named_skill, prompt_of
+from skilltune.usage import Usage
 from skilltune.workspace import Workspace
 from upstream import Asked, Call, Fault, Turn, Upstream
 
@@ -443,6 +446,45 @@ def test_inline_needs_neither_name_nor_description() -> None:
     assert named_skill(Skill.parse("Just text.", "my skill"), "inline", "codex").body == "Just text."
 
 
+async def test_a_cancelled_rollout_counts_the_exchanges_that_are_paid(programs: Path, tmp_path: Path) -> None:
+    (programs / "script").write_text(
+        "#!/bin/sh\n"
+        f"{sys.executable} -c 'import os, urllib.request as u; u.urlopen(u.Request("
+        'os.environ["OPENAI_BASE_URL"] + "/chat/completions", b"{\\"model\\": \\"m\\", \\"messages\\": [{'
+        '\\"role\\": \\"user\\", \\"content\\": \\"x\\"}]}"))\'; sleep 30\n'
+    )
+    (programs / "script").chmod(0o755)
+    with Run.open(tmp_path / "run") as run:
+        counted: list[Usage] = []
+        async with target_of("command", tmp_path, run=run) as (target, _):
+            target.spend = counted.append
+            rolling = asyncio.create_task(target.run(Skill(""), task(), 0))
+            while "target exchange" not in run.usage:
+                assert not rolling.done(), rolling.result()
+                await asyncio.sleep(0.02)
+            rolling.cancel()
+            await asyncio.wait([rolling])
+        assert rolling.cancelled()
+        assert [usage.calls for usage in counted] == [1]
+
+
+async def test_time_that_runs_out_while_a_failed_call_is_tried_again_is_no_result(
+    programs: Path, tmp_path: Path
+) -> None:
+    ask = (
+        f"{sys.executable} -c 'import os, urllib.request as u; u.urlopen(u.Request("
+        'os.environ["OPENAI_BASE_URL"] + "/chat/completions", b"{\\"model\\": \\"m\\", \\"messages\\": [{'
+        '\\"role\\": \\"user\\", \\"content\\": \\"x\\"}]}"))\'\n'
+    )
+    (programs / "script").write_text(f"#!/bin/sh\n{ask}echo half an answer\n{ask}")
+    (programs / "script").chmod(0o755)
+    busy = Fault(503, {"error": {"message": "busy"}}, {"Retry-After": "20"})
+    async with target_of("command", tmp_path, None, *[busy] * 9, timeout_s=1.5) as (target, server):
+        with pytest.raises(InfraError, match="busy"):
+            await target.run(Skill(""), task(), 0)
+        assert len(server.asked) > 1
+
+
 # -- identity
 
 
@@ -482,6 +524,31 @@ async def test_a_job_is_plain_data_and_needs_nothing_else(programs: Path, tmp_pa
     assert list((tmp_path / "w").iterdir()) == []
 
 
+async def test_a_key_that_the_user_passes_on_is_not_kept_with_the_output(tmp_path: Path) -> None:
+    job = AgentJob(
+        agent="command",
+        command="/bin/sh -c 'echo $MY_API_KEY $REGION; echo $MY_API_KEY $db_password >&2'",
+        prompt="",
+        skill=None,
+        activation="forced",
+        files={},
+        url="",
+        token="",
+        model="",
+        timeout_s=20.0,
+        sandbox="none",
+        parent=tmp_path / "w",
+        key="k",
+        env={"MY_API_KEY": "sk-PLANTED", "db_password": "hunter-two", "REGION": "eu-central-1"},
+    )
+    result = await run_job(job)
+    assert result.end.answer == "[key] eu-central-1"
+    assert (result.stream, result.stderr) == (b"[key] eu-central-1\n", b"[key] [key]\n")
+    with pytest.raises(InfraError) as failed:
+        await run_job(replace(job, command="/bin/sh -c 'echo $MY_API_KEY >&2; exit 3'"))
+    assert "PLANTED" not in str(failed.value)
+
+
 def test_a_conversation_is_written_out_and_images_become_files() -> None:
     image = Image(b"png", "image/png")
     text, files = prompt_of((system("Rules."), user("One?"), Message("assistant", "Yes."), user("Two?", (image,))))
@@ -515,3 +582,25 @@ def test_the_programs_behind_the_shims_of_a_version_manager_can_be_read(manager:
     command = Command(("x",), tmp_path, {"PATH": f"{tmp_path / manager / 'shims'}:{tmp_path / 'bin'}"})
     assert tmp_path / manager in readable(command)
     assert tmp_path not in readable(command)
+
+
+@pytest.mark.parametrize("level", ["bwrap", "landlock"])
+async def test_a_program_of_the_project_can_be_read_and_the_project_cannot(level: str, tmp_path: Path) -> None:
+    """Also if the PATH names the project itself, or one of its folders."""
+    try:
+        sandbox = probe(level)
+    except UsageError as error:
+        pytest.skip(str(error))
+    for folder in ("project/bin", "work"):
+        (tmp_path / folder).mkdir(parents=True)
+    project, root = tmp_path / "project", tmp_path / "work"
+    for name in ("answers.txt", "agent.sh", "bin/tool.sh"):
+        (project / name).write_text(f"echo {name.upper()}")
+    ws = Workspace(root, root, root, root)
+    script = "; ".join(f"cat {project}/{name}; echo" for name in ("answers.txt", "agent.sh", "bin/tool.sh"))
+    path = f"{project}{os.pathsep}{project}/bin{os.pathsep}{os.environ['PATH']}"
+    command = Command(("/bin/sh", "-c", script), root, {"PATH": path})
+    hides = Policy((root,), hidden=(project,), connect=())
+    rights = reading(hides, ws, readable(command, (project / "agent.sh",)))
+    printed = (await sandbox.run(command, rights, Limits(20))).stdout.decode()
+    assert printed.split("\n") == ["", "echo AGENT.SH", "echo BIN/TOOL.SH", ""]

@@ -12,13 +12,16 @@ from typer.testing import CliRunner
 import fakes
 from skilltune import Env, Sample, Skill
 from skilltune.api import aevaluate, atrain
+from skilltune.build import build_parts
 from skilltune.cli.main import app
-from skilltune.config import TargetConfig
+from skilltune.config import Config, TargetConfig
 from skilltune.history.activation import UNPROVEN
 from skilltune.history.record import Record
 from skilltune.journal.run import Run
 from skilltune.report.transfer import transfer_table
+from skilltune.rollouts.further import kind_of
 from skilltune.targets.agents.target import STREAM_BYTES, make_agent
+from skilltune.usage import Usage
 from upstream import Asked, Call, Turn, Upstream
 
 pytestmark = pytest.mark.anyio
@@ -99,6 +102,11 @@ async def test_a_table_of_targets_shows_in_how_many_rollouts_each_agent_loaded_t
         assert (row.without.offered, row.without.loaded) == (None, None)
         assert row.skilled.usage.calls == 12
     assert asked == 3 * 2 * 12
+    with Run.read(tmp_path / "run") as run:
+        for row in found.rows:  # each has an account of its own
+            count, paid = run.paid(kind_of(row.target))
+            assert (count, paid.calls) == (12, 24)
+        assert run.paid("rollout") == (0, Usage())
     table = transfer_table(found)
     assert "100 % (offered 100 %)" in table
     assert table.count("+50.0 (") == 3
@@ -125,9 +133,32 @@ async def test_an_agent_as_a_further_target_of_a_training(tmp_path: Path) -> Non
     assert row.harmless
     assert row.after > row.before
     run = Run.read(tmp_path / "run")
-    spent = {spend.role: spend.usage.calls for spend in Record.of(run).spend}
+    rows = Record.of(run).spend
+    spent = {spend.role: spend.usage.calls for spend in rows}
+    total = sum(usage.calls for usage in run.usage.values())
+    own, other = run.paid("rollout")[1].calls, run.paid(kind_of(also))[1].calls
     run.close()
-    assert spent[f"further target {also}"] > 0
+    assert spent[f"further target {also}"] == other > 0
+    assert own > 0
+    assert sum(spend.usage.calls for spend in rows) == total  # nothing is shown twice
+
+
+@pytest.mark.parametrize(("further", "refused"), [("claude-code", True), ("codex", False)])
+async def test_an_edit_that_a_further_agent_cannot_load_is_refused_before_it_is_tried(
+    further: str, refused: bool, tmp_path: Path
+) -> None:
+    """Else it would end the run in the middle of a check, and each resume again."""
+    model = "openai@http://127.0.0.1:9/v1/m"
+    settings = {
+        "target": {"model": model},
+        "optimizer": {"model": "examples"},
+        "gate": {"also": [{"model": f"{further}/{model}", "sandbox": "none"}], "also_margin": 0.4},
+    }
+    with Run.open(tmp_path / "run") as run:
+        env, start = Env(samples(60), root=tmp_path), Skill.parse(f"{FRONT}\nAnswer.\n")
+        refuses = build_parts(Config.model_validate(settings), run, tmp_path, env=env, skill=start).arena.refuses
+        assert refuses(start) == ""
+        assert ('replaces "$ARGUMENTS"' in refuses(Skill.parse(f"{FRONT}\nSay $ARGUMENTS.\n"))) == refused
 
 
 @pytest.mark.parametrize("tools", [(), ("bash",)])

@@ -13,11 +13,12 @@ import re
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, Protocol
 from urllib.parse import urlsplit
 
+from skilltune.models.redact import SHORTEST, SHOWN
 from skilltune.rollout import Artifact
 from skilltune.sandbox import Policy, probe
 from skilltune.sandbox.process import Command, Exit, Limits
@@ -30,6 +31,7 @@ Dialect = Literal["anthropic-messages", "openai-responses", "openai-chat"]
 
 KEPT = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ")
 """Variables that an agent inherits. Everything else of the environment stays outside, keys above all."""
+_SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL|AUTH", re.IGNORECASE)
 SYSTEM = ("/bin", "/sbin", "/usr", "/lib", "/lib32", "/lib64", "/etc", "/opt", "/proc", "/dev", "/sys", "/run", "/nix")
 
 
@@ -138,11 +140,22 @@ async def run_job(job: AgentJob) -> AgentResult:
             (ws.work / name).mkdir(exist_ok=True)
         command = agent.command(job, ws)
         exit = await sandbox.run(command, policy(job, ws, command), Limits(wall_s=job.timeout_s))
-        end = agent.read(job, ws, exit)
+        kept = without_secrets(exit, job.env)
+        end = agent.read(job, ws, exit if job.url else kept)  # the gateway's account must hold the same answer
         changed = await asyncio.to_thread(changes, ws)
-        return AgentResult(end, changed, exit.stdout, exit.stderr, exit.seconds, exit.cpu_s, exit.survivors)
+        return AgentResult(end, changed, kept.stdout, kept.stderr, exit.seconds, exit.cpu_s, exit.survivors)
     finally:
         await asyncio.to_thread(close_workspace, ws)
+
+
+def without_secrets(exit: Exit, env: Mapping[str, str]) -> Exit:
+    """The end of an agent whose output shows no key or password of the variables that the user passed on, because the
+    output is kept in the journal."""
+    stdout, stderr = exit.stdout, exit.stderr
+    for name, value in env.items():
+        if _SECRET.search(name) and len(value) >= SHORTEST:
+            stdout, stderr = (text.replace(value.encode(), SHOWN.encode()) for text in (stdout, stderr))
+    return replace(exit, stdout=stdout, stderr=stderr)
 
 
 def policy(job: AgentJob, ws: Workspace, command: Command) -> Policy:
@@ -155,12 +168,18 @@ def policy(job: AgentJob, ws: Workspace, command: Command) -> Policy:
     write = (ws.root,)
     if job.writable is not None:
         write = (ws.home, ws.tmp, *(ws.work / name for name in job.writable))
-    return Policy(
-        write=write,
-        read=(ws.root, *readable(command, job.programs)),
-        hidden=job.hidden,
-        connect=(port,) if port else None,
+    return reading(
+        Policy(write, hidden=job.hidden, connect=(port,) if port else None), ws, readable(command, job.programs)
     )
+
+
+def reading(policy: Policy, ws: Workspace, programs: tuple[Path, ...]) -> Policy:
+    """The policy with the right to read the workspace and these programs, also inside a hidden folder, such as the
+    project's own virtual environment. A folder that is hidden as a whole stays hidden, also if the PATH names it."""
+    hidden = [os.path.realpath(path) for path in policy.hidden]
+    allowed = [path for path in programs if os.path.realpath(path) not in hidden]
+    inside = [path for path in allowed if any(Path(os.path.realpath(path)).is_relative_to(folder) for folder in hidden)]
+    return replace(policy, read=(ws.root, *allowed), shown=(*policy.shown, *inside))
 
 
 def readable(command: Command, programs: tuple[Path, ...] = ()) -> tuple[Path, ...]:

@@ -59,7 +59,8 @@ class AgentTarget:
     `version` and `content` identify the agent's program. `upstream` is the model behind the gateway; None means that
     the agent uses a login of its own, so that nothing proves that it saw the skill. `slots` schedules the calls of the
     model, and `spend` counts the cost of a failed attempt, whose exchanges are journaled already. `writable` limits
-    where the agent writes, see `AgentJob`. `role` is the role in which it is paid. Raises `UsageError` for a skill that
+    where the agent writes, see `AgentJob`. `role` is the role in which it is paid, and `account` the name under which
+    its exchanges are journaled, if it is not the role. Raises `UsageError` for a skill that
     the agent cannot load.
     """
 
@@ -81,6 +82,7 @@ class AgentTarget:
     slots: Endpoint | None = None
     writable: tuple[str, ...] | None = None
     role: str = "target"
+    account: str = ""
     spend: Callable[[Usage], None] = lambda _: None
     _gateway: Gateway | None = None
     _starting: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False)
@@ -161,8 +163,10 @@ class AgentTarget:
         try:
             result = await run_job(replace(job, url=lease.url, token=lease.token))
             trajectory = witnessed(job, result, lease)
-        except Exception as failure:
+        except BaseException as failure:  # also a cancelled rollout: its exchanges are paid
             self.spend(lease.paid)
+            if not isinstance(failure, Exception):
+                raise
             if isinstance(lease.fault, CallError | Stopped):  # the model's failure explains the agent's
                 raise _journaled(lease.fault) from failure
             raise _journaled(failure) from failure
@@ -189,6 +193,7 @@ class AgentTarget:
             run=self.run_journal,
             slots=self.slots,
             role=self.role,
+            account=self.account,
         )
 
     def usd(self, usage: Usage) -> float | None:
@@ -211,6 +216,8 @@ def witnessed(job: AgentJob, result: AgentResult, lease: Lease) -> Trajectory:
     end = result.end
     if lease.fault is not None:
         raise lease.fault
+    if end.outcome == "agent_limit" and not lease.limit and lease.trouble is not None:
+        raise lease.trouble  # its time ran out while the gateway tried a failed call again
     if not lease.exchanges:
         raise InfraError(
             f"{job.agent} had no answer of its model (it ended after {result.seconds:.0f} s): {_tail(result.stderr)}",
