@@ -58,10 +58,9 @@ _SANE = 10**15  # limit of calls, tokens or seconds in a journal; sums of larger
 
 def by_work(spent: Mapping[str, Usage]) -> list[tuple[str, Usage]]:
     """The cost of each kind of work, sorted. The exchanges of agents are added to the work that they belong to."""
-    owners = {exchange: kind for kind, exchange in EXCHANGES.items()}
     rows: dict[str, Usage] = {}
     for kind, usage in spent.items():
-        owner = owners.get(kind, kind)
+        owner = "rollout" if kind == EXCHANGE else kind.removesuffix(" exchange")
         rows[owner] = rows.get(owner, Usage()) + usage
     return sorted(rows.items())
 
