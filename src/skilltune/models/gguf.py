@@ -16,6 +16,7 @@ from skilltune.errors import UsageError
 _FORMATS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 _LONGEST = 16_000_000  # bytes of one string; a longer one means that the file is damaged
+_LONGEST_ARRAY = 2**40  # bytes of one array
 _TEMPLATE = "tokenizer.chat_template"
 _TOKENS = "tokenizer.ggml.tokens"
 # llama.cpp's `llama_ftype`: https://github.com/ggml-org/llama.cpp/blob/master/include/llama.h
@@ -120,8 +121,15 @@ def _skip(file: BinaryIO, kind: int, length: int) -> None:
     """Move past the items of an array. Arrays of arrays do not occur in model files."""
     if kind == _STRING:
         for _ in range(length):
-            file.seek(_scalar(file, 10), 1)
+            _forward(file, _scalar(file, 10))
     elif kind in _FORMATS:
-        file.seek(struct.calcsize("<" + _FORMATS[kind]) * length, 1)
+        _forward(file, struct.calcsize("<" + _FORMATS[kind]) * length)
     else:
         raise ValueError(f"arrays of type {kind} are unknown")
+
+
+def _forward(file: BinaryIO, size: int) -> None:
+    """Move on by so many bytes. An absurd number, from a damaged file, would be an error of the system."""
+    if size > _LONGEST_ARRAY:
+        raise ValueError("an array is longer than the file could hold")
+    file.seek(size, 1)
