@@ -196,7 +196,7 @@ class _Running:
             self.control = -1
 
     async def _waited(self, status: int, drains: list[Any]) -> dict[str, Any]:
-        """What the supervisor reported, after both streams and the supervisor have ended."""
+        """The supervisor's report, after both streams and the supervisor have ended."""
         reader = background(_read_all(status))
         streams = background(_first_error(drains))
         try:
