@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
@@ -89,7 +90,7 @@ class Lease:
         self._answered: Counter[str] = Counter()  # questions that the agent had a whole answer to
         self._last: tuple[_Question, Dialect, Mapping[str, Any], Json] | None = None
         self._proven = asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], float] = {}  # exchanges under way, with the time of their start
 
     @property
     def upstream(self) -> Upstream:
@@ -105,6 +106,17 @@ class Lease:
         self.closed = True
         for task in self._tasks:
             task.cancel()
+
+    async def end(self) -> float:
+        """Close the lease and wait for its exchanges. A cancelled call counts as paid, because it may have been billed.
+
+        Returns the seconds that the oldest cancelled exchange had waited for its answer, 0 without one.
+        """
+        under_way = {task: began for task, began in self._tasks.items() if not task.done()}
+        waited = max((time.monotonic() - began for began in under_way.values()), default=0.0)
+        self.close()
+        await asyncio.gather(*under_way, return_exceptions=True)
+        return waited
 
     # -- the trajectory
 
@@ -125,7 +137,7 @@ class Lease:
     async def exchange(self, body: Body, headers: Mapping[str, str], query: str, relay: Relay, ping_s: float) -> None:
         """Answer one request of the agent, whatever happens."""
         task = background(self._exchange(body, headers, query, relay))
-        self._tasks.add(task)
+        self._tasks[task] = time.monotonic()
         try:
             while not task.done():
                 await asyncio.wait({task}, timeout=ping_s)
@@ -150,7 +162,7 @@ class Lease:
             self._end(failure, final=True)
             await relay.fail(400, "the gateway failed")
         finally:
-            self._tasks.discard(task)
+            self._tasks.pop(task, None)
 
     def _end(self, failure: Exception, *, final: bool) -> None:
         """Remember the failure. One that is not final is forgotten if a later exchange succeeds."""
@@ -258,6 +270,9 @@ class Lease:
             try:
                 heard.begin()
                 return await self._link.ask(question.content, question.headers, question.query, heard)
+            except asyncio.CancelledError:
+                self._note_failure(InfraError("the call was cut off by the end of the rollout"), question)
+                raise
             except CallError as failure:
                 self.trouble = failure
                 self._note_failure(failure, question)

@@ -485,6 +485,30 @@ async def test_time_that_runs_out_while_a_failed_call_is_tried_again_is_no_resul
         assert len(server.asked) > 1
 
 
+async def test_time_that_one_hanging_call_used_up_is_no_result_and_the_call_is_counted(
+    programs: Path, tmp_path: Path
+) -> None:
+    ask = (
+        f"{sys.executable} -c 'import os, urllib.request as u; u.urlopen(u.Request("
+        'os.environ["OPENAI_BASE_URL"] + "/chat/completions", b"{\\"model\\": \\"m\\", \\"messages\\": [{'
+        '\\"role\\": \\"user\\", \\"content\\": \\"x\\"}]}"))\'\n'
+    )
+    (programs / "script").write_text(f"#!/bin/sh\n{ask}echo half an answer\n{ask}")
+    (programs / "script").chmod(0o755)
+    with Run.open(tmp_path / "run") as run:
+        counted: list[Usage] = []
+        async with target_of("command", tmp_path, None, Fault(hang=True), timeout_s=4.0, run=run) as (
+            target,
+            server,
+        ):
+            target.spend = counted.append
+            with pytest.raises(InfraError, match=r"of its 4 s for one answer of its model: raise target\.timeout_s"):
+                await target.run(Skill(""), task(), 0)
+            assert len(server.asked) == 2
+        assert [usage.calls for usage in counted] == [2]
+        assert sum(usage.calls for usage in run.usage.values()) == 2
+
+
 # -- identity
 
 

@@ -47,6 +47,7 @@ OWN_LOGIN = (
 )
 NO_UPSTREAM = "; if target.upstream names its model, its calls go through the gateway"
 ALIASES = ("default", "best", "sonnet", "opus", "haiku", "opusplan", "inherit")
+HUNG = 0.5  # share of a rollout's time; a call that waited so long at its end means that the endpoint hangs
 STREAM_BYTES = 400_000  # of a command line's output that a rollout keeps
 VERSION_S = 60.0  # seconds for `--version`
 IMAGES = {"image/png": "png", "image/jpeg": "jpg", "image/gif": "gif", "image/webp": "webp"}
@@ -162,8 +163,9 @@ class AgentTarget:
         lease = await self._lease(key, installed)
         try:
             result = await run_job(replace(job, url=lease.url, token=lease.token))
-            trajectory = witnessed(job, result, lease)
+            trajectory = witnessed(job, result, lease, waited=await lease.end())
         except BaseException as failure:  # also a cancelled rollout: its exchanges are paid
+            await lease.end()
             self.spend(lease.paid)
             if not isinstance(failure, Exception):
                 raise
@@ -210,14 +212,23 @@ class AgentTarget:
 # -- what the gateway saw, and what the agent says
 
 
-def witnessed(job: AgentJob, result: AgentResult, lease: Lease) -> Trajectory:
+def witnessed(job: AgentJob, result: AgentResult, lease: Lease, *, waited: float = 0.0) -> Trajectory:
     """The trajectory of a job behind the gateway. Raises the fault that ended it, and `InfraError` if agent and gateway
-    contradict each other."""
+    contradict each other.
+
+    `waited` is the time in seconds that an exchange under way at the end had waited. If that was `HUNG` of the whole
+    time or more, the endpoint and not the agent used up the time, so there is no result.
+    """
     end = result.end
     if lease.fault is not None:
         raise lease.fault
     if end.outcome == "agent_limit" and not lease.limit and lease.trouble is not None:
         raise lease.trouble  # its time ran out while the gateway tried a failed call again
+    if end.outcome == "agent_limit" and not lease.limit and waited >= HUNG * job.timeout_s:
+        raise InfraError(
+            f"{job.agent} waited {waited:.0f} of its {job.timeout_s:g} s for one answer of its model: raise "
+            f"{job.role}.timeout_s, or use fewer workers"
+        )
     if not lease.exchanges:
         raise InfraError(
             f"{job.agent} had no answer of its model (it ended after {result.seconds:.0f} s): {_tail(result.stderr)}",
