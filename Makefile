@@ -45,7 +45,7 @@ demo: $(READY)  ## train a real skill on the embedded model: no key, about three
 test: $(READY)  ## all tests: about five minutes on two cores
 	$(PYTEST)
 
-fast: $(READY)  ## the tests that need no model: about a minute
+fast: $(READY)  ## the tests that need no model: about two minutes
 	$(PYTEST) -m "not local and not slow" --hypothesis-profile fast
 
 soak: $(READY)  ## all tests with many more seeds, kills and examples: hours

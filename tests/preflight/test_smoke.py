@@ -84,7 +84,6 @@ async def test_a_skill_that_is_only_listed_is_said_to_be_offered(tmp_path: Path)
     [
         ([Fault(401, {"error": {"message": "no such key"}})], {}, "no such key"),
         ([], {"max_turns": 1}, "did not finish a short task: stopped by target.max_turns = 1"),
-        ([None, Fault(hang=True)], {"timeout_s": 2.0}, "did not finish a short task: no end within 2 s"),
     ],
 )
 async def test_an_agent_that_cannot_work_fails(
@@ -96,6 +95,27 @@ async def test_an_agent_that_cannot_work_fails(
     (failed,) = [finding for finding in found if finding.level == "fail"]
     assert failed.topic == "target"
     assert words in failed.text
+
+
+async def test_an_agent_that_takes_too_long_itself_fails(tmp_path: Path) -> None:
+    def slow(asked: Asked) -> Turn:
+        return (
+            Turn("done") if asked.results else Turn(calls=(Call("Bash", {"command": "sleep 30", "cmd": "sleep 30"}),))
+        )
+
+    async with Upstream(slow) as server:
+        target = {"model": f"codex/openai@{server.url}/v1/m", "sandbox": "none", "timeout_s": 2.0}
+        found = await examine(project(tmp_path, target))
+    (failed,) = [finding for finding in found if finding.level == "fail"]
+    assert "did not finish a short task: no end within 2 s" in failed.text
+
+
+async def test_an_answer_that_hangs_once_is_asked_again(tmp_path: Path) -> None:
+    """The endpoint used up the time, not the agent, so the rollout is repeated like any failed call."""
+    async with Upstream(worker, None, Fault(hang=True)) as server:
+        target = {"model": f"codex/openai@{server.url}/v1/m", "sandbox": "none", "timeout_s": 2.0}
+        found = await examine(project(tmp_path, target))
+    assert not [finding for finding in found if finding.level == "fail"]
 
 
 async def test_a_missing_agent_and_a_missing_key_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
