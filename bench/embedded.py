@@ -17,12 +17,14 @@ from skilltune.finish.controls import shuffled
 from skilltune.journal.run import Run
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+EPOCHS = 2  # the shipped `amounts` has one, so that the demo is short
 
 
 def one(name: str, seed: int) -> list[str]:
     """A row of the table."""
     cfg, root = load_config(EXAMPLES / name / "skilltune.toml")
     tables = cfg.model_dump(exclude_defaults=True, exclude={"skill", "env", "seed"})
+    tables["train"] = {**tables.get("train", {}), "epochs": EPOCHS}
     env = cfg.env.model_dump(exclude_defaults=True) | {"samples": str(root / cfg.env.samples)}
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"

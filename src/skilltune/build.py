@@ -27,6 +27,7 @@ from skilltune.envs import Env, load_env
 from skilltune.envs.formats import HF, located
 from skilltune.envs.formats.huggingface import without_split
 from skilltune.errors import RunError, UsageError
+from skilltune.execute import HERE, Executor
 from skilltune.finish.reserve import rest
 from skilltune.gate import Arena, build_gate, metric_of
 from skilltune.gate.also import fewest
@@ -75,6 +76,7 @@ from skilltune.usage import Usage
 from skilltune.version import __version__
 
 PROPOSING_AGENTS = ("claude-code", "codex", "opencode")
+WORKERS = "workers"  # event: the machines that run jobs, and at the end the account of the jobs
 OPTIMIZERS = ("openai", "anthropic", "local", *PROPOSING_AGENTS, "plugin", "examples", "handoff")
 """Schemes, see `build_optimizer`."""
 
@@ -184,7 +186,9 @@ def build_parts(
     hedge = STRAGGLER if cfg.target.hedge else None
     further_sections = cfg.also if others is None else tuple(others)
     sections = (cfg.target, *further_sections, proposing, *([judging] if judging is not None else []))
-    clients = Clients(sections, run, budget, hedge=hedge)
+    executor = build_executor(cfg, run)
+    env.executor = executor
+    clients = Clients(sections, run, budget, hedge=hedge, executor=executor)
     refuse_target(cfg)
     judge = None
     if judging is not None:
@@ -219,6 +223,7 @@ def build_parts(
         judge,
         proposer.handoff,
         proposer.agent,
+        executor,
     )
     budget.rest = lambda: rest(parts)
     return parts
@@ -306,6 +311,17 @@ def build_budget(cfg: Config, run: Run) -> Budget:
     known = {"target": run.paid("rollout"), "optimizer": run.paid("optimizer"), "judge": run.paid("judge")}
     known |= {kind: run.paid(kind) for kind in map(kind_of, pinned_further(run))}
     return Budget(cfg.budget.limits, sum(run.usage.values(), Usage()), lambda: run.elapsed_s, known=known)
+
+
+def build_executor(cfg: Config, run: Run) -> Executor:
+    """The executor of a run. It connects to its machines when the first job comes."""
+    on = cfg.workers
+    if on.on == "local":
+        return HERE
+    from skilltune.execute.ray import OnRay
+
+    most = on.slots or cfg.target.workers
+    return OnRay(on.on, on.cpus, on.memory, most, on.host, lambda facts: run.record(WORKERS, **facts))
 
 
 def refuse_target(cfg: Config) -> None:

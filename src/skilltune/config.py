@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import difflib
 import json
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -26,6 +27,7 @@ ROLE_KEYS = ("workers", "timeout_s", "price", "key_env", "max_wait_s")
 MAY_DIFFER = (
     "budget.",
     "log.",
+    "workers.",
     *(f"{role}.{key}" for role in ROLES for key in ROLE_KEYS),
     "env.score_timeout_s",
     "target.hedge",
@@ -468,6 +470,34 @@ class BudgetConfig(_Section):
         return Limits(self.usd, self.tokens, self.calls, self.minutes)
 
 
+class WorkersConfig(_Section):
+    """The machines that run rollouts of agents and the scorer `tests`. Models are always called from this one."""
+
+    on: str = Field(
+        default="local", description="local; ray: this machine's Ray cluster; ray://HOST:10001: a remote one"
+    )
+    slots: int | None = Field(default=None, ge=1, description="ray: most jobs at the same time; None: target.workers")
+    cpus: float = Field(default=1.0, gt=0, description="ray: processors that are reserved for a job")
+    memory: int | None = Field(default=None, ge=1, description="ray: MB of memory that are reserved for a job")
+    host: str = Field(
+        default="",
+        description="ray: address at which workers reach this machine; empty: its address in the cluster",
+    )
+
+    @field_validator("on")
+    @classmethod
+    def _known_engine(cls, value: str) -> str:
+        if value not in ("local", "ray") and not re.fullmatch(r"ray://[^\s/:]+:\d+", value):
+            raise ValueError(f'"{value}" is no engine; use local, ray or ray://HOST:10001')
+        return value
+
+    @model_validator(mode="after")
+    def _fits(self) -> WorkersConfig:
+        if self.on == "local" and (extra := [key for key in self.model_fields_set - {"on"} if getattr(self, key)]):
+            raise ValueError(f'workers.{extra[0]} is an option of Ray: set workers.on="ray", or leave it out')
+        return self
+
+
 class CertifyConfig(_Section):
     """The certificate on the untouched test split."""
 
@@ -504,6 +534,7 @@ class Config(_Section):
     slow: SlowConfig = SlowConfig()
     budget: BudgetConfig = BudgetConfig()
     certify: CertifyConfig = CertifyConfig()
+    workers: WorkersConfig = WorkersConfig()
     log: LogConfig = LogConfig()
 
     @model_validator(mode="after")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from skilltune.config import Config
 from skilltune.envs import Env
+from skilltune.execute import HERE, Executor
 from skilltune.gate import Arena, Gate
 from skilltune.journal.run import Run
 from skilltune.metering.budget import Budget
@@ -42,6 +43,7 @@ class Parts:
     judge: Reader | None = None
     handoff: Handoff | None = None
     agent: ByAgent | None = None  # the optimizer, if it is an agent
+    executor: Executor = HERE  # runs the jobs of agents and of the scorer `tests`
 
     async def aclose(self) -> None:
         await self.roll.aclose()
@@ -52,3 +54,4 @@ class Parts:
         judge, worker = self.judge and self.judge.client, self.agent and self.agent.worker
         for payee in filter(None, (self.target, self.optimizer_client, worker, judge)):
             await payee.aclose()
+        await self.executor.aclose()

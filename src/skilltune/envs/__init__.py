@@ -25,6 +25,7 @@ from skilltune.envs.formats.reading import no_judge, unread_criteria
 from skilltune.envs.prompt import CHOICES, Template, with_choices
 from skilltune.envs.task import Task, attach, with_files
 from skilltune.errors import JudgeError, UsageError
+from skilltune.execute import HERE, Executor, current
 from skilltune.models import Image, Message
 from skilltune.rollout import Rollout, Score, Trajectory
 from skilltune.samples import ChatTurn, Sample
@@ -74,6 +75,7 @@ class Env:
     ) -> None:
         self.reading = Reading()
         self.score_timeout_s = score_timeout_s
+        self.executor: Executor = HERE  # runs the jobs of scorers, such as `tests`
         if isinstance(samples, str | Path):
             placed = placed_samples(samples, fields, self.reading)
             root = root_of(samples) if root is None else root
@@ -242,11 +244,12 @@ class Env:
         return await self._timed(self._for(sample), sample, rollout)
 
     async def _timed(self, scorer: Scorer, sample: Sample, rollout: Rollout) -> Score:
-        token = apart.limit_s.set(self.score_timeout_s)
+        limit, executor = apart.limit_s.set(self.score_timeout_s), current.set(self.executor)
         try:
             return await evaluate(scorer, sample, rollout)
         finally:
-            apart.limit_s.reset(token)
+            apart.limit_s.reset(limit)
+            current.reset(executor)
 
     def expected(self, sample: Sample) -> str:
         """An answer that should score 1, as text, or "" if none is known."""

@@ -1,4 +1,5 @@
-"""The gateway between agents and models: one server on 127.0.0.1 through which every request of every agent goes.
+"""The gateway between agents and models: one server through which every request of every agent goes. It listens on
+127.0.0.1, unless agents run on other machines.
 
 It speaks Anthropic Messages, OpenAI Responses and Chat Completions. Each rollout has a lease with a random token, which
 is a part of the URL and the only key that its agent sees. Each exchange is checked against the limits of the rollout,
@@ -9,8 +10,10 @@ hold what the activation mode promises.
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from skilltune.errors import UsageError
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+LOOPBACK = "127.0.0.1"
 BODY_BYTES = 64_000_000  # most bytes of one request of an agent
 PING_S = 10.0  # a waiting agent hears something at least this often
 TIMEOUT_S = 600.0  # longest silence of an upstream
@@ -43,10 +47,22 @@ _DIALECTS: dict[str, Dialect] = {
 
 
 class Gateway:
-    """One server for all rollouts of a process: `start`, then a `lease` per attempt, then `aclose`."""
+    """One server for all rollouts of a process: `start`, then a `lease` per attempt, then `aclose`.
 
-    def __init__(self, *, ping_s: float = PING_S, timeout_s: float = TIMEOUT_S) -> None:
-        self._ping_s, self._timeout_s = ping_s, timeout_s
+    `host` is the one address on which it listens; agents on other machines need that of this machine. `on_late` hears
+    of each request of an agent whose rollout has ended.
+    """
+
+    def __init__(
+        self,
+        *,
+        host: str = LOOPBACK,
+        ping_s: float = PING_S,
+        timeout_s: float = TIMEOUT_S,
+        on_late: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._host, self._ping_s, self._timeout_s, self._on_late = host, ping_s, timeout_s, on_late
+        self._ended: set[bytes] = set()  # hashes of the tokens of closed leases
         self._leases: dict[str, Lease] = {}
         self._links: dict[Upstream, tuple[Link, Endpoint]] = {}
         self._runner: web.ServerRunner | None = None
@@ -54,7 +70,11 @@ class Gateway:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self._host}:{self.port}"
+
+    @property
+    def address(self) -> tuple[str, int]:
+        return self._host, self.port
 
     async def start(self) -> None:
         from aiohttp import web
@@ -62,7 +82,7 @@ class Gateway:
         server = web.Server(self._handle, access_log=None)  # paths hold tokens
         self._runner = web.ServerRunner(server, handle_signals=False, shutdown_timeout=1.0)
         await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
+        await web.TCPSite(self._runner, self._host, 0).start()
         self.port = self._runner.addresses[0][1]
 
     async def aclose(self) -> None:
@@ -117,6 +137,7 @@ class Gateway:
             role=role,
             account=account or role,
         )
+        self._ended.update(_hash(token) for token, known in self._leases.items() if known.closed)
         self._leases = {token: known for token, known in self._leases.items() if not known.closed}
         self._leases[lease.token] = lease
         return lease
@@ -126,13 +147,16 @@ class Gateway:
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         from aiohttp import web
 
-        if request.headers.get("Host", "") not in (f"127.0.0.1:{self.port}", f"localhost:{self.port}"):
-            return _refusal(403, "this server is for agents on this machine")
+        known = (self._host, "localhost") if self._host == LOOPBACK else (self._host,)
+        if request.headers.get("Host", "") not in (f"{name}:{self.port}" for name in known):
+            return _refusal(403, "this server is for the agents of a run")
         token, slash, path = request.path.removeprefix("/").partition("/")
         lease = self._find(token)
         path = slash + path
         dialect = _DIALECTS.get(path, "anthropic-messages" if "messages" in path else "openai-chat")
         if lease is None:
+            if _hash(token) in self._ended or token in self._leases:
+                self._on_late()
             return _refusal(401, "unknown token: the rollout has ended", dialect)
         if path == "/v1/models" and request.method == "GET":
             return web.json_response(_models(lease.upstream.model))
@@ -157,6 +181,10 @@ class Gateway:
         given = token.encode("utf-8", "replace")
         found = [lease for known, lease in self._leases.items() if hmac.compare_digest(known.encode(), given)]
         return found[0] if found and not found[0].closed else None
+
+
+def _hash(token: str) -> bytes:
+    return hashlib.sha256(token.encode("utf-8", "replace")).digest()
 
 
 async def _read(request: web.BaseRequest) -> bytes | None:

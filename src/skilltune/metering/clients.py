@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from skilltune.config import ModelConfig
+from skilltune.execute import HERE, Executor
 from skilltune.journal.run import Run
 from skilltune.metering.budget import Budget
 from skilltune.metering.client import Client
@@ -19,13 +20,20 @@ class Clients:
     """The models of a run, each made once, and the meters of everything that costs money.
 
     `sections` are the run's models. They decide the number of slots of an endpoint and the key that it gets. `hedge` is
-    the patience with the target's stragglers (see `Endpoint`), None for no duplicates.
+    the patience with the target's stragglers (see `Endpoint`), None for no duplicates. `executor` runs the jobs of
+    agents.
     """
 
     def __init__(
-        self, sections: Sequence[ModelConfig], run: Run, budget: Budget, *, hedge: float | None = None
+        self,
+        sections: Sequence[ModelConfig],
+        run: Run,
+        budget: Budget,
+        *,
+        hedge: float | None = None,
+        executor: Executor = HERE,
     ) -> None:
-        self.run, self.budget = run, budget
+        self.run, self.budget, self.executor = run, budget, executor
         self._sections, self._hedge = tuple(sections), hedge
         self._endpoints: dict[tuple[str, str | None], Endpoint] = {}  # a rate limit belongs to a host and a key
         self._models: dict[tuple[object, ...], Model] = {}  # a model in two roles is loaded once

@@ -28,6 +28,7 @@ from skilltune.api_keys import OWN, key_of, key_variable
 from skilltune.build import build_parts, default_folder
 from skilltune.config import Config, ModelConfig, load_config
 from skilltune.errors import CallError, Stopped, UsageError
+from skilltune.execute import HERE, Executor
 from skilltune.journal.run import scratch_run
 from skilltune.metering.client import Client
 from skilltune.metering.clients import endpoint_key
@@ -90,6 +91,7 @@ async def _roles(cfg: Config, root: Path, announce: Callable[[str], None]) -> li
             try:
                 files = _model_files(getattr(session.target, "client", None), session.optimizer_client)
                 facts = [Finding("ok", "target", fact) for fact in getattr(session.target, "facts", ())]
+                facts += await _workers(session.executor)
                 probes = await probe_roles(session, announce)
                 if session.judge is not None and not any("judge" in probe.role and probe.error for probe in probes):
                     probes.append(await _verdict(session.judge))
@@ -98,6 +100,20 @@ async def _roles(cfg: Config, root: Path, announce: Callable[[str], None]) -> li
     except UsageError as error:
         return [Finding("fail", "config", str(error), "`skilltune check` names every problem of the input")]
     return [*files, *facts, *(finding for probe in probes for finding in _findings_of(probe))]
+
+
+async def _workers(executor: Executor) -> list[Finding]:
+    """The machines that run the jobs, if they are not this one. The probe of an agent then tries all of them."""
+    if executor is HERE:
+        return []
+    try:
+        places = await executor.places()
+    except UsageError as error:
+        return [Finding("fail", "workers", str(error), "every rollout of an agent needs a worker")]
+    return [
+        Finding("ok", "workers", f"{place.name}: {place.cpus:g} processors, Python {place.python}, {place.skilltune}")
+        for place in places
+    ]
 
 
 def _model_files(*clients: Client | None) -> list[Finding]:

@@ -74,7 +74,7 @@ async def probe_target(session: Parts) -> str:
 
 async def _smoke(skill: Skill, target: MeteredTarget, agent: AgentTarget) -> str:
     """One rollout with a short task, counted as a probe. Raises `InfraError` if a limit ended it."""
-    alone = replace(agent, timeout_s=min(agent.timeout_s, ROLLOUT_S), _gateway=None)
+    alone = replace(agent, timeout_s=min(agent.timeout_s, ROLLOUT_S), _gateway=None, _started=False)
     counted = replace(target, target=alone, meter=replace(target.meter, kind=PROBE))
     try:
         done = await counted.run(skill, SMOKE, 0)

@@ -242,6 +242,15 @@ def line(type: str, data: Mapping[str, Any], steps: int, slow: bool = False) -> 
             return _text(f"chosen · {data['reason']}")
         case "arm":
             return _text(f"measuring · {data['name']}", "dim")
+        case "workers" if data["machines"]:
+            machines = f"{len(data['machines'])} machines on {data['on']}"
+            return _text(f"workers · {machines}, {data['slots']} jobs at once", "dim")
+        case "workers" if data["sent"]:
+            return _text(
+                f"workers · {data['sent']:,} jobs sent; {data['lost']:,} lost with a worker and sent again; "
+                f"{data['late']:,} late requests of ended agents refused",
+                "yellow" if data["lost"] else "dim",
+            )
         case "slow":
             return _text(f"epoch {data['epoch']} · no slow update: {data['skipped']}", "dim")
     return None

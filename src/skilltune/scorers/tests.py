@@ -16,14 +16,15 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 from weakref import WeakKeyDictionary
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from skilltune.errors import CallConfigError, InfraError, JudgeError, NotGraded, UsageError
+from skilltune.execute import current
 from skilltune.rollout import Rollout, Score
 from skilltune.samples import Sample
 from skilltune.sandbox import Command, Exit, Limits, Policy, Sandbox, probe
@@ -33,6 +34,7 @@ from skilltune.workspace import checked_files, write_files
 SHOWN = 1_500  # characters of the output in a reason
 OUTPUT_BYTES = 200_000
 FILE_MB = 100
+RESEND = 2  # times that a command is started again if its worker was lost
 _FENCED = re.compile(r"^```[^\n`]*\n(.*?)^```[ \t]*$", re.MULTILINE | re.DOTALL)
 _PYTEST = re.compile(r"^(?:=+ )?((?:\d+ [a-z]+(?:, )?)+) in [\d.]+s\b.*$", re.MULTILINE)
 _UNITTEST = re.compile(r"^Ran (\d+) tests? in [\d.]+s\n+(?:OK|FAILED)(?: \(([^)\n]*)\))?", re.MULTILINE)
@@ -86,9 +88,10 @@ def tests(options: Options, root: Path) -> Scorer:
         if "/" in argv[0] and not os.path.isabs(argv[0]) and os.path.normpath(argv[0]) not in files:
             return Score(0.0, f"the target left no {argv[0]}, which the tests run")
         try:
-            ended = await run_over(files, argv, options, sandbox, root)
+            job = TestsJob(files, argv, options, sandbox.level, root)
+            ended = await current.get().run(run_over, job, resend=RESEND)
             if ended.code and "-m" in argv[:-1] and b": No module named " in ended.stderr:
-                await _require_module(argv, options, sandbox, root)
+                await _require_module(job)
         except CallConfigError as error:
             raise NotGraded(f'sample "{sample.id}": the tests did not run: {error}', systemic=str(error)) from error
         except InfraError as error:
@@ -172,13 +175,26 @@ def wanted(spec: Any) -> Iterator[str]:
 _slots: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
 
 
-async def run_over(
-    files: Mapping[str, bytes], argv: tuple[str, ...], options: Options, sandbox: Sandbox, root: Path
-) -> Exit:
-    """Run a command over a copy of files, whose paths lie inside it. At most one command per processor runs at a time.
+@dataclass(frozen=True, slots=True)
+class TestsJob:
+    """A command to run over a copy of files, as plain data. The paths of the files lie inside the copy. `root` is the
+    folder of the samples, which stays hidden."""
 
-    Raises CallConfigError if the command cannot be started.
+    __test__: ClassVar[bool] = False  # not for pytest
+
+    files: Mapping[str, bytes] = field(hash=False)
+    argv: tuple[str, ...]
+    options: Options
+    sandbox: str
+    root: Path
+
+
+async def run_over(job: TestsJob) -> Exit:
+    """Run the command of a job. At most one command per processor of this process runs at a time.
+
+    Raises CallConfigError if the command cannot be started, UsageError if the sandbox does not hold here.
     """
+    files, argv, options, root, sandbox = job.files, job.argv, job.options, job.root, probe(job.sandbox)
     slots = _slots.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(os.cpu_count() or 1))
     base = Path(os.path.realpath(tempfile.mkdtemp(prefix="skilltune-")))
     try:
@@ -228,12 +244,14 @@ def _installation(program: str, path: str) -> list[Path]:
     return [place.parent.parent for place in places if len(place.parent.parent.parts) > 2]
 
 
-async def _require_module(argv: tuple[str, ...], options: Options, sandbox: Sandbox, root: Path) -> None:
+async def _require_module(job: TestsJob) -> None:
     """Raise CallConfigError if the module of `python -m module` is not installed. It is looked for without the target's
     files, because they may print the message of a missing module themselves."""
+    argv = job.argv
     at = argv.index("-m")
     find = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({argv[at + 1]!r}) is None)"
-    if (await run_over({}, (*argv[:at], "-c", find), options, sandbox, root)).code:
+    looking = replace(job, files={}, argv=(*argv[:at], "-c", find))
+    if (await current.get().run(run_over, looking, resend=RESEND)).code:
         raise CallConfigError(f'Python has no module "{argv[at + 1]}"; install it for {argv[0]}')
 
 

@@ -62,8 +62,10 @@ def make_agent_target(
         role=role,
         key_env=clients.key_env(section),
         spend=clients.budget.spend,
+        executor=clients.executor,
     )
-    meter = Meter(Endpoint(cfg.workers, max_wait_s=cfg.max_wait_s), clients.budget, clients.run, role)
+    slots = clients.executor.slots or cfg.workers
+    meter = Meter(Endpoint(slots, max_wait_s=cfg.max_wait_s), clients.budget, clients.run, role)
     return MeteredTarget(cfg.model, agent, meter, None if agent.upstream else cfg.price)
 
 

@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import os
 import re
+import shutil
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -133,6 +134,8 @@ async def run_job(job: AgentJob) -> AgentResult:
     from skilltune.targets.agents import AGENTS
 
     agent, sandbox = AGENTS[job.agent], probe(job.sandbox)
+    if agent.executable:
+        job = replace(job, command=program_here(agent.executable, job.command))
     ws = await asyncio.to_thread(open_workspace, job.parent, job.key, job.files)
     try:
         await asyncio.to_thread(agent.install, job, ws)
@@ -146,6 +149,11 @@ async def run_job(job: AgentJob) -> AgentResult:
         return AgentResult(end, changed, kept.stdout, kept.stderr, exit.seconds, exit.cpu_s, exit.survivors)
     finally:
         await asyncio.to_thread(close_workspace, ws)
+
+
+def program_here(executable: str, command: str) -> str:
+    """The path of an agent's program on this machine: `command`, the path on the driver's, if it exists here too."""
+    return command if os.path.exists(command) else shutil.which(executable) or command
 
 
 def without_secrets(exit: Exit, env: Mapping[str, str]) -> Exit:

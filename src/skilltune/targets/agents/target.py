@@ -22,6 +22,7 @@ from pathlib import Path
 from skilltune.config import TargetConfig
 from skilltune.envs.task import Task
 from skilltune.errors import CallError, InfraError, Stopped, UsageError
+from skilltune.execute import HERE, Executor
 from skilltune.frontmatter import BadFrontmatter, read_block
 from skilltune.gateway import Activation, Gateway, Lease, RolloutLimits, Upstream, upstream_of
 from skilltune.journal.keys import digest
@@ -35,7 +36,7 @@ from skilltune.sandbox import Sandbox, describe, probe
 from skilltune.skill import MAIN, Skill
 from skilltune.targets.agents import AGENTS, AgentJob, AgentResult, SkillFiles, run_job
 from skilltune.targets.agents.command import split_command
-from skilltune.targets.agents.job import KEPT, Mode, left_files, workspaces_of
+from skilltune.targets.agents.job import KEPT, Mode, left_files, program_here, workspaces_of
 from skilltune.usage import Usage, minus
 
 TIMEOUT_S = 900.0  # of a rollout, if target.timeout_s is not set
@@ -49,6 +50,7 @@ NO_UPSTREAM = "; if target.upstream names its model, its calls go through the ga
 ALIASES = ("default", "best", "sonnet", "opus", "haiku", "opusplan", "inherit")
 HUNG = 0.5  # share of a rollout's time; a call that waited so long at its end means that the endpoint hangs
 STREAM_BYTES = 400_000  # of a command line's output that a rollout keeps
+ROUTE_S = 10.0  # seconds to reach the gateway from another machine
 VERSION_S = 60.0  # seconds for `--version`
 IMAGES = {"image/png": "png", "image/jpeg": "jpg", "image/gif": "gif", "image/webp": "webp"}
 
@@ -85,7 +87,9 @@ class AgentTarget:
     role: str = "target"
     account: str = ""
     spend: Callable[[Usage], None] = lambda _: None
+    executor: Executor = HERE
     _gateway: Gateway | None = None
+    _started: bool = False
     _starting: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False)
 
     @property
@@ -156,13 +160,14 @@ class AgentTarget:
             writable=self.writable,
             role=self.role,
         )
+        await self._start()
         if self.upstream is None:
-            done = alone(job, await run_job(job))
+            done = alone(job, await self.executor.run(run_job, job))
             listed = done.usage.usd if done.usage.usd is not None else self.usd(done.usage)
             return replace(done, usage=replace(done.usage, usd=listed))
-        lease = await self._lease(key, installed)
+        lease = self._lease(key, installed)
         try:
-            result = await run_job(replace(job, url=lease.url, token=lease.token))
+            result = await self.executor.run(run_job, replace(job, url=lease.url, token=lease.token))
             trajectory = witnessed(job, result, lease, waited=await lease.end())
         except BaseException as failure:  # also a cancelled rollout: its exchanges are paid
             await lease.end()
@@ -177,13 +182,37 @@ class AgentTarget:
         self.spend(minus(lease.paid, lease.usage))  # the caller counts all, and the rest was paid before
         return trajectory
 
-    async def _lease(self, key: str, skill: SkillFiles | None) -> Lease:
-        assert self.upstream is not None
+    async def _start(self) -> None:
+        """Start the gateway and admit the machines that will run jobs. Raises `UsageError` before anything is spent."""
         async with self._starting:
-            if self._gateway is None:
-                gateway = Gateway()
+            if self._started:
+                return
+            await self.executor.ready()
+            if self.upstream is not None and self._gateway is None:
+                gateway = Gateway(host=self.executor.host, on_late=self._count_late)
                 await gateway.start()
                 self._gateway = gateway
+            if self.executor is not HERE:
+                await self._admit(self._gateway)
+            self._started = True
+
+    async def _admit(self, gateway: Gateway | None) -> None:
+        """Raise `UsageError` if a machine could not run the agent as this one would."""
+        place = gateway.address if gateway else None
+        needs = Needs(self.agent, self.command, self.version, self.content, self.programs, self.sandbox.level, place)
+        found = await self.executor.on_each(unfit, needs)
+        if bad := [f"{name}: {reason}" for name, reason in found.items() if reason]:
+            raise UsageError(
+                f"workers.on={self.executor.name}: {len(bad)} of {len(found)} machines cannot run this agent: "
+                f"{'; '.join(bad[:5])}"
+            )
+
+    def _count_late(self) -> None:
+        self.executor.counts.late += 1
+
+    def _lease(self, key: str, skill: SkillFiles | None) -> Lease:
+        assert self.upstream is not None
+        assert self._gateway is not None
         promised = None
         if skill is not None:
             promised = Activation(self.activation, skill.name, skill.description, skill.body)
@@ -373,6 +402,7 @@ def make_agent(
     role: str = "target",
     key_env: str | None = None,
     spend: Callable[[Usage], None] = lambda _: None,
+    executor: Executor = HERE,
 ) -> AgentTarget:
     """The agent that `cfg.model` names. A relative path in a command starts at `root`, whose files stay hidden from it.
 
@@ -395,7 +425,7 @@ def make_agent(
         agent=name.scheme,
         command=command,
         version="" if programs else version_of(command),
-        content=digest("program", command, [_content(path) for path in programs]) if programs else "",
+        content=content_of(command, programs) if programs else "",
         upstream=upstream,
         own=None if cfg.gateway else name.inner,
         activation=cfg.activation or "forced",
@@ -411,6 +441,7 @@ def make_agent(
         writable=writable,
         role=role,
         spend=spend,
+        executor=executor,
     )
 
 
@@ -455,6 +486,11 @@ def _program(name: Name, root: Path) -> tuple[str, tuple[Path, ...]]:
     return shlex.join(words), tuple(programs)
 
 
+def content_of(command: str, programs: tuple[Path, ...]) -> str:
+    """Hash of a command line and of the files that it names."""
+    return digest("program", command, [_content(path) for path in programs])
+
+
 def _content(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -489,3 +525,45 @@ def version_of(executable: str) -> str:
             ) from error
     lines = shown.stdout.decode("utf-8", "replace").strip().splitlines()
     return lines[0] if lines else "unknown"
+
+
+# -- on another machine
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """The properties that a machine must share with this one to run an agent's jobs, see `AgentTarget`. `gateway` is
+    the address at which it must reach the gateway: (host, port), or None without one."""
+
+    agent: str
+    command: str
+    version: str
+    content: str
+    programs: tuple[Path, ...]
+    sandbox: str
+    gateway: tuple[str, int] | None
+
+
+async def unfit(needs: Needs) -> str:
+    """The reason why this machine cannot run an agent as the driver would; "" if it can."""
+    try:
+        probe(needs.sandbox)
+        if needs.version:
+            executable = AGENTS[needs.agent].executable
+            own = await asyncio.to_thread(version_of, program_here(executable, needs.command))
+            if own != needs.version:
+                return f"it has {needs.agent} {own}, and {needs.version} is needed"
+        elif content_of(needs.command, needs.programs) != needs.content:
+            return f"its files of `{needs.command}` differ"
+    except (UsageError, OSError) as error:
+        return str(error)
+    if needs.gateway is None:
+        return ""
+    host, port = needs.gateway
+    try:
+        async with asyncio.timeout(ROUTE_S):
+            _, writer = await asyncio.open_connection(host, port)
+    except (OSError, TimeoutError) as error:
+        return f"it does not reach the gateway at {host}:{port} ({error}); set workers.host, or open the port"
+    writer.close()
+    return ""

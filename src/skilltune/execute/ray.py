@@ -1,0 +1,299 @@
+"""Jobs on a Ray cluster (extra `ray`): plain tasks, no actors, no retries by Ray, no scheduler of ours.
+
+https://docs.ray.io/en/latest/ray-core/tasks.html. Content of 16 KB or more is put into Ray's object store once per
+content hash, and the jobs refer to it. A job is pickled by the standard library, which takes functions by name only, so
+no closure travels. Ray passes no variable of this process to its workers; a job names what its agent gets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+import logging
+import os
+import pickle
+import socket
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor as Engine
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+from skilltune.errors import CallConfigError, UsageError
+from skilltune.execute import Call, Counts, Elsewhere, J, Place, R, counts_of, in_worker, require_equal
+
+SHARED_BYTES = 16_000  # content of at least this size goes through the object store
+KEPT = 256  # contents that stay in the object store between jobs
+
+
+@dataclass(slots=True, eq=False)
+class OnRay:
+    """Implements `Executor` on a cluster.
+
+    `name` is "ray" for the cluster that RAY_ADDRESS names or that runs on this machine (without one, a new one is
+    started), or "ray://HOST:10001" for a remote one. `cpus` and `memory_mb` are reserved for each job, and `most` is
+    the number of jobs at once. `own` is the address at which workers reach this process, by default that of this
+    machine in the cluster. It connects when the first job comes. `on_event` hears of the machines, and at the end of
+    the account.
+    """
+
+    name: str
+    cpus: float = 1.0
+    memory_mb: int | None = None
+    most: int = 8
+    own: str = ""
+    on_event: Callable[[Mapping[str, Any]], None] = lambda facts: None
+    counts: Counts = field(default_factory=Counts)
+    _jobs: Elsewhere | None = None
+    _starting: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def ready(self) -> None:
+        """Connect, and compare the versions of all machines. Raises `UsageError` if Ray is missing, if no cluster
+        answers, or if a machine would run other code."""
+        async with self._starting:
+            if self._jobs is not None:
+                return
+            jobs = self._connect()
+            places = await _places(jobs.engine)
+            require_equal(places, self.name)
+            self._jobs = jobs
+        names = [place.name for place in places]
+        self.on_event({"on": self.name, "machines": names, "slots": jobs.slots, **counts_of(self)})
+
+    def _connect(self) -> Elsewhere:
+        try:
+            import ray
+            from ray import exceptions as errors
+        except ImportError:
+            raise UsageError(f"workers.on={self.name} needs the extra `ray`: pip install 'skilltune[ray]'") from None
+        os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # `uv run` would send the project to each worker
+        if not ray.is_initialized():
+            address = None if self.name == "ray" else self.name
+            try:
+                ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL)
+            except Exception as error:  # Ray raises many kinds
+                raise UsageError(
+                    f"workers.on={self.name}: no Ray cluster answers ({_short(error)}); start one with `ray start "
+                    "--head --ray-client-server-port=10001`, or set workers.on=local"
+                ) from error
+        lost = (
+            errors.WorkerCrashedError,
+            errors.NodeDiedError,
+            errors.LocalRayletDiedError,
+            errors.OutOfMemoryError,
+            errors.ObjectLostError,
+            errors.RaySystemError,
+        )
+        limits: dict[str, Any] = {"num_cpus": self.cpus, "max_retries": 0}
+        if self.memory_mb is not None:
+            limits["memory"] = self.memory_mb * 1_000_000
+        return Elsewhere(Tasks(limits), lost, self.name, self.most, self.counts)
+
+    @property
+    def host(self) -> str:
+        import ray
+
+        if self.own:
+            return self.own
+        remote = urlsplit(self.name).hostname
+        return _route_to(remote) if remote else ray.util.get_node_ip_address()
+
+    @property
+    def slots(self) -> int | None:
+        return self.most
+
+    async def run(self, call: Call[J, R], job: J, *, resend: int = 0) -> R:
+        await self.ready()
+        assert self._jobs is not None
+        return await self._jobs.run(call, job, resend=resend)
+
+    async def on_each(self, call: Call[J, R], job: J) -> dict[str, R | BaseException]:
+        await self.ready()
+        assert self._jobs is not None
+        assert isinstance(self._jobs.engine, Tasks)
+        sent = {name: self._jobs.engine.submit_to(node, in_worker, call, job) for name, node in _names().items()}
+        return {name: await _result(future) for name, future in sent.items()}
+
+    async def places(self) -> tuple[Place, ...]:
+        await self.ready()
+        assert self._jobs is not None
+        return await _places(self._jobs.engine)
+
+    async def aclose(self) -> None:
+        """Leave the cluster. A cluster that was started here ends."""
+        if self._jobs is None:
+            return
+        import ray
+
+        self.on_event({"on": self.name, "machines": [], "slots": self._jobs.slots, **counts_of(self)})
+        self._jobs = None
+        await asyncio.to_thread(ray.shutdown)
+
+
+class Tasks(Engine):
+    """`concurrent.futures.Executor` over Ray's tasks. `limits` are the options of each task."""
+
+    def __init__(self, limits: Mapping[str, Any]) -> None:
+        import ray
+
+        self._ray, self._limits = ray, limits
+        self._task = ray.remote(_work)
+        self._shared: OrderedDict[str, Any] = OrderedDict()  # content hash → reference
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        return self._send(self._task.options(**self._limits), (fn, args, kwargs))
+
+    def submit_to(self, node: str, fn: Callable[..., Any], /, *args: Any) -> Future[Any]:
+        """Run a call on one machine. It takes no processor, so that it need not wait for jobs."""
+        return self._send(self._task.options(num_cpus=0, max_retries=0, scheduling_strategy=_on(node)), (fn, args, {}))
+
+    def ask_versions(self, node: str) -> Future[tuple[str, str, float]]:
+        """(Python, skilltune or "", processors) of a machine. This function travels by value, because skilltune may be
+        missing there."""
+
+        def versions() -> tuple[str, str, float]:
+            import importlib.metadata
+            import os
+            import platform
+
+            try:
+                ours = importlib.metadata.version("skilltune")
+            except importlib.metadata.PackageNotFoundError:
+                ours = ""
+            return platform.python_version(), ours, float(os.cpu_count() or 1)
+
+        task = self._ray.remote(versions).options(num_cpus=0, max_retries=0, scheduling_strategy=_on(node))
+        return task.remote().future()
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        self._shared.clear()
+
+    def _send(self, task: Any, call: Any) -> Future[Any]:
+        data, contents = pack(call)
+        ref = task.remote(data, {name: self._reference(name, content) for name, content in contents.items()})
+        future: Future[Any] = ref.future()
+        future.add_done_callback(lambda done: self._cancel(ref) if done.cancelled() else None)
+        return future
+
+    def _reference(self, name: str, content: bytes) -> Any:
+        if name not in self._shared:
+            self._shared[name] = self._ray.put(content)
+            if len(self._shared) > KEPT:
+                self._shared.popitem(last=False)  # jobs under way hold references of their own
+        self._shared.move_to_end(name)
+        return self._shared[name]
+
+    def _cancel(self, ref: Any) -> None:
+        self._ray.cancel(ref, force=False)  # interrupts the job, which then removes its workspace
+
+
+# -- what travels
+
+
+class _Packer(pickle.Pickler):
+    """Takes long byte strings out of a job."""
+
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
+        self.contents: dict[str, bytes] = {}
+
+    def persistent_id(self, obj: Any) -> str | None:
+        if type(obj) is not bytes or len(obj) < SHARED_BYTES:
+            return None
+        name = hashlib.sha256(obj).hexdigest()
+        self.contents[name] = obj
+        return name
+
+
+class _Unpacker(pickle.Unpickler):
+    def __init__(self, data: bytes, contents: Mapping[str, bytes]) -> None:
+        super().__init__(io.BytesIO(data))
+        self._contents = contents
+
+    def persistent_load(self, pid: str) -> bytes:
+        return self._contents[pid]
+
+
+def pack(value: Any) -> tuple[bytes, dict[str, bytes]]:
+    """(the pickled value, its long byte strings by content hash). Raises `pickle.PicklingError` or `AttributeError` for
+    a closure."""
+    file = io.BytesIO()
+    packer = _Packer(file)
+    packer.dump(value)
+    return file.getvalue(), packer.contents
+
+
+def unpack(data: bytes, contents: Mapping[str, bytes]) -> Any:
+    """The value that `pack` took apart."""
+    return _Unpacker(data, contents).load()
+
+
+def _work(data: bytes, references: Mapping[str, Any]) -> Any:
+    """Run one call in a worker."""
+    import ray
+
+    names = list(references)
+    fn, args, kwargs = unpack(data, dict(zip(names, ray.get([references[name] for name in names]), strict=True)))
+    return fn(*args, **kwargs)
+
+
+# -- the cluster
+
+
+def _alive() -> list[Mapping[str, Any]]:
+    import ray
+
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def _names() -> dict[str, str]:
+    """The ids of the machines that are alive, by address; simulated ones share an address and are numbered."""
+    names = dict[str, str]()
+    for node in _alive():
+        name, number = node["NodeManagerAddress"], 1
+        while name in names:
+            number += 1
+            name = f"{node['NodeManagerAddress']}#{number}"
+        names[name] = node["NodeID"]
+    return names
+
+
+def _on(node: str) -> Any:
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return NodeAffinitySchedulingStrategy(node_id=node, soft=False)
+
+
+async def _places(engine: Engine) -> tuple[Place, ...]:
+    assert isinstance(engine, Tasks)
+    found = list[Place]()
+    for name, future in {name: engine.ask_versions(node) for name, node in _names().items()}.items():
+        try:
+            python, ours, cpus = await asyncio.wrap_future(future)
+        except Exception as error:
+            raise UsageError(f"the machine {name} of the cluster runs nothing: {_short(error)}") from error
+        found.append(Place(name, python, ours, cpus))
+    return tuple(found)
+
+
+async def _result(future: Future[Any]) -> Any:
+    try:
+        ended = await asyncio.wrap_future(future)
+    except Exception as error:
+        return CallConfigError(_short(error))
+    return ended.value if ended.error is None else ended.error
+
+
+def _route_to(host: str) -> str:
+    """The address of this machine on the way to another. Nothing is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((host, 9))
+        return probe.getsockname()[0]
+
+
+def _short(error: BaseException) -> str:
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return lines[-1][:300] if lines else type(error).__name__

@@ -1,0 +1,198 @@
+"""Jobs in other processes, by an engine of the standard library."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import fakes
+from skilltune import Env, Sample, Skill
+from skilltune.api import aevaluate
+from skilltune.config import WorkersConfig, make_config
+from skilltune.errors import CallConfigError, InfraError, JudgeError, SampleError, UsageError
+from skilltune.execute import Elsewhere, here, require_equal
+from skilltune.execute.ray import SHARED_BYTES, pack, unpack
+from skilltune.rollout import Rollout, Trajectory
+from skilltune.usage import Usage
+from upstream import Asked, Turn, Upstream
+
+pytestmark = pytest.mark.anyio
+
+
+async def double(number: int) -> int:
+    return 2 * number
+
+
+async def process(_: None) -> int:
+    return os.getpid()
+
+
+async def fail(error: BaseException) -> None:
+    raise error
+
+
+async def vanish(marker: str) -> str:
+    """The first call for a marker takes its worker down; the second returns."""
+    if not Path(marker).exists():
+        Path(marker).touch()
+        os._exit(9)
+    return "came back"
+
+
+class Pool(ProcessPoolExecutor):
+    """A pool that replaces itself when a worker is lost, as a cluster does."""
+
+    def submit(self, fn, /, *args, **kwargs):
+        if getattr(self, "_broken", False):
+            self.__init__(1, mp_context=get_context("spawn"))
+        return super().submit(fn, *args, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[Pool]:
+    with Pool(1, mp_context=get_context("spawn")) as pool:
+        yield pool
+
+
+@pytest.fixture
+def jobs(pool: Pool) -> Elsewhere:
+    return Elsewhere(pool, (BrokenProcessPool,), slots=2)
+
+
+@pytest.mark.slow
+async def test_a_job_runs_in_another_process_and_returns_its_result_or_its_error(jobs: Elsewhere) -> None:
+    assert await jobs.run(process, None) != os.getpid()
+    assert await asyncio.gather(*(jobs.run(double, n) for n in range(5))) == [0, 2, 4, 6, 8]
+    for error in (InfraError("later", retry_after=3.0, usage=Usage(calls=2)), SampleError("no", systemic="all")):
+        with pytest.raises(type(error)) as raised:
+            await jobs.run(fail, error)
+        assert raised.value.__dict__ == error.__dict__
+    assert (jobs.counts.sent, jobs.counts.done, jobs.counts.lost) == (8, 8, 0)
+
+
+@pytest.mark.slow
+async def test_a_lost_worker_is_an_infra_error_and_free_jobs_are_sent_again(jobs: Elsewhere, tmp_path: Path) -> None:
+    with pytest.raises(InfraError, match="the worker of a job was lost"):
+        await jobs.run(vanish, str(tmp_path / "one"))
+    assert await jobs.run(vanish, str(tmp_path / "two"), resend=1) == "came back"
+    assert (jobs.counts.sent, jobs.counts.lost) == (3, 2)
+
+
+@pytest.mark.slow
+async def test_an_agent_on_a_worker_scores_what_it_scores_here(
+    jobs: Elsewhere, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("PATH", f"{fakes.install(tmp_path / 'bin')}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    monkeypatch.setattr("tempfile.tempdir", None)
+
+    def answer(asked: Asked) -> Turn:
+        return Turn("YES" if b"say YES" in asked.raw else "NO")
+
+    skill = Skill.parse("---\nname: answers\ndescription: Answers.\n---\nAlways say YES.\n")
+    env = Env([Sample(id=f"s{i}", input=f"Question {i}?", target="YES") for i in range(3)], root=tmp_path)
+    found = []
+    for elsewhere in (False, True):
+        if elsewhere:
+            monkeypatch.setattr("skilltune.build.build_executor", lambda cfg, run: replace(jobs, engine=Same(jobs)))
+        async with Upstream(answer) as server:
+            model = f"openai@{server.url}/v1/m"
+            target = {"model": "command:script {prompt_file}", "upstream": model, "sandbox": "none"}
+            result = await aevaluate(skill, env, target, run=tmp_path / f"run{len(found)}")
+            found.append((result.score, result.usage.calls, len(server.asked)))
+    assert found[0] == found[1] == (1.0, 3, 3)
+    assert jobs.counts.sent == 1 + 3  # the machine is admitted first
+
+
+class Same:
+    """An engine that outlives the run that closes it."""
+
+    def __init__(self, jobs: Elsewhere) -> None:
+        self.submit = jobs.engine.submit
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        pass
+
+
+@pytest.mark.slow
+async def test_the_scorer_tests_runs_on_a_worker(jobs: Elsewhere, tmp_path: Path) -> None:
+    score = {"type": "tests", "command": "python -c 'import answer'", "answer": "answer.py", "sandbox": "none"}
+    env = Env([Sample(id="s", input="Write a module.")], score, root=tmp_path)
+    env.executor = jobs
+    answers = {"x = 1": 1.0, "x = ": 0.0}
+    for answer, expected in answers.items():
+        assert (await env.score(env.samples[0], Rollout("s", "", 0, Trajectory(answer), None))).value == expected
+    assert jobs.counts.done == 2
+    lost = replace(jobs, engine=Lost())
+    env.executor = lost
+    with pytest.raises(JudgeError, match="worker"):
+        await env.score(env.samples[0], Rollout("s", "", 0, Trajectory("x = 1"), None))
+    assert lost.counts.lost == 3
+
+
+class Lost:
+    """An engine without workers."""
+
+    def submit(self, *_: object) -> None:
+        raise BrokenProcessPool("none is left")
+
+
+@settings(max_examples=40)
+@given(
+    st.recursive(
+        st.binary(max_size=40) | st.integers(0, 3).map(lambda n: bytes([n]) * SHARED_BYTES) | st.text(max_size=5),
+        lambda parts: st.lists(parts, max_size=4) | st.dictionaries(st.text(max_size=3), parts, max_size=4),
+    )
+)
+def test_a_packed_job_is_the_job_and_holds_long_content_once(job: object) -> None:
+    data, contents = pack(job)
+    assert unpack(data, contents) == job
+    assert len(contents) <= 4
+    assert all(len(content) >= SHARED_BYTES for content in contents.values())
+    assert len(pack([job, job])[1]) == len(contents)
+
+
+def test_a_closure_does_not_travel() -> None:
+    with pytest.raises((AttributeError, TypeError), match="local"):
+        pack(lambda: None)
+
+
+def test_a_machine_with_other_versions_is_refused_by_name() -> None:
+    own = here()
+    require_equal((own, replace(own, name="b", python=own.python.rpartition(".")[0] + ".99")), "ray")
+    for other in (
+        replace(own, name="b", skilltune="9.9"),
+        replace(own, name="b", skilltune=""),
+        replace(own, python="3.8.1"),
+    ):
+        with pytest.raises(UsageError, match=r"1 of 2 machines .*(9\.9|missing|3\.8\.1)"):
+            require_equal((own, other), "ray")
+
+
+@pytest.mark.parametrize("on", ["slurm", "ray://host", "ray:", "http://host:1"])
+def test_an_unknown_engine_is_refused(on: str) -> None:
+    with pytest.raises(UsageError, match=r"workers\.on"):
+        make_config({"workers": {"on": on}})
+
+
+def test_options_of_a_cluster_without_a_cluster_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"workers\.slots is an option of Ray"):
+        make_config({"workers": {"slots": 4}})
+    assert make_config({"workers": {"on": "ray", "slots": 4}}).workers == WorkersConfig(on="ray", slots=4)
+
+
+def test_call_config_errors_travel() -> None:
+    error = CallConfigError("no CLI", attempts=1)
+    data, contents = pack(error)
+    assert unpack(data, contents).__dict__ == error.__dict__
