@@ -14,7 +14,7 @@ AGENTS := @anthropic-ai/claude-code@2.1.332 @openai/codex@0.171.0 opencode-ai@1.
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test fast soak test-agents lint format bench docs clean
+.PHONY: help setup demo test fast soak test-agents test-ray lint format bench docs clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-11s %s\n", $$1, $$2}'
@@ -39,7 +39,7 @@ $(READY): pyproject.toml
 	fi
 	@touch $@
 
-demo: $(READY)  ## train a real skill on the embedded model: no key, about three minutes on two cores
+demo: $(READY)  ## train a real skill on the embedded model: no key, about two minutes on two cores
 	$(BIN)/skilltune train examples/amounts
 
 test: $(READY)  ## all tests: about five minutes on two cores
@@ -58,6 +58,11 @@ test-agents: $(READY)  ## the real command lines of agents behind the gateway (i
 	(cd .agents/node_modules/@anthropic-ai/claude-code && node install.cjs); \
 	(cd .agents/node_modules/opencode-ai && node postinstall.mjs); \
 	$(BIN)/python -m pytest -q -m agents --agents .agents/node_modules/.bin tests/targets
+
+test-ray: $(READY)  ## the tests of a simulated Ray cluster (installs Ray)
+	@if command -v uv >/dev/null 2>&1; then uv pip install -q --python $(BIN)/python -e '.[ray]'; \
+	else $(BIN)/python -m pip install -q --disable-pip-version-check -e '.[ray]'; fi
+	$(BIN)/python -m pytest -q tests/execute
 
 lint: $(READY)  ## style, types and the import contract
 	$(BIN)/ruff check .

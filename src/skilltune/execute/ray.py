@@ -23,7 +23,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from skilltune.errors import CallConfigError, UsageError
-from skilltune.execute import Call, Counts, Elsewhere, J, Place, R, counts_of, in_worker, require_equal
+from skilltune.execute import Call, Counts, Elsewhere, Ended, J, Place, R, counts_of, in_worker, require_equal
 
 SHARED_BYTES = 16_000  # content of at least this size goes through the object store
 KEPT = 256  # contents that stay in the object store between jobs
@@ -114,8 +114,11 @@ class OnRay:
         await self.ready()
         assert self._jobs is not None
         assert isinstance(self._jobs.engine, Tasks)
-        sent = {name: self._jobs.engine.submit_to(node, in_worker, call, job) for name, node in _names().items()}
-        return {name: await _result(future) for name, future in sent.items()}
+        asked, engine = _names(), self._jobs.engine
+        sent = {name: engine.submit_to(node, in_worker, call, job) for name, node in asked.items()}
+        found = {name: await _result(future) for name, future in sent.items()}
+        alive = set(_names().values())
+        return {name: result for name, result in found.items() if asked[name] in alive}
 
     async def places(self) -> tuple[Place, ...]:
         await self.ready()
@@ -236,7 +239,11 @@ def _work(data: bytes, references: Mapping[str, Any]) -> Any:
     import ray
 
     names = list(references)
-    fn, args, kwargs = unpack(data, dict(zip(names, ray.get([references[name] for name in names]), strict=True)))
+    contents = dict(zip(names, ray.get([references[name] for name in names]), strict=True))
+    try:
+        fn, args, kwargs = unpack(data, contents)
+    except Exception as error:
+        return Ended(error=CallConfigError(f"a worker cannot read its job ({error}): it needs the driver's code"))
     return fn(*args, **kwargs)
 
 
@@ -268,12 +275,15 @@ def _on(node: str) -> Any:
 
 
 async def _places(engine: Engine) -> tuple[Place, ...]:
+    """The machines that are alive. One that is lost while it is asked is left out."""
     assert isinstance(engine, Tasks)
-    found = list[Place]()
-    for name, future in {name: engine.ask_versions(node) for name, node in _names().items()}.items():
+    asked, found = _names(), list[Place]()
+    for name, future in {name: engine.ask_versions(node) for name, node in asked.items()}.items():
         try:
             python, ours, cpus = await asyncio.wrap_future(future)
         except Exception as error:
+            if asked[name] not in _names().values():
+                continue
             raise UsageError(f"the machine {name} of the cluster runs nothing: {_short(error)}") from error
         found.append(Place(name, python, ours, cpus))
     return tuple(found)
