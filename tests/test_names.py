@@ -211,6 +211,7 @@ def test_tasks_of_another_framework() -> None:
     assert parse_tasks("env.py:invoices") is None
     named = parse_tasks("inspect:evals/tasks.py@sums")
     assert named == TaskName("inspect", "evals/tasks.py", "sums", "inspect:evals/tasks.py@sums")
+    assert parse_tasks("harbor:tasks/easy") == TaskName("harbor", "tasks/easy", "", "harbor:tasks/easy")
     assert parse_tasks("inspect:a@b/c.py") == TaskName("inspect", "a@b/c.py", "", "inspect:a@b/c.py")
 
 
@@ -220,6 +221,8 @@ def test_tasks_of_another_framework() -> None:
 def test_an_incomplete_name_of_tasks_shows_the_form(text: str) -> None:
     with pytest.raises(UsageError, match=TASK_FORMS["inspect:"]):
         parse_tasks(text)
+    with pytest.raises(UsageError, match=TASK_FORMS["harbor:"]):
+        parse_tasks("harbor: ")
 
 
 @given(st.text())

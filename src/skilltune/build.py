@@ -26,6 +26,7 @@ from skilltune.config import (
 from skilltune.envs import Env, load_env
 from skilltune.envs.formats import HF, located
 from skilltune.envs.formats.huggingface import without_split
+from skilltune.envs.harbor import HarborEnv, load_harbor
 from skilltune.envs.inspect import InspectEnv, load_inspect
 from skilltune.errors import RunError, UsageError
 from skilltune.finish.reserve import rest
@@ -70,6 +71,7 @@ from skilltune.skill import Skill
 from skilltune.targets import Target
 from skilltune.targets.agents.target import AgentTarget, named_skill
 from skilltune.targets.chat import ChatTarget
+from skilltune.targets.harbor import make_harbor
 from skilltune.targets.inspect import InspectTarget, make_inspect
 from skilltune.targets.makers import MAKERS, RunTarget, make_agent_target
 from skilltune.targets.metered import MeteredTarget
@@ -96,7 +98,7 @@ def _env_of(cfg: Config, root: Path, env: Env | None) -> Env:
         return env
     spec = cfg.env.samples
     if (tasks := parse_tasks(spec)) is not None:
-        return _inspect_env(cfg, tasks, root)
+        return _framework_env(cfg, tasks, root)
     if not spec:
         raise UsageError(
             'no samples: set env.samples to a file such as "data.jsonl" or to "env.py:factory", or put them into '
@@ -108,15 +110,15 @@ def _env_of(cfg: Config, root: Path, env: Env | None) -> Env:
     return Env(located(root, spec), cfg.env.score, prompt=cfg.env.prompt, fields=cfg.env.fields or None)
 
 
-def _inspect_env(cfg: Config, tasks: TaskName, root: Path) -> Env:
-    """The environment of an Inspect task. Raises `UsageError` for an option that it would ignore."""
+def _framework_env(cfg: Config, tasks: TaskName, root: Path) -> Env:
+    """The environment of another framework's tasks. Raises `UsageError` for an option that it would ignore."""
     given = cfg.env.model_fields_set
     if idle := [key for key in ("prompt", "fields", "visible", "score_timeout_s") if key in given]:
         raise UsageError(f"env.{idle[0]}: `{tasks}` makes its own prompts and scores; leave it out")
     score = cfg.env.score if "score" in given else None
     if score is not None and not isinstance(score, str):
         raise UsageError(f"env.score: `{tasks}` is scored by its own scorers; name one of them, or leave it out")
-    return load_inspect(tasks, root, score)
+    return (load_inspect if tasks.framework == "inspect" else load_harbor)(tasks, root, score)
 
 
 def write_config(s: Parts) -> None:
@@ -344,6 +346,8 @@ def build_target(cfg: Config, clients: Clients, env: Env, skill: Skill, root: Pa
         require_loadable(cfg, skill)
     if isinstance(env, InspectEnv):
         target = make_inspect(cfg.target, env, clients, root)
+    elif isinstance(env, HarborEnv):
+        target = make_harbor(cfg.target, env, clients)
     else:
         target = MAKERS[scheme](cfg.target, clients, root)
     clients.budget.require_price("target", target.guess(skill, env.task(env.samples[0])))

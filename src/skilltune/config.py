@@ -47,8 +47,8 @@ class EnvConfig(_Section):
 
     samples: str = Field(
         default="",
-        description="a sample file or folder, file.py:factory, or inspect:FILE.py@TASK; default: evals/evals.json "
-        "beside the config",
+        description="a sample file or folder, file.py:factory, inspect:FILE.py@TASK or harbor:DIR; default: "
+        "evals/evals.json beside the config",
     )
     score: str | dict[str, Any] = Field(
         default="exact",

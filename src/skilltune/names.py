@@ -52,7 +52,7 @@ VENDORS = {"claude-code": "anthropic", "codex": "openai"}
 NAMED_AGENTS = ("claude-code", "codex", "opencode")
 """Agents whose name holds their model's: `codex/MODEL`. The others get theirs from `target.upstream`."""
 AGENT_SCHEMES = (*NAMED_AGENTS, "acp", "command")
-TASK_FORMS = {"inspect:": "inspect:tasks.py@arithmetic"}
+TASK_FORMS = {"inspect:": "inspect:tasks.py@arithmetic", "harbor:": "harbor:tasks"}
 """Start of each form that names the tasks of another framework, with an example for error messages."""
 GENERAL = {"openai@": "openai@https://host/api/v3#MODEL", "anthropic@": "anthropic@https://host/api#MODEL"}
 """The general forms, by their start."""
@@ -115,10 +115,11 @@ class Name:
 class TaskName:
     """The tasks of another framework, named in `env.samples`.
 
-    `path` is the file that defines them, and `task` is one of its names ("" if the file has only one).
+    `path` is Inspect's file that defines them, and `task` is one of its names ("" if the file has only one). For
+    Harbor, `path` is the folder of the tasks.
     """
 
-    framework: Literal["inspect"]
+    framework: Literal["inspect", "harbor"]
     path: str
     task: str
     text: str
@@ -128,11 +129,15 @@ class TaskName:
 
 
 def parse_tasks(text: str) -> TaskName | None:
-    """Parse `inspect:FILE.py@TASK`. Returns None for samples of skilltune's own formats.
+    """Parse `inspect:FILE.py@TASK` and `harbor:DIR`. Returns None for samples of skilltune's own formats.
 
     Raises `UsageError` if the form is not complete.
     """
     text = text.strip()
+    if text.startswith("harbor:"):
+        if not (folder := text.removeprefix("harbor:").strip()):
+            raise _bad(text, "the folder of the tasks must follow `harbor:`", "harbor:")
+        return TaskName("harbor", folder, "", text)
     if not text.startswith("inspect:"):
         return None
     path, _, task = text.removeprefix("inspect:").partition(".py@")

@@ -14,8 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from skilltune.envs import Env
 from skilltune.envs.inspect.process import ask_once
+from skilltune.envs.recorded import RecordedEnv
 from skilltune.errors import JudgeError, NotGraded, UsageError
 from skilltune.journal.keys import digest
 from skilltune.names import TaskName
@@ -39,33 +39,15 @@ class InspectTask:
     digests: Mapping[str, str]
 
 
-class InspectEnv(Env):
-    """The samples of an Inspect task, and one of its scorers. `scores_text` is False: no answer can be scored without
-    an evaluation."""
-
-    scores_text = False
+class InspectEnv(RecordedEnv):
+    """The samples of an Inspect task, and one of its scorers."""
 
     def __init__(self, task: InspectTask, samples: list[Sample], scorer: str, key: str, notes: list[str]) -> None:
-        super().__init__(samples, _unread, root=task.file.parent)
-        self.task_file = task
-        self._notes = notes
         name = f"{scorer}/{key}" if key else scorer
         score = partial(score_of, scorer=scorer, key=key)
         made = Scorer(f"inspect:{name}", digest("inspect scorer", task.code, name), score, custom=True)
-        self._scorer = self._own_checks = made
-
-    def notes(self) -> list[str]:
-        return [*super().notes(), *self._notes]
-
-    async def validate(self) -> list[str]:
-        return []
-
-    async def tried(self, sample: Sample) -> Score | None:
-        return None
-
-
-def _unread(sample: Sample, rollout: Rollout) -> Score:
-    raise NotImplementedError
+        super().__init__(samples, made, task.file.parent, notes)
+        self.task_file = task
 
 
 def load_inspect(name: TaskName, root: Path, score: str | None = None) -> InspectEnv:
