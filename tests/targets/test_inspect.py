@@ -200,8 +200,8 @@ def test_no_score_is_no_zero() -> None:
 @pytest.mark.parametrize(
     ("task", "why"),
     [
-        ("tasks.py@sum", 'no task "sum"; its tasks are: sums, with_tool'),
-        ("tasks.py", "name one of its tasks"),
+        ("tasks.py@sum", 'no task "sum"; its tasks are: changing, docker'),
+        ("tasks.py", "name one of its tasks, FILE.py@TASK; its tasks are: changing, docker, failing"),
         ("other.py@sums", "there is no file"),
         ("tasks.py@unscored", "no scorer"),
         ("tasks.py@repeated", "epochs=3"),
@@ -238,6 +238,8 @@ async def test_samples_and_scorers_of_a_task(project: Path) -> None:
     assert chosen.scorer == "inspect:two/sense"
     assert chosen.fingerprint != env.fingerprint
     assert await chosen.validate() == []
+    (project / "one [of] two.py").write_text(TASKS.partition("@task\ndef with_tool")[0])
+    assert build_env(config("one [of] two.py"), project).samples == env.samples, "its only task"
     with pytest.raises(UsageError, match=r'no scorer "tow".*it has: includes, two'):
         build_env(config("tasks.py@sums", score="tow"), project)
     with pytest.raises(UsageError, match=r"env\.prompt"):

@@ -34,6 +34,7 @@ from skilltune.usage import Usage, minus
 
 TIMEOUT_S = 900.0  # of a rollout, if target.timeout_s is not set
 GRACE_S = 60.0  # Inspect ends a sample at its time limit and scores it; after this it is killed
+ATTEMPTS = 3  # equal errors of a task's code in a row
 GUESSED_CALLS, GUESSED_TOKENS = 2, 256  # of a rollout before the first one: the solver's call, and a grader's
 OWN_LIMITS = ("time", "working")  # limits that a hanging endpoint may reach
 
@@ -67,7 +68,8 @@ class InspectTarget:
 
     @property
     def facts(self) -> tuple[str, ...]:
-        return (f"Inspect evaluates the task {self.inspected.task or self.inspected.file.name}",)
+        task = self.inspected.task or self.inspected.file.name
+        return (f"Inspect evaluates the task {task}, whose solver may change the messages that are shown here",)
 
     def guess(self, skill: Skill, task: Task) -> Usage:
         characters = len(skill.body) + sum(len(message.text) for message in task.messages)
@@ -152,7 +154,7 @@ def witnessed(result: Mapping[str, Any], lease: Lease, seconds: float) -> Trajec
             "get_model() without a name, which is target.model"
         )
     if why := result["error"]:
-        raise InfraError(f"Inspect failed: {why}", systemic=f"Inspect failed: {why}"[:200])
+        raise InfraError(f"Inspect failed: {why}", systemic=f"Inspect failed: {why}"[:200], attempts=ATTEMPTS)
     if not lease.exchanges:
         raise CallConfigError(
             "the Inspect task asked its model nothing, so a skill cannot change anything: check its solver, and take "

@@ -8,6 +8,7 @@ stdin, also in the middle of an evaluation. `FOLDER` is a temporary folder for I
 # pyright: reportMissingImports=false
 from __future__ import annotations
 
+import glob
 import hashlib
 import importlib.util
 import inspect
@@ -47,14 +48,14 @@ def load_task(file: str, name: str) -> Any:
     if str(path.parent) not in sys.path:
         sys.path.insert(0, str(path.parent))
     module = _module(path)
+    known = [info.name for info in list_tasks(glob.escape(path.name), root_dir=path.parent)]
     if not name:
-        known = [info.name for info in list_tasks(path.name)]
         if len(known) != 1:
             raise Unusable(f"name one of its tasks, FILE.py@TASK; {_known(known)}")
         name = known[0]
     factory = getattr(module, name, None)
     if not callable(factory):
-        raise Unusable(f'it has no task "{name}"; {_known([info.name for info in list_tasks(path.name)])}')
+        raise Unusable(f'it has no task "{name}"; {_known(known)}')
     try:
         inspect.signature(factory).bind()
     except TypeError as error:
