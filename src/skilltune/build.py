@@ -345,7 +345,7 @@ def build_target(cfg: Config, clients: Clients, env: Env, skill: Skill, root: Pa
     if skill.text.strip():
         require_loadable(cfg, skill)
     if isinstance(env, InspectEnv):
-        target = make_inspect(cfg.target, env, clients, root)
+        target = make_inspect(cfg.target, env, clients)
     elif isinstance(env, HarborEnv):
         target = make_harbor(cfg.target, env, clients)
     else:

@@ -44,6 +44,7 @@ skill = pathlib.Path(given["--skill"]).joinpath("SKILL.md").read_text() if "--sk
     "agent_result": {{"n_input_tokens": 1000, "n_cache_tokens": 400, "n_output_tokens": 50, "cost_usd": 0.25}},
     "verifier_result": {{"rewards": {{"reward": float("the rule" in skill)}}}},
     "exception_info": None,
+    "config": os.environ.get("ANTHROPIC_API_KEY"),
 }}))
 (trial / "agent" / "trajectory.json").write_text(json.dumps({{"steps": [
     {{"source": "system", "message": "You are an agent."}},
@@ -117,6 +118,7 @@ def test_a_changed_file_of_a_task_is_another_sample(project: Path) -> None:
     assert [a == b for a, b in zip(before.samples, after.samples, strict=True)] == [True, False, *[True] * 6]
 
 
+@pytest.mark.slow
 async def test_a_trial_is_run_with_the_skill_and_read(project: Path) -> None:
     with Run.open(project / "run") as run:
         parts = build_parts(config(), run, project)
@@ -128,6 +130,8 @@ async def test_a_trial_is_run_with_the_skill_and_read(project: Path) -> None:
         assert arguments[5:7] == ["--model", "anthropic/claude-opus-5"]
         assert "ANTHROPIC_API_KEY" in environment
         assert "OTHER_TOKEN" not in environment
+        assert done.stream is not None
+        assert b"a-secret-key" not in done.stream.read()
         assert done.turns[:4] == (
             Turn("user", "Do task 0.\n"),
             Turn("assistant", "Looking."),
@@ -142,6 +146,7 @@ async def test_a_trial_is_run_with_the_skill_and_read(project: Path) -> None:
         assert (await parts.env.score(parts.env.samples[0], Rollout("task-0", "", 0, without, None))).value == 0
 
 
+@pytest.mark.slow
 async def test_no_result_and_no_end_are_errors(project: Path) -> None:
     rename(project, "dead")
     (project / "tasks" / "task-1").rename(project / "tasks" / "slow")

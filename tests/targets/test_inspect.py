@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -20,8 +21,9 @@ from skilltune.parts import Parts
 from skilltune.rollout import Artifact, Rollout, Trajectory, Turn
 from skilltune.samples import Sample
 from skilltune.skill import Skill
-from skilltune.targets.inspect import InspectTarget
+from skilltune.targets.inspect import InspectTarget, witnessed
 from skilltune.targets.metered import MeteredTarget
+from skilltune.usage import Usage
 from training import START, quick_retries, train
 from upstream import Call, Fault, Upstream, turns
 from upstream import Turn as Said
@@ -193,27 +195,66 @@ def test_no_score_is_no_zero() -> None:
         score_of(Sample(id="1", input="x"), Rollout("1", "", 0, Trajectory("made up"), None), scorer="s", key="")
 
 
+@pytest.mark.parametrize(
+    ("result", "lease", "error", "why"),
+    [
+        ({"others": ["openai/gpt-5.5"]}, {}, CallConfigError, "called openai/gpt-5.5 itself"),
+        ({}, {"exchanges": 0}, CallConfigError, "asked its model nothing"),
+        ({"limit": "time"}, {"trouble": InfraError("a slow endpoint")}, InfraError, "a slow endpoint"),
+        ({"error": "x"}, {"fault": InfraError("a dead endpoint")}, InfraError, "a dead endpoint"),
+        ({"error": "a crash"}, {}, InfraError, "Inspect failed: a crash"),
+    ],
+)
+def test_an_evaluation_that_proves_nothing_is_an_error(
+    result: dict[str, Any], lease: dict[str, Any], error: type[Exception], why: str
+) -> None:
+    with pytest.raises(error, match=why):
+        witnessed(evaluation(**result), seen_lease(**lease), 1.0)
+
+
+def test_the_end_of_an_evaluation_is_told() -> None:
+    assert witnessed(evaluation(limit="message"), seen_lease(), 1.0).outcome == "agent_limit"
+    assert witnessed(evaluation(stop="max_tokens"), seen_lease(), 1.0).error == "the answer was cut at max_tokens"
+    assert witnessed(evaluation(stop="content_filter"), seen_lease(), 1.0).outcome == "ok", "a refusal is an answer"
+
+
+def evaluation(**parts: Any) -> dict[str, Any]:
+    return {
+        "error": "",
+        "others": [],
+        "limit": "",
+        "stop": "stop",
+        "answer": "2",
+        "messages": [],
+        "scores": {},
+        **parts,
+    }
+
+
+def seen_lease(**parts: Any) -> Any:
+    return SimpleNamespace(**{"fault": None, "trouble": None, "exchanges": 1, "usage": Usage(1, 9, 1), **parts})
+
+
 # -- with Inspect: each start of its process takes seconds
 
 
+REFUSED = {
+    "tasks.py@sum": 'no task "sum"; its tasks are: changing, docker',
+    "tasks.py@": "name one of its tasks, FILE.py@TASK; its tasks are: changing, docker, failing",
+    "other.py@sums": "there is no file",
+    "tasks.py@unscored": "no scorer",
+    "tasks.py@repeated": "epochs=3",
+    "tasks.py@own_model": "models of its own",
+    "tasks.py@local": 'sandbox "local"',
+    "tasks.py@docker": "needs Docker, and `docker info` fails",
+    "tasks.py@parameter": "missing a required argument: 'level'",
+    "tasks.py@nothing": "returns a NoneType and no Task",
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("task", "why"),
-    [
-        ("tasks.py@sum", 'no task "sum"; its tasks are: changing, docker'),
-        ("tasks.py", "name one of its tasks, FILE.py@TASK; its tasks are: changing, docker, failing"),
-        ("other.py@sums", "there is no file"),
-        ("tasks.py@unscored", "no scorer"),
-        ("tasks.py@repeated", "epochs=3"),
-        ("tasks.py@own_model", "models of its own"),
-        ("tasks.py@local", 'sandbox "local"'),
-        ("tasks.py@docker", "needs Docker, and "),
-        ("tasks.py@parameter", "missing a required argument: 'level'"),
-        ("tasks.py@nothing", "returns a NoneType and no Task"),
-    ],
-)
-def test_a_task_that_cannot_be_trained_on_is_refused_before_anything_is_spent(
-    project: Path, task: str, why: str, monkeypatch: pytest.MonkeyPatch
+async def test_a_task_that_does_not_fit_is_refused_before_anything_is_spent(
+    project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("inspect_ai")
     pytest.importorskip("openai")
@@ -221,8 +262,14 @@ def test_a_task_that_cannot_be_trained_on_is_refused_before_anything_is_spent(
     (project / "bin" / "docker").write_text("#!/bin/sh\nexit 1\n")
     (project / "bin" / "docker").chmod(0o755)
     monkeypatch.setenv("PATH", f"{project / 'bin'}:/usr/bin:/bin")
-    with pytest.raises(UsageError, match=why):
-        build_env(config(task), project)
+    workers = Workers(1)
+    for named, why in REFUSED.items():
+        file, _, task = named.partition("@")
+        told = await workers.ask({"do": "load", "file": str(project / file), "task": task}, 120)
+        assert why in told.get("unusable", ""), named
+    await workers.aclose()
+    with pytest.raises(UsageError, match=r"`inspect:tasks\.py@local` in .*sandbox"):
+        build_env(config("tasks.py@local"), project)
 
 
 @pytest.mark.slow

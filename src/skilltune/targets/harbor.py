@@ -27,6 +27,7 @@ from skilltune.gateway.trajectory import CALL, TOOL
 from skilltune.journal.keys import digest
 from skilltune.metering.clients import Clients
 from skilltune.models.prices import price
+from skilltune.models.redact import redacted
 from skilltune.names import VENDORS, Name, parse_name
 from skilltune.rollout import THINKING, Artifact, Trajectory, Turn
 from skilltune.skill import Skill
@@ -61,7 +62,8 @@ _VERIFIER = ("VerifierTimeoutError", "RewardFileNotFoundError", "RewardFileEmpty
 
 @dataclass(frozen=True, slots=True)
 class HarborTarget:
-    """Implements `Target` with an agent of Harbor. `env` holds the variables that Harbor gets."""
+    """Implements `Target` with an agent of Harbor. `env` holds the variables that Harbor gets; those in `passed` are
+    the user's, and their values are shown nowhere."""
 
     name: Name
     model: str  # in Harbor's form, PROVIDER/MODEL
@@ -69,6 +71,7 @@ class HarborTarget:
     version: str
     timeout_s: float
     env: Mapping[str, str] = field(repr=False)
+    passed: tuple[str, ...] = ()
 
     @property
     def fingerprint(self) -> str:
@@ -106,8 +109,15 @@ class HarborTarget:
                 installed = ["--skill", str(write_skill(files, folder / "skills"))]
             (folder / "jobs").mkdir()
             said = await self._harbor(task.id, folder / "jobs", installed)
-            trial = await asyncio.to_thread(read_trial, folder / "jobs", said)
+            trial = await asyncio.to_thread(read_trial, folder / "jobs", said, self._redacted)
             return trajectory_of(trial, time.monotonic() - started, self._priced)
+
+    def _redacted(self, data: bytes) -> str:
+        """Text of Harbor's without the values of the variables that the user passes on, because it is kept."""
+        text = data.decode("utf-8", "replace")
+        for variable in self.passed:
+            text = redacted(text, self.env[variable])
+        return text
 
     def _priced(self, usage: Usage) -> Usage:
         return usage if usage.usd is not None else replace(usage, usd=self.usd(usage))
@@ -157,25 +167,32 @@ class Trial:
     steps: tuple[Mapping[str, Any], ...]
 
 
-def read_trial(jobs: Path, said: bytes) -> Trial:
-    """The only trial in a folder of jobs. `said` is Harbor's output. Raises `InfraError` if there is none."""
+def _plain(data: bytes) -> str:
+    return data.decode("utf-8", "replace")
+
+
+def read_trial(jobs: Path, said: bytes, text_of: Callable[[bytes], str] = _plain) -> Trial:
+    """The only trial in a folder of jobs. `said` is Harbor's output, and `text_of` decodes everything.
+
+    Raises `InfraError` if there is none.
+    """
     for path in sorted(jobs.glob("*/*/result.json")):  # the job's own result stands one level higher
         try:
-            result = json.loads(path.read_bytes())
+            result = json.loads(text_of(path.read_bytes()))
         except ValueError:
             continue
         if isinstance(result, dict) and "trial_name" in result:
             written = sorted(
                 [*path.parent.glob("agent/trajectory.json"), *path.parent.glob("steps/*/agent/trajectory.json")]
             )
-            return Trial(result, tuple(step for file in sorted(written) for step in _steps(file)))
-    tail = said.decode("utf-8", "replace").strip()[-SHOWN:] or "it printed nothing"
+            return Trial(result, tuple(step for file in sorted(written) for step in _steps(file, text_of)))
+    tail = text_of(said).strip()[-SHOWN:] or "it printed nothing"
     raise InfraError(f"Harbor left no result of the trial: {tail}", systemic="Harbor leaves no result of its trials")
 
 
-def _steps(file: Path) -> list[Mapping[str, Any]]:
+def _steps(file: Path, text_of: Callable[[bytes], str]) -> list[Mapping[str, Any]]:
     try:
-        steps = json.loads(file.read_bytes())["steps"]
+        steps = json.loads(text_of(file.read_bytes()))["steps"]
     except (OSError, ValueError, LookupError, TypeError):
         return []
     return [step for step in steps if isinstance(step, dict)]
@@ -280,5 +297,6 @@ def make_harbor(cfg: TargetConfig, env: HarborEnv, clients: Clients) -> MeteredT
         version=version_of(shutil.which("harbor") or "harbor"),
         timeout_s=cfg.timeout_s if "timeout_s" in cfg.model_fields_set else TIMEOUT_S,
         env={variable: os.environ[variable] for variable in passed if variable in os.environ},
+        passed=cfg.env,
     )
     return MeteredTarget(cfg.model, target, clients.meter(cfg, "target"), cfg.price)

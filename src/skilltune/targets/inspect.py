@@ -11,7 +11,6 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from skilltune.config import TargetConfig
@@ -197,7 +196,7 @@ def _shown(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def make_inspect(cfg: TargetConfig, env: InspectEnv, clients: Clients, root: Path) -> MeteredTarget:
+def make_inspect(cfg: TargetConfig, env: InspectEnv, clients: Clients) -> MeteredTarget:
     """The target of an Inspect task with the model that `cfg.model` names. Raises `UsageError` for an option that it
     would ignore, and for a model that has no API."""
     name = parse_name(cfg.model)
