@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skilltune.errors import UsageError
-from skilltune.names import FORMS, GENERAL, Name, parse_name
+from skilltune.names import FORMS, GENERAL, TASK_FORMS, Name, TaskName, parse_name, parse_tasks
 
 
 @pytest.mark.parametrize(
@@ -204,3 +204,32 @@ def test_an_agent_has_a_model_behind_it_whose_endpoint_it_shares(text: str, inne
 def test_an_agent_without_a_model_that_can_be_called_is_refused(text: str) -> None:
     with pytest.raises(UsageError):
         parse_name(text)
+
+
+def test_tasks_of_another_framework() -> None:
+    assert parse_tasks("data.jsonl") is None
+    assert parse_tasks("env.py:invoices") is None
+    named = parse_tasks("inspect:evals/tasks.py@sums")
+    assert named == TaskName("inspect", "evals/tasks.py", "sums", "inspect:evals/tasks.py@sums")
+    assert parse_tasks("harbor:tasks/easy") == TaskName("harbor", "tasks/easy", "", "harbor:tasks/easy")
+    assert parse_tasks("inspect:a@b/c.py") == TaskName("inspect", "a@b/c.py", "", "inspect:a@b/c.py")
+
+
+@pytest.mark.parametrize(
+    "text", ["inspect:", "inspect:tasks", "inspect:.py@t", "inspect:tasks.py@", "inspect:t.py@a b"]
+)
+def test_an_incomplete_name_of_tasks_shows_the_form(text: str) -> None:
+    with pytest.raises(UsageError, match=TASK_FORMS["inspect:"]):
+        parse_tasks(text)
+    with pytest.raises(UsageError, match=TASK_FORMS["harbor:"]):
+        parse_tasks("harbor: ")
+
+
+@given(st.text())
+def test_any_text_after_the_framework_is_parsed_or_refused(text: str) -> None:
+    try:
+        named = parse_tasks(f"inspect:{text}")
+    except UsageError:
+        return
+    assert named is not None
+    assert f"{named.path}{'@' * bool(named.task)}{named.task}" == text.strip()

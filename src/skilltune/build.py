@@ -26,6 +26,8 @@ from skilltune.config import (
 from skilltune.envs import Env, load_env
 from skilltune.envs.formats import HF, located
 from skilltune.envs.formats.huggingface import without_split
+from skilltune.envs.harbor import HarborEnv, load_harbor
+from skilltune.envs.inspect import InspectEnv, load_inspect
 from skilltune.errors import RunError, UsageError
 from skilltune.execute import HERE, Executor
 from skilltune.finish.reserve import rest
@@ -37,7 +39,7 @@ from skilltune.metering.client import Client
 from skilltune.metering.clients import Clients
 from skilltune.metering.slots import STRAGGLER
 from skilltune.models import Request
-from skilltune.names import AGENT_SCHEMES, FORMS, Name, parse_name
+from skilltune.names import AGENT_SCHEMES, FORMS, Name, TaskName, parse_name, parse_tasks
 from skilltune.optimizer import Optimizer
 from skilltune.optimizer.agent import ByAgent
 from skilltune.optimizer.examples import ExamplesOptimizer
@@ -70,6 +72,8 @@ from skilltune.skill import Skill
 from skilltune.targets import Target
 from skilltune.targets.agents.target import AgentTarget, named_skill
 from skilltune.targets.chat import ChatTarget
+from skilltune.targets.harbor import make_harbor
+from skilltune.targets.inspect import InspectTarget, make_inspect
 from skilltune.targets.makers import MAKERS, RunTarget, make_agent_target
 from skilltune.targets.metered import MeteredTarget
 from skilltune.usage import Usage
@@ -95,6 +99,8 @@ def _env_of(cfg: Config, root: Path, env: Env | None) -> Env:
     if env is not None:
         return env
     spec = cfg.env.samples
+    if (tasks := parse_tasks(spec)) is not None:
+        return _framework_env(cfg, tasks, root)
     if not spec:
         raise UsageError(
             'no samples: set env.samples to a file such as "data.jsonl" or to "env.py:factory", or put them into '
@@ -104,6 +110,17 @@ def _env_of(cfg: Config, root: Path, env: Env | None) -> Env:
     if colon and file.endswith(".py"):
         return load_env(f"{root / file}:{factory}")
     return Env(located(root, spec), cfg.env.score, prompt=cfg.env.prompt, fields=cfg.env.fields or None)
+
+
+def _framework_env(cfg: Config, tasks: TaskName, root: Path) -> Env:
+    """The environment of another framework's tasks. Raises `UsageError` for an option that it would ignore."""
+    given = cfg.env.model_fields_set
+    if idle := [key for key in ("prompt", "fields", "visible", "score_timeout_s") if key in given]:
+        raise UsageError(f"env.{idle[0]}: `{tasks}` makes its own prompts and scores; leave it out")
+    score = cfg.env.score if "score" in given else None
+    if score is not None and not isinstance(score, str):
+        raise UsageError(f"env.score: `{tasks}` is scored by its own scorers; name one of them, or leave it out")
+    return (load_inspect if tasks.framework == "inspect" else load_harbor)(tasks, root, score)
 
 
 def write_config(s: Parts) -> None:
@@ -141,6 +158,8 @@ def load_skill(cfg: Config, root: Path, path: Path | None = None) -> Skill:
     Raises `UsageError`.
     """
     samples = cfg.env.samples
+    if (tasks := parse_tasks(samples)) is not None:
+        samples = tasks.path
     named = [
         without_split(samples.removeprefix(HF)) if samples.startswith(HF) else re.sub(r"(?<=\.py):.*", "", samples)
     ]
@@ -271,7 +290,7 @@ def _with_account(target: RunTarget, kind: str) -> RunTarget:
     """The target with rollouts of this kind in budget and journal."""
     if isinstance(target, MeteredTarget):
         own = target.target
-        own = replace(own, account=kind) if isinstance(own, AgentTarget) else own
+        own = replace(own, account=kind) if isinstance(own, AgentTarget | InspectTarget) else own
         return replace(target, target=own, meter=replace(target.meter, kind=kind))
     return replace(target, client=replace(target.client, meter=replace(target.client.meter, kind=kind)))
 
@@ -341,7 +360,12 @@ def build_target(cfg: Config, clients: Clients, env: Env, skill: Skill, root: Pa
     scheme = parse_name(cfg.target.model).scheme
     if skill.text.strip():
         require_loadable(cfg, skill)
-    target = MAKERS[scheme](cfg.target, clients, root)
+    if isinstance(env, InspectEnv):
+        target = make_inspect(cfg.target, env, clients)
+    elif isinstance(env, HarborEnv):
+        target = make_harbor(cfg.target, env, clients)
+    else:
+        target = MAKERS[scheme](cfg.target, clients, root)
     clients.budget.require_price("target", target.guess(skill, env.task(env.samples[0])))
     if isinstance(target, ChatTarget):
         env.require_shown()

@@ -49,10 +49,13 @@ class EnvConfig(_Section):
 
     samples: str = Field(
         default="",
-        description="a sample file or folder, or file.py:factory; default: evals/evals.json beside the config",
+        description="a sample file or folder, file.py:factory, inspect:FILE.py@TASK or harbor:DIR; default: "
+        "evals/evals.json beside the config",
     )
     score: str | dict[str, Any] = Field(
-        default="exact", description='exact, number, f1, …, python:file.py:fn, {judge = "MODEL"}'
+        default="exact",
+        description='exact, number, f1, …, python:file.py:fn, {judge = "MODEL"}; of an Inspect task: its SCORER or '
+        "SCORER/KEY, by default the first",
     )
     prompt: str | None = Field(
         default=None, description="template of the user message: {input} is the sample's input, {NAME} its column NAME"

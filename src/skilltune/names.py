@@ -52,6 +52,8 @@ VENDORS = {"claude-code": "anthropic", "codex": "openai"}
 NAMED_AGENTS = ("claude-code", "codex", "opencode")
 """Agents whose name holds their model's: `codex/MODEL`. The others get theirs from `target.upstream`."""
 AGENT_SCHEMES = (*NAMED_AGENTS, "acp", "command")
+TASK_FORMS = {"inspect:": "inspect:tasks.py@arithmetic", "harbor:": "harbor:tasks"}
+"""Start of each form that names the tasks of another framework, with an example for error messages."""
 GENERAL = {"openai@": "openai@https://host/api/v3#MODEL", "anthropic@": "anthropic@https://host/api#MODEL"}
 """The general forms, by their start."""
 
@@ -107,6 +109,44 @@ class Name:
 
     def __str__(self) -> str:
         return self.text
+
+
+@dataclass(frozen=True, slots=True)
+class TaskName:
+    """The tasks of another framework, named in `env.samples`.
+
+    `path` is Inspect's file that defines them, and `task` is one of its names ("" if the file has only one). For
+    Harbor, `path` is the folder of the tasks.
+    """
+
+    framework: Literal["inspect", "harbor"]
+    path: str
+    task: str
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def parse_tasks(text: str) -> TaskName | None:
+    """Parse `inspect:FILE.py@TASK` and `harbor:DIR`. Returns None for samples of skilltune's own formats.
+
+    Raises `UsageError` if the form is not complete.
+    """
+    text = text.strip()
+    if text.startswith("harbor:"):
+        if not (folder := text.removeprefix("harbor:").strip()):
+            raise _bad(text, "the folder of the tasks must follow `harbor:`", "harbor:")
+        return TaskName("harbor", folder, "", text)
+    if not text.startswith("inspect:"):
+        return None
+    path, _, task = text.removeprefix("inspect:").partition(".py@")
+    path = path.removesuffix(".py")
+    if not path or (task and not task.isidentifier()) or text.endswith("@"):
+        raise _bad(text, "the file and the name of a task must follow `inspect:`", "inspect:")
+    if not text.endswith(".py") and not task:
+        raise _bad(text, "the file must end in .py", "inspect:")
+    return TaskName("inspect", f"{path}.py", task, text)
 
 
 def parse_name(text: str) -> Name:
@@ -232,7 +272,7 @@ def _check_url(text: str, url: str, form: str, *, query: bool = False) -> None:
 
 
 def _bad(text: str, problem: str, form: str) -> UsageError:
-    return UsageError(f"{_shown(text)}: {problem}; write it like `{FORMS.get(form, form + 'NAME')}`")
+    return UsageError(f"{_shown(text)}: {problem}; write it like `{(FORMS | TASK_FORMS).get(form, form + 'NAME')}`")
 
 
 def _shown(text: str) -> str:

@@ -61,6 +61,7 @@ class Env:
     name = ""
     args: Mapping[str, Any] = {}  # arguments of the factory, see `env`
     visible: tuple[str, ...] = ()
+    scores_text = True  # False if only a rollout of the target can be scored, because its score comes with it
 
     def __init__(
         self,

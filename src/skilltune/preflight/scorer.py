@@ -23,6 +23,8 @@ async def try_scorer(s: Parts) -> None:
     if too_long := describe_overlong(s.cfg, s.skill):
         raise UsageError(f"{too_long}. Nothing was spent.")
     require_evidence(s)
+    if not s.env.scores_text:
+        return
     sample = next(known for known in (*s.splits.select, *s.splits.train) if known.id not in s.roll.dropped)
     answer = "" if s.env.lines(sample) else s.env.expected(sample)
     rollout = Rollout(sample.id, s.skill.hash, 0, Trajectory(answer), None)
