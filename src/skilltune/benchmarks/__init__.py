@@ -11,15 +11,20 @@ from dataclasses import replace
 from pathlib import Path
 
 from skilltune import plugins
+from skilltune.benchmarks.bbh import BBH
 from skilltune.benchmarks.benchmark import Benchmark, Draw, Metric, Missing, Source, missing
+from skilltune.benchmarks.docvqa import DOCVQA
 from skilltune.benchmarks.gsm8k import GSM8K
+from skilltune.benchmarks.livemath import LIVEMATH
+from skilltune.benchmarks.officeqa import OFFICEQA
 from skilltune.benchmarks.place import data_folder, place_of
+from skilltune.benchmarks.searchqa import SEARCHQA
 from skilltune.envs import Env
 from skilltune.errors import UsageError
 from skilltune.scorers.reading import nearest
 
 SCHEME = "bench:"
-BENCHMARKS: dict[str, Benchmark] = {made.name: made for made in (GSM8K,)}
+BENCHMARKS: dict[str, Benchmark] = {made.name: made for made in (SEARCHQA, OFFICEQA, DOCVQA, LIVEMATH, BBH, GSM8K)}
 """The built-in benchmarks by name. A package registers more by the entry point group `skilltune.benchmarks`: its object
 is a `Benchmark`."""
 

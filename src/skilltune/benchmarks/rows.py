@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence, Set
 from pathlib import Path
 from typing import Any
 
+from skilltune.envs.formats.huggingface import pyarrow_for
 from skilltune.errors import UsageError
 from skilltune.rollout import Rollout, Score
 from skilltune.samples import Sample
@@ -42,6 +43,40 @@ def text_of(row: Any, key: str, where: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise UsageError(f'{where}: "{key}" must be a text, not {json.dumps(value)[:80]}: is this file another one?')
     return value
+
+
+def parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[Row]:
+    """The rows of a parquet file with those of the columns that it has; other columns are not read. Raises
+    UsageError."""
+    pyarrow = pyarrow_for(str(path))
+    try:
+        with path.open("rb") as raw:
+            file = pyarrow.parquet.ParquetFile(raw)
+            known = [name for name in columns if name in file.schema_arrow.names]
+            number = 0
+            for batch in file.iter_batches(batch_size=1024, columns=known):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{path}, row {number}", row
+    except (OSError, pyarrow.ArrowException) as error:
+        raise UsageError(f"cannot read {path}: {error}") from None
+
+
+def parquet_values(path: Path, column: str, rows: Set[int]) -> Iterator[tuple[int, Any]]:
+    """The values of a column in some rows, counted from 1. Row groups without such a row are not read."""
+    pyarrow = pyarrow_for(str(path))
+    try:
+        with path.open("rb") as raw:
+            file, first = pyarrow.parquet.ParquetFile(raw), 1
+            for group in range(file.num_row_groups):
+                size = file.metadata.row_group(group).num_rows
+                wanted = sorted(row for row in rows if first <= row < first + size)
+                if wanted:
+                    values = file.read_row_group(group, columns=[column]).column(column)
+                    yield from ((row, values[row - first].as_py()) for row in wanted)
+                first += size
+    except (OSError, KeyError, pyarrow.ArrowException) as error:
+        raise UsageError(f"cannot read the column {column} of {path}: {error}") from None
 
 
 def _object(line: str, where: str) -> dict[str, Any]:
