@@ -6,6 +6,7 @@ not in the middle of a paid run.
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import shlex
@@ -13,9 +14,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from skilltune import benchmarks
+from skilltune.benchmarks.benchmark import Draw
 from skilltune.config import (
+    PRESETS,
     CallConfig,
     Config,
+    EnvConfig,
     JudgeConfig,
     ModelConfig,
     OptimizerConfig,
@@ -80,8 +85,12 @@ OPTIMIZERS = ("openai", "anthropic", "local", *PROPOSING_AGENTS, "plugin", "exam
 
 
 def build_env(cfg: Config, root: Path, env: Env | None = None) -> Env:
-    """The environment of a config: `env` if given, else `file.py:factory` or a sample file. Raises `UsageError`."""
+    """The environment of a config: `env` if given, else a benchmark, `file.py:factory` or a sample file. Raises
+    `UsageError`."""
     made = _env_of(cfg, root, env)
+    if cfg.env.limit is not None:
+        made = copy.copy(made)
+        made.samples = tuple(Draw(cfg.env.split, cfg.seed, cfg.env.limit)(made.samples))
     if "score_timeout_s" in cfg.env.model_fields_set:
         made.score_timeout_s = cfg.env.score_timeout_s
     if cfg.env.visible:
@@ -93,6 +102,10 @@ def _env_of(cfg: Config, root: Path, env: Env | None) -> Env:
     if env is not None:
         return env
     spec = cfg.env.samples
+    if benchmarks.is_benchmark(spec):
+        return _benchmark(cfg, root)
+    if cfg.env.data:
+        raise UsageError(f"env.data is the place of a benchmark's data, and env.samples={spec!r} is none: leave it out")
     if not spec:
         raise UsageError(
             'no samples: set env.samples to a file such as "data.jsonl" or to "env.py:factory", or put them into '
@@ -102,6 +115,26 @@ def _env_of(cfg: Config, root: Path, env: Env | None) -> Env:
     if colon and file.endswith(".py"):
         return load_env(f"{root / file}:{factory}")
     return Env(located(root, spec), cfg.env.score, prompt=cfg.env.prompt, fields=cfg.env.fields or None)
+
+
+def _benchmark(cfg: Config, root: Path) -> Env:
+    """The environment of `bench:NAME`, which has prompt and scorer of its own."""
+    given = [
+        key for key in ("score", "prompt", "fields") if getattr(cfg.env, key) != EnvConfig.model_fields[key].default
+    ]
+    if given:
+        raise UsageError(
+            f"{cfg.env.samples} has its own prompt and scorer: leave out {', '.join(f'env.{key}' for key in given)}"
+        )
+    name = benchmarks.parse(cfg.env.samples)[0].name
+    place = benchmarks.place_of(name, cfg.env.data, root)
+    return benchmarks.load(cfg.env.samples, place, seed=cfg.seed, limit=cfg.env.limit)
+
+
+def split_ratio(cfg: Config, env: Env) -> tuple[float, float, float]:
+    """The ratio of the splits: the config's, or the released sizes of a benchmark if the config has its preset's."""
+    preset = PRESETS[cfg.preset].get("env", {}).get("split", EnvConfig.model_fields["split"].default)
+    return env.split if env.split and cfg.env.split == tuple(preset) else cfg.env.split
 
 
 def write_config(s: Parts) -> None:
@@ -481,7 +514,7 @@ def fixed_split(cfg: Config, run: Run, env: Env, drop: Sequence[str] = ()) -> Sp
     """
 
     def decide() -> dict[str, list[str]]:
-        made = _parts(split(env.samples, cfg.env.split, cfg.seed))
+        made = _parts(split(env.samples, split_ratio(cfg, env), cfg.seed))
         keep_samples(run, (*made["train"], *made["select"]))
         return {name: [sample.id for sample in part] for name, part in made.items()}
 

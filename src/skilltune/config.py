@@ -28,6 +28,7 @@ MAY_DIFFER = (
     "log.",
     *(f"{role}.{key}" for role in ROLES for key in ROLE_KEYS),
     "env.score_timeout_s",
+    "env.data",
     "target.hedge",
     "target.lookahead",
     "optimizer.wait",
@@ -47,7 +48,17 @@ class EnvConfig(_Section):
 
     samples: str = Field(
         default="",
-        description="a sample file or folder, or file.py:factory; default: evals/evals.json beside the config",
+        description="a sample file or folder, file.py:factory, or bench:NAME; default: evals/evals.json beside the "
+        "config",
+    )
+    data: str = Field(
+        default="",
+        description="bench:NAME: folder or file of its data; default: NAME in $SKILLTUNE_DATA or in the cache folder",
+    )
+    limit: int | None = Field(
+        default=None,
+        ge=1,
+        description="most samples, chosen by seed and id; None: all, or the released number of a benchmark",
     )
     score: str | dict[str, Any] = Field(
         default="exact", description='exact, number, f1, …, python:file.py:fn, {judge = "MODEL"}'

@@ -86,6 +86,7 @@ class Env:
     name = ""
     args: Mapping[str, Any] = {}  # arguments of the factory, see `env`
     visible: tuple[str, ...] = ()
+    split: tuple[int, int, int] | None = None  # released sizes of a benchmark's splits
 
     def __init__(
         self,
@@ -101,6 +102,7 @@ class Env:
     ) -> None:
         self.reading = Reading()
         self._tools = tools
+        self.remarks: list[str] = []  # further lines for `notes`
         self.score_timeout_s = score_timeout_s
         if isinstance(samples, str | Path):
             placed = placed_samples(samples, fields, self.reading)
@@ -253,7 +255,7 @@ class Env:
         used |= {*CHOICES} if any(map(self.chooses, self.samples)) else set()
         columns = {} if self._own_code else self.reading.columns
         idle = [key for key in columns if key not in used and not key.startswith("__")]
-        found = [*self.reading.told(), *self._template.notes(self.samples)]
+        found = [*self.remarks, *self.reading.told(), *self._template.notes(self.samples)]
         if idle:
             named = ", ".join(f"{key} (in {self.reading.columns[key]:,})" for key in idle[:10])
             more = ", …" if len(idle) > 10 else ""
