@@ -19,12 +19,15 @@ from skilltune.benchmarks.livemath import LIVEMATH
 from skilltune.benchmarks.officeqa import OFFICEQA
 from skilltune.benchmarks.place import data_folder, place_of
 from skilltune.benchmarks.searchqa import SEARCHQA
+from skilltune.benchmarks.spreadsheetbench import SPREADSHEETBENCH
 from skilltune.envs import Env
 from skilltune.errors import UsageError
 from skilltune.scorers.reading import nearest
 
 SCHEME = "bench:"
-BENCHMARKS: dict[str, Benchmark] = {made.name: made for made in (SEARCHQA, OFFICEQA, DOCVQA, LIVEMATH, BBH, GSM8K)}
+BENCHMARKS: dict[str, Benchmark] = {
+    made.name: made for made in (SEARCHQA, SPREADSHEETBENCH, OFFICEQA, DOCVQA, LIVEMATH, BBH, GSM8K)
+}
 """The built-in benchmarks by name. A package registers more by the entry point group `skilltune.benchmarks`: its object
 is a `Benchmark`."""
 

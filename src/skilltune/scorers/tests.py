@@ -15,7 +15,7 @@ import shlex
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
@@ -71,7 +71,7 @@ def tests(options: Options, root: Path) -> Scorer:
     hidden = _hidden_files(options, root)
     if options.answer:
         checked_files({options.answer: b""})
-    sandbox = _sandbox(options)
+    sandbox = required_sandbox(options)
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in hidden.items()}
     spec = repr((options.model_dump(exclude={"files", "sandbox", "show"}), sorted(digests.items())))
 
@@ -142,7 +142,8 @@ def _hidden_files(options: Options, root: Path) -> dict[str, bytes]:
     return checked_files(found)
 
 
-def _sandbox(options: Options) -> Sandbox:
+def required_sandbox(options: Options) -> Sandbox:
+    """The sandbox of the options. Raises UsageError if none holds and none was allowed."""
     sandbox = probe(options.sandbox)
     if options.sandbox == "auto" and sandbox.level == "none":
         raise UsageError(
@@ -173,11 +174,18 @@ _slots: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKe
 
 
 async def run_over(
-    files: Mapping[str, bytes], argv: tuple[str, ...], options: Options, sandbox: Sandbox, root: Path
+    files: Mapping[str, bytes],
+    argv: tuple[str, ...],
+    options: Options,
+    sandbox: Sandbox,
+    root: Path,
+    *,
+    collect: Callable[[Path], None] = lambda work: None,
 ) -> Exit:
     """Run a command over a copy of files, whose paths lie inside it. At most one command per processor runs at a time.
 
-    Raises CallConfigError if the command cannot be started.
+    `collect` is called with the folder of the copy after the command has ended. `root` and the user's home are hidden
+    from it. Raises CallConfigError if the command cannot be started.
     """
     slots = _slots.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(os.cpu_count() or 1))
     base = Path(os.path.realpath(tempfile.mkdtemp(prefix="skilltune-")))
@@ -211,6 +219,7 @@ async def run_over(
         )
         async with slots:
             ended = await sandbox.run(Command(argv, work, env), policy, limits)
+        await asyncio.to_thread(collect, work)
         return replace(ended, stdout=_without(work, ended.stdout), stderr=_without(work, ended.stderr))
     finally:
         await asyncio.to_thread(shutil.rmtree, base, ignore_errors=True)
