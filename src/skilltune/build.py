@@ -225,6 +225,7 @@ def build_parts(
         env = env.bound(judge, judge.fingerprint, judging.same_as)
     splits = fixed_split(cfg, run, env, drop)
     target = build_target(cfg, clients, env, start, root)
+    refuse_idle(cfg.target, target)
     scores = Scores.of(splits, metric_of(cfg.gate))
     ahead = may_look_ahead(cfg, target.guess(start, env.task(env.samples[0])), judge)
     roll = build_roller(cfg, run, env, target, scores, ahead)
@@ -358,11 +359,21 @@ def build_target(cfg: Config, clients: Clients, env: Env, skill: Skill, root: Pa
     scheme = parse_name(cfg.target.model).scheme
     if skill.text.strip():
         require_loadable(cfg, skill)
-    target = MAKERS[scheme](cfg.target, clients, root)
+    target = MAKERS[scheme](cfg.target, clients, root, env)
     clients.budget.require_price("target", target.guess(skill, env.task(env.samples[0])))
     if isinstance(target, ChatTarget):
         env.require_shown()
     return target
+
+
+def refuse_idle(cfg: TargetConfig, target: RunTarget) -> None:
+    """Raise UsageError if the target has no tools, and an option is set that is about them."""
+    for key in ("max_turns", "tool_calls") if isinstance(target, ChatTarget) else ():
+        if getattr(cfg, key) is not None:
+            raise UsageError(
+                f"target.{key} is an option of an agent, or of a chat model with tools, and neither target.tools nor "
+                "the environment gives it any: leave it out, or name target.tools"
+            )
 
 
 def require_loadable(cfg: Config, skill: Skill) -> None:

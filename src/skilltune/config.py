@@ -148,6 +148,11 @@ class TargetConfig(ModelConfig):
     tools: tuple[Literal["bash", "python", "read", "write", "glob", "grep"], ...] = Field(
         default=(), description="tools of a chat model, which it uses in a workspace with the sample's files"
     )
+    tool_calls: Literal["native", "text"] | None = Field(
+        default=None,
+        description="a chat model with tools of its own or of the environment. native: by function calling; text: by "
+        "<action>…</action> in the answer, for a model without it. None: text for local models, else native",
+    )
     max_turns: int | None = Field(
         default=None, ge=1, description="agent or tools: most requests with tools per rollout; then its work is scored"
     )
@@ -206,7 +211,8 @@ class TargetConfig(ModelConfig):
             (key, f"target.{key} is an option of {who}; leave it out")
             for key, fits, who in (
                 ("tools", not agent and scheme != "plugin", "a chat model: an agent has tools of its own"),
-                ("max_turns", agent or tools, "an agent, or of a chat model with target.tools"),
+                ("tool_calls", not agent and scheme != "plugin", "a chat model"),
+                ("max_turns", scheme != "plugin", "an agent, or of a chat model with tools"),
                 ("max_usd", agent, "an agent"),
                 ("upstream", scheme in ("acp", "command"), "acp: and command: targets"),
                 ("gateway", scheme in ("claude-code", "codex"), "claude-code and codex"),

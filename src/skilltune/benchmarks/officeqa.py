@@ -11,6 +11,7 @@ from skilltune.benchmarks.benchmark import Benchmark, Draw, Metric, Source, miss
 from skilltune.benchmarks.figures import matches
 from skilltune.benchmarks.rows import scorer, text_of
 from skilltune.envs import Env
+from skilltune.envs.tools import Corpus
 from skilltune.errors import UsageError
 from skilltune.rollout import Score
 from skilltune.samples import Sample
@@ -41,7 +42,9 @@ def make(place: Path, variant: str, draw: Draw) -> Env:
     oracle = corpus if variant == "oracle" else None
     samples = draw(_samples(file, place, oracle))
     prompt = text("officeqa", "prompt_oracle.md" if oracle else "prompt.md").rstrip()
-    return Env(samples, scorer("officeqa", grade), prompt=prompt, root=place)
+    return Env(
+        samples, scorer("officeqa", grade), prompt=prompt, root=place, tools=None if oracle else Corpus(corpus)
+    )
 
 
 def _samples(file: Path, place: Path, oracle: Path | None) -> Iterator[Sample]:
