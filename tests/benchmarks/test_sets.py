@@ -23,6 +23,7 @@ from skilltune.errors import UsageError
 from skilltune.preflight.audit import audit
 from skilltune.rollout import Rollout, Score, Trajectory
 from skilltune.samples import Sample, split
+from skilltune.workspace.tools import ToolError
 
 pytestmark = pytest.mark.anyio
 
@@ -140,7 +141,7 @@ async def test_the_audit_finds_the_option_that_gives_the_key_away(theorems: Path
         env = benchmarks.load(f"bench:livemath/{variant}", theorems)
         notes = (await audit(env, split(env.samples, env.split or (), 42))).notes
         assert any("remaining options" in note for note in notes) is found
-        assert any("bench:livemath/plain" in note for note in env.notes()) is found
+        assert any("Report bench:livemath/plain" in note for note in env.notes()) is found
 
 
 @pytest.mark.parametrize(
@@ -310,7 +311,14 @@ def bulletins(folder: Path, *answers: str) -> Path:
 async def test_officeqa_reads_the_publishers_table(tmp_path: Path) -> None:
     env = benchmarks.load("bench:officeqa", bulletins(tmp_path, "12.5", "March 1977", "[1, 2]", "Trust Fund (OASI)"))
     assert await env.validate() == []
-    assert env.task(env.samples[0]).files == {}
+    task = env.task(env.samples[0])
+    assert task.files == {}
+    offered = env.tools(task)
+    assert offered is not None
+    async with offered as tools:
+        assert "Receipts" in await tools.call("grep", {"pattern": "12[.]5"})
+        with pytest.raises(ToolError):  # the questions and answers lie beside the documents
+            await tools.call("read", {"path": "../../officeqa_full.csv"})
     oracle = benchmarks.load("bench:officeqa/oracle", tmp_path)
     assert oracle.task(oracle.samples[0]).files == {"own_1950_01.txt": b"Receipts | 12.5\n"}
 

@@ -88,9 +88,9 @@ def load(spec: str, place: Path | None = None, *, seed: int = 42, limit: int | N
         made.split = benchmark.splits
         if (least := sum(benchmark.splits)) > len(made.samples) and limit is None:
             made.remarks.append(
-                f"{place} holds {len(made.samples)} of the {least} samples of the released splits "
-                f"{'/'.join(map(str, benchmark.splits))}, so the splits are smaller in proportion: the scores compare "
-                "with none that were published"
+                f"{spec} has {len(made.samples)} of the {least} samples of the released splits "
+                f"{'/'.join(map(str, benchmark.splits))} here, so the splits are smaller in proportion: the scores "
+                "compare with none that were published"
             )
     return made
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from skilltune.benchmarks.benchmark import Benchmark, Draw, Metric, Source, missing, text
+from skilltune.benchmarks.benchmark import Benchmark, Draw, Metric, missing, pinned, text
 from skilltune.benchmarks.rows import json_document, scorer
 from skilltune.envs import Env
 from skilltune.errors import UsageError
@@ -93,7 +93,7 @@ BBH = Benchmark(
     hard=Metric("exact match", "equal without case, outer space, a full stop at the end, and brackets of a label"),
     soft=Metric("exact match", "the same; there is no partial credit"),
     others=(Metric("strict", "the very same text as the expected answer"),),
-    files=tuple(Source(f"{task}.json", f"{_HOST}/{task}.json") for task in TASKS),
+    files=pinned("bbh", _HOST),
     variants=TASKS,
     required=True,
     traps=(

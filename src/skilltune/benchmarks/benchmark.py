@@ -140,4 +140,11 @@ def text(name: str, file: str) -> str:
     return resources.files("skilltune").joinpath("benchmarks", "text", name, file).read_text(encoding="utf-8")
 
 
-__all__ = ["Benchmark", "Draw", "Make", "Metric", "Missing", "Source", "missing", "text"]
+def pinned(name: str, base: str) -> tuple[Source, ...]:
+    """The files of a built-in benchmark that text/NAME/files.txt lists: SHA-256, bytes and path, below the URL
+    `base`."""
+    rows = (line.split(" ", 2) for line in text(name, "files.txt").splitlines())
+    return tuple(Source(path, f"{base}/{path}", digest, int(size)) for digest, size, path in rows)
+
+
+__all__ = ["Benchmark", "Draw", "Make", "Metric", "Missing", "Source", "missing", "pinned", "text"]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 
-from skilltune.benchmarks.benchmark import Benchmark, Draw, Metric, Source, missing, text
+from skilltune.benchmarks.benchmark import Benchmark, Draw, Metric, missing, pinned, text
 from skilltune.benchmarks.rows import json_lines, scorer, text_of
 from skilltune.envs import Env
 from skilltune.errors import UsageError
@@ -15,7 +15,10 @@ from skilltune.samples import Sample
 from skilltune.scorers.number import last_number
 from skilltune.scorers.reading import final_answer, missed, verdict
 
-_HOST = "https://raw.githubusercontent.com/openai/grade-school-math/3101c7d5072418e28b9008a6636bde82a006892c"
+_HOST = (
+    "https://raw.githubusercontent.com/openai/grade-school-math/3101c7d5072418e28b9008a6636bde82a006892c/"
+    "grade_school_math/data"
+)
 _FILES = ("train.jsonl", "test.jsonl")
 
 
@@ -63,7 +66,7 @@ GSM8K = Benchmark(
     licence="MIT",
     hard=Metric("accuracy", "the last number of the answer equals the expected number as a decimal"),
     soft=Metric("accuracy", "the same; there is no partial credit"),
-    files=tuple(Source(name, f"{_HOST}/grade_school_math/data/{name}") for name in _FILES),
+    files=pinned("gsm8k", _HOST),
     traps=(
         "The paper does not use this set, so its split sizes are ours. Test samples come from the official test file.",
         "The worked solution stands in the same field as the answer; only the number behind #### becomes the target.",

@@ -10,7 +10,7 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
-from skilltune.benchmarks.benchmark import Benchmark, Draw, Metric, Source, missing, text
+from skilltune.benchmarks.benchmark import Benchmark, Draw, Metric, missing, pinned, text
 from skilltune.benchmarks.rows import json_document, scorer, text_of
 from skilltune.envs import Env
 from skilltune.errors import UsageError
@@ -18,7 +18,6 @@ from skilltune.rollout import Score
 from skilltune.samples import Sample
 from skilltune.scorers.reading import final_answer, folded, verdict
 
-_MONTHS = ("202511", "202512", "202601", "202602")
 _HOST = (
     "https://raw.githubusercontent.com/LiveMathematicianBench/LiveMathematicianBench.github.io/"
     "bb4b95a35b5f2df9a5a52154a8d6d4f21abbb061/data"
@@ -44,7 +43,7 @@ def make(place: Path, variant: str, draw: Draw) -> Env:
 def _samples(place: Path, variant: str) -> Iterator[Sample]:
     files = [place] if place.is_file() else sorted(place.rglob("qa_*.json"))
     if not files:
-        raise missing("livemath", place, f"qa_{_MONTHS[0]}_final.json")
+        raise missing("livemath", place, "qa_202511_final.json")
     for path in files:
         rows = json_document(path)
         if not isinstance(rows, list):
@@ -113,7 +112,7 @@ LIVEMATH = Benchmark(
     licence="none stated: for your own measurements only, do not redistribute",
     hard=Metric("accuracy", "the label or the full text of the right option; a guess is right in 20 %"),
     soft=Metric("accuracy", "the same; there is no partial credit"),
-    files=tuple(Source(f"qa_{month}_final.json", f"{_HOST}/{month}/qa_{month}_final.json") for month in _MONTHS),
+    files=pinned("livemath", _HOST),
     variants=("all", "plain", "theorem"),
     traps=(
         "The published choices hold the four wrong options only, and the right one is always labelled A. Here the five "
