@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from skilltune import plugins
+from skilltune.benchmarks.alfworld import ALFWORLD
 from skilltune.benchmarks.bbh import BBH
 from skilltune.benchmarks.benchmark import Benchmark, Draw, Metric, Missing, Source, missing
 from skilltune.benchmarks.docvqa import DOCVQA
@@ -26,7 +27,7 @@ from skilltune.scorers.reading import nearest
 
 SCHEME = "bench:"
 BENCHMARKS: dict[str, Benchmark] = {
-    made.name: made for made in (SEARCHQA, SPREADSHEETBENCH, OFFICEQA, DOCVQA, LIVEMATH, BBH, GSM8K)
+    made.name: made for made in (SEARCHQA, SPREADSHEETBENCH, OFFICEQA, DOCVQA, LIVEMATH, ALFWORLD, BBH, GSM8K)
 }
 """The built-in benchmarks by name. A package registers more by the entry point group `skilltune.benchmarks`: its object
 is a `Benchmark`."""

@@ -149,11 +149,13 @@ class ToolsTarget:
         names = [(name, digest(data.hex())) for name, data in sorted(task.files.items())]
         key = digest("tools rollout", self.fingerprint, task.id, [(m.role, m.text) for m in asked], names, attempt)
         workspace = await asyncio.to_thread(open_workspace, self.parent, key, task.files)
-        turns = [Turn(m.role, m.text) for m in asked if m.role != "system"]
-        talk = _Talk([*asked], workspace, offered, given, turns=turns)
+        talk = _Talk([], workspace, offered, given)
         meter, done, kept = self.client.meter, None, {}
         try:
             async with _opened(given, task):
+                opening = [given.opening] if given is not None and given.opening else []
+                talk.messages += _with_notes(asked, opening)
+                talk.turns += [Turn(m.role, m.text) for m in talk.messages if m.role != "system"]
                 done = await meter(lambda: self._go_on(talk, attempt), self.guess(skill, task))
                 kept = {path: Artifact.of(data) for path, data in given.left().items()} if given is not None else {}
             self.client.note_learned()
