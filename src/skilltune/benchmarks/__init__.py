@@ -14,11 +14,13 @@ from skilltune import plugins
 from skilltune.benchmarks.alfworld import ALFWORLD
 from skilltune.benchmarks.bbh import BBH
 from skilltune.benchmarks.benchmark import Benchmark, Draw, Metric, Missing, Source, missing
+from skilltune.benchmarks.bfcl import BFCL
 from skilltune.benchmarks.docvqa import DOCVQA
 from skilltune.benchmarks.gsm8k import GSM8K
 from skilltune.benchmarks.livemath import LIVEMATH
 from skilltune.benchmarks.officeqa import OFFICEQA
 from skilltune.benchmarks.place import data_folder, place_of
+from skilltune.benchmarks.rg import RG
 from skilltune.benchmarks.searchqa import SEARCHQA
 from skilltune.benchmarks.spreadsheetbench import SPREADSHEETBENCH
 from skilltune.envs import Env
@@ -27,7 +29,7 @@ from skilltune.scorers.reading import nearest
 
 SCHEME = "bench:"
 BENCHMARKS: dict[str, Benchmark] = {
-    made.name: made for made in (SEARCHQA, SPREADSHEETBENCH, OFFICEQA, DOCVQA, LIVEMATH, ALFWORLD, BBH, GSM8K)
+    made.name: made for made in (SEARCHQA, SPREADSHEETBENCH, OFFICEQA, DOCVQA, LIVEMATH, ALFWORLD, BBH, GSM8K, BFCL, RG)
 }
 """The built-in benchmarks by name. A package registers more by the entry point group `skilltune.benchmarks`: its object
 is a `Benchmark`."""
