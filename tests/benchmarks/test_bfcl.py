@@ -159,7 +159,7 @@ def test_an_answer_is_parsed_and_never_run(text: str, monkeypatch: pytest.Monkey
     assert calls == [("f", {"a": "__import__('os').getcwd()"})]  # a call without names is its own text
 
 
-@given(st.text(max_size=60))
+@given(st.text(alphabet="fa(=)[]{},'\"*1 .-:", max_size=40))
 def test_any_text_is_read_or_refused(text: str) -> None:
     try:
         read_calls(text)
@@ -198,7 +198,8 @@ def test_an_item_that_accepts_no_answer_is_left_out(tmp_path: Path) -> None:
     assert expected(env.samples[0]).startswith("<answer>[music.play(artist='Queen', minutes=20, volume=0.5")
 
 
-def test_categories_that_cannot_be_used_are_refused_by_name(tmp_path: Path) -> None:
+def test_categories_that_cannot_be_used_are_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     for name, words in (("multi_turn_base", "several turns"), ("simple_java", "Java"), ("paralel", 'mean "parallel"')):
         with pytest.raises(UsageError, match=words):
             benchmarks.load(f"bench:bfcl/{name}", tmp_path)
