@@ -42,9 +42,7 @@ def make(place: Path, variant: str, draw: Draw) -> Env:
     oracle = corpus if variant == "oracle" else None
     samples = draw(_samples(file, place, oracle))
     prompt = text("officeqa", "prompt_oracle.md" if oracle else "prompt.md").rstrip()
-    return Env(
-        samples, scorer("officeqa", grade), prompt=prompt, root=place, tools=None if oracle else Corpus(corpus)
-    )
+    return Env(samples, scorer("officeqa", grade), prompt=prompt, root=place, tools=None if oracle else Corpus(corpus))
 
 
 def _samples(file: Path, place: Path, oracle: Path | None) -> Iterator[Sample]:
