@@ -66,7 +66,7 @@ def parse(spec: str) -> tuple[Benchmark, str]:
         return benchmark, known[0]
     if known and variant not in known:
         fault = f'has no variant "{variant}"{nearest(variant, known)}' if slash else "needs a variant"
-        raise UsageError(f"bench:{name} {fault}: name one of {', '.join(f'bench:{name}/{v}' for v in known)}")
+        raise UsageError(f"bench:{name} {fault}: write bench:{name}/NAME with one of {', '.join(known)}")
     if benchmark.variant and benchmark.required and not variant:
         raise UsageError(f"bench:{name} needs a name after it: bench:{name}/{benchmark.variant}")
     if slash and not known and not benchmark.variant:
@@ -87,6 +87,9 @@ def load(spec: str, place: Path | None = None, *, seed: int = 42, limit: int | N
     place = place_of(benchmark.name) if place is None else place
     made = benchmark.make(place, variant, Draw(benchmark.splits, seed, limit))
     made.name = f"{benchmark.name}/{variant}" if variant else benchmark.name
+    hard, soft = benchmark.hard, benchmark.soft
+    partial = "" if soft.name == hard.name else f"; partial credit is {soft.name}: {soft.meaning}"
+    made.remarks.append(f"bench:{made.name} counts {hard.name}: {hard.meaning}{partial}")
     if sum(benchmark.splits):
         made.split = benchmark.splits
         if (least := sum(benchmark.splits)) > len(made.samples) and limit is None:

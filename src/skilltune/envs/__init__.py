@@ -102,7 +102,7 @@ class Env:
     ) -> None:
         self.reading = Reading()
         self._tools = tools
-        self.remarks: list[str] = []  # further lines for `notes`
+        self.remarks: list[str] = []  # facts about data and metrics, for `notes` and for the reports
         self.score_timeout_s = score_timeout_s
         if isinstance(samples, str | Path):
             placed = placed_samples(samples, fields, self.reading)
