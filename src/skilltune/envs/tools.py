@@ -134,4 +134,4 @@ def read_lines(root: Path, name: str, start: str) -> str:
     return "\n".join(found) + (f"\n[lines {first}-{last} of {total:,}]" if len(found) < total else "")
 
 
-__all__ = ["Corpus", "Documents", "Tools"]
+__all__ = ["Corpus", "Documents", "ToolError", "Tools", "text_tool"]
