@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ from skilltune.envs.tools import LINES, Corpus, Documents, Tools, read_lines
 from skilltune.errors import InfraError, UsageError
 from skilltune.journal.run import Run
 from skilltune.models import Tool, user
+from skilltune.sandbox import Command
 from skilltune.skill import Skill
+from skilltune.targets.agents import AGENTS
 from skilltune.targets.agents.job import AgentJob, policy
 from skilltune.targets.text_calls import call_in, explained
 from skilltune.targets.tools import ToolsTarget
@@ -222,12 +225,14 @@ async def test_documents_are_read_by_tools_and_an_agent_reads_their_folder(tmp_p
         hidden=(tmp_path,), shown=(folder,),
     )  # fmt: skip
     workspace = open_workspace(tmp_path / "w", "k", {})
-    from skilltune.sandbox import Command
-
     allowed = policy(job, workspace, Command(("true",), workspace.work, {}))
     assert folder in (allowed.read or ())
     assert folder in allowed.shown
     assert folder not in allowed.write
+    assert str(folder) in AGENTS["claude-code"].command(job, workspace).argv  # else it asks before it reads there
+    AGENTS["opencode"].install(replace(job, url="http://127.0.0.1:1/t", model="m"), workspace)
+    rules = json.loads((workspace.home / "opencode.json").read_text())["permission"]["external_directory"]
+    assert list(rules.items()) == [("*", "deny"), (f"{folder}/*", "allow")]
 
 
 async def test_an_agent_is_told_the_folder_of_the_documents(tmp_path: Path) -> None:
