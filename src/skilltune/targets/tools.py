@@ -310,8 +310,9 @@ def arguments(call: ToolCall, offered: Mapping[str, Tool]) -> dict[str, str]:
         given = json.loads(call.arguments or "{}")
     except (ValueError, RecursionError) as error:
         raise ToolError(f"the arguments are not JSON: {error}") from None
-    if not isinstance(given, dict) or any(key not in given for key in schema["required"]):
-        raise ToolError(f"{call.name} needs the arguments {', '.join(schema['required'])}")
+    needed = schema.get("required", ())
+    if not isinstance(given, dict) or any(key not in given for key in needed):
+        raise ToolError(f"{call.name} needs the arguments {', '.join(needed) or 'as a JSON object'}")
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in given.items()}
 
 
