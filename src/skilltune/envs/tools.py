@@ -118,8 +118,8 @@ class Corpus:
 
 
 def read_lines(root: Path, name: str, start: str) -> str:
-    """The lines of a text file from line `start` (1 is the first), as many as `LINES` and `CHARS` allow. A last line says
-    which they are."""
+    """The lines of a text file from line `start` (1 is the first), as many as `LINES` and `CHARS` allow. The last line
+    says which they are."""
     path = inside(root, name)
     if not path.is_file():
         raise ToolError(f"there is no file {name}")
