@@ -22,8 +22,8 @@ class Call:
 @dataclass(frozen=True)
 class Answer:
     """The response to send: `body` is JSON unless it is text; `headers` win over the default ones. `cut` sends only
-    so many bytes of it, then drops the connection; `drop` sends nothing at all; `hang` says nothing and keeps the
-    connection open; `drip` sends one byte every so many seconds; `raw` is sent in place of all else."""
+    so many bytes of it, then drops the connection; `drop` sends nothing at all; `drip` sends one byte every so many
+    seconds; `raw` is sent in place of all else; `hang` says nothing but `raw`, and keeps the connection open."""
 
     body: Any = ""
     status: int = 200
@@ -89,10 +89,11 @@ class Server:
             answer = answer(call)
         if answer.drop:
             return False
+        if answer.raw is not None:
+            writer.write(answer.raw)
         if answer.hang:
             await asyncio.sleep(3600)
         if answer.raw is not None:
-            writer.write(answer.raw)
             return False
         is_text = isinstance(answer.body, str)
         data = (answer.body if is_text else json.dumps(answer.body)).encode()

@@ -14,7 +14,7 @@ from skilltune.authoring.review import refuse_unread
 from skilltune.build import build_parts, default_folder, inside_skill, pin_inputs, require_loadable, write_config
 from skilltune.compaction import compacted, is_compacted, rules_of
 from skilltune.config import MAY_DIFFER, Config, OptimizerConfig, TargetConfig, make_config, stored_config
-from skilltune.envs import Env
+from skilltune.envs import Env, Environment, as_env
 from skilltune.errors import BudgetExceeded, RunError, UsageError
 from skilltune.finish.certify import by_group
 from skilltune.finish.compact import most_calls as compact_calls
@@ -42,8 +42,8 @@ from skilltune.train import train as fit_and_certify
 from skilltune.usage import Usage
 
 FORKS = 1000
-Samples = Env | Callable[[], Env] | str | Path
-Environment = Samples | Mapping[str, Any]
+Samples = Env | Environment | Callable[[], Env | Environment] | str | Path
+EnvTable = Samples | Mapping[str, Any]
 """Samples with their scorer and prompt, or the config's whole table [env]."""
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -189,16 +189,15 @@ def _resume_hint(folder: Path, *, forked: bool = False) -> str:
     return f"interrupted; what was paid is kept: the same call with run={str(folder)!r}{once} goes on"
 
 
-def _environment(env: Environment) -> tuple[dict[str, Any], Env | None]:
+def _environment(env: EnvTable) -> tuple[dict[str, Any], Env | None]:
     """The argument `env` as the config's table, and the `Env` itself if it was made in Python."""
     table = dict(env) if isinstance(env, Mapping) else {"samples": env}
     made: Any = table.get("samples", "")
-    if callable(made):
-        made = made()
-        if not isinstance(made, Env):
-            raise UsageError(f"env: the function made a {type(made).__name__}, not an st.Env")
-    if not isinstance(made, Env):
+    if callable(made) and not isinstance(made, Env | Environment):
+        made = as_env(made(), "env: the function")
+    if not isinstance(made, Env | Environment):
         return table | {"samples": str(made)}, None
+    made = as_env(made, "env")
     del table["samples"]
     if own := sorted(table.keys() & {"score", "prompt", "fields"}):
         raise UsageError(f"env: {', '.join(own)} and an Env: give them to the Env itself, st.Env(samples, score, …)")
@@ -207,7 +206,7 @@ def _environment(env: Environment) -> tuple[dict[str, Any], Env | None]:
 
 async def atrain(
     skill: str | Path,
-    env: Environment,
+    env: EnvTable,
     target: str | Mapping[str, Any],
     optimizer: str | Mapping[str, Any] = "",
     *,
@@ -222,8 +221,9 @@ async def atrain(
     """Train a skill and return the result. The same call again resumes the run, or replays a finished one for free.
 
     skill:     a folder with SKILL.md or a .md file; created if missing.
-    env:       an `Env`, a function that makes one, a sample file, a folder with evals/evals.json, "env.py:factory", or
-               the whole table [env]: {"samples": any of these, "score": "f1", "split": [2, 1, 1], "prompt": …}.
+    env:       an `Env` or `Environment`, a function that makes one, a sample file, a folder with evals/evals.json,
+               "env.py:factory", or the whole table [env]: {"samples": any of these, "score": "f1", "split": [2, 1, 1],
+               "prompt": …}.
     target:    the frozen model ("openai@http://127.0.0.1:8000/v1/qwen3", "local/smollm2-135m", …).
     optimizer: the model that proposes edits, or "examples"; empty means the target's model.
                Target and optimizer may also be a whole table, e.g. {"model": "openai/gpt-5.5", "workers": 32}.
@@ -498,7 +498,7 @@ async def run_transfer(
 @overload
 async def aevaluate(
     skill: str | Path | Skill,
-    env: Environment,
+    env: EnvTable,
     target: str | Mapping[str, Any],
     *,
     targets: None = None,
@@ -513,7 +513,7 @@ async def aevaluate(
 @overload
 async def aevaluate(
     skill: str | Path | Skill,
-    env: Environment,
+    env: EnvTable,
     target: Mapping[str, Any] | None = None,
     *,
     targets: Sequence[str | Mapping[str, Any]],
@@ -527,7 +527,7 @@ async def aevaluate(
 
 async def aevaluate(
     skill: str | Path | Skill,
-    env: Environment,
+    env: EnvTable,
     target: str | Mapping[str, Any] | None = None,
     *,
     targets: Sequence[str | Mapping[str, Any]] | None = None,

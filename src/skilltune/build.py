@@ -6,6 +6,7 @@ not in the middle of a paid run.
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import shlex
@@ -13,9 +14,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from skilltune import benchmarks
+from skilltune.benchmarks.benchmark import Draw
 from skilltune.config import (
+    PRESETS,
     CallConfig,
     Config,
+    EnvConfig,
     JudgeConfig,
     ModelConfig,
     OptimizerConfig,
@@ -86,8 +91,12 @@ OPTIMIZERS = ("openai", "anthropic", "local", *PROPOSING_AGENTS, "plugin", "exam
 
 
 def build_env(cfg: Config, root: Path, env: Env | None = None) -> Env:
-    """The environment of a config: `env` if given, else `file.py:factory` or a sample file. Raises `UsageError`."""
+    """The environment of a config: `env` if given, else a benchmark, `file.py:factory` or a sample file. Raises
+    `UsageError`."""
     made = _env_of(cfg, root, env)
+    if cfg.env.limit is not None:
+        made = copy.copy(made)
+        made.samples = tuple(Draw(cfg.env.split, cfg.seed, cfg.env.limit)(made.samples))
     if "score_timeout_s" in cfg.env.model_fields_set:
         made.score_timeout_s = cfg.env.score_timeout_s
     if cfg.env.visible:
@@ -101,6 +110,10 @@ def _env_of(cfg: Config, root: Path, env: Env | None) -> Env:
     spec = cfg.env.samples
     if (tasks := parse_tasks(spec)) is not None:
         return _framework_env(cfg, tasks, root)
+    if benchmarks.is_benchmark(spec):
+        return _benchmark(cfg, root)
+    if cfg.env.data:
+        raise UsageError(f"env.data is the place of a benchmark's data, and env.samples={spec!r} is none: leave it out")
     if not spec:
         raise UsageError(
             'no samples: set env.samples to a file such as "data.jsonl" or to "env.py:factory", or put them into '
@@ -121,6 +134,26 @@ def _framework_env(cfg: Config, tasks: TaskName, root: Path) -> Env:
     if score is not None and not isinstance(score, str):
         raise UsageError(f"env.score: `{tasks}` is scored by its own scorers; name one of them, or leave it out")
     return (load_inspect if tasks.framework == "inspect" else load_harbor)(tasks, root, score)
+
+
+def _benchmark(cfg: Config, root: Path) -> Env:
+    """The environment of `bench:NAME`, which has prompt and scorer of its own."""
+    given = [
+        key for key in ("score", "prompt", "fields") if getattr(cfg.env, key) != EnvConfig.model_fields[key].default
+    ]
+    if given:
+        raise UsageError(
+            f"{cfg.env.samples} has its own prompt and scorer: leave out {', '.join(f'env.{key}' for key in given)}"
+        )
+    name = benchmarks.parse(cfg.env.samples)[0].name
+    place = benchmarks.place_of(name, cfg.env.data, root)
+    return benchmarks.load(cfg.env.samples, place, seed=cfg.seed, limit=cfg.env.limit)
+
+
+def split_ratio(cfg: Config, env: Env) -> tuple[float, float, float]:
+    """The ratio of the splits: the config's, or the released sizes of a benchmark if the config has its preset's."""
+    preset = PRESETS[cfg.preset].get("env", {}).get("split", EnvConfig.model_fields["split"].default)
+    return env.split if env.split and cfg.env.split == tuple(preset) else cfg.env.split
 
 
 def write_config(s: Parts) -> None:
@@ -215,6 +248,7 @@ def build_parts(
         env = env.bound(judge, judge.fingerprint, judging.same_as)
     splits = fixed_split(cfg, run, env, drop)
     target = build_target(cfg, clients, env, start, root)
+    refuse_idle(cfg.target, target)
     scores = Scores.of(splits, metric_of(cfg.gate))
     ahead = may_look_ahead(cfg, target.guess(start, env.task(env.samples[0])), judge)
     roll = build_roller(cfg, run, env, target, scores, ahead)
@@ -365,11 +399,21 @@ def build_target(cfg: Config, clients: Clients, env: Env, skill: Skill, root: Pa
     elif isinstance(env, HarborEnv):
         target = make_harbor(cfg.target, env, clients)
     else:
-        target = MAKERS[scheme](cfg.target, clients, root)
+        target = MAKERS[scheme](cfg.target, clients, root, env)
     clients.budget.require_price("target", target.guess(skill, env.task(env.samples[0])))
     if isinstance(target, ChatTarget):
         env.require_shown()
     return target
+
+
+def refuse_idle(cfg: TargetConfig, target: RunTarget) -> None:
+    """Raise UsageError if the target has no tools, and an option is set that is about them."""
+    for key in ("max_turns", "tool_calls") if isinstance(target, ChatTarget) else ():
+        if getattr(cfg, key) is not None:
+            raise UsageError(
+                f"target.{key} is an option of an agent, or of a chat model with tools, and neither target.tools nor "
+                "the environment gives it any: leave it out, or name target.tools"
+            )
 
 
 def require_loadable(cfg: Config, skill: Skill) -> None:
@@ -510,7 +554,7 @@ def fixed_split(cfg: Config, run: Run, env: Env, drop: Sequence[str] = ()) -> Sp
     """
 
     def decide() -> dict[str, list[str]]:
-        made = _parts(split(env.samples, cfg.env.split, cfg.seed))
+        made = _parts(split(env.samples, split_ratio(cfg, env), cfg.seed))
         keep_samples(run, (*made["train"], *made["select"]))
         return {name: [sample.id for sample in part] for name, part in made.items()}
 

@@ -30,6 +30,7 @@ MAY_DIFFER = (
     "workers.",
     *(f"{role}.{key}" for role in ROLES for key in ROLE_KEYS),
     "env.score_timeout_s",
+    "env.data",
     "target.hedge",
     "target.lookahead",
     "optimizer.wait",
@@ -49,8 +50,17 @@ class EnvConfig(_Section):
 
     samples: str = Field(
         default="",
-        description="a sample file or folder, file.py:factory, inspect:FILE.py@TASK or harbor:DIR; default: "
-        "evals/evals.json beside the config",
+        description="a sample file or folder, file.py:factory, bench:NAME, inspect:FILE.py@TASK or harbor:DIR; "
+        "default: evals/evals.json beside the config",
+    )
+    data: str = Field(
+        default="",
+        description="bench:NAME: folder or file of its data; default: NAME in $SKILLTUNE_DATA or in the cache folder",
+    )
+    limit: int | None = Field(
+        default=None,
+        ge=1,
+        description="most samples, chosen by seed and id; None: all, or the released number of a benchmark",
     )
     score: str | dict[str, Any] = Field(
         default="exact",
@@ -142,6 +152,11 @@ class TargetConfig(ModelConfig):
     tools: tuple[Literal["bash", "python", "read", "write", "glob", "grep"], ...] = Field(
         default=(), description="tools of a chat model, which it uses in a workspace with the sample's files"
     )
+    tool_calls: Literal["native", "text"] | None = Field(
+        default=None,
+        description="a chat model with tools of its own or of the environment. native: by function calling; text: by "
+        "<action>…</action> in the answer, for a model without it. None: text for local models, else native",
+    )
     max_turns: int | None = Field(
         default=None, ge=1, description="agent or tools: most requests with tools per rollout; then its work is scored"
     )
@@ -200,7 +215,8 @@ class TargetConfig(ModelConfig):
             (key, f"target.{key} is an option of {who}; leave it out")
             for key, fits, who in (
                 ("tools", not agent and scheme != "plugin", "a chat model: an agent has tools of its own"),
-                ("max_turns", agent or tools, "an agent, or of a chat model with target.tools"),
+                ("tool_calls", not agent and scheme != "plugin", "a chat model"),
+                ("max_turns", scheme != "plugin", "an agent, or of a chat model with tools"),
                 ("max_usd", agent, "an agent"),
                 ("upstream", scheme in ("acp", "command"), "acp: and command: targets"),
                 ("gateway", scheme in ("claude-code", "codex"), "claude-code and codex"),
@@ -583,16 +599,16 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def load_config(path: Path, overrides: Iterable[str] = ()) -> tuple[Config, Path]:
-    """Read a TOML file, or a skill folder with skilltune.toml or with evals/evals.json alone.
+    """Read a TOML file, or a skill folder with skilltune.toml or evals/evals.json, or whose samples an override names.
 
     A config without samples uses evals/evals.json beside it. `overrides` are "dotted.key=value" with TOML values; bare
     words are strings. Returns the config and the folder at which its relative paths start. Raises `UsageError`.
     """
-    path = Path(path)
+    path, overrides = Path(path), list(overrides)
     root = path if path.is_dir() else path.parent
     known = {"env": {"samples": EVALS}} if (root / EVALS).is_file() else {}
     if path.is_dir() and not (path / FILE_NAME).is_file():
-        if not known:
+        if not known and not any(override.startswith(("env.samples=", "env=")) for override in overrides):
             raise UsageError(f"{path} holds neither {FILE_NAME} nor {EVALS}: name a config file, or add one")
         return make_config({"skill": ".", **known}, overrides), root
     path = path / FILE_NAME if path.is_dir() else path
@@ -708,17 +724,21 @@ def _explain(item: Any, source: str, top: type[BaseModel] | None = None) -> str:
 def to_toml(cfg: Config) -> str:
     """The resolved config as TOML; `load_config` reads it back to an equal Config. Unset values are left out."""
     tree = cfg.to_json()
-    lines = [f"{key} = {_toml(value)}" for key, value in tree.items() if not isinstance(value, dict)]
+    lines = [f"{key} = {toml_value(value)}" for key, value in tree.items() if not isinstance(value, dict)]
     for name, section in tree.items():
         if isinstance(section, dict) and (values := {k: v for k, v in section.items() if v is not None}):
-            lines += ["", f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in values.items())]
+            lines += ["", f"[{name}]", *(f"{key} = {toml_value(value)}" for key, value in values.items())]
     return "\n".join(lines) + "\n"
 
 
-def _toml(value: Any) -> str:
+def toml_value(value: Any) -> str:
     """A TOML value. JSON's scalars and arrays are valid TOML; objects become inline tables; null is left out."""
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{_toml(key)} = {_toml(item)}" for key, item in value.items() if item is not None) + "}"
+        return (
+            "{"
+            + ", ".join(f"{toml_value(key)} = {toml_value(item)}" for key, item in value.items() if item is not None)
+            + "}"
+        )
     if isinstance(value, list):
-        return "[" + ", ".join(_toml(item) for item in value) + "]"
+        return "[" + ", ".join(toml_value(item) for item in value) + "]"
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

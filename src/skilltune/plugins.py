@@ -1,4 +1,4 @@
-"""Installed plug-ins: entry points of packages that provide a target, scorer, optimizer, gate or sink.
+"""Installed plug-ins: entry points of packages that provide a target, scorer, optimizer, gate, sink or benchmark.
 
 All look-ups happen here. Plug-ins are found by name and imported only if named. A built-in wins over a plug-in of the
 same name, because callers look here last.
@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from skilltune.errors import SkilltuneError, UsageError
 
-Kind = Literal["target", "scorer", "optimizer", "gate", "sink"]
+Kind = Literal["target", "scorer", "optimizer", "gate", "sink", "benchmark"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,7 +89,7 @@ def split(samples: Iterable[Sample], ratio: Sequence[float] = (4, 3, 3), seed: i
     if twice := [name for name, count in Counter(sample.id for sample in pool).items() if count > 1]:
         raise UsageError(f'sample id "{twice[0]}" occurs more than once: ids must be unique')
 
-    goal = _apportion(len(pool), ratio)
+    goal = apportion(len(pool), ratio)
     placed: dict[SplitName, list[Sample]] = {name: [] for name in SPLITS}
     free: defaultdict[int, list[list[Sample]]] = defaultdict(list)
     for unit in _units(pool):
@@ -107,7 +107,7 @@ def split(samples: Iterable[Sample], ratio: Sequence[float] = (4, 3, 3), seed: i
     for size in sorted(free, reverse=True):
         room = [max(0, target - len(placed[name])) for name, target in zip(SPLITS, goal, strict=True)]
         queue = iter(sorted(free[size], key=lambda unit: _hash(seed, "split", _unit_name(unit))))
-        for name, count in zip(SPLITS, _apportion(len(free[size]), room), strict=True):
+        for name, count in zip(SPLITS, apportion(len(free[size]), room), strict=True):
             for unit in islice(queue, count):
                 placed[name].extend(unit)
 
@@ -195,7 +195,7 @@ def _unit_name(unit: Sequence[Sample]) -> str:
     return f"id:{min(sample.id for sample in unit)}" if group is None else f"group:{group}"
 
 
-def _apportion(n: int, weights: Sequence[float]) -> list[int]:
+def apportion(n: int, weights: Sequence[float]) -> list[int]:
     """Share out n whole units by weight (largest remainder, ties to the earlier)."""
     shares = [n * weight / sum(weights) for weight in weights]
     counts = [math.floor(share) for share in shares]

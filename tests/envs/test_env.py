@@ -225,7 +225,7 @@ def test_load_env_finds_factories_and_instances_and_keeps_arguments(env_file):
     ("name", "kw", "message"),
     [
         (":invoice", {}, 'no env "invoice" .did you mean "invoices"'),
-        (":wrong", {}, r"wrong.. must return an Env, not int"),
+        (":wrong", {}, r"wrong.. must return an Env, not int without samples"),
         (":invoices", {"tolerence": 1}, "tolerence"),
         (":ready", {"n": 1}, "it takes no n"),
         ("x:invoices", {}, "must look like env.py:name"),

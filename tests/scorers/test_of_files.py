@@ -246,6 +246,10 @@ def test_a_tolerance_replaces_the_rounding() -> None:
         ("'Main!'A2:M70", [Area("Main", 1, 2, 13, 70)]),
         ("Sheet1'!A1:F14", [Area("Sheet1", 1, 1, 6, 14)]),
         ("'Sheet1!'A1:A50,'Sheet2!'A1:E20'", [Area("Sheet1", 1, 1, 1, 50), Area("Sheet2", 1, 1, 5, 20)]),
+        (
+            "'b2b, sez'!A5,'c, d'!B1:B2,C3",
+            [*(Area("b2b, sez", 1, 5, 1, 5), Area("c, d", 2, 1, 2, 2), Area("", 3, 3, 3, 3))],
+        ),
         ("G12：J15", [Area("", 7, 12, 10, 15)]),
         ("'Sheet1'!BD2:308", [Area("Sheet1", 56, 2, 56, 308)]),
         ("A:G", [Area("", 1, None, 7, None)]),

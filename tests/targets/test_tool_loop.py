@@ -23,15 +23,11 @@ from skilltune.targets.makers import MAKERS
 from skilltune.targets.tools import (
     GUESSED_CALLS,
     TOOLS,
-    ToolError,
     ToolsTarget,
     arguments,
-    glob,
-    grep,
-    read_file,
-    write_file,
 )
 from skilltune.usage import Usage
+from skilltune.workspace.tools import ToolError, glob, grep, read_file, write_file
 from upstream import Asked, Call, Fault, Turn, Upstream, turns
 
 pytestmark = pytest.mark.anyio
@@ -162,12 +158,12 @@ async def test_the_tools_are_in_the_sandbox(tmp_path: Path) -> None:
 )
 def test_a_wrong_call_is_explained_to_the_model(call: ToolCall, words: str) -> None:
     with pytest.raises(ToolError, match=words):
-        arguments(call, EVERY)
+        arguments(call, TOOLS)
 
 
 def test_arguments_of_other_types_become_text() -> None:
-    assert arguments(ToolCall("1", "write", '{"path": "a", "content": {"b": 1}}'), EVERY)["content"] == '{"b": 1}'
-    assert arguments(ToolCall("1", "grep", '{"pattern": "a"}'), EVERY) == {"pattern": "a"}
+    assert arguments(ToolCall("1", "write", '{"path": "a", "content": {"b": 1}}'), TOOLS)["content"] == '{"b": 1}'
+    assert arguments(ToolCall("1", "grep", '{"pattern": "a"}'), TOOLS) == {"pattern": "a"}
 
 
 def test_the_tools_never_leave_the_workspace(tmp_path: Path) -> None:
@@ -203,3 +199,21 @@ def test_glob_and_grep_find_what_is_there(tmp_path: Path) -> None:
     assert grep(tmp_path, "tw.", "a") == "a/b.txt:2:two"
     with pytest.raises(ToolError, match="regular expression"):
         grep(tmp_path, "(", "")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "lines"),
+    [
+        ("^two", [2]),
+        ("three$", [2]),
+        ("^$", [3]),
+        (r"\Afive", [5]),
+        (r"e\Z", [1, 2, 5]),
+        ("(?i)ONE", [1]),
+        (r"e\s", []),
+    ],
+)
+def test_a_pattern_is_about_a_line_whatever_ends_it(pattern: str, lines: list[int], tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"one\r\ntwo three\r\n\r\nfour 4\nfive")
+    found = grep(tmp_path, pattern, "")
+    assert [int(line.split(":")[1]) for line in found.splitlines() if ":" in line] == lines

@@ -105,15 +105,15 @@ def scaffold(folder: Path, plan: Plan, *, drafts: Iterable[Sample] = (), force: 
     """
     files: dict[str, str] = {}
     if not (folder / MAIN).exists():
-        files[MAIN] = _filled("SKILL.md", name=plan.name, description=_quoted(plan.description), task=plan.task)
+        files[MAIN] = filled("SKILL.md", name=plan.name, description=quoted(plan.description), task=plan.task)
         if problems := Skill(files[MAIN], plan.name, folder=True).check():
             raise UsageError(" ".join(problems))
     drafted = list(drafts)
     samples = plan.samples(folder, drafted=bool(drafted))
-    values = {key: _quoted(getattr(plan, key)) for key in ("score", "target", "optimizer")}
-    key = f"key_env = {_quoted(plan.key_env)}" if plan.key_env else '# key_env = "OPENROUTER_API_KEY"'
-    options = _template(f"target_{_target_kind(plan.target)}.txt").rstrip()
-    files[FILE_NAME] = _filled("skilltune.toml", samples=_quoted(samples), key_env=key, options=options, **values)
+    values = {key: quoted(getattr(plan, key)) for key in ("score", "target", "optimizer")}
+    key = f"key_env = {quoted(plan.key_env)}" if plan.key_env else '# key_env = "OPENROUTER_API_KEY"'
+    options = target_options(plan.target)
+    files[FILE_NAME] = filled("skilltune.toml", samples=quoted(samples), key_env=key, options=options, **values)
     models = {"target": {"model": plan.target}, "optimizer": {"model": plan.optimizer, "key_env": plan.key_env or None}}
     make_config({**models, "env": {"score": plan.score}}, source="init")
     if drafted:
@@ -122,9 +122,15 @@ def scaffold(folder: Path, plan: Plan, *, drafts: Iterable[Sample] = (), force: 
         files[samples] = _examples(plan, samples)
     if scorer := re.fullmatch(r"python:(?P<file>[^:]+\.py):(?P<function>\w+)", plan.score):
         if not (folder / scorer["file"]).exists():
-            files[scorer["file"]] = _filled("scorer.txt", function=scorer["function"])
+            files[scorer["file"]] = filled("scorer.txt", function=scorer["function"])
     else:
         build(plan.score, folder)
+    return write_new(folder, files, force=force)
+
+
+def write_new(folder: Path, files: Mapping[str, str], *, force: bool = False) -> list[Path]:
+    """Write files into a folder and return their paths. Raises UsageError, before the first byte is written, if one of
+    them exists (unless `force`)."""
     there = [name for name in files if (folder / name).exists()]
     if there and not force:
         raise UsageError(
@@ -262,16 +268,22 @@ def _target_kind(target: str) -> str:
     return "agent" if scheme in AGENT_SCHEMES else "model"
 
 
+def target_options(target: str) -> str:
+    """The commented options of a target's kind, lines of TOML."""
+    return _template(f"target_{_target_kind(target)}.txt").rstrip()
+
+
 def _kind(score: str) -> str:
     return score.partition(":")[0]
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
     """A text in double quotes, valid in YAML and in TOML."""
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-def _filled(template: str, **values: str) -> str:
+def filled(template: str, **values: str) -> str:
+    """A template of this package with its slots @NAME@ replaced."""
     slots: Mapping[str, str] = {f"@{key}@": value for key, value in values.items()}
     return re.sub("|".join(map(re.escape, slots)), lambda slot: slots[slot[0]], _template(template))
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from skilltune.cli.boundary import boundary, interrupts, say
-from skilltune.cli.options import Here, Overrides, app, config_and_overrides, indented
+from skilltune.cli.options import Data, Here, Overrides, Tasks, app, config_and_overrides, indented, with_tasks
 
 if TYPE_CHECKING:
     from skilltune.preflight.probe import Probe
@@ -23,6 +23,8 @@ def check(
     config: Here = None,
     overrides: Overrides = None,
     probe: Annotated[bool, typer.Option("--probe", help="Also call each model once.")] = False,
+    tasks: Tasks = None,
+    data: Data = None,
     judge: Annotated[
         Path | None,
         typer.Option("--judge", metavar="LABELS", help="Also compare the judge with answers that you have graded."),
@@ -53,7 +55,8 @@ def check(
 
     console = stdout()
     with boundary():
-        cfg, root = load_config(*config_and_overrides(config, overrides))
+        source, given = config_and_overrides(config, overrides)
+        cfg, root = load_config(source, with_tasks(given, tasks, data))
         found = interrupts.run(look(cfg, root, probe=probe, labels=judge, announce=lambda text: console.print(text)))
         rows: list[tuple[str, str]] = []
         if found.skill is not None:

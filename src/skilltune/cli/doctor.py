@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from skilltune.cli.boundary import boundary, interrupts, say
-from skilltune.cli.options import AsJson, Overrides, app, indented, json_stream, write_json
+from skilltune.cli.options import AsJson, Data, Overrides, Tasks, app, indented, json_stream, with_tasks, write_json
 
 
 @app.command()
@@ -20,6 +20,8 @@ def doctor(
         ),
     ] = None,
     overrides: Overrides = None,
+    tasks: Tasks = None,
+    data: Data = None,
     as_json: AsJson = False,
 ) -> None:
     """Test the machine, the keys and each model.
@@ -38,12 +40,15 @@ def doctor(
     """
     from dataclasses import asdict
 
+    from skilltune.errors import UsageError
     from skilltune.preflight.doctor import examine
     from skilltune.report.terminal import stdout
 
     out = json_stream(as_json)
     with boundary():
-        findings = interrupts.run(examine(config, overrides or (), lambda text: say(text, err=True)))
+        if config is None and (tasks is not None or data is not None):
+            raise UsageError("--tasks and --data need a config or a skill folder: name one")
+        findings = interrupts.run(examine(config, with_tasks(overrides, tasks, data), lambda text: say(text, err=True)))
         failed = sum(finding.level == "fail" for finding in findings)
         if out:
             write_json({"ok": not failed, "findings": [asdict(finding) for finding in findings]}, out)

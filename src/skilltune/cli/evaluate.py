@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from skilltune.cli.boundary import boundary, folder_of, interrupts, say
-from skilltune.cli.options import AsJson, Overrides, Source, app, json_stream, write_json
+from skilltune.cli.options import AsJson, Data, Overrides, Source, Tasks, app, json_stream, with_tasks, write_json
 from skilltune.cli.train import RESUME
 
 if TYPE_CHECKING:
@@ -56,6 +56,8 @@ def evaluate(
         Path | None,
         typer.Option("--run", metavar="DIR", help="Keep the answers in this folder; answers of a training are reused."),
     ] = None,
+    tasks: Tasks = None,
+    data: Data = None,
     as_json: AsJson = False,
 ) -> None:
     """Score the target with and without a skill.
@@ -143,7 +145,7 @@ def evaluate(
             raise UsageError(f"there is no skill at {skill}")
         if targets is not None and only is not None:
             raise UsageError("--only shows one side, but --targets compares both: leave one of the two out")
-        cfg, root = load_config(config, overrides or ())
+        cfg, root = load_config(config, with_tasks(overrides, tasks, data))
         if targets is not None:
             _print_transfers(interrupts.run(compare()), run, out)
             return

@@ -28,6 +28,7 @@ COMMANDS = (
     "controls",
     "convert",
     "init",
+    "data",
     "answer",
 )
 for name in COMMANDS:  # each module registers its command; `--help` lists them in this order
@@ -82,6 +83,7 @@ def _root(
       skilltune table runs/*                compare runs in one table
       skilltune compact RUN                 remove rules that add nothing from a trained skill
       skilltune controls RUN                compare a trained skill with cheaper ways to a skill
+      skilltune data list                   published benchmarks: their data and licences
       skilltune COMMAND --help              options and examples of a command
     """
 

@@ -34,6 +34,15 @@ Here = Annotated[
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Override keys of the config, e.g. train.epochs=2.")
 ]
+Tasks = Annotated[
+    str | None,
+    typer.Option(
+        "--tasks", metavar="SAMPLES", help="Use these tasks in place of the config's: a sample file, or bench:NAME."
+    ),
+]
+Data = Annotated[
+    Path | None, typer.Option("--data", metavar="PATH", help="bench:NAME: your own folder or file of its data.")
+]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, e.g. runs/invoice-totals.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Write JSON to stdout and nothing else.")]
 
@@ -44,6 +53,26 @@ def config_and_overrides(config: str | None, overrides: list[str] | None) -> tup
     if config is None or ("=" in config and not Path(config).exists()):
         return Path(), [*([config] if config else []), *given]
     return Path(config), given
+
+
+def with_tasks(overrides: list[str] | None, tasks: str | None, data: Path | None) -> list[str]:
+    """The overrides with those that --tasks and --data stand for. Their paths start at the current folder.
+
+    A benchmark replaces the whole table [env], because it has a scorer and a prompt of its own. Keys of [env] that are
+    overridden too still count.
+    """
+    from skilltune.benchmarks import is_benchmark
+
+    found = []
+    if tasks is not None and is_benchmark(tasks):
+        found.append(f"env={{samples = {json.dumps(tasks)}}}")
+    elif tasks is not None:
+        remote = tasks.startswith("hf:") and not Path(tasks.removeprefix("hf:").partition("@")[0]).exists()
+        place = f"hf:{Path(tasks[3:]).absolute()}" if tasks.startswith("hf:") else str(Path(tasks).absolute())
+        found.append(f"env.samples={json.dumps(tasks if remote else place)}")
+    if data is not None:
+        found.append(f"env.data={json.dumps(str(data.expanduser().absolute()))}")
+    return [*found, *(overrides or ())]
 
 
 def json_stream(wanted: bool) -> TextIO | None:

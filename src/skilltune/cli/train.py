@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from skilltune.cli.boundary import boundary, folder_of, interrupts
-from skilltune.cli.options import AsJson, Here, Overrides, app, config_and_overrides, json_stream
+from skilltune.cli.options import (
+    AsJson,
+    Data,
+    Here,
+    Overrides,
+    Tasks,
+    app,
+    config_and_overrides,
+    json_stream,
+    with_tasks,
+)
 
 if TYPE_CHECKING:
     from skilltune.parts import Parts
@@ -42,6 +52,8 @@ def train(
         list[str] | None,
         typer.Option("--drop", metavar="ID", help="Remove a sample from the run for good. May be given several times."),
     ] = None,
+    tasks: Tasks = None,
+    data: Data = None,
     as_json: AsJson = False,
 ) -> None:
     """Train a skill. The same command again resumes the run.
@@ -75,6 +87,7 @@ def train(
     from skilltune.report.terminal import Events, Lines, Live, stdout
 
     source, given = config_and_overrides(config, overrides)
+    given = with_tasks(given, tasks, data)
 
     def again(folder: Path) -> str:
         """The command that resumes the run in `folder`."""

@@ -18,20 +18,21 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, Protocol, runtime_checkable
 
 from skilltune.envs.formats import Reading, assemble, load_samples, placed_samples, refuse, root_of
 from skilltune.envs.formats.reading import no_judge, unread_criteria
 from skilltune.envs.prompt import CHOICES, Template, with_choices
 from skilltune.envs.task import Task, attach, with_files
+from skilltune.envs.tools import Tools
 from skilltune.errors import JudgeError, UsageError
 from skilltune.execute import HERE, Executor, current
-from skilltune.models import Image, Message
+from skilltune.models import Image, Message, Tool
 from skilltune.rollout import Rollout, Score, Trajectory
 from skilltune.samples import ChatTurn, Sample
 from skilltune.scorers import OF_FILES, ScoreFn, Scorer, apart, build, evaluate
 from skilltune.scorers.judge import Ask, Judge, prose
-from skilltune.scorers.python import importing_from, load_module
+from skilltune.scorers.python import function_fingerprint, importing_from, load_module
 from skilltune.scorers.reading import nearest, quote
 from skilltune.scorers.scorer import first_target
 from skilltune.scorers.tests import wanted
@@ -41,6 +42,31 @@ _INPUT = "{input}"
 _LITERAL = ("exact", "contains", "f1", "em", "anls")  # scorers that compare the target's text
 _ASSERTION = re.compile(r"(?:not-)?(?:i?contains(?:-all|-any)?|equals|regex|llm-rubric|is-json|contains-json|similar):")
 _READ_ANYWAY = ("example", "template", "reviewed")  # metadata that skilltune itself reads
+
+
+@runtime_checkable
+class Environment(Protocol):
+    """Tasks, the tools for them, and their scores. `Env` is the usual implementation; any other class with these
+    members can be used in its place.
+
+    `fingerprint` covers everything that turns a rollout of a given sample into another score. `task` returns the part
+    of a sample that a target may see. `tools` returns the tools that the environment offers for one rollout of a task,
+    or None. `score` grades a finished rollout; it raises `JudgeError` or `NotGraded` if it cannot, and never gives a 0
+    for that. An environment has no loop: the target works on a task until it answers, or until the tools say that it is
+    over.
+    """
+
+    @property
+    def samples(self) -> Sequence[Sample]: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    def task(self, sample: Sample) -> Task: ...
+
+    def tools(self, task: Task) -> Tools | None: ...
+
+    async def score(self, sample: Sample, rollout: Rollout) -> Score: ...
 
 
 class Env:
@@ -62,6 +88,7 @@ class Env:
     args: Mapping[str, Any] = {}  # arguments of the factory, see `env`
     visible: tuple[str, ...] = ()
     scores_text = True  # False if only a rollout of the target can be scored, because its score comes with it
+    split: tuple[int, int, int] | None = None  # released sizes of a benchmark's splits
 
     def __init__(
         self,
@@ -72,9 +99,12 @@ class Env:
         fields: Mapping[str, str] | None = None,
         root: Path | None = None,
         visible: Iterable[str] = (),
+        tools: Callable[[Task], Tools] | None = None,
         score_timeout_s: float = apart.LIMIT_S,
     ) -> None:
         self.reading = Reading()
+        self._tools = tools
+        self.remarks: list[str] = []  # facts about data and metrics, for `notes` and for the reports
         self.score_timeout_s = score_timeout_s
         self.executor: Executor = HERE  # runs the jobs of scorers, such as `tests`
         if isinstance(samples, str | Path):
@@ -103,12 +133,27 @@ class Env:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of prompt, visible columns and scorer: everything that turns a rollout of a given sample into another
-        score."""
+        """Hash of prompt, visible columns, tools and scorer: everything that turns a rollout of a given sample into
+        another score."""
         parts: list[Any] = [self.prompt, self._scorer.fingerprint, self._own_checks.fingerprint]
         if self.visible:
             parts.append(sorted(self.visible))
+        if self._tools is not None:
+            parts.append(["tools", self.tools_fingerprint])
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    @functools.cached_property
+    def tools_fingerprint(self) -> str:
+        """Hash of the tools that the environment offers; "" if it offers none."""
+        if self._tools is None:
+            return ""
+        own = getattr(self._tools, "fingerprint", None) or function_fingerprint(self._tools)
+        offered = [(tool.name, tool.description, tool.parameters) for tool in offered_by(self)]
+        return hashlib.sha256(json.dumps([own, offered], sort_keys=True).encode()).hexdigest()
+
+    def tools(self, task: Task) -> Tools | None:
+        """The tools that the environment offers for one rollout of a task, not yet opened; None if it offers none."""
+        return None if self._tools is None else self._tools(task)
 
     @property
     def scorer(self) -> str:
@@ -213,7 +258,7 @@ class Env:
         used |= {*CHOICES} if any(map(self.chooses, self.samples)) else set()
         columns = {} if self._own_code else self.reading.columns
         idle = [key for key in columns if key not in used and not key.startswith("__")]
-        found = [*self.reading.told(), *self._template.notes(self.samples)]
+        found = [*self.remarks, *self.reading.told(), *self._template.notes(self.samples)]
         if idle:
             named = ", ".join(f"{key} (in {self.reading.columns[key]:,})" for key in idle[:10])
             more = ", …" if len(idle) > 10 else ""
@@ -358,6 +403,54 @@ class Env:
         return full
 
 
+class _Given(Env):
+    """An `Environment` that is no `Env`, with everything else that a run asks of one."""
+
+    def __init__(self, given: Environment, name: str) -> None:
+        super().__init__(given.samples, given.score, root=getattr(given, "root", None))
+        self._given, self._name = given, name
+        self._tools = given.tools if given.tools(self.task(self.samples[0])) is not None else None
+
+    @property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(json.dumps([self._name, self._given.fingerprint]).encode()).hexdigest()
+
+    @functools.cached_property
+    def tools_fingerprint(self) -> str:
+        return "" if self._tools is None else self.fingerprint
+
+    def task(self, sample: Sample) -> Task:
+        task = self._given.task(sample)
+        if not isinstance(task, Task):
+            raise UsageError(f"{self._name}.task() must return a Task, not {type(task).__name__}")
+        return task
+
+    def _prompt(self, sample: Sample) -> tuple[Message, ...]:
+        return self.task(sample).messages
+
+    def _contents(self, sample: Sample) -> dict[str, bytes]:
+        return dict(self.task(sample).files)
+
+
+def as_env(made: Any, place: str) -> Env:
+    """The Env of an object that a user made: an `Env`, or any `Environment`. Raises UsageError for anything else."""
+    if isinstance(made, Env):
+        return made
+    if isinstance(made, type) or not isinstance(made, Environment):
+        lacking = [name for name in ("samples", "fingerprint", "task", "tools", "score") if not hasattr(made, name)]
+        raise UsageError(
+            f"{place} must return an Env, not {type(made).__name__}{f' without {lacking[0]}' if lacking else ''}; any "
+            "object with samples, fingerprint, task, tools and score can be one (skilltune.envs.Environment)"
+        )
+    return _Given(made, type(made).__qualname__)
+
+
+def offered_by(env: Env) -> tuple[Tool, ...]:
+    """The tools that an environment offers, as its first task has them; all tasks offer tools, or none."""
+    found = env.tools(env.task(env.samples[0]))
+    return () if found is None else tuple(found.offered)
+
+
 def _check_names(sample: Sample) -> None:
     """Raise UsageError if a file of the sample has no place inside a workspace."""
     for name in sample.files:
@@ -371,14 +464,13 @@ def _check_names(sample: Sample) -> None:
             raise UsageError(f'sample "{sample.id}": files: {quote(inside)} is a file, so {quote(name)} has no place')
 
 
-def env(fn: Callable[P, Env]) -> Callable[P, Env]:
-    """Decorator that marks a function as a factory of an Env. The Env records the factory's name and arguments."""
+def env(fn: Callable[P, Env | Environment]) -> Callable[P, Env]:
+    """Decorator that marks a function as a factory of an Env or Environment. The Env records the factory's name and
+    arguments."""
 
     @functools.wraps(fn)
     def factory(*args: P.args, **kwargs: P.kwargs) -> Env:
-        made = fn(*args, **kwargs)
-        if not isinstance(made, Env):
-            raise UsageError(f"{fn.__qualname__}() must return an Env, not {type(made).__name__}")
+        made = as_env(fn(*args, **kwargs), f"{fn.__qualname__}()")
         bound = inspect.signature(fn).bind(*args, **kwargs)
         bound.apply_defaults()
         made.name, made.args = fn.__name__, dict(bound.arguments)
@@ -406,10 +498,10 @@ def load_env(spec: str, **kw: Any) -> Env:
             raise UsageError(f"{file}: say which env, {file}:NAME; it has {found}")
         name = marked[0]
     made: Any = getattr(module, name, None)
-    if isinstance(made, Env):
+    if isinstance(made, Env | Environment) and not isinstance(made, type):
         if kw:
             raise UsageError(f"{spec} is an Env, not a factory: it takes no {', '.join(kw)}")
-        return made
+        return as_env(made, spec)
     if not callable(made):
         found = [key for key, value in vars(module).items() if isinstance(value, Env) or key in marked]
         raise UsageError(
@@ -429,4 +521,4 @@ def load_env(spec: str, **kw: Any) -> Env:
             raise UsageError(f"{spec} ended with {type(error).__name__}: {error}") from error
 
 
-__all__ = ["Env", "Task", "env", "load_env", "load_samples"]
+__all__ = ["Env", "Environment", "Task", "Tools", "as_env", "env", "load_env", "load_samples", "offered_by"]

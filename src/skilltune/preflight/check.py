@@ -16,7 +16,7 @@ from pathlib import Path
 from skilltune import sandbox
 from skilltune.authoring.review import unread
 from skilltune.authoring.scaffold import DESCRIPTION
-from skilltune.build import build_env, build_parts, describe_overlong, load_skill
+from skilltune.build import build_env, build_parts, describe_overlong, load_skill, split_ratio
 from skilltune.config import Config
 from skilltune.envs import Env
 from skilltune.errors import CallConfigError, JudgeError, Stopped, UsageError
@@ -139,7 +139,7 @@ def _check_skill(cfg: Config, root: Path, found: Check) -> Skill:
 async def _check_samples(cfg: Config, env: Env, found: Check) -> None:
     found.samples = len(env.samples)
     found.groups = len({sample.group for sample in env.samples if sample.group is not None})
-    found.splits = split(env.samples, cfg.env.split, cfg.seed)
+    found.splits = split(env.samples, split_ratio(cfg, env), cfg.seed)
     await _check_stated_answers(env, found)
     if "\\n" in env.prompt:
         found.notes.append(

@@ -50,6 +50,7 @@ def card(session: Parts, result: Result) -> str:
         text += [f"Stopped early: {inline(str(result.stopped))}.", ""]
     if missing := describe(left_out(session.run)):
         text += [f"Left out: {inline(missing)}.", ""]
+    text += [line for remark in session.env.remarks for line in (f"Tasks: {inline(remark)}.", "")]
     text += [line for fact in getattr(session.target, "facts", ()) for line in (f"Target: {inline(fact)}.", "")]
     if shares := describe_activation(session.run):
         text += [f"The skill was {inline(shares)}.", ""]

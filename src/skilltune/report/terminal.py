@@ -476,6 +476,7 @@ class Events:
                 "target": session.cfg.target.model,
                 "optimizer": optimizer_name(session),
                 "samples": {"train": len(parts.train), "select": len(parts.select), "test": len(parts.test)},
+                "remarks": list(session.env.remarks),
                 "estimate": asdict(estimate(session)),
                 "paid_calls": sum(usage.calls for usage in session.run.usage.values()),
             },
@@ -601,7 +602,7 @@ def plan(session: Parts, expected: Estimate) -> list[tuple[str, str]]:
         *(("power", text) for text in power),
         *estimate_rows(expected),
         ("budget", ", ".join(limits) or "no limit (set one with budget.usd=5, budget.calls=2000, …)"),
-        *(("note", text) for text in remarks(session, expected)),
+        *(("note", text) for text in (*session.env.remarks, *remarks(session, expected))),
         ("run", str(session.run.folder)),
     ]
 

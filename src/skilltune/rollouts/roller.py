@@ -230,6 +230,7 @@ class Roller:
         call."""
         asked = [self.content(sample), self.env.prompt, *(["options"] if self.env.chooses(sample) else [])]
         asked += ["visible", *sorted(self.env.visible)] if self.env.visible else []
+        asked += ["tools", self.env.tools_fingerprint] if self.env.tools_fingerprint else []
         return digest("unscored", self.target.fingerprint, skill, *asked, attempt)
 
     def _raises(self, failures: Failures) -> bool:

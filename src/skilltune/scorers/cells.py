@@ -56,23 +56,30 @@ def cells(sample: Sample, rollout: Rollout, root: Path, *, tolerance: float | No
         if path not in rollout.artifacts:
             wrong[path] = "the target did not write it"
             continue
-        try:
-            expected = _Book(expected_bytes(sample, spec["file"], root))
-        except Unreadable as error:
-            raise NotGraded(f'sample "{sample.id}": the expected workbook {spec["file"]}: {error}') from error
-        try:
-            got = _Book(rollout.artifact(path))
-        except Unreadable as error:
-            wrong[path] = str(error)
-            continue
-        if why := next(_differences(sample, got, expected, spec["cells"], tolerance), ""):
+        expected = expected_bytes(sample, spec["file"], root)
+        if why := difference(sample, rollout.artifact(path), expected, spec["cells"], tolerance):
             wrong[path] = why
     return share(len(wanted(sample)), wrong)
 
 
+def difference(sample: Sample, got: bytes, expected: bytes, position: str, tolerance: float | None = None) -> str:
+    """The first cell of a workbook that is not as expected, or the reason why it cannot be read; "" if all are.
+
+    Raises `NotGraded` if the expected workbook cannot be read.
+    """
+    try:
+        right = _Book(expected)
+    except Unreadable as error:
+        raise NotGraded(f'sample "{sample.id}": the expected workbook: {error}') from error
+    try:
+        return next(_differences(sample, _Book(got), right, position, tolerance), "")
+    except Unreadable as error:
+        return str(error)
+
+
 def check(sample: Sample, root: Path) -> None:
     """Raise UsageError if the extra is not installed, a workbook is missing, or a range cannot be read."""
-    _openpyxl()
+    require_openpyxl()
     for path, spec in wanted(sample).items():
         if not isinstance(spec, Mapping) or "file" not in spec or not isinstance(spec.get("cells"), str):
             raise UsageError(
@@ -90,10 +97,17 @@ def check(sample: Sample, root: Path) -> None:
 def parse_areas(text: str) -> list[Area]:
     """The ranges of a position such as "'Sheet 1'!A1:B2,C3". Raises ValueError for anything else.
 
-    It also reads what the benchmark contains: misplaced quotes, full-width colons, whole columns (A:G), and a last cell
-    without its column (BD2:308).
+    It also reads what the benchmark contains: misplaced quotes, full-width colons, whole columns (A:G), a last cell
+    without its column (BD2:308), and commas in the name of a sheet.
     """
-    return [_area(part) for part in text.replace("：", ":").split(",")]
+    areas, held = list[Area](), ""
+    for part in text.replace("：", ":").split(","):
+        held = f"{held},{part}" if held else part
+        opened = held.strip().startswith("'") and held.count("'") == 1 and "!" not in held
+        if not opened:  # else it is the beginning of a sheet's name
+            areas.append(_area(held))
+            held = ""
+    return [*areas, _area(held)] if held else areas
 
 
 def _area(text: str) -> Area:
@@ -137,7 +151,7 @@ class _Book:
             with zipfile.ZipFile(io.BytesIO(data)) as packed:
                 if sum(part.file_size for part in packed.infolist()) > MOST_BYTES:
                     raise Unreadable(f"it unpacks to more than {MOST_BYTES:,} bytes")
-            self._book = _openpyxl().load_workbook(io.BytesIO(data), read_only=True, data_only=True)
+            self._book = require_openpyxl().load_workbook(io.BytesIO(data), read_only=True, data_only=True)
         except Unreadable:
             raise
         except Exception as error:  # the parser raises whatever a broken file makes it raise
@@ -210,7 +224,8 @@ def _show(value: Any) -> str:
     return "empty" if value is None else quote(str(value))
 
 
-def _openpyxl() -> Any:
+def require_openpyxl() -> Any:
+    """The package openpyxl. Raises UsageError, with the extra to install, if it is missing."""
     try:
         import openpyxl
     except ImportError as error:

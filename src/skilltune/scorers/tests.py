@@ -73,7 +73,7 @@ def tests(options: Options, root: Path) -> Scorer:
     hidden = _hidden_files(options, root)
     if options.answer:
         checked_files({options.answer: b""})
-    sandbox = _sandbox(options)
+    sandbox = required_sandbox(options)
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in hidden.items()}
     spec = repr((options.model_dump(exclude={"files", "sandbox", "show"}), sorted(digests.items())))
 
@@ -89,7 +89,7 @@ def tests(options: Options, root: Path) -> Scorer:
             return Score(0.0, f"the target left no {argv[0]}, which the tests run")
         try:
             job = TestsJob(files, argv, options, sandbox.level, root)
-            ended = await current.get().run(run_over, job, resend=RESEND)
+            ended = (await current.get().run(run_over, job, resend=RESEND)).exit
             if ended.code and "-m" in argv[:-1] and b": No module named " in ended.stderr:
                 await _require_module(job)
         except CallConfigError as error:
@@ -145,7 +145,8 @@ def _hidden_files(options: Options, root: Path) -> dict[str, bytes]:
     return checked_files(found)
 
 
-def _sandbox(options: Options) -> Sandbox:
+def required_sandbox(options: Options) -> Sandbox:
+    """The sandbox of the options. Raises UsageError if none holds and none was allowed."""
     sandbox = probe(options.sandbox)
     if options.sandbox == "auto" and sandbox.level == "none":
         raise UsageError(
@@ -178,7 +179,8 @@ _slots: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKe
 @dataclass(frozen=True, slots=True)
 class TestsJob:
     """A command to run over a copy of files, as plain data. The paths of the files lie inside the copy. `root` is the
-    folder of the samples, which stays hidden."""
+    folder of the samples, which stays hidden. `wanted` are paths of files to take when the command has ended; links and
+    files of more than `FILE_MB` are not taken."""
 
     __test__: ClassVar[bool] = False  # not for pytest
 
@@ -187,9 +189,18 @@ class TestsJob:
     options: Options
     sandbox: str
     root: Path
+    wanted: tuple[str, ...] = ()
 
 
-async def run_over(job: TestsJob) -> Exit:
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """The end of a command, and the wanted files that are there, by path."""
+
+    exit: Exit
+    files: Mapping[str, bytes] = field(default_factory=dict, hash=False)
+
+
+async def run_over(job: TestsJob) -> Ran:
     """Run the command of a job. At most one command per processor of this process runs at a time.
 
     Raises CallConfigError if the command cannot be started, UsageError if the sandbox does not hold here.
@@ -227,9 +238,20 @@ async def run_over(job: TestsJob) -> Exit:
         )
         async with slots:
             ended = await sandbox.run(Command(argv, work, env), policy, limits)
-        return replace(ended, stdout=_without(work, ended.stdout), stderr=_without(work, ended.stderr))
+        left = await asyncio.to_thread(_take, work, job.wanted)
+        return Ran(replace(ended, stdout=_without(work, ended.stdout), stderr=_without(work, ended.stderr)), left)
     finally:
         await asyncio.to_thread(shutil.rmtree, base, ignore_errors=True)
+
+
+def _take(work: Path, wanted: tuple[str, ...]) -> dict[str, bytes]:
+    found = dict[str, bytes]()
+    for name in wanted:
+        path = work / name
+        inside = path.resolve().is_relative_to(work.resolve()) and not path.is_symlink()
+        if inside and path.is_file() and path.stat().st_size <= FILE_MB * 10**6:
+            found[name] = path.read_bytes()
+    return found
 
 
 def _without(work: Path, output: bytes) -> bytes:
@@ -251,7 +273,7 @@ async def _require_module(job: TestsJob) -> None:
     at = argv.index("-m")
     find = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({argv[at + 1]!r}) is None)"
     looking = replace(job, files={}, argv=(*argv[:at], "-c", find))
-    if (await current.get().run(run_over, looking, resend=RESEND)).code:
+    if (await current.get().run(run_over, looking, resend=RESEND)).exit.code:
         raise CallConfigError(f'Python has no module "{argv[at + 1]}"; install it for {argv[0]}')
 
 

@@ -7,39 +7,58 @@ from pathlib import Path
 from typing import TypeAlias
 
 from skilltune.config import TargetConfig
+from skilltune.envs import Env, offered_by
+from skilltune.errors import UsageError
 from skilltune.metering.clients import Clients
 from skilltune.metering.meter import Meter
 from skilltune.metering.slots import Endpoint
-from skilltune.names import AGENT_SCHEMES
-from skilltune.sandbox import probe
+from skilltune.names import AGENT_SCHEMES, parse_name
+from skilltune.sandbox import NONE, probe
 from skilltune.targets.agents.job import workspaces_of
 from skilltune.targets.agents.target import make_agent
 from skilltune.targets.chat import ChatTarget
 from skilltune.targets.metered import MeteredTarget
 from skilltune.targets.plugin import load_target
-from skilltune.targets.tools import MAX_TURNS, ToolsTarget
+from skilltune.targets.tools import MAX_TURNS, ToolsTarget, no_tools
 
 RunTarget: TypeAlias = ChatTarget | ToolsTarget | MeteredTarget
 """A target within a run: its rollouts are units of the budget."""
 
 
-def make_chat(cfg: TargetConfig, clients: Clients, root: Path) -> ChatTarget | ToolsTarget:
-    """A chat model, with tools if the config names some. The project's files stay hidden from the tools."""
-    if cfg.tools:
-        return ToolsTarget(
-            clients.client(cfg, "target"),
-            tuple(dict.fromkeys(cfg.tools)),
-            probe(cfg.sandbox),
-            workspaces_of(clients.run.folder),
-            tuple({root.resolve(), clients.run.folder.resolve()}),
-            cfg.max_turns or MAX_TURNS,
-            cfg.temperature,
-            cfg.max_tokens,
+def make_chat(cfg: TargetConfig, clients: Clients, root: Path, env: Env | None = None) -> ChatTarget | ToolsTarget:
+    """A chat model, with tools if the config names some or the environment offers some. The project's files stay
+    hidden from the tools. Raises `UsageError` if both have a tool of the same name."""
+    client, offered = clients.client(cfg, "target"), offered_by(env) if env is not None else ()
+    if not (cfg.tools or offered):
+        return ChatTarget(client, cfg.temperature, cfg.max_tokens)
+    made = ToolsTarget(
+        client,
+        tuple(dict.fromkeys(cfg.tools)),
+        probe(cfg.sandbox) if cfg.tools else NONE,
+        workspaces_of(clients.run.folder),
+        tuple({root.resolve(), clients.run.folder.resolve()}),
+        cfg.max_turns or MAX_TURNS,
+        cfg.temperature,
+        cfg.max_tokens,
+        env.tools if env is not None and offered else no_tools,
+        cfg.tool_calls or ("text" if parse_name(cfg.model).scheme == "local" else "native"),
+    )
+    if env is not None and offered:
+        made.offered(made.offers(env.task(env.samples[0])))
+        if cfg.hedge:
+            raise UsageError(
+                "target.hedge sends a request twice, and the environment offers tools, whose state a rollout has only "
+                "once: leave it out"
+            )
+    return made
+
+
+def make_plugin(cfg: TargetConfig, clients: Clients, root: Path, env: Env | None = None) -> MeteredTarget:
+    if env is not None and (offered := offered_by(env)):
+        raise UsageError(
+            f"target.model: the environment offers tools ({', '.join(tool.name for tool in offered)}), and a target of "
+            "a plug-in cannot be given them: name a chat model"
         )
-    return ChatTarget(clients.client(cfg, "target"), cfg.temperature, cfg.max_tokens)
-
-
-def make_plugin(cfg: TargetConfig, clients: Clients, root: Path) -> MeteredTarget:
     return MeteredTarget(cfg.model, load_target(cfg), clients.meter(cfg, "target"), cfg.price)
 
 
@@ -47,11 +66,15 @@ def make_agent_target(
     cfg: TargetConfig,
     clients: Clients,
     root: Path,
+    env: Env | None = None,
     *,
     role: str = "target",
     writable: tuple[str, ...] | None = None,
 ) -> MeteredTarget:
-    """An agent. Its rollouts have slots of their own, because each of its model calls takes one at the endpoint."""
+    """An agent. Its rollouts have slots of their own, because each of its model calls takes one at the endpoint.
+
+    Raises `UsageError` if the environment offers tools that an agent cannot be given.
+    """
     section = cfg.model_copy(update={"model": cfg.upstream}) if cfg.upstream else cfg
     agent = make_agent(
         cfg,
@@ -63,13 +86,26 @@ def make_agent_target(
         key_env=clients.key_env(section),
         spend=clients.budget.spend,
         executor=clients.executor,
+        documents=_documents(cfg, env) if env is not None else None,
     )
     slots = clients.executor.slots or cfg.workers
     meter = Meter(Endpoint(slots, max_wait_s=cfg.max_wait_s), clients.budget, clients.run, role)
     return MeteredTarget(cfg.model, agent, meter, None if agent.upstream else cfg.price)
 
 
-MAKERS: dict[str, Callable[[TargetConfig, Clients, Path], RunTarget]] = {
+def _documents(cfg: TargetConfig, env: Env) -> Path | None:
+    """The folder that an agent reads in place of the environment's tools; None if it offers none."""
+    tools = env.tools(env.task(env.samples[0]))
+    if tools is None or tools.folder is not None:
+        return tools.folder if tools is not None else None
+    named = ", ".join(tool.name for tool in tools.offered)
+    raise UsageError(
+        f"target.model: the environment offers tools with a state of their own ({named}), and `{cfg.model}` cannot be "
+        "given them: name a chat model, which works with them in the tool loop"
+    )
+
+
+MAKERS: dict[str, Callable[[TargetConfig, Clients, Path, Env], RunTarget]] = {
     **dict.fromkeys(AGENT_SCHEMES, make_agent_target),
     "openai": make_chat,
     "anthropic": make_chat,

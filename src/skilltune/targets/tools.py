@@ -1,7 +1,8 @@
 """A chat model with tools: a bounded loop of tool calls in a workspace and a sandbox.
 
-So tasks with files train on any chat model without an agent's command line. The rollout is one unit of the budget. A
-failed call is repeated where the loop stands, so no answered call is paid again.
+So tasks with files train on any chat model without an agent's command line. The tools of the environment, if it offers
+some, stand beside the loop's own. The rollout is one unit of the budget. A failed call is repeated where the loop
+stands, so no answered call is paid again.
 """
 
 from __future__ import annotations
@@ -11,57 +12,47 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
 from pathlib import Path
-
-import regex
+from typing import Literal
 
 from skilltune.envs.task import Task
-from skilltune.errors import Outcome
+from skilltune.envs.tools import Tools
+from skilltune.errors import CallError, InfraError, Outcome, SkilltuneError, UsageError
 from skilltune.journal.keys import digest
 from skilltune.metering.client import Client
 from skilltune.models import Message, Reply, Request, Tool, ToolCall, ToolResult
-from skilltune.rollout import THINKING, Trajectory, Turn
+from skilltune.rollout import THINKING, Artifact, Trajectory, Turn
 from skilltune.sandbox import Command, Limits, Policy, Sandbox, describe
 from skilltune.skill import Skill
 from skilltune.targets.agents.job import KEPT, left_files, readable, reading
 from skilltune.targets.chat import GUESSED_ANSWER, with_skill
+from skilltune.targets.text_calls import NO_CALL, call_in, explained, observed
 from skilltune.usage import Usage
 from skilltune.workspace import Workspace, changes, close_workspace, open_workspace
+from skilltune.workspace.tools import GLOB, GREP, READ, WRITE, ToolError, glob, grep, read_file, text_tool, write_file
 
 MAX_TURNS = 20  # if target.max_turns is not set
 GUESSED_CALLS = 4  # calls of a rollout, before the first one
 SHOWN = 20_000  # characters of a tool's output that the model sees: its beginning and its end
-READ_BYTES = 2_000_000  # of a file
-FOUND = 200  # paths or lines that `glob` and `grep` list
 COMMAND = Limits(wall_s=120, cpu_s=120, memory_mb=2_000, processes=200, file_mb=500, output_bytes=200_000)
-PATTERN_S = 5.0
-
-
-def _tool(name: str, description: str, **parameters: str) -> Tool:
-    """A tool whose parameters are all text. One whose description begins with "optional" may be left out."""
-    needed = [key for key, text in parameters.items() if not text.startswith("optional")]
-    properties = {key: {"type": "string", "description": text} for key, text in parameters.items()}
-    return Tool(name, description, {"type": "object", "properties": properties, "required": needed})
+Calls = Literal["native", "text"]
+"""How a model calls tools: by its endpoint's function calling, or by a line of its answer."""
 
 
 TOOLS: Mapping[str, Tool] = {
     tool.name: tool
     for tool in (
-        _tool("bash", "Run a shell command in the current folder and see its output.", command="the command"),
-        _tool("python", "Run a Python program in the current folder and see what it prints.", code="the program"),
-        _tool("read", "Read a text file.", path="path of the file"),
-        _tool("write", "Write a text file. An existing file is replaced.", path="path of the file", content="its text"),
-        _tool("glob", "List the files that match a pattern.", pattern="for example **/*.csv"),
-        _tool("grep", "Search text files line by line.", pattern="regular expression", path="optional: file or folder"),
+        text_tool("bash", "Run a shell command in the current folder and see its output.", command="the command"),
+        text_tool("python", "Run a Python program in the current folder and see what it prints.", code="the program"),
+        READ,
+        WRITE,
+        GLOB,
+        GREP,
     )
 }
-
-
-class ToolError(Exception):
-    """A tool call that failed. The model sees the message."""
 
 
 @dataclass(slots=True)
@@ -70,10 +61,20 @@ class _Talk:
 
     messages: list[Message]
     workspace: Workspace
+    offered: Mapping[str, Tool]  # by name
+    given: Tools | None  # the environment's tools, open
     usage: Usage = field(default_factory=lambda: Usage(usd=0.0))
     turns: list[Turn] = field(default_factory=list)
     said: str = ""
     taken: int = 0
+
+
+class _EnvironmentFailed(Exception):
+    """A tool of the environment failed. A repeated call cannot help, because the state of the tools is lost."""
+
+
+def no_tools(task: Task) -> None:
+    """An environment that offers no tools."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,9 @@ class ToolsTarget:
     """Implements `Target`: a chat model that works with tools until it answers without calling one.
 
     The skill's body is the system message. The task's files are in the workspace. After `max_turns` requests the
-    outcome is `agent_limit`, and the last text counts as the answer.
+    outcome is `agent_limit`, and the last text counts as the answer. `offers` returns the tools of the environment for
+    one rollout. If they fail by themselves, `run` raises `InfraError`, and the rollout is worth another from its
+    beginning. With `calls` "text" the model needs no function calling: it calls a tool in the text of its answer.
     """
 
     client: Client
@@ -92,6 +95,8 @@ class ToolsTarget:
     max_turns: int = MAX_TURNS
     temperature: float | None = None
     max_tokens: int | None = None
+    offers: Callable[[Task], Tools | None] = no_tools
+    calls: Calls = "native"
 
     @property
     def name(self) -> str:
@@ -104,33 +109,55 @@ class ToolsTarget:
     @property
     def fingerprint(self) -> str:
         options = self.tools, self.max_turns, self.temperature, self.max_tokens, self.sandbox.level
-        return digest("tools", self.client.fingerprint, *options)
+        return digest("tools", self.client.fingerprint, *options, *(["text"] if self.calls == "text" else []))
 
-    def request(self, messages: tuple[Message, ...], attempt: int) -> Request:
-        offered = tuple(TOOLS[name] for name in self.tools)
-        return Request(messages, self.temperature, self.max_tokens, draw=attempt, tools=offered)
+    def request(self, messages: tuple[Message, ...], attempt: int, offered: Iterable[Tool]) -> Request:
+        callable_tools = tuple(offered) if self.calls == "native" else ()
+        return Request(messages, self.temperature, self.max_tokens, draw=attempt, tools=callable_tools)
 
     @property
     def facts(self) -> tuple[str, ...]:
         """Sentences about the target for `check`, `doctor` and the card."""
-        return (f"the tools of the target run in {describe(self.sandbox)}",)
+        return (f"the tools of the target run in {describe(self.sandbox)}",) if self.tools else ()
+
+    def offered(self, given: Tools | None) -> dict[str, Tool]:
+        """All tools of a rollout by name. Raises `UsageError` if the environment has one of the same name."""
+        theirs = {tool.name: tool for tool in given.offered} if given is not None else {}
+        if twice := sorted(theirs.keys() & set(self.tools)):
+            raise UsageError(f"target.tools: the environment has a tool {twice[0]} of its own; leave it out there")
+        return {name: TOOLS[name] for name in self.tools} | theirs
+
+    def asked(self, skill: Skill, task: Task, offered: Mapping[str, Tool]) -> tuple[Message, ...]:
+        """The first messages of a rollout."""
+        notes = [f"Files in the current folder: {', '.join(sorted(task.files))}"] if task.files else []
+        if self.calls == "text":
+            notes.append(explained(offered.values()))
+        return with_skill(skill.body, _with_notes(task.messages, notes))
 
     def guess(self, skill: Skill, task: Task) -> Usage:
-        request = self.request(with_skill(skill.body, task.messages), 0)
+        offered = self.offered(self.offers(task))
+        request = self.request(self.asked(skill, task, offered), 0, offered.values())
         one = self.client.bound(replace(request, max_tokens=self.max_tokens or GUESSED_ANSWER))
         calls = min(GUESSED_CALLS, self.max_turns)
         return sum([one] * (calls - 1), one)
 
     async def run(self, skill: Skill, task: Task, attempt: int) -> Trajectory:
         began = time.monotonic()
-        asked = with_skill(skill.body, _with_names(task))
+        given = self.offers(task)
+        offered = self.offered(given)
+        asked = self.asked(skill, task, offered)
         names = [(name, digest(data.hex())) for name, data in sorted(task.files.items())]
         key = digest("tools rollout", self.fingerprint, task.id, [(m.role, m.text) for m in asked], names, attempt)
         workspace = await asyncio.to_thread(open_workspace, self.parent, key, task.files)
-        talk = _Talk([*asked], workspace, turns=[Turn(m.role, m.text) for m in asked if m.role != "system"])
-        meter, done = self.client.meter, None
+        talk = _Talk([], workspace, offered, given)
+        meter, done, kept = self.client.meter, None, {}
         try:
-            done = await meter(lambda: self._go_on(talk, attempt), self.guess(skill, task))
+            async with _opened(given, task):
+                opening = [given.opening] if given is not None and given.opening else []
+                talk.messages += _with_notes(asked, opening)
+                talk.turns += [Turn(m.role, m.text) for m in talk.messages if m.role != "system"]
+                done = await meter(lambda: self._go_on(talk, attempt), self.guess(skill, task))
+                kept = {path: Artifact.of(data) for path, data in given.left().items()} if given is not None else {}
             self.client.note_learned()
             left = await asyncio.to_thread(changes, workspace)
         except BaseException as failure:  # also the end of the budget, and a cancelled rollout
@@ -143,23 +170,32 @@ class ToolsTarget:
         finally:
             await asyncio.to_thread(close_workspace, workspace)
         seconds = round(time.monotonic() - began, 4)
-        return replace(done, seconds=seconds, artifacts=left_files(left), diff=left.diff)
+        return replace(done, seconds=seconds, artifacts=left_files(left) | kept, diff=left.diff)
 
     async def _go_on(self, talk: _Talk, attempt: int) -> Trajectory:
         """The loop, from where it stands."""
         while talk.taken < self.max_turns:
-            reply = await self.client.model.complete(self.request(tuple(talk.messages), attempt))
+            reply = await self.client.model.complete(self.request(tuple(talk.messages), attempt, talk.offered.values()))
             talk.taken, talk.usage = talk.taken + 1, talk.usage + reply.usage
             self._note(talk, reply)
-            if not reply.tool_calls:
-                cut = reply.finish == "length"
-                error = "the answer was cut at max_tokens" if cut else ""
-                return self._ended(talk, "agent_limit" if cut else "ok", error)
-            results = [await self._result(call, talk) for call in reply.tool_calls]
-            talk.messages += [
-                Message("assistant", reply.text, tool_calls=reply.tool_calls),
-                Message("user", "", tool_results=tuple(results)),
-            ]
+            calls = reply.tool_calls if self.calls == "native" else call_in(reply.text, talk.offered.values())
+            if not calls and reply.finish == "length":
+                return self._ended(talk, "agent_limit", "the answer was cut at max_tokens")
+            if not calls and not (talk.given is not None and talk.given.decides):
+                return self._ended(talk, "ok", "")
+            results = [await self._result(call, talk) for call in calls]
+            if talk.given is not None and talk.given.over:
+                return self._ended(talk, "ok", "")
+            if not results:
+                talk.turns.append(Turn("user", NO_CALL))
+                talk.messages += [Message("assistant", reply.text), Message("user", NO_CALL)]
+            elif self.calls == "native":
+                talk.messages += [
+                    Message("assistant", reply.text, tool_calls=reply.tool_calls),
+                    Message("user", "", tool_results=tuple(results)),
+                ]
+            else:
+                talk.messages += [Message("assistant", reply.text), Message("user", observed(results))]
         return self._ended(talk, "agent_limit", f"no answer within {self.max_turns} requests (target.max_turns)")
 
     def _note(self, talk: _Talk, reply: Reply) -> None:
@@ -175,16 +211,18 @@ class ToolsTarget:
     async def _result(self, call: ToolCall, talk: _Talk) -> ToolResult:
         talk.turns.append(Turn("tool call", f"{call.name} {call.arguments}"))
         try:
-            text, failed = await self._do(call, talk.workspace), False
+            text, failed = await self._do(call, talk), False
         except ToolError as error:
             text, failed = str(error), True
         text = shortened(text) or "(no output)"
         talk.turns.append(Turn("tool", f"[error]\n{text}" if failed else text))
         return ToolResult(call.id, text, failed)
 
-    async def _do(self, call: ToolCall, ws: Workspace) -> str:
-        given = arguments(call, self.tools)
+    async def _do(self, call: ToolCall, talk: _Talk) -> str:
+        given, ws = arguments(call, talk.offered), talk.workspace
         root = ws.work.resolve()
+        if call.name not in self.tools:
+            return await _of_environment(talk.given, call.name, given)
         match call.name:
             case "bash":
                 return await self._command(("bash", "-c", given["command"]), ws)
@@ -216,26 +254,65 @@ class ToolsTarget:
         await self.client.aclose()
 
 
-def _with_names(task: Task) -> tuple[Message, ...]:
-    """The messages; the last of the user's ends with the names of the files in the workspace."""
-    if not task.files:
-        return task.messages
-    last = max(i for i, message in enumerate(task.messages) if message.role == "user")
-    named = f"{task.messages[last].text}\n\nFiles in the current folder: {', '.join(sorted(task.files))}"
-    return (*task.messages[:last], replace(task.messages[last], text=named), *task.messages[last + 1 :])
+async def _of_environment(tools: Tools | None, name: str, given: Mapping[str, str]) -> str:
+    assert tools is not None
+    try:
+        return await tools.call(name, given)
+    except ToolError:
+        raise
+    except Exception as error:
+        raise _EnvironmentFailed(f"the environment's tool {name} failed: {_said(error)}") from error
 
 
-def arguments(call: ToolCall, offered: tuple[str, ...]) -> dict[str, str]:
+@asynccontextmanager
+async def _opened(tools: Tools | None, task: Task) -> AsyncGenerator[None]:
+    """The environment's tools, open. Raises `InfraError` if they cannot be opened, or failed while in use."""
+    if tools is None:
+        yield
+        return
+    where = f'sample "{task.id}": '
+    try:
+        await tools.__aenter__()
+    except SkilltuneError:
+        raise
+    except Exception as error:
+        raise InfraError(f"{where}the environment's tools cannot be opened: {_said(error)}") from error
+    try:
+        yield
+    except _EnvironmentFailed as error:
+        if isinstance(error.__cause__, CallError):
+            raise error.__cause__ from None
+        raise InfraError(f"{where}{error}") from error.__cause__
+    finally:
+        with suppress(Exception):  # the rollout is paid, whatever happens to its tools now
+            await tools.__aexit__(None, None, None)
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def _with_notes(messages: tuple[Message, ...], notes: list[str]) -> tuple[Message, ...]:
+    """The messages with notes at the end of the user's last one."""
+    if not notes:
+        return messages
+    last = max(i for i, message in enumerate(messages) if message.role == "user")
+    text = "\n\n".join((messages[last].text, *notes))
+    return (*messages[:last], replace(messages[last], text=text), *messages[last + 1 :])
+
+
+def arguments(call: ToolCall, offered: Mapping[str, Tool]) -> dict[str, str]:
     """The checked arguments of a call. Raises `ToolError` that tells the model how to call."""
     if call.name not in offered:
         raise ToolError(f"there is no tool {call.name}; there are: {', '.join(offered)}")
-    schema = TOOLS[call.name].parameters
+    schema = offered[call.name].parameters
     try:
         given = json.loads(call.arguments or "{}")
     except (ValueError, RecursionError) as error:
         raise ToolError(f"the arguments are not JSON: {error}") from None
-    if not isinstance(given, dict) or any(key not in given for key in schema["required"]):
-        raise ToolError(f"{call.name} needs the arguments {', '.join(schema['required'])}")
+    needed = schema.get("required", ())
+    if not isinstance(given, dict) or any(key not in given for key in needed):
+        raise ToolError(f"{call.name} needs the arguments {', '.join(needed) or 'as a JSON object'}")
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in given.items()}
 
 
@@ -245,98 +322,3 @@ def shortened(text: str) -> str:
         return text
     half = SHOWN // 2
     return f"{text[:half]}\n[… {len(text) - 2 * half:,} characters left out …]\n{text[-half:]}"
-
-
-# -- tools without a process: they never leave the workspace, also not by a link
-
-
-def inside(root: Path, name: str) -> Path:
-    """A path below `root`, which has no links. Raises `ToolError` if it leads out."""
-    try:
-        path = (root / name).resolve()
-        path.exists()  # raises for a name that is too long
-    except (OSError, ValueError, RuntimeError):
-        raise ToolError(f"{name!r} is no path") from None
-    if not path.is_relative_to(root):
-        raise ToolError(f"{name} is outside of the current folder")
-    return path
-
-
-def read_file(root: Path, name: str) -> str:
-    path = inside(root, name)
-    if not path.is_file():
-        raise ToolError(f"there is no file {name}")
-    if path.stat().st_size > READ_BYTES:
-        raise ToolError(f"{name} is too large to read at once ({path.stat().st_size:,} bytes)")
-    try:
-        return path.read_bytes().decode("utf-8")
-    except UnicodeDecodeError:
-        raise ToolError(f"{name} is not a text file") from None
-    except OSError as error:
-        raise ToolError(f"{name}: {error.strerror}") from None
-
-
-def write_file(root: Path, name: str, content: str) -> str:
-    path = inside(root, name)
-    if path.exists() and not path.is_file():  # to open a pipe would wait for ever
-        raise ToolError(f"{name} is not a file")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content, encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise ToolError(f"{name}: {error.strerror}") from None
-    return f"{name} is written ({len(content):,} characters)"
-
-
-def glob(root: Path, pattern: str) -> str:
-    wanted = tuple(part for part in pattern.split("/") if part != ".")
-    if ".." in wanted or not all(wanted):
-        raise ToolError(f"{pattern!r} is no pattern of paths below the current folder")
-    found = (str(path.relative_to(root)) for path in _files(root))
-    return _listed(sorted(name for name in found if _matches(tuple(name.split("/")), wanted)))
-
-
-def _matches(parts: tuple[str, ...], wanted: tuple[str, ...]) -> bool:
-    """True if the parts of a path match those of a pattern, in which `**` stands for any number of folders."""
-    if not parts or not wanted:
-        return not parts and not [part for part in wanted if part != "**"]
-    if wanted[0] == "**":
-        return _matches(parts, wanted[1:]) or _matches(parts[1:], wanted)
-    return fnmatchcase(parts[0], wanted[0]) and _matches(parts[1:], wanted[1:])
-
-
-def grep(root: Path, pattern: str, place: str) -> str:
-    try:
-        wanted = regex.compile(pattern)
-    except regex.error as error:
-        raise ToolError(f"{pattern!r} is no regular expression: {error}") from None
-    start = inside(root, place or ".")
-    files = [start] if start.is_file() else sorted(_files(start))
-    found: list[str] = []
-    ends = time.monotonic() + PATTERN_S
-    for path in files:
-        try:
-            lines = read_file(root, str(path.relative_to(root))).splitlines()
-        except ToolError:
-            continue
-        for number, line in enumerate(lines, 1):
-            try:
-                if wanted.search(line, timeout=max(0.01, ends - time.monotonic())):
-                    found.append(f"{path.relative_to(root)}:{number}:{line}")
-            except TimeoutError:
-                raise ToolError(f"{pattern!r} takes longer than {PATTERN_S:g} s: simplify it") from None
-    return _listed(found)
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    """The regular files below a folder, without links and without those of git. No link is followed, because it may
-    lead to the whole disk."""
-    for place, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if name != ".git"]
-        paths = (Path(place, name) for name in names)
-        yield from (path for path in paths if path.is_file() and not path.is_symlink())
-
-
-def _listed(found: list[str]) -> str:
-    more = f"\n… and {len(found) - FOUND:,} more" if len(found) > FOUND else ""
-    return "\n".join(found[:FOUND]) + more if found else "nothing found"

@@ -370,7 +370,8 @@ def test_a_missing_program_is_named_with_its_remedy(tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"model": "openai/gpt-5.5", "max_turns": 3}, "max_turns"),
+        ({"model": "plugin:echo", "max_turns": 3}, "max_turns"),
+        ({"model": "codex/gpt-5.5", "tool_calls": "text"}, "tool_calls"),
         ({"model": "openai/gpt-5.5", "activation": "native"}, "needs an agent"),
         ({"model": "codex/gpt-5.5", "temperature": 0.0}, "temperature"),
         ({"model": "codex/gpt-5.5", "hedge": True}, "hedge"),

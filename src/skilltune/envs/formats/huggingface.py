@@ -42,7 +42,7 @@ def rows(name: str) -> Iterator[Row]:
     if wanted and wanted not in by_split:
         known = ", ".join(sorted(filter(None, by_split))) or "none that its files' names tell"
         raise UsageError(f"hf:{name}: there is no split {quote(wanted)}{nearest(wanted, by_split)}; it has {known}")
-    pyarrow = _pyarrow(name)
+    pyarrow = pyarrow_for(name)
     for split, paths in by_split.items():
         if wanted in ("", split):
             for path in paths:
@@ -162,7 +162,8 @@ def _plain(where: str, key: str, value: Any) -> Any:
     return str(value) if isinstance(value, Decimal) else value
 
 
-def _pyarrow(name: str) -> Any:
+def pyarrow_for(name: str) -> Any:
+    """The module pyarrow, with `ipc` and `parquet`. Raises UsageError, with `name` and the extra, if it is missing."""
     try:
         for module in ("pyarrow.ipc", "pyarrow.parquet"):
             import_module(module)

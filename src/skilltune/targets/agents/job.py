@@ -52,10 +52,10 @@ class AgentJob:
 
     `agent` is a name in `agents.AGENTS`, `command` its command line (`command:` and `acp:`) or its executable.
     `skill` None means that no skill is installed. `url` and `token` are those of the lease; "" means that the agent
-    uses its own login. `env` holds the variables that the user passes on by name. The agent may read the files and
-    folders in `programs`, and nothing else below `hidden`. `key` decides the paths, so a job that is run again asks
-    the same questions. `writable` are the only folders of the workspace to which the agent may write; None means all of
-    it. `role` is the section of the config that the agent's settings come from.
+    uses its own login. `env` holds the variables that the user passes on by name. The agent may read the files in
+    `programs` and the folders in `shown`, and nothing else below `hidden`. `key` decides the paths, so a job that is
+    run again asks the same questions. `writable` are the only folders of the workspace to which the agent may write;
+    None means all of it. `role` is the section of the config that the agent's settings come from.
     """
 
     agent: str
@@ -74,6 +74,7 @@ class AgentJob:
     env: Mapping[str, str] = field(default_factory=dict, hash=False)
     programs: tuple[Path, ...] = ()
     hidden: tuple[Path, ...] = ()
+    shown: tuple[Path, ...] = ()
     writable: tuple[str, ...] | None = None
     role: str = "target"
 
@@ -177,7 +178,9 @@ def policy(job: AgentJob, ws: Workspace, command: Command) -> Policy:
     if job.writable is not None:
         write = (ws.home, ws.tmp, *(ws.work / name for name in job.writable))
     return reading(
-        Policy(write, hidden=job.hidden, connect=(port,) if port else None), ws, readable(command, job.programs)
+        Policy(write, hidden=job.hidden, connect=(port,) if port else None),
+        ws,
+        (*readable(command, job.programs), *job.shown),
     )
 
 

@@ -88,6 +88,7 @@ class AgentTarget:
     account: str = ""
     spend: Callable[[Usage], None] = lambda _: None
     executor: Executor = HERE
+    documents: Path | None = None  # folder of the environment that the agent reads
     _gateway: Gateway | None = None
     _started: bool = False
     _starting: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False)
@@ -105,7 +106,7 @@ class AgentTarget:
         model = self.upstream.fingerprint if self.upstream else f"own login{f' {self.own}' if self.own else ''}"
         limits = self.limits.max_turns, self.limits.max_usd
         known = self.version, self.content, model, self.activation, limits, self.sandbox.level, sorted(self.env)
-        return digest("agent", self.agent, *known)
+        return digest("agent", self.agent, *known, *(["documents"] if self.documents else []))
 
     def guess(self, skill: Skill, task: Task) -> Usage:
         self.skill_files(skill)
@@ -137,6 +138,8 @@ class AgentTarget:
     async def run(self, skill: Skill, task: Task, attempt: int) -> Trajectory:
         installed = self.skill_files(skill)
         prompt, images = prompt_of(task.messages)
+        if self.documents is not None:
+            prompt += f"\n\nThe documents are in the folder {self.documents}. Read them there; do not change them."
         question = [(m.role, m.text, [i.base64 for i in m.images]) for m in task.messages]
         files = [(name, hashlib.sha256(data).hexdigest()) for name, data in sorted(task.files.items())]
         key = digest("agent rollout", self.fingerprint, skill.hash, task.id, question, files, attempt)
@@ -157,6 +160,7 @@ class AgentTarget:
             env=self.env,
             programs=self.programs,
             hidden=self.hidden,
+            shown=(self.documents,) if self.documents is not None else (),
             writable=self.writable,
             role=self.role,
         )
@@ -403,6 +407,7 @@ def make_agent(
     key_env: str | None = None,
     spend: Callable[[Usage], None] = lambda _: None,
     executor: Executor = HERE,
+    documents: Path | None = None,
 ) -> AgentTarget:
     """The agent that `cfg.model` names. A relative path in a command starts at `root`, whose files stay hidden from it.
 
@@ -442,6 +447,7 @@ def make_agent(
         role=role,
         spend=spend,
         executor=executor,
+        documents=documents,
     )
 
 

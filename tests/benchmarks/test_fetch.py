@@ -1,0 +1,355 @@
+"""Downloads over real HTTP: resume, digests, kills, what a publisher or a network does wrong, Hugging Face."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+import json
+import os
+import signal
+import sys
+import tarfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from http_server import Answer, Call, Server
+from skilltune import benchmarks
+from skilltune.benchmarks.benchmark import Benchmark, Metric, Source
+from skilltune.benchmarks.fetch import RECORD, FetchError, fetch, lacking, recorded
+from skilltune.errors import UsageError
+
+pytestmark = pytest.mark.anyio
+DATA = bytes(range(256)) * 400
+DIGEST = hashlib.sha256(DATA).hexdigest()
+
+
+def benchmark(*files: Source, **more: Any) -> Benchmark:
+    metric = Metric("m", "a metric")
+    home = "https://example.org/set"
+    return Benchmark("own", "Own", lambda *_: None, (1, 1, 1), home, "MIT", metric, metric, files=files, **more)  # type: ignore[arg-type]
+
+
+async def no_wait(_: float) -> None:
+    return None
+
+
+def sent(data: bytes, status: str = "200 OK", promised: int | None = None, etag: str = "", place: str = "") -> Answer:
+    """A response with bytes. `promised` is a Content-Length that the body need not have, `place` a Content-Range."""
+    lines = {"Content-Length": str(len(data) if promised is None else promised), "Connection": "close"}
+    lines |= {name: value for name, value in (("ETag", etag), ("Content-Range", place)) if value}
+    head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
+    return Answer(raw=f"HTTP/1.1 {status}\r\n{head}\r\n".encode() + data)
+
+
+def ranged(data: bytes, cuts: list[int], etag: str = '"v1"') -> Callable[[Call], Answer]:
+    """A server that honours Range. Each answer is cut after the next number of bytes, then none is."""
+
+    def answer(call: Call) -> Answer:
+        start = int(call.headers.get("range", "bytes=0-")[6:-1])
+        fresh = not start or call.headers.get("if-range", etag) != etag
+        start = 0 if fresh else start
+        rest = data[start:]
+        part = rest[: cuts.pop(0)] if cuts else rest
+        if fresh:
+            return sent(part, promised=len(rest), etag=etag)
+        place = f"bytes {start}-{len(data) - 1}/{len(data)}"
+        return sent(part, "206 Partial Content", len(rest), etag, place)
+
+    return answer
+
+
+async def test_a_file_is_fetched_once_and_recorded(tmp_path: Path) -> None:
+    async with Server(ranged(DATA, [])) as server:
+        own = benchmark(Source("a/data.bin", f"{server.url}/data.bin"))
+        assert lacking(own, tmp_path) == ["a/data.bin"]
+        first = await fetch(own, tmp_path)
+        second = await fetch(own, tmp_path)
+    assert (first.new, second.kept, len(server.calls)) == (("a/data.bin",), ("a/data.bin",), 1)
+    assert (tmp_path / "a" / "data.bin").read_bytes() == DATA
+    assert recorded(tmp_path)["a/data.bin"]["sha256"] == DIGEST
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["data.bin"]
+
+
+@pytest.mark.parametrize("cuts", [[1], [50_000], [50_000, 0, 0, 1, 7], [len(DATA) - 1]])
+async def test_a_cut_connection_is_resumed(tmp_path: Path, cuts: list[int]) -> None:
+    n = len(cuts)
+    async with Server(ranged(DATA, cuts)) as server:
+        await fetch(benchmark(Source("data.bin", f"{server.url}/data.bin")), tmp_path, wait=no_wait)
+    assert (tmp_path / "data.bin").read_bytes() == DATA
+    assert len(server.calls) == n + 1
+    assert server.calls[-1].headers["range"].startswith("bytes=")
+
+
+async def test_the_next_command_resumes_too(tmp_path: Path) -> None:
+    async with Server(ranged(DATA, [60_000, 0, 0, 0, 0])) as server:
+        own = benchmark(Source("data.bin", f"{server.url}/data.bin"))
+        with pytest.raises(FetchError, match=r"60 kB have arrived and are kept: run the same command again"):
+            await fetch(own, tmp_path, wait=no_wait)
+        assert not (tmp_path / "data.bin").exists()
+    async with Server(ranged(DATA, [])) as server:
+        moved = (tmp_path / "data.bin.part.json").read_text()
+        (tmp_path / "data.bin.part.json").write_text(moved.replace(moved.split('"')[3], f"{server.url}/data.bin"))
+        await fetch(benchmark(Source("data.bin", f"{server.url}/data.bin")), tmp_path)
+        assert server.calls[0].headers["range"] == "bytes=60000-"
+    assert (tmp_path / "data.bin").read_bytes() == DATA
+
+
+async def test_a_file_that_changed_between_two_connections_is_fetched_anew(tmp_path: Path) -> None:
+    new = DATA[::-1]
+    async with Server(ranged(DATA, [50_000]), ranged(new, [], etag='"v2"')) as server:
+        await fetch(benchmark(Source("data.bin", f"{server.url}/data.bin")), tmp_path, wait=no_wait)
+    assert (tmp_path / "data.bin").read_bytes() == new
+
+
+@pytest.mark.parametrize("etag", ["", 'W/"weak"'])
+async def test_a_server_without_versions_is_resumed_only_if_the_digest_is_known(tmp_path: Path, etag: str) -> None:
+    for pinned, asked in ((DIGEST, "bytes=50000-"), ("", None)):
+        rest = sent(DATA[50_000:], "206 Partial Content", etag=etag) if asked else sent(DATA, etag=etag)
+        async with Server(sent(DATA[:50_000], promised=len(DATA), etag=etag), rest) as server:
+            folder = tmp_path / (pinned or "none")
+            await fetch(benchmark(Source("data.bin", f"{server.url}/x", pinned)), folder, wait=no_wait)
+            assert server.calls[1].headers.get("range") == asked
+        assert (folder / "data.bin").read_bytes() == DATA
+
+
+async def test_a_range_beyond_the_end_begins_again(tmp_path: Path) -> None:
+    (tmp_path / "data.bin.part").write_bytes(DATA + b"more")
+    async with Server(sent(b"", "416 Range Not Satisfiable"), ranged(DATA, [])) as server:
+        url = f"{server.url}/data.bin"
+        (tmp_path / "data.bin.part.json").write_text(json.dumps({"url": url, "version": '"v1"'}))
+        await fetch(benchmark(Source("data.bin", url)), tmp_path, wait=no_wait)
+    assert (tmp_path / "data.bin").read_bytes() == DATA
+
+
+async def test_a_wrong_digest_leaves_nothing_behind(tmp_path: Path) -> None:
+    async with Server(ranged(DATA[:-1] + b"!", [])) as server:
+        with pytest.raises(FetchError, match="is not the file that is meant"):
+            await fetch(benchmark(Source("data.bin", f"{server.url}/x", DIGEST)), tmp_path)
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith("data.bin")]
+
+
+async def test_a_publisher_who_changes_a_file_is_noticed(tmp_path: Path) -> None:
+    async with Server(ranged(DATA, []), ranged(DATA[1:], [])) as server:
+        own = benchmark(Source("data.bin", f"{server.url}/x"))
+        await fetch(own, tmp_path)
+        (tmp_path / "data.bin").unlink()
+        with pytest.raises(FetchError, match="recorded at the first download"):
+            await fetch(own, tmp_path)
+
+
+@pytest.mark.parametrize("pinned", [DIGEST, ""])
+async def test_a_file_that_changed_here_is_not_overwritten(tmp_path: Path, pinned: str) -> None:
+    async with Server(ranged(DATA, [])) as server:
+        own = benchmark(Source("data.bin", f"{server.url}/x", pinned))
+        await fetch(own, tmp_path)
+        (tmp_path / "data.bin").write_bytes(b"mine")
+        with pytest.raises(UsageError, match="move it away"):
+            await fetch(own, tmp_path)
+    assert (tmp_path / "data.bin").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize(
+    ("answer", "message", "calls"),
+    [
+        (Answer("gone", 404), "is not there (404)", 1),
+        (Answer("no", 403), "may not be read (403)", 1),
+        (Answer("busy", 503), "broke off (the server answered 503)", 4),
+        (Answer(drop=True), "broke off", 8),  # aiohttp itself tries each connection twice
+    ],
+)
+async def test_a_failure_is_one_line(tmp_path: Path, answer: Answer, message: str, calls: int) -> None:
+    async with Server(answer) as server:
+        with pytest.raises(FetchError) as caught:
+            await fetch(benchmark(Source("data.bin", f"{server.url}/x")), tmp_path, wait=no_wait)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(server.calls) == calls
+
+
+async def test_without_a_network_one_line_says_so(tmp_path: Path) -> None:
+    async with Server(Answer("")) as server:
+        url = f"{server.url}/x"
+    with pytest.raises(FetchError, match="is there a network") as caught:
+        await fetch(benchmark(Source("data.bin", url)), tmp_path, wait=no_wait)
+    assert "\n" not in str(caught.value)
+
+
+async def test_a_set_without_files_is_explained(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="ask for access"):
+        await fetch(benchmark(gated="ask for access at example.org"), tmp_path)
+
+
+async def test_two_fetches_into_one_folder_do_not_mix(tmp_path: Path) -> None:
+    async with Server(Answer(hang=True)) as server:
+        own = benchmark(Source("data.bin", f"{server.url}/x"))
+        first = asyncio.create_task(fetch(own, tmp_path))
+        while not server.calls:
+            await asyncio.sleep(0.01)
+        with pytest.raises(UsageError, match="another skilltune is fetching"):
+            await fetch(own, tmp_path)
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+
+
+async def test_a_damaged_record_is_named(tmp_path: Path) -> None:
+    (tmp_path / RECORD).write_text('{"files": [')
+    with pytest.raises(UsageError, match="delete it and fetch again"):
+        recorded(tmp_path)
+
+
+# -- archives
+
+
+def archive(kind: str, names: list[str]) -> bytes:
+    buffer = io.BytesIO()
+    if kind == "zip":
+        with zipfile.ZipFile(buffer, "w") as file:
+            for name in names:
+                file.writestr(name, name)
+    else:
+        with tarfile.open(fileobj=buffer, mode="w:gz") as file:
+            for name in names:
+                entry = tarfile.TarInfo(name)
+                entry.size = len(name)
+                file.addfile(entry, io.BytesIO(name.encode()))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar.gz"])
+async def test_an_archive_is_unpacked_beside_itself(tmp_path: Path, kind: str) -> None:
+    async with Server(ranged(archive(kind, ["set/a.txt", "set/b/c.txt"]), [])) as server:
+        own = benchmark(Source(f"all.{kind}", f"{server.url}/all", unpack=True))
+        await fetch(own, tmp_path)
+        (tmp_path / "set" / "a.txt").unlink()
+        await fetch(own, tmp_path)
+    assert (tmp_path / "set" / "a.txt").read_text() == "set/a.txt"
+    assert (tmp_path / "set" / "b" / "c.txt").read_text() == "set/b/c.txt"
+    assert not list(tmp_path.glob(".unpacking*"))
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar.gz"])
+@pytest.mark.parametrize("name", ["../out.txt", "a/../../out.txt", "/tmp/skilltune-out.txt"])
+async def test_an_archive_cannot_write_outside(tmp_path: Path, kind: str, name: str) -> None:
+    folder = tmp_path / "in"
+    async with Server(ranged(archive(kind, [name]), [])) as server:
+        try:
+            await fetch(benchmark(Source(f"all.{kind}", f"{server.url}/all", unpack=True)), folder)
+        except UsageError as error:
+            assert "cannot be unpacked" in str(error)
+    assert not (tmp_path / "out.txt").exists()
+    assert not Path("/tmp/skilltune-out.txt").exists()
+
+
+# -- Hugging Face
+
+
+def hub(files: dict[str, bytes], digest: Callable[[bytes], str] = lambda d: hashlib.sha256(d).hexdigest()) -> Any:
+    """A hub with one data set, which lists its files one a page."""
+
+    def answer(call: Call) -> Answer:
+        path, _, query = call.path.partition("?")
+        if "/api/datasets/" in path:
+            names = [name for name in files if path.endswith(f"/tree/main/{Path(name).parent}")]
+            page = int(query.removeprefix("page=") or 0)
+            name = names[page]
+            entry = {"type": "file", "path": name, "size": len(files[name]), "lfs": {"oid": digest(files[name])}}
+            more = f'<{path}?page={page + 1}>; rel="next"'
+            return Answer([entry], headers={"Link": more} if page + 1 < len(names) else {})
+        return ranged(files[path.partition("/resolve/main/")[2]], [])(call)
+
+    return answer
+
+
+FILES = {"data/train-0.parquet": b"one", "data/train-1.parquet": b"two", "data/README.md": b"text"}
+
+
+async def test_a_data_set_of_the_hub_is_listed_page_by_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    async with Server(hub(FILES)) as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        result = await fetch(benchmark(Source("data/*.parquet", dataset="me/set")), tmp_path)
+    assert result.new == ("data/train-0.parquet", "data/train-1.parquet")
+    assert (tmp_path / "data" / "train-1.parquet").read_bytes() == b"two"
+    assert {call.headers.get("authorization") for call in server.calls} == {"Bearer hf_secret"}
+
+
+async def test_the_hubs_digest_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with Server(hub(FILES, digest=lambda _: DIGEST)) as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        with pytest.raises(FetchError, match="is not the file that is meant"):
+            await fetch(benchmark(Source("data/*.parquet", dataset="me/set")), tmp_path)
+
+
+async def test_the_token_does_not_follow_a_redirect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    async with Server(ranged(b"one", [])) as store:
+        listed = hub({"data/a.bin": b"one"})
+
+        def answer(call: Call) -> Answer:
+            return listed(call) if "/api/" in call.path else Answer("", 302, {"Location": f"{store.url}/blob"})
+
+        async with Server(answer) as server:
+            monkeypatch.setenv("HF_ENDPOINT", server.url)
+            await fetch(benchmark(Source("data/a.bin", dataset="me/set")), tmp_path)
+    assert "authorization" not in store.calls[0].headers
+    assert (tmp_path / "data" / "a.bin").read_bytes() == b"one"
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (Answer("", 401), "ask the publisher"),
+        (Answer([]), "has no file"),
+        (Answer("<html>"), "cannot be read"),
+        (Answer([{"type": "file", "path": "../evil.parquet"}]), "has no file|outside"),
+    ],
+)
+async def test_a_hub_that_answers_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: Answer, message: str
+) -> None:
+    async with Server(answer) as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        own = benchmark(Source("*.parquet", dataset="me/set"), gated="ask the publisher")
+        with pytest.raises(FetchError, match=message):
+            await fetch(own, tmp_path, wait=no_wait)
+    assert not (tmp_path.parent / "evil.parquet").exists()
+
+
+@pytest.mark.slow
+async def test_a_kill_in_the_middle_costs_only_the_rest(tmp_path: Path) -> None:
+    """The whole command, killed while the file arrives, then run again."""
+    rows = "".join(
+        json.dumps({"id": str(i), "question": f"q{i}", "context": f"c{i}", "answers": ["a"]}) + "\n" for i in range(999)
+    ).encode()
+    listed, whole = hub({"data/all.parquet": rows}), [False]
+
+    def answer(call: Call) -> Answer:
+        if "/api/" in call.path or whole[0]:
+            return listed(call)
+        return replace(sent(rows[:30_000], promised=len(rows), etag='"v1"'), hang=True)
+
+    async with Server(answer) as server:
+        command = [sys.executable, "-m", "skilltune", "data", "fetch", "searchqa", "--data", str(tmp_path)]
+        place = os.environ | {"HF_ENDPOINT": server.url}
+        process = await asyncio.create_subprocess_exec(*command, env=place, stdout=asyncio.subprocess.DEVNULL)
+        part = tmp_path / "data" / "all.parquet.part"
+        while not part.is_file() or part.stat().st_size < 30_000:
+            await asyncio.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        await process.wait()
+        assert not (tmp_path / "data" / "all.parquet").exists()
+        whole[0], before = True, len(server.calls)
+        process = await asyncio.create_subprocess_exec(*command, env=place, stdout=asyncio.subprocess.PIPE)
+        out, _ = await process.communicate()
+    assert process.returncode == 0
+    assert b"licence: " in out.partition(b"got ")[0]
+    assert server.calls[before + 1].headers["range"] == "bytes=30000-"
+    assert (tmp_path / "data" / "all.parquet").read_bytes() == rows
+    assert not lacking(benchmarks.find("searchqa"), tmp_path)
