@@ -512,7 +512,9 @@ class WorkersConfig(_Section):
 
     @model_validator(mode="after")
     def _fits(self) -> WorkersConfig:
-        if self.on == "local" and (extra := [key for key in self.model_fields_set - {"on"} if getattr(self, key)]):
+        fields = type(self).model_fields
+        extra = [key for key in fields if key != "on" and getattr(self, key) != fields[key].default]
+        if self.on == "local" and extra:
             raise ValueError(f'workers.{extra[0]} is an option of Ray: set workers.on="ray", or leave it out')
         return self
 

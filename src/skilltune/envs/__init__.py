@@ -10,13 +10,13 @@ from __future__ import annotations
 import copy
 import functools
 import hashlib
-import inspect
 import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path, PurePosixPath
 from typing import Any, ParamSpec, Protocol, runtime_checkable
 
@@ -471,7 +471,7 @@ def env(fn: Callable[P, Env | Environment]) -> Callable[P, Env]:
     @functools.wraps(fn)
     def factory(*args: P.args, **kwargs: P.kwargs) -> Env:
         made = as_env(fn(*args, **kwargs), f"{fn.__qualname__}()")
-        bound = inspect.signature(fn).bind(*args, **kwargs)
+        bound = signature(fn).bind(*args, **kwargs)
         bound.apply_defaults()
         made.name, made.args = fn.__name__, dict(bound.arguments)
         return made
@@ -511,9 +511,9 @@ def load_env(spec: str, **kw: Any) -> Env:
     plain: Any = made
     factory: Callable[..., Env] = plain if name in marked else env(plain)
     try:
-        inspect.signature(factory).bind(**kw)
+        signature(factory).bind(**kw)
     except TypeError as error:
-        raise UsageError(f"{spec}{inspect.signature(factory)}: {error}") from None
+        raise UsageError(f"{spec}{signature(factory)}: {error}") from None
     with importing_from(path.resolve().parent), redirect_stdout(sys.stderr):
         try:
             return factory(**kw)
