@@ -184,7 +184,8 @@ def build_parts(
     hedge = STRAGGLER if cfg.target.hedge else None
     further_sections = cfg.also if others is None else tuple(others)
     sections = (cfg.target, *further_sections, proposing, *([judging] if judging is not None else []))
-    clients = Clients(sections, run, budget, hedge=hedge)
+    further = [section.model for section in further_sections]
+    clients = Clients(sections, run, budget, hedge=hedge, further=further)
     refuse_target(cfg)
     judge = None
     if judging is not None:
@@ -196,11 +197,11 @@ def build_parts(
     ahead = may_look_ahead(cfg, target.guess(start, env.task(env.samples[0])), judge)
     roll = build_roller(cfg, run, env, target, scores, ahead)
     limit = cfg.train.skill_limit(start.tokens)
-    further = tuple(build_further(cfg, section, clients, env, start, root, roll) for section in further_sections)
-    arena = Arena(roll, splits.train, splits.select, cfg.gate, cfg.seed, limit, also=further, start=start)
+    also = tuple(build_further(cfg, section, clients, env, start, root, roll) for section in further_sections)
+    arena = Arena(roll, splits.train, splits.select, cfg.gate, cfg.seed, limit, also=also, start=start)
     if others is None:
         require_enough(cfg, splits)
-    arena.refuses = refuses_of((target, *(other.roll.target for other in further)))
+    arena.refuses = refuses_of((target, *(other.roll.target for other in also)))
     resolved = cfg.model_copy(update={"train": cfg.train.model_copy(update={"max_skill_tokens": limit})})
     proposer = build_optimizer(resolved, proposing, clients, env, start, splits.train, root)
     parts = Parts(
@@ -242,8 +243,8 @@ def build_further(
         target = build_target(own, clients, env, skill, root)
     except UsageError as error:
         raise UsageError(
-            f"the further target {name}: {error}\n"
-            f'(It can have options of its own as a table in gate.also: {{model = "{name}", key_env = …, price = …}}.)'
+            f"the further target {name}: {error}\n(It can have options of its own, as a table in gate.also or in the "
+            f'`targets` of evaluate(): {{model = "{name}", key_env = …, price = …}}.)'
         ) from error
     scheme = parse_name(name).scheme
     proven = None if scheme not in AGENT_SCHEMES else bool(scheme not in ("acp", "command") or section.upstream)
@@ -326,7 +327,7 @@ def build_target(cfg: Config, clients: Clients, env: Env, skill: Skill, root: Pa
     if skill.text.strip():
         require_loadable(cfg, skill)
     target = MAKERS[scheme](cfg.target, clients, root)
-    clients.budget.require_price("target", target.guess(skill, env.task(env.samples[0])))
+    clients.require_price(cfg.target, "target", target.guess(skill, env.task(env.samples[0])))
     if isinstance(target, ChatTarget):
         env.require_shown()
     return target

@@ -19,14 +19,14 @@ from pathlib import Path
 import regex
 
 from skilltune.envs.task import Task
-from skilltune.errors import Outcome
+from skilltune.errors import InfraError, Outcome
 from skilltune.journal.keys import digest
 from skilltune.metering.client import Client
 from skilltune.models import Message, Reply, Request, Tool, ToolCall, ToolResult
 from skilltune.rollout import THINKING, Trajectory, Turn
 from skilltune.sandbox import Command, Limits, Policy, Sandbox, describe
 from skilltune.skill import Skill
-from skilltune.targets.agents.job import KEPT, left_files, readable, reading
+from skilltune.targets.agents.job import KEPT, gone, left_files, readable, reading
 from skilltune.targets.chat import GUESSED_ANSWER, with_skill
 from skilltune.usage import Usage
 from skilltune.workspace import Workspace, changes, close_workspace, open_workspace
@@ -143,12 +143,17 @@ class ToolsTarget:
         finally:
             await asyncio.to_thread(close_workspace, workspace)
         seconds = round(time.monotonic() - began, 4)
-        return replace(done, seconds=seconds, artifacts=left_files(left), diff=left.diff)
+        return replace(done, seconds=seconds, artifacts=left_files(left), deleted=gone(left), diff=left.diff)
 
     async def _go_on(self, talk: _Talk, attempt: int) -> Trajectory:
         """The loop, from where it stands."""
         while talk.taken < self.max_turns:
-            reply = await self.client.model.complete(self.request(tuple(talk.messages), attempt))
+            request = self.request(tuple(talk.messages), attempt)
+            try:
+                reply = await self.client.model.complete(request)
+            except InfraError as failure:
+                failure.guess = self.client.bound(request)  # one call failed, not a whole rollout
+                raise
             talk.taken, talk.usage = talk.taken + 1, talk.usage + reply.usage
             self._note(talk, reply)
             if not reply.tool_calls:
@@ -202,7 +207,7 @@ class ToolsTarget:
     async def _command(self, argv: tuple[str, ...], ws: Workspace) -> str:
         env = {name: os.environ[name] for name in KEPT if name in os.environ}
         command = Command(argv, ws.work, {"LANG": "C.UTF-8", **env, "HOME": str(ws.home), "TMPDIR": str(ws.tmp)})
-        policy = reading(Policy((ws.root,), hidden=self.hidden, connect=()), ws, readable(command))
+        policy = reading(Policy((ws.root,), hidden=self.hidden, connect=()), ws, readable(command, hidden=self.hidden))
         exit = await self.sandbox.run(command, policy, COMMAND)
         output = (exit.stdout + exit.stderr).decode("utf-8", "replace").rstrip()
         if exit.limit:

@@ -29,13 +29,14 @@ from skilltune.journal.run import Run
 from skilltune.metering.slots import Endpoint
 from skilltune.models import Message
 from skilltune.models.prices import price
+from skilltune.models.redact import secrets_of, without
 from skilltune.names import Name, parse_name
 from skilltune.rollout import Artifact, Trajectory, Turn
 from skilltune.sandbox import Sandbox, describe, probe
 from skilltune.skill import MAIN, Skill
 from skilltune.targets.agents import AGENTS, AgentJob, AgentResult, SkillFiles, run_job
 from skilltune.targets.agents.command import split_command
-from skilltune.targets.agents.job import KEPT, Mode, left_files, workspaces_of
+from skilltune.targets.agents.job import KEPT, Mode, gone, left_files, workspaces_of
 from skilltune.usage import Usage, minus
 
 TIMEOUT_S = 900.0  # of a rollout, if target.timeout_s is not set
@@ -131,6 +132,15 @@ class AgentTarget:
         return ""
 
     async def run(self, skill: Skill, task: Task, attempt: int) -> Trajectory:
+        """Run one rollout. Nothing that it returns or raises shows a secret of `env`, because all of it is stored."""
+        secrets = secrets_of(self.env)
+        try:
+            return _without_secrets(await self._run(skill, task, attempt, secrets), secrets)
+        except CallError as failure:
+            failure.args, failure.systemic = without(failure.args, secrets), without(failure.systemic, secrets)
+            raise
+
+    async def _run(self, skill: Skill, task: Task, attempt: int, secrets: tuple[str, ...]) -> Trajectory:
         installed = self.skill_files(skill)
         prompt, images = prompt_of(task.messages)
         question = [(m.role, m.text, [i.base64 for i in m.images]) for m in task.messages]
@@ -160,7 +170,7 @@ class AgentTarget:
             done = alone(job, await run_job(job))
             listed = done.usage.usd if done.usage.usd is not None else self.usd(done.usage)
             return replace(done, usage=replace(done.usage, usd=listed))
-        lease = await self._lease(key, installed)
+        lease = await self._lease(key, installed, task.id, secrets)
         try:
             result = await run_job(replace(job, url=lease.url, token=lease.token))
             trajectory = witnessed(job, result, lease, waited=await lease.end())
@@ -177,7 +187,7 @@ class AgentTarget:
         self.spend(minus(lease.paid, lease.usage))  # the caller counts all, and the rest was paid before
         return trajectory
 
-    async def _lease(self, key: str, skill: SkillFiles | None) -> Lease:
+    async def _lease(self, key: str, skill: SkillFiles | None, sample: str, secrets: tuple[str, ...]) -> Lease:
         assert self.upstream is not None
         async with self._starting:
             if self._gateway is None:
@@ -196,6 +206,8 @@ class AgentTarget:
             slots=self.slots,
             role=self.role,
             account=self.account,
+            sample=sample,
+            secrets=secrets,
         )
 
     def usd(self, usage: Usage) -> float | None:
@@ -253,9 +265,11 @@ def witnessed(job: AgentJob, result: AgentResult, lease: Lease, *, waited: float
         skill_offered=lease.offered or job.skill is None,
         skill_loaded=lease.loaded or job.skill is None,
         artifacts=left_files(result.changes),
+        deleted=gone(result.changes),
         diff=result.changes.diff,
         stream=_stream(result),
         journaled=True,
+        timed_out=end.timed_out and not lease.limit,
     )
 
 
@@ -271,8 +285,26 @@ def alone(job: AgentJob, result: AgentResult) -> Trajectory:
         usage=end.usage or Usage(calls=1, usd=None),
         seconds=round(result.seconds, 4),
         artifacts=left_files(result.changes),
+        deleted=gone(result.changes),
         diff=result.changes.diff,
         stream=_stream(result),
+        timed_out=end.timed_out,
+    )
+
+
+def _without_secrets(done: Trajectory, secrets: tuple[str, ...]) -> Trajectory:
+    if not secrets:
+        return done
+    return replace(
+        done,
+        answer=without(done.answer, secrets),
+        turns=tuple(Turn(turn.role, without(turn.text, secrets)) for turn in done.turns),
+        error=without(done.error, secrets),
+        artifacts={
+            without(path, secrets): Artifact.of(without(file.read(), secrets)) for path, file in done.artifacts.items()
+        },
+        deleted=without(done.deleted, secrets),
+        diff=without(done.diff, secrets),
     )
 
 
