@@ -100,6 +100,18 @@ async def test_a_failed_call_is_repeated_where_the_loop_stands(tmp_path: Path) -
     assert (trajectory.usage.calls, len(server.asked)) == (2, 3)
 
 
+async def test_a_failed_call_of_unknown_cost_is_estimated_as_one_call(tmp_path: Path) -> None:
+    """Not as a whole rollout, whose mean is known after the first ones."""
+    script = turns(*[Turn(calls=(Call("bash", {"command": "true"}),))] * 9, Turn("done"))
+    faults = [None] * 12 + [Fault(200, raw=b"<html>")]
+    async with Upstream(script, *faults) as server, Bench(tmp_path, server.url) as bench:
+        for attempt in (0, 1):
+            await bench.target.run(SKILL, task(), attempt)
+        ((_, value, lost),) = bench.run.memos("failed attempt")
+        assert (value["estimated"], lost.calls, len(server.asked)) == (True, 1, 21)
+        assert bench.budget.spent.calls == 21
+
+
 async def test_a_rollout_that_fails_for_good_costs_what_was_answered(tmp_path: Path) -> None:
     script = turns(Turn(calls=(Call("bash", {"command": "true"}),)))
     empty = Fault(200, {"choices": [{"message": {"content": ""}, "finish_reason": "stop"}], "usage": {}})
