@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,6 +71,7 @@ def test_one_table_shows_that_a_skill_helps_one_target_and_harms_another(
     assert [row["target"] for row in data["targets"]] == [name(world), name(other)]
     assert (good["without"]["mean"], good["with"]["mean"]) == (0.0, pytest.approx(2 / 3))
     assert (bad["without"]["mean"], bad["with"]["mean"]) == (1.0, pytest.approx(1 / 3))
+    assert (good["before"], good["after"]) == (0.0, pytest.approx(2 / 3))
     before, after = [0.0] * 30, [1.0] * 20 + [0.0] * 10
     low, high = difference_interval(before, after)
     expected = pytest.approx((2 / 3, low, high, paired(before, after).p))
@@ -83,6 +86,16 @@ def test_one_table_shows_that_a_skill_helps_one_target_and_harms_another(
     assert (world.calls["target"], other.calls["target"]) == paid  # nothing is paid twice
     assert "+66.7 (" in shown.stdout
     assert "-66.7 (" in shown.stdout
+    table = skilltune("table", run, "--format", "csv")
+    rows = {row["target"]: row for row in csv.DictReader(io.StringIO(table.stdout))}
+    assert {target: float(row["after"]) for target, row in rows.items()} == {
+        name(world): pytest.approx(2 / 3),
+        name(other): pytest.approx(1 / 3),
+    }
+    assert {row["certified"] for row in rows.values()} == {""}
+    text = skilltune("table", run).stdout
+    assert "targets compared by `eval --targets`" in text
+    assert "not certified" not in text
     assert "0.0 (0.0…" in shown.stdout
 
 
@@ -112,6 +125,7 @@ def test_a_target_that_fails_is_a_row_with_its_reason_and_is_paid_for_later(
     table = skilltune("eval", config, "--targets", targets, "--run", run)
     assert table.exit_code == 3
     assert "no figures, see below" in table.stdout
+    assert "has no figures: " in skilltune("table", run).stdout
     assert "the same command pays only for the rest" in table.stderr
     other.faults, before = Faults(), world.calls["target"]
     result = skilltune("eval", config, "--targets", targets, "--run", run, "--json")

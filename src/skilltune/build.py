@@ -47,7 +47,7 @@ from skilltune.optimizer.plugin import Material, load_optimizer, train_only
 from skilltune.optimizer.recorded import Recording
 from skilltune.optimizer.stage import ByModel
 from skilltune.parts import Parts
-from skilltune.rollouts.further import Further, kind_of, pin_further, pinned_further
+from skilltune.rollouts.further import Further, kind_of, measured, pin_further, pinned_further
 from skilltune.rollouts.inputs import (
     CONTENTS,
     content_of,
@@ -305,7 +305,7 @@ def proposing_section(cfg: Config) -> OptimizerConfig:
 def build_budget(cfg: Config, run: Run) -> Budget:
     """The budget of a run, with all that its earlier lives spent."""
     known = {"target": run.paid("rollout"), "optimizer": run.paid("optimizer"), "judge": run.paid("judge")}
-    known |= {kind: run.paid(kind) for kind in map(kind_of, pinned_further(run))}
+    known |= {kind: run.paid(kind) for kind in map(kind_of, [*pinned_further(run), *measured(run)])}
     return Budget(cfg.budget.limits, sum(run.usage.values(), Usage()), lambda: run.elapsed_s, known=known)
 
 

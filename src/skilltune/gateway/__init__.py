@@ -99,11 +99,12 @@ class Gateway:
         """The right of one attempt's agent to ask `upstream`.
 
         `rollout_key` identifies the attempt and its question; exchanges are journaled under it in `run`, in the name of
-        `account` ("" is the role) and for `sample`, without the values in `secrets`. Raises `UsageError` for a limit in dollars if the price of the model is unknown.
+        `account` ("" is the role) and for `sample`, without the values in `secrets`. Raises `UsageError` for a limit in
+        dollars if the price of the model is unknown.
         """
         if limits.max_usd is not None and upstream.priced(Usage(1, 1000, 1000)).usd is None:
             raise UsageError(
-                f"the price of `{upstream.known}` is unknown, so max_usd cannot hold: state price_in and price_out, or "
+                f"the price of `{upstream.known}` is unknown, so max_usd cannot hold: set price = [input, output], or "
                 "use max_turns"
             )
         if upstream not in self._links:

@@ -25,7 +25,7 @@ from skilltune.history.left_out import left_out
 from skilltune.journal.run import EXCHANGE, FAILED, Run, by_work, owner_of
 from skilltune.result import claim
 from skilltune.rollout import Rollout, Score, rollout_from_json
-from skilltune.rollouts.further import kind_of, pinned_further
+from skilltune.rollouts.further import kind_of, measured, pinned_further
 from skilltune.skill import Skill
 from skilltune.stopping import Ending
 from skilltune.usage import Usage
@@ -444,7 +444,8 @@ def _compared(score: Score, gate: Mapping[str, Any]) -> float:
 def _other_spend(run: Run) -> list[Spend]:
     """Every paid kind but rollouts of the target; failed attempts, which may have been billed, by the role that made
     them. The exchanges of an agent count for its role."""
-    roles = {kind_of(name): f"further target {name}" for name in pinned_further(run)} | {"rollout": "target"}
+    further = [*pinned_further(run), *measured(run)]
+    roles = {kind_of(name): f"further target {name}" for name in further} | {"rollout": "target"}
     rows = [
         Spend(roles.get(kind, kind), "answers without a score" if kind == "unscored" else "all", usage)
         for kind, usage in by_work({kind: usage for kind, usage in run.usage.items() if kind != FAILED})

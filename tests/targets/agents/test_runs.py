@@ -15,6 +15,7 @@ from skilltune.api import aevaluate, atrain
 from skilltune.build import build_parts
 from skilltune.cli.main import app
 from skilltune.config import Config, TargetConfig
+from skilltune.errors import RunError
 from skilltune.history.activation import UNPROVEN
 from skilltune.history.record import Record
 from skilltune.journal.run import Run
@@ -110,6 +111,43 @@ async def test_a_table_of_targets_shows_in_how_many_rollouts_each_agent_loaded_t
     table = transfer_table(found)
     assert "100 % (offered 100 %)" in table
     assert table.count("+50.0 (") == 3
+
+
+@pytest.mark.parametrize(("change", "refused"), [("program", True), ("option", False), ("nothing", False)])
+async def test_a_target_that_changed_is_not_compared_with_its_former_self(
+    change: str, refused: bool, tmp_path: Path
+) -> None:
+    """A run holds one version of each target that `targets` names. Other options make it another target."""
+    program = tmp_path / "agent.sh"
+    program.write_text("#!/bin/sh\nexec script {prompt_file}\n".replace("{prompt_file}", '"$1"'))
+    program.chmod(0o755)
+    skill = Skill.parse(f"{FRONT}\nThe code of a printer is CODE-PRINTER.\n")
+    async with Upstream(desk) as server:
+        target = {"model": f"command:{program} {{prompt_file}}", "upstream": f"openai@{server.url}/v1/m"}
+
+        async def compare(**options: object) -> int:
+            targets = [{**target, **options}]
+            env = Env(samples(4), root=tmp_path)
+            await aevaluate(skill, env, {"sandbox": "none"}, targets=targets, run=tmp_path / "run")
+            return len(server.asked)
+
+        asked = await compare()
+        if change == "program":
+            program.write_text(program.read_text() + "# version 2\n")
+        options: dict[str, object] = {"option": {"max_turns": 9}, "nothing": {"workers": 2}}.get(change, {})
+        if refused:
+            with pytest.raises(RunError, match=r"command:.*agent.sh .* changed since the run in .* measured it"):
+                await compare(**options)
+        else:
+            assert (await compare(**options) == asked) is (change == "nothing")
+    with Run.read(tmp_path / "run") as run:
+        event = run.events("measured")[0][2]
+        assert event["target"] == target["model"]
+        assert "the agent is command:" in event["facts"][0]
+        total = sum(usage.calls for usage in run.usage.values())
+        assert {row.role: row.usage.calls for row in Record.of(run).spend if row.usage.calls} == {
+            f"further target {target['model']}": total
+        }
 
 
 @pytest.mark.slow
