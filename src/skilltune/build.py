@@ -249,7 +249,7 @@ def build_further(
     scheme = parse_name(name).scheme
     proven = None if scheme not in AGENT_SCHEMES else bool(scheme not in ("acp", "command") or section.upstream)
     scores = replace(roll.scores, held={})
-    abreast = max(2, section.workers)  # of each skill, so that two skills that are compared share the slots
+    abreast = max(2, section.workers)
     other = Roller(
         _with_account(target, kind),
         env,
@@ -257,6 +257,7 @@ def build_further(
         roll.contents,
         scores,
         under_way=abreast,
+        abreast=abreast,
         dropped=roll.dropped,
         kind=kind,
     )
@@ -342,9 +343,18 @@ def require_loadable(cfg: Config, skill: Skill) -> None:
 def build_roller(cfg: Config, run: Run, env: Env, target: Target, scores: Scores, lookahead: bool) -> Roller:
     """The roller of a run, with the samples that the user took out of it."""
     gone = frozenset(dropped(run))
-    under_way = max(UNDER_WAY, 2 * cfg.target.workers)
-    contents = pinned_contents(run, gone)
-    return Roller(target, env, run, contents, scores, lookahead=lookahead, under_way=under_way, dropped=gone)
+    workers = cfg.target.workers
+    return Roller(
+        target,
+        env,
+        run,
+        pinned_contents(run, gone),
+        scores,
+        lookahead=lookahead,
+        under_way=max(UNDER_WAY, 2 * workers),
+        abreast=max(2, workers),
+        dropped=gone,
+    )
 
 
 @dataclass(frozen=True, slots=True)

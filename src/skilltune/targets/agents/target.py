@@ -51,6 +51,7 @@ ALIASES = ("default", "best", "sonnet", "opus", "haiku", "opusplan", "inherit")
 HUNG = 0.5  # share of a rollout's time; a call that waited so long at its end means that the endpoint hangs
 STREAM_BYTES = 400_000  # of a command line's output that a rollout keeps
 VERSION_S = 60.0  # seconds for `--version`
+_NUMBER = re.compile(r"\d+(?:\.\d+)+[\w.+-]*")
 IMAGES = {"image/png": "png", "image/jpeg": "jpg", "image/gif": "gif", "image/webp": "webp"}
 
 
@@ -93,7 +94,9 @@ class AgentTarget:
     def facts(self) -> tuple[str, ...]:
         """Sentences for `check`, `doctor` and the card: the program, its sandbox, and what proves that it saw the
         skill."""
-        program = f"{self.agent} {self.version}" if self.version else f"{self.agent}:{self.command}"
+        number = _NUMBER.search(self.version)  # without the program's name, which some print with it
+        version = number[0] if number else self.version
+        program = f"{self.agent} {version}" if version else f"{self.agent}:{self.command}"
         proof = "" if self.upstream else OWN_LOGIN if self.version else OWN_LOGIN + NO_UPSTREAM
         return tuple(filter(None, (f"the agent is {program}, in {describe(self.sandbox)}", proof)))
 
