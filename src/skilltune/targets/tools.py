@@ -1,7 +1,8 @@
 """A chat model with tools: a bounded loop of tool calls in a workspace and a sandbox.
 
 So tasks with files train on any chat model without an agent's command line. The rollout is one unit of the budget. A
-failed call is repeated where the loop stands, so no answered call is paid again.
+failed call is repeated where the loop stands. Each answer is journaled, so a rollout that starts again after a kill is
+answered from the journal as far as its tools print the same.
 """
 
 from __future__ import annotations
@@ -12,15 +13,17 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 import regex
 
 from skilltune.envs.task import Task
 from skilltune.errors import InfraError, Outcome
 from skilltune.journal.keys import digest
+from skilltune.journal.run import Paid, exchange_kind
 from skilltune.metering.client import Client
 from skilltune.models import Message, Reply, Request, Tool, ToolCall, ToolResult
 from skilltune.rollout import THINKING, Trajectory, Turn
@@ -28,7 +31,7 @@ from skilltune.sandbox import Command, Limits, Policy, Sandbox, describe
 from skilltune.skill import Skill
 from skilltune.targets.agents.job import KEPT, gone, left_files, readable, reading
 from skilltune.targets.chat import GUESSED_ANSWER, with_skill
-from skilltune.usage import Usage
+from skilltune.usage import Usage, minus
 from skilltune.workspace import Workspace, changes, close_workspace, open_workspace
 
 MAX_TURNS = 20  # if target.max_turns is not set
@@ -66,11 +69,15 @@ class ToolError(Exception):
 
 @dataclass(slots=True)
 class _Talk:
-    """The state of a rollout: it outlives a failed call."""
+    """The state of a rollout: it outlives a failed call. `usage` is the cost of its answers, and `paid` of those that
+    this process paid for."""
 
+    key: str
+    sample: str
     messages: list[Message]
     workspace: Workspace
     usage: Usage = field(default_factory=lambda: Usage(usd=0.0))
+    paid: Usage = field(default_factory=lambda: Usage(usd=0.0))
     turns: list[Turn] = field(default_factory=list)
     said: str = ""
     taken: int = 0
@@ -125,35 +132,28 @@ class ToolsTarget:
         began = time.monotonic()
         asked = with_skill(skill.body, _with_names(task))
         names = [(name, digest(data.hex())) for name, data in sorted(task.files.items())]
-        key = digest("tools rollout", self.fingerprint, task.id, [(m.role, m.text) for m in asked], names, attempt)
+        said = [(m.role, m.text, [image.base64 for image in m.images]) for m in asked]
+        key = digest("tools rollout", self.fingerprint, task.id, said, names, attempt)
         workspace = await asyncio.to_thread(open_workspace, self.parent, key, task.files)
-        talk = _Talk([*asked], workspace, turns=[Turn(m.role, m.text) for m in asked if m.role != "system"])
+        turns = [Turn(m.role, m.text) for m in asked if m.role != "system"]
+        talk = _Talk(key, task.id, [*asked], workspace, turns=turns)
         meter, done = self.client.meter, None
         try:
             done = await meter(lambda: self._go_on(talk, attempt), self.guess(skill, task))
             self.client.note_learned()
             left = await asyncio.to_thread(changes, workspace)
-        except BaseException as failure:  # also the end of the budget, and a cancelled rollout
-            if talk.taken:  # the calls before the failed one were answered and paid
-                why = str(failure) or type(failure).__name__
-                if done is None:  # else the meter has counted them
-                    meter.budget.spend(talk.usage)
-                meter.journal.record_failure(meter.kind or meter.role, f"a rollout that ended early: {why}", talk.usage)
-            raise
-        finally:
+        finally:  # also at the end of the budget, and if the rollout is cancelled
+            counted = Usage() if done is None else done.usage  # by the meter, replayed answers too
+            meter.budget.spend(minus(talk.paid, counted))
             await asyncio.to_thread(close_workspace, workspace)
+        assert done is not None
         seconds = round(time.monotonic() - began, 4)
         return replace(done, seconds=seconds, artifacts=left_files(left), deleted=gone(left), diff=left.diff)
 
     async def _go_on(self, talk: _Talk, attempt: int) -> Trajectory:
         """The loop, from where it stands."""
         while talk.taken < self.max_turns:
-            request = self.request(tuple(talk.messages), attempt)
-            try:
-                reply = await self.client.model.complete(request)
-            except InfraError as failure:
-                failure.guess = self.client.bound(request)  # one call failed, not a whole rollout
-                raise
+            reply = await self._ask(talk, self.request(tuple(talk.messages), attempt))
             talk.taken, talk.usage = talk.taken + 1, talk.usage + reply.usage
             self._note(talk, reply)
             if not reply.tool_calls:
@@ -167,6 +167,25 @@ class ToolsTarget:
             ]
         return self._ended(talk, "agent_limit", f"no answer within {self.max_turns} requests (target.max_turns)")
 
+    async def _ask(self, talk: _Talk, request: Request) -> Reply:
+        """The answer to a request of this rollout, paid once per run."""
+
+        async def pay() -> Paid:
+            try:
+                reply = await self.client.model.complete(request)
+            except InfraError as failure:
+                failure.guess = self.client.bound(request)  # one call failed, not a whole rollout
+                raise
+            talk.paid += reply.usage
+            return Paid(_stored(reply, talk.sample), reply.usage)
+
+        meter = self.client.meter
+        said = [(m.text, [asdict(c) for c in m.tool_calls], [asdict(r) for r in m.tool_results]) for m in talk.messages]
+        key = digest("tools exchange", talk.key, said)
+        stored = await meter.journal.memo(key, exchange_kind(meter.kind or meter.role), pay)
+        with meter.journal.reading():
+            return _restored(stored)
+
     def _note(self, talk: _Talk, reply: Reply) -> None:
         talk.said = reply.text or talk.said
         if reply.thinking:
@@ -175,7 +194,7 @@ class ToolsTarget:
             talk.turns.append(Turn("assistant", reply.text))
 
     def _ended(self, talk: _Talk, outcome: Outcome, error: str) -> Trajectory:
-        return Trajectory(talk.said, tuple(talk.turns), outcome, error, talk.usage)
+        return Trajectory(talk.said, tuple(talk.turns), outcome, error, talk.usage, journaled=True)
 
     async def _result(self, call: ToolCall, talk: _Talk) -> ToolResult:
         talk.turns.append(Turn("tool call", f"{call.name} {call.arguments}"))
@@ -219,6 +238,18 @@ class ToolsTarget:
 
     async def aclose(self) -> None:
         await self.client.aclose()
+
+
+def _stored(reply: Reply, sample: str) -> dict[str, Any]:
+    """An answer as JSON data, for the journal."""
+    calls = [asdict(call) for call in reply.tool_calls]
+    data = {"text": reply.text, "finish": reply.finish, "thinking": reply.thinking, "calls": calls}
+    return data | {"usage": reply.usage.to_json(), "sample": sample}
+
+
+def _restored(data: Mapping[str, Any]) -> Reply:
+    calls = tuple(ToolCall(**call) for call in data["calls"])
+    return Reply(data["text"], Usage(**data["usage"]), data["finish"], data["thinking"], calls)
 
 
 def _with_names(task: Task) -> tuple[Message, ...]:
