@@ -99,6 +99,28 @@ def test_one_table_shows_that_a_skill_helps_one_target_and_harms_another(
     assert "0.0 (0.0…" in shown.stdout
 
 
+def test_a_skill_with_targets_and_samples_needs_no_config(
+    tmp_path: Path, worlds: tuple[World, World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Relative paths start at the current folder. A config that is named must exist."""
+    world, _ = worlds
+    desk(tmp_path, world)
+    (tmp_path / "desk.toml").unlink()
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "SKILL.md").rename(tmp_path / "sub" / "SKILL.md")
+    monkeypatch.chdir(tmp_path)
+    arguments = ["eval", "--skill", "sub/SKILL.md", "--targets", name(world)]
+    result = skilltune(*arguments, "env.samples=data.jsonl", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["targets"][0]["gain"] == pytest.approx(2 / 3)
+    lacking = skilltune(*arguments)
+    assert (lacking.exit_code, "env.samples" in lacking.stderr) == (2, True)
+    neither = skilltune("eval", "--targets", name(world))
+    assert (neither.exit_code, "holds neither skilltune.toml nor" in neither.stderr) == (2, True)
+    gone = skilltune("eval", "gone.toml", "--skill", "sub/SKILL.md", "--targets", name(world))
+    assert (gone.exit_code, "cannot read the config gone.toml" in gone.stderr) == (2, True)
+
+
 def test_both_sides_of_a_target_share_its_slots_at_the_same_time(tmp_path: Path, worlds: tuple[World, World]) -> None:
     world, _ = worlds
     world.latency = 0.002

@@ -548,6 +548,11 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+def is_configured(folder: Path) -> bool:
+    """True if `load_config` can read the folder."""
+    return (folder / FILE_NAME).is_file() or (folder / EVALS).is_file()
+
+
 def load_config(path: Path, overrides: Iterable[str] = ()) -> tuple[Config, Path]:
     """Read a TOML file, or a skill folder with skilltune.toml or with evals/evals.json alone.
 
@@ -558,7 +563,7 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> tuple[Config, Path
     root = path if path.is_dir() else path.parent
     known = {"env": {"samples": EVALS}} if (root / EVALS).is_file() else {}
     if path.is_dir() and not (path / FILE_NAME).is_file():
-        if not known:
+        if not is_configured(path):
             raise UsageError(f"{path} holds neither {FILE_NAME} nor {EVALS}: name a config file, or add one")
         return make_config({"skill": ".", **known}, overrides), root
     path = path / FILE_NAME if path.is_dir() else path
