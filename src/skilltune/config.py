@@ -194,7 +194,11 @@ class TargetConfig(ModelConfig):
         found = [
             (key, f"target.{key} is an option of {who}; leave it out")
             for key, fits, who in (
-                ("tools", not agent and scheme != "plugin", "a chat model: an agent has tools of its own"),
+                (
+                    "tools",
+                    not agent and scheme not in ("plugin", "local"),
+                    "a chat model behind an endpoint: an agent has tools of its own, and the embedded model calls none",
+                ),
                 ("max_turns", agent or tools, "an agent, or of a chat model with target.tools"),
                 ("max_usd", agent, "an agent"),
                 ("upstream", scheme in ("acp", "command"), "acp: and command: targets"),

@@ -18,9 +18,10 @@ import pytest
 from skilltune.errors import CallConfigError, InfraError, SampleError, UsageError
 from skilltune.gateway import Activation, Gateway, Lease, RolloutLimits, upstream, upstream_of
 from skilltune.gateway import Upstream as Model
+from skilltune.gateway.trajectory import turns_of
 from skilltune.journal.run import Run
 from skilltune.metering.slots import Endpoint
-from skilltune.models.dialects import Dialect
+from skilltune.models.dialects import Conversation, Dialect, Message, Text
 from skilltune.models.retry import RetryPolicy
 from skilltune.rollout import Turn as Shown
 from skilltune.usage import Usage
@@ -73,7 +74,7 @@ async def test_an_agent_works_through_the_gateway(dialect: Dialect, stream: bool
     assert one.offered
     assert one.loaded
     assert list(one.turns()) == [
-        Shown("user", "[the skill `totals`]"),
+        Shown("user", "Do it.\n[the skill `totals`]"),
         Shown("assistant", "I look."),
         Shown("tool call", "Bash\ncommand: ls"),
         Shown("tool", "42"),
@@ -112,6 +113,27 @@ async def test_the_stream_is_relayed_as_it_comes(dialect: Dialect):
         ):
             times = [asyncio.get_running_loop().time() async for _ in response.content.iter_any()]
     assert times[-1] - times[0] > 0.1
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (
+            f"Base directory for this skill: /w/1\n\n{BODY}\n\nARGUMENTS: add 1 and 2",
+            "[the skill `totals`]\n\nARGUMENTS: add 1 and 2",
+        ),
+        (f"{BODY}\n\nTicket 7: add 1 and 2", "[the skill `totals`]\n\nTicket 7: add 1 and 2"),
+        (f"Ticket 7.\n{' '.join(BODY.split())}", "Ticket 7.\n[the skill `totals`]"),
+        (f"<skill>\n<name>totals</name>\n{BODY}\n</skill>", "[the skill `totals`]"),
+        ("1\t" + BODY.replace("\n", "\n2\t"), "[the skill `totals`]"),
+        ("<system-reminder>be nice</system-reminder>", ""),
+        ("Never add a currency sign.", "Never add a currency sign."),
+    ],
+)
+def test_the_trajectory_keeps_the_task_that_stands_beside_the_skill(text: str, shown: str):
+    """The optimizer learns from the trajectory, so it must see the task."""
+    found = turns_of(Conversation("m", (Message("user", (Text(text),)),)), None, FORCED)
+    assert [turn.text for turn in found] == ([shown] if shown else [])
 
 
 # -- another dialect above

@@ -184,6 +184,16 @@ async def test_the_preview_shows_an_agent_its_task_and_no_message_that_it_never_
     assert re.fullmatch(r"Ticket \d+ of the desk\.", rows["task"])
 
 
+async def test_the_preview_of_a_model_with_tools_names_the_files_and_does_not_show_them(tmp_path: Path) -> None:
+    path = project(tmp_path, {"model": "openai@http://127.0.0.1:9/v1/m", "tools": ["read"], "sandbox": "none"})
+    (path.parent / "note.txt").write_text("buy milk")
+    rows = [{"input": f"Copy it, {i}.", "target": "x", "files": {"note.txt": "note.txt"}} for i in range(9)]
+    (path.parent / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shown = dict((await check(*load_config(path))).preview)["  user"]
+    assert shown.endswith("Files in the current folder: note.txt")
+    assert "buy milk" not in shown
+
+
 async def test_an_endpoint_that_always_fails_is_said_within_seconds(tmp_path: Path) -> None:
     """The gateway retries a call, and the rollout is repeated: both together must not take minutes."""
     async with Upstream(worker, *[Fault(500, {"error": {"message": "oops"}})] * 400) as server:

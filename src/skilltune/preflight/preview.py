@@ -13,6 +13,7 @@ from skilltune.samples import Sample
 from skilltune.skill import Skill
 from skilltune.targets.agents.target import prompt_of
 from skilltune.targets.chat import with_skill
+from skilltune.targets.tools import with_names
 
 SHOWN = 4000  # most characters of one message
 SKILL = 200  # most characters of the skill; the reader has its file
@@ -32,7 +33,8 @@ def preview(env: Env, skill: Skill, sample: Sample, target: TargetConfig) -> lis
         return _agent_preview(env, skill, sample, target.activation or "forced")
     rows = [("sample", f'"{sample.id}": the messages to the target, and the scoring of its answer:')]
     body = f"{_cut(skill.body.strip(), SKILL)}\n" if skill.body.strip() else ""
-    rows += [(f"  {message.role}", _text(message)) for message in with_skill(body, env.messages(sample))]
+    messages = with_names(env.task(sample)) if target.tools else env.messages(sample)
+    rows += [(f"  {message.role}", _text(message)) for message in with_skill(body, messages)]
     if not body:
         rows.append(("  system", "(the skill's text; it is empty now)"))
     return [*rows, ("  score", "\n".join([*_judged(env, sample)]))]

@@ -130,7 +130,7 @@ class ToolsTarget:
 
     async def run(self, skill: Skill, task: Task, attempt: int) -> Trajectory:
         began = time.monotonic()
-        asked = with_skill(skill.body, _with_names(task))
+        asked = with_skill(skill.body, with_names(task))
         names = [(name, digest(data.hex())) for name, data in sorted(task.files.items())]
         said = [(m.role, m.text, [image.base64 for image in m.images]) for m in asked]
         key = digest("tools rollout", self.fingerprint, task.id, said, names, attempt)
@@ -252,7 +252,7 @@ def _restored(data: Mapping[str, Any]) -> Reply:
     return Reply(data["text"], Usage(**data["usage"]), data["finish"], data["thinking"], calls)
 
 
-def _with_names(task: Task) -> tuple[Message, ...]:
+def with_names(task: Task) -> tuple[Message, ...]:
     """The messages; the last of the user's ends with the names of the files in the workspace."""
     if not task.files:
         return task.messages
