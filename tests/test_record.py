@@ -9,9 +9,11 @@ import pytest
 
 from skilltune.errors import BudgetExceeded, UsageError
 from skilltune.history.record import Judged, Record, Version
-from skilltune.journal.run import Run
+from skilltune.journal.run import Paid, Run, exchange_kind
 from skilltune.report.html import report
+from skilltune.rollouts.further import FINGERPRINTS
 from skilltune.skill import Skill
+from skilltune.usage import Usage
 
 START, NEXT, OTHER = (Skill(f"# Desk\n{line}") for line in ("", "- a\n", "- b\n"))
 CONFIG = {"skill": "SKILL.md", "target": {"model": "x"}}
@@ -100,3 +102,36 @@ def test_the_rows_say_what_each_verdict_was_about_and_a_choice_is_void_when_the_
         assert not any(version.revived for version in record.versions)
         assert [row.number for row in record.rows if isinstance(row, Version)] == [0]
         assert len(record.verdicts) == 4
+
+
+def test_the_spend_of_an_agent_is_that_of_its_exchanges_also_of_attempts_without_a_result(tmp_path: Path) -> None:
+    """A rollout that came from another run is no spend of this one."""
+    known = {
+        "sample": "s",
+        "skill": START.hash,
+        "attempt": 0,
+        "usage": {"calls": 7},
+        "score": {"value": 1.0, "why": ""},
+    }
+    with Run.open(tmp_path, CONFIG) as run:
+        begun(run)
+        run.decide(FINGERPRINTS, lambda: {"codex/x": "f"})
+        paid = [("rollout", "t", 2), ("rollout", "s", 3), ("target codex/x", "s", 1), ("optimizer", "question", 4)]
+        for number, (kind, sample, calls) in enumerate(paid):
+            value = {"body": {}, "sample": sample}
+            run.put(f"e{number}", exchange_kind(kind), Paid(value, Usage(calls, usd=0.5)))
+        run.put("r", "rollout", Paid(known, Usage()))  # adopted: its exchanges were paid elsewhere
+        run.put("o", "optimizer", Paid({"text": "", "cut": ""}, Usage()))
+        run.record_failure(exchange_kind("rollout"), "cut off", Usage(5))
+        run.record_failure("optimizer exchange", "busy", Usage(6), estimated=True)
+        record = Record.of(run)
+        rows = {(row.role, row.phase): row.usage.calls for row in record.spend if row.usage.calls}
+        assert rows == {
+            ("target", "learning (train)"): 2,
+            ("target", "gate (select)"): 3,
+            ("further target codex/x", "all"): 1,
+            ("optimizer", "all"): 4,
+            ("target", "failed attempts"): 5,
+            ("optimizer", "attempts without an answer: cost unknown, estimated"): 6,
+        }
+        assert sum((row.usage for row in record.spend), Usage()) == sum(run.usage.values(), Usage())

@@ -54,6 +54,21 @@ async def test_training_raises_the_true_score(tmp_path: Path, preset: str) -> No
     assert min(gains) >= 0
 
 
+async def test_both_sides_of_the_certificate_meet_the_same_endpoint(tmp_path: Path) -> None:
+    """They share the slots evenly from the first call to the last, so a drift of the endpoint is no gain."""
+    with small(q=1.0, p=0.0, test=48, latency=0.002) as world:
+        trained = await train(world, tmp_path, {"target.workers": 4})
+    assert trained.result.certificate is not None
+    run = Run.read(trained.folder)
+    split = run.recall("split")
+    run.close()
+    assert split is not None
+    sides = [bool(world.held(seen.system)) for seen in world.requests if seen.sample in split[0]["test"]]
+    assert len(sides) == 96
+    for start in range(0, 96, 24):
+        assert 8 <= sum(sides[start : start + 24]) <= 16
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 async def test_the_files_of_the_run_agree_with_its_result(tmp_path: Path, preset: str) -> None:
     with small(q=0.9, p=0.05) as world:

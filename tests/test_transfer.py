@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,6 +71,7 @@ def test_one_table_shows_that_a_skill_helps_one_target_and_harms_another(
     assert [row["target"] for row in data["targets"]] == [name(world), name(other)]
     assert (good["without"]["mean"], good["with"]["mean"]) == (0.0, pytest.approx(2 / 3))
     assert (bad["without"]["mean"], bad["with"]["mean"]) == (1.0, pytest.approx(1 / 3))
+    assert (good["before"], good["after"]) == (0.0, pytest.approx(2 / 3))
     before, after = [0.0] * 30, [1.0] * 20 + [0.0] * 10
     low, high = difference_interval(before, after)
     expected = pytest.approx((2 / 3, low, high, paired(before, after).p))
@@ -83,7 +86,39 @@ def test_one_table_shows_that_a_skill_helps_one_target_and_harms_another(
     assert (world.calls["target"], other.calls["target"]) == paid  # nothing is paid twice
     assert "+66.7 (" in shown.stdout
     assert "-66.7 (" in shown.stdout
+    table = skilltune("table", run, "--format", "csv")
+    rows = {row["target"]: row for row in csv.DictReader(io.StringIO(table.stdout))}
+    assert {target: float(row["after"]) for target, row in rows.items()} == {
+        name(world): pytest.approx(2 / 3),
+        name(other): pytest.approx(1 / 3),
+    }
+    assert {row["certified"] for row in rows.values()} == {""}
+    text = skilltune("table", run).stdout
+    assert "targets compared by `eval --targets`" in text
+    assert "not certified" not in text
     assert "0.0 (0.0…" in shown.stdout
+
+
+def test_a_skill_with_targets_and_samples_needs_no_config(
+    tmp_path: Path, worlds: tuple[World, World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Relative paths start at the current folder. A config that is named must exist."""
+    world, _ = worlds
+    desk(tmp_path, world)
+    (tmp_path / "desk.toml").unlink()
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "SKILL.md").rename(tmp_path / "sub" / "SKILL.md")
+    monkeypatch.chdir(tmp_path)
+    arguments = ["eval", "--skill", "sub/SKILL.md", "--targets", name(world)]
+    result = skilltune(*arguments, "env.samples=data.jsonl", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["targets"][0]["gain"] == pytest.approx(2 / 3)
+    lacking = skilltune(*arguments)
+    assert (lacking.exit_code, "env.samples" in lacking.stderr) == (2, True)
+    neither = skilltune("eval", "--targets", name(world))
+    assert (neither.exit_code, "holds neither skilltune.toml nor" in neither.stderr) == (2, True)
+    gone = skilltune("eval", "gone.toml", "--skill", "sub/SKILL.md", "--targets", name(world))
+    assert (gone.exit_code, "cannot read the config gone.toml" in gone.stderr) == (2, True)
 
 
 def test_both_sides_of_a_target_share_its_slots_at_the_same_time(tmp_path: Path, worlds: tuple[World, World]) -> None:
@@ -112,6 +147,7 @@ def test_a_target_that_fails_is_a_row_with_its_reason_and_is_paid_for_later(
     table = skilltune("eval", config, "--targets", targets, "--run", run)
     assert table.exit_code == 3
     assert "no figures, see below" in table.stdout
+    assert "has no figures: " in skilltune("table", run).stdout
     assert "the same command pays only for the rest" in table.stderr
     other.faults, before = Faults(), world.calls["target"]
     result = skilltune("eval", config, "--targets", targets, "--run", run, "--json")

@@ -13,7 +13,15 @@ from typing import Any, ParamSpec, TypeVar, overload
 from skilltune.authoring.review import refuse_unread
 from skilltune.build import build_parts, default_folder, inside_skill, pin_inputs, require_loadable, write_config
 from skilltune.compaction import compacted, is_compacted, rules_of
-from skilltune.config import MAY_DIFFER, Config, OptimizerConfig, TargetConfig, make_config, stored_config
+from skilltune.config import (
+    MAY_DIFFER,
+    ROLE_KEYS,
+    Config,
+    OptimizerConfig,
+    TargetConfig,
+    make_config,
+    stored_config,
+)
 from skilltune.envs import Env, Environment, as_env
 from skilltune.errors import BudgetExceeded, RunError, UsageError
 from skilltune.finish.certify import by_group
@@ -22,10 +30,11 @@ from skilltune.finish.controls import Controls, measure
 from skilltune.finish.controls import most_calls as control_calls
 from skilltune.finish.looks import note_fork
 from skilltune.finish.reserve import Planned, planned, typical_call
-from skilltune.finish.transfer import Transfer, Transfers, transfer
+from skilltune.finish.transfer import TRANSFERS, Transfer, Transfers, transfer
 from skilltune.history.activation import activation_of
 from skilltune.history.left_out import describe, one_line
 from skilltune.history.record import ROOT, Record
+from skilltune.journal.keys import digest
 from skilltune.journal.run import Listener, Run, differences, scratch_run
 from skilltune.metering.budget import raise_it
 from skilltune.parts import Parts
@@ -33,6 +42,7 @@ from skilltune.preflight.probe import try_models, try_targets
 from skilltune.preflight.scorer import try_scorer
 from skilltune.report.files import write_results
 from skilltune.result import Result
+from skilltune.rollouts.further import pin_measured
 from skilltune.rollouts.inputs import Pins
 from skilltune.samples import Sample, SplitName
 from skilltune.sinks import recording
@@ -470,13 +480,19 @@ def transfer_config(cfg: Config, targets: Sequence[str | Mapping[str, Any]]) -> 
     return cfg.model_copy(update={"target": sections[0], "optimizer": OptimizerConfig(model="examples")}), sections
 
 
+def settings_of(section: TargetConfig) -> str:
+    """Identifies the options of a target that can change its answers."""
+    return digest("settings", section.model_dump(mode="json", exclude={*ROLE_KEYS, "hedge", "lookahead"}))
+
+
 async def run_transfer(
     session: Parts, sections: Sequence[TargetConfig], skill: Skill, split: SplitName | None = None, attempts: int = 1
 ) -> Transfers:
     """Score a skill on each further target of a run's parts, with and without it. `sections` are theirs.
 
-    Raises `UsageError` for an empty skill and for one that a target cannot load, `CallConfigError` for a wrong key,
-    before a sample is rolled. A target that fails later is a row with its reason.
+    The targets' versions are journaled, and so is the result. Before a sample is rolled, raises `RunError` if a target
+    changed since the same run measured it, `UsageError` for an empty skill and for one that a target cannot load, and
+    `CallConfigError` for a wrong key. A target that fails later is a row with its reason.
     """
     if not skill.body.strip():
         raise UsageError("the skill is empty, so there is nothing to compare")
@@ -484,6 +500,8 @@ async def run_transfer(
         require_loadable(session.cfg.model_copy(update={"target": section}), skill)
     samples = _samples(session, split)
     session.run.put_blob(skill.hash, skill.text.encode("utf-8", "surrogatepass"))
+    for other, section in zip(session.arena.also, sections, strict=True):
+        pin_measured(session.run, other, settings_of(section))
     await try_targets(session)
     rows: list[Transfer] = []
     for other in session.arena.also:
@@ -492,7 +510,9 @@ async def run_transfer(
         rows.append(await transfer(other, skill, samples, metric, attempts=attempts, seed=seed, purpose=purpose))
         session.run.notify("transferred", target=other.name, reason=rows[-1].reason)
     usages = [arm.usage for row in rows for arm in (row.without, row.skilled) if arm is not None]
-    return Transfers(split or "all", len(samples), attempts, tuple(rows), sum(usages, Usage()))
+    found = Transfers(split or "all", len(samples), attempts, tuple(rows), sum(usages, Usage()))
+    session.run.note(TRANSFERS, skill=skill.hash, seed=session.cfg.seed, **found.to_json())
+    return found
 
 
 @overload

@@ -55,7 +55,7 @@ from skilltune.optimizer.plugin import Material, load_optimizer, train_only
 from skilltune.optimizer.recorded import Recording
 from skilltune.optimizer.stage import ByModel
 from skilltune.parts import Parts
-from skilltune.rollouts.further import Further, kind_of, pin_further, pinned_further
+from skilltune.rollouts.further import Further, kind_of, measured, pin_further, pinned_further
 from skilltune.rollouts.inputs import (
     CONTENTS,
     content_of,
@@ -240,7 +240,8 @@ def build_parts(
     sections = (cfg.target, *further_sections, proposing, *([judging] if judging is not None else []))
     executor = build_executor(cfg, run)
     env.executor = executor
-    clients = Clients(sections, run, budget, hedge=hedge, executor=executor)
+    further = [section.model for section in further_sections]
+    clients = Clients(sections, run, budget, hedge=hedge, executor=executor, further=further)
     refuse_target(cfg)
     judge = None
     if judging is not None:
@@ -253,11 +254,11 @@ def build_parts(
     ahead = may_look_ahead(cfg, target.guess(start, env.task(env.samples[0])), judge)
     roll = build_roller(cfg, run, env, target, scores, ahead)
     limit = cfg.train.skill_limit(start.tokens)
-    further = tuple(build_further(cfg, section, clients, env, start, root, roll) for section in further_sections)
-    arena = Arena(roll, splits.train, splits.select, cfg.gate, cfg.seed, limit, also=further, start=start)
+    also = tuple(build_further(cfg, section, clients, env, start, root, roll) for section in further_sections)
+    arena = Arena(roll, splits.train, splits.select, cfg.gate, cfg.seed, limit, also=also, start=start)
     if others is None:
         require_enough(cfg, splits)
-    arena.refuses = refuses_of((target, *(other.roll.target for other in further)))
+    arena.refuses = refuses_of((target, *(other.roll.target for other in also)))
     resolved = cfg.model_copy(update={"train": cfg.train.model_copy(update={"max_skill_tokens": limit})})
     proposer = build_optimizer(resolved, proposing, clients, env, start, splits.train, root)
     parts = Parts(
@@ -300,13 +301,13 @@ def build_further(
         target = build_target(own, clients, env, skill, root)
     except UsageError as error:
         raise UsageError(
-            f"the further target {name}: {error}\n"
-            f'(It can have options of its own as a table in gate.also: {{model = "{name}", key_env = …, price = …}}.)'
+            f"the further target {name}: {error}\n(It can have options of its own, as a table in gate.also or in the "
+            f'`targets` of evaluate(): {{model = "{name}", key_env = …, price = …}}.)'
         ) from error
     scheme = parse_name(name).scheme
     proven = None if scheme not in AGENT_SCHEMES else bool(scheme not in ("acp", "command") or section.upstream)
     scores = replace(roll.scores, held={})
-    abreast = max(2, section.workers)  # of each skill, so that two skills that are compared share the slots
+    abreast = max(2, section.workers)
     other = Roller(
         _with_account(target, kind),
         env,
@@ -314,6 +315,7 @@ def build_further(
         roll.contents,
         scores,
         under_way=abreast,
+        abreast=abreast,
         dropped=roll.dropped,
         kind=kind,
     )
@@ -362,7 +364,7 @@ def proposing_section(cfg: Config) -> OptimizerConfig:
 def build_budget(cfg: Config, run: Run) -> Budget:
     """The budget of a run, with all that its earlier lives spent."""
     known = {"target": run.paid("rollout"), "optimizer": run.paid("optimizer"), "judge": run.paid("judge")}
-    known |= {kind: run.paid(kind) for kind in map(kind_of, pinned_further(run))}
+    known |= {kind: run.paid(kind) for kind in map(kind_of, [*pinned_further(run), *measured(run)])}
     return Budget(cfg.budget.limits, sum(run.usage.values(), Usage()), lambda: run.elapsed_s, known=known)
 
 
@@ -400,7 +402,7 @@ def build_target(cfg: Config, clients: Clients, env: Env, skill: Skill, root: Pa
         target = make_harbor(cfg.target, env, clients)
     else:
         target = MAKERS[scheme](cfg.target, clients, root, env)
-    clients.budget.require_price("target", target.guess(skill, env.task(env.samples[0])))
+    clients.require_price(cfg.target, "target", target.guess(skill, env.task(env.samples[0])))
     if isinstance(target, ChatTarget):
         env.require_shown()
     return target
@@ -425,9 +427,18 @@ def require_loadable(cfg: Config, skill: Skill) -> None:
 def build_roller(cfg: Config, run: Run, env: Env, target: Target, scores: Scores, lookahead: bool) -> Roller:
     """The roller of a run, with the samples that the user took out of it."""
     gone = frozenset(dropped(run))
-    under_way = max(UNDER_WAY, 2 * cfg.target.workers)
-    contents = pinned_contents(run, gone)
-    return Roller(target, env, run, contents, scores, lookahead=lookahead, under_way=under_way, dropped=gone)
+    workers = cfg.target.workers
+    return Roller(
+        target,
+        env,
+        run,
+        pinned_contents(run, gone),
+        scores,
+        lookahead=lookahead,
+        under_way=max(UNDER_WAY, 2 * workers),
+        abreast=max(2, workers),
+        dropped=gone,
+    )
 
 
 @dataclass(frozen=True, slots=True)

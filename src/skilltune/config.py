@@ -244,6 +244,8 @@ class TargetConfig(ModelConfig):
             if (inner := parse_name(self.model).inner) and (inner.url or self.key_env):
                 why = "gateway=false: the agent asks its own provider, so its model has no URL and no key_env here"
                 found.append(("gateway", why))
+        if self.tool_calls == "native" and scheme == "local":
+            found.append(("tool_calls", "target.tool_calls=native needs an endpoint; a local model calls tools by text"))
         if self.hedge and scheme == "local":
             found.append(("hedge", "a second copy of a call only slows the embedded model down: leave hedge out"))
         return found
@@ -600,6 +602,11 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+def is_configured(folder: Path) -> bool:
+    """True if `load_config` can read the folder."""
+    return (folder / FILE_NAME).is_file() or (folder / EVALS).is_file()
+
+
 def load_config(path: Path, overrides: Iterable[str] = ()) -> tuple[Config, Path]:
     """Read a TOML file, or a skill folder with skilltune.toml or evals/evals.json, or whose samples an override names.
 
@@ -610,7 +617,8 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> tuple[Config, Path
     root = path if path.is_dir() else path.parent
     known = {"env": {"samples": EVALS}} if (root / EVALS).is_file() else {}
     if path.is_dir() and not (path / FILE_NAME).is_file():
-        if not known and not any(override.startswith(("env.samples=", "env=")) for override in overrides):
+        named = any(override.startswith(("env.samples=", "env=")) for override in overrides)
+        if not is_configured(path) and not named:
             raise UsageError(f"{path} holds neither {FILE_NAME} nor {EVALS}: name a config file, or add one")
         return make_config({"skill": ".", **known}, overrides), root
     path = path / FILE_NAME if path.is_dir() else path

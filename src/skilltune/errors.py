@@ -31,7 +31,8 @@ class CallError(SkilltuneError, RuntimeError):
     `systemic` is a short text that is equal for all failures of one kind, or "" if a failure predicts nothing about the
     next call. If it repeats, the endpoint or its settings are the cause, and the text says what to change. `attempts`
     is the number of equal failures in a row after which a retry cannot help (None: use the retry policy's). `usage` is
-    the cost of the failed attempt, as far as the server reports it.
+    the cost of the failed attempt, as far as the server reports it. `guess` estimates that cost if it is unknown; None
+    means that the estimate of a whole unit of work counts.
     """
 
     outcome: Outcome = "infra_error"
@@ -45,8 +46,10 @@ class CallError(SkilltuneError, RuntimeError):
         systemic: str = "",
         attempts: int | None = None,
         usage: Usage | None = None,
+        guess: Usage | None = None,
     ) -> None:
         super().__init__(message)
+        self.guess = guess
         self.retry_after, self.systemic, self.attempts, self.usage = retry_after, systemic, attempts, usage
 
     def reworded(self, message: str) -> Self:
@@ -57,6 +60,7 @@ class CallError(SkilltuneError, RuntimeError):
             systemic=self.systemic,
             attempts=self.attempts,
             usage=self.usage,
+            guess=self.guess,
         )
 
     def __reduce__(self) -> tuple[object, ...]:

@@ -92,10 +92,12 @@ class Artifact:
 class Trajectory:
     """The target's work on one sample, before scoring: its turns in order and the final answer.
 
-    `artifacts` maps a path in the workspace to a file that the target made or changed. `diff` shows all changes of the
+    `artifacts` maps a path in the workspace to a file that the target made or changed. `deleted` are the given files
+    that are no longer there, or whose new content is too large to keep. `diff` shows all changes of the
     workspace as text; it is for readers, and a long one is cut. `stream` is the raw output of an agent's command line,
     if the target keeps it; a long one is cut in its middle.
-    `journaled` is True if the cost in `usage` is journaled already, exchange by exchange.
+    `journaled` is True if the cost in `usage` is journaled already, exchange by exchange. `timed_out` is True if its
+    time ran out, so that another attempt may go further. These two are not stored.
     """
 
     answer: str
@@ -107,9 +109,11 @@ class Trajectory:
     skill_offered: bool = True
     skill_loaded: bool = True
     artifacts: Mapping[str, Artifact] = field(default_factory=dict, hash=False)
+    deleted: tuple[str, ...] = ()
     diff: str = ""
     stream: Artifact | None = None
     journaled: bool = False
+    timed_out: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +143,11 @@ class Rollout:
         """The files that the target made or changed, by their paths in the workspace."""
         return self.trajectory.artifacts
 
+    @property
+    def deleted(self) -> tuple[str, ...]:
+        """The sample's files that the target deleted, by their paths in the workspace."""
+        return self.trajectory.deleted
+
     def artifact(self, path: str) -> bytes:
         """The content of a file that the target made or changed. Raises `MissingArtifact`, which scores 0."""
         if (found := self.artifacts.get(path)) is not None:
@@ -149,8 +158,8 @@ class Rollout:
 
     @property
     def empty(self) -> bool:
-        """True if there is nothing to score: a blank answer and no file."""
-        return not self.answer.strip() and not self.artifacts
+        """True if there is nothing to score: a blank answer, and no file made, changed or deleted."""
+        return not self.answer.strip() and not self.artifacts and not self.deleted
 
 
 def rollout_to_json(rollout: Rollout) -> dict[str, Any]:
@@ -171,6 +180,8 @@ def rollout_to_json(rollout: Rollout) -> dict[str, Any]:
     }
     if trajectory.artifacts:
         data["artifacts"] = {path: [file.hash, file.size] for path, file in trajectory.artifacts.items()}
+    if trajectory.deleted:
+        data["deleted"] = [*trajectory.deleted]
     if trajectory.stream is not None:
         data["stream"] = [trajectory.stream.hash, trajectory.stream.size]
     if trajectory.diff:
@@ -187,7 +198,7 @@ def rollout_from_json(data: Mapping[str, Any], blob: Callable[[str], bytes | Non
     """
     texts = [data["sample"], data["skill"], data["answer"], data["outcome"], data["error"]]
     texts += [part for turn in data["turns"] for part in turn]
-    texts += [*data.get("artifacts", ()), data.get("diff", "")]
+    texts += [*data.get("artifacts", ()), *data.get("deleted", ()), data.get("diff", "")]
     if not all(isinstance(text, str) for text in texts) or not isinstance(data["attempt"], int):
         raise TypeError("a rollout has a field that is not text")
     hash, size = data.get("stream", ("", 0))
@@ -201,6 +212,7 @@ def rollout_from_json(data: Mapping[str, Any], blob: Callable[[str], bytes | Non
         skill_offered=data["offered"],
         skill_loaded=data["loaded"],
         artifacts={path: Artifact(hash, size, None, blob) for path, (hash, size) in data.get("artifacts", {}).items()},
+        deleted=tuple(data.get("deleted", ())),
         diff=data.get("diff", ""),
         stream=Artifact(hash, size, None, blob) if hash else None,
     )

@@ -47,8 +47,8 @@ def minus(total: Usage, part: Usage) -> Usage:
     )
 
 
-def counted(calls: int) -> str:
-    return f"{calls:,} call{'s' * (calls != 1)}"
+def counted(n: int, what: str = "call") -> str:
+    return f"{n:,} {what}{'s' * (n != 1)}"
 
 
 def describe_usage(usage: Usage) -> str:

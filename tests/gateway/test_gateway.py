@@ -18,9 +18,10 @@ import pytest
 from skilltune.errors import CallConfigError, InfraError, SampleError, UsageError
 from skilltune.gateway import Activation, Gateway, Lease, RolloutLimits, upstream, upstream_of
 from skilltune.gateway import Upstream as Model
+from skilltune.gateway.trajectory import turns_of
 from skilltune.journal.run import Run
 from skilltune.metering.slots import Endpoint
-from skilltune.models.dialects import Dialect
+from skilltune.models.dialects import Conversation, Dialect, Message, Text
 from skilltune.models.retry import RetryPolicy
 from skilltune.rollout import Turn as Shown
 from skilltune.usage import Usage
@@ -73,7 +74,7 @@ async def test_an_agent_works_through_the_gateway(dialect: Dialect, stream: bool
     assert one.offered
     assert one.loaded
     assert list(one.turns()) == [
-        Shown("user", "[the skill `totals`]"),
+        Shown("user", "Do it.\n[the skill `totals`]"),
         Shown("assistant", "I look."),
         Shown("tool call", "Bash\ncommand: ls"),
         Shown("tool", "42"),
@@ -112,6 +113,27 @@ async def test_the_stream_is_relayed_as_it_comes(dialect: Dialect):
         ):
             times = [asyncio.get_running_loop().time() async for _ in response.content.iter_any()]
     assert times[-1] - times[0] > 0.1
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (
+            f"Base directory for this skill: /w/1\n\n{BODY}\n\nARGUMENTS: add 1 and 2",
+            "[the skill `totals`]\n\nARGUMENTS: add 1 and 2",
+        ),
+        (f"{BODY}\n\nTicket 7: add 1 and 2", "[the skill `totals`]\n\nTicket 7: add 1 and 2"),
+        (f"Ticket 7.\n{' '.join(BODY.split())}", "Ticket 7.\n[the skill `totals`]"),
+        (f"<skill>\n<name>totals</name>\n{BODY}\n</skill>", "[the skill `totals`]"),
+        ("1\t" + BODY.replace("\n", "\n2\t"), "[the skill `totals`]"),
+        ("<system-reminder>be nice</system-reminder>", ""),
+        ("Never add a currency sign.", "Never add a currency sign."),
+    ],
+)
+def test_the_trajectory_keeps_the_task_that_stands_beside_the_skill(text: str, shown: str):
+    """The optimizer learns from the trajectory, so it must see the task."""
+    found = turns_of(Conversation("m", (Message("user", (Text(text),)),)), None, FORCED)
+    assert [turn.text for turn in found] == ([shown] if shown else [])
 
 
 # -- another dialect above
@@ -472,6 +494,105 @@ async def test_a_prompt_that_is_too_long_is_for_the_agent_to_shorten():
         assert isinstance(one.fault, SampleError)
         await post(one.url, "anthropic-messages", first("anthropic-messages"))
     assert one.fault is None
+
+
+LONG = Fault(400, {"type": "error", "error": {"type": "invalid_request_error", "message": "prompt is too long"}})
+BROKEN = Fault(after=3, drop=True)
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("failure", [LONG, BROKEN], ids=["refused", "broken off"])
+async def test_another_conversation_does_not_hide_a_failed_exchange(dialect: Dialect, failure: Fault):
+    """Sub-agents of one rollout ask in parallel. One that gave up is no success, whatever the others do."""
+    if failure is BROKEN and dialect != "openai-chat":
+        failure = Fault(after=5, drop=True)
+    async with gateway(turns(Turn("I look for it.", (Call("Bash", {"command": "ls"}),))), failure) as (server, door):
+        one = lease(door, model(server, dialect), activation=None)
+        broken = first(dialect, "Read the first half.")
+        await post(one.url, dialect, broken)
+        assert isinstance(one.fault, SampleError | InfraError)
+        other = first(dialect, "Read the second half.")
+        got = await post(one.url, dialect, other)
+        await post(one.url, dialect, following(dialect, other, got))
+        assert one.fault is not None, "the other conversation went on, and this one did not"
+        again = await post(one.url, dialect, broken)
+        assert (again.status, one.fault) == (200, None)
+
+
+async def test_a_conversation_that_goes_on_with_more_text_makes_up_for_a_failed_exchange():
+    async with gateway(TASK, LONG) as (server, door):
+        one = lease(door, model(server, "openai-chat"), activation=None)
+        body = first("openai-chat", "Do it.")
+        await post(one.url, "openai-chat", body)
+        shorter = {**body, "messages": [*body["messages"], {"role": "user", "content": "Summarise."}]}
+        await post(one.url, "openai-chat", shorter)
+    assert one.fault is None
+
+
+async def test_a_title_that_was_refused_does_not_spoil_the_rollout():
+    async with gateway(TASK, LONG) as (server, door):
+        one = lease(door, model(server, "openai-chat"), activation=None)
+        await post(one.url, "openai-chat", first("openai-chat", "A title?", tools=False))
+        assert isinstance(one.fault, SampleError)
+        await post(one.url, "openai-chat", first("openai-chat", "Do it."))
+    assert one.fault is None
+
+
+async def test_an_exchange_that_is_tried_again_stays_in_trouble_while_others_succeed():
+    busy = Fault(503, {"error": {"message": "busy"}}, {"Retry-After": "20"})
+    script = lambda asked: busy if "second" in str(asked.body) else Turn("Done.")  # noqa: E731
+    async with gateway(script) as (server, door):
+        slots = Endpoint(4, RetryPolicy(attempts=3, base_s=20))
+        one = lease(door, model(server, "openai-chat"), activation=None, slots=slots)
+        waiting = asyncio.create_task(post(one.url, "openai-chat", first("openai-chat", "the second half")))
+        while one.trouble is None:
+            await asyncio.sleep(0.01)
+        assert (await post(one.url, "openai-chat", first("openai-chat", "the first half"))).status == 200
+        await one.end()
+        assert "busy" in str(one.trouble), "the time of the rollout ended meanwhile"
+        await waiting
+
+
+@pytest.mark.parametrize(("below", "above"), PAIRS)
+async def test_an_answer_whose_delivery_is_cut_off_is_journaled(
+    below: Dialect, above: Dialect, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The agent reads slowly, and its rollout ends before the end of the stream is written."""
+    reached = asyncio.Event()
+
+    async def stuck(self: Any, answer: Any) -> None:
+        reached.set()
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr("skilltune.gateway.lease._Translation.end", stuck)
+    with Run.open(tmp_path / "run") as run:
+        async with gateway(turns(Turn("A long answer"))) as (server, door):
+            one = lease(door, model(server, above), activation=None, run=run)
+            asking = asyncio.create_task(post(one.url, below, first(below)))
+            await reached.wait()
+            await one.end()
+            await asking
+        assert (one.paid.calls, one.usage.calls, one.exchanges) == (1, 1, 1)
+        assert {kind: usage.calls for kind, usage in run.usage.items()} == {"target exchange": 1}
+
+
+@pytest.mark.parametrize(("below", "above"), [*((one, one) for one in DIALECTS), *PAIRS[:2]])
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_secret_that_a_model_repeats_reaches_the_agent_and_not_the_journal(
+    below: Dialect, above: Dialect, stream: bool, tmp_path: Path
+):
+    script = turns(Turn("The key is sk-PLANTED-1.", (Call("Bash", {"command": "curl -u sk-PLANTED-1"}),)))
+    with Run.open(tmp_path / "run") as run:
+        async with gateway(script) as (server, door):
+            one = lease(door, model(server, above), activation=None, run=run, secrets=("sk-PLANTED-1",), sample="s1")
+            got = await post(one.url, below, first(below, stream=stream))
+            again = lease(door, model(server, above), activation=None, run=run, secrets=("sk-PLANTED-1",))
+            replayed = await post(again.url, below, first(below, stream=stream))
+        assert "PLANTED" in got.raw.decode() + "".join(turn.text for turn in one.turns())
+        assert (again.replayed, "PLANTED" in replayed.raw.decode()) == (1, False)
+        ((_, value, _),) = run.memos("target exchange")
+    assert value["sample"] == "s1"
+    assert "PLANTED" not in (tmp_path / "run" / "run.db").read_bytes().decode("latin-1")
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)

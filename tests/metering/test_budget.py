@@ -395,6 +395,9 @@ def test_pitfall_21_an_unpriced_model_is_refused_under_a_dollar_budget_before_it
     assert not made
     with pytest.raises(UsageError, match="price of the optimizer model"):
         budget.require_price("optimizer", Usage(1, 10, 10, usd=None))
+    with pytest.raises(UsageError, match=r'price of codex/x is unknown.*`\{model = "codex/x", price = \[') as other:
+        budget.require_price("target codex/x", Usage(1, 10, 10, usd=None))
+    assert "[target" not in str(other.value)
     budget.require_price("optimizer", CALL)
     Budget(Limits(calls=1), Usage()).require_price("optimizer", Usage(1, 10, 10, usd=None))
     assert budget.spent == Usage()

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from skilltune.models import Request, Schema, system, user
 from skilltune.optimizer.agent import ByAgent
 from skilltune.optimizer.files import ANSWERS, layout
 from skilltune.optimizer.render import Part
-from skilltune.optimizer.stage import SCHEMAS, Brief, load_prompt
+from skilltune.optimizer.stage import REDRAW, SCHEMAS, Brief, load_prompt
 from skilltune.sandbox import probe
 from skilltune.targets.makers import make_agent_target
 from skilltune.targets.metered import MeteredTarget
@@ -135,6 +136,48 @@ async def test_a_limit_without_an_answer_is_said_and_not_asked_again(tmp_path: P
         with pytest.raises(InfraError, match=r"ended without an answer: stopped by optimizer\.max_turns = 2"):
             await answers.ask(NOTES, notes)
     assert len(server.asked) == 2
+
+
+async def test_time_that_ran_out_is_no_answer_and_the_next_life_goes_on_from_there(tmp_path: Path) -> None:
+    """Each life gets one call further, because the answered ones are replayed at once."""
+
+    def script(asked: Asked) -> Turn:
+        slow = "sleep 1.2" if asked.results == len(server.asked) - 1 else "true"
+        return call(asked, slow) if asked.results < 2 else Turn('{"notes": "short"}')
+
+    said = list[str]()
+    async with Upstream(script) as server:
+        for timeout_s in (1.0, 20.0):
+            cfg = OptimizerConfig(model=f"codex/openai@{server.url}/v1/m", sandbox="none", timeout_s=timeout_s)
+            with Run.open(tmp_path / "run") as run:
+                worker = worker_of(cfg, run, tmp_path)
+                try:
+                    said.append(await ByAgent(worker, run).ask(NOTES, notes))
+                except InfraStopped as stopped:
+                    assert "no end within 1 s (optimizer.timeout_s); raise that limit" in str(stopped)
+                    assert "optimizer" not in run.usage
+                    assert run.paid("optimizer")[1].calls == len(server.asked)
+                finally:
+                    await worker.aclose()
+        assert said == ["short"]
+        assert len(server.asked) == 3, "no answered call was paid again"
+
+
+async def test_time_that_ran_out_after_the_answer_was_written_does_no_harm(tmp_path: Path) -> None:
+    write = """printf '{"notes": "written"}' > answer/answer.json; sleep 9"""
+    async with asking(tmp_path, lambda asked: call(asked, write), timeout_s=1.0) as (answers, server):
+        assert await answers.ask(NOTES, notes) == "written"
+        assert await answers.ask(NOTES, notes) == "written"
+        assert len(server.asked) == 1
+
+
+async def test_an_answer_that_cannot_be_read_is_asked_for_anew_with_another_draw(tmp_path: Path) -> None:
+    """So a run that stopped because no answer could be read heals when it is started again."""
+    said = iter(["No.", "Never.", '{"notes": "at last"}'])
+    async with asking(tmp_path, lambda asked: Turn(next(said))) as (answers, _):
+        with pytest.raises(InfraError, match="twice"):
+            await answers.ask(NOTES, notes)
+        assert await answers.ask(replace(NOTES, request=replace(NOTES.request, draw=REDRAW)), notes) == "at last"
 
 
 @pytest.mark.parametrize("scenario", ["crash", "silent"])

@@ -61,8 +61,8 @@ async def test_doctor_proves_by_one_rollout_that_the_skill_is_seen(kind: str, tm
         assert len(server.asked) == 2
         assert all(b"Ticket" not in asked.raw for asked in server.asked)
     facts, answered = named(found, "target")
-    version = {"codex": "codex-cli 0.171.0", "claude-code": "2.1.332", "opencode": "1.18.33"}[kind]
-    assert f"the agent is {kind} {version}" in facts.text
+    version = {"codex": "0.171.0", "claude-code": "2.1.332", "opencode": "1.18.33"}[kind]
+    assert f"the agent is {kind} {version}, in" in facts.text
     assert "sandbox none" in facts.text
     assert answered.text.endswith("2 calls of its model; the skill was offered and loaded")
     assert len(said) == 1
@@ -138,7 +138,7 @@ async def test_check_probes_an_agent_too(tmp_path: Path) -> None:
     assert found.problems == []
     assert found.probes[0].note == "2 calls of its model; the skill was offered and loaded"
     assert len(said) == 1
-    assert any(note.startswith("the agent is codex codex-cli 0.171.0, in sandbox none") for note in found.notes)
+    assert any(note.startswith("the agent is codex 0.171.0, in sandbox none") for note in found.notes)
 
 
 @pytest.mark.parametrize(
@@ -169,3 +169,64 @@ async def test_the_body_that_an_agent_would_rewrite_is_a_problem_of_the_check(tm
     target = {"model": "claude-code/anthropic@http://127.0.0.1:9/m", "sandbox": "none"}
     found = await check(*load_config(project(tmp_path, target, body="The task is $ARGUMENTS.\n")))
     assert [problem for problem in found.problems if 'claude-code replaces "$ARGUMENTS"' in problem]
+
+
+@pytest.mark.parametrize(("activation", "said"), [("forced", "loads this skill"), ("native", "name and description")])
+async def test_the_preview_shows_an_agent_its_task_and_no_message_that_it_never_gets(
+    activation: str, said: str, tmp_path: Path
+) -> None:
+    target = {"model": "codex/openai@http://127.0.0.1:9/v1/m", "sandbox": "none", "activation": activation}
+    found = await check(*load_config(project(tmp_path, target)))
+    rows = {label.strip(): text for label, text in found.preview}
+    assert list(rows) == ["sample", "skill", "task", "score"]
+    assert said in rows["skill"]
+    assert rows["skill"].endswith(f"(activation={activation}):\nAnswer.")
+    assert re.fullmatch(r"Ticket \d+ of the desk\.", rows["task"])
+
+
+async def test_the_preview_of_a_model_with_tools_names_the_files_and_does_not_show_them(tmp_path: Path) -> None:
+    path = project(tmp_path, {"model": "openai@http://127.0.0.1:9/v1/m", "tools": ["read"], "sandbox": "none"})
+    (path.parent / "note.txt").write_text("buy milk")
+    rows = [{"input": f"Copy it, {i}.", "target": "x", "files": {"note.txt": "note.txt"}} for i in range(9)]
+    (path.parent / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shown = dict((await check(*load_config(path))).preview)["  user"]
+    assert shown.endswith("Files in the current folder: note.txt")
+    assert "buy milk" not in shown
+
+
+async def test_an_endpoint_that_always_fails_is_said_within_seconds(tmp_path: Path) -> None:
+    """The gateway retries a call, and the rollout is repeated: both together must not take minutes."""
+    async with Upstream(worker, *[Fault(500, {"error": {"message": "oops"}})] * 400) as server:
+        target = {"model": f"codex/openai@{server.url}/v1/m", "sandbox": "none"}
+        found = await examine(project(tmp_path, target))
+        assert len(server.asked) <= 10
+    (failed,) = [finding for finding in found if finding.level == "fail"]
+    assert "oops" in failed.text
+
+
+async def test_further_targets_are_probed_with_the_others(tmp_path: Path) -> None:
+    """An agent by a rollout, a chat model by a call; a failure names the section to fix."""
+
+    def script(asked: Asked) -> Turn | Fault:
+        if asked.body["model"] == "gone":
+            return Fault(404, {"error": {"message": "no such model"}})
+        return worker(asked) if asked.body.get("tools") else Turn("ready")
+
+    async with Upstream(script) as server:
+        base = f"openai@{server.url}/v1"
+        also = json.dumps([f"claude-code/{base}/m", f"{base}/n", f"{base}/gone"])
+        path = project(tmp_path, {"model": f"{base}/m", "sandbox": "none"})
+        text = path.read_text() + f"[gate]\nalso = {also}\nalso_margin = 0.5\n"
+        path.write_text(text.replace('sandbox = "none"\n', ""))
+        said: list[str] = []
+        found = named(await examine(path, announce=said.append), "further target")
+        checked = await check(*load_config(path), probe=True)
+    texts = [finding.text for finding in found]
+    assert texts[0].startswith("the agent is claude-code 2.1.332")
+    assert [finding.level for finding in found[1:]] == ["ok", "ok", "fail"]
+    assert "the skill was offered and loaded" in texts[1]
+    assert "gate.also" in found[3].fix
+    assert len(said) == 1
+    assert [probe.role for probe in checked.probes] == ["target", *["further target"] * 3]
+    assert len([problem for problem in checked.problems if "no such model" in problem]) == 1
+    assert any(note.startswith(f"claude-code/{base}/m: the agent is claude-code") for note in checked.notes)

@@ -20,7 +20,7 @@ from skilltune.rollout import Artifact, Rollout, Score, Trajectory
 from skilltune.samples import Sample
 from skilltune.sandbox import Command, Limits, Policy, probe
 from skilltune.scorers import build, evaluate
-from skilltune.scorers.tests import laid_over, share_passed, wanted
+from skilltune.scorers.tests import _installation, laid_over, share_passed, wanted
 
 pytestmark = pytest.mark.anyio
 PYTHON = sys.executable
@@ -196,6 +196,32 @@ async def test_the_files_that_a_target_left_are_tested(root: Path) -> None:
         trajectory = Trajectory("", artifacts={name: Artifact.of(data) for name, data in left.items()})
         assert (await evaluate(scorer, sample, Rollout("s1", "", 0, trajectory, None))).value == value
     assert (await evaluate(scorer, sample, rollout("I could not."))).value == 0
+
+
+@needs_sandbox
+async def test_a_file_that_the_target_deleted_is_not_in_the_copy(root: Path) -> None:
+    """Neither one in a folder, nor one whose name is not written in the shortest way."""
+    for name in ("old.txt", "sub/old.txt", "kept.txt"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_text("x")
+    given = Sample(
+        id="s1", input="Tidy up.", files={"./old.txt": "old.txt", "sub/old.txt": "sub/old.txt", "k": "kept.txt"}
+    )
+    scorer = build({"type": "tests", "command": "sh -c 'ls *; exit 1'"}, root)
+    tidy = Rollout("s1", "", 0, Trajectory("", deleted=("old.txt", "sub/old.txt")), None)
+    assert (await evaluate(scorer, given, tidy)).why.endswith(": k")
+    nothing = Rollout("s1", "", 0, Trajectory("done"), None)
+    assert "left neither" in (await evaluate(scorer, given, nothing)).why
+
+
+@pytest.mark.parametrize(("place", "whole"), [("project/bin", False), ("project/tools/bin", True), ("bin", False)])
+def test_a_program_of_the_project_does_not_show_the_project(place: str, whole: bool, tmp_path: Path) -> None:
+    folder = tmp_path / place
+    folder.mkdir(parents=True)
+    (folder / "run").write_text("#!/bin/sh\n")
+    (folder / "run").chmod(0o755)
+    hidden = [(tmp_path / "project").resolve()]
+    assert set(_installation("run", str(folder), hidden)) == {folder.parent if whole else folder}
 
 
 def test_files_are_laid_over_others() -> None:

@@ -226,12 +226,12 @@ class Rolls:
     """A roller with given scores: (skill text, sample id, attempt) → score, None for a call that failed."""
 
     def __init__(self, scores: dict[tuple[str, str, int], float | None]) -> None:
-        self.scores, self.asked = scores, Counter[str]()
+        self.scores, self.asked, self.abreast = scores, Counter[str](), 2
 
     async def __call__(
-        self, skill: Skill, samples: Sequence[Sample], *, attempt: int = 0, purpose: str = ""
+        self, skill: Skill, samples: Sequence[Sample], *, attempt: int = 0, purpose: str = "", at_once: int = 0
     ) -> list[Rollout]:
-        assert purpose == "test"
+        assert (purpose, at_once) == ("test", 2)
         self.asked[skill.text] += len(samples)
         trajectory = Trajectory("", usage=Usage(1, 10 * len(skill.text), 0, usd=0.01))
         rollouts = []

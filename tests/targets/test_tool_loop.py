@@ -96,6 +96,18 @@ async def test_a_failed_call_is_repeated_where_the_loop_stands(tmp_path: Path) -
     assert (trajectory.usage.calls, len(server.asked)) == (2, 3)
 
 
+async def test_a_failed_call_of_unknown_cost_is_estimated_as_one_call(tmp_path: Path) -> None:
+    """Not as a whole rollout, whose mean is known after the first ones."""
+    script = turns(*[Turn(calls=(Call("bash", {"command": "true"}),))] * 9, Turn("done"))
+    faults = [None] * 12 + [Fault(200, raw=b"<html>")]
+    async with Upstream(script, *faults) as server, Bench(tmp_path, server.url) as bench:
+        for attempt in (0, 1):
+            await bench.target.run(SKILL, task(), attempt)
+        ((_, value, lost),) = bench.run.memos("failed attempt")
+        assert (value["estimated"], lost.calls, len(server.asked)) == (True, 1, 21)
+        assert bench.budget.spent.calls == 21
+
+
 async def test_a_rollout_that_fails_for_good_costs_what_was_answered(tmp_path: Path) -> None:
     script = turns(Turn(calls=(Call("bash", {"command": "true"}),)))
     empty = Fault(200, {"choices": [{"message": {"content": ""}, "finish_reason": "stop"}], "usage": {}})
@@ -103,7 +115,7 @@ async def test_a_rollout_that_fails_for_good_costs_what_was_answered(tmp_path: P
         with pytest.raises(InfraError):
             await bench.target.run(SKILL, task(), 0)
         assert bench.budget.spent.input_tokens >= 100
-        assert bench.run.usage["failed attempt"].calls == bench.budget.spent.calls == len(server.asked)
+        assert sum(bench.run.usage.values(), Usage()).calls == bench.budget.spent.calls == len(server.asked)
 
 
 async def test_a_rollout_that_the_budget_ends_costs_what_was_answered(tmp_path: Path) -> None:
@@ -114,7 +126,7 @@ async def test_a_rollout_that_the_budget_ends_costs_what_was_answered(tmp_path: 
         bench.budget.limits = Limits(calls=GUESSED_CALLS)
         with pytest.raises(BudgetExceeded):
             await bench.target.run(SKILL, task(), 0)
-        assert bench.run.usage["failed attempt"].calls == bench.budget.spent.calls == len(server.asked) == 3
+        assert sum(bench.run.usage.values(), Usage()).calls == bench.budget.spent.calls == len(server.asked) == 3
 
 
 async def test_a_cancelled_rollout_costs_what_was_answered(tmp_path: Path) -> None:
@@ -126,7 +138,37 @@ async def test_a_cancelled_rollout_costs_what_was_answered(tmp_path: Path) -> No
         await asyncio.sleep(0.3)
         rolling.cancel()
         await asyncio.wait([rolling])
-        assert bench.run.usage["failed attempt"].calls == bench.budget.spent.calls == 1
+        assert bench.run.usage["target exchange"].calls == bench.budget.spent.calls == 1
+
+
+@pytest.mark.parametrize("ending", ["killed", "failed", "another output"])
+async def test_a_rollout_that_starts_again_is_answered_from_the_journal(ending: str, tmp_path: Path) -> None:
+    """As far as its tools print the same; what differs is asked anew."""
+    command = "date +%s%N" if ending == "another output" else "echo same"
+    script = turns(*[Turn(f"step {n}", (Call("bash", {"command": command}),)) for n in range(3)], Turn("done"))
+    lost = Fault(200, {"choices": []})
+    faults = [None, None, *([lost] * 20 if ending == "failed" else [])]
+    async with Upstream(script, *faults) as server:
+        async with Bench(tmp_path, server.url) as bench:
+            rolling = asyncio.create_task(bench.target.run(SKILL, task(a=b"1"), 0))
+            while len(server.asked) < 3:
+                await asyncio.sleep(0.005)
+            if ending != "failed":
+                rolling.cancel()
+            await asyncio.gather(rolling, return_exceptions=True)
+            answered = bench.run.usage["target exchange"].calls
+        server._faults.clear()
+        before = len(server.asked)
+        async with Bench(tmp_path, server.url) as bench:
+            done = await bench.target.run(SKILL, task(a=b"1"), 0)
+            new = len(server.asked) - before
+            assert (done.answer, done.usage.calls, done.journaled) == ("done", 4, True)
+            assert new == (3 if ending == "another output" else 4 - answered)
+            assert bench.budget.spent.calls == new, "replayed answers cost this process nothing"
+            assert bench.run.usage["target exchange"].calls == answered + new
+            assert {value["sample"] for _, value, _ in bench.run.memos("target exchange")} == {"s"}
+            other = await bench.target.run(SKILL, task(a=b"1"), 1)
+            assert (other.usage.calls, len(server.asked)) == (4, before + new + 4), "another attempt is a new rollout"
 
 
 @pytest.mark.slow

@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from skilltune.cli.boundary import boundary, folder_of, interrupts, say
-from skilltune.cli.options import AsJson, Data, Overrides, Source, Tasks, app, json_stream, with_tasks, write_json
+from skilltune.cli.options import (
+    AsJson,
+    Data,
+    Here,
+    Overrides,
+    Tasks,
+    app,
+    config_and_overrides,
+    json_stream,
+    with_tasks,
+    write_json,
+)
 from skilltune.cli.train import RESUME
 
 if TYPE_CHECKING:
@@ -33,7 +44,7 @@ class Side(StrEnum):
 
 @app.command("eval")
 def evaluate(
-    config: Source,
+    config: Here = None,
     overrides: Overrides = None,
     skill: Annotated[
         Path | None, typer.Option("--skill", metavar="PATH", help="The skill to score. [default: the config's]")
@@ -64,7 +75,8 @@ def evaluate(
 
     Shows both mean scores with 95 % intervals, the paired difference and the cost of a task. The cost of a judge stands
     on its own line. With --run naming the folder of a training, answers that it holds are not paid again. The optimizer
-    is never called, so its settings may differ from those of the training.
+    is never called, so its settings may differ from those of the training. With --skill, no config is needed: the
+    samples are then named by env.samples, and relative paths start at the current folder.
 
     --targets prints one table: for each target the scores, the gain by the certificate's test, the share of rollouts in
     which an agent loaded the skill, and the cost of a task. A target that fails is a row with its reason; the command
@@ -77,10 +89,11 @@ def evaluate(
       skilltune eval skilltune.toml --skill runs/desk/best_skill.md --run runs/desk
       skilltune eval skilltune.toml --split all --only without target.model=openai/gpt-5.5
       skilltune eval skills/desk --targets openai/gpt-5.5,codex/gpt-5.5 --run runs/transfer
+      skilltune eval --skill desk/SKILL.md --targets openai/gpt-5.5 env.samples=data.jsonl
     """
     from skilltune.api import run_evaluation, run_transfer, transfer_config
     from skilltune.build import build_parts, load_skill
-    from skilltune.config import MAY_DIFFER, OptimizerConfig, load_config, names_of
+    from skilltune.config import MAY_DIFFER, OptimizerConfig, is_configured, load_config, make_config, names_of
     from skilltune.errors import UsageError
     from skilltune.journal.run import FAILED, Run, scratch_run
     from skilltune.skill import Skill
@@ -145,7 +158,12 @@ def evaluate(
             raise UsageError(f"there is no skill at {skill}")
         if targets is not None and only is not None:
             raise UsageError("--only shows one side, but --targets compares both: leave one of the two out")
-        cfg, root = load_config(config, with_tasks(overrides, tasks, data))
+        named, given = config_and_overrides(config, overrides)
+        given = with_tasks(given, tasks, data)
+        if skill is not None and named.is_dir() and not is_configured(named):
+            cfg, root = make_config({"skill": str(skill)}, given), named
+        else:
+            cfg, root = load_config(named, given)
         if targets is not None:
             _print_transfers(interrupts.run(compare()), run, out)
             return

@@ -22,7 +22,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-Source = Annotated[Path, typer.Argument(metavar="CONFIG|SKILL_DIR", help="A TOML file, or a folder with SKILL.md.")]
 Here = Annotated[
     str | None,  # not a Path, which would fold the // of a URL if the argument is an override
     typer.Argument(

@@ -30,7 +30,8 @@ def table(
     """Compare runs in one table: targets down, benchmarks across, without and with the skill.
 
     Below it, one line per run has the gain with its interval, tokens, calls, cost and seed. Runs that differ only in
-    their seed share a cell. Scores are those of the certificate. A run without one is listed with the reason.
+    their seed share a cell. Scores are those of the certificate. A run without one is listed with the reason. A run of
+    `eval --targets` has a line for each target.
 
     \b
     Examples:

@@ -176,9 +176,11 @@ Draws = tuple[Sequence[Sequence[Rollout]], Sequence[Sequence[Rollout]]]
 
 
 async def both(roll: Roller, start: Skill, best: Skill, test: Sequence[Sample], attempts: int, purpose: str) -> Draws:
-    """Both skills do the samples at the same time."""
+    """Both skills do the samples at the same time, in step, so that a drift of the endpoint meets both alike."""
     sides = [(skill, attempt) for attempt in range(attempts) for skill in (start, best)]
-    done = await run_all([roll(skill, test, attempt=attempt, purpose=purpose) for skill, attempt in sides])
+    done = await run_all(
+        [roll(skill, test, attempt=attempt, purpose=purpose, at_once=roll.abreast) for skill, attempt in sides]
+    )
     return done[::2], done[1::2]
 
 

@@ -22,6 +22,8 @@ from skilltune.skill import Skill
 from skilltune.stats import score_interval
 from skilltune.usage import Usage
 
+TRANSFERS = "transfers"  # event: the result of an evaluation on several targets, with the skill's hash and the seed
+
 
 @dataclass(frozen=True, slots=True)
 class Arm:
@@ -55,11 +57,12 @@ class Transfer:
     exit_code: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        """The figures as JSON data: `gain` with the ends of its interval, `p`, and both sides."""
+        """The figures as JSON data: `gain` with the ends of its interval, `p`, and both sides. `before` and `after` are
+        the compared means, in which a sample that has a score on one side only counts against the skill."""
         data: dict[str, Any] = {"target": self.target, "reason": self.reason or None}
         data |= {"without": self.without and asdict(self.without), "with": self.skilled and asdict(self.skilled)}
         c = self.comparison
-        names = ("gain", "low", "high", "level", "p", "n", "fixed", "broken", "method")
+        names = ("before", "after", "gain", "low", "high", "level", "p", "n", "fixed", "broken", "method")
         data |= {name: None if c is None else getattr(c, name) for name in names}
         return data
 

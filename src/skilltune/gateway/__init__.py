@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from skilltune.errors import UsageError
@@ -112,15 +112,18 @@ class Gateway:
         slots: Endpoint | None,
         role: str = "target",
         account: str = "",
+        sample: str = "",
+        secrets: Sequence[str] = (),
     ) -> Lease:
         """The right of one attempt's agent to ask `upstream`.
 
         `rollout_key` identifies the attempt and its question; exchanges are journaled under it in `run`, in the name of
-        `account` ("" is the role). Raises `UsageError` for a limit in dollars if the price of the model is unknown.
+        `account` ("" is the role) and for `sample`, without the values in `secrets`. Raises `UsageError` for a limit in
+        dollars if the price of the model is unknown.
         """
         if limits.max_usd is not None and upstream.priced(Usage(1, 1000, 1000)).usd is None:
             raise UsageError(
-                f"the price of `{upstream.known}` is unknown, so max_usd cannot hold: state price_in and price_out, or "
+                f"the price of `{upstream.known}` is unknown, so max_usd cannot hold: set price = [input, output], or "
                 "use max_turns"
             )
         if upstream not in self._links:
@@ -136,6 +139,8 @@ class Gateway:
             slots=slots or own,
             role=role,
             account=account or role,
+            sample=sample,
+            secrets=secrets,
         )
         self._ended.update(_hash(token) for token, known in self._leases.items() if known.closed)
         self._leases = {token: known for token, known in self._leases.items() if not known.closed}

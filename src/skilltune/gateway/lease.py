@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import takewhile
+from secrets import token_urlsafe
 from typing import Any, TypeVar
 
 from skilltune.aio import background
@@ -22,8 +23,9 @@ from skilltune.journal.keys import digest
 from skilltune.journal.run import Paid, Run, exchange_kind
 from skilltune.metering.slots import Endpoint
 from skilltune.models import dialects, openai
-from skilltune.models.dialects import Answer, Conversation, Dialect, Ended, Json, Text, deltas_of
+from skilltune.models.dialects import Answer, Conversation, Dialect, Ended, Json, Message, Text, deltas_of
 from skilltune.models.dialects.canonical import dumped
+from skilltune.models.redact import without
 from skilltune.rollout import Turn
 from skilltune.usage import Usage
 
@@ -58,7 +60,7 @@ class Lease:
     the cost of all exchanges of this rollout. `paid` is what this process paid for it: exchanges that were not replayed
     from the journal, and failed attempts. `turns_taken` counts the exchanges with tools. `offered` is True once the
     skill was proven to be in a request, `loaded` once its body was. `limit` is the limit that ended the rollout, or "".
-    `fault` is the error that ended it, or None.
+    `sample` is the id of the task, for the account, and no value in `secrets` is journaled.
     """
 
     def __init__(
@@ -73,20 +75,22 @@ class Lease:
         slots: Endpoint,
         role: str,
         account: str,
+        sample: str = "",
+        secrets: Sequence[str] = (),
     ) -> None:
-        self.token = secrets.token_urlsafe(24)
+        self.token = token_urlsafe(24)
         self.url = f"{url}/{self.token}"
         self.usage = self.paid = Usage()
         self.exchanges = self.replayed = self.turns_taken = 0
         self.offered = self.loaded = False
         self.limit = ""
-        self.fault: Exception | None = None
-        self.trouble: CallError | None = None  # the last failed attempt, until an exchange succeeds
         self.closed = False
-        self._final = False  # True if the fault ended the rollout
+        self._final: Exception | None = None  # the failure that ended the rollout
+        self._open: dict[tuple[str, ...], Exception] = {}  # failures after which the agent may go on, by conversation
+        self._retried: dict[object, CallError] = {}  # the last failed attempt of each exchange under way
         self._link, self._activation, self._limits = link, activation, limits
         self._rollout_key, self._run, self._slots, self._role = rollout_key, run, slots, role
-        self._kind = exchange_kind(account)
+        self._kind, self._sample, self._secrets = exchange_kind(account), sample, secrets
         self._answered: Counter[str] = Counter()  # questions that the agent had a whole answer to
         self._last: tuple[_Question, Dialect, Mapping[str, Any], Json] | None = None
         self._proven = asyncio.Event()
@@ -100,6 +104,16 @@ class Lease:
     def key(self) -> str:
         """The API key that the agent gets: the token."""
         return self.token
+
+    @property
+    def fault(self) -> Exception | None:
+        """The failure that ended the rollout, else one after which its conversation never went on, or None."""
+        return self._final or next(iter(self._open.values()), None)
+
+    @property
+    def trouble(self) -> CallError | None:
+        """The last failed attempt of an exchange that has not succeeded since, or None."""
+        return next(iter(self._retried.values()), None)
 
     def close(self) -> None:
         """End the rollout: its token is unknown from now on, and calls under way are cancelled."""
@@ -150,28 +164,34 @@ class Lease:
                 raise
             await relay.fail(400, "the rollout has ended")
         except _Broken as broken:
-            self._end(broken.failure, final=False)
+            self._interrupt(broken.failure, relay.dialect, body.data)
             await relay.fail(529 if relay.dialect == "anthropic-messages" else 500, str(broken))
         except SampleError as failure:
-            self._end(failure, final=False)
+            self._interrupt(failure, relay.dialect, body.data)
             await relay.fail(400, str(failure))
         except (CallError, Stopped) as failure:
-            self._end(failure, final=True)
+            self._end(failure)
             await relay.fail(400, str(failure))
         except Exception as failure:  # our own error: the agent must not wait for ever, and the rollout has no result
-            self._end(failure, final=True)
+            self._end(failure)
             await relay.fail(400, "the gateway failed")
         finally:
             self._tasks.pop(task, None)
 
-    def _end(self, failure: Exception, *, final: bool) -> None:
-        """Remember the failure. One that is not final is forgotten if a later exchange succeeds."""
-        if self.fault is None or not self._final:
-            self.fault, self._final = failure, final
+    def _end(self, failure: Exception) -> None:
+        """The first failure that ends the rollout is its fault."""
+        self._final = self._final or failure
+
+    def _interrupt(self, failure: Exception, dialect: Dialect, asked: Mapping[str, Any]) -> None:
+        """Remember a failure after which the agent may go on. It is forgotten if the same conversation goes on.
+
+        Another conversation, such as that of a sub-agent beside it, proves nothing.
+        """
+        self._open[_conversation(dialect, asked)] = failure
 
     async def _exchange(self, body: Body, headers: Mapping[str, str], query: str, relay: Relay) -> None:
-        if self.closed or (self.fault is not None and self._final):
-            raise self.fault or CallConfigError("the rollout has ended")
+        if self.closed or self._final is not None:
+            raise self._final or CallConfigError("the rollout has ended")
         asks_tools = bool(body.data.get("tools"))
         same = request_key(self._rollout_key, self.upstream.fingerprint, relay.dialect, body)
         key = f"{same}/{self._answered[same]}"
@@ -182,16 +202,21 @@ class Lease:
             return
         replayed = self._run is not None and self._run.recall(key) is not None
         self.turns_taken += asks_tools
+        heard = _Translation(self.upstream.dialect, question, relay) if question.asked else _Passage(relay)
+        live: list[Json] = []  # the answer as the model gave it, if it was asked now
         try:
-            stored = await self._memo(key, lambda: self._ask(question, relay))
+            stored = await self._memo(key, lambda: self._ask(question, relay, heard, live))
         except BaseException:
             self.turns_taken -= asks_tools  # it was no turn
             raise
-        if not relay.committed:
-            await self._replay(stored["body"], question, relay)
+        answer = live[0] if live else stored["body"]
+        self._count(relay.dialect, body.data, answer, question, replayed=replayed, asks_tools=asks_tools)
+        if relay.committed:
+            await heard.end(lambda: self._parsed(answer, question))
+        else:
+            await self._replay(answer, question, relay)
         if not relay.gone:
             self._answered[same] += 1
-        self._count(relay.dialect, body.data, stored["body"], question, replayed=replayed, asks_tools=asks_tools)
 
     def _question(self, body: Body, headers: Mapping[str, str], query: str, dialect: Dialect, id: str) -> _Question:
         upstream = self.upstream
@@ -220,7 +245,7 @@ class Lease:
                 return
             if why:
                 failure = CallConfigError(f"nothing was sent to the model: {why}")
-                self._end(failure, final=True)
+                self._end(failure)
                 self._proven.set()  # those who wait fail now, because of the fault
                 raise failure
             self.offered = self._activation is not None
@@ -263,8 +288,8 @@ class Lease:
             return await self._run.memo(key, self._kind, ask)
         return (await ask()).value
 
-    async def _ask(self, question: _Question, relay: Relay) -> Paid:
-        heard = _Translation(self.upstream.dialect, question, relay) if question.asked else _Passage(relay)
+    async def _ask(self, question: _Question, relay: Relay, heard: _Passage | _Translation, live: list[Json]) -> Paid:
+        """Ask the model. Nothing is awaited after its answer is whole, so every whole answer is journaled."""
 
         async def work() -> Json:
             try:
@@ -274,18 +299,22 @@ class Lease:
                 self._note_failure(InfraError("the call was cut off by the end of the rollout"), question)
                 raise
             except CallError as failure:
-                self.trouble = failure
+                self._retried[relay] = failure
                 self._note_failure(failure, question)
                 if relay.committed:
                     raise _Broken(failure) from failure
                 raise
 
-        body = await in_slot(self._slots, self._role, work)
+        try:
+            body = await in_slot(self._slots, self._role, work)
+        except Exception:  # not if it is cut off: then its last failure explains the agent's time-out
+            self._retried.pop(relay, None)
+            raise
+        self._retried.pop(relay, None)
         usage = self._priced(body, question)
-        if relay.committed and question.asked is not None:
-            await heard.end(self._parsed(body, question))
         self.paid += usage
-        return Paid({"body": body}, usage)
+        live.append(body)
+        return Paid({"body": without(body, self._secrets), "sample": self._sample}, usage)
 
     def _note_failure(self, failure: CallError, question: _Question) -> None:
         """Count a failed attempt that reached the endpoint. If its cost is unknown, the request counts as read."""
@@ -295,7 +324,8 @@ class Lease:
         usage = known or self.upstream.priced(Usage(calls=1, input_tokens=question.characters // 4))
         self.paid += usage
         if self._run is not None:
-            self._run.record_failure(self._kind, str(failure), usage, estimated=known is None)
+            why = without(str(failure), self._secrets)
+            self._run.record_failure(self._kind, why, usage, estimated=known is None)
 
     def _priced(self, body: Json, question: _Question) -> Usage:
         dialect = self.upstream.dialect
@@ -317,11 +347,11 @@ class Lease:
         asks_tools: bool,
     ) -> None:
         self.exchanges += 1
-        self.trouble = None
         self.replayed += replayed
         self.usage += self._priced(body, question)
-        if self.fault is not None and not self._final:
-            self.fault = None
+        if self._open:
+            here = _conversation(dialect, asked)
+            self._open = {begin: why for begin, why in self._open.items() if here[: len(begin)] != begin}
         if asks_tools or self._last is None or not self._last[2].get("tools"):
             self._last = question, dialect, asked, body
 
@@ -358,7 +388,7 @@ class _Passage:
             self._held.clear()
             await self._relay.write(data)
 
-    async def end(self, answer: Answer) -> None:
+    async def end(self, answer: Callable[[], Answer]) -> None:
         pass
 
 
@@ -382,8 +412,25 @@ class _Translation:
         if data := b"".join(event for delta in deltas for event in self._encoder.feed(delta)):
             await self._relay.write(data)
 
-    async def end(self, answer: Answer) -> None:
-        await self._relay.write(b"".join(self._encoder.feed(Ended(answer))))
+    async def end(self, answer: Callable[[], Answer]) -> None:
+        await self._relay.write(b"".join(self._encoder.feed(Ended(answer()))))
+
+
+def _conversation(dialect: Dialect, asked: Mapping[str, Any]) -> tuple[str, ...]:
+    """Identifies the conversation of a request by the user's texts before the model's first answer.
+
+    Empty for a request without tools, because agents ask for titles and summaries in passing. The rollout goes on
+    without them, so any later answer makes up for them.
+    """
+    messages: tuple[Message, ...] = ()
+    if asked.get("tools"):
+        with suppress(CallConfigError):
+            messages = dialects.parse_request(dialect, asked).messages
+    begin = takewhile(lambda message: message.role != "assistant", messages)
+    texts = (
+        part.text for message in begin if message.role == "user" for part in message.parts if isinstance(part, Text)
+    )
+    return tuple(texts)
 
 
 async def in_slot(slots: Endpoint, role: str, work: Callable[[], Awaitable[T]]) -> T:

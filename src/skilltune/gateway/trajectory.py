@@ -26,6 +26,7 @@ _AROUND = re.compile(  # what an agent adds to the output of a tool; ids and tim
     r"\s*<system-reminder>.*?</system-reminder>|^Chunk ID: [0-9a-f]+\n|^Wall time: [0-9.]+ seconds\n",
     re.DOTALL | re.MULTILINE,
 )
+_FOLDER = re.compile(r"^Base directory for this skill: .*\n*", re.MULTILINE)  # Claude Code says where it lies
 _CONTEXT = re.compile(r"\s*<([a-z][\w-]*)\b[^>]*>.*</\1>\s*", re.DOTALL)  # context that a harness adds to the task
 
 
@@ -33,7 +34,7 @@ def turns_of(conversation: Conversation, answer: Answer | None, activation: Acti
     """The turns of a conversation without the agent's own instructions.
 
     Left out are system texts and user texts that are wholly in a tag, because agents wrap what they add in tags. The
-    body of the skill is replaced by its name.
+    body of the skill is replaced by its name; the text around it, such as the task, stays.
     """
     messages = [*conversation.messages]
     if answer is not None:
@@ -45,10 +46,10 @@ def _turns(message: Message, activation: Activation | None) -> Iterator[Turn]:
     texts: list[str] = []
     for part in () if message.role == "system" else message.parts:
         if (text := _shown(part)) is not None:
-            if message.role == "assistant" or not (_CONTEXT.fullmatch(text) or _is_skill(text, activation)):
+            if message.role == "user":
+                text = _without_skill(text, activation)
+            if text and (message.role == "assistant" or not _CONTEXT.fullmatch(text)):
                 texts.append(text)
-            elif _is_skill(text, activation):
-                texts.append(f"[the skill `{activation.name if activation else ''}`]")
             continue
         yield from _joined(message.role, texts)
         texts = []
@@ -79,8 +80,15 @@ def _shown(part: Part) -> str | None:
     return None
 
 
-def _is_skill(text: str, activation: Activation | None) -> bool:
-    return activation is not None and bool(activation.body.strip()) and holds_body(activation, (text,))
+def _without_skill(text: str, activation: Activation | None) -> str:
+    """The text with the name of the skill in place of its body, and in place of a tag around the body."""
+    if activation is None or not activation.body.strip() or not holds_body(activation, (text,)):
+        return text
+    name = f"[the skill `{activation.name}`]"
+    body = re.compile(r"\s+".join(map(re.escape, activation.body.split())))
+    if _CONTEXT.fullmatch(text) or not body.search(text):  # the second: with line numbers in it
+        return name
+    return _FOLDER.sub("", body.sub(lambda _: name, text)).strip()
 
 
 def call_text(call: ToolCall) -> str:

@@ -22,10 +22,10 @@ from skilltune.errors import RunError, UsageError
 from skilltune.finish.certify import Certificate
 from skilltune.finish.records import Finish, Start
 from skilltune.history.left_out import left_out
-from skilltune.journal.run import EXCHANGE, FAILED, Run, exchange_kind
+from skilltune.journal.run import EXCHANGE, FAILED, Run, by_work, owner_of
 from skilltune.result import claim
 from skilltune.rollout import Rollout, Score, rollout_from_json
-from skilltune.rollouts.further import kind_of, pinned_further
+from skilltune.rollouts.further import kind_of, measured, pinned_further
 from skilltune.skill import Skill
 from skilltune.stopping import Ending
 from skilltune.usage import Usage
@@ -409,11 +409,15 @@ def _draws(
     found: dict[tuple[str, str], list[Draw]] = defaultdict(list)
     spend = dict.fromkeys(PHASES.values(), Usage())
     others = 0
-    for key, value, usage in run.each_memo("rollout"):
-        if EXCHANGE in run.usage and not usage.calls:  # an agent's rollout, paid exchange by exchange
-            usage = Usage(**value["usage"])
-        phase = PHASES.get(split_of.get(value["sample"], ""), "other samples")
+
+    def count(sample: str, usage: Usage) -> None:
+        phase = PHASES.get(split_of.get(sample, ""), "other samples")
         spend[phase] = spend.get(phase, Usage()) + usage
+
+    for _, value, usage in run.each_memo(EXCHANGE):  # an agent's rollouts, and its attempts without a result
+        count(value.get("sample", ""), usage)
+    for key, value, usage in run.each_memo("rollout"):
+        count(value["sample"], usage)
         if value["skill"] in versions:
             score = _compared(Score(**value["score"]), gate) if "score" in value else None
             found[value["skill"], value["sample"]].append(Draw(key, value["attempt"], score))
@@ -439,22 +443,18 @@ def _compared(score: Score, gate: Mapping[str, Any]) -> float:
 
 def _other_spend(run: Run) -> list[Spend]:
     """Every paid kind but rollouts of the target; failed attempts, which may have been billed, by the role that made
-    them. An agent's rollouts are paid exchange by exchange."""
-    further = {kind_of(name): f"further target {name}" for name in pinned_further(run)}
+    them. The exchanges of an agent count for its role."""
+    further = [*pinned_further(run), *measured(run)]
+    roles = {kind_of(name): f"further target {name}" for name in further} | {"rollout": "target"}
     rows = [
-        Spend(
-            role, "all", sum((own if own.calls else Usage(**v["usage"]) for _, v, own in run.each_memo(kind)), Usage())
-        )
-        for kind, role in further.items()
-    ]
-    rows += [
-        Spend(kind, "answers without a score" if kind == "unscored" else "all", usage)
-        for kind, usage in sorted(run.usage.items())
-        if kind not in ("rollout", EXCHANGE, FAILED, *further, *map(exchange_kind, further))
+        Spend(roles.get(kind, kind), "answers without a score" if kind == "unscored" else "all", usage)
+        for kind, usage in by_work({kind: usage for kind, usage in run.usage.items() if kind != FAILED})
+        if kind != "rollout"
     ]
     failed: dict[tuple[str, bool], Usage] = {}
     for _, value, usage in run.each_memo(FAILED):
-        which = value["role"], bool(value.get("estimated"))
+        kind = owner_of(value["role"])
+        which = roles.get(kind, kind), bool(value.get("estimated"))
         failed[which] = failed.get(which, Usage()) + usage
     names = {False: "failed attempts", True: "attempts without an answer: cost unknown, estimated"}
     return rows + [Spend(role, names[estimated], usage) for (role, estimated), usage in sorted(failed.items())]

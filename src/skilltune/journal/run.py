@@ -60,7 +60,7 @@ def by_work(spent: Mapping[str, Usage]) -> list[tuple[str, Usage]]:
     """The cost of each kind of work, sorted. The exchanges of agents are added to the work that they belong to."""
     rows: dict[str, Usage] = {}
     for kind, usage in spent.items():
-        owner = "rollout" if kind == EXCHANGE else kind.removesuffix(" exchange")
+        owner = owner_of(kind)
         rows[owner] = rows.get(owner, Usage()) + usage
     return sorted(rows.items())
 
@@ -86,6 +86,11 @@ Listener = Callable[[str, Mapping[str, Any]], None]
 def exchange_kind(kind: str) -> str:
     """The kind of the exchanges of an agent that gives answers of a kind. The exchanges then hold the cost."""
     return EXCHANGE if kind == "rollout" else f"{kind} exchange"
+
+
+def owner_of(kind: str) -> str:
+    """The kind of the answers that exchanges of a kind belong to; a kind of its own for everything else."""
+    return "rollout" if kind == EXCHANGE else kind.removesuffix(" exchange")
 
 
 @dataclass(frozen=True, slots=True)

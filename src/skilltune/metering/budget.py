@@ -157,11 +157,15 @@ class Budget:
 
     def require_price(self, kind: str, bound: Usage) -> None:
         """Raise `UsageError` if dollars are limited and calls of this kind have no known price."""
-        if self.limits.usd is not None and bound.usd is None:
-            raise UsageError(
-                f"the budget is in dollars, but the price of the {kind} model is unknown: state it under "
-                f"`[{kind}] price = [input, output]` (dollars per million tokens), or budget in calls or tokens."
-            )
+        if self.limits.usd is None or bound.usd is not None:
+            return
+        role, _, further = kind.partition(" ")
+        price = "price = [input, output]"
+        where = f'`{{model = "{further}", {price}}}` in place of its name' if further else f"`[{role}] {price}`"
+        raise UsageError(
+            f"the budget is in dollars, but the price of {further or f'the {role} model'} is unknown: state it as "
+            f"{where} (dollars per million tokens), or budget in calls or tokens."
+        )
 
     def check(self, cost: Usage) -> None:
         """Raise `BudgetExceeded` if `cost`, on top of spent, reserved and held, may exceed a limit."""

@@ -57,7 +57,7 @@ class Client:
 
     def bound(self, request: Request) -> Usage:
         """Upper estimate of a call's cost: 4 characters per token, and the longest answer that the request allows."""
-        chars = sum(len(message.text) for message in request.messages)
+        chars = sum(message.chars for message in request.messages)
         images = sum(len(message.images) for message in request.messages)
         usage = Usage(1, chars // 4 + IMAGE_TOKENS * images, request.max_tokens or DEFAULT_ANSWER_TOKENS)
         return replace(usage, usd=self.usd(usage))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from skilltune.config import ModelConfig
 from skilltune.execute import HERE, Executor
@@ -14,6 +14,7 @@ from skilltune.metering.slots import Endpoint
 from skilltune.models import Model, Request
 from skilltune.models.build import build_model
 from skilltune.names import parse_name
+from skilltune.usage import Usage
 
 
 class Clients:
@@ -21,7 +22,7 @@ class Clients:
 
     `sections` are the run's models. They decide the number of slots of an endpoint and the key that it gets. `hedge` is
     the patience with the target's stragglers (see `Endpoint`), None for no duplicates. `executor` runs the jobs of
-    agents.
+    agents. `further` names the further targets.
     """
 
     def __init__(
@@ -32,9 +33,10 @@ class Clients:
         *,
         hedge: float | None = None,
         executor: Executor = HERE,
+        further: Collection[str] = (),
     ) -> None:
         self.run, self.budget, self.executor = run, budget, executor
-        self._sections, self._hedge = tuple(sections), hedge
+        self._sections, self._hedge, self._further = tuple(sections), hedge, frozenset(further)
         self._endpoints: dict[tuple[str, str | None], Endpoint] = {}  # a rate limit belongs to a host and a key
         self._models: dict[tuple[object, ...], Model] = {}  # a model in two roles is loaded once
 
@@ -42,8 +44,13 @@ class Clients:
         """The model of a section, called in a role. Raises `UsageError` for a name that is not a chat model, for a
         missing key, and if the budget is in dollars and the model's price is unknown."""
         made = Client(self._model(section), self.meter(section, role), section.price)
-        self.budget.require_price(role, made.bound(Request(())))
+        self.require_price(section, role, made.bound(Request(())))
         return made
+
+    def require_price(self, section: ModelConfig, role: str, bound: Usage) -> None:
+        """See `Budget.require_price`. The message says where the price of this section belongs."""
+        further = role == "target" and section.model in self._further
+        self.budget.require_price(f"{role} {section.model}" if further else role, bound)
 
     def meter(self, section: ModelConfig, role: str) -> Meter:
         """The account of a role's work at the endpoint of a section."""

@@ -101,12 +101,14 @@ class Meter:
     def _failed(self, kind: str, failure: InfraError, bound: Usage) -> None:
         """Count a failed attempt as a call, in the budget and in the journal.
 
-        If it may have been billed and the cost is unknown, it counts as the estimate of its kind.
+        If it may have been billed and the cost is unknown, it counts as the guess of whoever made the call, else as the
+        estimate of its kind.
         """
         if not failure.reached:
             return
         known = failure.usage or (None if failure.billed else Usage(calls=1))
-        self._count(kind, str(failure), known or self.budget.estimate(kind, bound), estimated=known is None)
+        usage = known or failure.guess or self.budget.estimate(kind, bound)
+        self._count(kind, str(failure), usage, estimated=known is None)
 
     def _count(self, kind: str, why: str, usage: Usage, *, estimated: bool = False) -> None:
         self.budget.spend(usage)

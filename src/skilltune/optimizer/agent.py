@@ -45,6 +45,8 @@ class ByAgent:
 
     async def _call(self, brief: Brief) -> Reply:
         async def pay() -> Paid:
+            """The paid answer. One that ended at a limit of turns or dollars is journaled too, because it would end
+            there again."""
             try:
                 done = await patiently(self.run, lambda: self._work(brief), lambda: self.answered)
             except SampleError as none:
@@ -72,7 +74,18 @@ class ByAgent:
     async def _work(self, brief: Brief) -> Trajectory:
         files = layout(brief, load_prompt("agent_answering"))
         task = Task("question", (user(load_prompt("agent")),), files)
-        return await self.worker.run(Skill(""), task, brief.request.draw)
+        done = await self.worker.run(Skill(""), task, brief.request.draw)
+        if done.timed_out and not _holds_object(answer_of(done)):
+            raise InfraError(f"{done.error}; raise that limit, or run again: its answered calls are not paid again")
+        return done
+
+
+def _holds_object(text: str) -> bool:
+    try:
+        read_object(text)
+    except ValueError:
+        return False
+    return True
 
 
 def answer_of(done: Trajectory) -> str:

@@ -89,7 +89,9 @@ async def check(
     with _collecting(found), scratch_run(None) as run:
         session = build_parts(cfg, run, root, env=env, skill=found.skill)
         found.notes += getattr(session.target, "facts", ())
-        found.preview = preview(session.env, session.skill, session.splits.train[0])
+        for other in session.arena.also:
+            found.notes += [f"{other.name}: {fact}" for fact in getattr(other.roll.target, "facts", ())]
+        found.preview = preview(session.env, session.skill, session.splits.train[0], cfg.target)
         try:
             found.estimate = estimate(session)
             found.notes += remarks(session, found.estimate)

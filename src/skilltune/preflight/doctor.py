@@ -90,7 +90,9 @@ async def _roles(cfg: Config, root: Path, announce: Callable[[str], None]) -> li
             session = build_parts(cfg, run, root)
             try:
                 files = _model_files(getattr(session.target, "client", None), session.optimizer_client)
-                facts = [Finding("ok", "target", fact) for fact in getattr(session.target, "facts", ())]
+                targets = [("target", session.target)]
+                targets += [("further target", other.roll.target) for other in session.arena.also]
+                facts = [Finding("ok", role, fact) for role, target in targets for fact in getattr(target, "facts", ())]
                 facts += await _workers(session.executor)
                 probes = await probe_roles(session, announce)
                 if session.judge is not None and not any("judge" in probe.role and probe.error for probe in probes):
@@ -151,9 +153,8 @@ async def _verdict(judge: Reader) -> Probe:
 def _section(role: str) -> str:
     if role == VERDICT:
         return "the judge of env.score: name a model that answers in JSON, or raise judge.max_tokens"
-    section = {"optimizer": "optimizer.model", "judge": "the judge of env.score"}.get(
-        role.partition(" and ")[0], "target.model"
-    )
+    names = {"optimizer": "optimizer.model", "judge": "the judge of env.score", "further target": "gate.also"}
+    section = names.get(role.partition(" and ")[0], "target.model")
     return f"{section}, its key or its server"
 
 

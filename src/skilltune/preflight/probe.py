@@ -13,7 +13,9 @@ from skilltune.errors import BudgetExceeded, CallConfigError, CallError, InfraEr
 from skilltune.journal.keys import digest
 from skilltune.journal.run import PROBE, Paid
 from skilltune.metering.client import Client
+from skilltune.metering.slots import Endpoint
 from skilltune.models import Request, user
+from skilltune.models.retry import RetryPolicy
 from skilltune.parts import Parts
 from skilltune.skill import Skill
 from skilltune.targets.agents.target import AgentTarget
@@ -26,6 +28,8 @@ from skilltune.usage import Usage
 PATIENCE_S = 30.0  # time limit of one probe in `probe_roles`, retries included
 ROLLOUT_S = 300.0  # the same for a rollout with tools, because command lines start slowly and ask several times
 SMOKE = Task("probe", (user("Change no file. Reply with the word: ready"),))
+QUICK = RetryPolicy(attempts=5)
+"""Retries of a probe's calls: enough for a hiccup, and over after seconds if the endpoint fails for good."""
 REQUEST = Request((user("Reply with the word: ready"),))
 
 
@@ -51,31 +55,39 @@ async def probe(client: Client, request: Request = REQUEST) -> Usage:
     return usage
 
 
-async def probe_target(session: Parts) -> str:
-    """Do one real task, with the skill and the longest sample. An agent does a short task, and the note that is
-    returned says if it saw the skill. Raises the errors of a call.
+async def probe_target(session: Parts, target: RunTarget) -> str:
+    """Let a target do one real task, with the skill and the longest sample. An agent does a short task, and the note
+    that is returned says if it saw the skill. Raises the errors of a call.
 
     A server may cut a long prompt, refuse a system message or put the answer into an unexpected field."""
     samples = [*session.splits.train, *session.splits.select, *session.splits.test]
     task = session.env.task(max(samples, key=lambda sample: len(sample.text)))
-    target = session.target
     if isinstance(target, ChatTarget):
-        await probe(target.client, target.request(session.skill, task, 0))
+        await probe(_quickly(target.client), target.request(session.skill, task, 0))
         return ""
     if isinstance(target, MeteredTarget) and isinstance(target.target, AgentTarget):
         return await _smoke(session.skill, target, target.target)
     if isinstance(target, ToolsTarget):
-        counted = replace(target, client=replace(target.client, meter=replace(target.client.meter, kind=PROBE)))
+        client = _quickly(target.client)
+        counted = replace(target, client=replace(client, meter=replace(client.meter, kind=PROBE)))
     else:
-        counted = replace(target, meter=replace(target.meter, kind=PROBE))
+        counted = replace(target, meter=replace(target.meter, kind=PROBE, endpoint=Endpoint(1, QUICK)))
     await counted.run(session.skill, task, 0)
     return ""
 
 
+def _quickly(client: Client) -> Client:
+    """The client with few retries."""
+    return replace(client, meter=replace(client.meter, endpoint=Endpoint(1, QUICK)))
+
+
 async def _smoke(skill: Skill, target: MeteredTarget, agent: AgentTarget) -> str:
     """One rollout with a short task, counted as a probe. Raises `InfraError` if a limit ended it."""
-    alone = replace(agent, timeout_s=min(agent.timeout_s, ROLLOUT_S), _gateway=None, _started=False)
-    counted = replace(target, target=alone, meter=replace(target.meter, kind=PROBE))
+    alone = replace(
+        agent, timeout_s=min(agent.timeout_s, ROLLOUT_S), slots=Endpoint(4, QUICK), _gateway=None, _started=False
+    )
+    once_more = Endpoint(1, replace(QUICK, attempts=2))  # the gateway retries the calls of each attempt
+    counted = replace(target, target=alone, meter=replace(target.meter, kind=PROBE, endpoint=once_more))
     try:
         done = await counted.run(skill, SMOKE, 0)
     finally:
@@ -113,9 +125,9 @@ async def probe_roles(session: Parts, announce: Callable[[str], None] = lambda t
         try:
             async with asyncio.timeout(patience):
                 if isinstance(payee, Client):
-                    await probe(payee, probe_of(session, payee))
+                    await probe(_quickly(payee), probe_of(session, payee))
                 else:
-                    note = await probe_target(session)
+                    note = await probe_target(session, payee)
         except TimeoutError:
             error = f"`{payee.name}`: no answer within {patience:g} s"
         except (CallError, Stopped) as failure:
@@ -129,7 +141,9 @@ def roles(session: Parts) -> list[tuple[str, Client | RunTarget]]:
     """(role, its model or agent) of everything that a run calls. A model in two roles appears once, with both names."""
     judge = session.judge.client if session.judge else None
     found: dict[str, tuple[str, Client | RunTarget]] = {}
-    for role, payee in (("target", session.target), ("optimizer", session.optimizer_client), ("judge", judge)):
+    further = [("further target", other.roll.target) for other in session.arena.also]
+    every = [("target", session.target), ("optimizer", session.optimizer_client), ("judge", judge), *further]
+    for role, payee in every:
         if payee is not None:
             model = payee.client.fingerprint if isinstance(payee, ChatTarget) else payee.fingerprint
             found[model] = (f"{found[model][0]} and {role}", found[model][1]) if model in found else (role, payee)

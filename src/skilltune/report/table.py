@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from skilltune.errors import UsageError
 from skilltune.finish.certify import Certificate
+from skilltune.finish.transfer import TRANSFERS
 from skilltune.history.record import Record
 from skilltune.journal.keys import digest
 from skilltune.report.markup import Html, el, fill, many
@@ -47,7 +48,8 @@ class Line:
     """One run. `data` identifies the samples by their content: two runs with another `data` are not comparable.
 
     `note` says why there are no figures, "" if there are some. Scores are means in [0, 1]. `low` and `high` bound the
-    gain. `tokens` is the change per task.
+    gain. `certified` is None for a comparison by `eval --targets`, which claims nothing. `tokens` is the change per
+    task.
     """
 
     run: str
@@ -64,7 +66,7 @@ class Line:
     low: float | None = None
     high: float | None = None
     n: int = 0
-    certified: bool = False
+    certified: bool | None = False
     tokens: float | None = None
 
     @property
@@ -72,22 +74,31 @@ class Line:
         return None if self.before is None or self.after is None else self.after - self.before
 
 
-def line_of(record: Record) -> Line:
-    """The line of a run. A run without a certificate has no figures, and its note says why.
+def lines_of_run(record: Record) -> list[Line]:
+    """The line of a training, then one for each further target that `eval --targets` measured in the same folder.
 
-    Raises `UsageError` for the folder of an evaluation in Python, which has no config.
+    A run without a certificate has no figures, and its note says why. Raises `UsageError` for the folder of an
+    evaluation in Python on one target, which has neither config nor table.
     """
+    compared = _compared(record)
+    if compared and (not record.config or not record.versions):
+        return compared
+    own = line_of(record)
+    return [own, *(line for line in compared if line.target != own.target)]
+
+
+def line_of(record: Record) -> Line:
+    """The line of a training."""
     if not record.config:
         raise UsageError(
             f"{record.folder} holds no training: it has answers, but no config and no certificate; leave it out"
         )
     config, spent = record.config, sum(record.usage.values(), Usage())
     target = config["target"]["model"]
-    contents = record.run.recall(CONTENTS)
     facts: dict[str, Any] = {
         "run": str(record.folder),
         "benchmark": _benchmark(record),
-        "data": digest("samples", sorted(contents[0].items()))[:8] if contents else "unknown",
+        "data": _data(record),
         "target": target,
         "optimizer": config["optimizer"]["model"] or target,
         "seed": config["seed"],
@@ -102,10 +113,10 @@ def line_of(record: Record) -> Line:
 
 def lines_of(records: Sequence[Record]) -> list[Line]:
     """The lines in order of benchmark, target and seed. Raises `UsageError` if one run is named twice."""
-    lines = [line_of(record) for record in records]
-    for number, line in enumerate(lines):
-        if any(Path(other.run).resolve() == Path(line.run).resolve() for other in lines[:number]):
-            raise UsageError(f"{line.run} is named twice; a run counts once")
+    for number, record in enumerate(records):
+        if any(other.folder.resolve() == record.folder.resolve() for other in records[:number]):
+            raise UsageError(f"{record.folder} is named twice; a run counts once")
+    lines = [line for record in records for line in lines_of_run(record)]
     return sorted(lines, key=lambda line: (line.benchmark, line.data, line.target, line.seed, line.run))
 
 
@@ -128,9 +139,45 @@ def write_table(lines: Sequence[Line], form: Form) -> str:
 # -- the contents
 
 
+def _compared(record: Record) -> list[Line]:
+    """A line for each target of the last evaluation on several targets, and of earlier ones with the same skill."""
+    events = [event for _, _, event in record.run.events(TRANSFERS)]
+    rows: dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {}
+    for event in events:
+        if all(event[name] == events[-1][name] for name in ("skill", "split", "attempts", "seed")):
+            rows |= {row["target"]: (event, row) for row in event["targets"]}
+    return [_line_of_target(record, event, row) for event, row in rows.values()]
+
+
+def _line_of_target(record: Record, event: Mapping[str, Any], row: Mapping[str, Any]) -> Line:
+    without, skilled = row["without"], row["with"]
+    spent = sum((Usage(**arm["usage"]) for arm in (without, skilled) if arm), Usage())
+    split = "" if event["split"] == "test" else f", {event['split']}"
+    facts: dict[str, Any] = {
+        "run": str(record.folder),
+        "benchmark": _benchmark(record) + split,
+        "data": _data(record),
+        "target": row["target"],
+        "optimizer": "",
+        "seed": event["seed"],
+        "calls": spent.calls,
+        "usd": spent.usd,
+        "certified": None,
+    }
+    if row["gain"] is None:
+        return Line(**facts, note=f"{row['target']} has no figures: {row['reason']}")
+    figures = {name: row[name] for name in ("before", "after", "low", "high", "n")}
+    return Line(**facts, **figures, tokens=skilled["tokens"] - without["tokens"])
+
+
+def _data(record: Record) -> str:
+    contents = record.run.recall(CONTENTS)
+    return digest("samples", sorted(contents[0].items()))[:8] if contents else "unknown"
+
+
 def _benchmark(record: Record) -> str:
     """The name of the samples: their file's; its folder's or the skill's if the file has a general name."""
-    samples = str(record.config["env"].get("samples") or "")
+    samples = str(record.config.get("env", {}).get("samples") or "")
     path = Path(samples)
     if ":" in samples or (path.stem and path.stem.lower() not in GENERAL):
         return samples if ":" in samples else path.stem
@@ -183,7 +230,7 @@ def _row(line: Line) -> list[str]:
     spent = [amount(line.calls), cost]
     if line.before is None or line.after is None or line.low is None or line.high is None or line.tokens is None:
         return [*names, "—", "—", "—", "—", "—", "—", *spent]
-    gain = f"{100 * (line.after - line.before):+.1f}{'' if line.certified else ' (not certified)'}"
+    gain = f"{100 * (line.after - line.before):+.1f}{' (not certified)' if line.certified is False else ''}"
     interval = f"{100 * line.low:+.1f}…{100 * line.high:+.1f}"
     figures = [f"{100 * line.before:.1f}", f"{100 * line.after:.1f}", gain, interval, str(line.n)]
     return [*names, *figures, f"{line.tokens:+.0f}", *spent]
@@ -192,6 +239,12 @@ def _row(line: Line) -> list[str]:
 def _notes(lines: Sequence[Line]) -> list[str]:
     """The sentences under the table: units, runs without figures, and samples that differ."""
     notes = ["Scores are percent of unseen test samples. The interval is the certificate's, of the gain in points."]
+    compared = dict.fromkeys(line.run for line in lines if line.certified is None)
+    notes += [
+        f"{run}: targets compared by `eval --targets`. Their intervals have equal errors at both ends, and no gain is "
+        "certified."
+        for run in compared
+    ]
     notes += [f"{line.run}: {line.note}." for line in lines if line.note]
     for name in dict.fromkeys(line.benchmark for line in lines):
         if len(hashes := {line.data for line in lines if line.benchmark == name}) > 1:

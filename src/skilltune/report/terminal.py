@@ -353,7 +353,9 @@ class Lines:
         for name, value in plan(session, expected):
             self.console.print(Text.assemble((f"{name:<10}", "bold"), clean(value)))
         if self.paid:
-            self.console.print(f"{'resuming':<10}{self.paid:,} answers are in the journal and are replayed for free")
+            is_are = "is" if self.paid == 1 else "are"
+            held = f"{counted(self.paid, 'answer')} {is_are} in the journal and {is_are} replayed for free"
+            self.console.print(f"{'resuming':<10}{held}")
         self.console.print()
 
     def __call__(self, type: str, data: Mapping[str, Any]) -> None:
@@ -396,8 +398,9 @@ class Lines:
         console.print()
         print_costs(session.run.usage, session.run.estimated, console)
         if self.paid:
-            new = f"{self.progress.calls:,} calls were new"
-            console.print(f"{'journal':<15}{self.paid:,} answers came from the journal; {new}")
+            calls = self.progress.calls
+            new = f"{counted(calls)} {'was' if calls == 1 else 'were'} new"
+            console.print(f"{'journal':<15}{counted(self.paid, 'answer')} came from the journal; {new}")
         console.print(f"{'skill':<15}{best_path(session, result)}")
         console.print(f"{'card':<15}{session.run.folder / 'card.md'}")
         if result.exit_code in (3, 4):

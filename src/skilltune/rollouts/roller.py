@@ -86,6 +86,7 @@ class Roller:
     scores: Scores = field(default_factory=Scores)
     answered: bool = False  # True if the target answered in this process; a batch never waits for one that did not
     under_way: int = UNDER_WAY
+    abreast: int = UNDER_WAY  # the same for each of two batches that are compared, so that they share the slots evenly
     kind: str = "rollout"  # of its answers in the journal
     lookahead: bool = False  # True if idle workers may run rollouts that will probably be requested next
     abandoned: set[str] = field(default_factory=set)  # ids of samples that failed all retries: not waited for again
@@ -103,11 +104,13 @@ class Roller:
         *,
         attempt: int = 0,
         purpose: str = "train",
+        at_once: int | None = None,
         on_result: Callable[[int, Rollout], None] = lambda index, rollout: None,
     ) -> list[Rollout]:
         """One rollout per sample, in the order of `samples`, regardless of the order in which they finish.
 
-        `purpose` names the batch in events and in the record of excluded samples. `on_result` receives each rollout and
+        `purpose` names the batch in events and in the record of excluded samples. `at_once` samples are in progress at
+        once, by default `under_way`. `on_result` receives each rollout and
         its index as soon as it is final. Raises `InfraStopped` if more than `MAX_UNSCORED` of the batch cannot be
         scored, and `CallConfigError` as soon as one call shows that no call can succeed.
         """
@@ -115,7 +118,8 @@ class Roller:
         closed_key = digest("left out", skill.hash, [sample.id for sample in samples], attempt, purpose)
         closed = self.run.recall(closed_key)
         left_out = {sample: Failure(**stored) for sample, stored in closed[0].items()} if closed else {}
-        rollouts, failures = await self._all(skill, samples, attempt, purpose, left_out, on_result)
+        at_once = at_once or self.under_way
+        rollouts, failures = await self._all(skill, samples, attempt, purpose, at_once, left_out, on_result)
         before: Failures = {}
         for pause in WAITS_S:
             late = any(not failure.final and sample not in self.abandoned for sample, failure in failures.items())
@@ -128,7 +132,7 @@ class Roller:
             why = next(failure.why for failure in failures.values() if not failure.final)
             self.run.notify("waiting", purpose=purpose, seconds=pause, why=why)
             await asyncio.sleep(pause)
-            rollouts, failures = await self._all(skill, samples, attempt, purpose, left_out, on_result)
+            rollouts, failures = await self._all(skill, samples, attempt, purpose, at_once, left_out, on_result)
         if not closed and (_too_many(failures, len(rollouts)) or self._all_refused(skill, failures, len(rollouts))):
             if _of_scorer(failures):
                 self._keep_answers(rollouts)
@@ -289,6 +293,7 @@ class Roller:
         samples: Sequence[Sample],
         attempt: int,
         purpose: str,
+        at_once: int,
         left_out: Failures,
         on_result: Callable[[int, Rollout], None],
     ) -> tuple[list[Rollout], Failures]:
@@ -347,7 +352,7 @@ class Roller:
         try:
             if not self._heard:
                 await ahead()
-            await run_all([work() for _ in range(min(self.under_way, len(samples)))])
+            await run_all([work() for _ in range(min(at_once, len(samples)))])
         except InfraStopped:
             if stop and _of_scorer(failures):
                 self._keep_answers(list(rollouts.values()))

@@ -15,7 +15,7 @@ import shlex
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, ClassVar, Literal
@@ -78,11 +78,12 @@ def tests(options: Options, root: Path) -> Scorer:
     spec = repr((options.model_dump(exclude={"files", "sandbox", "show"}), sorted(digests.items())))
 
     async def score(sample: Sample, rollout: Rollout) -> Score:
-        files = {name: (root / path).read_bytes() for name, path in sample.files.items()}
+        given = checked_files({name: (root / path).read_bytes() for name, path in sample.files.items()})
+        files = {name: content for name, content in given.items() if name not in rollout.deleted}
         files = laid_over(files, {name: artifact.read() for name, artifact in rollout.artifacts.items()})
         if options.answer and rollout.answer.strip():
             files = laid_over(files, {options.answer: code_of(rollout.answer).encode("utf-8", "replace")})
-        elif not rollout.artifacts:
+        elif not rollout.artifacts and not rollout.deleted:
             return Score(0.0, "the target left neither an answer nor files")
         files = laid_over(files, hidden)
         if "/" in argv[0] and not os.path.isabs(argv[0]) and os.path.normpath(argv[0]) not in files:
@@ -226,7 +227,7 @@ async def run_over(job: TestsJob) -> Ran:
             "PYTHONDONTWRITEBYTECODE": "1",
         }
         hidden = [path for path in {Path.home().resolve(), root.resolve()} if len(path.parts) > 1]
-        shown = (*_installation(argv[0], env["PATH"]), *(Path(path).expanduser() for path in options.show))
+        shown = (*_installation(argv[0], env["PATH"], hidden), *(Path(path).expanduser() for path in options.show))
         policy = Policy(write=(base,), hidden=tuple(hidden), shown=tuple(shown), connect=())
         limits = Limits(
             options.timeout_s,
@@ -259,11 +260,16 @@ def _without(work: Path, output: bytes) -> bytes:
     return output.replace(os.fsencode(work) + b"/", b"").replace(os.fsencode(work), b".")
 
 
-def _installation(program: str, path: str) -> list[Path]:
-    """The folders in which a program is installed with its libraries: `x` for `x/bin/python`."""
+def _installation(program: str, path: str, hidden: Sequence[Path]) -> list[Path]:
+    """The folders in which a program is installed with its libraries: `x` for `x/bin/python`. If a hidden folder, such
+    as the project, lies in `x`, it is `x/bin` alone."""
     found = shutil.which(program, path=path)
     places = [] if found is None else [Path(found).absolute(), Path(found).resolve()]
-    return [place.parent.parent for place in places if len(place.parent.parent.parts) > 2]
+    prefixes = [(place.parent.parent, place.parent) for place in places if len(place.parent.parent.parts) > 2]
+    return [
+        folder if any(private.is_relative_to(prefix.resolve()) for private in hidden) else prefix
+        for prefix, folder in prefixes
+    ]
 
 
 async def _require_module(job: TestsJob) -> None:

@@ -2,7 +2,8 @@
 
 So tasks with files train on any chat model without an agent's command line. The tools of the environment, if it offers
 some, stand beside the loop's own. The rollout is one unit of the budget. A failed call is repeated where the loop
-stands, so no answered call is paid again.
+stands. Each answer is journaled, so a rollout that starts again after a kill is answered from the journal as far as its
+tools print the same.
 """
 
 from __future__ import annotations
@@ -14,23 +15,24 @@ import sys
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from skilltune.envs.task import Task
 from skilltune.envs.tools import Tools
 from skilltune.errors import CallError, InfraError, Outcome, SkilltuneError, UsageError
 from skilltune.journal.keys import digest
+from skilltune.journal.run import Paid, exchange_kind
 from skilltune.metering.client import Client
 from skilltune.models import Message, Reply, Request, Tool, ToolCall, ToolResult
 from skilltune.rollout import THINKING, Artifact, Trajectory, Turn
 from skilltune.sandbox import Command, Limits, Policy, Sandbox, describe
 from skilltune.skill import Skill
-from skilltune.targets.agents.job import KEPT, left_files, readable, reading
+from skilltune.targets.agents.job import KEPT, gone, left_files, readable, reading
 from skilltune.targets.chat import GUESSED_ANSWER, with_skill
 from skilltune.targets.text_calls import NO_CALL, call_in, explained, observed
-from skilltune.usage import Usage
+from skilltune.usage import Usage, minus
 from skilltune.workspace import Workspace, changes, close_workspace, open_workspace
 from skilltune.workspace.tools import GLOB, GREP, READ, WRITE, ToolError, glob, grep, read_file, text_tool, write_file
 
@@ -57,13 +59,17 @@ TOOLS: Mapping[str, Tool] = {
 
 @dataclass(slots=True)
 class _Talk:
-    """The state of a rollout: it outlives a failed call."""
+    """The state of a rollout: it outlives a failed call. `usage` is the cost of its answers, and `paid` of those that
+    this process paid for."""
 
+    key: str
+    sample: str
     messages: list[Message]
     workspace: Workspace
     offered: Mapping[str, Tool]  # by name
     given: Tools | None  # the environment's tools, open
     usage: Usage = field(default_factory=lambda: Usage(usd=0.0))
+    paid: Usage = field(default_factory=lambda: Usage(usd=0.0))
     turns: list[Turn] = field(default_factory=list)
     said: str = ""
     taken: int = 0
@@ -129,10 +135,8 @@ class ToolsTarget:
 
     def asked(self, skill: Skill, task: Task, offered: Mapping[str, Tool]) -> tuple[Message, ...]:
         """The first messages of a rollout."""
-        notes = [f"Files in the current folder: {', '.join(sorted(task.files))}"] if task.files else []
-        if self.calls == "text":
-            notes.append(explained(offered.values()))
-        return with_skill(skill.body, _with_notes(task.messages, notes))
+        notes = [explained(offered.values())] if self.calls == "text" else []
+        return with_skill(skill.body, _with_notes(with_names(task), notes))
 
     def guess(self, skill: Skill, task: Task) -> Usage:
         offered = self.offered(self.offers(task))
@@ -147,9 +151,10 @@ class ToolsTarget:
         offered = self.offered(given)
         asked = self.asked(skill, task, offered)
         names = [(name, digest(data.hex())) for name, data in sorted(task.files.items())]
-        key = digest("tools rollout", self.fingerprint, task.id, [(m.role, m.text) for m in asked], names, attempt)
+        said = [(m.role, m.text, [image.base64 for image in m.images]) for m in asked]
+        key = digest("tools rollout", self.fingerprint, task.id, said, names, attempt)
         workspace = await asyncio.to_thread(open_workspace, self.parent, key, task.files)
-        talk = _Talk([], workspace, offered, given)
+        talk = _Talk(key, task.id, [], workspace, offered, given)
         meter, done, kept = self.client.meter, None, {}
         try:
             async with _opened(given, task):
@@ -160,22 +165,19 @@ class ToolsTarget:
                 kept = {path: Artifact.of(data) for path, data in given.left().items()} if given is not None else {}
             self.client.note_learned()
             left = await asyncio.to_thread(changes, workspace)
-        except BaseException as failure:  # also the end of the budget, and a cancelled rollout
-            if talk.taken:  # the calls before the failed one were answered and paid
-                why = str(failure) or type(failure).__name__
-                if done is None:  # else the meter has counted them
-                    meter.budget.spend(talk.usage)
-                meter.journal.record_failure(meter.kind or meter.role, f"a rollout that ended early: {why}", talk.usage)
-            raise
-        finally:
+        finally:  # also at the end of the budget, and if the rollout is cancelled
+            counted = Usage() if done is None else done.usage  # by the meter, replayed answers too
+            meter.budget.spend(minus(talk.paid, counted))
             await asyncio.to_thread(close_workspace, workspace)
+        assert done is not None
         seconds = round(time.monotonic() - began, 4)
-        return replace(done, seconds=seconds, artifacts=left_files(left) | kept, diff=left.diff)
+        artifacts = left_files(left) | kept
+        return replace(done, seconds=seconds, artifacts=artifacts, deleted=gone(left), diff=left.diff)
 
     async def _go_on(self, talk: _Talk, attempt: int) -> Trajectory:
         """The loop, from where it stands."""
         while talk.taken < self.max_turns:
-            reply = await self.client.model.complete(self.request(tuple(talk.messages), attempt, talk.offered.values()))
+            reply = await self._ask(talk, self.request(tuple(talk.messages), attempt, talk.offered.values()))
             talk.taken, talk.usage = talk.taken + 1, talk.usage + reply.usage
             self._note(talk, reply)
             calls = reply.tool_calls if self.calls == "native" else call_in(reply.text, talk.offered.values())
@@ -198,6 +200,25 @@ class ToolsTarget:
                 talk.messages += [Message("assistant", reply.text), Message("user", observed(results))]
         return self._ended(talk, "agent_limit", f"no answer within {self.max_turns} requests (target.max_turns)")
 
+    async def _ask(self, talk: _Talk, request: Request) -> Reply:
+        """The answer to a request of this rollout, paid once per run."""
+
+        async def pay() -> Paid:
+            try:
+                reply = await self.client.model.complete(request)
+            except InfraError as failure:
+                failure.guess = self.client.bound(request)  # one call failed, not a whole rollout
+                raise
+            talk.paid += reply.usage
+            return Paid(_stored(reply, talk.sample), reply.usage)
+
+        meter = self.client.meter
+        said = [(m.text, [asdict(c) for c in m.tool_calls], [asdict(r) for r in m.tool_results]) for m in talk.messages]
+        key = digest("tools exchange", talk.key, said)
+        stored = await meter.journal.memo(key, exchange_kind(meter.kind or meter.role), pay)
+        with meter.journal.reading():
+            return _restored(stored)
+
     def _note(self, talk: _Talk, reply: Reply) -> None:
         talk.said = reply.text or talk.said
         if reply.thinking:
@@ -206,7 +227,7 @@ class ToolsTarget:
             talk.turns.append(Turn("assistant", reply.text))
 
     def _ended(self, talk: _Talk, outcome: Outcome, error: str) -> Trajectory:
-        return Trajectory(talk.said, tuple(talk.turns), outcome, error, talk.usage)
+        return Trajectory(talk.said, tuple(talk.turns), outcome, error, talk.usage, journaled=True)
 
     async def _result(self, call: ToolCall, talk: _Talk) -> ToolResult:
         talk.turns.append(Turn("tool call", f"{call.name} {call.arguments}"))
@@ -240,7 +261,7 @@ class ToolsTarget:
     async def _command(self, argv: tuple[str, ...], ws: Workspace) -> str:
         env = {name: os.environ[name] for name in KEPT if name in os.environ}
         command = Command(argv, ws.work, {"LANG": "C.UTF-8", **env, "HOME": str(ws.home), "TMPDIR": str(ws.tmp)})
-        policy = reading(Policy((ws.root,), hidden=self.hidden, connect=()), ws, readable(command))
+        policy = reading(Policy((ws.root,), hidden=self.hidden, connect=()), ws, readable(command, hidden=self.hidden))
         exit = await self.sandbox.run(command, policy, COMMAND)
         output = (exit.stdout + exit.stderr).decode("utf-8", "replace").rstrip()
         if exit.limit:
@@ -262,6 +283,18 @@ async def _of_environment(tools: Tools | None, name: str, given: Mapping[str, st
         raise
     except Exception as error:
         raise _EnvironmentFailed(f"the environment's tool {name} failed: {_said(error)}") from error
+
+
+def _stored(reply: Reply, sample: str) -> dict[str, Any]:
+    """An answer as JSON data, for the journal."""
+    calls = [asdict(call) for call in reply.tool_calls]
+    data = {"text": reply.text, "finish": reply.finish, "thinking": reply.thinking, "calls": calls}
+    return data | {"usage": reply.usage.to_json(), "sample": sample}
+
+
+def _restored(data: Mapping[str, Any]) -> Reply:
+    calls = tuple(ToolCall(**call) for call in data["calls"])
+    return Reply(data["text"], Usage(**data["usage"]), data["finish"], data["thinking"], calls)
 
 
 @asynccontextmanager
@@ -290,6 +323,12 @@ async def _opened(tools: Tools | None, task: Task) -> AsyncGenerator[None]:
 
 def _said(error: Exception) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def with_names(task: Task) -> tuple[Message, ...]:
+    """The messages; the last of the user's ends with the names of the files in the workspace."""
+    named = [f"Files in the current folder: {', '.join(sorted(task.files))}"] if task.files else []
+    return _with_notes(task.messages, named)
 
 
 def _with_notes(messages: tuple[Message, ...], notes: list[str]) -> tuple[Message, ...]:

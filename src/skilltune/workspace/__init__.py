@@ -45,14 +45,16 @@ class Workspace:
 class Changes:
     """The result of an attempt: `work` afterwards is `start` without `deleted`, updated with `files`.
 
-    `skipped` names each path that could not be taken, with the reason, for example "out.bin: 10.0 GB, …". `diff` is a
-    unified diff of the text files.
+    `skipped` names each path that could not be taken, with the reason, for example "out.bin: 10.0 GB, …". `lost` are
+    the files of `start` among them: they changed, and their new content is unknown. `diff` is a unified diff of the
+    text files.
     """
 
     files: Mapping[str, bytes]
     deleted: tuple[str, ...]
     skipped: tuple[str, ...]
     diff: str
+    lost: tuple[str, ...] = ()
 
 
 # -- open and close
@@ -239,9 +241,16 @@ def changes(
     in sum are taken, changed files before new ones, and `most_diff` characters of the diff.
     """
     skipped: list[str] = []
+    lost: list[str] = []
     if workspace.work.is_symlink() or not workspace.work.is_dir():
         return Changes({}, tuple(workspace.start), ("work/: the folder was removed or replaced",), "")
     there = dict(_regular_files(workspace.work, workspace.start, skipped))
+
+    def skip(name: str, why: str) -> None:
+        skipped.append(f"{name}: {why}")
+        if name in workspace.start:
+            lost.append(name)
+
     files: dict[str, bytes] = {}
     taken = 0
     for name in sorted(there, key=lambda name: (name not in workspace.start, name.count("/"), name)):
@@ -249,26 +258,26 @@ def changes(
         size = there[name]
         if known is None or size != len(known):
             if len(files) >= most_files:
-                skipped.append(f"{name}: more than {most_files} files have changed")
+                skip(name, f"more than {most_files} files have changed")
                 continue
             if taken + size > most_bytes:
-                skipped.append(f"{name}: {_size(size)}, more than the {_size(most_bytes)} that are kept in sum")
+                skip(name, f"{_size(size)}, more than the {_size(most_bytes)} that are kept in sum")
                 continue
         try:
             content = _read(workspace.work / name, size)
         except OSError as error:
-            skipped.append(f"{name}: it cannot be read ({error.strerror or error})")
+            skip(name, f"it cannot be read ({error.strerror or error})")
             continue
         if content == known:
             continue
         if len(files) >= most_files or taken + len(content) > most_bytes:
-            skipped.append(f"{name}: more has changed than is kept ({most_files} files, {_size(most_bytes)})")
+            skip(name, f"more has changed than is kept ({most_files} files, {_size(most_bytes)})")
             continue
         files[name] = content
         taken += len(content)
     files = dict(sorted(files.items()))
     deleted = tuple(sorted(workspace.start.keys() - there.keys()))
-    return Changes(files, deleted, _bounded(skipped), _diff(workspace, files, deleted, most_diff))
+    return Changes(files, deleted, _bounded(skipped), _diff(workspace, files, deleted, most_diff), tuple(lost))
 
 
 def _bounded(skipped: list[str]) -> tuple[str, ...]:

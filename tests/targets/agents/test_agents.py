@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import os
 import pickle
@@ -312,6 +313,63 @@ async def test_the_environment_is_a_list_of_what_is_allowed(
     assert not {"sk-real", "hidden"} & {*seen.values()}
 
 
+@pytest.mark.parametrize("agent", ["codex", "acp", "command"])
+async def test_a_key_that_the_user_passes_on_is_stored_nowhere(
+    agent: str, programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The agent prints it, writes it to files, in base64 too, and its model repeats it."""
+    monkeypatch.setenv("GITHUB_PAT", 'ghp "PLANTED" 1')
+    monkeypatch.setenv("DATABASE_URL", "postgres://me:PLANTED-22@db/x")
+    monkeypatch.setenv("GIT_AUTHOR_NAME", "Grace Hopper")
+    names = ("GITHUB_PAT", "DATABASE_URL", "GIT_AUTHOR_NAME")
+    command = (
+        'echo "$GITHUB_PAT"; echo "$DATABASE_URL" > url.txt; printf "x%s" "$GITHUB_PAT" | base64 > b64.txt; '
+        'printf "%s %s" "$GITHUB_PAT" "$GIT_AUTHOR_NAME" > keys.bin'
+    )
+
+    def leaking(asked: Asked) -> Turn:
+        if asked.results:
+            return Turn('ANSWER 42, with ghp "PLANTED" 1')
+        return Turn('I print ghp "PLANTED" 1.', (Call("Bash", {"command": command, "cmd": command}),))
+
+    with Run.open(tmp_path / "run") as run:
+        async with target_of(agent, tmp_path, script=leaking, env=names, run=run) as (target, server):
+            done = await target.run(SKILL, task(), 0)
+        assert b"PLANTED" in server.asked[-1].raw, "the agent itself works with the value"
+        left = {path: file.read() for path, file in done.artifacts.items()}
+        assert left["url.txt"] == b"postgres://me:[key]@db/x\n"
+        assert left["keys.bin"] == b"[key] Grace Hopper"
+        assert done.answer.startswith("ANSWER 42, with [key]")
+        stored = repr((done.turns, done.diff, done.error, left)) + done.diff
+        stored += repr([value for _, value, _ in run.memos("target exchange")])
+        assert done.stream is not None
+        stored += done.stream.read().decode()
+    assert "PLANTED" not in stored
+    assert b"PLANTED" not in base64.b64decode(left["b64.txt"].replace(b"[key]", b""), validate=False)
+
+
+async def test_a_failure_shows_no_key_that_the_user_passes_on(
+    programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_API_KEY", "sk-PLANTED")
+    (programs / "script").write_text('#!/bin/sh\necho "cannot log in with $MY_API_KEY" >&2\nexit 3\n')
+    (programs / "script").chmod(0o755)
+    async with target_of("command", tmp_path, env=("MY_API_KEY",)) as (target, _):
+        with pytest.raises(CallError, match=r"cannot log in with \[key\]"):
+            await target.run(Skill(""), task(), 0)
+
+
+async def test_files_that_the_agent_deleted_are_named(programs: Path, tmp_path: Path) -> None:
+    def tidy(asked: Asked) -> Turn:
+        command = "rm old.txt; mkdir sub; mv kept.txt sub/"
+        return Turn("Done.") if asked.results else Turn("", (Call("Bash", {"command": command, "cmd": command}),))
+
+    async with target_of("codex", tmp_path, script=tidy) as (target, _):
+        given = {"old.txt": b"1", "kept.txt": b"2", "same.txt": b"3"}
+        done = await target.run(Skill(""), Task("s1", (user("Tidy up."),), given), 0)
+    assert (done.deleted, list(done.artifacts)) == (("kept.txt", "old.txt"), ["sub/kept.txt"])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("agent", ALL)
 async def test_an_agent_in_the_sandbox_cannot_read_the_answers(agent: str, programs: Path, tmp_path: Path) -> None:
@@ -376,6 +434,7 @@ def test_a_missing_program_is_named_with_its_remedy(tmp_path: Path, monkeypatch:
         ({"model": "codex/gpt-5.5", "temperature": 0.0}, "temperature"),
         ({"model": "codex/gpt-5.5", "hedge": True}, "hedge"),
         ({"model": "codex/gpt-5.5", "tools": ("bash",)}, "tools"),
+        ({"model": "local/smollm2-135m", "tools": ("bash",)}, "the embedded model calls none"),
         ({"model": "codex/gpt-5.5", "upstream": "openai/gpt-5.5"}, "upstream"),
         ({"model": "acp:goose acp", "max_usd": 1.0}, "target.upstream"),
         ({"model": "acp:goose acp", "upstream": "local/smollm2-135m"}, "openai or anthropic"),
@@ -607,6 +666,26 @@ def test_the_programs_behind_the_shims_of_a_version_manager_can_be_read(manager:
     command = Command(("x",), tmp_path, {"PATH": f"{tmp_path / manager / 'shims'}:{tmp_path / 'bin'}"})
     assert tmp_path / manager in readable(command)
     assert tmp_path not in readable(command)
+
+
+@pytest.mark.parametrize(
+    ("sign", "shown"), [("", False), ("pyvenv.cfg", True), ("lib/node_modules/x", True), ("package.json", False)]
+)
+@pytest.mark.parametrize("place", ["", "tools/"])
+def test_libraries_of_the_project_are_shown_if_they_belong_to_an_installation(
+    place: str, sign: str, shown: bool, tmp_path: Path
+) -> None:
+    """Otherwise `lib` and `share` beside a `bin` of the PATH are folders of the project, such as its answers."""
+    prefix = tmp_path / place
+    for folder in ("bin", "lib", "share"):
+        (prefix / folder).mkdir(parents=True, exist_ok=True)
+    if sign:
+        (prefix / sign).parent.mkdir(parents=True, exist_ok=True)
+        (prefix / sign).write_text("")
+    command = Command(("x",), tmp_path, {"PATH": f"{prefix}/bin"})
+    found = {path.name for path in readable(command, hidden=(tmp_path,)) if path.is_relative_to(tmp_path)}
+    assert found == ({"bin", "lib", "share"} if shown else {"bin"})
+    assert {path.name for path in readable(command) if path.is_relative_to(tmp_path)} == {"bin", "lib", "share"}
 
 
 @pytest.mark.parametrize("level", ["bwrap", "landlock"])

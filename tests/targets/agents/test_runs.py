@@ -15,14 +15,16 @@ from skilltune.api import aevaluate, atrain
 from skilltune.build import build_parts
 from skilltune.cli.main import app
 from skilltune.config import Config, TargetConfig
+from skilltune.errors import CallConfigError, RunError
 from skilltune.history.activation import UNPROVEN
 from skilltune.history.record import Record
 from skilltune.journal.run import Run
 from skilltune.report.transfer import transfer_table
+from skilltune.rollout import Rollout
 from skilltune.rollouts.further import kind_of
 from skilltune.targets.agents.target import STREAM_BYTES, make_agent
 from skilltune.usage import Usage
-from upstream import Asked, Call, Turn, Upstream
+from upstream import Asked, Call, Fault, Turn, Upstream
 
 pytestmark = pytest.mark.anyio
 
@@ -110,6 +112,71 @@ async def test_a_table_of_targets_shows_in_how_many_rollouts_each_agent_loaded_t
     table = transfer_table(found)
     assert "100 % (offered 100 %)" in table
     assert table.count("+50.0 (") == 3
+
+
+async def test_a_key_that_the_user_passes_on_is_in_no_file_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of rollouts with and without a result. The scorer sees the files as they are stored."""
+    monkeypatch.setenv("MY_TOKEN", "PLANTED-12345")
+    leak = 'echo "$MY_TOKEN" | tee key.txt'
+
+    def script(asked: Asked) -> Turn | Fault:
+        if not asked.results:
+            return Turn("PLANTED-12345", (Call("Bash", {"command": leak, "cmd": leak}),))
+        return Fault(400, {"error": {"message": "PLANTED-12345 is odd"}}) if b"Ticket 1:" in asked.raw else Turn("ok")
+
+    seen: list[bytes] = []
+
+    def score(sample: Sample, rollout: Rollout) -> float:
+        seen.append(rollout.artifact("key.txt"))
+        return 1.0
+
+    async with Upstream(script) as server:
+        target = {"model": f"codex/openai@{server.url}/v1/m", "env": ["MY_TOKEN"], "sandbox": "none", "workers": 1}
+        with pytest.raises(CallConfigError, match=r"\[key\] is odd"):
+            await aevaluate("", Env(samples(3), score, root=tmp_path), target, run=tmp_path / "run")
+        assert any(b"PLANTED-12345" in asked.raw for asked in server.asked)
+    assert set(seen) == {b"[key]\n"}
+    files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert [path.name for path in files if b"PLANTED" in path.read_bytes()] == []
+
+
+@pytest.mark.parametrize(("change", "refused"), [("program", True), ("option", False), ("nothing", False)])
+async def test_a_target_that_changed_is_not_compared_with_its_former_self(
+    change: str, refused: bool, tmp_path: Path
+) -> None:
+    """A run holds one version of each target that `targets` names. Other options make it another target."""
+    program = tmp_path / "agent.sh"
+    program.write_text("#!/bin/sh\nexec script {prompt_file}\n".replace("{prompt_file}", '"$1"'))
+    program.chmod(0o755)
+    skill = Skill.parse(f"{FRONT}\nThe code of a printer is CODE-PRINTER.\n")
+    async with Upstream(desk) as server:
+        target = {"model": f"command:{program} {{prompt_file}}", "upstream": f"openai@{server.url}/v1/m"}
+
+        async def compare(**options: object) -> int:
+            targets = [{**target, **options}]
+            env = Env(samples(4), root=tmp_path)
+            await aevaluate(skill, env, {"sandbox": "none"}, targets=targets, run=tmp_path / "run")
+            return len(server.asked)
+
+        asked = await compare()
+        if change == "program":
+            program.write_text(program.read_text() + "# version 2\n")
+        options: dict[str, int] = {"option": {"max_turns": 9}, "nothing": {"workers": 2}}.get(change, {})
+        if refused:
+            with pytest.raises(RunError, match=r"command:.*agent.sh .* changed since the run in .* measured it"):
+                await compare(**options)
+        else:
+            assert (await compare(**options) == asked) is (change == "nothing")
+    with Run.read(tmp_path / "run") as run:
+        event = run.events("measured")[0][2]
+        assert event["target"] == target["model"]
+        assert "the agent is command:" in event["facts"][0]
+        total = sum(usage.calls for usage in run.usage.values())
+        assert {row.role: row.usage.calls for row in Record.of(run).spend if row.usage.calls} == {
+            f"further target {target['model']}": total
+        }
 
 
 @pytest.mark.slow

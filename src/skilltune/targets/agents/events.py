@@ -49,7 +49,8 @@ def text_at(event: Any, *path: str | int) -> str:
 def stopped(job: AgentJob, exit: Exit, answer: str, denials: tuple[str, ...] = ()) -> AgentExit | None:
     """The end of a rollout that one of our limits ended; None if it ended by itself."""
     if exit.timed_out:
-        return AgentExit(answer, "agent_limit", f"no end within {job.timeout_s:g} s ({job.role}.timeout_s)", denials)
+        why = f"no end within {job.timeout_s:g} s ({job.role}.timeout_s)"
+        return AgentExit(answer, "agent_limit", why, denials, timed_out=True)
     return None
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 from urllib.parse import urlsplit
 
-from skilltune.models.redact import SHORTEST, SHOWN
+from skilltune.models.redact import secrets_of, without
 from skilltune.rollout import Artifact
 from skilltune.sandbox import Policy, probe
 from skilltune.sandbox.process import Command, Exit, Limits
@@ -32,7 +32,6 @@ Dialect = Literal["anthropic-messages", "openai-responses", "openai-chat"]
 
 KEPT = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ")
 """Variables that an agent inherits. Everything else of the environment stays outside, keys above all."""
-_SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL|AUTH", re.IGNORECASE)
 SYSTEM = ("/bin", "/sbin", "/usr", "/lib", "/lib32", "/lib64", "/etc", "/opt", "/proc", "/dev", "/sys", "/run", "/nix")
 
 
@@ -81,13 +80,15 @@ class AgentJob:
 
 @dataclass(frozen=True, slots=True)
 class AgentExit:
-    """The end of an agent as its own output tells it. `usage` is None if the agent does not report it."""
+    """The end of an agent as its own output tells it. `usage` is None if the agent does not report it. `timed_out` is
+    True if our time limit ended it."""
 
     answer: str
     outcome: Literal["ok", "agent_limit"] = "ok"
     error: str = ""
     denials: tuple[str, ...] = ()
     usage: Usage | None = None
+    timed_out: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +145,8 @@ async def run_job(job: AgentJob) -> AgentResult:
             (ws.work / name).mkdir(exist_ok=True)
         command = agent.command(job, ws)
         exit = await sandbox.run(command, policy(job, ws, command), Limits(wall_s=job.timeout_s))
-        kept = without_secrets(exit, job.env)
+        secrets = secrets_of(job.env)
+        kept = replace(exit, stdout=without(exit.stdout, secrets), stderr=without(exit.stderr, secrets))
         end = agent.read(job, ws, exit if job.url else kept)  # the gateway's account must hold the same answer
         changed = await asyncio.to_thread(changes, ws)
         return AgentResult(end, changed, kept.stdout, kept.stderr, exit.seconds, exit.cpu_s, exit.survivors)
@@ -155,16 +157,6 @@ async def run_job(job: AgentJob) -> AgentResult:
 def program_here(executable: str, command: str) -> str:
     """The path of an agent's program on this machine: `command`, the path on the driver's, if it exists here too."""
     return command if os.path.exists(command) else shutil.which(executable) or command
-
-
-def without_secrets(exit: Exit, env: Mapping[str, str]) -> Exit:
-    """The end of an agent whose output shows no key or password of the variables that the user passed on, because the
-    output is kept in the journal."""
-    stdout, stderr = exit.stdout, exit.stderr
-    for name, value in env.items():
-        if _SECRET.search(name) and len(value) >= SHORTEST:
-            stdout, stderr = (text.replace(value.encode(), SHOWN.encode()) for text in (stdout, stderr))
-    return replace(exit, stdout=stdout, stderr=stderr)
 
 
 def policy(job: AgentJob, ws: Workspace, command: Command) -> Policy:
@@ -180,7 +172,7 @@ def policy(job: AgentJob, ws: Workspace, command: Command) -> Policy:
     return reading(
         Policy(write, hidden=job.hidden, connect=(port,) if port else None),
         ws,
-        (*readable(command, job.programs), *job.shown),
+        (*readable(command, job.programs, job.hidden), *job.shown),
     )
 
 
@@ -193,14 +185,22 @@ def reading(policy: Policy, ws: Workspace, programs: tuple[Path, ...]) -> Policy
     return replace(policy, read=(ws.root, *allowed), shown=(*policy.shown, *inside))
 
 
-def readable(command: Command, programs: tuple[Path, ...] = ()) -> tuple[Path, ...]:
+def readable(command: Command, programs: tuple[Path, ...] = (), hidden: tuple[Path, ...] = ()) -> tuple[Path, ...]:
     """Folders of installed programs: those of the system, of the PATH, of this Python, of the command's files and of
-    `programs`."""
+    `programs`.
+
+    A folder `x/bin` of the PATH has its libraries in `x/lib` and `x/share`. Inside of a hidden folder this holds for an
+    installation only, because a project's own `lib` and `share` are no libraries of its scripts in `bin`.
+    """
+    private = [os.path.realpath(folder) for folder in hidden]
     places = [*SYSTEM, sys.prefix, sys.base_prefix]
     for entry in command.env.get("PATH", "").split(os.pathsep):
         if entry:
             real = os.path.realpath(entry)
-            places += [entry, real, *(os.path.join(os.path.dirname(real), name) for name in ("lib", "lib64", "share"))]
+            places += [entry, real]
+            prefix = Path(os.path.dirname(real))
+            if not any(prefix.is_relative_to(folder) for folder in private) or _is_installation(prefix):
+                places += [str(prefix / name) for name in ("lib", "lib64", "share")]
             if os.path.basename(real) == "shims":  # pyenv, asdf and others keep the programs beside them
                 places.append(os.path.dirname(real))
     for word in (*command.argv, *map(str, programs)):
@@ -213,6 +213,11 @@ def readable(command: Command, programs: tuple[Path, ...] = ()) -> tuple[Path, .
     )
 
 
+def _is_installation(prefix: Path) -> bool:
+    """True for an environment of Python or conda, and for a prefix of npm."""
+    return any((prefix / sign).exists() for sign in ("pyvenv.cfg", "conda-meta", "lib/node_modules"))
+
+
 def package_of(file: str) -> str:
     """The outermost node_modules folder that holds a file, because npm packages load their neighbours; else the file
     itself."""
@@ -223,6 +228,11 @@ def package_of(file: str) -> str:
 def left_files(changed: Changes) -> dict[str, Artifact]:
     """The files that an agent made or changed, by their paths in the workspace."""
     return {path: Artifact.of(data) for path, data in changed.files.items()}
+
+
+def gone(changed: Changes) -> tuple[str, ...]:
+    """The given files that are no longer there as they were given, and that are not among the files left."""
+    return tuple(sorted({*changed.deleted, *changed.lost}))
 
 
 def workspaces_of(folder: Path) -> Path:

@@ -30,13 +30,14 @@ from skilltune.journal.run import Run
 from skilltune.metering.slots import Endpoint
 from skilltune.models import Message
 from skilltune.models.prices import price
+from skilltune.models.redact import secrets_of, without
 from skilltune.names import Name, parse_name
 from skilltune.rollout import Artifact, Trajectory, Turn
 from skilltune.sandbox import Sandbox, describe, probe
 from skilltune.skill import MAIN, Skill
 from skilltune.targets.agents import AGENTS, AgentJob, AgentResult, SkillFiles, run_job
 from skilltune.targets.agents.command import split_command
-from skilltune.targets.agents.job import KEPT, Mode, left_files, program_here, workspaces_of
+from skilltune.targets.agents.job import KEPT, Mode, gone, left_files, program_here, workspaces_of
 from skilltune.usage import Usage, minus
 
 TIMEOUT_S = 900.0  # of a rollout, if target.timeout_s is not set
@@ -52,6 +53,7 @@ HUNG = 0.5  # share of a rollout's time; a call that waited so long at its end m
 STREAM_BYTES = 400_000  # of a command line's output that a rollout keeps
 ROUTE_S = 10.0  # seconds to reach the gateway from another machine
 VERSION_S = 60.0  # seconds for `--version`
+_NUMBER = re.compile(r"\d+(?:\.\d+)+[\w.+-]*")
 IMAGES = {"image/png": "png", "image/jpeg": "jpg", "image/gif": "gif", "image/webp": "webp"}
 
 
@@ -97,7 +99,9 @@ class AgentTarget:
     def facts(self) -> tuple[str, ...]:
         """Sentences for `check`, `doctor` and the card: the program, its sandbox, and what proves that it saw the
         skill."""
-        program = f"{self.agent} {self.version}" if self.version else f"{self.agent}:{self.command}"
+        number = _NUMBER.search(self.version)  # without the program's name, which some print with it
+        version = number[0] if number else self.version
+        program = f"{self.agent} {version}" if version else f"{self.agent}:{self.command}"
         proof = "" if self.upstream else OWN_LOGIN if self.version else OWN_LOGIN + NO_UPSTREAM
         return tuple(filter(None, (f"the agent is {program}, in {describe(self.sandbox)}", proof)))
 
@@ -136,6 +140,15 @@ class AgentTarget:
         return ""
 
     async def run(self, skill: Skill, task: Task, attempt: int) -> Trajectory:
+        """Run one rollout. Nothing that it returns or raises shows a secret of `env`, because all of it is stored."""
+        secrets = secrets_of(self.env)
+        try:
+            return _without_secrets(await self._run(skill, task, attempt, secrets), secrets)
+        except CallError as failure:
+            failure.args, failure.systemic = without(failure.args, secrets), without(failure.systemic, secrets)
+            raise
+
+    async def _run(self, skill: Skill, task: Task, attempt: int, secrets: tuple[str, ...]) -> Trajectory:
         installed = self.skill_files(skill)
         prompt, images = prompt_of(task.messages)
         if self.documents is not None:
@@ -169,7 +182,7 @@ class AgentTarget:
             done = alone(job, await self.executor.run(run_job, job))
             listed = done.usage.usd if done.usage.usd is not None else self.usd(done.usage)
             return replace(done, usage=replace(done.usage, usd=listed))
-        lease = self._lease(key, installed)
+        lease = self._lease(key, installed, task.id, secrets)
         try:
             result = await self.executor.run(run_job, replace(job, url=lease.url, token=lease.token))
             trajectory = witnessed(job, result, lease, waited=await lease.end())
@@ -214,7 +227,7 @@ class AgentTarget:
     def _count_late(self) -> None:
         self.executor.counts.late += 1
 
-    def _lease(self, key: str, skill: SkillFiles | None) -> Lease:
+    def _lease(self, key: str, skill: SkillFiles | None, sample: str, secrets: tuple[str, ...]) -> Lease:
         assert self.upstream is not None
         assert self._gateway is not None
         promised = None
@@ -229,6 +242,8 @@ class AgentTarget:
             slots=self.slots,
             role=self.role,
             account=self.account,
+            sample=sample,
+            secrets=secrets,
         )
 
     def usd(self, usage: Usage) -> float | None:
@@ -286,9 +301,11 @@ def witnessed(job: AgentJob, result: AgentResult, lease: Lease, *, waited: float
         skill_offered=lease.offered or job.skill is None,
         skill_loaded=lease.loaded or job.skill is None,
         artifacts=left_files(result.changes),
+        deleted=gone(result.changes),
         diff=result.changes.diff,
         stream=_stream(result),
         journaled=True,
+        timed_out=end.timed_out and not lease.limit,
     )
 
 
@@ -304,8 +321,26 @@ def alone(job: AgentJob, result: AgentResult) -> Trajectory:
         usage=end.usage or Usage(calls=1, usd=None),
         seconds=round(result.seconds, 4),
         artifacts=left_files(result.changes),
+        deleted=gone(result.changes),
         diff=result.changes.diff,
         stream=_stream(result),
+        timed_out=end.timed_out,
+    )
+
+
+def _without_secrets(done: Trajectory, secrets: tuple[str, ...]) -> Trajectory:
+    if not secrets:
+        return done
+    return replace(
+        done,
+        answer=without(done.answer, secrets),
+        turns=tuple(Turn(turn.role, without(turn.text, secrets)) for turn in done.turns),
+        error=without(done.error, secrets),
+        artifacts={
+            without(path, secrets): Artifact.of(without(file.read(), secrets)) for path, file in done.artifacts.items()
+        },
+        deleted=without(done.deleted, secrets),
+        diff=without(done.diff, secrets),
     )
 
 
