@@ -245,7 +245,7 @@ class TargetConfig(ModelConfig):
                 why = "gateway=false: the agent asks its own provider, so its model has no URL and no key_env here"
                 found.append(("gateway", why))
         if self.tool_calls == "native" and scheme == "local":
-            found.append(("tool_calls", "target.tool_calls=native needs an endpoint; a local model calls tools by text"))
+            found.append(("tool_calls", "target.tool_calls=native needs an endpoint: leave it out"))
         if self.hedge and scheme == "local":
             found.append(("hedge", "a second copy of a call only slows the embedded model down: leave hedge out"))
         return found

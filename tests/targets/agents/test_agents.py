@@ -434,7 +434,7 @@ def test_a_missing_program_is_named_with_its_remedy(tmp_path: Path, monkeypatch:
         ({"model": "codex/gpt-5.5", "temperature": 0.0}, "temperature"),
         ({"model": "codex/gpt-5.5", "hedge": True}, "hedge"),
         ({"model": "codex/gpt-5.5", "tools": ("bash",)}, "tools"),
-        ({"model": "local/smollm2-135m", "tools": ("bash",)}, "the embedded model calls none"),
+        ({"model": "local/smollm2-135m", "tools": ("bash",), "tool_calls": "native"}, "needs an endpoint"),
         ({"model": "codex/gpt-5.5", "upstream": "openai/gpt-5.5"}, "upstream"),
         ({"model": "acp:goose acp", "max_usd": 1.0}, "target.upstream"),
         ({"model": "acp:goose acp", "upstream": "local/smollm2-135m"}, "openai or anthropic"),
