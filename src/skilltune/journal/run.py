@@ -397,6 +397,17 @@ class Run:
             for value, usage in self._rows("SELECT value, usage FROM memo WHERE key = ?", key):
                 yield key, self._load(value), self._load_usage(usage)
 
+    def parts(self, kind: str, *paths: str, after: float = -math.inf) -> Iterator[tuple[float, str, Usage, list[Any]]]:
+        """Yield (time, key, usage, values at two or more JSON paths) of every answer of one kind that was stored after
+        a time, in the order of storing. A missing value is None.
+
+        SQLite reads the values, so long answers are not decoded.
+        """
+        values = f"json_extract(value{', ?' * len(paths)})"
+        sql = f"SELECT t, key, usage, {values} FROM memo WHERE kind = ? AND t > ? ORDER BY t, key"
+        for t, key, usage, found in self._each(sql, *paths, kind, after):
+            yield t, key, self._load_usage(usage), self._load(found)
+
     def answers(self, kind: str) -> Iterator[tuple[str, Any]]:
         """Yield (key, value) of the stored answers of one kind."""
         for key, value in self._each("SELECT key, value FROM memo WHERE kind = ?", kind):

@@ -465,13 +465,15 @@ def _cell(score: float | None, talk: int | None) -> Html:
 
 
 def _transcripts(record: Record, talks: Mapping[tuple[str, str], int]) -> Html:
-    total = sum(len(draws) for draws in record.draws.values())
+    versions = {version.hash for version in record.versions}
+    total = sum(len(draws) for (skill, _), draws in record.draws.items() if skill in versions)
+    others = record.seen.count - total
     shown = sum(len(record.draws[key]) for key in talks)
     note = f"{shown:,} of {total:,} rollouts of the versions above"
     if shown < total:
         note += f": what changed first, then what still fails; {_ROLLOUTS}"
-    if record.others:
-        note += f". {record.others:,} rollouts of texts that were only tried are not shown"
+    if others:
+        note += f". {others:,} rollouts of texts that were only tried are not shown"
     groups: dict[int, list[Html]] = {}
     by_hash = {version.hash: version for version in record.versions}
     for (skill, sample), number in talks.items():

@@ -1,0 +1,1096 @@
+"""The data of the page: one run, one transcript, or one row of the list of runs, as JSON of bounded size.
+
+The static report and the live page show the same data with the same front end. Every text passes through
+`skilltune.text.visible` once, in `to_json`, so that no control or bidi character of a model reaches a reader. Each part
+has a limit in bytes; `omitted` says what did not fit.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, Literal, TypeVar
+
+from skilltune.config import BudgetConfig, Config, stored_config
+from skilltune.edits import Edit
+from skilltune.errors import RunError, SkilltuneError
+from skilltune.history.activation import is_agent, is_unproven
+from skilltune.history.ledger import read_ledger
+from skilltune.history.lines import describe_event, explained, short
+from skilltune.history.record import SPLITS, Judged, Measured, Record, Rollouts, Version
+from skilltune.journal.run import Run
+from skilltune.optimizer.schedule import steps_per_epoch
+from skilltune.rollout import Rollout, rollout_from_json
+from skilltune.rollouts.further import kind_of, pinned_further
+from skilltune.rollouts.inputs import KEPT, kept_sample
+from skilltune.rollouts.roller import LEFT_OUT
+from skilltune.scorers.reading import elided
+from skilltune.text import visible
+from skilltune.usage import Usage
+from skilltune.verdict import (
+    AblationFigures,
+    CompactFigures,
+    EProcessFigures,
+    RaceFigures,
+    Rejected,
+    Screen,
+    VerdictRecord,
+)
+
+T = TypeVar("T")
+
+FORMAT = 1  # of the JSON; the front end refuses another
+IDS, INPUTS, CELLS, TEXTS, VERDICTS = 350_000, 200_000, 300_000, 250_000, 250_000  # bytes of each part
+MOST_VERSIONS, MOST_ARMS = 12, 12  # columns of the matrix
+MOST_ID, MOST_INPUT, FEWEST_INPUT = 80, 160, 16  # characters of an id, and of the beginning of an input
+MOST_MOVED, MOST_EDITS, MOST_QUOTES = 60, 60, 12  # samples that a verdict names, edits, quotes of an edit
+MOST_EDIT, MOST_LINE = 4_000, 600  # characters
+MOST_LOG, MOST_PAID, MOST_NOTES = 300, 120, 200  # lines, points of the curve of the cost, samples left out
+MOST_RULED = 20_000  # rollouts from which the effects of the rules are estimated; more take too long for a page
+TRANSCRIPT = 900_000  # bytes of the texts of one transcript
+MOST_FILES = 200
+_KEY = re.compile(r"([0-9a-f]{1,64})-([0-9]{1,9})-([0-9]{1,9})")
+LIVE_FILE, MOST_LIVE = "live.json", 256_000  # written by the running process; bytes that are read of it
+
+RIGHT, LIMIT, BROKEN, UNSEEN = "A", "L", "X", "."
+"""Cells of the matrix: right, ended by a limit, no score (infrastructure, judge or sample), not evaluated. "0" is
+wrong; "1" to "9" are tenths of partial credit."""
+
+Health = Literal["running", "stopped", "finished", "died"]
+Kind = Literal["yes", "no", "open", "running", "stopped"]
+
+
+# -- the parts of a run's page
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The claim of a run, and its figures. `source` says where `gain` comes from: the certificate on `test`, or the
+    gate's estimate on `select`, which was selected for being high. Scores and gains are in [0, 1]. None: unknown."""
+
+    kind: Kind
+    claim: str
+    source: Literal["test", "select", ""] = ""
+    before: float | None = None
+    after: float | None = None
+    gain: float | None = None
+    low: float | None = None
+    high: float | None = None
+    level: float | None = None
+    p: float | None = None
+    n: int = 0
+    samples: str = ""
+    method: str = ""
+    attempts: int = 1
+    look: int = 1
+    fixed: int | None = None
+    broken: int | None = None
+    tokens: float | None = None
+    usd: float | None = None
+    notes: tuple[str, ...] = ()
+    also: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class VersionRow:
+    """An accepted skill. `estimate` is the gate's estimate on `select` with its 95 % interval; `scores` are plain means
+    by split. `text` is None if it did not fit."""
+
+    number: int
+    hash: str
+    step: int | None
+    edits: int
+    tokens: int | None
+    reason: str
+    revived: bool
+    ships: bool
+    estimate: tuple[float, float, float] | None
+    scores: Mapping[str, Measured]
+    text: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One text in the matrix: a version, or a candidate that was judged and rejected (an arm). `cells` has one string
+    per attempt; each has one character per sample, in the order of `Samples.ids`."""
+
+    label: str
+    kind: Literal["version", "arm"]
+    hash: str
+    version: int | None
+    verdict: int | None  # its place in `verdicts`
+    cells: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """The samples in the order of the matrix: `sizes` counts those of each split in that order, `all` those of the run.
+    `inputs` are the beginnings of their inputs, None if they did not fit. `notes` has those that were left out."""
+
+    ids: tuple[str, ...]
+    sizes: Mapping[str, int]
+    all: Mapping[str, int]
+    inputs: tuple[str, ...] | None
+    notes: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class EditRow:
+    """A judged edit. `removed` and `inserted` are what it changed; `effect` and `sd` what the screen measured on
+    train."""
+
+    op: str
+    after: str | None
+    removed: str
+    inserted: str
+    why: str
+    quotes: tuple[tuple[str, str], ...]  # (sample id, quote)
+    fate: Literal["kept", "tried, not kept", "not applied", "measured, not tried"]
+    reason: str
+    effect: float | None
+    sd: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """An interim analysis. `better` is P(better) of a race, or the share of the bar that a bet has reached."""
+
+    n: int
+    gain: float
+    sd: float | None
+    better: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class VerdictRow:
+    """A verdict of the gate. `fixed` and `broke` name select samples by their place in `Samples.ids`; `n_fixed` and
+    `n_broke` count all of them."""
+
+    step: int
+    epoch: int
+    kind: Literal["step", "slow", "compact", "ablation"]
+    version: int
+    accepted: bool
+    reason: str
+    rule: str
+    before: float | None
+    after: float | None
+    n: int
+    gain: float | None
+    sd: float | None
+    better: float | None
+    needed: float | None
+    prior: tuple[float, float] | None
+    looks: tuple[Look, ...]
+    fixed: tuple[int, ...]
+    broke: tuple[int, ...]
+    n_fixed: int
+    n_broke: int
+    edits: tuple[EditRow, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RuleRow:
+    """A rule of the best skill by the ledger, with its effect in scores; `together` counts the rules that the data
+    cannot separate from it."""
+
+    text: str
+    op: str
+    step: int
+    version: int
+    effect: float
+    low: float
+    high: float
+    fixed: int
+    broken: int
+    known: int
+    together: int
+
+
+@dataclass(frozen=True, slots=True)
+class Activation:
+    """The rollouts of an agent in which the skill was offered and loaded. `unproven`: nobody saw its model calls."""
+
+    agent: str
+    rollouts: int
+    offered: int
+    loaded: int
+    unproven: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """The cost of one role in one phase."""
+
+    role: str
+    phase: str
+    calls: int
+    input: int
+    cached: int
+    output: int
+    usd: float | None
+
+    @classmethod
+    def of(cls, role: str, phase: str, usage: Usage) -> Cost:
+        return cls(role, phase, usage.calls, usage.input_tokens, usage.cached_tokens, usage.output_tokens, usage.usd)
+
+
+@dataclass(frozen=True, slots=True)
+class Money:
+    """All costs. `budget` has the limits that were set. `forecast` is the total that is expected at the end, by the
+    cost of the steps so far; None if the run is over or no step was paid for. `curve` is the cost over time: seconds
+    since the epoch, calls, tokens, dollars."""
+
+    rows: tuple[Cost, ...]
+    total: Cost
+    budget: Mapping[str, float]
+    minutes: float
+    forecast: Mapping[str, float] | None
+    curve: tuple[tuple[float, int, int, float | None], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A line of the log."""
+
+    at: float
+    text: str
+    tone: str
+
+
+@dataclass(frozen=True, slots=True)
+class Omitted:
+    """What did not fit, how many of it, and where it is."""
+
+    n: int
+    what: str
+    where: str
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """All of a run but its transcripts. Times are seconds since the epoch."""
+
+    id: str
+    name: str
+    state: Health
+    pid: int | None
+    program: str
+    started: float | None
+    updated: float | None
+    setup: Mapping[str, Any]
+    step: int
+    steps: int
+    stopped: str
+    ending: str
+    resume: str
+    decision: Decision
+    versions: tuple[VersionRow, ...]
+    samples: Samples
+    columns: tuple[Column, ...]
+    verdicts: tuple[VerdictRow, ...]
+    rules: tuple[RuleRow, ...]
+    activation: tuple[Activation, ...]
+    money: Money
+    controls: Mapping[str, Any] | None
+    log: tuple[Entry, ...]
+    files: tuple[str, ...]
+    omitted: tuple[Omitted, ...]
+    live: Mapping[str, Any] | None
+    format: int = FORMAT
+
+    def to_json(self) -> dict[str, Any]:
+        return _json(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """One row of the list of runs. `spark` is the incumbent's estimated score on `select` after each verdict."""
+
+    id: str
+    name: str
+    state: Health
+    kind: Kind
+    claim: str
+    source: Literal["test", "select", ""]
+    gain: float | None
+    low: float | None
+    high: float | None
+    calls: int
+    tokens: int
+    usd: float | None
+    spark: tuple[float, ...]
+    versions: int
+    step: int
+    steps: int
+    samples: int
+    started: float | None
+    updated: float | None
+    target: str
+    optimizer: str
+
+    def to_json(self) -> dict[str, Any]:
+        return _json(self)
+
+
+@dataclass(frozen=True, slots=True)
+class TurnRow:
+    """A turn of a transcript. `cut` counts the characters in its middle that were left out."""
+
+    role: str
+    text: str
+    cut: int
+
+
+@dataclass(frozen=True, slots=True)
+class FileRow:
+    """A file that the target left. `hash` names it in the journal (`artifact:HASH`). `image` is its media type if a
+    browser can show it, else ""."""
+
+    path: str
+    size: int
+    hash: str
+    image: str
+
+
+@dataclass(frozen=True, slots=True)
+class Transcript:
+    """One rollout. `expected` is the target value of the sample, for a reader of the page only."""
+
+    key: str
+    sample: str
+    split: str
+    column: str
+    hash: str
+    attempt: int
+    attempts: int
+    outcome: str
+    error: str
+    score: float | None
+    soft: float | None
+    why: str
+    metrics: Mapping[str, float]
+    expected: str
+    turns: tuple[TurnRow, ...]
+    answer: TurnRow | None  # None: the last turn is the answer
+    files: tuple[FileRow, ...]
+    diff: TurnRow | None
+    stream: FileRow | None
+    offered: bool
+    loaded: bool
+    calls: int
+    tokens: int
+    usd: float | None
+    seconds: float
+    omitted: tuple[Omitted, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return _json(self)
+
+
+# -- the three readers
+
+
+def page(run: Run, known: Rollouts | None = None) -> dict[str, Any]:
+    """The page of a run, at most 1.5 MB of JSON. `known` are rollouts that the caller read before (`Record.of`)."""
+    record = Record.of(run, known)
+    order = _order(record)
+    events = run.events()
+    omitted: list[Omitted] = []
+    ids, inputs = _named(record, order, omitted)
+    columns = _columns(record, order[: len(ids)], omitted)
+    verdicts = _verdicts(record, {sample: place for place, sample in enumerate(order[: len(ids)])}, omitted)
+    step, steps = _steps(record)
+    split_of = {sample: name for name, samples in record.splits.items() for sample in samples}
+    made = Page(
+        id=run.folder.resolve().name,
+        name=record.name,
+        state=health(record),
+        pid=record.writer,
+        program=record.program,
+        started=run.began,
+        updated=max(filter(None, [run.began, record.seen.until, events[-1][0] if events else None]), default=None),
+        setup=_setup(record),
+        step=step,
+        steps=steps,
+        stopped=record.stopped,
+        ending=record.ending.reason if record.ending else "",
+        resume=record.resume if record.state == "stopped" else "",
+        decision=_decision(record),
+        versions=_versions(record, omitted),
+        samples=Samples(
+            ids=ids,
+            sizes=Counter(split_of[sample] for sample in order[: len(ids)]),
+            all={name: len(record.splits[name]) for name in SPLITS},
+            inputs=inputs,
+            notes=_notes(record),
+        ),
+        columns=columns,
+        verdicts=verdicts,
+        rules=_rules(record),
+        activation=_activation(record),
+        money=_money(record, step, steps),
+        controls=record.controls,
+        log=_log(record, events, steps),
+        files=tuple(str(path.relative_to(run.folder)) for path in record.files),
+        omitted=tuple(omitted),
+        live=_live(record),
+    )
+    return made.to_json()
+
+
+def summary(run: Run) -> dict[str, Any]:
+    """One row of the list of runs. It reads no rollout."""
+    record = Record.of(run)
+    decision, (step, steps) = _decision(record), _steps(record)
+    total = sum(run.usage.values(), Usage())
+    events = run.events()
+    made = Summary(
+        id=run.folder.resolve().name,
+        name=record.name,
+        state=health(record),
+        kind=decision.kind,
+        claim=decision.claim,
+        source=decision.source,
+        gain=decision.gain,
+        low=decision.low,
+        high=decision.high,
+        calls=total.calls,
+        tokens=total.tokens,
+        usd=total.usd,
+        spark=tuple(_levels(record)),
+        versions=max(0, len(record.versions) - 1),
+        step=step,
+        steps=steps,
+        samples=sum(map(len, record.splits.values())),
+        started=run.began,
+        updated=events[-1][0] if events else run.began,
+        target=str(record.config.get("target", {}).get("model", "")),
+        optimizer=_optimizer(record),
+    )
+    return made.to_json()
+
+
+def transcript(run: Run, key: str, known: Rollouts | None = None) -> dict[str, Any] | None:
+    """The rollout with this key, at most 1 MB of JSON; None if there is none (see `key_of`)."""
+    record = Record.of(run, known)
+    order = _order(record)
+    match = _KEY.fullmatch(key)
+    if match is None or int(match[2]) >= len(order):
+        return None
+    draws = record.draws.get((match[1], order[int(match[2])]), ())
+    draw = next((draw for draw in draws if draw.attempt == int(match[3])), None)
+    stored = run.recall(draw.key) if draw else None
+    if stored is None:
+        return None
+    with run.reading():
+        rollout = rollout_from_json(stored[0])
+    return _transcript(record, key, rollout, len(draws)).to_json()
+
+
+def key_of(skill: str, place: int, attempt: int) -> str:
+    """The key of a transcript: the hash of the skill, the place of the sample in the matrix, and the attempt."""
+    return f"{skill}-{place}-{attempt}"
+
+
+def health(record: Record) -> Health:
+    """The state of a run. A run has died if its last process ended without recording a reason."""
+    if record.state != "stopped":
+        return record.state
+    ended = max((t for t, _, _ in record.run.events("stopped")), default=None)
+    live = _read_live(record)
+    silent = not record.stopped or (live is not None and ended is not None and _number(live.get("at")) > ended)
+    return "died" if silent and record.run.spent else "stopped"
+
+
+# -- decision, versions
+
+
+def _decision(record: Record) -> Decision:
+    end, c = record.finish, record.certificate
+    running = {"running": "running", "finished": "open"}.get(record.state, "stopped")
+    kind: Any = {0: "yes", 1: "no", 5: "open"}.get(end.exit_code, "stopped") if end else running
+    if c is not None:
+        notes = [c.unscored] if c.unscored else []
+        return Decision(
+            kind=kind,
+            claim=record.claim,
+            source="test",
+            before=c.before,
+            after=c.after,
+            gain=c.gain,
+            low=c.low,
+            high=c.high,
+            level=c.level,
+            p=c.p,
+            n=c.n,
+            samples=c.samples,
+            method=c.method,
+            attempts=c.attempts,
+            look=c.look,
+            fixed=c.fixed,
+            broken=c.broken,
+            tokens=c.tokens,
+            usd=c.usd,
+            notes=tuple(notes),
+            also=tuple(_json(row) for row in c.also),
+        )
+    start, best = record.start, record.best
+    claim = record.claim
+    if end is None:
+        claim = {
+            "running": "Training is under way. Nothing is proven before the certificate.",
+            "stopped": f"Stopped: {record.stopped}" if record.stopped else "The process ended without a word.",
+        }[record.state if record.state != "finished" else "stopped"]
+    if start is None or best is None or start.score is None or best.score is None or best.number == 0:
+        return Decision(kind=kind, claim=claim, before=start.score if start else None)
+    return Decision(
+        kind=kind, claim=claim, source="select", before=start.score, after=best.score, gain=best.score - start.score
+    )
+
+
+def _levels(record: Record) -> list[float]:
+    """The incumbent's estimated score after the input and each verdict."""
+    scores = [row.score if isinstance(row, Version) else row.verdict.score for row in record.rows]
+    found = [score for score in scores if score is not None]
+    return found[:1] + found[1:][-(MOST_PAID - 1) :]
+
+
+def _versions(record: Record, omitted: list[Omitted]) -> tuple[VersionRow, ...]:
+    """The first and the newest versions; their texts as far as they fit, those of the input and of what ships first."""
+    best = record.best
+    texts, room = {}, TEXTS
+    for version in dict.fromkeys(v for v in (record.start, best, *reversed(record.versions)) if v is not None):
+        if version.text is not None:
+            room -= _size(version.text)
+            if room >= 0:
+                texts[version.number] = version.text
+    if lost := sum(v.text is not None for v in record.versions) - len(texts):
+        omitted.append(Omitted(lost, "texts of versions", "skilltune diff compares them"))
+    shown = _ends(record.versions, MOST_PAID)
+    if lost := len(record.versions) - len(shown):
+        omitted.append(Omitted(lost, "versions in the middle", "skilltune show lists them"))
+    rows = []
+    for version in shown:
+        bounds = version.interval
+        measured = {name: record.measured(version, name) for name in SPLITS}
+        rows.append(
+            VersionRow(
+                number=version.number,
+                hash=version.hash,
+                step=version.step,
+                edits=version.edits,
+                tokens=version.tokens,
+                reason=short(version.reason, MOST_LINE),
+                revived=version.revived,
+                ships=best is not None and version.hash == best.hash,
+                estimate=None if bounds is None or version.score is None else (version.score, *bounds),
+                scores={name: found for name, found in measured.items() if found is not None},
+                text=texts.get(version.number),
+            )
+        )
+    return tuple(rows)
+
+
+# -- samples and the matrix
+
+
+def _order(record: Record) -> list[str]:
+    """All samples in the order of the matrix. It never changes, so a place in it is a lasting name."""
+    return list(dict.fromkeys(sample for name in SPLITS for sample in record.splits[name]))
+
+
+def _named(
+    record: Record, order: Sequence[str], omitted: list[Omitted]
+) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
+    ids, room = [], IDS
+    for sample in order:
+        ids.append(short(sample, MOST_ID))
+        room -= _size(ids[-1])
+        if room < 0:
+            ids.pop()
+            break
+    if len(ids) < len(order):
+        omitted.append(Omitted(len(order) - len(ids), "samples", "rollouts.jsonl of the run folder has all"))
+    most = min(MOST_INPUT, INPUTS // max(1, len(ids)) - 3)
+    if most < FEWEST_INPUT:
+        return tuple(ids), None
+    known = _inputs(record.run, most)
+    inputs, room = [], INPUTS
+    for sample in order[: len(ids)]:
+        text = known.get(sample, "")
+        room -= _size(text)
+        inputs.append(text if room >= 0 else "")
+    return tuple(ids), tuple(inputs) if any(inputs) else None
+
+
+def _inputs(run: Run, most: int) -> dict[str, str]:
+    """The beginning of the input of each sample that the run has stored."""
+    found = {}
+    for name in KEPT:
+        for sample, data in json.loads(run.blob(name) or "{}").items():
+            text = data.get("input", "")
+            if not isinstance(text, str):
+                text = " ".join(str(turn.get("content", "")) for turn in text if isinstance(turn, dict))
+            found[sample] = short(text[: 4 * most], most)
+    return found
+
+
+def _columns(record: Record, order: Sequence[str], omitted: list[Omitted]) -> tuple[Column, ...]:
+    """Versions first, then the rejected candidates, the newest first as far as there is room."""
+    versions = _ends(record.versions, MOST_VERSIONS)
+    if lost := len(record.versions) - len(versions):
+        omitted.append(Omitted(lost, "versions without a column", "rollouts.jsonl of the run folder has all"))
+    shipped = {version.hash for version in record.versions}
+    arms: dict[str, int] = {}
+    for place, verdict in enumerate(record.verdicts):
+        if verdict.candidate and not verdict.accepted and verdict.candidate not in shipped:
+            arms[verdict.candidate] = place
+    unscored = _unscored(record.run)
+    made, room = [], CELLS
+    places = {verdict.skill: place for place, verdict in reversed([*enumerate(record.verdicts)]) if verdict.accepted}
+    for version in versions:
+        cells = _cells(record, version.hash, order, unscored, room // (len(versions) - len(made)))
+        room -= sum(map(len, cells))
+        label = "input" if version.number == 0 else f"v{version.number}"
+        made.append(Column(label, "version", version.hash, version.number, places.get(version.hash), cells))
+    shown = 0
+    for hash, place in reversed(arms.items()):
+        cells = _cells(record, hash, order, unscored, room)
+        if not cells or shown == MOST_ARMS:
+            continue
+        shown, room = shown + 1, room - sum(map(len, cells))
+        made.append(Column(f"step {record.verdicts[place].step}", "arm", hash, None, place, cells))
+    if lost := len(arms) - shown:
+        omitted.append(
+            Omitted(lost, "rejected candidates without a column", "rollouts.jsonl of the run folder has all")
+        )
+    return tuple(made)
+
+
+def _cells(
+    record: Record, skill: str, order: Sequence[str], unscored: Mapping[tuple[str, str], set[int]], room: int
+) -> tuple[str, ...]:
+    """One string per attempt, as many attempts as fit into `room`; trailing unseen cells are cut off."""
+    draws = [record.draws.get((skill, sample), ()) for sample in order]
+    lost = [unscored.get((skill, sample), ()) for sample in order]
+    last = max((draw.attempt for each in draws for draw in each), default=-1)
+    last = max(last, max((attempt for each in lost for attempt in each), default=-1))
+    rows = []
+    for attempt in range(min(last + 1, room // max(1, len(order)))):
+        row = [BROKEN if attempt in each else UNSEEN for each in lost]
+        for place, each in enumerate(draws):
+            for draw in each:
+                if draw.attempt == attempt:
+                    row[place] = _cell(draw.score, draw.outcome)
+        rows.append("".join(row).rstrip(UNSEEN))
+    return tuple(rows)
+
+
+def _cell(score: float | None, outcome: str) -> str:
+    if score is None:
+        return BROKEN
+    if outcome == "agent_limit" and score < 1:
+        return LIMIT
+    return RIGHT if score >= 1 else "0" if score <= 0 else str(min(9, max(1, round(10 * score))))
+
+
+def _unscored(run: Run) -> dict[tuple[str, str], set[int]]:
+    """The attempts that were left out of a batch, by skill and sample. A later one may have been scored after all."""
+    found: dict[tuple[str, str], set[int]] = {}
+    for _, _, event in run.events(LEFT_OUT):
+        for sample in event["samples"]:
+            found.setdefault((str(event.get("skill", "")), sample), set()).add(event.get("attempt", 0))
+    return found
+
+
+def _notes(record: Record) -> dict[str, str]:
+    return {
+        short(sample, MOST_ID): short(f"{failure['outcome']}: {failure['why']}", MOST_LINE)
+        for sample, failure in [*record.left_out.items()][:MOST_NOTES]
+    }
+
+
+# -- edits
+
+
+def _verdicts(record: Record, places: Mapping[str, int], omitted: list[Omitted]) -> tuple[VerdictRow, ...]:
+    """The verdicts in order; if not all fit, the last ones."""
+    made, room = [], VERDICTS
+    judged = [row for row in record.rows if isinstance(row, Judged)]
+    for row in reversed(judged):
+        made.append(_verdict_row(record, row, places))
+        room -= _size(_json(made[-1]))
+        if room < 0:
+            made.pop()
+            omitted.append(Omitted(len(judged) - len(made), "earlier verdicts", "skilltune show lists them"))
+            break
+    return tuple(reversed(made))
+
+
+def _verdict_row(record: Record, row: Judged, places: Mapping[str, int]) -> VerdictRow:
+    verdict = row.verdict
+    figures, estimate = verdict.figures, verdict.figures.estimate
+    moved = {sign: [sample for sample, change in verdict.differences.items() if change * sign > 0] for sign in (1, -1)}
+    named = {
+        sign: tuple(places[sample] for sample in samples if sample in places)[:MOST_MOVED]
+        for sign, samples in moved.items()
+    }
+    return VerdictRow(
+        step=verdict.step,
+        epoch=verdict.epoch,
+        kind=row.kind,
+        version=verdict.version,
+        accepted=verdict.accepted,
+        reason=short(explained(verdict, record.gate), MOST_LINE),
+        rule=figures.rule,
+        before=verdict.before,
+        after=verdict.after,
+        n=len(verdict.differences),
+        gain=estimate.gain,
+        sd=estimate.sd,
+        better=estimate.better,
+        needed=figures.needed if isinstance(figures, RaceFigures) else None,
+        prior=figures.prior if isinstance(figures, RaceFigures) else None,
+        looks=_looks(verdict),
+        fixed=named[1],
+        broke=named[-1],
+        n_fixed=len(moved[1]),
+        n_broke=len(moved[-1]),
+        edits=_edits(verdict),
+    )
+
+
+def _looks(verdict: VerdictRecord) -> tuple[Look, ...]:
+    match verdict.figures:
+        case RaceFigures(interims=interims):
+            return tuple(Look(each.n, each.gain, each.sd, each.better) for each in interims)
+        case EProcessFigures(interims=interims, bar=bar):
+            return tuple(Look(each.n, each.gain, None, min(1.0, each.wealth / bar)) for each in interims)
+        case CompactFigures(interims=interims) | AblationFigures(interims=interims):
+            return tuple(Look(each.n, each.gain, each.sd, each.safe) for each in interims)
+    return ()
+
+
+def _edits(verdict: VerdictRecord) -> tuple[EditRow, ...]:
+    """The edits of the candidate with their fate, then the edits that were judged and did not get into it."""
+    inside = {report.edit.key for report in verdict.reports}
+    why_not = {entry.edit.key: _cause(verdict, entry) for entry in verdict.rejected}
+    rows: list[EditRow] = []
+    for report in verdict.reports:
+        kept: Any = "not applied" if not report.applied else "kept" if verdict.accepted else "tried, not kept"
+        reason = {"not applied": report.reason, "kept": ""}.get(kept, why_not.get(report.edit.key, ""))
+        removed, inserted = (report.removed, report.inserted) if report.applied else (None, None)
+        rows.append(_edit_row(report.edit, kept, reason, verdict.screen, removed, inserted))
+    rows += [
+        _edit_row(entry.edit, "measured, not tried", _cause(verdict, entry), verdict.screen)
+        for entry in verdict.rejected
+        if entry.edit.key not in inside
+    ]
+    return tuple(rows[:MOST_EDITS])
+
+
+def _cause(verdict: VerdictRecord, entry: Rejected) -> str:
+    """The reason why an edit was not kept, without its measured effect, which has a field of its own."""
+    screen, key = verdict.screen, entry.edit.key
+    return entry.reason if screen is None or screen.row(key) is None else screen.raced(key)
+
+
+def _edit_row(
+    edit: Edit, fate: Any, reason: str, screen: Screen | None, removed: str | None = None, inserted: str | None = None
+) -> EditRow:
+    measured = screen.row(edit.key) if screen is not None else None
+    return EditRow(
+        op=edit.op,
+        after=None if edit.after is None else short(edit.after, MOST_LINE),
+        removed=elided(edit.target or "" if removed is None else removed, MOST_EDIT),
+        inserted=elided(edit.text or "" if inserted is None else inserted, MOST_EDIT),
+        why=short(edit.why, MOST_LINE),
+        quotes=tuple(
+            (short(cited.sample, MOST_ID), short(cited.quote, MOST_LINE)) for cited in edit.evidence[:MOST_QUOTES]
+        ),
+        fate=fate,
+        reason=short(reason, MOST_LINE),
+        effect=measured.effect if measured else None,
+        sd=measured.sd if measured else None,
+    )
+
+
+def _rules(record: Record) -> tuple[RuleRow, ...]:
+    """The ledger of the best skill, of a run that is over and not too large."""
+    if record.state == "running" or record.seen.count > MOST_RULED or record.best_hash is None:
+        return ()
+    with suppress(SkilltuneError):
+        rules = read_ledger(record.run, record.best_hash)
+        return tuple(
+            RuleRow(
+                text=short(rule.text, MOST_LINE),
+                op=rule.op,
+                step=rule.step,
+                version=rule.version,
+                effect=rule.together.effect if rule.together else rule.effect,
+                low=(rule.together or rule).interval[0],
+                high=(rule.together or rule).interval[1],
+                fixed=rule.fixed,
+                broken=rule.broken,
+                known=rule.known,
+                together=len(rule.together.keys) if rule.together else 1,
+            )
+            for rule in rules[:MOST_EDITS]
+        )
+    return ()
+
+
+# -- setup, activation, money, log
+
+
+def _setup(record: Record) -> dict[str, Any]:
+    config = record.config
+    gate, train = config.get("gate", {}), config.get("train", {})
+    return {
+        "target": str(config.get("target", {}).get("model", "")),
+        "optimizer": _optimizer(record),
+        "judge": str(config.get("env", {}).get("score", {}).get("judge", "") or "")
+        if isinstance(config.get("env", {}).get("score"), dict)
+        else "",
+        "preset": str(config.get("preset", "")),
+        "seed": config.get("seed"),
+        "gate": str(gate.get("policy", "")),
+        "metric": str(gate.get("metric", "")),
+        "epochs": train.get("epochs"),
+        "batch": train.get("batch_size"),
+        "skill": str(config.get("skill", "")),
+        "folder": str(record.folder),
+    }
+
+
+def _optimizer(record: Record) -> str:
+    """The optimizer's name. Without one, the target's model is the optimizer."""
+    named = record.config.get("optimizer", {}).get("model", "")
+    return str(named or record.config.get("target", {}).get("model", ""))
+
+
+def _activation(record: Record) -> tuple[Activation, ...]:
+    """One row per agent: the run's target, then the further targets that are agents."""
+    target = record.config.get("target", {})
+    model, seen = str(target.get("model", "")), record.seen
+    rows = []
+    if is_agent(model) and seen.count:
+        unproven = is_unproven(model, str(target.get("upstream") or ""), target.get("gateway") is not False)
+        rows.append(Activation(model, seen.count, seen.offered, seen.loaded, unproven))
+    for name in pinned_further(record.run):
+        marks = [values for *_, values in record.run.parts(kind_of(name), "$.offered", "$.loaded")]
+        if is_agent(name) and marks:
+            offered, loaded = (sum(map(bool, column)) for column in zip(*marks, strict=True))
+            rows.append(Activation(name, len(marks), offered, loaded, is_unproven(name, "", True)))
+    return tuple(rows)
+
+
+def _steps(record: Record) -> tuple[int, int]:
+    """The last step that was judged, and the steps of the whole run (0: unknown)."""
+    judged = [verdict.step for verdict in record.verdicts if not (verdict.compacts or verdict.ablates)]
+    cfg = _config(record)
+    steps = steps_per_epoch(cfg.train, len(record.splits["train"])) * cfg.train.epochs if cfg else 0
+    return max(judged, default=0), steps
+
+
+def _config(record: Record) -> Config | None:
+    """None if another version of skilltune made the configuration."""
+    if not record.config:
+        return None
+    with suppress(RunError):
+        return stored_config(record.config, record.folder)
+    return None
+
+
+def _money(record: Record, step: int, steps: int) -> Money:
+    total = sum((row.usage for row in record.spend), Usage())
+    payments = record.run.payments()
+    curve: list[tuple[float, int, int, float | None]] = []
+    paid, every = Usage(), max(1, -(-len(payments) // MOST_PAID))
+    for place, (t, usage) in enumerate(payments, start=1):
+        paid = paid + usage
+        if place % every == 0 or place == len(payments):
+            curve.append((t, paid.calls, paid.tokens, paid.usd))
+    limits = record.config.get("budget") or {}
+    return Money(
+        rows=tuple(Cost.of(row.role, row.phase, row.usage) for row in record.spend if row.usage != Usage()),
+        total=Cost.of("all", "", total),
+        budget={name: limits[name] for name in BudgetConfig.model_fields if isinstance(limits.get(name), int | float)},
+        minutes=record.run.elapsed_s / 60,
+        forecast=_forecast(record, payments, step, steps),
+        curve=tuple(curve),
+    )
+
+
+def _forecast(
+    record: Record, payments: Sequence[tuple[float, Usage]], step: int, steps: int
+) -> dict[str, float] | None:
+    """The total at the end: the cost of a step so far for each step that is left, and the certificate at the price of
+    an average call. Steps that were replayed cost nothing and are not counted."""
+    if record.state == "finished" or not steps or (record.finish and not record.finish.stopped):
+        return None
+    began = next((t for t, _, _ in record.run.events("start")), None)
+    judged = [t for t, _, _ in record.run.events("verdict")]
+    cfg = _config(record)
+    if began is None or not judged or cfg is None or step == 0:
+        return None
+    learning = sum((usage for t, usage in payments if began < t <= judged[-1]), Usage())
+    total = sum((usage for _, usage in payments), Usage())
+    if not learning.calls:
+        return None
+    certificate = 2 * cfg.certify.attempts * len(record.splits["test"])
+    share = (steps - step) / step + certificate / learning.calls
+    since = sum((usage for t, usage in payments if t > judged[-1]), Usage())
+    before = {"calls": total.calls - since.calls, "tokens": total.tokens - since.tokens}
+    found: dict[str, float] = {
+        name: max(getattr(total, name), paid + share * getattr(learning, name)) for name, paid in before.items()
+    }
+    if total.usd is not None and learning.usd is not None and since.usd is not None:
+        found["usd"] = max(total.usd, total.usd - since.usd + share * learning.usd)
+    return found
+
+
+def _log(record: Record, events: Sequence[tuple[float, str, dict[str, Any]]], steps: int) -> tuple[Entry, ...]:
+    """The last lines of the log, by the recorded events."""
+    entries: list[Entry] = []
+    before = None
+    for t, type, data in events:
+        slow = type == "verdict" and data.get("step") == before
+        if type == "verdict":
+            before = data.get("step")
+        with record.run.reading():
+            line = describe_event(type, data, steps, slow)
+        if line is not None:
+            entries.append(Entry(t, short(line.text, MOST_LINE), line.tone))
+        elif type == "stopped":
+            entries.append(Entry(t, short(f"stopped: {data.get('reason', '')}", MOST_LINE), "warning"))
+        elif type == "certify":
+            entries.append(Entry(t, "certificate · the test split is read", ""))
+        elif type == "finish":
+            entries.append(Entry(t, "finished", "good" if data.get("exit_code") == 0 else ""))
+    return tuple(entries[-MOST_LOG:])
+
+
+def _live(record: Record) -> Mapping[str, Any] | None:
+    """The file that the running process writes, None if the run is not running."""
+    return _read_live(record) if record.state == "running" else None
+
+
+def _read_live(record: Record) -> dict[str, Any] | None:
+    with suppress(OSError, ValueError, RecursionError):
+        with (record.folder / LIVE_FILE).open("rb") as file:
+            data = json.loads(file.read(MOST_LIVE))
+        return data if isinstance(data, dict) else None
+    return None
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) else 0.0
+
+
+# -- a transcript
+
+
+def _transcript(record: Record, key: str, rollout: Rollout, attempts: int) -> Transcript:
+    trajectory, score = rollout.trajectory, rollout.score
+    version = next((version for version in record.versions if version.hash == rollout.skill), None)
+    turns = [(turn.role, turn.text) for turn in trajectory.turns]
+    texts = [*(text for _, text in turns), trajectory.answer, trajectory.diff, trajectory.error]
+    most = _fair(texts, TRANSCRIPT)
+    lost = sum(len(text) > most for text in texts)
+    omitted = [Omitted(lost, "long texts are cut in their middle", "rollouts.jsonl has all of them")] if lost else []
+    files = [_file(path, each.hash, each.size) for path, each in [*rollout.artifacts.items()][:MOST_FILES]]
+    if more := len(rollout.artifacts) - len(files):
+        omitted.append(Omitted(more, "files", "skilltune show --file prints a file by its hash"))
+    sample = kept_sample(record.run, rollout.sample)
+    expected = "" if sample is None or sample.target is None else sample.target
+    expected = expected if isinstance(expected, str) else json.dumps(expected, ensure_ascii=False)
+    is_last = bool(turns) and turns[-1][1] == trajectory.answer
+    return Transcript(
+        key=key,
+        sample=short(rollout.sample, MOST_LINE),
+        split=next((name for name in SPLITS if rollout.sample in record.splits[name]), ""),
+        column=f"version {version.number}" if version else "rejected candidate",
+        hash=rollout.skill,
+        attempt=rollout.attempt,
+        attempts=attempts,
+        outcome=rollout.outcome,
+        error=elided(trajectory.error, min(most, MOST_EDIT)),
+        score=score.value if score else None,
+        soft=score.soft if score else None,
+        why=elided(score.why, MOST_EDIT) if score else "",
+        metrics={short(name, MOST_ID): value for name, value in [*score.metrics.items()][:MOST_FILES]} if score else {},
+        expected=elided(expected, MOST_EDIT),
+        turns=tuple(_turn(role, text, most) for role, text in turns),
+        answer=None if is_last else _turn("answer", trajectory.answer, most),
+        files=tuple(files),
+        diff=_turn("diff", trajectory.diff, most) if trajectory.diff else None,
+        stream=_file("output", trajectory.stream.hash, trajectory.stream.size) if trajectory.stream else None,
+        offered=trajectory.skill_offered,
+        loaded=trajectory.skill_loaded,
+        calls=trajectory.usage.calls,
+        tokens=trajectory.usage.tokens,
+        usd=trajectory.usage.usd,
+        seconds=trajectory.seconds,
+        omitted=tuple(omitted),
+    )
+
+
+def _turn(role: str, text: str, most: int) -> TurnRow:
+    if len(text) <= most:
+        return TurnRow(short(role, MOST_ID), text, 0)
+    half = most // 2
+    return TurnRow(short(role, MOST_ID), f"{text[:half]}\n[…]\n{text[len(text) - half :]}", len(text) - 2 * half)
+
+
+def _fair(texts: Sequence[str], room: int) -> int:
+    """The largest number of characters per text with which all texts together take at most `room` bytes."""
+    sizes = sorted((_size(text), len(text)) for text in texts)
+    for place, (size, length) in enumerate(sizes):
+        share = room // (len(sizes) - place)
+        if size > share:
+            return max(1, share * length // size)
+        room -= size
+    return max((length for _, length in sizes), default=1)
+
+
+IMAGES = {"png": "image/png", "jpg": "image/jpeg", "jpeg": "image/jpeg", "gif": "image/gif", "webp": "image/webp"}
+
+
+def _file(path: str, hash: str, size: int) -> FileRow:
+    return FileRow(short(path, MOST_LINE), size, hash, IMAGES.get(path.rpartition(".")[2].lower(), ""))
+
+
+# -- JSON
+
+
+def _json(value: Any) -> Any:
+    """JSON data of dataclasses, with every text made safe to show and floats of six digits."""
+    if isinstance(value, str):
+        return visible(value)
+    if isinstance(value, float):
+        return round(value, 6) if math.isfinite(value) else None
+    if is_dataclass(value):
+        return {part.name: _json(getattr(value, part.name)) for part in fields(value)}
+    if isinstance(value, Mapping):
+        return {visible(str(name)): _json(each) for name, each in value.items()}
+    if isinstance(value, Sequence):
+        return [_json(each) for each in value]
+    return value
+
+
+def _size(value: Any) -> int:
+    """Bytes of the value as JSON in a page, where "<" is escaped."""
+    text = json.dumps(_json(value), ensure_ascii=False)
+    return len(text.encode()) + 5 * text.count("<")
+
+
+def _ends(values: Sequence[T], most: int) -> list[T]:
+    """All values or, if there are more than `most`, the first one and the last ones."""
+    return [*values] if len(values) <= most else [values[0], *values[len(values) - most + 1 :]]
