@@ -6,6 +6,7 @@ import asyncio
 import http.client
 import json
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from typing import Any
 
 from skilltune.ui.server import Server, make_server
 
-PATIENCE_S = 30.0
+PATIENCE_S = 20.0
 Json = dict[str, Any]
 
 
@@ -104,7 +105,9 @@ class Client:
 
 def _events(response: http.client.HTTPResponse) -> Iterator[Event]:
     fields: dict[str, str] = {}
+    until = time.monotonic() + PATIENCE_S
     while line := response.readline():
+        assert time.monotonic() < until, "the stream did not bring what the test waits for"
         text = line.decode().rstrip("\n")
         if text:
             name, _, value = text.partition(": ")
