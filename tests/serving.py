@@ -7,9 +7,9 @@ import http.client
 import json
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +39,11 @@ class Event:
 
 @dataclass
 class Client:
-    """Asks a server as a browser with its cookie does. `headers` go with every request; None takes a header out."""
+    """Asks a server as a browser with its cookie does. A header that is None is left out."""
 
     server: Server
     cookie: str
-    headers: dict[str, str | None] = field(default_factory=dict)
+    stop: Callable[[], None] = lambda: None  # ends the server, as Ctrl-C does
 
     @property
     def origin(self) -> str:
@@ -93,7 +93,7 @@ class Client:
         body: bytes | None,
         headers: Mapping[str, str | None] | None,
     ) -> None:
-        every = {"Host": f"127.0.0.1:{self.server.port}", "Cookie": self.cookie, **self.headers, **(headers or {})}
+        every = {"Host": f"127.0.0.1:{self.server.port}", "Cookie": self.cookie, **(headers or {})}
         connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
         for name, value in every.items():
             if value is not None:
@@ -140,8 +140,14 @@ def serving(folder: Path, **options: Any) -> Iterator[Client]:
     try:
         entered = Client(server, "").get(f"/?token={server.session.token}")
         assert entered.status == 303, entered
-        yield Client(server, entered.headers["set-cookie"].partition(";")[0])
+        cookie = entered.headers["set-cookie"].partition(";")[0]
+        yield Client(server, cookie, lambda: _cancel(loop, task[0]))
     finally:
-        loop.call_soon_threadsafe(task[0].cancel)
+        _cancel(loop, task[0])
         thread.join(PATIENCE_S)
         assert not thread.is_alive(), "the server did not stop"
+
+
+def _cancel(loop: asyncio.AbstractEventLoop, task: asyncio.Task[None]) -> None:
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(task.cancel)

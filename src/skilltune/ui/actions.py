@@ -282,9 +282,7 @@ def _actions(record: Record, project: Path) -> list[Action]:
         ),
         Action("resume", "Resume", f"{again} {state}", no_way),
         Action("budget", "Raise the budget", f"Goes on with a larger limit. {state}", no_way),
-        Action(
-            "export", "Export", f"Writes the skill that ships into {project}. Nothing is overwritten.", unfinished
-        ),
+        Action("export", "Export", f"Writes the skill that ships into {project}. Nothing is overwritten.", unfinished),
         _adopt(record, unfinished),
     ]
 

@@ -25,8 +25,13 @@ from skilltune.ui.feed import Feeds
 from skilltune.ui.guard import answer, refusal
 from skilltune.ui.runs import UnknownRun
 
-def shell(data): return "<!doctype html><title>skilltune</title>"
-def policy(*, live): return "default-src 'none'"
+
+def shell(data):
+    return "<!doctype html><title>skilltune</title>"
+
+
+def policy(*, live):
+    return "default-src 'none'"
 
 
 MOST_BODY = 1_000_000  # bytes

@@ -69,7 +69,9 @@ class Server:
         finally:
             self.feeds.closing.set()
             server.should_exit = True
-            await asyncio.wait([serving])
+            while not serving.done():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait([serving])
 
 
 class _Uvicorn(uvicorn.Server):
