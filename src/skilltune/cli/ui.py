@@ -17,8 +17,9 @@ NEEDS = ("starlette", "uvicorn")
 @app.command()
 def ui(
     runs: Annotated[
-        Path, typer.Argument(metavar="[RUNS_DIR]", help="A folder of runs, or one run.", show_default=True)
-    ] = Path("runs"),
+        Path | None,
+        typer.Argument(metavar="[RUNS_DIR]", help="A folder of runs, or one run. [default: runs]", show_default=False),
+    ] = None,
     port: Annotated[
         int | None,
         typer.Option("--port", min=0, max=65535, help="Port. [default: 8377, or a free one]", show_default=False),
@@ -58,7 +59,14 @@ def ui(
             )
         from skilltune.ui.server import LOCAL, make_server
 
-        server = make_server(runs, host=host, port=port, read_only=read_only, expose=expose)
+        server = make_server(
+            runs or Path("runs"),
+            host=host,
+            port=port,
+            read_only=read_only,
+            expose=expose,
+            may_miss=runs is None and not read_only,  # the first run is started from the page
+        )
         if host not in LOCAL:
             say(
                 f"warning: every machine that reaches {host} can ask for this page, and the traffic is not encrypted",

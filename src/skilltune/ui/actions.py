@@ -267,6 +267,7 @@ def _actions(record: Record, project: Path) -> list[Action]:
     no_way = under_way or ("the run has finished" if finished else "") or _no_command(record)
     line = "" if record.command is None else affordable(record.command["line"], record.larger)
     again = f"Runs `{line}`. Stored answers cost nothing again." if line else "Goes on with the run."
+    again += f" This raises the limit that stopped it: {record.larger}." if record.larger else ""
     state = f"Spent so far: {describe_usage(sum(record.usage.values(), Usage()))}. {_describe_limits(record)}"
     why_no_pause = "" if running else "the run is not under way"
     if running and asked:
@@ -380,13 +381,14 @@ def _larger(record: Record, data: Mapping[str, Any]) -> str:
 
 
 def _prepare_export(record: Record, data: Mapping[str, Any], project: Path) -> Callable[[], dict[str, Any]]:
-    kind, extra = data.get("to"), {key: data.get(key) for key in ("name", "description")}
+    kind, name, description = (data.get(key) for key in ("to", "name", "description"))
     if kind not in KINDS:
         raise UsageError(f"to: name one of {', '.join(KINDS)}")
-    if wrong := [key for key, value in extra.items() if value is not None and not isinstance(value, str)]:
-        raise UsageError(f"{wrong[0]}: must be text")
+    for key, value in (("name", name), ("description", description)):
+        if value is not None and not isinstance(value, str):
+            raise UsageError(f"{key}: must be text")
     skill = best_of(record.run)
-    return lambda: {"path": str(export(skill, kind, project, **extra).resolve())}
+    return lambda: {"path": str(export(skill, kind, project, name=name, description=description).resolve())}
 
 
 def _apart(work: Callable[[], Any]) -> Any:

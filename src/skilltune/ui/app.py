@@ -7,7 +7,8 @@ import contextlib
 import json
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 from starlette.applications import Starlette
@@ -34,6 +35,8 @@ def policy(*, live):
     return "default-src 'none'"
 
 
+T = TypeVar("T")
+ACTIONS_AT_ONCE = 4
 MOST_BODY = 1_000_000  # bytes
 MOST_FILE = 50_000_000
 RETRY_MS = 1_000  # pause before a browser connects to a stream again
@@ -47,7 +50,12 @@ _IMAGES = (  # (first bytes, media type) of the images that a browser may show; 
 
 
 def make_app(feeds: Feeds, actions: Actions) -> Starlette:
-    """The application, without its guard."""
+    """The application, without its guard. Actions have threads of their own, because a check or a start may take long,
+    and reading must not wait for them."""
+    pool = ThreadPoolExecutor(ACTIONS_AT_ONCE, "action")
+
+    async def do(fn: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(pool, fn, *arguments)
 
     async def page(request: Request) -> Response:
         text = await asyncio.to_thread(shell, {"mode": "live"})
@@ -97,16 +105,17 @@ def make_app(feeds: Feeds, actions: Actions) -> Starlette:
         return answer({"read_only": actions.read_only, "actions": [action.to_json() for action in found]})
 
     async def check(request: Request) -> Response:
-        return await _done(actions.check, await _object(request))
+        return answer({"ok": True, **await do(actions.check, await _object(request))})
 
     async def start(request: Request) -> Response:
         data = await _object(request)
-        return answer({"ok": True, "id": await asyncio.to_thread(actions.start, data)})
+        return answer({"ok": True, "id": await do(actions.start, data)})
 
     async def act(request: Request) -> Response:
         data = await _object(request)
         name = request.path_params["action"]
-        return await _done(actions.act, name, feeds.runs.folder(request.path_params["id"]), data)
+        folder = feeds.runs.folder(request.path_params["id"])
+        return answer({"ok": True, **await do(actions.act, name, folder, data)})
 
     async def drafts(request: Request) -> Response:
         return answer(await asyncio.to_thread(actions.drafts))
@@ -115,7 +124,8 @@ def make_app(feeds: Feeds, actions: Actions) -> Starlette:
         return answer(await asyncio.to_thread(actions.drafts_of, request.path_params["file"]))
 
     async def review(request: Request) -> Response:
-        return await _done(actions.review, request.path_params["file"], await _object(request))
+        data = await _object(request)
+        return answer({"ok": True, **await do(actions.review, request.path_params["file"], data)})
 
     async def icon(request: Request) -> Response:
         return Response(status_code=204)
@@ -152,10 +162,6 @@ def make_app(feeds: Feeds, actions: Actions) -> Starlette:
             Exception: _bug,
         },
     )
-
-
-async def _done(fn: Callable[..., dict[str, Any]], *arguments: Any) -> Response:
-    return answer({"ok": True, **await asyncio.to_thread(fn, *arguments)})
 
 
 async def _object(request: Request) -> Mapping[str, Any]:

@@ -88,14 +88,16 @@ def make_server(
     read_only: bool = False,
     expose: bool = False,
     project: Path | None = None,
+    may_miss: bool = False,
 ) -> Server:
     """Bind a server for the runs in a folder. `project` is the folder of skills and tasks, by default the current one.
 
-    Without a port, `PORT` is used, or a free one if it is taken. Raises `UsageError` if the folder is missing, if the
-    port is taken, and for a host that other machines can reach, unless `expose` is True.
+    Without a port, `PORT` is used, or a free one if it is taken. `may_miss`: the folder need not exist yet. Raises
+    `UsageError` if the folder is missing, if the port is taken, and for a host that other machines can reach, unless
+    `expose` is True.
     """
     runs = Runs.of(folder)
-    if not runs.root.is_dir():
+    if not runs.root.is_dir() and not (may_miss and not runs.root.exists()):
         raise UsageError(f"there is no folder {folder}: name the folder of your runs, or one run")
     if host not in LOCAL and not expose:
         raise UsageError(
