@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Literal, TypeVar
@@ -45,12 +46,13 @@ from skilltune.verdict import (
 T = TypeVar("T")
 
 FORMAT = 1  # of the JSON; the front end refuses another
-IDS, INPUTS, CELLS, TEXTS, VERDICTS = 350_000, 200_000, 300_000, 250_000, 250_000  # bytes of each part
+IDS, INPUTS, CELLS, TEXTS, VERDICTS = 300_000, 150_000, 300_000, 180_000, 220_000  # bytes of each part
+ROWS, RULES, LOG, NOTES = 60_000, 40_000, 60_000, 40_000
 MOST_VERSIONS, MOST_ARMS = 12, 12  # columns of the matrix
 MOST_ID, MOST_INPUT, FEWEST_INPUT = 80, 160, 16  # characters of an id, and of the beginning of an input
 MOST_MOVED, MOST_EDITS, MOST_QUOTES = 60, 60, 12  # samples that a verdict names, edits, quotes of an edit
 MOST_EDIT, MOST_LINE = 4_000, 600  # characters
-MOST_LOG, MOST_PAID, MOST_NOTES = 300, 120, 200  # lines, points of the curve of the cost, samples left out
+MOST_LOG, MOST_PAID, MOST_SHOWN = 300, 120, 60  # lines, points of a curve, versions
 MOST_RULED = 20_000  # rollouts from which the effects of the rules are estimated; more take too long for a page
 TRANSCRIPT = 900_000  # bytes of the texts of one transcript
 MOST_FILES = 200
@@ -397,21 +399,26 @@ class Transcript:
 
 
 def page(run: Run, known: Rollouts | None = None) -> dict[str, Any]:
-    """The page of a run, at most 1.5 MB of JSON. `known` are rollouts that the caller read before (`Record.of`)."""
-    record = Record.of(run, known)
-    order = _order(record)
+    """The page of a run, at most 1.4 MB of JSON. `known` are rollouts that the caller read before (`Record.of`)."""
+    return page_of(Record.of(run, known)).to_json()
+
+
+def page_of(record: Record) -> Page:
+    """The page of a run that was read already."""
+    run = record.run
+    order = sample_order(record)
     events = run.events()
     omitted: list[Omitted] = []
     ids, inputs = _named(record, order, omitted)
     columns = _columns(record, order[: len(ids)], omitted)
     verdicts = _verdicts(record, {sample: place for place, sample in enumerate(order[: len(ids)])}, omitted)
-    step, steps = _steps(record)
+    state, (step, steps) = health(record), _steps(record)
     split_of = {sample: name for name, samples in record.splits.items() for sample in samples}
-    made = Page(
+    return Page(
         id=run.folder.resolve().name,
         name=record.name,
-        state=health(record),
-        pid=record.writer,
+        state=state,
+        pid=record.writer if state == "running" else None,
         program=record.program,
         started=run.began,
         updated=max(filter(None, [run.began, record.seen.until, events[-1][0] if events else None]), default=None),
@@ -420,8 +427,8 @@ def page(run: Run, known: Rollouts | None = None) -> dict[str, Any]:
         steps=steps,
         stopped=record.stopped,
         ending=record.ending.reason if record.ending else "",
-        resume=record.resume if record.state == "stopped" else "",
-        decision=_decision(record),
+        resume=record.resume if state in ("stopped", "died") else "",
+        decision=_decision(record, state),
         versions=_versions(record, omitted),
         samples=Samples(
             ids=ids,
@@ -441,19 +448,19 @@ def page(run: Run, known: Rollouts | None = None) -> dict[str, Any]:
         omitted=tuple(omitted),
         live=_live(record),
     )
-    return made.to_json()
 
 
 def summary(run: Run) -> dict[str, Any]:
     """One row of the list of runs. It reads no rollout."""
     record = Record.of(run)
-    decision, (step, steps) = _decision(record), _steps(record)
+    state, (step, steps) = health(record), _steps(record)
+    decision = _decision(record, state)
     total = sum(run.usage.values(), Usage())
     events = run.events()
     made = Summary(
         id=run.folder.resolve().name,
         name=record.name,
-        state=health(record),
+        state=state,
         kind=decision.kind,
         claim=decision.claim,
         source=decision.source,
@@ -478,19 +485,24 @@ def summary(run: Run) -> dict[str, Any]:
 
 def transcript(run: Run, key: str, known: Rollouts | None = None) -> dict[str, Any] | None:
     """The rollout with this key, at most 1 MB of JSON; None if there is none (see `key_of`)."""
-    record = Record.of(run, known)
-    order = _order(record)
+    found = transcript_of(Record.of(run, known), key)
+    return None if found is None else found.to_json()
+
+
+def transcript_of(record: Record, key: str, room: int = TRANSCRIPT) -> Transcript | None:
+    """The rollout with this key, with texts of at most `room` bytes; None if there is none."""
+    order = sample_order(record)
     match = _KEY.fullmatch(key)
     if match is None or int(match[2]) >= len(order):
         return None
     draws = record.draws.get((match[1], order[int(match[2])]), ())
     draw = next((draw for draw in draws if draw.attempt == int(match[3])), None)
-    stored = run.recall(draw.key) if draw else None
+    stored = record.run.recall(draw.key) if draw else None
     if stored is None:
         return None
-    with run.reading():
+    with record.run.reading():
         rollout = rollout_from_json(stored[0])
-    return _transcript(record, key, rollout, len(draws)).to_json()
+    return _transcript(record, key, rollout, len(draws), room)
 
 
 def key_of(skill: str, place: int, attempt: int) -> str:
@@ -499,7 +511,10 @@ def key_of(skill: str, place: int, attempt: int) -> str:
 
 
 def health(record: Record) -> Health:
-    """The state of a run. A run has died if its last process ended without recording a reason."""
+    """The state of a run. A run has died if its last process ended without recording a reason. The process of a run
+    may ask for itself when it writes the report: then the run is over."""
+    if record.finish is not None and record.writer == os.getpid():
+        return "stopped" if record.finish.stopped else "finished"
     if record.state != "stopped":
         return record.state
     ended = max((t for t, _, _ in record.run.events("stopped")), default=None)
@@ -511,10 +526,19 @@ def health(record: Record) -> Health:
 # -- decision, versions
 
 
-def _decision(record: Record) -> Decision:
+_GOING: Mapping[Health, str] = {
+    "running": "Training is under way. Nothing is proven before the certificate.",
+    "stopped": "Stopped before the certificate, so nothing is proven yet.",
+    "died": "The process ended before the certificate, so nothing is proven yet.",
+    "finished": "Finished.",
+}
+_EXITS: Mapping[int, Kind] = {0: "yes", 1: "no", 5: "open"}
+
+
+def _decision(record: Record, state: Health) -> Decision:
     end, c = record.finish, record.certificate
-    running = {"running": "running", "finished": "open"}.get(record.state, "stopped")
-    kind: Any = {0: "yes", 1: "no", 5: "open"}.get(end.exit_code, "stopped") if end else running
+    going: Kind = "running" if state == "running" else "stopped"
+    kind = _EXITS.get(end.exit_code, "stopped") if end else going
     if c is not None:
         notes = [c.unscored] if c.unscored else []
         return Decision(
@@ -543,10 +567,7 @@ def _decision(record: Record) -> Decision:
     start, best = record.start, record.best
     claim = record.claim
     if end is None:
-        claim = {
-            "running": "Training is under way. Nothing is proven before the certificate.",
-            "stopped": f"Stopped: {record.stopped}" if record.stopped else "The process ended without a word.",
-        }[record.state if record.state != "finished" else "stopped"]
+        claim = _GOING[state]
     if start is None or best is None or start.score is None or best.score is None or best.number == 0:
         return Decision(kind=kind, claim=claim, before=start.score if start else None)
     return Decision(
@@ -572,7 +593,7 @@ def _versions(record: Record, omitted: list[Omitted]) -> tuple[VersionRow, ...]:
                 texts[version.number] = version.text
     if lost := sum(v.text is not None for v in record.versions) - len(texts):
         omitted.append(Omitted(lost, "texts of versions", "skilltune diff compares them"))
-    shown = _ends(record.versions, MOST_PAID)
+    shown = _ends(record.versions, MOST_SHOWN)
     if lost := len(record.versions) - len(shown):
         omitted.append(Omitted(lost, "versions in the middle", "skilltune show lists them"))
     rows = []
@@ -586,7 +607,7 @@ def _versions(record: Record, omitted: list[Omitted]) -> tuple[VersionRow, ...]:
                 step=version.step,
                 edits=version.edits,
                 tokens=version.tokens,
-                reason=short(version.reason, MOST_LINE),
+                reason=short(version.reason, ROWS // MOST_SHOWN // 4),
                 revived=version.revived,
                 ships=best is not None and version.hash == best.hash,
                 estimate=None if bounds is None or version.score is None else (version.score, *bounds),
@@ -600,7 +621,7 @@ def _versions(record: Record, omitted: list[Omitted]) -> tuple[VersionRow, ...]:
 # -- samples and the matrix
 
 
-def _order(record: Record) -> list[str]:
+def sample_order(record: Record) -> list[str]:
     """All samples in the order of the matrix. It never changes, so a place in it is a lasting name."""
     return list(dict.fromkeys(sample for name in SPLITS for sample in record.splits[name]))
 
@@ -710,27 +731,23 @@ def _unscored(run: Run) -> dict[tuple[str, str], set[int]]:
 
 
 def _notes(record: Record) -> dict[str, str]:
-    return {
-        short(sample, MOST_ID): short(f"{failure['outcome']}: {failure['why']}", MOST_LINE)
-        for sample, failure in [*record.left_out.items()][:MOST_NOTES]
-    }
+    """The outcome and cause of the samples that were left out last, as far as they fit."""
+    found = (
+        (short(sample, MOST_ID), short(f"{failure['outcome']}: {failure['why']}", MOST_LINE))
+        for sample, failure in reversed([*record.left_out.items()])
+    )
+    return dict(_last(found, NOTES))
 
 
 # -- edits
 
 
 def _verdicts(record: Record, places: Mapping[str, int], omitted: list[Omitted]) -> tuple[VerdictRow, ...]:
-    """The verdicts in order; if not all fit, the last ones."""
-    made, room = [], VERDICTS
     judged = [row for row in record.rows if isinstance(row, Judged)]
-    for row in reversed(judged):
-        made.append(_verdict_row(record, row, places))
-        room -= _size(_json(made[-1]))
-        if room < 0:
-            made.pop()
-            omitted.append(Omitted(len(judged) - len(made), "earlier verdicts", "skilltune show lists them"))
-            break
-    return tuple(reversed(made))
+    made = _last((_verdict_row(record, row, places) for row in reversed(judged)), VERDICTS)
+    if lost := len(judged) - len(made):
+        omitted.append(Omitted(lost, "earlier verdicts", "skilltune show lists them"))
+    return made
 
 
 def _verdict_row(record: Record, row: Judged, places: Mapping[str, int]) -> VerdictRow:
@@ -823,11 +840,11 @@ def _edit_row(
 
 def _rules(record: Record) -> tuple[RuleRow, ...]:
     """The ledger of the best skill, of a run that is over and not too large."""
-    if record.state == "running" or record.seen.count > MOST_RULED or record.best_hash is None:
+    if health(record) == "running" or record.seen.count > MOST_RULED or record.best_hash is None:
         return ()
     with suppress(SkilltuneError):
         rules = read_ledger(record.run, record.best_hash)
-        return tuple(
+        found = (
             RuleRow(
                 text=short(rule.text, MOST_LINE),
                 op=rule.op,
@@ -841,8 +858,9 @@ def _rules(record: Record) -> tuple[RuleRow, ...]:
                 known=rule.known,
                 together=len(rule.together.keys) if rule.together else 1,
             )
-            for rule in rules[:MOST_EDITS]
+            for rule in reversed(rules)
         )
+        return _last(found, RULES)
     return ()
 
 
@@ -933,7 +951,7 @@ def _forecast(
 ) -> dict[str, float] | None:
     """The total at the end: the cost of a step so far for each step that is left, and the certificate at the price of
     an average call. Steps that were replayed cost nothing and are not counted."""
-    if record.state == "finished" or not steps or (record.finish and not record.finish.stopped):
+    if not steps or (record.finish and not record.finish.stopped):
         return None
     began = next((t for t, _, _ in record.run.events("start")), None)
     judged = [t for t, _, _ in record.run.events("verdict")]
@@ -974,7 +992,7 @@ def _log(record: Record, events: Sequence[tuple[float, str, dict[str, Any]]], st
             entries.append(Entry(t, "certificate · the test split is read", ""))
         elif type == "finish":
             entries.append(Entry(t, "finished", "good" if data.get("exit_code") == 0 else ""))
-    return tuple(entries[-MOST_LOG:])
+    return _last(reversed(entries[-MOST_LOG:]), LOG)
 
 
 def _live(record: Record) -> Mapping[str, Any] | None:
@@ -997,12 +1015,12 @@ def _number(value: Any) -> float:
 # -- a transcript
 
 
-def _transcript(record: Record, key: str, rollout: Rollout, attempts: int) -> Transcript:
+def _transcript(record: Record, key: str, rollout: Rollout, attempts: int, room: int) -> Transcript:
     trajectory, score = rollout.trajectory, rollout.score
     version = next((version for version in record.versions if version.hash == rollout.skill), None)
     turns = [(turn.role, turn.text) for turn in trajectory.turns]
     texts = [*(text for _, text in turns), trajectory.answer, trajectory.diff, trajectory.error]
-    most = _fair(texts, TRANSCRIPT)
+    most = _fair(texts, room)
     lost = sum(len(text) > most for text in texts)
     omitted = [Omitted(lost, "long texts are cut in their middle", "rollouts.jsonl has all of them")] if lost else []
     files = [_file(path, each.hash, each.size) for path, each in [*rollout.artifacts.items()][:MOST_FILES]]
@@ -1089,6 +1107,17 @@ def _size(value: Any) -> int:
     """Bytes of the value as JSON in a page, where "<" is escaped."""
     text = json.dumps(_json(value), ensure_ascii=False)
     return len(text.encode()) + 5 * text.count("<")
+
+
+def _last(newest_first: Iterable[T], room: int) -> tuple[T, ...]:
+    """The newest values that take at most `room` bytes together, in order; the others are not even made."""
+    kept: list[T] = []
+    for value in newest_first:
+        room -= _size(value)
+        if room < 0:
+            break
+        kept.append(value)
+    return tuple(reversed(kept))
 
 
 def _ends(values: Sequence[T], most: int) -> list[T]:
