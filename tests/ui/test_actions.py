@@ -136,6 +136,7 @@ def test_a_run_that_is_out_of_budget_goes_on_with_a_larger_one_and_is_paused(tmp
     assert (moved / "train.log").stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.slow
 def test_a_start_that_fails_says_why_and_leaves_no_run_behind(tmp_path: Path, world: World) -> None:
     root = project(tmp_path, world)
     (root / "data.jsonl").write_text('{"id": "1", "input": "a", "target": "b"}\n')

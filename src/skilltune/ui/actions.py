@@ -11,7 +11,7 @@ import shlex
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +48,14 @@ class ReadOnly(Refused):
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """An action, and its effect in a sentence or two. `why_not` says why it is not enabled."""
+    """An action, and its effect in a sentence or two. `why_not` says why it is not enabled. `fields` are the fields of
+    its form."""
 
     name: str
     label: str
     effect: str
     why_not: str = ""
+    fields: tuple[Mapping[str, Any], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "enabled": not self.why_not}
@@ -103,7 +105,7 @@ class Actions:
         with Run.read(folder) as run, run.reading():
             actions = _actions(Record.of(run), self.project)
         if self.read_only:
-            actions = [Action(a.name, a.label, a.effect, READ_ONLY) for a in actions]
+            actions = [replace(action, why_not=READ_ONLY) for action in actions]
         return actions
 
     # -- before a run
@@ -282,10 +284,28 @@ def _actions(record: Record, project: Path) -> list[Action]:
             why_no_pause,
         ),
         Action("resume", "Resume", f"{again} {state}", no_way),
-        Action("budget", "Raise the budget", f"Goes on with a larger limit. {state}", no_way),
-        Action("export", "Export", f"Writes the skill that ships into {project}. Nothing is overwritten.", unfinished),
+        Action("budget", "Raise the budget", f"Goes on with a larger limit. {state}", no_way, _limit_fields(record)),
+        Action(
+            "export",
+            "Export",
+            f"Writes the skill that ships into {project}. Nothing is overwritten.",
+            unfinished,
+            _EXPORT_FIELDS,
+        ),
         _adopt(record, unfinished),
     ]
+
+
+def _limit_fields(record: Record) -> tuple[Mapping[str, Any], ...]:
+    amount = {"name": "amount", "label": "New limit", "type": "number", "min": "0", "step": "any", "required": True}
+    return amount, {"name": "unit", "label": "of", "choices": list(_limits(record)) or list(LIMITS)}
+
+
+_EXPORT_FIELDS = (
+    {"name": "to", "label": "For", "choices": list(KINDS)},
+    {"name": "name", "label": "Name, if the skill states none"},
+    {"name": "description", "label": "Description, if the skill states none"},
+)
 
 
 def _adopt(record: Record, why_not: str) -> Action:
@@ -381,7 +401,7 @@ def _larger(record: Record, data: Mapping[str, Any]) -> str:
 
 
 def _prepare_export(record: Record, data: Mapping[str, Any], project: Path) -> Callable[[], dict[str, Any]]:
-    kind, name, description = (data.get(key) for key in ("to", "name", "description"))
+    kind, name, description = (data.get(key) or None for key in ("to", "name", "description"))
     if kind not in KINDS:
         raise UsageError(f"to: name one of {', '.join(KINDS)}")
     for key, value in (("name", name), ("description", description)):

@@ -21,19 +21,11 @@ from skilltune.authoring.review import Changed
 from skilltune.errors import RunError, SkilltuneError, UsageError
 from skilltune.history.page import transcript
 from skilltune.journal.run import Run
+from skilltune.report.html import policy, shell
 from skilltune.ui.actions import Actions, ReadOnly, Refused
 from skilltune.ui.feed import Feeds
 from skilltune.ui.guard import answer, refusal
 from skilltune.ui.runs import UnknownRun
-
-
-def shell(data):
-    return "<!doctype html><title>skilltune</title>"
-
-
-def policy(*, live):
-    return "default-src 'none'"
-
 
 T = TypeVar("T")
 ACTIONS_AT_ONCE = 4
@@ -52,14 +44,14 @@ _IMAGES = (  # (first bytes, media type) of the images that a browser may show; 
 def make_app(feeds: Feeds, actions: Actions) -> Starlette:
     """The application, without its guard. Actions have threads of their own, because a check or a start may take long,
     and reading must not wait for them."""
+    allowed = f"{policy(live=True)}; frame-ancestors 'none'"
     pool = ThreadPoolExecutor(ACTIONS_AT_ONCE, "action")
 
     async def do(fn: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(pool, fn, *arguments)
 
     async def page(request: Request) -> Response:
-        text = await asyncio.to_thread(shell, {"mode": "live"})
-        return HTMLResponse(text, headers={"Content-Security-Policy": policy(live=True)})
+        return HTMLResponse(shell({"mode": "live"}), headers={"Content-Security-Policy": allowed})
 
     async def runs(request: Request) -> Response:
         return _json(await feeds.all.current())

@@ -23,35 +23,36 @@ LOG = "train.log"
 PATIENCE_S = 30.0  # time until a started training has the run open
 LOOK_S = 0.05
 MOST_TOLD = 4_000  # characters at the end of the log that an error tells
+MOST_READ = 1_000_000  # bytes of the log of one process that are read
+PLAN = "\nrun       "  # the last row of the plan, which `train` prints before it pays for anything
 
 _started: list[subprocess.Popen[bytes]] = []
 
 
 def launch(words: Sequence[str], folder: Path, run: Path) -> None:
-    """Run `skilltune train WORDS --run RUN` in a folder and return when it has the run open.
+    """Run `skilltune train WORDS --run RUN` in a folder and return when its parts are built and it begins to pay.
 
     Raises `UsageError` with what the process said if it ended before. A process that takes longer than `PATIENCE_S`
     goes on. The run folder must exist; if the process fails before it paid for anything, a folder that held no run
     before is removed.
     """
     fresh = not (run / "run.db").exists()
+    began = _size(run / LOG)
     process = _begin(["train", *words, "--run", str(run)], folder, run / LOG)
     until = time.monotonic() + PATIENCE_S
     while time.monotonic() < until:
         ended = process.poll()
-        if _writer(run) == process.pid:
+        said = _read(run / LOG, began)
+        if PLAN in said:
             return
         if ended is not None:
             break
         time.sleep(LOOK_S)
     else:
         return
-    if ended in (0, 1, 5):  # a finished run that was replayed, or a very quick one
-        return
-    said = _last_words(run / LOG)
     if fresh and not _paid(run):
         shutil.rmtree(run, ignore_errors=True)
-    raise UsageError(said or f"the training ended at once with exit code {ended}")
+    raise UsageError(_error_in(said) or f"the training ended at once with exit code {ended}")
 
 
 def _begin(arguments: Sequence[str], folder: Path, log: Path) -> subprocess.Popen[bytes]:
@@ -84,12 +85,6 @@ def reap() -> None:
     _started[:] = [process for process in _started if process.poll() is None]
 
 
-def _writer(run: Path) -> int | None:
-    with suppress(RunError), Run.read(run) as journal:
-        return journal.writer if journal.config is not None else None
-    return None
-
-
 def _paid(run: Path) -> bool:
     if not (run / "run.db").exists():
         return False
@@ -100,9 +95,21 @@ def _paid(run: Path) -> bool:
         return True  # unknown, so nothing is removed
 
 
-def _last_words(log: Path) -> str:
-    """The error that a process ended with: the last lines of its log, from "error:" on if there is one."""
-    with suppress(OSError):
-        said = visible(log.read_bytes()[-MOST_TOLD:].decode("utf-8", "replace")).strip()
-        return said[said.rfind("error: ") + len("error: ") :] if "error: " in said else said
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _read(path: Path, begin: int) -> str:
+    """The text of a log from this byte on."""
+    with suppress(OSError), path.open("rb") as file:
+        file.seek(begin)
+        return visible(file.read(MOST_READ).decode("utf-8", "replace"))
     return ""
+
+
+def _error_in(said: str) -> str:
+    """The error that a process ended with: from the last "error:" on, or its last words."""
+    return said[said.rfind("error: ") + len("error: ") :].strip() if "error: " in said else said[-MOST_TOLD:].strip()
