@@ -18,7 +18,7 @@ from typing import Any, cast
 
 from skilltune.aio import run_all
 from skilltune.edits import Edit
-from skilltune.gate import Arena, silent, build_gate
+from skilltune.gate import Arena, build_gate, silent
 from skilltune.journal.keys import rng
 from skilltune.optimizer import Proposal
 from skilltune.rollout import Rollout, Score, Trajectory
