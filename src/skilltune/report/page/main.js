@@ -116,7 +116,7 @@ function Frame({ title, home, sections, go, children }) {
   }, []);
   return html`
     <a class="skip" href="#main">Skip to the content</a>
-    <div class="top">
+    <header class="top">
       <div class="wide">
         ${home ? html`<a class="brand" href="/">skilltune</a>` : html`<span class="brand">skilltune</span>`}
         <span class="where">${title}</span>
@@ -124,7 +124,7 @@ function Frame({ title, home, sections, go, children }) {
         <button type="button" class="quiet" onClick=${() => setHelp(true)} aria-label="Keys" title="Keys">?</button>
         <${Theme} />
       </div>
-    </div>
+    </header>
     <main id="main" tabindex="-1">${children}</main>
     ${help ? html`<${Help} close=${() => setHelp(false)} />` : null}`;
 }
