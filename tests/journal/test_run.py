@@ -717,6 +717,30 @@ def test_two_openings_in_one_process_are_refused_too(tmp_path: Path):
     Run.open(tmp_path).close()
 
 
+@pytest.mark.parametrize("times", [1, 3])
+def test_reading_a_killed_run_leaves_its_database_and_its_log_as_the_kill_left_them(tmp_path: Path, holder, times: int):
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    before = {name: (tmp_path / "run" / name).read_bytes() for name in ("run.db", "run.db-wal")}
+    for _ in range(times):
+        with Run.read(tmp_path / "run") as reader:
+            assert reader.recall("k") == (["paid"],)
+    assert {name: (tmp_path / "run" / name).read_bytes() for name in before} == before
+
+
+def test_a_reader_that_has_the_run_open_does_not_keep_the_end_of_the_run_in_the_log(tmp_path: Path):
+    with Run.open(tmp_path) as writer:
+        writer.put("early", "rollout", Paid(1, ONE))
+        with Run.read(tmp_path) as reader:
+            reader.recall("early")
+            writer.put("late", "rollout", Paid(2, ONE))
+            writer.close()
+    (tmp_path / "copy").mkdir()
+    shutil.copy(tmp_path / "run.db", tmp_path / "copy")  # as if only this file were sent to somebody
+    with Run.read(tmp_path / "copy") as copy:
+        assert copy.recall("late") == (2,)
+
+
 def test_reading_needs_a_run_and_creates_none(tmp_path: Path):
     with pytest.raises(RunError, match=r"no run in .* `skilltune train` creates one"):
         Run.read(tmp_path)

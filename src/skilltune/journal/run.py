@@ -30,6 +30,7 @@ from skilltune.errors import RunError, SkilltuneError, Stopped, UsageError
 from skilltune.files import make_private, write_atomic
 from skilltune.journal.keys import digest
 from skilltune.journal.sqlite import _connect, _connect_reader, _create, _damaged, _is_locked, _refusal, _take_lock
+from skilltune.journal.under_way import UnderWay
 from skilltune.usage import Usage
 
 T = TypeVar("T")
@@ -108,13 +109,14 @@ class Run:
     """One run folder, opened by one process.
 
     `listeners` are called with every event (type, data) when it happens. A replay calls them again, but the journal
-    stores each event once.
+    stores each event once. `under_way` are the calls that this process waits for.
     """
 
     def __init__(self, folder: Path, db: sqlite3.Connection, lock: sqlite3.Connection | None) -> None:
         self.folder = folder
         self.place = folder.absolute()  # stays the same if a scorer changes the working directory
         self.listeners: list[Listener] = []
+        self.under_way = UnderWay()
         self._db, self._lock = db, lock
         self._flights: dict[str, _Flight] = {}
         self._usage: dict[str, Usage] = {}
@@ -184,6 +186,8 @@ class Run:
         if lock is not None:
             with suppress(RunError):  # for example a full disk; the error that ended the run is the better message
                 self._refresh_elapsed()
+            with suppress(sqlite3.Error):  # readers that have the file open would keep the log from being moved in
+                self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         self._db.close()
         if lock is not None:
             lock.close()

@@ -120,14 +120,16 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 def _connect_reader(path: Path) -> sqlite3.Connection:
-    """Open a journal for reading.
+    """Open a journal for reading. Neither the database nor its log is changed.
 
     SQLite writes files beside a database even to read it. If this process may not, and no writer has left a log, the
-    file is opened as immutable.
+    file is opened as immutable. A log belongs to a writer that runs or was killed. It is read without write access,
+    because the last connection that may write would move the log into the database when it closes.
     """
     log = _log(path)
-    as_it_stands = _closed(path) is not None and not (log.exists() and log.stat().st_size)
-    place = f"{path.absolute().as_uri()}{'?immutable=1' if as_it_stands else ''}"
+    logged = log.exists() and log.stat().st_size > 0
+    mode = "?mode=ro" if logged else "?immutable=1" if _closed(path) is not None else ""
+    place = f"{path.absolute().as_uri()}{mode}"
     with ExitStack() as undo:
         try:
             db = undo.enter_context(closing(sqlite3.connect(place, isolation_level=None, timeout=10, uri=True)))

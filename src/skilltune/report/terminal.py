@@ -34,7 +34,9 @@ from skilltune.journal.run import FAILED, by_work
 from skilltune.optimizer.handoff import Question, in_use
 from skilltune.optimizer.schedule import steps_per_epoch
 from skilltune.parts import Parts
+from skilltune.preflight.check import Check, stated_name
 from skilltune.preflight.estimate import Estimate, estimate, remarks
+from skilltune.preflight.probe import Probe
 from skilltune.report.card import ARM_COST, ARM_HEADERS, arm_row, looks, per_point, unknown_costs
 from skilltune.result import Result, headline
 from skilltune.rollouts.roller import LEFT_OUT
@@ -487,6 +489,29 @@ def plan(session: Parts, expected: Estimate) -> list[tuple[str, str]]:
         *(("note", text) for text in remarks(session, expected)),
         ("run", str(session.run.folder)),
     ]
+
+
+def check_rows(found: Check) -> list[tuple[str, str]]:
+    """The findings of a check as (name, value) rows, without its problems and its preview."""
+    rows: list[tuple[str, str]] = []
+    if found.skill is not None:
+        name = stated_name(found.skill)
+        own = f"; its frontmatter says name: {name}" if name not in ("", found.skill.name) else ""
+        rows.append(("skill", describe_skill(found.skill) + own))
+    if found.splits is not None:
+        sizes, *power = describe_power(found.splits).splitlines()
+        groups = f" · {found.groups} groups" if found.groups else ""
+        rows += [("samples", sizes + groups), *(("power", text) for text in power)]
+    if found.estimate is not None:
+        rows += estimate_rows(found.estimate)
+    rows += [("probe", f"{probe.role} {probe.model}: {probe.error or _answered(probe)}") for probe in found.probes]
+    if found.agreement is not None:
+        rows += found.agreement.rows()
+    return rows + [("note", note) for note in found.notes]
+
+
+def _answered(probe: Probe) -> str:
+    return f"answered in {probe.seconds:.2f} s" + (f"; {probe.note}" if probe.note else "")
 
 
 def describe_skill(skill: Skill) -> str:

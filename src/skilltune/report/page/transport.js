@@ -27,7 +27,7 @@ export class Refused extends Error {
 }
 
 async function ask(path, body) {
-  const options = body === undefined ? {} : { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
+  const options = body === undefined ? {} : { method: "POST", headers: { "Content-Type": "application/json", "X-Skilltune": "page" }, body: JSON.stringify(body) };
   let response;
   try {
     response = await fetch(path, { credentials: "same-origin", ...options });
