@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-PATIENCE_S = 10.0
+PATIENCE_S = 30.0
 KEYS = {
     "Tab": 9,
     "Enter": 13,

@@ -142,7 +142,8 @@ function RunPage({ id, transport }) {
     return transport.follow(id, (type, data) => {
       if (type === "page") setPage(data);
       else if (type === "connected") setConnected(data);
-      else if (type === "state") setPage((old) => old && { ...old, ...(typeof data === "string" ? { state: data } : data) });
+      else if (type === "state") setPage((old) => old && { ...old, state: data.state });
+      else if (type === "gone" || type === "problem") setError({ message: data.error, fix: "" });
       else if (type === "log") setPage((old) => old && { ...old, log: appended(old.log, data) });
     });
   }, [id]);
