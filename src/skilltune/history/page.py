@@ -1091,11 +1091,13 @@ def _file(path: str, hash: str, size: int) -> FileRow:
 
 
 def _json(value: Any) -> Any:
-    """JSON data of dataclasses, with every text made safe to show and floats of six digits."""
+    """JSON data of dataclasses. Every text is made safe to show, and floats are rounded."""
     if isinstance(value, str):
         return visible(value)
     if isinstance(value, float):
-        return round(value, 6) if math.isfinite(value) else None
+        if not math.isfinite(value):
+            return None
+        return round(value, 6) if abs(value) >= 1e-3 else float(f"{value:.4g}")
     if is_dataclass(value):
         return {part.name: _json(getattr(value, part.name)) for part in fields(value)}
     if isinstance(value, Mapping):

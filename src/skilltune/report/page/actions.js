@@ -1,18 +1,10 @@
 // What may be done with a run. Each action is confirmed in a dialog that states its cost or effect.
 import { html, useEffect, useRef, useState } from "./preact.js";
 
-const FIELDS = {
-  budget: [
-    { name: "amount", label: "New limit", type: "number", min: "0", step: "any", required: true },
-    { name: "unit", label: "of", choices: ["usd", "calls", "tokens", "minutes"] },
-  ],
-  export: [{ name: "to", label: "To", type: "text", required: true }],
-};
-
 /** The body of a request for the values of a form. */
 function bodyOf(action, values) {
   if (action.name === "budget") return { [values.unit]: Number(values.amount) };
-  return values;
+  return Object.fromEntries(Object.entries(values).filter(([, value]) => value !== ""));
 }
 
 export function Field({ field, value }) {
@@ -22,13 +14,14 @@ export function Field({ field, value }) {
     </select></label>`;
   return html`<label>${field.label}
     <input name=${field.name} type=${field.type || "text"} min=${field.min} step=${field.step} required=${field.required}
-      placeholder=${field.placeholder} defaultValue=${value || ""} />
+      placeholder=${field.placeholder} defaultValue=${value || ""} list=${field.offers ? `offers-${field.name}` : undefined} />
+    ${field.offers ? html`<datalist id=${`offers-${field.name}`}>${field.offers.map((offer) => html`<option value=${offer}></option>`)}</datalist>` : null}
   </label>`;
 }
 
 /** A modal dialog. `confirm(values)` returns a promise. The dialog stays open if it is false, or if it fails: the error
  * is then shown. */
-export function Dialog({ title, effect, fields, verb, confirm, close }) {
+export function Dialog({ title, effect, fields, verb, confirm, close, disabled, children }) {
   const box = useRef(null);
   const [state, setState] = useState({ busy: false, error: null });
   useEffect(() => box.current.showModal(), []);
@@ -46,11 +39,12 @@ export function Dialog({ title, effect, fields, verb, confirm, close }) {
     <form onSubmit=${submit}>
       <h2 id="dialog-title">${title}</h2>
       <p>${effect}</p>
+      ${children}
       ${(fields || []).length ? html`<div class="fields">${fields.map((field) => html`<${Field} field=${field} value=${field.value} />`)}</div>` : null}
       ${state.error ? html`<p class="bad" role="alert">${state.error.message}${state.error.fix ? html`<br />${state.error.fix}` : null}</p>` : null}
       <p class="buttons">
         <button type="button" class="quiet" onClick=${close}>Cancel</button>
-        <button type="submit" class="main" disabled=${state.busy}>${state.busy ? "Working …" : verb}</button>
+        <button type="submit" class="main" disabled=${state.busy || disabled}>${state.busy ? "Working …" : verb}</button>
       </p>
     </form>
   </dialog>`;
@@ -61,23 +55,23 @@ export function Actions({ id, transport, state }) {
   const [actions, setActions] = useState([]);
   const [chosen, setChosen] = useState(null);
   const [said, setSaid] = useState("");
-  const ask = () => transport.actions(id).then((found) => setActions(Array.isArray(found) ? found : found.actions || []), () => setActions([]));
+  const ask = () => transport.actions(id).then(({ actions }) => setActions(actions), () => setActions([]));
   useEffect(() => {
     ask();
   }, [id, state]);
-  if (!actions.length) return null;
+  if (!actions.some((action) => action.enabled)) return html`<span class="soft small" role="status">${said}</span>`;
   const confirm = async (values) => {
     const answer = await transport.act(id, chosen.name, bodyOf(chosen, values));
-    setSaid(answer.message || answer.path || `${chosen.label}: done.`);
+    setSaid(answer.path ? `${chosen.label}: ${answer.path}` : `${chosen.label}: done.`);
     ask();
   };
   return html`<div class="actions">
-    ${actions.map(
-      (action) => html`<button type="button" disabled=${!action.enabled} title=${action.enabled ? action.effect : action.why_not} onClick=${() => setChosen(action)}>${action.label}</button>`,
-    )}
+    ${actions
+      .filter((action) => action.enabled)
+      .map((action) => html`<button type="button" title=${action.effect} onClick=${() => setChosen(action)}>${action.label} …</button>`)}
     <span class="soft small" role="status">${said}</span>
     ${chosen
-      ? html`<${Dialog} key=${chosen.name} title=${chosen.label} effect=${chosen.effect} fields=${chosen.fields || FIELDS[chosen.name]} verb=${chosen.label}
+      ? html`<${Dialog} key=${chosen.name} title=${chosen.label} effect=${chosen.effect} fields=${chosen.fields} verb=${chosen.label}
           confirm=${confirm} close=${() => setChosen(null)} />`
       : null}
   </div>`;

@@ -6,7 +6,7 @@ const known = (value) => value !== null && value !== undefined;
 
 export const count = (n) => (known(n) ? grouped.format(Math.round(n)) : DASH);
 export const plural = (n, one, many = `${one}s`) => `${count(n)} ${n === 1 ? one : many}`;
-export const percent = (score, digits = 1) => (known(score) ? `${(100 * score).toFixed(digits)} %` : DASH);
+export const percent = (score, digits = 1) => (known(score) ? `${(100 * score).toFixed(digits)}\u00a0%` : DASH);
 
 /** A difference of scores in points, with its sign. */
 export function points(score, digits = 1) {

@@ -116,7 +116,7 @@ function Frame({ title, home, sections, go, children }) {
   }, []);
   return html`
     <a class="skip" href="#main">Skip to the content</a>
-    <div class="top">
+    <header class="top">
       <div class="wide">
         ${home ? html`<a class="brand" href="/">skilltune</a>` : html`<span class="brand">skilltune</span>`}
         <span class="where">${title}</span>
@@ -124,7 +124,7 @@ function Frame({ title, home, sections, go, children }) {
         <button type="button" class="quiet" onClick=${() => setHelp(true)} aria-label="Keys" title="Keys">?</button>
         <${Theme} />
       </div>
-    </div>
+    </header>
     <main id="main" tabindex="-1">${children}</main>
     ${help ? html`<${Help} close=${() => setHelp(false)} />` : null}`;
 }
@@ -142,7 +142,8 @@ function RunPage({ id, transport }) {
     return transport.follow(id, (type, data) => {
       if (type === "page") setPage(data);
       else if (type === "connected") setConnected(data);
-      else if (type === "state") setPage((old) => old && { ...old, ...(typeof data === "string" ? { state: data } : data) });
+      else if (type === "state") setPage((old) => old && { ...old, state: data.state });
+      else if (type === "gone" || type === "problem") setError({ message: data.error, fix: "" });
       else if (type === "log") setPage((old) => old && { ...old, log: appended(old.log, data) });
     });
   }, [id]);

@@ -25,11 +25,11 @@ function valueOf(cell) {
   return cell >= "0" && cell <= "9" ? Number(cell) / 10 : null;
 }
 
-/** The cells of a sample in a column, one for each attempt; "." if it was not evaluated. */
+/** The cells of a sample in a column, one for each attempt that was made; "." if it was not evaluated. */
 export function cellsOf(column, place) {
   let cells = "";
   for (const attempt of column.cells) cells += attempt[place] || ".";
-  return cells || ".";
+  return cells.replace(/\.+$/, "") || ".";
 }
 
 /** The mean score of a sample in a column, null if it has none. */

@@ -117,6 +117,7 @@ export function LiveSection({ page, connected, now }) {
   const step = live.step || page.step;
   const steps = live.steps || page.steps;
   const flights = live.in_flight || [];
+  const inFlight = live.calls === undefined ? flights.length : live.calls;
   const byRole = {};
   for (const flight of flights) byRole[flight.role] = (byRole[flight.role] || 0) + 1;
   const oldest = flights.length ? Math.min(...flights.map((flight) => flight.since)) : null;
@@ -126,12 +127,12 @@ export function LiveSection({ page, connected, now }) {
     ${connected ? null : html`<p class="note bad" role="status">The connection is lost; this page tries again by itself. The run goes on.</p>`}
     <div class="now">
       <div>
-        <p class="big" role="status">${live.phase || (step ? `step ${step} of ${steps}` : "starting")}</p>
+        <p class="big" role="status">${[step ? `Step ${step} of ${steps || "?"}` : "", live.phase || ""].filter(Boolean).join(" · ") || "Starting"}</p>
         ${steps ? html`<${Bar} most=${steps} parts=${[{ value: page.step, kind: "done" }]} label=${`${page.step} of ${steps} steps are judged`} />` : null}
         <p class="soft small">${page.step} of ${steps || "?"} steps judged · ${count(page.money.total.calls)} calls · ${money(page.money.total.usd)}</p>
       </div>
       <div>
-        <p class="big">${plural(flights.length, "call")} in flight</p>
+        <p class="big">${plural(inFlight, "call")} in flight</p>
         <p class="soft small">${Object.entries(byRole).map(([role, n]) => `${n} ${role}`).join(" · ") || "none at the moment"}${
           oldest ? ` · the oldest for ${duration(now - oldest)}` : ""
         }</p>

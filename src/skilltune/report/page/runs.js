@@ -1,6 +1,6 @@
 // The list of runs, the comparison of two of them, and the start of a new one.
-import { html, useEffect, useMemo, useState } from "./preact.js";
-import { amount, count, date, modelName, money, percent, plural, points } from "./format.js";
+import { html, useEffect, useState } from "./preact.js";
+import { count, date, modelName, money, percent, plural, points } from "./format.js";
 import { Interval, ScoreChart, Sparkline, scoreRange } from "./charts.js";
 import { Diff } from "./diff.js";
 import { Dialog } from "./actions.js";
@@ -36,7 +36,7 @@ export function Runs({ transport, hash, setHash }) {
   if (!list) return html`<p class="soft">Reading the runs …</p>`;
   const words = query.toLowerCase().split(/\s+/).filter(Boolean);
   const shown = list.runs.filter((run) => {
-    const text = `${run.id} ${run.name} ${run.state} ${run.target} ${run.optimizer}`.toLowerCase();
+    const text = [run.id, run.name, run.state, run.target, run.optimizer].join(" ").toLowerCase();
     return words.every((word) => text.includes(word));
   });
   const toggle = (id) => setHash({ compare: (chosen.includes(id) ? chosen.filter((each) => each !== id) : [...chosen, id].slice(-2)).join(",") });
@@ -58,21 +58,27 @@ export function Runs({ transport, hash, setHash }) {
           <table class="runs">
             <thead><tr><th scope="col"><span class="hidden">compare</span></th><th scope="col">run</th><th scope="col">state</th><th scope="col">select, by verdict</th>
               <th scope="col" class="num">best gain, points</th><th scope="col" class="num">cost</th><th scope="col">models</th><th scope="col">started</th></tr></thead>
-            <tbody>${shown.map(
-              (run) => html`<tr key=${run.id}>
+            <tbody>${shown.map((run) => run.error ? html`<${Unreadable} key=${run.id} run=${run} />` : html`<tr key=${run.id}>
                 <td><input type="checkbox" aria-label=${`Compare ${run.id}`} checked=${chosen.includes(run.id)} onChange=${() => toggle(run.id)} /></td>
-                <th scope="row"><a href=${pathOf(run)}>${run.id.replaceAll("~1", "/").replaceAll("~0", "~")}</a>${run.name && run.name !== run.id ? html`<small class="soft">${run.name}</small>` : null}</th>
+                <th scope="row"><a href=${pathOf(run)}>${nameOf(run.id)}</a>${run.name && run.name !== run.id ? html`<small class="soft">${run.name}</small>` : null}</th>
                 <td><${StateChip} state=${run.state} /><small class="soft">${run.state === "running" && run.steps ? `step ${run.step} of ${run.steps}` : plural(run.versions, "version")}</small></td>
                 <td><${Sparkline} values=${run.spark} label=${run.spark.length ? `Estimated score on select, from ${percent(run.spark[0])} to ${percent(run.spark[run.spark.length - 1])}` : "no score yet"} /></td>
                 <td class="num"><${Gain} run=${run} /></td>
                 <td class="num">${money(run.usd)}<small class="soft">${count(run.calls)} calls</small></td>
                 <td>${modelName(run.target)}<small class="soft">by ${modelName(run.optimizer)}</small></td>
                 <td>${date(run.started)}</td>
-              </tr>`,
-            )}</tbody>
+              </tr>`)}</tbody>
           </table>
         </div>`
-      : null}`;
+      : null}
+    ${list.read_only ? null : html`<${Drafts} transport=${transport} />`}`;
+}
+
+/** The name of a run: its path below the folder of the server. */
+const nameOf = (id) => id.replaceAll("~1", "/").replaceAll("~0", "~");
+
+function Unreadable({ run }) {
+  return html`<tr><td></td><th scope="row">${nameOf(run.id)}</th><td colspan="6" class="bad wide">${run.error}</td></tr>`;
 }
 
 // -- two runs side by side
@@ -92,7 +98,7 @@ function Compare({ transport, ids, close }) {
     return html`<div class="beside">
         ${pages.map(
           (page, i) => html`<article>
-            <h3><a href=${pathOf({ id: ids[i] })}>${ids[i].replaceAll("~1", "/")}</a> <${StateChip} state=${page.state} /></h3>
+            <h3><a href=${pathOf({ id: ids[i] })}>${nameOf(ids[i])}</a> <${StateChip} state=${page.state} /></h3>
             <p>${page.decision.claim}</p>
             <${Figures} decision=${page.decision} />
             <p class="soft small">${modelName(page.setup.target)} by ${modelName(page.setup.optimizer)} · ${page.setup.preset} · seed ${page.setup.seed} · ${count(page.money.total.calls)} calls · ${money(page.money.total.usd)}</p>
@@ -117,39 +123,111 @@ function Compare({ transport, ids, close }) {
 
 // -- a new run
 
-const NEEDED = [
-  { name: "skill", label: "Skill: a folder with SKILL.md, or a .md file", required: true, placeholder: "skills/invoice-totals" },
-  { name: "tasks", label: "Tasks: a file of samples, or evals.json", required: true, placeholder: "invoices.jsonl" },
-  { name: "target", label: "Target: the model or agent that does the tasks", required: true, placeholder: "openai/gpt-…" },
+/** The fields of a new run; the server offers the skills and files of tasks of its folder. */
+const fieldsOf = (offers) => [
+  { name: "skill", label: "Skill: a folder with SKILL.md, or a .md file", required: true, offers: offers.skills.map((each) => each.path) },
+  { name: "tasks", label: "Tasks: a .jsonl file (empty: the skill's own evals)", offers: offers.tasks },
+  { name: "target", label: "Target: the model or agent that does the tasks", placeholder: "openai/gpt-…" },
   { name: "optimizer", label: "Optimizer (empty: the target's model)", placeholder: "anthropic/claude-…" },
-  { name: "score", label: "Scorer (empty: by the tasks file)", placeholder: "exact" },
-  { name: "budget", label: "Budget", placeholder: "5 usd" },
+  { name: "score", label: "Score (empty: by the tasks)", placeholder: "exact" },
+  { name: "amount", label: "Most that it may cost", type: "number", min: "0", step: "any" },
+  { name: "unit", label: "in", choices: ["usd", "calls", "tokens", "minutes"] },
 ];
 
-function Start({ transport, close }) {
-  const [plan, setPlan] = useState(null); // {body, report}
-  if (!plan)
-    return html`<${Dialog} key="check" title="New run" effect="First everything is checked and the cost is estimated. Nothing is spent before you confirm." verb="Check" fields=${NEEDED} close=${close}
-      confirm=${async (values) => {
-        const body = Object.fromEntries(Object.entries(values).filter(([, value]) => value));
-        const report = await transport.check(body);
-        setPlan({ body, report });
-        return false;
-      }} />`;
-  return html`<${Dialog} key="start" title="Start this run?" verb="Start" close=${close}
-    effect=${html`<${Report} report=${plan.report} />`}
-    confirm=${async () => {
-      const { id } = await transport.start(plan.body);
-      location.href = pathOf({ id });
-    }} />`;
+/** The order for a training, from the values of the form. */
+function orderOf({ amount: most, unit, ...values }) {
+  const named = Object.fromEntries(Object.entries(values).filter(([, value]) => value));
+  return most ? { ...named, budget: { [unit]: Number(most) } } : named;
 }
 
-/** The report of `check`: its remarks and the estimate, as the command line prints them. */
-function Report({ report }) {
-  const lines = report.lines || report.remarks || [];
+function Start({ transport, close }) {
+  const [offers, setOffers] = useState(null);
+  const [plan, setPlan] = useState(null); // {order, report}
+  useEffect(() => {
+    transport.offers().then(setOffers, close);
+  }, []);
+  if (!offers) return null;
+  const effectOf = (name) => (offers.actions.find((action) => action.name === name) || { effect: "" }).effect;
+  if (!plan)
+    return html`<${Dialog} key="check" title="New run" effect=${effectOf("check")} verb="Check" fields=${fieldsOf(offers)} close=${close}
+      confirm=${async (values) => {
+        const order = orderOf(values);
+        setPlan({ order, report: await transport.check(order) });
+        return false;
+      }} />`;
+  return html`<${Dialog} key="start" title=${plan.report.fine ? "Start this training?" : "This cannot be started yet"} verb="Start training" close=${close}
+    effect=${plan.report.fine ? effectOf("start") : ""} disabled=${!plan.report.fine}
+    confirm=${async () => {
+      const { id } = await transport.start(plan.order);
+      location.href = pathOf({ id });
+    }}><${Findings} report=${plan.report} /><//>`;
+}
+
+/** The findings of `check`, as the command line prints them. */
+function Findings({ report }) {
   return html`<div class="check">
-    ${report.text ? html`<pre>${report.text}</pre>` : null}
-    ${lines.length ? html`<ul class="plain">${lines.map((line) => html`<li>${typeof line === "string" ? line : JSON.stringify(line)}</li>`)}</ul>` : null}
-    ${report.estimate ? html`<table>${Object.entries(report.estimate).map(([name, value]) => html`<tr><th scope="row">${name.replaceAll("_", " ")}</th><td>${Array.isArray(value) ? value.map((each) => (typeof each === "number" ? amount(each) : each)).join(" to ") : String(value)}</td></tr>`)}</table>` : null}
+    ${report.problems.length ? html`<ul class="plain bad">${report.problems.map((each) => html`<li>${each}</li>`)}</ul>` : null}
+    <dl class="setup">${report.rows.map(([name, value]) => html`<div><dt>${name}</dt><dd>${value}</dd></div>`)}</dl>
+    ${report.notes.length ? html`<ul class="plain soft">${report.notes.map((each) => html`<li>${each}</li>`)}</ul>` : null}
+    ${report.preview ? html`<details><summary>The first task as the target gets it</summary><pre>${report.preview}</pre></details>` : null}
+  </div>`;
+}
+
+// -- drafted samples
+
+/** The files that hold drafts; the drafts of one of them are reviewed one after another. */
+function Drafts({ transport }) {
+  const [files, setFiles] = useState([]);
+  const [open, setOpen] = useState("");
+  const read = () => transport.drafts().then((found) => setFiles(found.files), () => setFiles([]));
+  useEffect(() => {
+    read();
+  }, []);
+  if (!files.length) return null;
+  return html`<${Section} id="drafts" title="Drafted samples" lead="A draft counts as a sample only after somebody has read it.">
+    <ul class="plain">${files.map(
+      (each) => html`<li><button type="button" class="link" aria-expanded=${String(open === each.file)} onClick=${() => setOpen(open === each.file ? "" : each.file)}>${each.file}</button>
+        <span class="soft">${plural(each.drafts, "draft")}, ${plural(each.samples, "sample")}</span></li>`,
+    )}</ul>
+    ${open ? html`<${Review} key=${open} transport=${transport} file=${open} done=${read} />` : null}
+  <//>`;
+}
+
+function Review({ transport, file, done }) {
+  const [drafts, setDrafts] = useState(null);
+  const [asked, setAsked] = useState(null); // {draft, decision}
+  const [text, setText] = useState(null);
+  const [error, setError] = useState("");
+  const read = () => transport.draftsOf(file).then((found) => setDrafts(found.samples), (failure) => setError(failure.message));
+  useEffect(() => {
+    read();
+  }, []);
+  if (error) return html`<p class="bad" role="alert">${error}</p>`;
+  if (!drafts) return html`<p class="soft">Reading the drafts …</p>`;
+  if (!drafts.length) return html`<p class="soft" role="status">Every draft of ${file} is reviewed.</p>`;
+  const [draft] = drafts;
+  const shown = text === null ? JSON.stringify(draft.sample, null, 2) : text;
+  const changed = text !== null && text !== JSON.stringify(draft.sample, null, 2);
+  const effects = {
+    keep: "The draft becomes a sample of this file, as it is.",
+    edit: "The draft becomes a sample of this file, with your changes.",
+    delete: "The draft is removed from this file.",
+  };
+  return html`<div class="review">
+    <p class="soft">Draft 1 of ${drafts.length}: ${draft.id}</p>
+    <label>The sample<textarea rows="12" spellcheck="false" value=${shown} onInput=${(event) => setText(event.target.value)}></textarea></label>
+    <p class="buttons">
+      <button type="button" onClick=${() => setAsked("delete")}>Delete …</button>
+      <button type="button" class="main" onClick=${() => setAsked(changed ? "edit" : "keep")}>${changed ? "Keep with changes …" : "Keep …"}</button>
+    </p>
+    ${asked
+      ? html`<${Dialog} title=${asked === "delete" ? "Delete this draft?" : "Keep this draft?"} effect=${effects[asked]} verb=${asked === "delete" ? "Delete" : "Keep"} close=${() => setAsked(null)}
+          confirm=${async () => {
+            await transport.review(file, { decision: asked, digest: draft.digest, ...(asked === "edit" ? { sample: JSON.parse(shown) } : {}) });
+            setText(null);
+            read();
+            done();
+          }} />`
+      : null}
   </div>`;
 }

@@ -6,12 +6,27 @@ import { cellsOf, keyOf, stateOf } from "./model.js";
 const SHOWN = 6_000; // characters of a text that are shown at first
 const FOLDED = new Set(["tool call", "tool", "thinking", "system"]);
 
+/** A long text in parts, so that the browser lays out only those in sight. A part does not end within a pair of
+ * surrogates. */
+function partsOf(text) {
+  const parts = [];
+  for (let start = 0; start < text.length; ) {
+    let end = Math.min(text.length, start + SHOWN);
+    const line = text.lastIndexOf("\n", end);
+    if (end < text.length && line > start) end = line + 1;
+    else if (/[\ud800-\udbff]/.test(text[end - 1])) end++;
+    parts.push(text.slice(start, end));
+    start = end;
+  }
+  return parts;
+}
+
 function Text({ text }) {
   const [whole, setWhole] = useState(false);
-  if (text.length <= SHOWN || whole) return html`<pre dir="auto">${text}</pre>`;
-  const more = () => setWhole(true);
-  return html`<pre dir="auto">${text.slice(0, SHOWN)}</pre>
-    <button type="button" class="quiet" onClick=${more}>Show ${amount(text.length - SHOWN)} more characters</button>`;
+  if (text.length <= SHOWN) return html`<pre dir="auto">${text}</pre>`;
+  const parts = partsOf(text);
+  return html`<pre dir="auto">${(whole ? parts : parts.slice(0, 1)).map((part) => html`<span>${part}</span>`)}</pre>
+    ${whole ? null : html`<button type="button" class="quiet" onClick=${() => setWhole(true)}>Show ${amount(text.length - parts[0].length)} more characters</button>`}`;
 }
 
 function Turn({ turn }) {

@@ -20,9 +20,10 @@ function inlined(data) {
 
 /** An answer of the server that is no success: its message, and how to go on. */
 export class Refused extends Error {
-  constructor(message, fix) {
+  constructor(message, fix, status = 0) {
     super(message);
     this.fix = fix;
+    this.status = status;
   }
 }
 
@@ -35,7 +36,7 @@ async function ask(path, body) {
     throw new Refused("The server does not answer.", "Start it again with `skilltune ui`; the runs go on without it.");
   }
   const answer = await response.json().catch(() => ({}));
-  if (!response.ok) throw new Refused(answer.error || `The server answered ${response.status}.`, answer.fix || "");
+  if (!response.ok) throw new Refused(answer.error || `The server answered ${response.status}.`, answer.fix || "", response.status);
   return answer;
 }
 
@@ -45,19 +46,22 @@ function live() {
     live: true,
     runs: () => ask("/api/runs"),
     page: (id) => ask(run(id)),
-    transcript: (id, key) => ask(`${run(id)}/rollouts/${encodeURIComponent(key)}`).catch((error) => {
-      if (error.fix === undefined) throw error;
-      return null;
-    }),
+    transcript: (id, key) =>
+      ask(`${run(id)}/rollouts/${encodeURIComponent(key)}`).catch((error) => {
+        if (error.status === 404) return null;
+        throw error;
+      }),
     has: () => true,
     image: (id, file) => `${run(id)}/files/${encodeURIComponent(file.hash)}`,
     file: (id, file) => `${run(id)}/files/${encodeURIComponent(file.hash)}`,
     actions: (id) => ask(`${run(id)}/actions`),
     act: (id, name, body) => ask(`${run(id)}/${encodeURIComponent(name)}`, body),
+    offers: () => ask("/api/actions"),
     check: (body) => ask("/api/check", body),
     start: (body) => ask("/api/start", body),
-    drafts: (path) => ask(`/api/drafts/${path}`),
-    review: (path, body) => ask(`/api/drafts/${path}`, body),
+    drafts: () => ask("/api/drafts"),
+    draftsOf: (file) => ask(`/api/drafts/${encodeURIComponent(file)}`),
+    review: (file, body) => ask(`/api/drafts/${encodeURIComponent(file)}`, body),
     follow: (id, hear) => follow(id === null ? "/api/events" : `${run(id)}/events`, hear),
   };
 }
@@ -65,9 +69,10 @@ function live() {
 /** Hear the events of a path: `hear(type, data)`. The browser connects again by itself. Returns a function that ends it. */
 function follow(path, hear) {
   const source = new EventSource(path);
-  for (const type of ["page", "log", "state", "runs"])
+  for (const type of ["page", "log", "state", "runs", "gone", "problem"])
     source.addEventListener(type, (event) => hear(type, JSON.parse(event.data)));
   source.onopen = () => hear("connected", true);
   source.onerror = () => hear("connected", false);
+  source.addEventListener("gone", () => source.close());
   return () => source.close();
 }
