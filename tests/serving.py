@@ -15,7 +15,7 @@ from typing import Any
 
 from skilltune.ui.server import Server, make_server
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 Json = dict[str, Any]
 
 

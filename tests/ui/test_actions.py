@@ -27,7 +27,7 @@ Json = dict[str, Any]
 
 @pytest.fixture
 def world() -> Iterator[World]:
-    with small(q=0.9, latency=0.06) as made:
+    with small(q=0.9) as made:
         yield made
 
 
@@ -75,15 +75,17 @@ def test_a_training_is_started_watched_killed_resumed_exported_and_adopted(
         checked = page.post("/api/check", order(world)).json
         assert checked["fine"]
         assert dict(checked["rows"])["calls"].startswith("32 to 320 of the target")
+        world.latency = 0.5  # it must not be over before it is killed
         started = page.post("/api/start", order(world, run="one"))
         assert started.json == {"ok": True, "id": "one"}, started.body
         assert [row["state"] for row in page.get("/api/runs").json["runs"]] == ["running"]
         with page.events("/api/runs/one/events") as events, page.events("/api/runs/one/events") as other:
-            first = next(event for event in events if event.type == "page" and event.data["money"]["total"]["calls"])
+            first = next(event for event in events if event.type == "page" and event.data["live"])
             assert first.data["state"] == "running"
             assert action(page, "one", "pause")["enabled"]
             assert not action(page, "one", "resume")["enabled"]
             os.killpg(first.data["pid"], signal.SIGKILL)
+            world.latency = 0.0
             seen = until(events, "died")
             assert {"state": "died", "read_only": False} in [event.data for event in seen if event.type == "state"]
             assert until(other, "died")[-1].data == seen[-1].data
@@ -109,7 +111,6 @@ def test_a_training_is_started_watched_killed_resumed_exported_and_adopted(
 
 @pytest.mark.slow
 def test_a_run_that_is_out_of_budget_goes_on_with_a_larger_one_and_is_paused(tmp_path: Path, world: World) -> None:
-    world.latency = 0.0
     settings = {"train.epochs": 1, "train.batch_size": 8}
     stopped = asyncio.run(train(world, tmp_path, settings, preset="paper", budget={"calls": 130}))
     assert "130 calls" in str(stopped.result.stopped)
@@ -118,7 +119,7 @@ def test_a_run_that_is_out_of_budget_goes_on_with_a_larger_one_and_is_paused(tmp
     (tmp_path / "skilltune.toml").write_text('preset="paper"\n[env]\nsamples="samples.jsonl"\n[budget]\ncalls=130\n')
     with Run.open(stopped.folder) as run:
         run.note("command", line=f"skilltune train skilltune.toml {tables} {given} --run run", folder=str(tmp_path))
-    world.latency = 0.1
+    world.latency = 0.5
     moved = stopped.folder.rename(tmp_path / "moved")
     with serving(tmp_path, project=tmp_path) as page:
         raised = action(page, "moved", "budget")
@@ -130,6 +131,7 @@ def test_a_run_that_is_out_of_budget_goes_on_with_a_larger_one_and_is_paused(tmp
         assert page.post("/api/runs/moved/budget", {"calls": 5000}).json == {"ok": True}
         assert not action(page, "moved", "budget")["enabled"]
         assert page.post("/api/runs/moved/pause").json == {"ok": True}
+        world.latency = 0.0
         assert "asked for already" in action(page, "moved", "pause")["why_not"]
         with page.events("/api/runs/moved/events") as events:
             assert "stop exists" in until(events, "stopped")[-1].data["stopped"]

@@ -520,7 +520,8 @@ def health(record: Record) -> Health:
     ended = max((t for t, _, _ in record.run.events("stopped")), default=None)
     live = _read_live(record)
     silent = not record.stopped or (live is not None and ended is not None and _number(live.get("at")) > ended)
-    return "died" if silent and record.run.spent else "stopped"
+    trained = bool(record.config)  # else the journal of an evaluation, which has no end
+    return "died" if silent and trained else "stopped"
 
 
 # -- decision, versions
