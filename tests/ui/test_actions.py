@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 
 from serving import Client, Event, serving
+from skilltune.cli.main import app
 from skilltune.journal.run import Run
 from training import DEFAULTS, START, small, train
 from world import World
@@ -254,4 +256,12 @@ def test_a_skill_that_changed_since_the_training_is_not_overwritten(tmp_path: Pa
         assert page.post("/api/runs/run/adopt").status == 409
         resume = action(page, "run", "resume")
         assert resume["why_not"] == "the run has finished"
+    refused = CliRunner().invoke(app, ["adopt", str(tmp_path / "run")])
+    assert (refused.exit_code, "has changed since" in refused.output) == (2, True)
     assert (tmp_path / "SKILL.md").read_text() == changed
+    (tmp_path / "SKILL.md").write_text(START)
+    (tmp_path / "SKILL.md").chmod(0o640)
+    assert CliRunner().invoke(app, ["adopt", str(tmp_path / "run")]).output == f"wrote {tmp_path / 'SKILL.md'}\n"
+    assert (tmp_path / "SKILL.md").read_bytes() == (tmp_path / "run" / "best_skill.md").read_bytes()
+    assert (tmp_path / "SKILL.md").stat().st_mode & 0o777 == 0o640
+    assert "trained skill already" in CliRunner().invoke(app, ["adopt", str(tmp_path / "run")]).output

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
 import json
+import os
 import re
 import signal
 import socket
@@ -181,6 +184,24 @@ def test_every_answer_tells_the_browser_what_it_is_and_that_it_may_do_nothing_el
     assert all("text/html" not in answer.headers["content-type"] for answer in answers[1:])
 
 
+def test_the_page_runs_its_own_scripts_and_no_other(page: Client) -> None:
+    shown = page.get("/runs/one")
+    allowed = shown.headers["content-security-policy"]
+    assert "frame-ancestors 'none'" in allowed
+    inline = re.findall(r"<(script|style)([^>]*)>(.*?)</\1>", shown.body.decode(), re.DOTALL)
+    assert {kind for kind, _, _ in inline} == {"script", "style"}
+    for kind, attributes, text in inline:
+        assert "src=" not in attributes
+        if "json" in attributes:
+            assert json.loads(text) == {"mode": "live"}
+        else:
+            digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+            assert f"'sha256-{digest}'" in allowed.partition(f"{kind}-src ")[2].partition(";")[0]
+    assert not re.search(
+        r"\son\w+=|(?:src|href)=.?https?:", re.sub(r"<(script|style).*?</\1>", "", shown.body.decode(), flags=re.DOTALL)
+    )
+
+
 def test_what_models_wrote_can_be_put_into_a_page(page: Client) -> None:
     for path in ("/api/runs", "/api/runs/one", "/api/runs/one/actions", "/api/runs/%3Cscript%3E"):
         body = page.get(path).body.decode()
@@ -335,6 +356,24 @@ def test_streams_of_two_tabs_follow_a_run_and_end_with_the_server(
             assert [[event.type for event in events][-1] for events in (one, two, rows)] == ["end"] * 3
             assert time.monotonic() - began < 5
         run.put("b", "probe", Paid(2, ONE))
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder", "nonsense", "large"])
+def test_a_live_file_that_is_none_of_ours_is_not_read(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "secret.json").write_text('{"step": 7}')
+    with Run.open(tmp_path / "runs" / "one", {}):
+        file = tmp_path / "runs" / "one" / "live.json"
+        if kind == "link":
+            file.symlink_to(tmp_path / "secret.json")
+        elif kind == "pipe":
+            os.mkfifo(file)
+        elif kind == "folder":
+            file.mkdir()
+        else:
+            file.write_text("[" * 100_000 if kind == "large" else "{")
+        with serving(tmp_path / "runs") as client:
+            shown = client.get("/api/runs/one").json
+            assert (shown["state"], shown["live"]) == ("running", None)
 
 
 def test_a_run_that_is_deleted_ends_its_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,9 @@ def ui(
     read_only: Annotated[bool, typer.Option("--read-only", help="Show runs, and refuse every action.")] = False,
     browse: Annotated[
         bool | None,
-        typer.Option("--open/--no-open", help="Open a browser. [default: on a terminal]", show_default=False),
+        typer.Option(
+            "--open/--no-open", help="Open a browser. [default: on a terminal with a screen]", show_default=False
+        ),
     ] = None,
 ) -> None:
     """Show the runs of a folder as a live page, and start, pause, resume, export and adopt them there.
@@ -48,7 +50,6 @@ def ui(
       skilltune ui runs/invoice-totals --read-only
       skilltune ui runs --port 8080 --no-open
     """
-    import sys
     from importlib.util import find_spec
 
     with boundary():
@@ -77,10 +78,19 @@ def ui(
             say(f"{'runs':<10}{server.feeds.runs.root}" + ("   (read-only)" if read_only else ""))
             say(f"{'open':<10}{server.link(server.session.token)}")
             say(f"{'stop with':<10}Ctrl-C")
-            if browse or (browse is None and sys.stdout.isatty()):
+            if _has_screen() if browse is None else browse:
                 _open(server.link(server.session.once()))
 
         interrupts.run(server.serve(ready))
+
+
+def _has_screen() -> bool:
+    """True on a terminal of a graphical session. Elsewhere a browser in text mode would take over the terminal."""
+    import os
+    import sys
+
+    graphical = sys.platform == "darwin" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    return sys.stdout.isatty() and bool(graphical)
 
 
 def _open(link: str) -> None:

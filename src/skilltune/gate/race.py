@@ -218,7 +218,7 @@ class Race:
         cfg, arena = self.arena.cfg, self.arena
         if not cfg.screen or (len(pool.proposals) == 1 and not pool.proposals[0].support):
             return None
-        arena.roll.run.notify("phase", name="screen")
+        arena.notify("phase", name="screen")
         by_id = {sample.id: sample for sample in arena.train}
         known = self.evidence.baseline_scores(self._train_scores(), by_id)
         self.evidence.supports |= {p.edit.key: frozenset(p.support) for p in pool.proposals}
@@ -280,7 +280,7 @@ class Race:
 
     async def _race(self, pool: Pool, chosen: tuple[int, ...], screened: Screened | None, name: str) -> Verdict:
         cfg, arena = self.arena.cfg, self.arena
-        arena.roll.run.notify("phase", name="race")
+        arena.notify("phase", name="race")
         applied = pool.apply(chosen)
         candidate = applied.skill
         prior = transferred(screened.gains(chosen)) if screened else UNSCREENED
@@ -427,9 +427,7 @@ class Race:
 def _notify_interim(arena: Arena, looks: Sequence[Interim]) -> None:
     """Notify listeners of the state of the race, for whoever watches the run."""
     last = looks[-1]
-    arena.roll.run.notify(
-        "interim", look=len(looks), n=last.n, p_better=last.better, gain=last.gain, sd=last.sd, harm=last.harm
-    )
+    arena.notify("interim", look=len(looks), n=last.n, p_better=last.better, gain=last.gain, sd=last.sd, harm=last.harm)
 
 
 def rule(

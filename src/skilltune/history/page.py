@@ -1002,7 +1002,9 @@ def _live(record: Record) -> Mapping[str, Any] | None:
 
 def _read_live(record: Record) -> dict[str, Any] | None:
     with suppress(OSError, ValueError, RecursionError):
-        with (record.folder / LIVE_FILE).open("rb") as file:
+        # neither a link out of the folder nor a pipe, which would block
+        number = os.open(record.folder / LIVE_FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with open(number, "rb") as file:
             data = json.loads(file.read(MOST_LIVE))
         return data if isinstance(data, dict) else None
     return None
