@@ -22,6 +22,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -552,12 +553,17 @@ class Run:
 
     def _load_usage(self, text: str) -> Usage:
         with self.reading():
-            return Usage(**json.loads(text))
+            return _usage(text)
 
     def _load_event(self, text: str) -> dict[str, Any]:
         if not isinstance(data := self._load(text), dict):
             raise _damaged(self.folder / "run.db", TypeError("an event is not an object"))
         return data
+
+
+@lru_cache(maxsize=4096)  # many calls cost the same
+def _usage(text: str) -> Usage:
+    return Usage(**json.loads(text))
 
 
 MODELS = {"target": "target.model", "optimizer": "optimizer.model", "judge": "env.score.judge"}
