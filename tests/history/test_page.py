@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from journals import a_run, splits
-from skilltune.errors import Outcome
+from skilltune.errors import Outcome, RunError
 from skilltune.history.page import key_of, page, summary, transcript
 from skilltune.history.record import Record, Rollouts
 from skilltune.journal.run import Paid, Run
@@ -123,10 +122,17 @@ def test_a_process_that_ended_without_a_word_has_died(tmp_path: Path) -> None:
         with Run.read(tmp_path / name) as run:
             states[name] = page(run)["state"], summary(run)["state"]
     assert states == {"killed": ("died", "died"), "stopped": ("stopped", "stopped")}
-    # killed again after it had gone on: its last words in live.json are later than the stop
-    (tmp_path / "stopped/live.json").write_text(json.dumps({"at": time.time() + 1}))
+    with pytest.raises(RunError, match="another configuration"):
+        Run.open(tmp_path / "stopped", {"target": {"model": "openai/y"}})
+    with Run.read(tmp_path / "stopped") as run:
+        assert summary(run)["state"] == "stopped"  # nobody went on with it
+    Run.open(tmp_path / "stopped", {"target": {"model": "openai/x"}}).close()  # it went on and was killed
     with Run.read(tmp_path / "stopped") as run:
         assert summary(run)["state"] == "died"
+    with Run.open(tmp_path / "evaluation") as run:
+        run.put("a", "rollout", Paid(a_rollout("s0", 1.0), Usage(2, 10, 5)))
+    with Run.read(tmp_path / "evaluation") as run:
+        assert summary(run)["state"] == "stopped"
 
 
 def test_a_running_run_shows_what_its_process_wrote_and_survives_nonsense(tmp_path: Path) -> None:

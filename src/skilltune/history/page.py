@@ -517,9 +517,8 @@ def health(record: Record) -> Health:
         return "stopped" if record.finish.stopped else "finished"
     if record.state != "stopped":
         return record.state
-    ended = max((t for t, _, _ in record.run.events("stopped")), default=None)
-    live = _read_live(record)
-    silent = not record.stopped or (live is not None and ended is not None and _number(live.get("at")) > ended)
+    ended, opened = max((t for t, _, _ in record.run.events("stopped")), default=None), record.run.opened
+    silent = not record.stopped or (opened is not None and ended is not None and opened > ended)
     trained = bool(record.config)  # else the journal of an evaluation, which has no end
     return "died" if silent and trained else "stopped"
 
@@ -1009,10 +1008,6 @@ def _read_live(record: Record) -> dict[str, Any] | None:
             data = json.loads(file.read(MOST_LIVE))
         return data if isinstance(data, dict) else None
     return None
-
-
-def _number(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) else 0.0
 
 
 # -- a transcript

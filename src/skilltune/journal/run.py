@@ -163,9 +163,9 @@ class Run:
             db = undo.enter_context(closing(_connect(folder / "run.db")))
             run = cls(folder, db, lock)
             run._refresh_elapsed()  # finds an unwritable database before anything is paid
-            run._rewrite(WRITER, os.getpid())
             if config is not None:
                 run._check_config(config, tuple(may_differ))
+            run._rewrite(WRITER, os.getpid())
             undo.pop_all()
         return run
 
@@ -313,7 +313,8 @@ class Run:
 
     def _rewrite(self, key: str, value: Any) -> None:
         self._write(
-            "INSERT INTO memo VALUES (?, ?, ?, '{}', ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+            "INSERT INTO memo VALUES (?, ?, ?, '{}', ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value, "
+            "t = excluded.t",
             (key, key, _json(value), self._next_t()),
         )
 
@@ -487,6 +488,12 @@ class Run:
     def began(self) -> float | None:
         """The time at which the configuration was stored, or None. It is unique to this run."""
         rows = self._rows("SELECT t FROM memo WHERE key = 'config'")
+        return rows[0][0] if rows else None
+
+    @property
+    def opened(self) -> float | None:
+        """The time at which a process began to write to the run last, or None."""
+        rows = self._rows("SELECT t FROM memo WHERE key = ?", WRITER)
         return rows[0][0] if rows else None
 
     @property
