@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -709,6 +710,25 @@ def test_a_reader_sees_what_is_written_while_it_looks(tmp_path: Path):
         assert reader.events() == []
         writer.record("later", n=1)
         assert [kind for _, kind, _ in reader.events()] == ["later"]
+
+
+def test_whoever_looks_if_a_run_is_under_way_keeps_nobody_from_beginning_it(tmp_path: Path):
+    Run.open(tmp_path).close()
+    over = threading.Event()
+
+    def look() -> None:
+        with Run.read(tmp_path) as reader:
+            while not over.is_set():
+                assert reader.writer in (None, os.getpid())
+
+    watching = threading.Thread(target=look)
+    watching.start()
+    try:
+        for _ in range(10):
+            Run.open(tmp_path).close()
+    finally:
+        over.set()
+        watching.join()
 
 
 def test_two_openings_in_one_process_are_refused_too(tmp_path: Path):

@@ -24,6 +24,7 @@ INSERT INTO event SELECT id, t, type, json FROM event_1;
 DROP TABLE event_1;
 """  # schema 1 stored equal events once, so it lost the second A of A, B, A
 PAGE_BYTES = 8192  # fits a typical rollout (1.5 kB) into one page; with SQLite's default of 4096 it overflows
+LOCK_S = 0.5  # wait for the lock of a run: whoever looks if it is taken holds it for an instant
 _ACCESS = "restore write access to the folder and the files in it"
 _REMEDIES = {
     sqlite3.SQLITE_FULL: "free some space on the disk",
@@ -162,7 +163,7 @@ def _take_lock(folder: Path) -> sqlite3.Connection:
     _create(path)
     with ExitStack() as undo:
         try:
-            lock = undo.enter_context(closing(sqlite3.connect(path, isolation_level=None, timeout=0)))
+            lock = undo.enter_context(closing(sqlite3.connect(path, isolation_level=None, timeout=LOCK_S)))
             lock.execute("PRAGMA journal_mode = MEMORY")  # nothing is ever written, so no rollback journal is needed
             lock.execute("BEGIN EXCLUSIVE")
         except sqlite3.Error as error:
@@ -179,7 +180,7 @@ def _take_lock(folder: Path) -> sqlite3.Connection:
 
 
 def _is_locked(folder: Path) -> bool:
-    """True if a process holds the lock of the run. The check itself takes no lock."""
+    """True if a process holds the lock of the run. The check itself reads, which a writer that begins waits for."""
     path = folder / "lock.db"
     try:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", timeout=0, uri=True)) as lock:
