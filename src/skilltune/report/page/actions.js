@@ -66,9 +66,10 @@ export function Actions({ id, transport, state }) {
     ask();
   };
   return html`<div class="actions">
-    ${actions
-      .filter((action) => action.enabled)
-      .map((action) => html`<button type="button" title=${action.effect} onClick=${() => setChosen(action)}>${action.label} …</button>`)}
+    ${actions.map(
+      (action) => html`<button type="button" aria-disabled=${String(!action.enabled)} title=${action.enabled ? action.effect : action.why_not}
+        onClick=${() => (action.enabled ? setChosen(action) : setSaid(`${action.label}: ${action.why_not}.`))}>${action.label} …</button>`,
+    )}
     <span class="soft small" role="status">${said}</span>
     ${chosen
       ? html`<${Dialog} key=${chosen.name} title=${chosen.label} effect=${chosen.effect} fields=${chosen.fields} verb=${chosen.label}

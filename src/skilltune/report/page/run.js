@@ -384,7 +384,7 @@ function Limits({ page }) {
       if (later !== null && later > now) parts.push({ value: later - now, kind: "more" });
       const words = `${show(now)} ${name === "usd" || name === "minutes" ? "" : label} spent${later !== null && later > now ? `, about ${show(later)} at the end` : ""}${limit === null ? "" : `, limit ${show(limit)}`}`;
       return html`<li><p><b>${show(now)}</b> <span class="soft">${name === "usd" ? "spent" : name === "minutes" ? "of work" : label}</span></p>
-        <${Bar} most=${most} parts=${parts} label=${words} />
+        ${limit === null && parts.length === 1 ? null : html`<${Bar} most=${most} parts=${parts} label=${words} />`}
         <p class=${classes("small", limit !== null && later !== null && later > limit ? "bad" : "soft")}>${later !== null && later > now ? `about ${show(later)} at the end` : ""}${limit === null ? (later !== null && later > now ? "" : "no limit") : `${later !== null && later > now ? " · " : ""}limit ${show(limit)}`}</p>
       </li>`;
     })}
@@ -412,7 +412,7 @@ export function SpendSection({ page }) {
 // -- log
 
 function LogLine({ entry }) {
-  return html`<li class=${entry.tone}><time datetime=${new Date(1000 * entry.at).toISOString()}>${time(entry.at)}</time> ${entry.text || entry.line}</li>`;
+  return html`<li class=${entry.tone}><time datetime=${new Date(1000 * entry.at).toISOString()}>${time(entry.at)}</time><span>${entry.text || entry.line}</span></li>`;
 }
 
 export function LogSection({ page }) {
