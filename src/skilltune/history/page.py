@@ -840,7 +840,7 @@ def _edit_row(
 
 def _rules(record: Record) -> tuple[RuleRow, ...]:
     """The ledger of the best skill, of a run that is over and not too large."""
-    if health(record) == "running" or record.seen.count > MOST_RULED or record.best_hash is None:
+    if health(record) == "running" or record.seen.count > MOST_RULED or record.best_hash is None or not record.start:
         return ()
     with suppress(SkilltuneError):
         rules = read_ledger(record.run, record.best_hash)
