@@ -37,9 +37,10 @@ def says(page: Page, text: str) -> None:
 
 
 def press(page: Page, label: str) -> None:
-    """Press the button with this label, in the open dialog if there is one."""
+    """Press the button with this label as soon as it is enabled, in the open dialog if there is one."""
     scope = "(document.querySelector('dialog[open]') || document)"
-    button = f"[...{scope}.querySelectorAll('button')].find(b => b.innerText.trim() === {json.dumps(label)})"
+    enabled = "button:not([disabled], [aria-disabled=true])"
+    button = f"[...{scope}.querySelectorAll('{enabled}')].find(b => b.innerText.trim() === {json.dumps(label)})"
     page.until(button)
     page.value(f"{button}.click()")
 
@@ -77,7 +78,9 @@ def test_a_training_is_started_watched_reloaded_killed_and_resumed(page: Page, t
             says(page, "The process ended before the certificate")
             assert page.value("document.querySelector('.decision .chip').innerText.trim()") == "died"
             press(page, "Resume …")
-            page.until("document.querySelector('dialog[open]').innerText.includes('Stored answers cost nothing again')")
+            page.until(
+                "document.querySelector('dialog[open]')?.innerText.includes('Stored answers cost nothing again')"
+            )
             press(page, "Resume")
             page.until("document.querySelector('.decision .chip').innerText.trim() === 'running'")
             page.until("document.querySelector('.decision .chip').innerText.trim() === 'finished'")
