@@ -284,7 +284,13 @@ def _actions(record: Record, project: Path) -> list[Action]:
             why_no_pause,
         ),
         Action("resume", "Resume", f"{again} {state}", no_way),
-        Action("budget", "Raise the budget", f"Goes on with a larger limit. {state}", no_way, _limit_fields(record)),
+        Action(
+            "budget",
+            "Raise the budget",
+            f"Goes on with a larger limit. {state}",
+            no_way or ("" if _limits(record) else "the run has no limit, so Resume is enough"),
+            _limit_fields(record),
+        ),
         Action(
             "export",
             "Export",
@@ -298,7 +304,7 @@ def _actions(record: Record, project: Path) -> list[Action]:
 
 def _limit_fields(record: Record) -> tuple[Mapping[str, Any], ...]:
     amount = {"name": "amount", "label": "New limit", "type": "number", "min": "0", "step": "any", "required": True}
-    return amount, {"name": "unit", "label": "of", "choices": list(_limits(record)) or list(LIMITS)}
+    return amount, {"name": "unit", "label": "of", "choices": list(_limits(record))}
 
 
 _EXPORT_FIELDS = (
@@ -327,7 +333,7 @@ def _no_command(record: Record) -> str:
     """The reason why the run cannot be resumed from here, or ""."""
     command = record.command
     if command is None:
-        return "it was started in Python: call the same function again there"
+        return "no command is recorded: it was started in Python, or ended too early; start it there again"
     try:
         words = shlex.split(command["line"])
     except ValueError:
