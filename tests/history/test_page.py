@@ -14,7 +14,9 @@ from skilltune.history.page import key_of, page, summary, transcript
 from skilltune.history.record import Record, Rollouts
 from skilltune.journal.run import Paid, Run
 from skilltune.rollout import Artifact, Rollout, Score, Trajectory, Turn, rollout_to_json
+from skilltune.rollouts.inputs import keep_samples
 from skilltune.rollouts.roller import LEFT_OUT
+from skilltune.samples import Sample
 from skilltune.skill import Skill
 from skilltune.usage import Usage
 
@@ -161,3 +163,16 @@ def test_the_page_and_its_row_agree(tmp_path: Path) -> None:
     assert [ids[place] for place in shown["verdicts"][0]["fixed"]] == list(record.splits["select"])
     assert [edit["fate"] for edit in shown["verdicts"][0]["edits"]] == ["kept", "measured, not tried"]
     assert [version["scores"]["test"]["mean"] for version in shown["versions"]] == [0.0, 1.0, 1.0]
+
+
+def test_a_sample_is_shown_with_its_input_and_what_was_expected(tmp_path: Path) -> None:
+    chat = ({"role": "user", "content": "Wie viel?\x1b[2J"}, {"role": "assistant", "content": "Wovon?"})
+    stored = [Sample(id="s0", input="How much?", target="42"), Sample.model_validate({"id": "s1", "input": chat})]
+    stored += [Sample(id="s2", input="x" * 1_000, target={"total": [1, 2]})]
+    names = [sample.id for sample in stored]
+    with a_start(tmp_path, [a_rollout(name, 1.0) for name in names], names) as run:
+        keep_samples(run, stored)
+        assert page(run)["samples"]["inputs"][:2] == ["How much?", "Wie viel?\\x1b[2J Wovon?"]
+        assert len(page(run)["samples"]["inputs"][2]) == 160
+        found = [transcript(run, key_of(START.hash, place, 0)) for place in range(3)]
+    assert [each and each["expected"] for each in found] == ["42", "", '{"total": [1, 2]}']

@@ -50,7 +50,6 @@ from skilltune.journal.run import Run
 from skilltune.optimizer.schedule import steps_per_epoch
 from skilltune.rollout import Rollout, rollout_from_json
 from skilltune.rollouts.further import kind_of, pinned_further
-from skilltune.rollouts.inputs import KEPT, kept_sample
 from skilltune.rollouts.roller import LEFT_OUT
 from skilltune.scorers.reading import elided
 from skilltune.usage import Usage
@@ -94,7 +93,7 @@ def page(run: Run, known: Rollouts | None = None) -> dict[str, Any]:
 def page_of(record: Record) -> Page:
     """The page of a run that was read already."""
     run = record.run
-    order = sample_order(record)
+    order = record.order
     events = run.events()
     omitted: list[Omitted] = []
     ids, inputs = _named(record, order, omitted)
@@ -179,7 +178,7 @@ def transcript(run: Run, key: str, known: Rollouts | None = None) -> dict[str, A
 
 def transcript_of(record: Record, key: str, room: int = TRANSCRIPT) -> Transcript | None:
     """The rollout with this key, with texts of at most `room` bytes; None if there is none."""
-    order = sample_order(record)
+    order = record.order
     match = _KEY.fullmatch(key)
     if match is None or int(match[2]) >= len(order):
         return None
@@ -309,11 +308,6 @@ def _versions(record: Record, omitted: list[Omitted]) -> tuple[VersionRow, ...]:
 # -- samples and the matrix
 
 
-def sample_order(record: Record) -> list[str]:
-    """All samples in the order of the matrix. It never changes, so a place in it is a lasting name."""
-    return list(dict.fromkeys(sample for name in SPLITS for sample in record.splits[name]))
-
-
 def _named(
     record: Record, order: Sequence[str], omitted: list[Omitted]
 ) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
@@ -329,25 +323,20 @@ def _named(
     most = min(MOST_INPUT, INPUTS // max(1, len(ids)) - 3)
     if most < FEWEST_INPUT:
         return tuple(ids), None
-    known = _inputs(record.run, most)
     inputs, room = [], INPUTS
     for sample in order[: len(ids)]:
-        text = known.get(sample, "")
+        text = _input(record.samples.get(sample, {}), most)
         room -= size_of(text)
         inputs.append(text if room >= 0 else "")
     return tuple(ids), tuple(inputs) if any(inputs) else None
 
 
-def _inputs(run: Run, most: int) -> dict[str, str]:
-    """The beginning of the input of each sample that the run has stored."""
-    found = {}
-    for name in KEPT:
-        for sample, data in json.loads(run.blob(name) or "{}").items():
-            text = data.get("input", "")
-            if not isinstance(text, str):
-                text = " ".join(str(turn.get("content", "")) for turn in text if isinstance(turn, dict))
-            found[sample] = short(text[: 4 * most], most)
-    return found
+def _input(sample: Mapping[str, Any], most: int) -> str:
+    """The beginning of the input of a stored sample."""
+    text = sample.get("input", "")
+    if not isinstance(text, str):
+        text = " ".join(str(turn.get("content", "")) for turn in text if isinstance(turn, dict))
+    return short(text[: 4 * most], most)
 
 
 def _columns(record: Record, order: Sequence[str], omitted: list[Omitted]) -> tuple[Column, ...]:
@@ -712,8 +701,8 @@ def _transcript(record: Record, key: str, rollout: Rollout, attempts: int, room:
     files = [_file(path, each.hash, each.size) for path, each in [*rollout.artifacts.items()][:MOST_FILES]]
     if more := len(rollout.artifacts) - len(files):
         omitted.append(Omitted(more, "files", "skilltune show --file prints a file by its hash"))
-    sample = kept_sample(record.run, rollout.sample)
-    expected = "" if sample is None or sample.target is None else sample.target
+    target = record.samples.get(rollout.sample, {}).get("target")
+    expected = "" if target is None else target
     expected = expected if isinstance(expected, str) else json.dumps(expected, ensure_ascii=False)
     is_last = bool(turns) and turns[-1][1] == trajectory.answer
     return Transcript(

@@ -6,6 +6,7 @@ they are first asked for, because there may be many.
 
 from __future__ import annotations
 
+import json
 import math
 import shlex
 from bisect import insort
@@ -27,7 +28,7 @@ from skilltune.journal.run import EXCHANGE, FAILED, Run, exchange_kind
 from skilltune.result import claim
 from skilltune.rollout import Rollout, Score, rollout_from_json
 from skilltune.rollouts.further import kind_of, pinned_further
-from skilltune.rollouts.inputs import own_keys
+from skilltune.rollouts.inputs import KEPT, own_keys
 from skilltune.skill import Skill
 from skilltune.stopping import Ending
 from skilltune.usage import Usage
@@ -345,6 +346,19 @@ class Record:
     def seen(self) -> Rollouts:
         """All rollouts of the target. They are read when they are first asked for."""
         return (self.known or Rollouts()).read(self.run, self.splits)
+
+    @cached_property
+    def order(self) -> tuple[str, ...]:
+        """All samples, split by split. The order never changes, so a place in it is a lasting name."""
+        return tuple(dict.fromkeys(sample for name in SPLITS for sample in self.splits[name]))
+
+    @cached_property
+    def samples(self) -> Mapping[str, Mapping[str, Any]]:
+        """The samples that the run has used so far, by id, as the journal stored them."""
+        found: dict[str, Mapping[str, Any]] = {}
+        for name in KEPT:
+            found |= json.loads(self.run.blob(name) or "{}")
+        return found
 
     @property
     def draws(self) -> Mapping[tuple[str, str], Sequence[Draw]]:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from skilltune.history.page import IMAGES, key_of, page_of, sample_order, transcript_of
+from skilltune.history.page import IMAGES, key_of, page_of, transcript_of
 from skilltune.history.record import SPLITS, Measured, Record, Version
 from skilltune.journal.run import Run
 from skilltune.report.markup import Html, asset, cut, data, el, fill, many, source_hash
@@ -78,7 +78,7 @@ def script() -> str:
 
 def _transcripts(record: Record, room: int) -> dict[str, Any]:
     """The transcripts that fit, the most telling first, and their images."""
-    places = {sample: place for place, sample in enumerate(sample_order(record))}
+    places = {sample: place for place, sample in enumerate(record.order)}
     talks: dict[str, Any] = {}
     images: dict[str, str] = {}
     total = sum(len(draws) for draws in record.draws.values())
@@ -114,7 +114,7 @@ def _ranked(record: Record) -> Iterator[tuple[str, str]]:
     if start is None or best is None:
         return
     groups: tuple[list[str], list[str], list[str]] = ([], [], [])
-    for sample in sample_order(record):
+    for sample in record.order:
         score = record.score(best, sample)
         groups[0 if record.change(sample) else 1 if score is not None and score < 1 else 2].append(sample)
     ends = list(dict.fromkeys((best.hash, start.hash)))
