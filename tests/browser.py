@@ -11,6 +11,7 @@ import os
 import select
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,16 @@ import pytest
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 PATIENCE_S = 30.0
+KEYS = {
+    "Tab": 9,
+    "Enter": 13,
+    "Escape": 27,
+    "End": 35,
+    "ArrowLeft": 37,
+    "ArrowUp": 38,
+    "ArrowRight": 39,
+    "ArrowDown": 40,
+}
 
 
 def executable() -> str:
@@ -59,14 +70,27 @@ class Page:
                 assert "error" not in answer, (method, answer["error"])
                 return answer["result"]
 
-    def open(self, path: Path, hash: str = "") -> None:
-        """Load the file afresh and wait until it is there."""
+    def open(self, place: Path | str, hash: str = "") -> None:
+        """Load a file or a URL afresh and wait until it is there."""
+        url = place.as_uri() if isinstance(place, Path) else place
         self.call("Page.navigate", url="about:blank")
         self.console.clear()
         self._asked.clear()
-        self.call("Page.navigate", url=path.as_uri() + hash)
-        while self.value("location.href.startsWith('file:') && document.readyState") != "complete":
-            pass
+        self.call("Page.navigate", url=url + hash)
+        self.until(f"location.href.startsWith({json.dumps(url[:5])}) && document.readyState === 'complete'")
+
+    def until(self, expression: str) -> None:
+        """Wait until a JavaScript expression is true."""
+        end = time.monotonic() + PATIENCE_S
+        while not self.value(f"Boolean({expression})"):
+            assert time.monotonic() < end, f"never true: {expression}\n{self.console}"
+            time.sleep(0.01)
+
+    def promised(self, expression: str) -> Any:
+        """The value of the promise that a JavaScript expression gives."""
+        result = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in result, result["exceptionDetails"]
+        return result["result"].get("value")
 
     def value(self, expression: str) -> Any:
         """The value of a JavaScript expression."""
@@ -74,9 +98,19 @@ class Page:
         assert "exceptionDetails" not in result, result["exceptionDetails"]
         return result["result"].get("value")
 
-    def press(self, key: str, code: int) -> None:
-        for type in ("rawKeyDown", "keyUp"):
-            self.call("Input.dispatchKeyEvent", type=type, key=key, code=key, windowsVirtualKeyCode=code)
+    def press(self, key: str) -> None:
+        """Press a named key ("Tab", "ArrowDown") or type a character."""
+        if len(key) > 1:
+            code = KEYS[key]
+            text = {"text": "\r"} if key == "Enter" else {}
+            self.call("Input.dispatchKeyEvent", type="keyDown", key=key, code=key, windowsVirtualKeyCode=code, **text)
+        else:
+            self.call("Input.dispatchKeyEvent", type="keyDown", key=key, text=key)
+        self.call("Input.dispatchKeyEvent", type="keyUp", key=key)
+
+    def type(self, text: str) -> None:
+        for key in text:
+            self.press(key)
 
     def size(self, width: int, height: int) -> None:
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)

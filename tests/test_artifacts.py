@@ -16,7 +16,6 @@ from skilltune.envs import Task
 from skilltune.errors import InfraStopped, MissingArtifact, NotGraded, RunError
 from skilltune.journal.run import Run
 from skilltune.optimizer.render import render_rollout
-from skilltune.report.html import _draws
 from skilltune.rollout import Artifact, Rollout, Trajectory, Turn, rollout_from_json, rollout_to_json
 from skilltune.rollouts.roller import Roller
 from skilltune.samples import Sample
@@ -177,13 +176,6 @@ def test_the_optimizer_is_shown_the_changed_files_within_its_room() -> None:
     assert len(text) < 4400
     long = replace(plain, trajectory=replace(plain.trajectory, artifacts={"x" * 9_000: Artifact.of(b"")}))
     assert len(render_rollout(long, sample, env, chars=2000, show_expected=True)) < 2400
-
-
-def test_the_report_names_files_and_sizes() -> None:
-    files = {"<b>.txt": Artifact.of(b"x" * 2048), **{f"{i}": Artifact.of(b"") for i in range(30)}}
-    page = "".join(map(str, _draws([Rollout("s", "h", 0, Trajectory("x", artifacts=files), Score(1.0))])))
-    assert f"&lt;b&gt;.txt (2,048 bytes, {files['<b>.txt'].hash[:12]})" in page
-    assert "and 11 more" in page
 
 
 async def test_a_diff_without_end_is_cut(tmp_path: Path) -> None:

@@ -258,6 +258,7 @@ def build_parts(
     arena = Arena(roll, splits.train, splits.select, cfg.gate, cfg.seed, limit, also=also, start=start)
     if others is None:
         require_enough(cfg, splits)
+    arena.notify = run.notify
     arena.refuses = refuses_of((target, *(other.roll.target for other in also)))
     resolved = cfg.model_copy(update={"train": cfg.train.model_copy(update={"max_skill_tokens": limit})})
     proposer = build_optimizer(resolved, proposing, clients, env, start, splits.train, root)

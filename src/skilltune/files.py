@@ -12,12 +12,15 @@ from pathlib import Path
 LONGEST_NAME = 100  # characters of a file's name in its temporary name; a name may have 255 bytes
 
 
-def write_atomic(path: Path, data: str | bytes | Iterable[str], *, mode: int | None = 0o600) -> None:
+def write_atomic(
+    path: Path, data: str | bytes | Iterable[str], *, mode: int | None = 0o600, durable: bool = True
+) -> None:
     """Write to a temporary file in the same folder, then rename it. A reader sees either the old file or the new one.
 
     `data` may come in parts, which are never all in memory. `mode` None gives the mode of an ordinary new file. The
     temporary name is random, so that two processes can write to one path (the later one wins). It contains the process
-    id, so that the next write to the path removes files left by a killed process.
+    id, so that the next write to the path removes files left by a killed process. `durable` False does not wait for
+    the disk, so that a power cut may leave an empty file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(path)
@@ -31,7 +34,8 @@ def write_atomic(path: Path, data: str | bytes | Iterable[str], *, mode: int | N
                 # half a surrogate pair, which some models return, becomes \ud800
                 file.write(part.encode("utf-8", "backslashreplace") if isinstance(part, str) else part)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -59,6 +59,7 @@ async def fit(s: Parts, state: State) -> None:
     """The training loop. A step rolls out a batch, proposes edits, lets the gate judge them and applies the verdict."""
     cfg = s.cfg.train
     stop = Stopping(s.run, cfg, tasks=len(s.splits.train), guess=cfg.batch_size + s.cfg.gate.screen)
+    steps = steps_per_epoch(cfg, len(s.splits.train)) * cfg.epochs
     state.score = await s.gate.baseline(state.skill)
     record_start(s, state.skill, state.score)
     if s.cfg.gate.calibrate:
@@ -68,6 +69,7 @@ async def fit(s: Parts, state: State) -> None:
     for step in schedule(cfg, s.splits.train, s.cfg.seed):
         if stop.before_step(state.past, forward.known(state.skill), state.score):
             break
+        s.run.notify("step", step=step.index, steps=steps)
         state.begin_step(step, calls=len(s.roll.scores), forgets=not s.cfg.optimizer.patterns)
 
         async with forward.batch(state.skill, step.batch, step.name) as rollouts:
@@ -113,6 +115,7 @@ async def slow_update(s: Parts, state: State, step: Step, epoch_start: Skill) ->
     known = sorted(s.splits.train, key=lambda sample: sample.id)
     chosen = rng(s.cfg.seed, "slow", step.epoch).sample(known, min(s.cfg.slow.samples, len(known)))
     name = f"epoch {step.epoch} slow"
+    s.run.notify("phase", name="slow update")
     before, after = await run_all([s.roll(skill, chosen, purpose=name) for skill in (epoch_start, state.skill)])
     pairs = [Pair(a, b) for a, b in zip(before, after, strict=True) if a.scored and b.scored]
 

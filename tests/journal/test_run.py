@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -711,10 +712,53 @@ def test_a_reader_sees_what_is_written_while_it_looks(tmp_path: Path):
         assert [kind for _, kind, _ in reader.events()] == ["later"]
 
 
+def test_whoever_looks_if_a_run_is_under_way_keeps_nobody_from_beginning_it(tmp_path: Path):
+    Run.open(tmp_path).close()
+    over = threading.Event()
+
+    def look() -> None:
+        with Run.read(tmp_path) as reader:
+            while not over.is_set():
+                assert reader.writer in (None, os.getpid())
+
+    watching = threading.Thread(target=look)
+    watching.start()
+    try:
+        for _ in range(10):
+            Run.open(tmp_path).close()
+    finally:
+        over.set()
+        watching.join()
+
+
 def test_two_openings_in_one_process_are_refused_too(tmp_path: Path):
     with Run.open(tmp_path), pytest.raises(RunError, match="another skilltune"):
         Run.open(tmp_path)
     Run.open(tmp_path).close()
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_reading_a_killed_run_leaves_its_database_and_its_log_as_the_kill_left_them(tmp_path: Path, holder, times: int):
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    before = {name: (tmp_path / "run" / name).read_bytes() for name in ("run.db", "run.db-wal")}
+    for _ in range(times):
+        with Run.read(tmp_path / "run") as reader:
+            assert reader.recall("k") == (["paid"],)
+    assert {name: (tmp_path / "run" / name).read_bytes() for name in before} == before
+
+
+def test_a_reader_that_has_the_run_open_does_not_keep_the_end_of_the_run_in_the_log(tmp_path: Path):
+    with Run.open(tmp_path) as writer:
+        writer.put("early", "rollout", Paid(1, ONE))
+        with Run.read(tmp_path) as reader:
+            reader.recall("early")
+            writer.put("late", "rollout", Paid(2, ONE))
+            writer.close()
+    (tmp_path / "copy").mkdir()
+    shutil.copy(tmp_path / "run.db", tmp_path / "copy")  # as if only this file were sent to somebody
+    with Run.read(tmp_path / "copy") as copy:
+        assert copy.recall("late") == (2,)
 
 
 def test_reading_needs_a_run_and_creates_none(tmp_path: Path):

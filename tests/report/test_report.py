@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -15,32 +15,21 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from typer.testing import CliRunner
 
-from browser import Page, browser
+from journals import HOSTILE, a_run, splits
 from skilltune.cli.main import app
-from skilltune.edits import Edit
-from skilltune.history.record import Record
-from skilltune.journal.keys import digest
-from skilltune.journal.run import Paid, Run
+from skilltune.journal.run import Run
 from skilltune.report.card import inline
-from skilltune.report.html import report
+from skilltune.report.html import policy, report, shell
 from skilltune.report.markup import Html, asset, data, el, fill
 from skilltune.report.words import changes, diff_html
-from skilltune.rollout import Rollout, Score, Trajectory, Turn, rollout_to_json
-from skilltune.skill import Skill
 from skilltune.text import visible
-from skilltune.usage import Usage
 from training import Trained, small, train
 
-HOSTILE = (
-    "</script><script>alert(1)</script><img src=x onerror=alert(1)>\"' --> <!-- ]]> &amp; {{main}} </pre></details>"
-    "\x00\x1b[31m \u202eesrever\u202c \ud800 שלום \u200b `x` | https://example.com\u2028end"
-)
 VOID = {"meta", "link", "br", "img", "input"}
 # Every element that the page may hold; one more would be somebody else's.
-TAGS = """html head meta title link style body a header p h1 h2 h3 h4 nav ul li main section div span dl dt dd small
-    svg line text g circle rect table caption thead tbody tr th td pre ins del details summary form label select option
-    noscript article q footer script"""
-VARIABLES = re.compile(r"--([\w-]+): (#\w+);")
+TAGS = """html head meta title link style body noscript div h1 h2 p table thead tbody tr th td pre ins del span
+    script"""
+VARIABLES = re.compile(r"--([\w-]+): light-dark\((#\w+), (#\w+)\);")
 
 
 class Parsed(HTMLParser):
@@ -70,62 +59,16 @@ class Parsed(HTMLParser):
             self.scripts.append(data)
 
 
-def check(page: str) -> Parsed:
-    """Properties of every page, for any content."""
+def check(page: str) -> dict[str, Any]:
+    """Properties of every page, for any content. Returns its data."""
     parsed = Parsed(page)
     assert set(parsed.tags) <= set(TAGS.split())
-    assert parsed.tags.count("script") == 2
+    assert parsed.tags.count("script") == 3
     assert not [name for _, name, _ in parsed.attributes if name.startswith("on") or name in ("src", "style", "srcdoc")]
-    assert all(value.startswith(("#", "data:,")) for _, name, value in parsed.attributes if name == "href" and value)
-    ids = [value for _, name, value in parsed.attributes if name == "id"]
-    assert len(ids) == len(set(ids))
-    targets = {value[1:] for tag, name, value in parsed.attributes if tag == "a" and name == "href" and value}
-    assert targets <= set(ids)
+    assert all(value == "data:," for _, name, value in parsed.attributes if name == "href")
     assert len(page.encode()) < 2_000_000
-    return parsed
-
-
-def rolled(skill: Skill, sample: str, value: float, text: str = "an answer", why: str = "because") -> dict[str, Any]:
-    trajectory = Trajectory(text, (Turn("user", text), Turn("assistant", text)), usage=Usage(1, 10, 5))
-    return rollout_to_json(Rollout(sample, skill.hash, 0, trajectory, Score(value, why)))
-
-
-def a_run(
-    folder: Path, texts: list[str], samples: dict[str, list[str]], text: str = "an answer", finish: bool = True
-) -> Run:
-    """A journal as training writes it: every version on every sample, the first wrong and all others right."""
-    run = Run.open(folder, {"skill": "SKILL.md", "seed": 1, "preset": "default", "target": {"model": text}})
-    run.decide("split", lambda: samples)
-    skills = [Skill(each) for each in texts]
-    run._db.execute("BEGIN")  # thousands of rows at once
-    for number, skill in enumerate(skills):
-        run.put_blob(skill.hash, skill.text.encode("utf-8", "surrogatepass"))
-        for sample in (sample for part in samples.values() for sample in part):
-            value = rolled(skill, sample, float(number > 0), text, text)
-            run.put(digest(number, sample), "rollout", Paid(value, Usage(1, 10, 5)))
-    run.record("start", skill=skills[0].hash, score=0.0, score_sd=0.01, select=len(samples["select"]))
-    for number, skill in enumerate(skills[1:], start=1):
-        edit = {"op": "replace", "after": None, "target": text, "text": text, "why": text}
-        edit["evidence"] = [{"sample": sample, "quote": text} for sample in samples["train"][:2]]
-        run.record(
-            "verdict",
-            **{"accepted": True, "reason": text, "score": 0.9, "score_sd": 0.02, "skill": skill.hash},
-            **{"candidate": skill.hash, "before": 0.0, "after": 1.0, "step": number, "epoch": 1, "lr": 4},
-            version=number,
-            differences=dict.fromkeys(samples["select"], 1.0),
-            edits=[{**edit, "status": "applied", "match": "exact", "reason": "", "removed": text, "inserted": text}],
-            rejected=[{"edit": {**edit, "op": "delete"}, "reason": text}],
-            numbers={},
-        )
-    run._db.execute("COMMIT")
-    if finish:
-        hashes = {"start": skills[0].hash, "best": skills[-1].hash}
-        run.record("finish", name=text, exit_code=0, **hashes, versions=[], certificate=None, stopped=None)
-    return run
-
-
-def splits(n: int, prefix: str = "s") -> dict[str, list[str]]:
-    return {name: [f"{prefix}-{name}-{i}" for i in range(n)] for name in ("train", "select", "test")}
+    assert not re.search(r"^(import|export) ", parsed.scripts[2], re.MULTILINE)
+    return json.loads(parsed.scripts[0])
 
 
 @pytest.fixture(scope="module")
@@ -213,14 +156,14 @@ def contrast(one: str, other: str) -> float:
 
 
 def test_text_has_enough_contrast_in_light_and_in_dark() -> None:
-    light, dark = (dict(VARIABLES.findall(block)) for block in asset("report.css").split(":root {")[1:3])
-    for colours in (light, dark):
-        for name in ("text", "soft", "link", "good", "bad"):
-            assert contrast(colours[name], colours["page"]) >= 4.5
-            assert contrast(colours[name], colours["card"]) >= 4.5
-        assert contrast(colours["add-text"], colours["add"]) >= 4.5
-        assert contrast(colours["cut-text"], colours["cut"]) >= 4.5
-        assert all(contrast(colours[name], colours["page"]) >= 3 for name in ("select", "test", "focus"))
+    pairs = {name: (light, dark) for name, light, dark in VARIABLES.findall(asset("page/page.css"))}
+    for scheme in (0, 1):
+        colour = {name: pair[scheme] for name, pair in pairs.items()}
+        for ground in ("page", "card", "sunk"):
+            assert all(contrast(colour[name], colour[ground]) >= 4.5 for name in ("text", "soft", "accent", "bad"))
+        for name, ground in (("text", "add"), ("text", "cut"), ("accent", "accent-soft"), ("accent-text", "accent")):
+            assert contrast(colour[name], colour[ground]) >= 4.5, (name, ground)
+        assert contrast(colour["limit"], colour["page"]) >= 4.5
 
 
 # -- the page
@@ -229,76 +172,70 @@ def test_text_has_enough_contrast_in_light_and_in_dark() -> None:
 @pytest.mark.slow
 @pytest.mark.anyio
 async def test_the_page_is_written_at_the_end_of_a_run_and_says_what_the_journal_says(trained: Trained) -> None:
-    page = trained.read("report.html")
-    parsed = check(page)
+    text = trained.read("report.html")
+    shown = check(text)["page"]
     certificate = trained.result.certificate
     assert certificate is not None
-    assert f"{certificate.fixed} fixed, {certificate.broken} broken" in page
-    assert f"{100 * certificate.gain:+.1f} points" in page
-    assert page.count("accepted as version") == len(trained.result.versions) - 1
-    assert parsed.tags.count("article") == len(trained.verdicts)
+    for name in ("before", "after", "gain", "low", "high", "p", "fixed", "broken", "n"):
+        assert shown["decision"][name] == pytest.approx(getattr(certificate, name), abs=1e-6), name
+    assert [verdict["accepted"] for verdict in shown["verdicts"]] == [v["accepted"] for v in trained.verdicts]
+    assert [version["text"] for version in shown["versions"]] == [v.text for v in trained.result.versions]
+    assert sum(row["calls"] for row in shown["money"]["rows"]) == shown["money"]["total"]["calls"]
     with Run.read(trained.folder) as run:
-        assert report(run) == page
-        record = Record.of(run)
-        spend, draws = record.spend, record.draws
-    assert draws
-    best, start = record.best, record.start
-    assert best is not None
-    assert start is not None
-    test, old = record.measured(best, "test"), record.measured(start, "test")
-    assert test is not None
-    assert old is not None
-    assert (old.mean, test.mean, test.n) == (certificate.before, certificate.after, certificate.n)
-    moved = [record.change(sample) for sample in record.splits["test"]]
-    assert sum(change is not None and change > 0 for change in moved) == certificate.fixed
-    assert sum((row.usage.calls for row in spend), 0) == sum(u.calls for u in run.usage.values())
-    embedded = json.loads(parsed.scripts[0])["versions"]
-    assert embedded == {str(i): visible(version.text) for i, version in enumerate(trained.result.versions)}
+        again = check(report(run))
+        for page in (again["page"], shown):
+            assert page["money"].pop("minutes") > 0  # the process that wrote the report was still at work
+        assert again["page"] == shown
+        assert shown["money"]["total"]["calls"] == sum(usage.calls for usage in run.usage.values())
+    assert str(certificate) in text.split("<noscript>")[1].split("</noscript>")[0]
 
 
-def test_hostile_text_is_shown_and_never_run(tmp_path: Path) -> None:
+def test_hostile_text_stays_text(tmp_path: Path) -> None:
     ids = {name: [f"{name} {i} {HOSTILE}" for i in range(3)] for name in ("train", "select", "test")}
     texts = [f"# Start\n{HOSTILE}\n", f"# Next\n{HOSTILE}\n{HOSTILE}", f"# Last\n{HOSTILE}\nmore"]
     with a_run(tmp_path, texts, ids, HOSTILE) as run:
-        parsed = check(report(run))
-    assert json.loads(parsed.scripts[0])["versions"]["0"] == visible(texts[0])
-    assert "\x00" not in parsed.scripts[0]
+        shown = check(report(run))
+    assert shown["page"]["versions"][0]["text"] == visible(texts[0])
+    assert not re.search("[\x00\x1b\u202e\u200b\ud800]", json.dumps(shown, ensure_ascii=False))
+    assert len(shown["transcripts"]) == 27
 
 
 @pytest.mark.slow
 def test_a_large_run_stays_small_and_says_what_it_left_out(tmp_path: Path) -> None:
     samples = {name: [f"{name}-{i:04}" for i in range(n)] for name, n in (("train", 1), ("select", 1), ("test", 4998))}
     with a_run(tmp_path, ["# Start\n", "# End\n"], samples, "long <answer> & " * 40) as run:
-        page = report(run)
-    check(page)
-    assert re.search(r"Left out: [\d,]+ samples of test", page)
-    assert re.search(r"[\d,]+ of 10,000 rollouts of the versions above: .* has all", page)
+        shown = check(report(run))
+    assert len(shown["page"]["samples"]["ids"]) == 5000
+    assert re.search(r"it holds [\d,]+ of 10,000: what changed first", shown["about"])
 
 
 @pytest.mark.slow
 def test_many_versions_of_a_large_skill_with_endless_answers_stay_small(tmp_path: Path) -> None:
     texts = [f"# Version {i}\n" + f"{i} rule <&> é\n" * 3_000 for i in range(90)]
     with a_run(tmp_path, texts, splits(3), "<é&>" * 2_000) as run:
-        page = report(run)
-    check(page)
-    assert "more characters" in page
-    for what in ("comparisons", "verdicts", "versions cannot be chosen", "have no column", "are not drawn"):
-        assert re.search(f"Left out: [\\d,]+ [^.]*{what}", page), what
+        text = report(run)
+    shown = check(text)
+    left = {part["what"] for part in shown["page"]["omitted"]}
+    assert left == {
+        "texts of versions",
+        "versions in the middle",
+        "versions without a column",
+        "earlier verdicts",
+    }
+    assert "It is too long for this summary" in text
 
 
 def test_a_run_that_has_just_begun_and_one_that_found_nothing(tmp_path: Path) -> None:
     with Run.open(tmp_path / "new", {"skill": "x.md"}) as run:
-        page = report(run)
-        check(page)
-        assert "Not finished" in page
-    with a_run(tmp_path / "begun", ["# Start\n"], splits(2), finish=False) as run:
-        page = report(run)
-        check(page)
-        assert "The skill was not changed" in page
+        text = report(run)
+        assert (
+            check(text)["page"]["decision"]["claim"]
+            == "Training is under way. Nothing is proven before the certificate."
+        )
+        assert "Not finished" in text
     with a_run(tmp_path / "same", ["# Start\n"], splits(2)) as run:
-        page = report(run)
-        check(page)
-        assert "Nothing better was found; the input is shipped unchanged." in page
+        shown = check(report(run))["page"]
+        assert shown["decision"]["claim"] == "Nothing better was found; the input is shipped unchanged."
 
 
 def test_the_command_writes_the_page_where_it_is_told(tmp_path: Path) -> None:
@@ -315,6 +252,20 @@ def test_the_command_writes_the_page_where_it_is_told(tmp_path: Path) -> None:
     assert refused.exit_code == 2
     assert "cannot write" in refused.stderr
     assert runner.invoke(app, ["report", str(tmp_path / "none")]).exit_code == 2
+
+
+def test_what_is_vendored_is_what_was_released() -> None:
+    rows = re.findall(r"^\| (\S+\.js) .* ([0-9a-f]{64}) \|$", asset("page/vendor/VENDORED.md"), re.MULTILINE)
+    assert rows
+    for name, known in rows:
+        assert hashlib.sha256(asset(f"page/vendor/{name}").encode()).hexdigest() == known
+
+
+def test_the_page_of_a_server_has_no_data_and_reaches_only_its_server() -> None:
+    text = shell({"mode": "live"})
+    assert check(text) == {"mode": "live"}
+    assert "connect-src 'self'" in policy(live=True)
+    assert "connect-src" not in policy(live=False)
 
 
 # -- the card
@@ -339,146 +290,3 @@ def test_text_in_the_card_is_text(text: str) -> None:
     assert [token.type for token in tokens].count("td_open") == 2
     children = [child.type for token in tokens for child in token.children or ()]
     assert set(children) <= {"text", "text_special"}
-
-
-# -- in a real browser
-
-
-@pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    with browser(tmp_path_factory.mktemp("profile")) as tab:
-        yield tab
-
-
-TEXTS = [
-    "# Totals\n\nAnswer.\n",
-    "# Totals\n\nAnswer with the total.\n",
-    "# Sums\n\nAnswer with a <total>.\n\nBe brief.",
-]
-
-
-@pytest.fixture(scope="module")
-def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("shown")
-    with a_run(folder / "run", TEXTS, splits(4)) as run:
-        path = folder / "report.html"
-        path.write_text(report(run))
-    return path
-
-
-def quiet(page: Page) -> None:
-    """No error, no warning, nothing asked of any network."""
-    assert page.console == []
-    assert all(url.startswith(("file:", "data:", "about:")) for url in page.requests)
-    assert page.value("document.documentElement.dataset.ready") == "true"
-
-
-def test_any_two_versions_are_compared(page: Page, file: Path) -> None:
-    for old in range(len(TEXTS)):
-        for new in range(len(TEXTS)):
-            page.open(file, f"#diff={old},{new}")
-            if old == new:
-                assert page.value("document.getElementById('compared').textContent") == "No difference."
-                continue
-            kept = "[...document.querySelector('#compared pre').childNodes].filter(n => n.nodeName !== '{}')"
-            text = kept + ".map(n => n.textContent).join('')"
-            assert page.value(text.format("INS")) == TEXTS[old]
-            assert page.value(text.format("DEL")) == TEXTS[new]
-    chosen = "document.getElementById('compare').elements[{}].value = '{}'"
-    page.value(chosen.format(0, 1))
-    page.value(chosen.format(1, 2))
-    page.value("document.getElementById('compare').dispatchEvent(new Event('change'))")
-    assert page.value("location.hash") == "#diff=1,2"
-    quiet(page)
-
-
-def test_hostile_text_does_nothing_in_a_browser(page: Page, tmp_path: Path) -> None:
-    ids = {name: [f"{name} {i} {HOSTILE}" for i in range(3)] for name in ("train", "select", "test")}
-    with a_run(tmp_path / "run", [f"a {HOSTILE}", f"b {HOSTILE} {HOSTILE}"], ids, HOSTILE) as run:
-        (tmp_path / "x.html").write_text(report(run))
-    page.open(tmp_path / "x.html", "#diff=0,1")
-    quiet(page)
-    assert page.value("document.images.length") == 0
-    assert page.value("document.scripts.length") == 2
-    assert "<img" in page.value("document.getElementById('compared').textContent")
-
-
-def test_the_policy_of_the_page_stops_what_it_does_not_know(page: Page, file: Path, tmp_path: Path) -> None:
-    changed = tmp_path / "changed.html"
-    foreign = "<script>document.title = 'run'</script><img src='https://example.invalid/x.png'></footer>"
-    changed.write_text(file.read_text().replace("</footer>", foreign))
-    page.open(changed)
-    assert page.value("document.title") != "run"
-    assert any("Content Security Policy" in entry for entry in page.console)
-    assert not any("example.invalid" in url for url in page.requests)
-
-
-def test_a_mark_leads_to_its_transcript_and_arrow_keys_move_between_marks(page: Page, file: Path) -> None:
-    page.open(file)
-    page.value("document.querySelector('table.grid td a').focus()")
-    first = page.value("document.activeElement.hash")
-    page.press("ArrowDown", 40)
-    assert page.value("document.activeElement.closest('tr').rowIndex") == 2
-    page.press("ArrowRight", 39)
-    assert page.value("document.activeElement.closest('td').cellIndex") == 2
-    page.press("ArrowUp", 38)
-    page.press("ArrowLeft", 37)
-    assert page.value("document.activeElement.hash") == first
-    page.value("document.activeElement.click()")
-    page.open(file, first)
-    assert page.value(f"document.querySelector('{first}').checkVisibility()")
-    quiet(page)
-
-
-def test_the_first_tab_stop_skips_to_the_report(page: Page, file: Path) -> None:
-    page.open(file)
-    page.press("Tab", 9)
-    assert page.value("document.activeElement.className") == "skip"
-    assert page.value("getComputedStyle(document.activeElement).outlineStyle") == "solid"
-
-
-def test_without_scripts_all_but_the_free_comparison_is_there(page: Page, file: Path) -> None:
-    page.call("Emulation.setScriptExecutionDisabled", value=True)
-    try:
-        page.open(file, "#t0")
-        assert page.value("document.querySelectorAll('pre.diff ins').length") > 0
-        assert page.value("getComputedStyle(document.getElementById('compare')).display") == "none"
-        assert page.value("document.querySelector('noscript p').checkVisibility()")
-        assert page.value("document.getElementById('t0').checkVisibility()")  # opened by the browser itself
-    finally:
-        page.call("Emulation.setScriptExecutionDisabled", value=False)
-
-
-@pytest.mark.parametrize("width", [360, 800, 1400])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_no_part_is_wider_than_the_window(page: Page, file: Path, width: int, scheme: str) -> None:
-    page.size(width, 900)
-    page.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
-    page.open(file)
-    assert page.value("document.documentElement.scrollWidth") <= width
-    colour = page.value("getComputedStyle(document.body).backgroundColor")
-    assert colour == {"light": "rgb(255, 255, 255)", "dark": "rgb(18, 22, 27)"}[scheme]
-    quiet(page)
-
-
-def test_the_effect_of_an_edit_and_the_reason_for_its_fate_are_said_once(tmp_path: Path) -> None:
-    """The optimizer is told both in one text; the page has a line for each, from the figures."""
-    edits = [Edit("add", text=f"- {name}") for name in ("raced", "screened", "misplaced")]
-    effect = "measured effect -2.0 ± 1.0 points"
-    reasons = [f"{effect}; raced: given up: not shown to be better", effect, "not found"]
-    rows = [{"key": edit.key, "text": edit.text, "effect": -0.02, "sd": 0.01} for edit in edits[:2]]
-    with a_run(tmp_path, ["# Desk"], splits(1)) as run:
-        (_, _, start), *_ = run.events("start")
-        run.record(
-            "verdict",
-            **{"accepted": False, "reason": "no gain", "score": 0.5, "score_sd": 0.1, "skill": start["skill"]},
-            **{"candidate": "abc", "before": 0.5, "after": 0.5, "step": 1, "epoch": 1, "lr": 4, "version": 0},
-            **{"differences": {}, "edits": [{**edits[0].to_json(), "status": "applied"}]},
-            rejected=[{"edit": e.to_json(), "reason": why} for e, why in zip(edits, reasons, strict=True)],
-            numbers={"screen": rows, "chosen": [0]},
-        )
-        page = report(run)
-    assert page.count("Measured effect on train: -2.0 ± 1.0 points.") == 2
-    assert "measured effect" not in page
-    assert page.count("Verdict: raced: given up: not shown to be better") == 1
-    assert page.count("Verdict: not found") == 1

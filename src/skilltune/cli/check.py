@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from skilltune.cli.boundary import boundary, interrupts, say
 from skilltune.cli.options import Data, Here, Overrides, Tasks, app, config_and_overrides, indented, with_tasks
-
-if TYPE_CHECKING:
-    from skilltune.preflight.probe import Probe
-
-
-def _answered(probe: Probe) -> str:
-    return f"answered in {probe.seconds:.2f} s" + (f"; {probe.note}" if probe.note else "")
 
 
 @app.command()
@@ -49,31 +42,15 @@ def check(
     """
     from skilltune.config import load_config
     from skilltune.preflight.check import check as look
-    from skilltune.preflight.check import stated_name
-    from skilltune.report.terminal import describe_skill, estimate_rows, stdout
-    from skilltune.samples import describe_power, too_small
+    from skilltune.report.terminal import check_rows, stdout
+    from skilltune.samples import too_small
 
     console = stdout()
     with boundary():
         source, given = config_and_overrides(config, overrides)
         cfg, root = load_config(source, with_tasks(given, tasks, data))
         found = interrupts.run(look(cfg, root, probe=probe, labels=judge, announce=lambda text: console.print(text)))
-        rows: list[tuple[str, str]] = []
-        if found.skill is not None:
-            name = stated_name(found.skill)
-            own = f"; its frontmatter says name: {name}" if name not in ("", found.skill.name) else ""
-            rows.append(("skill", describe_skill(found.skill) + own))
-        if found.splits is not None:
-            sizes, *power = describe_power(found.splits).splitlines()
-            groups = f" · {found.groups} groups" if found.groups else ""
-            rows += [("samples", sizes + groups), *(("power", text) for text in power)]
-        if found.estimate is not None:
-            rows += estimate_rows(found.estimate)
-        rows += [("probe", f"{p.role} {p.model}: {p.error or _answered(p)}") for p in found.probes]
-        if found.agreement is not None:
-            rows += found.agreement.rows()
-        rows += [("note", note) for note in found.notes]
-        for name, value in (*rows, *found.preview):
+        for name, value in (*check_rows(found), *found.preview):
             console.print(f"{name:<10}{indented(value, 10)}", soft_wrap=True)
         shown = found.problems[:20]
         for problem in shown:

@@ -22,8 +22,10 @@ COMMANDS = (
     "show",
     "diff",
     "report",
+    "ui",
     "table",
     "export",
+    "adopt",
     "compact",
     "controls",
     "convert",
@@ -76,6 +78,7 @@ def _root(
       skilltune train skills/NAME           train; the same command resumes
       skilltune show RUN                    read the verdicts and the certificate; `train` prints the folder RUN
       skilltune export RUN --to claude      install the trained skill
+      skilltune ui                          watch, start and stop runs in the browser
 
     \b
     Other commands:

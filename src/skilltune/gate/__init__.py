@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from skilltune import plugins
 from skilltune.config import GateConfig
@@ -51,6 +51,10 @@ class Gate(Protocol):
     ) -> Verdict: ...
 
 
+def silent(type: str, **data: Any) -> None:
+    """Nobody watches."""
+
+
 @dataclass(slots=True)
 class Arena:
     """The parts that a gate may use: the roller, the two splits it may touch (never `test`), its settings, the seed.
@@ -62,6 +66,9 @@ class Arena:
     `upcoming` is the batch of the next step, which idle workers may begin under the likelier incumbent. `noise` is the
     measured variance of a repeated score: 0 for a deterministic target, None if it was not measured. `refuses` returns
     the reason why the target or a further one cannot load a skill as it is, or "".
+
+    `notify` tells whoever watches the run what the gate does: a "phase", and each "interim" analysis of a race. Nothing
+    may depend on it.
 
     `also` are the further targets that no accepted candidate may harm, and `start` is the input of the run. Before a
     gate accepts a candidate, it asks `gate.also.check_elsewhere`.
@@ -78,6 +85,7 @@ class Arena:
     also: tuple[Further, ...] = ()
     start: Skill | None = None
     refuses: Callable[[Skill], str] = lambda _: ""
+    notify: Callable[..., None] = silent
 
     def draws(self, wanted: int) -> int:
         """The number of attempts at a sample if `wanted` are configured: one if the target is deterministic, because a

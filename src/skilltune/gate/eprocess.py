@@ -71,6 +71,7 @@ class EProcess(Race):
         Returns the looks, whether the candidate is accepted, and whether there were bets left.
         """
         cfg, arena = self.arena.cfg, self.arena
+        arena.notify("phase", name="race")
         units = self._units(name)
         order = [sample for unit in units for sample in unit]
         blocks = [(draw, block) for draw in range(arena.draws(cfg.passes)) for block in doubling(order, cfg.block)]
@@ -93,6 +94,10 @@ class EProcess(Race):
             scored, gain = self._compared(incumbent, candidate, order[:end], draw)
             n, most = len(self._select_draws(candidate.hash)), max(path, default=0.0)
             looks.append(BettingInterim(n, draw, len(path), gain, _exp(path[-1] if path else 0.0), _exp(most), hope))
+            wealth = looks[-1].wealth
+            arena.notify(
+                "interim", look=len(looks), n=n, p_better=None, gain=gain, sd=None, wealth=wealth, bar=_exp(bar)
+            )
             accepted = most >= bar and scored >= (1 - MAX_UNSCORED) * asked
             if accepted or hope < HOPE:
                 break

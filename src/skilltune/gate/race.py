@@ -218,6 +218,7 @@ class Race:
         cfg, arena = self.arena.cfg, self.arena
         if not cfg.screen or (len(pool.proposals) == 1 and not pool.proposals[0].support):
             return None
+        arena.notify("phase", name="screen")
         by_id = {sample.id: sample for sample in arena.train}
         known = self.evidence.baseline_scores(self._train_scores(), by_id)
         self.evidence.supports |= {p.edit.key: frozenset(p.support) for p in pool.proposals}
@@ -279,6 +280,7 @@ class Race:
 
     async def _race(self, pool: Pool, chosen: tuple[int, ...], screened: Screened | None, name: str) -> Verdict:
         cfg, arena = self.arena.cfg, self.arena
+        arena.notify("phase", name="race")
         applied = pool.apply(chosen)
         candidate = applied.skill
         prior = transferred(screened.gains(chosen)) if screened else UNSCREENED
@@ -306,6 +308,7 @@ class Race:
             asked += comparable(zip(*done, strict=True))
             scored += sum(a.scored and b.scored for a, b in zip(*done, strict=True))
             looks.append(self._look(pool.skill, candidate, prior, price))
+            _notify_interim(arena, looks)
             enough = scored > 0 and scored >= (1 - MAX_UNSCORED) * asked
             last = len(looks) == len(blocks)
             again = not last and blocks[number + 1][0] > attempt
@@ -419,6 +422,12 @@ class Race:
             for (skill, sample, attempt), score in self.arena.scores.on("select").items()
             if skill == version
         }
+
+
+def _notify_interim(arena: Arena, looks: Sequence[Interim]) -> None:
+    """Notify listeners of the state of the race, for whoever watches the run."""
+    last = looks[-1]
+    arena.notify("interim", look=len(looks), n=last.n, p_better=last.better, gain=last.gain, sd=last.sd, harm=last.harm)
 
 
 def rule(

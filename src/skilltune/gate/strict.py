@@ -51,6 +51,7 @@ class Strict:
         if why := self.arena.refuses(applied.skill):
             rejected = _rejected(applied, why)
             return Verdict(skill, False, why, score, spread, reports=applied.reports, rejected=rejected)
+        self.arena.notify("phase", name="race")
         self.arena.roll.prefetch(skill, self.arena.upcoming)  # most candidates fail
         now = await self._roll(applied.skill)
         new = self._scores(now)

@@ -6,8 +6,10 @@ they are first asked for, because there may be many.
 
 from __future__ import annotations
 
+import json
+import math
 import shlex
-from collections import defaultdict
+from bisect import insort
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -18,7 +20,7 @@ from typing import Any, Literal
 
 from skilltune import stats
 from skilltune.config import GateConfig, stored_config
-from skilltune.errors import RunError, UsageError
+from skilltune.errors import Outcome, RunError, UsageError
 from skilltune.finish.certify import Certificate
 from skilltune.finish.records import Finish, Start
 from skilltune.history.left_out import left_out
@@ -26,6 +28,7 @@ from skilltune.journal.run import EXCHANGE, FAILED, Run, by_work, owner_of
 from skilltune.result import claim
 from skilltune.rollout import Rollout, Score, rollout_from_json
 from skilltune.rollouts.further import kind_of, measured, pinned_further
+from skilltune.rollouts.inputs import KEPT, own_keys
 from skilltune.skill import Skill
 from skilltune.stopping import Ending
 from skilltune.usage import Usage
@@ -85,12 +88,59 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """One rollout: its key in the journal, and its score (None: not scored). All transcripts may not fit into memory,
-    so each is read when it is shown."""
+    """One rollout: its key in the journal, its outcome, and its score (None: not scored). All transcripts may not fit
+    into memory, so each is read when it is shown."""
 
     key: str
     attempt: int
+    outcome: Outcome
     score: float | None
+
+
+@dataclass(slots=True)
+class Rollouts:
+    """The rollouts of the run's target, without their transcripts. `read` adds those that were stored since the last
+    call, so a reader that follows a run reads each one once. Rollouts that a fork copied from another target or scorer
+    are left out.
+
+    `draws` are in the order of the attempts, by skill hash and sample. `spend` is their cost by phase. `offered` and
+    `loaded` count the rollouts in which the skill was offered and loaded.
+    """
+
+    draws: dict[tuple[str, str], list[Draw]] = field(default_factory=dict)
+    spend: dict[str, Usage] = field(default_factory=lambda: dict.fromkeys(PHASES.values(), Usage()))
+    count: int = 0
+    offered: int = 0
+    loaded: int = 0
+    until: float = -math.inf
+    exchanged: float = -math.inf
+
+    def read(self, run: Run, splits: Mapping[str, Sequence[str]]) -> Rollouts:
+        gate, of_this_run = (run.config or {}).get("gate", {}), own_keys(run)
+        phase_of = {sample: PHASES[name] for name, part in splits.items() for sample in part}
+        fields = ("skill", "sample", "attempt", "outcome", "score", "offered", "loaded")
+        paths = [f"$.{name}" for name in fields]
+
+        def count(sample: str, usage: Usage) -> None:
+            phase = phase_of.get(sample, "other samples")
+            self.spend[phase] = self.spend.get(phase, Usage()) + usage
+
+        with run.reading():
+            # an agent's rollouts, and its attempts without a result, are paid exchange by exchange
+            for t, _, usage, (sample, _) in run.parts(EXCHANGE, "$.sample", "$.role", after=self.exchanged):
+                count(sample or "", usage)
+                self.exchanged = t
+            for t, key, usage, values in run.parts("rollout", *paths, after=self.until):
+                skill, sample, attempt, outcome, score, offered, loaded = values
+                count(sample, usage)
+                self.until = t
+                if not of_this_run(key, skill, sample, attempt):
+                    continue
+                value = _compared(Score(**score), gate) if score is not None else None
+                insort(self.draws.setdefault((skill, sample), []), Draw(key, attempt, outcome, value), key=_attempt)
+                self.count += 1
+                self.offered, self.loaded = self.offered + bool(offered), self.loaded + bool(loaded)
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,9 +206,11 @@ class Record:
     program: str  # the version of skilltune, "" if the run did not record it
     root: str = ""  # the folder at which relative paths of the configuration start, "" if it was not recorded
     left_out: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    known: Rollouts | None = None
 
     @classmethod
-    def of(cls, run: Run) -> Record:
+    def of(cls, run: Run, known: Rollouts | None = None) -> Record:
+        """`known` has rollouts that an earlier reader of the same run has read. It is brought up to date."""
         rows: list[Version | Judged] = []
         versions: dict[int, Version] = {}
         finish: Finish | None = None
@@ -223,6 +275,7 @@ class Record:
             program=program[0] if program else "",
             root=root,
             left_out=left_out(run),
+            known=known,
         )
 
     @property
@@ -297,23 +350,32 @@ class Record:
     # -- the rollouts
 
     @cached_property
-    def _rollouts(self) -> tuple[dict[tuple[str, str], list[Draw]], int, dict[str, Usage]]:
-        return _draws(self.run, {version.hash for version in self.versions}, self.splits)
+    def seen(self) -> Rollouts:
+        """All rollouts of the target. They are read when they are first asked for."""
+        return (self.known or Rollouts()).read(self.run, self.splits)
+
+    @cached_property
+    def order(self) -> tuple[str, ...]:
+        """All samples, split by split. The order never changes, so a place in it is a lasting name."""
+        return tuple(dict.fromkeys(sample for name in SPLITS for sample in self.splits[name]))
+
+    @cached_property
+    def samples(self) -> Mapping[str, Mapping[str, Any]]:
+        """The samples that the run has used so far, by id, as the journal stored them."""
+        found: dict[str, Mapping[str, Any]] = {}
+        for name in KEPT:
+            found |= json.loads(self.run.blob(name) or "{}")
+        return found
 
     @property
     def draws(self) -> Mapping[tuple[str, str], Sequence[Draw]]:
-        """The rollouts of the versions, by skill hash and sample."""
-        return self._rollouts[0]
-
-    @property
-    def others(self) -> int:
-        """The number of rollouts of texts that were only tried."""
-        return self._rollouts[1]
+        """The rollouts by skill hash and sample, also of texts that were only tried."""
+        return self.seen.draws
 
     @cached_property
     def spend(self) -> tuple[Spend, ...]:
         """The cost of each role in each phase."""
-        targets = (Spend("target", phase, usage) for phase, usage in self._rollouts[2].items())
+        targets = (Spend("target", phase, usage) for phase, usage in self.seen.spend.items())
         return (*targets, *_other_spend(self.run))
 
     @property
@@ -400,32 +462,8 @@ def _version(
     return Version(number, hash, text, score, sd, reason)
 
 
-def _draws(
-    run: Run, versions: set[str], splits: Mapping[str, Sequence[str]]
-) -> tuple[dict[tuple[str, str], list[Draw]], int, dict[str, Usage]]:
-    """The versions' rollouts by (skill, sample), how many others there are, and the spend of all by phase."""
-    gate = (run.config or {}).get("gate", {})
-    split_of = {sample: name for name, part in splits.items() for sample in part}
-    found: dict[tuple[str, str], list[Draw]] = defaultdict(list)
-    spend = dict.fromkeys(PHASES.values(), Usage())
-    others = 0
-
-    def count(sample: str, usage: Usage) -> None:
-        phase = PHASES.get(split_of.get(sample, ""), "other samples")
-        spend[phase] = spend.get(phase, Usage()) + usage
-
-    for _, value, usage in run.each_memo(EXCHANGE):  # an agent's rollouts, and its attempts without a result
-        count(value.get("sample", ""), usage)
-    for key, value, usage in run.each_memo("rollout"):
-        count(value["sample"], usage)
-        if value["skill"] in versions:
-            score = _compared(Score(**value["score"]), gate) if "score" in value else None
-            found[value["skill"], value["sample"]].append(Draw(key, value["attempt"], score))
-        else:
-            others += 1
-    for draws in found.values():
-        draws.sort(key=lambda draw: draw.attempt)
-    return dict(found), others, spend
+def _attempt(draw: Draw) -> int:
+    return draw.attempt
 
 
 def _compared(score: Score, gate: Mapping[str, Any]) -> float:

@@ -22,6 +22,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,6 +31,7 @@ from skilltune.errors import RunError, SkilltuneError, Stopped, UsageError
 from skilltune.files import make_private, write_atomic
 from skilltune.journal.keys import digest
 from skilltune.journal.sqlite import _connect, _connect_reader, _create, _damaged, _is_locked, _refusal, _take_lock
+from skilltune.journal.under_way import UnderWay
 from skilltune.usage import Usage
 
 T = TypeVar("T")
@@ -113,13 +115,14 @@ class Run:
     """One run folder, opened by one process.
 
     `listeners` are called with every event (type, data) when it happens. A replay calls them again, but the journal
-    stores each event once.
+    stores each event once. `under_way` are the calls that this process waits for.
     """
 
     def __init__(self, folder: Path, db: sqlite3.Connection, lock: sqlite3.Connection | None) -> None:
         self.folder = folder
         self.place = folder.absolute()  # stays the same if a scorer changes the working directory
         self.listeners: list[Listener] = []
+        self.under_way = UnderWay()
         self._db, self._lock = db, lock
         self._flights: dict[str, _Flight] = {}
         self._usage: dict[str, Usage] = {}
@@ -165,9 +168,9 @@ class Run:
             db = undo.enter_context(closing(_connect(folder / "run.db")))
             run = cls(folder, db, lock)
             run._refresh_elapsed()  # finds an unwritable database before anything is paid
-            run._rewrite(WRITER, os.getpid())
             if config is not None:
                 run._check_config(config, tuple(may_differ))
+            run._rewrite(WRITER, os.getpid())
             undo.pop_all()
         return run
 
@@ -189,6 +192,8 @@ class Run:
         if lock is not None:
             with suppress(RunError):  # for example a full disk; the error that ended the run is the better message
                 self._refresh_elapsed()
+            with suppress(sqlite3.Error):  # readers that have the file open would keep the log from being moved in
+                self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         self._db.close()
         if lock is not None:
             lock.close()
@@ -313,7 +318,8 @@ class Run:
 
     def _rewrite(self, key: str, value: Any) -> None:
         self._write(
-            "INSERT INTO memo VALUES (?, ?, ?, '{}', ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+            "INSERT INTO memo VALUES (?, ?, ?, '{}', ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value, "
+            "t = excluded.t",
             (key, key, _json(value), self._next_t()),
         )
 
@@ -398,6 +404,17 @@ class Run:
             for value, usage in self._rows("SELECT value, usage FROM memo WHERE key = ?", key):
                 yield key, self._load(value), self._load_usage(usage)
 
+    def parts(self, kind: str, *paths: str, after: float = -math.inf) -> Iterator[tuple[float, str, Usage, list[Any]]]:
+        """Yield (time, key, usage, values at two or more JSON paths) of every answer of one kind that was stored after
+        a time, in the order of storing. A missing value is None.
+
+        SQLite reads the values, so long answers are not decoded.
+        """
+        values = f"json_extract(value{', ?' * len(paths)})"
+        sql = f"SELECT t, key, usage, {values} FROM memo WHERE kind = ? AND t > ? ORDER BY t, key"
+        for t, key, usage, found in self._each(sql, *paths, kind, after):
+            yield t, key, self._load_usage(usage), self._load(found)
+
     def answers(self, kind: str) -> Iterator[tuple[str, Any]]:
         """Yield (key, value) of the stored answers of one kind."""
         for key, value in self._each("SELECT key, value FROM memo WHERE kind = ?", kind):
@@ -479,6 +496,12 @@ class Run:
         return rows[0][0] if rows else None
 
     @property
+    def opened(self) -> float | None:
+        """The time at which a process began to write to the run last, or None."""
+        rows = self._rows("SELECT t FROM memo WHERE key = ?", WRITER)
+        return rows[0][0] if rows else None
+
+    @property
     def config(self) -> dict[str, Any] | None:
         """The resolved configuration that the run was started with."""
         known = self.recall("config")
@@ -542,12 +565,17 @@ class Run:
 
     def _load_usage(self, text: str) -> Usage:
         with self.reading():
-            return Usage(**json.loads(text))
+            return _usage(text)
 
     def _load_event(self, text: str) -> dict[str, Any]:
         if not isinstance(data := self._load(text), dict):
             raise _damaged(self.folder / "run.db", TypeError("an event is not an object"))
         return data
+
+
+@lru_cache(maxsize=4096)  # many calls cost the same
+def _usage(text: str) -> Usage:
+    return Usage(**json.loads(text))
 
 
 MODELS = {"target": "target.model", "optimizer": "optimizer.model", "judge": "env.score.judge"}

@@ -24,6 +24,7 @@ INSERT INTO event SELECT id, t, type, json FROM event_1;
 DROP TABLE event_1;
 """  # schema 1 stored equal events once, so it lost the second A of A, B, A
 PAGE_BYTES = 8192  # fits a typical rollout (1.5 kB) into one page; with SQLite's default of 4096 it overflows
+LOCK_S = 0.5  # wait for the lock of a run: whoever looks if it is taken holds it for an instant
 _ACCESS = "restore write access to the folder and the files in it"
 _REMEDIES = {
     sqlite3.SQLITE_FULL: "free some space on the disk",
@@ -120,14 +121,16 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 def _connect_reader(path: Path) -> sqlite3.Connection:
-    """Open a journal for reading.
+    """Open a journal for reading. Neither the database nor its log is changed.
 
     SQLite writes files beside a database even to read it. If this process may not, and no writer has left a log, the
-    file is opened as immutable.
+    file is opened as immutable. A log belongs to a writer that runs or was killed. It is read without write access,
+    because the last connection that may write would move the log into the database when it closes.
     """
     log = _log(path)
-    as_it_stands = _closed(path) is not None and not (log.exists() and log.stat().st_size)
-    place = f"{path.absolute().as_uri()}{'?immutable=1' if as_it_stands else ''}"
+    logged = log.exists() and log.stat().st_size > 0
+    mode = "?mode=ro" if logged else "?immutable=1" if _closed(path) is not None else ""
+    place = f"{path.absolute().as_uri()}{mode}"
     with ExitStack() as undo:
         try:
             db = undo.enter_context(closing(sqlite3.connect(place, isolation_level=None, timeout=10, uri=True)))
@@ -160,7 +163,7 @@ def _take_lock(folder: Path) -> sqlite3.Connection:
     _create(path)
     with ExitStack() as undo:
         try:
-            lock = undo.enter_context(closing(sqlite3.connect(path, isolation_level=None, timeout=0)))
+            lock = undo.enter_context(closing(sqlite3.connect(path, isolation_level=None, timeout=LOCK_S)))
             lock.execute("PRAGMA journal_mode = MEMORY")  # nothing is ever written, so no rollback journal is needed
             lock.execute("BEGIN EXCLUSIVE")
         except sqlite3.Error as error:
@@ -177,7 +180,7 @@ def _take_lock(folder: Path) -> sqlite3.Connection:
 
 
 def _is_locked(folder: Path) -> bool:
-    """True if a process holds the lock of the run. The check itself takes no lock."""
+    """True if a process holds the lock of the run. The check itself reads, which a writer that begins waits for."""
     path = folder / "lock.db"
     try:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", timeout=0, uri=True)) as lock:

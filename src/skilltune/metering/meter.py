@@ -59,6 +59,7 @@ class Meter:
         def reserve() -> None:
             stack = ExitStack()
             under_way.append((stack, stack.enter_context(self.budget.reserve(kind, bound))))
+            stack.enter_context(self.journal.under_way.call(self.role))
 
         def lost(failure: InfraError) -> None:
             """All running attempts have failed."""

@@ -18,7 +18,7 @@ from typing import Any, cast
 
 from skilltune.aio import run_all
 from skilltune.edits import Edit
-from skilltune.gate import Arena, build_gate
+from skilltune.gate import Arena, build_gate, silent
 from skilltune.journal.keys import rng
 from skilltune.optimizer import Proposal
 from skilltune.rollout import Rollout, Score, Trajectory
@@ -130,9 +130,8 @@ async def _trial(arena: Arena, scores: Sequence[tuple[float, float]], share: flo
             return float(draw.random() < p)
         return min(1.0, max(0.0, draw.gauss(p, noise)))
 
-    place = replace(
-        arena, roll=cast(Roller, Simulated(score, samples, arena.metric)), train=(), select=samples, upcoming=()
-    )
+    roll = cast(Roller, Simulated(score, samples, arena.metric))
+    place = replace(arena, roll=roll, train=(), select=samples, upcoming=(), notify=silent)
     gate = build_gate(place)
     await gate.baseline(INPUT)
     return (await gate.judge(INPUT, [CHANGE], limit=1, name=KEY)).accepted

@@ -10,7 +10,6 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.resources import files
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, Literal
@@ -20,7 +19,7 @@ from skilltune.finish.certify import Certificate
 from skilltune.finish.transfer import TRANSFERS
 from skilltune.history.record import Record
 from skilltune.journal.keys import digest
-from skilltune.report.markup import Html, el, fill, many
+from skilltune.report.markup import Html, asset, el, fill, many
 from skilltune.report.terminal import amount, columns
 from skilltune.rollouts.inputs import CONTENTS
 from skilltune.usage import Usage
@@ -131,7 +130,7 @@ def write_table(lines: Sequence[Line], form: Form) -> str:
         return "\n\n".join([columns(header, matrix), columns(HEADERS, rows), *notes]) + "\n"
     if form == "markdown":
         return "\n\n".join([_markdown(header, matrix), _markdown(HEADERS, rows), *notes]) + "\n"
-    style = (files("skilltune.report") / "report.css").read_text("utf-8")
+    style = asset("page/page.css")
     body = many([_html(header, matrix), _html(HEADERS, rows), *(el("p", note) for note in notes)])
     return fill(_PAGE, style=Html(style), body=body)
 

@@ -26,15 +26,17 @@ from rich.text import Text
 
 from skilltune.config import GateConfig
 from skilltune.finish.reserve import Planned
-from skilltune.gate.priors import VETO
 from skilltune.history.activation import describe_activation
 from skilltune.history.left_out import describe, left_out, summed
+from skilltune.history.lines import counted_versions, describe_event, explained, short
 from skilltune.history.record import Judged, Record, Version, affordable
 from skilltune.journal.run import FAILED, by_work
 from skilltune.optimizer.handoff import Question, in_use
 from skilltune.optimizer.schedule import steps_per_epoch
 from skilltune.parts import Parts
+from skilltune.preflight.check import Check, stated_name
 from skilltune.preflight.estimate import Estimate, estimate, remarks
+from skilltune.preflight.probe import Probe
 from skilltune.report.card import ARM_COST, ARM_HEADERS, arm_row, looks, per_point, unknown_costs
 from skilltune.result import Result, headline
 from skilltune.rollouts.roller import LEFT_OUT
@@ -43,7 +45,7 @@ from skilltune.skill import Skill
 from skilltune.text import one_line
 from skilltune.text import visible as clean
 from skilltune.usage import Usage, counted, describe_usage
-from skilltune.verdict import GIVEN_UP, RaceFigures, VerdictRecord, percent
+from skilltune.verdict import percent
 
 SHORT = 60  # lines; a skill up to this length is shown whole in its diff
 MOST_CHANGES = 10  # changed lines of the skill that the end of a training shows
@@ -62,15 +64,7 @@ EXIT_CODES = {
     70: "a bug in skilltune: the traceback is in the run folder (resumable)",
 }
 
-INSTEAD = {  # what an optimizer's stage goes on with where no answer could be read
-    "merge": "; the patches are joined as they are, equal edits once",
-    "rank": "; the edits with the most samples behind them come first",
-    "learning_rate": "; the last number of edits stays",
-    "slow_update": "; no guidance is proposed",
-    "notes": "; the notes stay as they were",
-    "rewrite": "; it goes on without that rewrite",
-}
-
+_TONES = {"": "", "quiet": "dim", "good": "green", "warning": "yellow"}
 _DIFF_STYLES = {"+": "green", "-": "red", "@": "cyan"}
 
 
@@ -135,7 +129,7 @@ class Progress:
         self.ending |= type in ("stopping", "reselection", "certify")
         if type == "waiting":
             until = f", until {data['until']}" if "until" in data else ""
-            self.waiting = f"waiting {data['seconds']:g} s{until}: {_short(data['why'])}"
+            self.waiting = f"waiting {data['seconds']:g} s{until}: {short(data['why'])}"
         elif type == "handoff":
             self.waiting = f"waiting for an answer to {data['name']} in {data['folder']}"
         elif type in ("rollout", "optimizer"):
@@ -202,117 +196,8 @@ class Progress:
 
 def line(type: str, data: Mapping[str, Any], steps: int, slow: bool = False) -> Text | None:
     """The one line that an event is worth, or None. `slow`: the verdict is of the epoch's slow update."""
-    match type:
-        case "start":
-            return _text(f"start · the input scores {percent(data['score'])} on {data['select']} select tasks")
-        case "verdict":
-            return _verdict(data, steps, slow)
-        case "refused":
-            more = f" (and {len(data['edits']) - 1} more)" if len(data["edits"]) > 1 else ""
-            return _text(f"step {data['step']} · proposed edit refused: {_short(data['edits'][0])}{more}", "dim")
-        case "fallback":
-            instead = INSTEAD.get(data["stage"], "")
-            return _text(f"step {data['step']} · {data['stage']}: {_short(data['reason'])}{instead}", "yellow")
-        case "learned":
-            return _text(f"{data['model']}: {data['what']}", "yellow")
-        case "left out" if data["samples"]:
-            return _text(f"left out of '{data['purpose']}': {describe(summed(data['samples']))}", "yellow")
-        case "dropped":
-            return _text(f"the sample {data['sample']} is dropped: no new answer is asked for it")
-        case "waiting":
-            until = f", until {data['until']}," if "until" in data else ""
-            why = _short(data["why"])
-            return _text(f"waiting {data['seconds']:g} s{until} for the {data['purpose']}: {why}", "yellow")
-        case "handoff" if data["refused"]:
-            return _text(f"the answer to {data['name']} cannot be used: {_short(data['refused'])}", "yellow")
-        case "handoff":
-            return _text(f"waiting for an answer to {data['name']}: skilltune answer {data['folder']}", "yellow")
-        case "forked":
-            return _text(
-                f"forked from {data['source']} to {data['folder']}; {_reusable(data)}. --fork again would begin "
-                "another fork; to resume this one:"
-            )
-        case "stopping":
-            return _text(f"stopping: {data['reason']}")
-        case "warning":
-            return _text(f"warning: {data['about']}: {_short(data['why'])}", "yellow")
-        case "calibration":
-            return _text(f"calibration · {data['reason']}")
-        case "reselection":
-            return _text(f"chosen · {data['reason']}")
-        case "arm":
-            return _text(f"measuring · {data['name']}", "dim")
-        case "workers" if data["machines"]:
-            machines = f"{len(data['machines'])} machines on {data['on']}"
-            return _text(f"workers · {machines}, {data['slots']} jobs at once", "dim")
-        case "workers" if data["sent"]:
-            return _text(
-                f"workers · {data['sent']:,} jobs sent; {data['lost']:,} lost with a worker and sent again; "
-                f"{data['late']:,} late requests of ended agents refused",
-                "yellow" if data["lost"] else "dim",
-            )
-        case "slow":
-            return _text(f"epoch {data['epoch']} · no slow update: {data['skipped']}", "dim")
-    return None
-
-
-def _reusable(data: Mapping[str, Any]) -> str:
-    """The share of the paid answers that a fork can reuse, and the changes that make the others useless."""
-    lost = data["rollouts"] - data["answers"]
-    text = f"{data['answers']:,} of {data['rollouts']:,} rollouts can be reused"
-    if lost and data["changed"]:
-        text += f", the others rest on what has changed: {'; '.join(data['changed'])}"
-    if data["others"]:
-        text += f"; of {data['others']:,} other answers those are reused whose question is asked again"
-    return text
-
-
-def _verdict(data: Mapping[str, Any], steps: int, slow: bool) -> Text:
-    verdict = VerdictRecord.from_json(data)
-    where = f"step {verdict.step} of {steps}" + (", slow update" if slow else "")
-    if verdict.compacts or verdict.ablates:
-        where = verdict.figures.rule
-    judged = "accepted" if verdict.accepted else "rejected"
-    versions = counted_versions(verdict.version)
-    return _text(f"{where} · {judged}: {_outcome(verdict)} · {versions}", "green" if verdict.accepted else "dim")
-
-
-def _outcome(verdict: VerdictRecord) -> str:
-    """A verdict in a few words; `explained` has its details."""
-    if not isinstance(verdict.figures, RaceFigures):
-        return verdict.reason
-    last = verdict.figures.interims[-1]
-    estimate = f"{100 * last.gain:+.1f} ± {100 * last.sd:.1f} points estimated"
-    return f"{estimate}, {len(verdict.differences)} tasks looked at"
-
-
-def counted_versions(n: int) -> str:
-    return f"{n} version{'s' * (n != 1)}"
-
-
-def explained(verdict: VerdictRecord, gate: GateConfig | None) -> str:
-    """The reason of a verdict, in words. For a race: the measured scores, the estimated gain and the bar.
-
-    The estimate is nearer to 0 than the measured gain: most edits do nothing, so a part of any gain is luck.
-    """
-    figures = verdict.figures
-    if not isinstance(figures, RaceFigures) or gate is None:
-        return verdict.reason  # it names the further targets
-    last, needed = figures.interims[-1], figures.needed
-    measured = (
-        f"measured {percent(verdict.before)} → {percent(verdict.after)} on {len(verdict.differences)} select samples"
-    )
-    estimated = f"estimated gain {100 * last.gain:+.1f} ± {100 * last.sd:.1f} points"
-    bar = f"P(better) {last.better:.2f} {'≥' if last.better >= needed else '<'} {needed:.2f}"
-    if figures.decision == GIVEN_UP:
-        bar += f", given up because it is below {gate.futility:.2f}"
-    elif not verdict.accepted and not verdict.elsewhere and last.better >= needed and last.harm < VETO:
-        bar += f", but {figures.unscored} samples could not be scored on both sides"
-    elif not verdict.accepted and not verdict.elsewhere and last.better >= needed:
-        bar += f", but P(worse by {100 * gate.regression_bound:g} points) = {last.harm:.2f}"
-    elif not verdict.accepted and not verdict.elsewhere:
-        bar += ": undecided when the samples were used up"
-    return " · ".join((measured, estimated, bar, *map(str, verdict.elsewhere)))
+    found = describe_event(type, data, steps, slow)
+    return None if found is None else _text(found.text, _TONES[found.tone])
 
 
 # -- the views
@@ -585,7 +470,7 @@ def print_controls(data: Mapping[str, Any], console: Console) -> None:
     console.print(columns(ARM_HEADERS, [arm_row(arm) for arm in data["arms"]]))
     console.print(ARM_COST)
     for name, why in data["missing"].items():
-        console.print(f"not measured: {name}: {_short(why)}")
+        console.print(f"not measured: {name}: {short(why)}")
 
 
 # -- parts
@@ -608,6 +493,29 @@ def plan(session: Parts, expected: Estimate) -> list[tuple[str, str]]:
         *(("note", text) for text in (*session.env.remarks, *remarks(session, expected))),
         ("run", str(session.run.folder)),
     ]
+
+
+def check_rows(found: Check) -> list[tuple[str, str]]:
+    """The findings of a check as (name, value) rows, without its problems and its preview."""
+    rows: list[tuple[str, str]] = []
+    if found.skill is not None:
+        name = stated_name(found.skill)
+        own = f"; its frontmatter says name: {name}" if name not in ("", found.skill.name) else ""
+        rows.append(("skill", describe_skill(found.skill) + own))
+    if found.splits is not None:
+        sizes, *power = describe_power(found.splits).splitlines()
+        groups = f" · {found.groups} groups" if found.groups else ""
+        rows += [("samples", sizes + groups), *(("power", text) for text in power)]
+    if found.estimate is not None:
+        rows += estimate_rows(found.estimate)
+    rows += [("probe", f"{probe.role} {probe.model}: {probe.error or _answered(probe)}") for probe in found.probes]
+    if found.agreement is not None:
+        rows += found.agreement.rows()
+    return rows + [("note", note) for note in found.notes]
+
+
+def _answered(probe: Probe) -> str:
+    return f"answered in {probe.seconds:.2f} s" + (f"; {probe.note}" if probe.note else "")
 
 
 def describe_skill(skill: Skill) -> str:
@@ -651,7 +559,7 @@ def describe_questions(folder: Path, found: Sequence[Question]) -> str:
         (question.name, duration(time.time() - question.file.stat().st_mtime), (question.refusals or [""])[-1])
         for question in found
     ]
-    listed = columns(("question", "open for", "last answer refused"), [(*row[:2], _short(row[2])) for row in rows])
+    listed = columns(("question", "open for", "last answer refused"), [(*row[:2], short(row[2])) for row in rows])
     how = f"skilltune answer {folder} {found[0].name} --file ANSWER.json"
     return f"{listed}\n\nread: skilltune answer {folder} --next\nanswer: {how}"
 
@@ -727,8 +635,3 @@ def per_task(usage: Usage) -> str:
 
 def _text(text: str, style: str = "") -> Text:
     return Text(clean(text), style)
-
-
-def _short(text: str, most: int = 200) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= most else f"{text[: most - 1]}…"

@@ -7,7 +7,7 @@ recomputed, and the rollouts of this run can be told from rollouts that a fork c
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -107,11 +107,12 @@ def split_ids(run: Run) -> dict[str, list[str]] | None:
     return {name: [id for id in ids if name not in left.get(id, ())] for name, ids in known[0].items()}
 
 
-def pinned_contents(run: Run, samples: Collection[str]) -> dict[str, str]:
-    """Content hashes of samples, as used in the keys of their rollouts. Samples without one are missing."""
+def pinned_contents(run: Run, samples: Collection[str] | None = None) -> dict[str, str]:
+    """Content hashes of samples (None: of all), as used in the keys of their rollouts. Samples without one are
+    missing."""
     known, test = run.recall(KEY), run.recall(TEST)
     contents = (known[0]["contents"] if known else {}) | (test[0] if test else {})
-    return {sample: contents[sample] for sample in samples if sample in contents}
+    return contents if samples is None else {sample: contents[sample] for sample in samples if sample in contents}
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +151,21 @@ class Pins:
             content = self.contents.get(value["sample"])
             if content and key == rollout_key(self.target, value["skill"], content, self.env, value["attempt"]):
                 yield rollout_from_json(value)
+
+
+def own_keys(run: Run) -> Callable[[str, str, str, int], bool]:
+    """A test of (key, skill hash, sample id, attempt): False if the rollout with that key was copied by a fork from
+    another target or scorer. True for all if the journal does not hold the run's inputs."""
+    known = run.recall(KEY)
+    if known is None:
+        return lambda key, skill, sample, attempt: True
+    target, env, contents = known[0]["target"], known[0]["env"], pinned_contents(run)
+
+    def is_own(key: str, skill: str, sample: str, attempt: int) -> bool:
+        content = contents.get(sample)
+        return content is not None and key == rollout_key(target, skill, content, env, attempt)
+
+    return is_own
 
 
 def _kept(run: Run, hash: str) -> bytes:

@@ -29,6 +29,7 @@ from skilltune.envs import Env
 from skilltune.errors import CallConfigError, CallError, InfraStopped, Outcome, RejectedError, Stopped
 from skilltune.journal.keys import digest
 from skilltune.journal.run import Paid, Run
+from skilltune.journal.under_way import subject
 from skilltune.metering.meter import looking_ahead
 from skilltune.metering.slots import Ahead
 from skilltune.rollout import DIFF_CHARS, Rollout, Trajectory, rollout_from_json, rollout_to_json
@@ -408,6 +409,7 @@ class Roller:
 
         async def pay() -> Paid:
             """Roll and score the sample. If only the scorer fails, the answer is kept."""
+            subject.set((sample.id, skill.hash))  # of this task and the tasks that it starts
             unscored_key = self.answer_key(skill.hash, sample, attempt)
             done = self.run.recall(unscored_key)
             if done:

@@ -29,6 +29,7 @@ from skilltune.api_keys import is_key_variable
 from skilltune.config import Config
 from skilltune.errors import UsageError
 from skilltune.journal.run import Run
+from skilltune.sinks.live import Live
 from skilltune.sinks.metrics import Metrics, Row, Rows
 
 CLOSE_S = 60.0  # time at the end of a run to send what remains
@@ -98,7 +99,7 @@ def _make(name: str, maker: Maker, info: RunInfo) -> Sink:
 
 @asynccontextmanager
 async def recording(cfg: Config, run: Run) -> AsyncIterator[None]:
-    """Send the run's rows to metrics.jsonl and to the configured sinks while the block runs.
+    """Send the run's rows to metrics.jsonl and to the configured sinks, and write live.json, while the block runs.
 
     Raises `UsageError` before the block if a sink cannot be created. A sink that fails later is turned off, with one
     event `warning` {about, why}.
@@ -124,17 +125,20 @@ async def recording(cfg: Config, run: Run) -> AsyncIterator[None]:
             run.record("warning", about=f"log to {feed.name}", why=why)
 
     def listen(type: str, data: Mapping[str, Any]) -> None:
+        board.hear(type, data)
         if new := rows.hear(type):
             put(new)
         warn()
 
     if rows.past:
         put(rows.past)
+    board = Live(run)
     run.listeners.append(listen)
     try:
         yield
     finally:
         run.listeners.remove(listen)
+        board.close()
         await asyncio.to_thread(_close, list(feeds))
         warn()
 
