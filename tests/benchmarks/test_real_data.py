@@ -92,7 +92,7 @@ async def test_the_audit_finds_planted_give_aways() -> None:
     first, *others = env.samples
     env.samples = (first.model_copy(update={"split": "train"}), *others)
     twin = Sample(id="twin", input=f"{first.text}!", target=first.target, split="test")
-    assert any("words of a sample in another split" in note and "twin" in note for note in await notes(env, twin))
+    assert any("in train and twin in test" in note for note in await notes(env, twin))
 
     env = load("bench:livemath/plain", "livemath", "livemathematicianbench")
     env.samples = tuple(_labelled(sample) for sample in env.samples)

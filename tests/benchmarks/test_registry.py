@@ -93,7 +93,7 @@ def test_a_fixed_split_counts_for_its_own_size(fixed: int, free: int, expected: 
 def test_fewer_samples_are_split_in_proportion_and_reported(tmp_path: Path) -> None:
     env = benchmarks.load("bench:gsm8k", gsm8k(tmp_path, 100))
     assert sizes(env) == (20, 10, 70)
-    assert "100 of the 1000 samples" in env.notes()[0]
+    assert any("100 of the 1000 samples" in note for note in env.notes())
 
 
 def test_official_test_samples_stay_in_the_test_split(tmp_path: Path) -> None:
@@ -134,3 +134,15 @@ def test_a_file_of_another_kind_is_refused_with_its_line(tmp_path: Path, answer:
     (tmp_path / "a.jsonl").write_text(json.dumps({"question": "?", "answer": answer}) + "\n")
     with pytest.raises(UsageError, match=r"a\.jsonl:1"):
         benchmarks.load("bench:gsm8k", tmp_path)
+
+
+@pytest.mark.parametrize("name", list(benchmarks.BENCHMARKS))
+def test_the_document_lists_every_set_as_it_is(name: str) -> None:
+    found = benchmarks.find(name)
+    document = (Path(__file__).parents[2] / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    row = next(line for line in document.splitlines() if line.startswith(f"| `bench:{name}"))
+    sizes = " / ".join(map(str, found.splits)) if sum(found.splits) else "2 : 1 : 7"
+    for text in (found.licence, sizes, found.hard.meaning, found.soft.meaning, found.source.partition(",")[0]):
+        assert text in row
+    for trap in found.traps:
+        assert f"| {name} | {trap} |" in document

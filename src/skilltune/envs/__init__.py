@@ -12,6 +12,7 @@ import functools
 import hashlib
 import inspect
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -101,6 +102,7 @@ class Env:
         score_timeout_s: float = apart.LIMIT_S,
     ) -> None:
         self.reading = Reading()
+        self._folders: dict[str, Path] = {}  # resolved once: samples are many, their folders few
         self._tools = tools
         self.remarks: list[str] = []  # facts about data and metrics, for `notes` and for the reports
         self.score_timeout_s = score_timeout_s
@@ -404,7 +406,12 @@ class Env:
 
     def _inside(self, sample: Sample, path: str) -> Path:
         """The file at `path`, links followed. Raises UsageError if it lies outside of `root` or is no readable file."""
-        full = (self.root / path).resolve()
+        folder, name = os.path.split(path)
+        if folder not in self._folders:
+            self._folders[folder] = (self.root / folder).resolve()
+        full = self._folders[folder] / name
+        if name in ("", ".", "..") or full.is_symlink():
+            full = full.resolve()
         if not full.is_relative_to(self.root):
             raise UsageError(
                 f'sample "{sample.id}": {quote(path)} leads out of {self.root}, the folder of the samples: copy the '
