@@ -213,7 +213,7 @@ async def test_libreoffice_calculates_formulas_before_they_are_read(
     office.parent.mkdir()
     fill = 'book.active["B1"] = 2; book.save("calculated/output.xlsx")'
     code = f'import openpyxl, os; book = openpyxl.load_workbook("output.xlsx"); os.mkdir("calculated"); {fill}'
-    office.write_text(f"#!/bin/sh\n[ \"$1\" = --headless ] && exec {sys.executable} -c '{code}'\n")
+    office.write_text(f"#!/bin/sh\n[ \"$2\" = --headless ] && exec {sys.executable} -c '{code}'\n")
     office.chmod(0o755)
     monkeypatch.setenv("PATH", f"{office.parent}{os.pathsep}{os.environ['PATH']}")
     env = load(data(tmp_path / "data", {"id": 7}, version="verified", cases=1), "verified")

@@ -286,9 +286,8 @@ async def test_an_agent_is_told_the_folder_of_the_documents(tmp_path: Path) -> N
     (folder / "a.txt").write_text("forty-two")
     options = agent_of(tmp_path, f'cat "$1"; cat {folder}/a.txt')
     rows = [{"id": str(n), "input": f"Question {n}", "target": "42"} for n in range(12)]
-    async with Upstream(turns(Turn("never"))) as server:
-        async with Bench(tmp_path, server.url, Env(rows, tools=Corpus(folder)), **options) as bench:
-            done = await bench.roll()
+    async with Bench(tmp_path, "http://127.0.0.1:1", Env(rows, tools=Corpus(folder)), **options) as bench:
+        done = await bench.roll()
     assert f"The documents are in the folder {folder}" in done.answer
     assert done.answer.endswith("forty-two")
 
