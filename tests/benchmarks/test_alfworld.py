@@ -183,6 +183,7 @@ async def test_points_are_partial_credit_and_a_game_that_was_not_played_is_not_g
     assert (score.value, score.soft, score.why) == (0.0, 0.75, "the game was lost after 9 steps, 3 of 4 points")
     with pytest.raises(NotGraded):
         await env.score(env.samples[0], rolled(env, None))
+    assert await env.validate() == []
 
 
 def test_the_games_of_alfworld_are_read_from_their_folders(tmp_path: Path) -> None:

@@ -199,3 +199,21 @@ def test_glob_and_grep_find_what_is_there(tmp_path: Path) -> None:
     assert grep(tmp_path, "tw.", "a") == "a/b.txt:2:two"
     with pytest.raises(ToolError, match="regular expression"):
         grep(tmp_path, "(", "")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "lines"),
+    [
+        ("^two", [2]),
+        ("three$", [2]),
+        ("^$", [3]),
+        (r"\Afive", [5]),
+        (r"e\Z", [1, 2, 5]),
+        ("(?i)ONE", [1]),
+        (r"e\s", []),
+    ],
+)
+def test_a_pattern_is_about_a_line_whatever_ends_it(pattern: str, lines: list[int], tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"one\r\ntwo three\r\n\r\nfour 4\nfive")
+    found = grep(tmp_path, pattern, "")
+    assert [int(line.split(":")[1]) for line in found.splitlines() if ":" in line] == lines

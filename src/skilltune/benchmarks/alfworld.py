@@ -101,6 +101,8 @@ def _require_engine(games: list[Path]) -> None:
 
 def grade(sample: Sample, rollout: Rollout) -> Score:
     """1 if the game was won. The game itself says so; no text of the target counts."""
+    if rollout.empty:
+        return Score(0.0, "no game was played", soft=0.0)
     if STATE not in rollout.artifacts:
         raise NotGraded(f'sample "{sample.id}": no game was played', systemic="the target does not play the game")
     state = json.loads(rollout.artifact(STATE))

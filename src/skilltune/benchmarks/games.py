@@ -111,12 +111,15 @@ class Game(Tools):
             with suppress(TimeoutError):
                 await asyncio.wait_for(process.wait(), END_S if not failure or failure[0] is None else 0.1)
         finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            await process.wait()
+            if process.returncode is None:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
             self._errors.cancel()
+            await process.wait()
 
     async def call(self, name: str, given: Mapping[str, str]) -> str:
+        if self.over:
+            return "The game is over."
         command = " ".join(given["command"].split())
         self._taken += 1
         admitted = {known.casefold(): known for known in self._state["commands"]}

@@ -228,7 +228,8 @@ class Grader:
 
     async def _calculated(self, sample: Sample, made: bytes) -> bytes:
         """The workbook with the values of its formulas. Raises `NotGraded` if LibreOffice fails."""
-        argv = (self.calculator, "--headless", "--convert-to", "xlsx", "--outdir", "calculated", OUTPUT)
+        options = ("--headless", "--convert-to", "xlsx", "--outdir", "calculated", OUTPUT)
+        argv = ("sh", "-c", text("spreadsheetbench", "calculate.sh"), "sh", self.calculator, *options)
         done, fault = await self._run(sample, {OUTPUT: made}, argv, f"calculated/{OUTPUT}")
         if done is None:
             raise NotGraded(
@@ -252,9 +253,9 @@ class Grader:
         try:
             ended = await run_over(files, argv, self.options, self.sandbox, self.root, collect=collect)
         except CallConfigError as error:
-            raise NotGraded(f'sample "{sample.id}": {argv[0]} did not run: {error}', systemic=str(error)) from error
+            raise NotGraded(f'sample "{sample.id}": {argv[-1]} did not run: {error}', systemic=str(error)) from error
         except InfraError as error:
-            raise JudgeError(f'sample "{sample.id}": {argv[0]} did not end: {error}') from error
+            raise JudgeError(f'sample "{sample.id}": {argv[-1]} did not end: {error}') from error
         output = (ended.stdout + ended.stderr).decode(errors="replace").strip().rpartition("\n")[2][-SHOWN:]
         if ended.limit:
             return None, f"it passed the limit {ended.limit} ({PROGRAM_S:g} s)"

@@ -141,7 +141,7 @@ class Env:
             parts.append(["tools", self.tools_fingerprint])
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
-    @property
+    @functools.cached_property
     def tools_fingerprint(self) -> str:
         """Hash of the tools that the environment offers; "" if it offers none."""
         if self._tools is None:
@@ -434,7 +434,7 @@ class _Given(Env):
     def fingerprint(self) -> str:
         return hashlib.sha256(json.dumps([self._name, self._given.fingerprint]).encode()).hexdigest()
 
-    @property
+    @functools.cached_property
     def tools_fingerprint(self) -> str:
         return "" if self._tools is None else self.fingerprint
 

@@ -18,8 +18,9 @@ from skilltune.envs.task import Task
 from skilltune.models import Tool
 from skilltune.workspace.tools import GLOB, GREP, ToolError, files_below, glob, grep, inside, text_tool
 
-LINES = 400  # lines of a document that `read` returns at once
+LINES, CHARS = 400, 18_000  # lines and characters of a document that `read` returns at once
 LINE_CHARS = 2_000  # characters of a line that `read` returns
+SEARCH_S, LARGEST = 60.0, 100_000_000  # seconds of a search; bytes of a document that is searched
 
 
 class Tools(Protocol):
@@ -66,7 +67,7 @@ class Tools(Protocol):
 
 READ_LINES = text_tool(
     "read",
-    f"Read {LINES} lines of a text file.",
+    f"Read at most {LINES} lines of a text file.",
     path="path of the file",
     start="optional: number of the first line, 1 if left out",
 )
@@ -88,7 +89,10 @@ class Documents(Tools):
             case "glob":
                 return await asyncio.to_thread(glob, self.folder, given["pattern"])
             case "grep":
-                return await asyncio.to_thread(grep, self.folder, given["pattern"], given.get("path", "."))
+                place = given.get("path", ".")
+                return await asyncio.to_thread(
+                    grep, self.folder, given["pattern"], place, seconds=SEARCH_S, largest=LARGEST
+                )
             case _:
                 return await asyncio.to_thread(read_lines, self.folder, given["path"], given.get("start", "1"))
 
@@ -114,18 +118,20 @@ class Corpus:
 
 
 def read_lines(root: Path, name: str, start: str) -> str:
-    """`LINES` lines of a text file from line `start` (1 is the first), with a last line that says what is left."""
+    """The lines of a text file from line `start` (1 is the first), as many as `LINES` and `CHARS` allow. The last line
+    says which they are."""
     path = inside(root, name)
     if not path.is_file():
         raise ToolError(f"there is no file {name}")
     if not start.strip().isdecimal() or (first := int(start)) < 1:
         raise ToolError(f"start must be the number of a line, not {start!r}")
-    found, total = [], 0
+    found, total, room = list[str](), 0, CHARS
     try:
         with path.open(encoding="utf-8-sig", errors="replace") as lines:
             for total, line in enumerate(lines, 1):
-                if first <= total < first + LINES:
+                if first <= total < first + LINES and room > 0:
                     found.append(line.rstrip("\n")[:LINE_CHARS])
+                    room -= len(found[-1]) + 1
     except OSError as error:
         raise ToolError(f"{name}: {error.strerror}") from None
     last = first + len(found) - 1

@@ -20,7 +20,7 @@ from skilltune.targets.agents.target import AgentTarget
 from skilltune.targets.chat import ChatTarget
 from skilltune.targets.makers import RunTarget
 from skilltune.targets.metered import MeteredTarget
-from skilltune.targets.tools import ToolsTarget
+from skilltune.targets.tools import ToolsTarget, no_tools
 from skilltune.usage import Usage
 
 PATIENCE_S = 30.0  # time limit of one probe in `probe_roles`, retries included
@@ -74,7 +74,7 @@ async def probe_target(session: Parts) -> str:
 
 async def _smoke(skill: Skill, target: MeteredTarget, agent: AgentTarget) -> str:
     """One rollout with a short task, counted as a probe. Raises `InfraError` if a limit ended it."""
-    alone = replace(agent, timeout_s=min(agent.timeout_s, ROLLOUT_S), _gateway=None)
+    alone = replace(agent, timeout_s=min(agent.timeout_s, ROLLOUT_S), _gateway=None, offers=no_tools)
     counted = replace(target, target=alone, meter=replace(target.meter, kind=PROBE))
     try:
         done = await counted.run(skill, SMOKE, 0)

@@ -132,7 +132,7 @@ class ToolsTarget:
         notes = [f"Files in the current folder: {', '.join(sorted(task.files))}"] if task.files else []
         if self.calls == "text":
             notes.append(explained(offered.values()))
-        return with_skill(skill.body, _with_notes(task.messages, notes))
+        return with_skill(skill.body, with_notes(task.messages, notes))
 
     def guess(self, skill: Skill, task: Task) -> Usage:
         offered = self.offered(self.offers(task))
@@ -152,9 +152,9 @@ class ToolsTarget:
         talk = _Talk([], workspace, offered, given)
         meter, done, kept = self.client.meter, None, {}
         try:
-            async with _opened(given, task):
+            async with opened(given, task):
                 opening = [given.opening] if given is not None and given.opening else []
-                talk.messages += _with_notes(asked, opening)
+                talk.messages += with_notes(asked, opening)
                 talk.turns += [Turn(m.role, m.text) for m in talk.messages if m.role != "system"]
                 done = await meter(lambda: self._go_on(talk, attempt), self.guess(skill, task))
                 kept = {path: Artifact.of(data) for path, data in given.left().items()} if given is not None else {}
@@ -222,7 +222,7 @@ class ToolsTarget:
         given, ws = arguments(call, talk.offered), talk.workspace
         root = ws.work.resolve()
         if call.name not in self.tools:
-            return await _of_environment(talk.given, call.name, given)
+            return await of_environment(talk.given, call.name, given)
         match call.name:
             case "bash":
                 return await self._command(("bash", "-c", given["command"]), ws)
@@ -254,7 +254,7 @@ class ToolsTarget:
         await self.client.aclose()
 
 
-async def _of_environment(tools: Tools | None, name: str, given: Mapping[str, str]) -> str:
+async def of_environment(tools: Tools | None, name: str, given: Mapping[str, str]) -> str:
     assert tools is not None
     try:
         return await tools.call(name, given)
@@ -265,7 +265,7 @@ async def _of_environment(tools: Tools | None, name: str, given: Mapping[str, st
 
 
 @asynccontextmanager
-async def _opened(tools: Tools | None, task: Task) -> AsyncGenerator[None]:
+async def opened(tools: Tools | None, task: Task) -> AsyncGenerator[None]:
     """The environment's tools, open. Raises `InfraError` if they cannot be opened, or failed while in use."""
     if tools is None:
         yield
@@ -292,7 +292,7 @@ def _said(error: Exception) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
-def _with_notes(messages: tuple[Message, ...], notes: list[str]) -> tuple[Message, ...]:
+def with_notes(messages: tuple[Message, ...], notes: list[str]) -> tuple[Message, ...]:
     """The messages with notes at the end of the user's last one."""
     if not notes:
         return messages
@@ -310,8 +310,9 @@ def arguments(call: ToolCall, offered: Mapping[str, Tool]) -> dict[str, str]:
         given = json.loads(call.arguments or "{}")
     except (ValueError, RecursionError) as error:
         raise ToolError(f"the arguments are not JSON: {error}") from None
-    if not isinstance(given, dict) or any(key not in given for key in schema["required"]):
-        raise ToolError(f"{call.name} needs the arguments {', '.join(schema['required'])}")
+    needed = schema.get("required", ())
+    if not isinstance(given, dict) or any(key not in given for key in needed):
+        raise ToolError(f"{call.name} needs the arguments {', '.join(needed) or 'as a JSON object'}")
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in given.items()}
 
 

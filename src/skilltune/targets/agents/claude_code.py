@@ -71,8 +71,8 @@ class ClaudeCode:
         argv += ["--permission-mode", "dontAsk", "--tools", TOOLS, "--allowedTools", TOOLS, "--strict-mcp-config"]
         argv += ["--settings", json.dumps(off), "--session-id", str(uuid.uuid5(uuid.NAMESPACE_URL, job.key))]
         argv += ["--model", job.model]
-        if installed(job):
-            argv += ["--add-dir", str(ws.home / "skill")]
+        for folder in (*((ws.home / "skill",) if installed(job) else ()), *job.shown):
+            argv += ["--add-dir", str(folder)]
         if skill := inlined(job):
             argv += ["--append-system-prompt", skill.body]
         env = base_env(job, ws) | QUIET | {"CLAUDE_CONFIG_DIR": str(ws.home / ".claude")}

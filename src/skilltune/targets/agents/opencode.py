@@ -60,7 +60,8 @@ class OpenCode:
                 "skill": {"customize-opencode": "deny"},  # a skill of its own
                 "webfetch": "deny",
                 "websearch": "deny",
-                "external_directory": "deny",
+                "external_directory": {"*": "deny"}
+                | {f"{folder}/*": "allow" for folder in job.shown},  # the last rule counts
             },
             "provider": {
                 PROVIDER: {
