@@ -175,7 +175,7 @@ def test_the_target_sees_the_first_input_and_no_answer(tmp_path: Path) -> None:
     first = (tmp_path / "spreadsheet/7/1_7_input.xlsx").read_bytes()
     assert task.files == {"input.xlsx": first}
     assert str(tmp_path) not in repr((task.messages, task.metadata))
-    known = env.file_hashes(env.samples[0])
+    _, known = env.hashes(env.samples[0])
     assert len(known) == 7  # the shown input, and three pairs of input and answer, which decide the score
     with pytest.raises(UsageError, match="a chat target never sees"):
         env.require_shown()
