@@ -181,6 +181,17 @@ def test_the_target_sees_the_first_input_and_no_answer(tmp_path: Path) -> None:
         env.require_shown()
 
 
+def test_data_may_be_named_by_a_relative_path_a_link_or_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = data(tmp_path / "real", {"id": 7})
+    (tmp_path / "link").symlink_to(folder)
+    monkeypatch.chdir(tmp_path)
+    for place in (Path("real"), tmp_path / "link", folder / "dataset.json"):
+        env = load(place)
+        assert len(env.hashes(env.samples[0])[1]) == 7
+
+
 def test_an_item_that_cannot_be_used_is_named_and_left_out(tmp_path: Path) -> None:
     rows = [
         {"id": 1, "answer_position": "'b, c'!B1:B2"},
