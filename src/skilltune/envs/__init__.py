@@ -297,8 +297,16 @@ class Env:
         for i, message in enumerate(prompt):
             images += [hashlib.sha256(image.data).hexdigest() for image in message.images]
             images += [digest for name, digest in files.items() if is_image(name)] if i == last else []
-        expected = self._for(sample).reads(sample)  # what decides the score without being in the sample
-        return images, files | {f"expected: {path.relative_to(self.root)}": digest_of(path) for path in expected}
+        return images, files | self._expected_digests(sample)
+
+    def file_hashes(self, sample: Sample) -> dict[str, str]:
+        """The SHA-256 of each file of a sample, by its path in the workspace, and of its expected files."""
+        return self._digests(sample) | self._expected_digests(sample)
+
+    def _expected_digests(self, sample: Sample) -> dict[str, str]:
+        """The SHA-256 of the files that decide the score without being in the sample."""
+        expected = self._for(sample).reads(sample)
+        return {f"expected: {path.relative_to(self.root)}": digest_of(path) for path in expected}
 
     async def score(self, sample: Sample, rollout: Rollout) -> Score:
         """The score of a finished rollout. A scorer that fails raises JudgeError and never gives a 0."""
