@@ -175,10 +175,21 @@ def test_the_target_sees_the_first_input_and_no_answer(tmp_path: Path) -> None:
     first = (tmp_path / "spreadsheet/7/1_7_input.xlsx").read_bytes()
     assert task.files == {"input.xlsx": first}
     assert str(tmp_path) not in repr((task.messages, task.metadata))
-    known = env.file_hashes(env.samples[0])
+    _, known = env.hashes(env.samples[0])
     assert len(known) == 7  # the shown input, and three pairs of input and answer, which decide the score
     with pytest.raises(UsageError, match="a chat target never sees"):
         env.require_shown()
+
+
+def test_data_may_be_named_by_a_relative_path_a_link_or_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = data(tmp_path / "real", {"id": 7})
+    (tmp_path / "link").symlink_to(folder)
+    monkeypatch.chdir(tmp_path)
+    for place in (Path("real"), tmp_path / "link", folder / "dataset.json"):
+        env = load(place)
+        assert len(env.hashes(env.samples[0])[1]) == 7
 
 
 def test_an_item_that_cannot_be_used_is_named_and_left_out(tmp_path: Path) -> None:

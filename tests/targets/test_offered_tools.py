@@ -216,7 +216,7 @@ async def test_an_agent_cannot_reach_out_of_its_workspace_by_the_folder_of_the_c
     (tmp_path / "elsewhere").mkdir()
     steps = (
         f"ln -s {tmp_path}/answers.txt .calls/count.1.in",  # a link is read as an empty call
-        "mkfifo .calls/count.2.in",
+        "mkdir .calls/count.0.in; mkfifo .calls/count.2.in",
         "until [ -f .calls/count.1.out ] && [ -f .calls/count.2.out ]; do sleep 0.02; done",
         "cat .calls/*.out; rm -r .calls",
         f"ln -s {tmp_path}/elsewhere .calls; echo 3 > {tmp_path}/elsewhere/count.3.in; sleep 0.2; echo end",

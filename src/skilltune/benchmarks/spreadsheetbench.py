@@ -48,10 +48,12 @@ NAMED = 3  # unusable items that a remark names
 
 def make(place: Path, variant: str, draw: Draw) -> Env:
     require_openpyxl()
-    if (unpacked := place / ARCHIVES[variant]).is_dir():
-        place = unpacked
+    listed = place.resolve()
+    if (unpacked := listed / ARCHIVES[variant]).is_dir():
+        listed = unpacked
+    place = listed.parent if listed.is_file() else listed
     unusable: dict[str, str] = {}
-    samples = draw(_samples(place, variant, unusable))
+    samples = draw(_samples(listed, place, variant, unusable))
     if not samples:
         why = f" (first: {next(iter(unusable.values()))})" if unusable else ""
         raise UsageError(f"bench:spreadsheetbench/{variant}: no item in {place} can be used{why}")
@@ -85,9 +87,9 @@ def _remarks(grader: Grader, samples: list[Sample], unusable: Mapping[str, str])
 # -- the data
 
 
-def _samples(place: Path, variant: str, unusable: dict[str, str]) -> Iterator[Sample]:
+def _samples(listed: Path, place: Path, variant: str, unusable: dict[str, str]) -> Iterator[Sample]:
     """The items whose workbooks are there and whose position can be read. The reasons for others go to `unusable`."""
-    for where, row in _rows(place, variant):
+    for where, row in _rows(listed, variant):
         name = str(row.get("id", ""))
         if not _ID.fullmatch(name):
             raise UsageError(f'{where}: "id" must be a name such as 13-1, not {name!r:.80}')
