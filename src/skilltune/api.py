@@ -232,8 +232,8 @@ async def atrain(
 
     skill:     a folder with SKILL.md or a .md file; created if missing.
     env:       an `Env` or `Environment`, a function that makes one, a sample file, a folder with evals/evals.json,
-               "env.py:factory", or the whole table [env]: {"samples": any of these, "score": "f1", "split": [2, 1, 1],
-               "prompt": …}.
+               "env.py:factory", "bench:NAME", or the whole table [env]: {"samples": any of these, "score": "f1",
+               "split": [2, 1, 1], "prompt": …}.
     target:    the frozen model ("openai@http://127.0.0.1:8000/v1/qwen3", "local/smollm2-135m", …).
     optimizer: the model that proposes edits, or "examples"; empty means the target's model.
                Target and optimizer may also be a whole table, e.g. {"model": "openai/gpt-5.5", "workers": 32}.

@@ -94,7 +94,7 @@ def build_env(cfg: Config, root: Path, env: Env | None = None) -> Env:
     """The environment of a config: `env` if given, else a benchmark, `file.py:factory` or a sample file. Raises
     `UsageError`."""
     made = _env_of(cfg, root, env)
-    if cfg.env.limit is not None:
+    if cfg.env.limit is not None and not benchmarks.is_benchmark(cfg.env.samples):  # a benchmark has applied it
         made = copy.copy(made)
         made.samples = tuple(Draw(cfg.env.split, cfg.seed, cfg.env.limit)(made.samples))
     if "score_timeout_s" in cfg.env.model_fields_set:

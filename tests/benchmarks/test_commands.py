@@ -52,7 +52,7 @@ def test_init_writes_the_released_sizes_and_a_sound_skill(tmp_path: Path, name: 
         pytest.skip("its variants are known only with its extra")
     made = skilltune("init", spec, tmp_path / "my-skill", "--yes", "--target", target)
     assert made.exit_code == 0, made.stderr
-    assert f"skilltune data fetch {name}, then skilltune check" in made.stdout
+    assert (f"skilltune data fetch {name}, then skilltune check" in made.stdout) is bool(found.files)
     cfg, _ = load_config(tmp_path / "my-skill")
     sizes = found.splits if sum(found.splits) else (2, 1, 7)
     assert (cfg.preset, cfg.env.split, cfg.target.model) == ("paper", sizes, target)
@@ -82,6 +82,7 @@ def test_init_keeps_a_skill_and_refuses_what_does_not_fit(tmp_path: Path) -> Non
         (["bench:gsm8k", tmp_path], "already has skilltune.toml"),
         (["bench:gsm9k"], "did you mean"),
         (["bench:gsm8k", "--score", "exact"], "leave out --score"),
+        (["bench:spreadsheetbench", tmp_path / "s", "--target", "no such model"], "no such model"),
         (["bench:gsm8k", "--from", "x.md"], "--from drafts tasks"),
         ([tmp_path / "a", tmp_path / "b"], "belong to a benchmark"),
     ):

@@ -114,6 +114,16 @@ def test_a_config_may_state_another_ratio_or_a_limit(tmp_path: Path) -> None:
         assert len(made.samples) == env.get("limit", 100)
 
 
+@pytest.mark.parametrize("ratio", [{}, {"split": [4, 3, 3]}, {"split": [1, 1, 0]}])
+def test_a_limit_keeps_the_share_of_a_benchmarks_own_test_samples(tmp_path: Path, ratio: dict[str, object]) -> None:
+    gsm8k(tmp_path, 60)
+    gsm8k(tmp_path, 60, "test.jsonl")
+    table = {"samples": "bench:gsm8k", "data": str(tmp_path), "limit": 30, **ratio}
+    made = build_env(make_config({"env": table}), tmp_path)
+    assert len(made.samples) == 30
+    assert sum(sample.split == "test" for sample in made.samples) == 21
+
+
 def test_a_limit_applies_to_any_samples(tmp_path: Path) -> None:
     (tmp_path / "data.jsonl").write_text("".join(f'{{"input": "{i}", "target": "b"}}\n' for i in range(50)))
     cfg = make_config({"env": {"samples": "data.jsonl", "limit": 12}, "seed": 3})
@@ -134,3 +144,15 @@ def test_a_file_of_another_kind_is_refused_with_its_line(tmp_path: Path, answer:
     (tmp_path / "a.jsonl").write_text(json.dumps({"question": "?", "answer": answer}) + "\n")
     with pytest.raises(UsageError, match=r"a\.jsonl:1"):
         benchmarks.load("bench:gsm8k", tmp_path)
+
+
+@pytest.mark.parametrize("name", list(benchmarks.BENCHMARKS))
+def test_the_document_lists_every_set_as_it_is(name: str) -> None:
+    found = benchmarks.find(name)
+    document = (Path(__file__).parents[2] / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    row = next(line for line in document.splitlines() if line.startswith(f"| `bench:{name}"))
+    sizes = " / ".join(map(str, found.splits)) if sum(found.splits) else "2 : 1 : 7"
+    for text in (found.licence, sizes, found.hard.meaning, found.soft.meaning, found.source.partition(",")[0]):
+        assert text in row
+    for trap in found.traps:
+        assert f"| {name} | {trap} |" in document

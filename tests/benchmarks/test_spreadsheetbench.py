@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import os
@@ -11,15 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 pytest.importorskip("openpyxl", reason="the extra xlsx is not installed")
 
 import openpyxl
 
 from skilltune import Env, Rollout, Score, benchmarks
+from skilltune.cli.main import app
 from skilltune.errors import NotGraded, UsageError
 from skilltune.rollout import Artifact, Trajectory
 from skilltune.sandbox import probe
+from upstream import Turn, Upstream
 
 pytestmark = pytest.mark.anyio
 needs_sandbox = pytest.mark.skipif(probe().level == "none", reason="no sandbox holds here")
@@ -143,16 +147,49 @@ def test_scores_of_the_two_versions_are_never_mixed_up(tmp_path: Path) -> None:
     assert "not scores of the verified 400" in env.notes()[0]
 
 
+@pytest.mark.slow
+async def test_eval_says_which_version_its_score_is_for(tmp_path: Path) -> None:
+    folder = data(tmp_path / "data", *({"id": n} for n in range(10)), cases=1)
+    (tmp_path / "SKILL.md").write_text("Edit.")
+    async with Upstream(lambda asked: Turn("Done.")) as server:
+        config = f"""
+            skill = "SKILL.md"
+            [env]
+            samples = "bench:spreadsheetbench/v0.1"
+            data = "{folder}"
+            [target]
+            model = "openai@{server.url}/v1/m"
+            tools = ["python"]
+            sandbox = "none"
+        """
+        (tmp_path / "skilltune.toml").write_text(config)
+        command = ["eval", str(tmp_path), "--only", "with"]
+        result = await asyncio.to_thread(CliRunner().invoke, app, command)
+    assert "with the skill  0.0 %" in result.output
+    assert "note: the workbooks are those of v0.1: scores on them are not scores of the verified 400" in result.output
+
+
 def test_the_target_sees_the_first_input_and_no_answer(tmp_path: Path) -> None:
     env = load(data(tmp_path, {"id": 7}))
     task = env.task(env.samples[0])
     first = (tmp_path / "spreadsheet/7/1_7_input.xlsx").read_bytes()
     assert task.files == {"input.xlsx": first}
     assert str(tmp_path) not in repr((task.messages, task.metadata))
-    known = env.file_hashes(env.samples[0])
+    _, known = env.hashes(env.samples[0])
     assert len(known) == 7  # the shown input, and three pairs of input and answer, which decide the score
     with pytest.raises(UsageError, match="a chat target never sees"):
         env.require_shown()
+
+
+def test_data_may_be_named_by_a_relative_path_a_link_or_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = data(tmp_path / "real", {"id": 7})
+    (tmp_path / "link").symlink_to(folder)
+    monkeypatch.chdir(tmp_path)
+    for place in (Path("real"), tmp_path / "link", folder / "dataset.json"):
+        env = load(place)
+        assert len(env.hashes(env.samples[0])[1]) == 7
 
 
 def test_an_item_that_cannot_be_used_is_named_and_left_out(tmp_path: Path) -> None:
@@ -213,7 +250,7 @@ async def test_libreoffice_calculates_formulas_before_they_are_read(
     office.parent.mkdir()
     fill = 'book.active["B1"] = 2; book.save("calculated/output.xlsx")'
     code = f'import openpyxl, os; book = openpyxl.load_workbook("output.xlsx"); os.mkdir("calculated"); {fill}'
-    office.write_text(f"#!/bin/sh\n[ \"$1\" = --headless ] && exec {sys.executable} -c '{code}'\n")
+    office.write_text(f"#!/bin/sh\n[ \"$2\" = --headless ] && exec {sys.executable} -c '{code}'\n")
     office.chmod(0o755)
     monkeypatch.setenv("PATH", f"{office.parent}{os.pathsep}{os.environ['PATH']}")
     env = load(data(tmp_path / "data", {"id": 7}, version="verified", cases=1), "verified")

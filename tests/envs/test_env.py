@@ -4,10 +4,12 @@ import base64
 import json
 import sys
 import textwrap
+from hashlib import sha256
 
 import pytest
 
 from skilltune.envs import Env, env, load_env
+from skilltune.envs.task import digest_of
 from skilltune.errors import JudgeError, UsageError
 from skilltune.models import Message
 from skilltune.rollout import Rollout, Score, Trajectory
@@ -256,3 +258,36 @@ async def test_a_users_score_comes_through_unchanged():
     given = Score(0.5, "half of it", soft=0.7, metrics={"tokens": 3.0})
     made = Env([{"input": "q"}], lambda sample, rollout: given)
     assert await made.score(made.samples[0], rollout("x")) == given
+
+
+def test_each_file_is_hashed_once_and_images_as_they_are_shown(tmp_path, monkeypatch):
+    (tmp_path / "a.png").write_bytes(PNG)
+    (tmp_path / "b.png").write_bytes(PNG + b"b")
+    (tmp_path / "c.txt").write_text("text")
+    turns = (
+        ChatTurn(content="look", images=("b.png",)),
+        ChatTurn(role="assistant", content="yes"),
+        ChatTurn(content="and here?", images=("a.png",)),
+        ChatTurn(role="assistant", content="…", images=("b.png",)),
+    )
+    sample = Sample(id="1", input=turns, target="x", files={"in/b.png": "b.png", "c.txt": "c.txt"})
+    made = Env([sample], root=tmp_path)
+    shown = [sha256(image.data).hexdigest() for message in made.messages(sample) for image in message.images]
+    read = []
+    monkeypatch.setattr("skilltune.envs.digest_of", lambda path: read.append(path.name) or digest_of(path))
+    images, files = made.hashes(sample)
+    assert images == shown
+    assert files == {"in/b.png": shown[0], "c.txt": sha256(b"text").hexdigest()}
+    assert sorted(read) == ["b.png", "c.txt"]
+
+
+def test_images_are_not_read_to_find_out_that_they_can_be_shown(tmp_path, monkeypatch):
+    with (tmp_path / "large.png").open("wb") as file:
+        file.truncate(1 << 40)  # a terabyte of nothing
+    (tmp_path / "c.txt").write_text("text")
+    files = {"large.png": "large.png", "c.txt": "c.txt"}
+    Env([Sample(id="1", input="q", target="x", files=files)], root=tmp_path).require_shown()
+    with (tmp_path / "c.txt").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(UsageError, match="is too long"):
+        Env([Sample(id="1", input="q", target="x", files=files)], root=tmp_path).require_shown()

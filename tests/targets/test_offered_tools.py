@@ -25,6 +25,7 @@ from skilltune.sandbox import Command
 from skilltune.skill import Skill
 from skilltune.targets.agents import AGENTS
 from skilltune.targets.agents.job import AgentJob, policy
+from skilltune.targets.metered import MeteredTarget
 from skilltune.targets.text_calls import call_in, explained
 from skilltune.targets.tools import ToolsTarget
 from skilltune.workspace import open_workspace
@@ -174,16 +175,58 @@ async def test_the_rollouts_of_a_run_are_scored_by_what_the_tools_left(tmp_path:
     assert [rollout.score.value for rollout in rollouts if rollout.score] == [1.0, 0.0]
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"model": "command:/bin/true", "activation": "inline"}, "tools with a state of their own .count."),
-        ({"hedge": True}, r"target\.hedge"),
-    ],
-)
-def test_a_target_that_cannot_use_them_is_refused(options: dict[str, Any], words: str, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=words):
-        Bench(tmp_path, "http://127.0.0.1:1", **options)
+def test_a_target_that_would_use_one_state_twice_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"target\.hedge"):
+        Bench(tmp_path, "http://127.0.0.1:1", hedge=True)
+
+
+# -- agents
+
+
+def agent_of(folder: Path, script: str) -> dict[str, Any]:
+    """The options of a target that runs a shell script as the agent."""
+    file = folder / "agent.sh"
+    file.write_text(f"#!/bin/sh\n{script}\n")
+    file.chmod(0o755)
+    return {"model": f"command:{file} {{prompt_file}}", "activation": "inline"}
+
+
+async def test_an_agent_works_with_them_by_commands(tmp_path: Path) -> None:
+    work = 'cat "$1"; sh ./count 1; sh ./count x; echo 99 > counter.txt; sh ./count "2"; rm -f counter.txt'
+    async with Bench(tmp_path, "http://127.0.0.1:1", **agent_of(tmp_path, work)) as bench:
+        first, second = await asyncio.gather(bench.roll(0), bench.roll(1))
+    for done in (first, second):
+        assert "- `sh ./count '…'` Add to the counter. In the quotes: a number" in done.answer
+        assert done.answer.endswith("the counter is at 1\n[error]\nx is no number\nthe counter is at 3")
+        assert {path: file.read() for path, file in done.artifacts.items()} == {"counter.txt": b"3"}
+    assert Counter.alive == 0
+
+
+async def test_a_fault_of_the_environment_ends_the_agent_without_a_score(tmp_path: Path) -> None:
+    work = agent_of(tmp_path, "sh ./count break; sleep 60")
+    async with Bench(tmp_path, "http://127.0.0.1:1", **work) as bench:
+        with pytest.raises(InfraError, match="the engine is gone"):
+            assert isinstance(bench.target, MeteredTarget)
+            await bench.target.target.run(SKILL, bench.env.task(bench.env.samples[0]), 0)
+    assert Counter.alive == 0
+
+
+async def test_an_agent_cannot_reach_out_of_its_workspace_by_the_folder_of_the_calls(tmp_path: Path) -> None:
+    (tmp_path / "answers.txt").write_text("PLANTED")
+    (tmp_path / "elsewhere").mkdir()
+    steps = (
+        f"ln -s {tmp_path}/answers.txt .calls/count.1.in",  # a link is read as an empty call
+        "mkdir .calls/count.0.in; mkfifo .calls/count.2.in",
+        "until [ -f .calls/count.1.out ] && [ -f .calls/count.2.out ]; do sleep 0.02; done",
+        "cat .calls/*.out; rm -r .calls",
+        f"ln -s {tmp_path}/elsewhere .calls; echo 3 > {tmp_path}/elsewhere/count.3.in; sleep 0.2; echo end",
+    )
+    async with Bench(tmp_path, "http://127.0.0.1:1", **agent_of(tmp_path, "\n".join(steps)), sandbox="none") as bench:
+        done = await bench.roll()
+    assert "PLANTED" not in done.answer
+    assert done.answer.count(" is no number") == 2
+    assert done.artifacts["counter.txt"].read() == b"0"
+    assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["count.3.in"]
 
 
 def test_two_tools_of_one_name_and_options_without_tools_are_refused(tmp_path: Path) -> None:
@@ -241,16 +284,10 @@ async def test_an_agent_is_told_the_folder_of_the_documents(tmp_path: Path) -> N
     folder = tmp_path / "documents"
     folder.mkdir()
     (folder / "a.txt").write_text("forty-two")
-    agent = tmp_path / "agent.sh"
-    agent.write_text('#!/bin/sh\ncat "$1"; cat ' + str(folder) + "/a.txt\n")
-    agent.chmod(0o755)
+    options = agent_of(tmp_path, f'cat "$1"; cat {folder}/a.txt')
     rows = [{"id": str(n), "input": f"Question {n}", "target": "42"} for n in range(12)]
-    async with Upstream(turns(Turn("never"))) as server:
-        command = f"command:{agent} {{prompt_file}}"
-        async with Bench(
-            tmp_path, server.url, Env(rows, tools=Corpus(folder)), model=command, activation="inline"
-        ) as bench:
-            done = await bench.roll()
+    async with Bench(tmp_path, "http://127.0.0.1:1", Env(rows, tools=Corpus(folder)), **options) as bench:
+        done = await bench.roll()
     assert f"The documents are in the folder {folder}" in done.answer
     assert done.answer.endswith("forty-two")
 

@@ -24,6 +24,12 @@ def folder_of(spec: str) -> Path:
     return Path(_slug(benchmark.name if variant in ("", default) else f"{benchmark.name}-{variant}"))
 
 
+def fetch_command(spec: str) -> str:
+    """The command that gets a benchmark's data; "" if it has no files to fetch."""
+    benchmark, _ = benchmarks.parse(spec)
+    return f"skilltune data fetch {benchmark.name}" if benchmark.files else ""
+
+
 def scaffold_benchmark(
     spec: str,
     folder: Path,
@@ -59,7 +65,7 @@ def scaffold_benchmark(
         "benchmark.toml",
         title=f"{benchmarks.SCHEME}{named}: {benchmark.title}",
         licence=benchmark.licence,
-        name=benchmark.name,
+        fetch=f"{fetch_command(spec)}    get the data from its publisher" if benchmark.files else benchmark.source,
         samples=quoted(f"{benchmarks.SCHEME}{named}"),
         split=f"{toml_value(sizes):<23} # {what}",
         data="\n".join(filter(None, (place, _lines(env)))),
@@ -86,4 +92,4 @@ def _slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:64].strip("-")
 
 
-__all__ = ["folder_of", "scaffold_benchmark"]
+__all__ = ["fetch_command", "folder_of", "scaffold_benchmark"]

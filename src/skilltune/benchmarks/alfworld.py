@@ -28,7 +28,7 @@ _UNSUPPORTED = ("movable", "Sliced")  # tasks that the engine of ALFWorld leaves
 
 
 def make(place: Path, variant: str, draw: Draw) -> Env:
-    return environment(place, draw, None)
+    return environment(place.resolve(), draw, None)
 
 
 def environment(place: Path, draw: Draw, engine: tuple[str, ...] | None) -> Env:

@@ -118,6 +118,8 @@ class Game(Tools):
             await process.wait()
 
     async def call(self, name: str, given: Mapping[str, str]) -> str:
+        if self.over:
+            return "The game is over."
         command = " ".join(given["command"].split())
         self._taken += 1
         admitted = {known.casefold(): known for known in self._state["commands"]}

@@ -49,10 +49,12 @@ NAMED = 3  # unusable items that a remark names
 
 def make(place: Path, variant: str, draw: Draw) -> Env:
     require_openpyxl()
-    if (unpacked := place / ARCHIVES[variant]).is_dir():
-        place = unpacked
+    listed = place.resolve()
+    if (unpacked := listed / ARCHIVES[variant]).is_dir():
+        listed = unpacked
+    place = listed.parent if listed.is_file() else listed
     unusable: dict[str, str] = {}
-    samples = draw(_samples(place, variant, unusable))
+    samples = draw(_samples(listed, place, variant, unusable))
     if not samples:
         why = f" (first: {next(iter(unusable.values()))})" if unusable else ""
         raise UsageError(f"bench:spreadsheetbench/{variant}: no item in {place} can be used{why}")
@@ -86,9 +88,9 @@ def _remarks(grader: Grader, samples: list[Sample], unusable: Mapping[str, str])
 # -- the data
 
 
-def _samples(place: Path, variant: str, unusable: dict[str, str]) -> Iterator[Sample]:
+def _samples(listed: Path, place: Path, variant: str, unusable: dict[str, str]) -> Iterator[Sample]:
     """The items whose workbooks are there and whose position can be read. The reasons for others go to `unusable`."""
-    for where, row in _rows(place, variant):
+    for where, row in _rows(listed, variant):
         name = str(row.get("id", ""))
         if not _ID.fullmatch(name):
             raise UsageError(f'{where}: "id" must be a name such as 13-1, not {name!r:.80}')
@@ -229,7 +231,8 @@ class Grader:
 
     async def _calculated(self, sample: Sample, made: bytes) -> bytes:
         """The workbook with the values of its formulas. Raises `NotGraded` if LibreOffice fails."""
-        argv = (self.calculator, "--headless", "--convert-to", "xlsx", "--outdir", "calculated", OUTPUT)
+        options = ("--headless", "--convert-to", "xlsx", "--outdir", "calculated", OUTPUT)
+        argv = ("sh", "-c", text("spreadsheetbench", "calculate.sh"), "sh", self.calculator, *options)
         done, fault = await self._run(sample, {OUTPUT: made}, argv, f"calculated/{OUTPUT}")
         if done is None:
             raise NotGraded(
@@ -246,9 +249,9 @@ class Grader:
         try:
             ran = await current.get().run(run_over, job, resend=RESEND)
         except CallConfigError as error:
-            raise NotGraded(f'sample "{sample.id}": {argv[0]} did not run: {error}', systemic=str(error)) from error
+            raise NotGraded(f'sample "{sample.id}": {argv[-1]} did not run: {error}', systemic=str(error)) from error
         except InfraError as error:
-            raise JudgeError(f'sample "{sample.id}": {argv[0]} did not end: {error}') from error
+            raise JudgeError(f'sample "{sample.id}": {argv[-1]} did not end: {error}') from error
         ended = ran.exit
         output = (ended.stdout + ended.stderr).decode(errors="replace").strip().rpartition("\n")[2][-SHOWN:]
         if ended.limit:

@@ -165,21 +165,24 @@ def evaluate(
         else:
             cfg, root = load_config(named, given)
         if targets is not None:
-            _print_transfers(interrupts.run(compare()), run, out)
+            _print_transfers(interrupts.run(compare()), run, out, opened[0].env.remarks if opened else [])
             return
         sides, verdicts = interrupts.run(score())
         _print_evaluation(sides, opened[0], verdicts, split.value, out)
 
 
-def _print_transfers(found: Transfers, run: Path | None, out: TextIO | None) -> None:
-    """Print the table of targets, and end with its exit code."""
+def _print_transfers(found: Transfers, run: Path | None, out: TextIO | None, remarks: list[str]) -> None:
+    """Print the table of targets and facts about the tasks, and end with its exit code."""
     from skilltune.report.terminal import stdout
     from skilltune.report.transfer import transfer_table
 
     if out:
-        write_json(found.to_json() | {"exit_code": found.exit_code}, out)
+        facts = {"remarks": remarks} if remarks else {}
+        write_json(found.to_json() | facts | {"exit_code": found.exit_code}, out)
     else:
         stdout().print(transfer_table(found), soft_wrap=True)
+        for remark in remarks:
+            stdout().print(f"note: {remark}", markup=False, soft_wrap=True)
     if found.exit_code:
         kept = f"answers are kept in {run}; the same command" if run else "with --run DIR, answers are kept, and it"
         say(f"not every target could be measured: {kept} pays only for the rest", err=True)
@@ -199,7 +202,8 @@ def _print_evaluation(
     if out:
         data = {name: asdict(side) | {"scores": dict(side.scores)} for name, side in sides.items()}
         judge = {} if verdicts is None else {"judge": asdict(verdicts)}
-        write_json({"split": split, **data, **judge, "difference": paired}, out)
+        facts = {"remarks": session.env.remarks} if session.env.remarks else {}
+        write_json({"split": split, **data, **judge, "difference": paired, **facts}, out)
         return
     rows = [(f"{name} the skill", str(side), per_task(side.usage)) for name, side in sides.items()]
     widest = max(len(row[1]) for row in rows)
@@ -216,6 +220,8 @@ def _print_evaluation(
             f"{100 * paired['high']:+.1f}) on {paired['n']} samples scored on both sides, "
             f"fixed {paired['fixed']}, broke {paired['broken']}"
         )
+    for remark in session.env.remarks:
+        console.print(f"note: {remark}", markup=False, soft_wrap=True)
 
 
 def _paired(session: Parts, before: Any, after: Any) -> dict[str, Any] | None:

@@ -71,7 +71,7 @@ def init(
       skilltune init . --from handbook.md --optimizer anthropic/claude-opus-5
       skilltune init bench:gsm8k --target openai/gpt-5.5 --optimizer anthropic/claude-opus-5
     """
-    from skilltune.authoring.benchmark import folder_of, scaffold_benchmark
+    from skilltune.authoring.benchmark import fetch_command, folder_of, scaffold_benchmark
     from skilltune.authoring.scaffold import ANSWER_ONLY, Plan, describe_evals, draft_with, propose, scaffold
     from skilltune.benchmarks import is_benchmark
     from skilltune.config import EVALS
@@ -106,8 +106,8 @@ def init(
             models = {"target": plan["target"], "optimizer": plan["optimizer"], "key_env": _declared(key_env)}
             for path in scaffold_benchmark(spec, folder, data=data, force=force, **models):
                 say(f"wrote {path}")
-            fetched = "" if data else f"skilltune data fetch {spec.removeprefix('bench:').partition('/')[0]}, then "
-            say(f"next: {fetched}skilltune check {folder}")
+            command = "" if data else fetch_command(spec)
+            say(f"next: {command}{', then ' if command else ''}skilltune check {folder}")
             return
         kept = {"name": folder.resolve().name, "description": "", "task": ANSWER_ONLY}  # for a SKILL.md that exists
         chosen = Plan(**(kept | plan), key_env=_declared(key_env))

@@ -11,6 +11,7 @@ import copy
 import functools
 import hashlib
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,7 +24,7 @@ from typing import Any, ParamSpec, Protocol, runtime_checkable
 from skilltune.envs.formats import Reading, assemble, load_samples, placed_samples, refuse, root_of
 from skilltune.envs.formats.reading import no_judge, unread_criteria
 from skilltune.envs.prompt import CHOICES, Template, with_choices
-from skilltune.envs.task import Task, attach, with_files
+from skilltune.envs.task import Task, attach, beginning, digest_of, is_image, with_files
 from skilltune.envs.tools import Tools
 from skilltune.errors import JudgeError, UsageError
 from skilltune.execute import HERE, Executor, current
@@ -103,6 +104,7 @@ class Env:
         score_timeout_s: float = apart.LIMIT_S,
     ) -> None:
         self.reading = Reading()
+        self._folders: dict[str, Path] = {}  # resolved once: samples are many, their folders few
         self._tools = tools
         self.remarks: list[str] = []  # facts about data and metrics, for `notes` and for the reports
         self.score_timeout_s = score_timeout_s
@@ -224,6 +226,14 @@ class Env:
         """The content of each file of a sample, by its path in the workspace."""
         return {name: path.read_bytes() for name, path in self.files(sample).items()}
 
+    def _beginnings(self, sample: Sample) -> dict[str, bytes]:
+        """As much of each file as decides if it can be shown; nothing of an image."""
+        return {name: b"" if is_image(name) else beginning(path) for name, path in self.files(sample).items()}
+
+    def _digests(self, sample: Sample) -> dict[str, str]:
+        """The SHA-256 of each file of a sample, by its path in the workspace. No file is in memory as a whole."""
+        return {name: digest_of(path) for name, path in self.files(sample).items()}
+
     def asked(self, sample: Sample) -> str:
         """The text of all messages: what a judge reads as the task. Images are not part of it."""
         return "\n\n".join(message.text for message in self.messages(sample))
@@ -239,7 +249,7 @@ class Env:
                 f"env.score: {self.scorer} grades files that the target writes, and a chat target writes none: name an "
                 "agent as target.model, or a score that reads the answer"
             )
-        unseen = {s.id: attach(self._contents(s).items()).unseen for s in self.samples if s.files}
+        unseen = {s.id: attach(self._beginnings(s).items()).unseen for s in self.samples if s.files}
         if lacking := {name: why for name, why in unseen.items() if why}:
             first = next(iter(lacking))
             raise UsageError(
@@ -278,12 +288,28 @@ class Env:
         """Description of a sample's scoring, one line per check: the scorer and its expected value."""
         return self._for(sample).describe(sample)
 
+    def hashes(self, sample: Sample) -> tuple[list[str], dict[str, str]]:
+        """SHA-256 of the images that the messages show, in their order, and of the files that decide a score.
+
+        The files are those of the sample, by their paths in the workspace, and the expected ones. Each is read once.
+        """
+        files = self._digests(sample)
+        prompt = self._prompt(sample)
+        last = max(i for i, message in enumerate(prompt) if message.role == "user") if files else -1
+        images = list[str]()
+        for i, message in enumerate(prompt):
+            images += [hashlib.sha256(image.data).hexdigest() for image in message.images]
+            images += [digest for name, digest in files.items() if is_image(name)] if i == last else []
+        return images, files | self._expected_digests(sample)
+
     def file_hashes(self, sample: Sample) -> dict[str, str]:
         """The SHA-256 of each file of a sample, by its path in the workspace, and of its expected files."""
-        contents = self._contents(sample)
-        for path in self._for(sample).reads(sample):  # what decides the score without being in the sample
-            contents[f"expected: {path.relative_to(self.root)}"] = path.read_bytes()
-        return {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
+        return self._digests(sample) | self._expected_digests(sample)
+
+    def _expected_digests(self, sample: Sample) -> dict[str, str]:
+        """The SHA-256 of the files that decide the score without being in the sample."""
+        expected = self._for(sample).reads(sample)
+        return {f"expected: {path.relative_to(self.root)}": digest_of(path) for path in expected}
 
     async def score(self, sample: Sample, rollout: Rollout) -> Score:
         """The score of a finished rollout. A scorer that fails raises JudgeError and never gives a 0."""
@@ -392,7 +418,12 @@ class Env:
 
     def _inside(self, sample: Sample, path: str) -> Path:
         """The file at `path`, links followed. Raises UsageError if it lies outside of `root` or is no readable file."""
-        full = (self.root / path).resolve()
+        folder, name = os.path.split(path)
+        if folder not in self._folders:
+            self._folders[folder] = (self.root / folder).resolve()
+        full = self._folders[folder] / name
+        if name in ("", ".", "..") or full.is_symlink():
+            full = full.resolve()
         if not full.is_relative_to(self.root):
             raise UsageError(
                 f'sample "{sample.id}": {quote(path)} leads out of {self.root}, the folder of the samples: copy the '
@@ -430,6 +461,12 @@ class _Given(Env):
 
     def _contents(self, sample: Sample) -> dict[str, bytes]:
         return dict(self.task(sample).files)
+
+    def _beginnings(self, sample: Sample) -> dict[str, bytes]:
+        return self._contents(sample)
+
+    def _digests(self, sample: Sample) -> dict[str, str]:
+        return {name: hashlib.sha256(data).hexdigest() for name, data in self._contents(sample).items()}
 
 
 def as_env(made: Any, place: str) -> Env:

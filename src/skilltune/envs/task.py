@@ -6,9 +6,11 @@ answer, a check or another sample through it. It can be pickled and sent to anot
 
 from __future__ import annotations
 
+import hashlib
 import mimetypes
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from skilltune.models import Image, Message
@@ -83,6 +85,23 @@ def attach(files: Iterable[tuple[str, bytes]]) -> Attached:
             room -= len(text)
             texts.append(f'<file path="{name}">\n{text}{"" if text.endswith(chr(10)) or not text else chr(10)}</file>')
     return Attached("\n\n".join(texts), tuple(images), tuple(unseen))
+
+
+def is_image(name: str) -> bool:
+    """True if a message shows a file of this name as an image."""
+    return mimetypes.guess_type(name)[0] in _IMAGES
+
+
+def beginning(path: Path) -> bytes:
+    """The start of a file: enough for `attach` to tell if it can be shown."""
+    with path.open("rb") as file:
+        return file.read(4 * INLINED + 1)
+
+
+def digest_of(path: Path) -> str:
+    """The SHA-256 of a file, read in parts."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class _TooLong(Exception):

@@ -14,8 +14,12 @@ import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
 
 from skilltune.envs import Env
 from skilltune.errors import JudgeError
@@ -38,8 +42,11 @@ ALPHA = 1e-4  # error rate over all rules that were tried
 LEAST_SHARE = 0.10  # least share of the samples that makes a trick worth a note
 SIMILARITY = 0.8  # least Jaccard index of two near-duplicates
 SKETCH = 8  # number of smallest shingle hashes per text, by which near-duplicates are found (Broder 1997)
+MOST_SHINGLES = 1000  # hashes kept of one text, so that long texts do not fill the memory
 SHORT = 4  # characters; many texts contain a shorter answer by accident
 SHOWN = 3  # most ids or pairs that a note names
+Shingles: TypeAlias = npt.NDArray[np.uint32]
+_NONE = np.array([], dtype=np.uint32)
 # Syntax of patterns to remove; an escaped character and the first of a class stay.
 _SYNTAX = re.compile(r"\\([^\w\s])|\[(\w)[^]]*\]|\(\?(?:[a-z]+\)|:)|\\[AbBZ]|[\^$()]")
 
@@ -292,20 +299,21 @@ def _near_duplicates(splits: Splits) -> list[str]:
     """Notes on pairs of samples in different splits with equal words, or with nearly equal words apart from words that
     many tasks share."""
     split_of = {sample.id: name for name in SPLITS for sample in getattr(splits, name)}
-    texts = {sample.id: tokens(sample.text) for name in SPLITS for sample in getattr(splits, name)}
-    shingles = {
-        name: {zlib.crc32(" ".join(words[i : i + 3]).encode()) for i in range(len(words) - 2)}
-        for name, words in texts.items()
-    }
-    frequency = Counter(itertools.chain.from_iterable(shingles.values()))
-    common = max(5, len(texts) // 200)  # a shingle that more samples contain belongs to a template
-    own = {name: {s for s in them if frequency[s] <= common} for name, them in shingles.items()}
-    same: defaultdict[str, list[str]] = defaultdict(list)
+    same: defaultdict[bytes, list[str]] = defaultdict(list)
+    shingles: dict[str, Shingles] = {}
+    text_of: dict[str, bytes] = {}
+    for sample in (sample for name in SPLITS for sample in getattr(splits, name)):
+        words = tokens(sample.text)
+        text_of[sample.id] = sha256(" ".join(words).encode("utf-8", "surrogatepass")).digest()
+        same[text_of[sample.id]].append(sample.id)
+        shingles[sample.id] = _shingles(words)
+    found, counts = np.unique(np.concatenate([*shingles.values(), _NONE]), return_counts=True)
+    template = found[counts > max(5, len(shingles) // 200)]  # a shingle that more samples contain belongs to a template
+    own = {name: np.setdiff1d(them, template, assume_unique=True) for name, them in shingles.items()}
     sketched: defaultdict[int, list[str]] = defaultdict(list)
-    for name, words in texts.items():
-        same[" ".join(words)].append(name)
-        for shingle in sorted(own[name])[:SKETCH] if len(own[name]) >= SHORT else ():
-            sketched[shingle].append(name)
+    for name, them in own.items():
+        for shingle in them[:SKETCH] if len(them) >= SHORT else ():
+            sketched[int(shingle)].append(name)
 
     def apart(names: Sequence[str]) -> Iterator[tuple[str, str]]:
         return ((a, b) for a, b in itertools.combinations(names, 2) if split_of[a] != split_of[b])
@@ -313,7 +321,7 @@ def _near_duplicates(splits: Splits) -> list[str]:
     equal = {names[0]: names for names in same.values() if len({split_of[name] for name in names}) > 1}
     pairs = [next(apart(names)) for names in equal.values()]
     near = {pair for names in sketched.values() for pair in apart(names)}
-    near = {(a, b) for a, b in near if texts[a] != texts[b] and _jaccard(own[a], own[b]) >= SIMILARITY}
+    near = {(a, b) for a, b in near if text_of[a] != text_of[b] and _jaccard(own[a], own[b]) >= SIMILARITY}
     notes = []
     advice = "give such samples the same `group`, so that they stay in one split"
     if pairs:
@@ -325,8 +333,19 @@ def _near_duplicates(splits: Splits) -> list[str]:
     return notes
 
 
-def _jaccard(a: set[int], b: set[int]) -> float:
-    return len(a & b) / len(a | b)
+def _shingles(words: Sequence[str]) -> Shingles:
+    """Hashes of all runs of three words, sorted; of a long text the `MOST_SHINGLES` smallest ones."""
+    hashes = {zlib.crc32(" ".join(words[i : i + 3]).encode("utf-8", "surrogatepass")) for i in range(len(words) - 2)}
+    return np.array(sorted(hashes)[:MOST_SHINGLES], dtype=np.uint32)
+
+
+def _jaccard(a: Shingles, b: Shingles) -> float:
+    """The Jaccard index; of long texts its estimate from their smallest hashes (bottom-k sketches)."""
+    if max(len(a), len(b)) >= MOST_SHINGLES // 2:
+        bound = min(a[-1], b[-1])
+        a, b = a[a <= bound], b[b <= bound]
+    both = len(np.intersect1d(a, b, assume_unique=True))
+    return both / (len(a) + len(b) - both)
 
 
 # -- words and numbers

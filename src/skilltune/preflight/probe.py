@@ -22,7 +22,7 @@ from skilltune.targets.agents.target import AgentTarget
 from skilltune.targets.chat import ChatTarget
 from skilltune.targets.makers import RunTarget
 from skilltune.targets.metered import MeteredTarget
-from skilltune.targets.tools import ToolsTarget
+from skilltune.targets.tools import ToolsTarget, no_tools
 from skilltune.usage import Usage
 
 PATIENCE_S = 30.0  # time limit of one probe in `probe_roles`, retries included
@@ -84,7 +84,12 @@ def _quickly(client: Client) -> Client:
 async def _smoke(skill: Skill, target: MeteredTarget, agent: AgentTarget) -> str:
     """One rollout with a short task, counted as a probe. Raises `InfraError` if a limit ended it."""
     alone = replace(
-        agent, timeout_s=min(agent.timeout_s, ROLLOUT_S), slots=Endpoint(4, QUICK), _gateway=None, _started=False
+        agent,
+        timeout_s=min(agent.timeout_s, ROLLOUT_S),
+        slots=Endpoint(4, QUICK),
+        offers=no_tools,
+        _gateway=None,
+        _started=False,
     )
     once_more = Endpoint(1, replace(QUICK, attempts=2))  # the gateway retries the calls of each attempt
     counted = replace(target, target=alone, meter=replace(target.meter, kind=PROBE, endpoint=once_more))

@@ -21,7 +21,6 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import suppress
 from contextvars import copy_context
 from dataclasses import asdict, dataclass, field, replace
-from hashlib import sha256
 from itertools import islice
 
 from skilltune.aio import background, run_all
@@ -280,10 +279,7 @@ class Roller:
     def content(self, sample: Sample) -> str:
         """Hash of a sample's input and expected answer, including the content of its images and files."""
         if sample.id not in self.contents:
-            images = [
-                sha256(image.data).hexdigest() for message in self.env.messages(sample) for image in message.images
-            ]
-            files = self.env.file_hashes(sample)
+            images, files = self.env.hashes(sample)
             stated = sample.model_dump(mode="json", exclude={"split", "group"})
             self.contents[sample.id] = digest(stated, images, *([files] if files else []))
         return self.contents[sample.id]

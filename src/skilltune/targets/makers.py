@@ -71,10 +71,7 @@ def make_agent_target(
     role: str = "target",
     writable: tuple[str, ...] | None = None,
 ) -> MeteredTarget:
-    """An agent. Its rollouts have slots of their own, because each of its model calls takes one at the endpoint.
-
-    Raises `UsageError` if the environment offers tools that an agent cannot be given.
-    """
+    """An agent. Its rollouts have slots of their own, because each of its model calls takes one at the endpoint."""
     section = cfg.model_copy(update={"model": cfg.upstream}) if cfg.upstream else cfg
     agent = make_agent(
         cfg,
@@ -86,23 +83,11 @@ def make_agent_target(
         key_env=clients.key_env(section),
         spend=clients.budget.spend,
         executor=clients.executor,
-        documents=_documents(cfg, env) if env is not None else None,
+        offers=env.tools if env is not None else no_tools,
     )
     slots = clients.executor.slots or cfg.workers
     meter = Meter(Endpoint(slots, max_wait_s=cfg.max_wait_s), clients.budget, clients.run, role)
     return MeteredTarget(cfg.model, agent, meter, None if agent.upstream else cfg.price)
-
-
-def _documents(cfg: TargetConfig, env: Env) -> Path | None:
-    """The folder that an agent reads in place of the environment's tools; None if it offers none."""
-    tools = env.tools(env.task(env.samples[0]))
-    if tools is None or tools.folder is not None:
-        return tools.folder if tools is not None else None
-    named = ", ".join(tool.name for tool in tools.offered)
-    raise UsageError(
-        f"target.model: the environment offers tools with a state of their own ({named}), and `{cfg.model}` cannot be "
-        "given them: name a chat model, which works with them in the tool loop"
-    )
 
 
 MAKERS: dict[str, Callable[[TargetConfig, Clients, Path, Env], RunTarget]] = {

@@ -136,7 +136,7 @@ class ToolsTarget:
     def asked(self, skill: Skill, task: Task, offered: Mapping[str, Tool]) -> tuple[Message, ...]:
         """The first messages of a rollout."""
         notes = [explained(offered.values())] if self.calls == "text" else []
-        return with_skill(skill.body, _with_notes(with_names(task), notes))
+        return with_skill(skill.body, with_notes(with_names(task), notes))
 
     def guess(self, skill: Skill, task: Task) -> Usage:
         offered = self.offered(self.offers(task))
@@ -157,9 +157,9 @@ class ToolsTarget:
         talk = _Talk(key, task.id, [], workspace, offered, given)
         meter, done, kept = self.client.meter, None, {}
         try:
-            async with _opened(given, task):
+            async with opened(given, task):
                 opening = [given.opening] if given is not None and given.opening else []
-                talk.messages += _with_notes(asked, opening)
+                talk.messages += with_notes(asked, opening)
                 talk.turns += [Turn(m.role, m.text) for m in talk.messages if m.role != "system"]
                 done = await meter(lambda: self._go_on(talk, attempt), self.guess(skill, task))
                 kept = {path: Artifact.of(data) for path, data in given.left().items()} if given is not None else {}
@@ -243,7 +243,7 @@ class ToolsTarget:
         given, ws = arguments(call, talk.offered), talk.workspace
         root = ws.work.resolve()
         if call.name not in self.tools:
-            return await _of_environment(talk.given, call.name, given)
+            return await of_environment(talk.given, call.name, given)
         match call.name:
             case "bash":
                 return await self._command(("bash", "-c", given["command"]), ws)
@@ -275,7 +275,7 @@ class ToolsTarget:
         await self.client.aclose()
 
 
-async def _of_environment(tools: Tools | None, name: str, given: Mapping[str, str]) -> str:
+async def of_environment(tools: Tools | None, name: str, given: Mapping[str, str]) -> str:
     assert tools is not None
     try:
         return await tools.call(name, given)
@@ -298,7 +298,7 @@ def _restored(data: Mapping[str, Any]) -> Reply:
 
 
 @asynccontextmanager
-async def _opened(tools: Tools | None, task: Task) -> AsyncGenerator[None]:
+async def opened(tools: Tools | None, task: Task) -> AsyncGenerator[None]:
     """The environment's tools, open. Raises `InfraError` if they cannot be opened, or failed while in use."""
     if tools is None:
         yield
@@ -328,10 +328,10 @@ def _said(error: Exception) -> str:
 def with_names(task: Task) -> tuple[Message, ...]:
     """The messages; the last of the user's ends with the names of the files in the workspace."""
     named = [f"Files in the current folder: {', '.join(sorted(task.files))}"] if task.files else []
-    return _with_notes(task.messages, named)
+    return with_notes(task.messages, named)
 
 
-def _with_notes(messages: tuple[Message, ...], notes: list[str]) -> tuple[Message, ...]:
+def with_notes(messages: tuple[Message, ...], notes: list[str]) -> tuple[Message, ...]:
     """The messages with notes at the end of the user's last one."""
     if not notes:
         return messages

@@ -68,7 +68,7 @@ def open_workspace(parent: Path, key: str, files: Mapping[str, bytes]) -> Worksp
     for a folder that cannot be written, and if git is missing.
     """
     start = checked_files(files)
-    root = parent.absolute() / f"w{hashlib.blake2b(key.encode(), digest_size=6).hexdigest()}"
+    root = root_of(parent, key)
     workspace = Workspace(root, root / "work", root / "home", root / "tmp", start)
     require_space(parent, sum(map(len, start.values())))
     try:
@@ -85,6 +85,11 @@ def open_workspace(parent: Path, key: str, files: Mapping[str, bytes]) -> Worksp
         ) from error
     _commit(workspace)
     return workspace
+
+
+def root_of(parent: Path, key: str) -> Path:
+    """The root of the workspace of a rollout."""
+    return parent.absolute() / f"w{hashlib.blake2b(key.encode(), digest_size=6).hexdigest()}"
 
 
 def close_workspace(workspace: Workspace) -> None:

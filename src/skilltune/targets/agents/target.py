@@ -21,6 +21,7 @@ from pathlib import Path
 
 from skilltune.config import TargetConfig
 from skilltune.envs.task import Task
+from skilltune.envs.tools import Tools
 from skilltune.errors import CallError, InfraError, Stopped, UsageError
 from skilltune.execute import HERE, Executor
 from skilltune.frontmatter import BadFrontmatter, read_block
@@ -37,8 +38,11 @@ from skilltune.sandbox import Sandbox, describe, probe
 from skilltune.skill import MAIN, Skill
 from skilltune.targets.agents import AGENTS, AgentJob, AgentResult, SkillFiles, run_job
 from skilltune.targets.agents.command import split_command
+from skilltune.targets.agents.commands import Commands
 from skilltune.targets.agents.job import KEPT, Mode, gone, left_files, program_here, workspaces_of
+from skilltune.targets.tools import no_tools, opened, with_notes
 from skilltune.usage import Usage, minus
+from skilltune.workspace import root_of
 
 TIMEOUT_S = 900.0  # of a rollout, if target.timeout_s is not set
 GUESS = Usage(calls=8, input_tokens=160_000, output_tokens=4_000)
@@ -65,8 +69,9 @@ class AgentTarget:
     the agent uses a login of its own, so that nothing proves that it saw the skill. `slots` schedules the calls of the
     model, and `spend` counts the cost of a failed attempt, whose exchanges are journaled already. `writable` limits
     where the agent writes, see `AgentJob`. `role` is the role in which it is paid, and `account` the name under which
-    its exchanges are journaled, if it is not the role. Raises `UsageError` for a skill that
-    the agent cannot load.
+    its exchanges are journaled, if it is not the role. `offers` returns the tools of the environment for one rollout:
+    the agent reads the folder of tools that only read one, and works with others by commands in its workspace. Raises
+    `UsageError` for a skill that the agent cannot load.
     """
 
     agent: str
@@ -90,7 +95,7 @@ class AgentTarget:
     account: str = ""
     spend: Callable[[Usage], None] = lambda _: None
     executor: Executor = HERE
-    documents: Path | None = None  # folder of the environment that the agent reads
+    offers: Callable[[Task], Tools | None] = no_tools
     _gateway: Gateway | None = None
     _started: bool = False
     _starting: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False)
@@ -110,7 +115,7 @@ class AgentTarget:
         model = self.upstream.fingerprint if self.upstream else f"own login{f' {self.own}' if self.own else ''}"
         limits = self.limits.max_turns, self.limits.max_usd
         known = self.version, self.content, model, self.activation, limits, self.sandbox.level, sorted(self.env)
-        return digest("agent", self.agent, *known, *(["documents"] if self.documents else []))
+        return digest("agent", self.agent, *known)
 
     def guess(self, skill: Skill, task: Task) -> Usage:
         self.skill_files(skill)
@@ -143,19 +148,49 @@ class AgentTarget:
         """Run one rollout. Nothing that it returns or raises shows a secret of `env`, because all of it is stored."""
         secrets = secrets_of(self.env)
         try:
-            return _without_secrets(await self._run(skill, task, attempt, secrets), secrets)
+            return _without_secrets(await self._run(skill, task, attempt), secrets)
         except CallError as failure:
             failure.args, failure.systemic = without(failure.args, secrets), without(failure.systemic, secrets)
             raise
 
-    async def _run(self, skill: Skill, task: Task, attempt: int, secrets: tuple[str, ...]) -> Trajectory:
-        installed = self.skill_files(skill)
-        prompt, images = prompt_of(task.messages)
-        if self.documents is not None:
-            prompt += f"\n\nThe documents are in the folder {self.documents}. Read them there; do not change them."
+    async def _run(self, skill: Skill, task: Task, attempt: int) -> Trajectory:
+        """A rollout with the tools that the environment offers."""
+        tools = self.offers(task)
+        if tools is None:
+            return await self._work(skill, task, self._key(skill, task, attempt), ())
+        if tools.folder is not None:
+            note = f"The documents are in the folder {tools.folder}. Read them there; do not change them."
+            asked = replace(task, messages=with_notes(task.messages, [note]))
+            return await self._work(skill, asked, self._key(skill, asked, attempt), (tools.folder,))
+        if self.executor is not HERE:
+            raise UsageError(
+                f"workers.on={self.executor.name}: the tools of this environment keep their state on this machine, so "
+                "its rollouts cannot run on workers: set workers.on=local"
+            )
+        try:
+            async with opened(tools, task):
+                commands = Commands(tools)
+                if twice := sorted(commands.files.keys() & task.files.keys()):
+                    raise UsageError(f'sample "{task.id}": its file {twice[0]} has the name of a tool: rename it')
+                notes = [commands.explained, *([tools.opening] if tools.opening else [])]
+                asked = replace(task, messages=with_notes(task.messages, notes), files={**task.files, **commands.files})
+                key = self._key(skill, asked, attempt)
+                done = await commands.beside(self._work(skill, asked, key, ()), root_of(self.parent, key))
+                left = {path: Artifact.of(data) for path, data in tools.left().items()}
+        except CallError as failure:
+            raise (_journaled(failure) if self.upstream is not None else failure) from failure.__cause__
+        return replace(done, artifacts={**done.artifacts, **left})
+
+    def _key(self, skill: Skill, task: Task, attempt: int) -> str:
+        """Identifies a rollout, and so its workspace."""
         question = [(m.role, m.text, [i.base64 for i in m.images]) for m in task.messages]
         files = [(name, hashlib.sha256(data).hexdigest()) for name, data in sorted(task.files.items())]
-        key = digest("agent rollout", self.fingerprint, skill.hash, task.id, question, files, attempt)
+        return digest("agent rollout", self.fingerprint, skill.hash, task.id, question, files, attempt)
+
+    async def _work(self, skill: Skill, task: Task, key: str, shown: tuple[Path, ...]) -> Trajectory:
+        """One rollout in a fresh workspace. The agent may read the folders in `shown`."""
+        installed = self.skill_files(skill)
+        prompt, images = prompt_of(task.messages)
         job = AgentJob(
             agent=self.agent,
             command=self.command,
@@ -173,7 +208,7 @@ class AgentTarget:
             env=self.env,
             programs=self.programs,
             hidden=self.hidden,
-            shown=(self.documents,) if self.documents is not None else (),
+            shown=shown,
             writable=self.writable,
             role=self.role,
         )
@@ -182,7 +217,7 @@ class AgentTarget:
             done = alone(job, await self.executor.run(run_job, job))
             listed = done.usage.usd if done.usage.usd is not None else self.usd(done.usage)
             return replace(done, usage=replace(done.usage, usd=listed))
-        lease = self._lease(key, installed, task.id, secrets)
+        lease = self._lease(key, installed, task.id)
         try:
             result = await self.executor.run(run_job, replace(job, url=lease.url, token=lease.token))
             trajectory = witnessed(job, result, lease, waited=await lease.end())
@@ -227,7 +262,7 @@ class AgentTarget:
     def _count_late(self) -> None:
         self.executor.counts.late += 1
 
-    def _lease(self, key: str, skill: SkillFiles | None, sample: str, secrets: tuple[str, ...]) -> Lease:
+    def _lease(self, key: str, skill: SkillFiles | None, sample: str) -> Lease:
         assert self.upstream is not None
         assert self._gateway is not None
         promised = None
@@ -243,7 +278,7 @@ class AgentTarget:
             role=self.role,
             account=self.account,
             sample=sample,
-            secrets=secrets,
+            secrets=secrets_of(self.env),
         )
 
     def usd(self, usage: Usage) -> float | None:
@@ -442,7 +477,7 @@ def make_agent(
     key_env: str | None = None,
     spend: Callable[[Usage], None] = lambda _: None,
     executor: Executor = HERE,
-    documents: Path | None = None,
+    offers: Callable[[Task], Tools | None] = no_tools,
 ) -> AgentTarget:
     """The agent that `cfg.model` names. A relative path in a command starts at `root`, whose files stay hidden from it.
 
@@ -482,7 +517,7 @@ def make_agent(
         role=role,
         spend=spend,
         executor=executor,
-        documents=documents,
+        offers=offers,
     )
 
 
