@@ -22,6 +22,7 @@ from skilltune.errors import RunError, UsageError
 from skilltune.finish.certify import Certificate
 from skilltune.finish.records import Finish, Start
 from skilltune.history.left_out import left_out
+from skilltune.history.usable import Share, usable_proposals
 from skilltune.journal.run import EXCHANGE, FAILED, Run, exchange_kind
 from skilltune.result import claim
 from skilltune.rollout import Rollout, Score, rollout_from_json
@@ -135,6 +136,7 @@ class Record:
     last command that trained it: its `line`, and the `folder` in which it was given. `gate` is None if the
     configuration was made by another version of skilltune. `estimated` is the number of failed attempts whose cost is
     unknown. `left_out` has the outcome and cause of the samples that were left out.
+    `proposals` has the share of the optimizer's proposals that could be used, by form.
     """
 
     run: Run
@@ -156,6 +158,7 @@ class Record:
     program: str  # the version of skilltune, "" if the run did not record it
     root: str = ""  # the folder at which relative paths of the configuration start, "" if it was not recorded
     left_out: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    proposals: Mapping[str, Share] = field(default_factory=dict)
 
     @classmethod
     def of(cls, run: Run) -> Record:
@@ -223,6 +226,7 @@ class Record:
             program=program[0] if program else "",
             root=root,
             left_out=left_out(run),
+            proposals=usable_proposals(run),
         )
 
     @property
@@ -290,6 +294,7 @@ class Record:
             "certificate": self.finish.certificate.to_json() if self.finish and self.finish.certificate else None,
             "controls": self.controls,
             "left_out": self.left_out,
+            "proposals": {form: asdict(share) for form, share in self.proposals.items()},
             "usage": {kind: asdict(usage) for kind, usage in self.usage.items()},
             "files": [str(path) for path in self.files],
         }

@@ -15,6 +15,7 @@ from skilltune.edits import Edit
 from skilltune.finish.certify import Also
 from skilltune.history.activation import describe_activation
 from skilltune.history.record import Record, Version
+from skilltune.history.usable import describe_proposals
 from skilltune.journal.run import Run
 from skilltune.report.card import looks
 from skilltune.report.chart import Point, chart
@@ -126,6 +127,8 @@ def _verdict(record: Record) -> Html:
             f"preset {config.get('preset')}, seed {config.get('seed')}",
         ),
     ]
+    if proposals := describe_proposals(record.proposals):
+        facts.append(("proposals", proposals, "the share that passed every check"))
     stopped = record.finish.stopped if record.finish else ""
     return el(
         "div",

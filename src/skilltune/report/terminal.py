@@ -30,6 +30,7 @@ from skilltune.gate.priors import VETO
 from skilltune.history.activation import describe_activation
 from skilltune.history.left_out import describe, left_out, summed
 from skilltune.history.record import Judged, Record, Version, affordable
+from skilltune.history.usable import NAMES, Share, describe_proposals
 from skilltune.journal.run import FAILED, by_work
 from skilltune.optimizer.handoff import Question, in_use
 from skilltune.optimizer.schedule import steps_per_epoch
@@ -113,6 +114,7 @@ class Progress:
     score_sd: float | None = None
     n: int = 0
     accepted: int = 0
+    proposals: Share | None = None  # all proposals of this process so far
     waiting: str = ""
     ending: bool = False  # the training is over, the certificate is not
     _began: float = 0.0
@@ -143,6 +145,9 @@ class Progress:
         elif type == "start":
             self.score, self.score_sd, self._at_start = data["score"], data["score_sd"], self.calls
             self._at_verdict = self.calls
+        elif type == "proposals":
+            before = self.proposals or Share(0, 0)
+            self.proposals = Share(before.made + data["made"], before.usable + data["usable"])
         elif type == "verdict":
             self.step, self.score, self.score_sd = data["step"], data["score"], data["score_sd"]
             if data["accepted"]:
@@ -190,7 +195,8 @@ class Progress:
 
     @property
     def learned(self) -> str:
-        return f"{self.describe_score()} · {counted_versions(self.accepted)}"
+        usable = f" · proposals usable: {self.proposals}" if self.proposals else ""
+        return f"{self.describe_score()} · {counted_versions(self.accepted)}{usable}"
 
     @property
     def spent(self) -> str:
@@ -210,6 +216,12 @@ def line(type: str, data: Mapping[str, Any], steps: int, slow: bool = False) -> 
         case "refused":
             more = f" (and {len(data['edits']) - 1} more)" if len(data["edits"]) > 1 else ""
             return _text(f"step {data['step']} · proposed edit refused: {_short(data['edits'][0])}{more}", "dim")
+        case "proposals" if data["usable"] < data["made"]:
+            share = Share(data["made"], data["usable"])
+            return _text(f"step {data['step']} · proposals usable: {share}, {NAMES[data['form']]}", "dim")
+        case "form":
+            asked = f"the optimizer is asked for {NAMES[data['form']]} from now on"
+            return _text(f"step {data['step']} · {asked}: {data['reason']}", "yellow")
         case "fallback":
             instead = INSTEAD.get(data["stage"], "")
             return _text(f"step {data['step']} · {data['stage']}: {_short(data['reason'])}{instead}", "yellow")
@@ -520,6 +532,8 @@ def show_run(record: Record, console: Console) -> None:
         console.print(f"{'left out':<15}{clean(text)}")
     if text := describe_activation(record.run):
         console.print(f"{'the skill was':<15}{text}")
+    if text := describe_proposals(record.proposals):
+        console.print(f"{'proposals':<15}{text}")
     if record.controls is not None:
         print_controls(record.controls, console)
         console.print()
