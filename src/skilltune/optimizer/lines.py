@@ -104,11 +104,11 @@ def _all_numbered(text: str) -> bool:
 def _unique(lines: list[str], at: int, body: str) -> tuple[int, int]:
     """The first and last line of the shortest quote around a line that the body contains once."""
     first = last = at
-    while body.count("\n".join(lines[first : last + 1])) > 1:
-        if first > 0:
-            first -= 1
-        else:
+    while body.find(quote := "\n".join(lines[first : last + 1])) != body.rfind(quote):
+        if last + 1 < len(lines):
             last += 1
+        else:
+            first -= 1
     return first, last
 
 
