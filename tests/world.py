@@ -25,7 +25,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from hashlib import blake2b
 from pathlib import Path
 from statistics import NormalDist
@@ -316,7 +316,10 @@ class Optimizer:
         return {"diagnosis": diagnosis, "edits": edits[:budget]}
 
     def rules(self, prompt: Prompt, dice: Dice) -> str:
-        """What `reflect` would add, as plain rules, one a line."""
+        """What `reflect` would add, as plain rules, one a line. The request has no tags."""
+        skill, *tasks = re.split(r"^Task: ", prompt.text, flags=re.MULTILINE)
+        tried = prompt.text.partition("Rules that were tried")[2]
+        prompt = replace(prompt, skill=skill, rejected=tried, trajectories=[Shown("", 0.0, task) for task in tasks])
         return "\n".join(str(edit["text"]) for edit in self.reflect(prompt, dice)["edits"] if edit["op"] == "add")
 
     def _cure(self, prompt: Prompt, failed: list[Shown], dice: Dice) -> list[Json]:

@@ -207,7 +207,7 @@ async def test_the_request_for_rules_is_short_and_names_what_was_tried(run: Run)
     tried = Rejected(Edit("add", text="- Shout the name."), "no gain")
     await propose(build(run, answers, form="rules", show_expected=False), rejected=(tried,))
     text = answers.asked[0].messages[-1].text
-    assert "<rejected>\n- Shout the name.\n</rejected>" in text
+    assert "did not help:\n- Shout the name.\n\n" in text
     assert GOLD not in text  # hidden
     assert len(text) < 1500
     assert '"op"' not in f"{text}{answers.asked[0].messages[0].text}"

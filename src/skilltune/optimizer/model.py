@@ -345,7 +345,7 @@ class ModelOptimizer:
         failed = [rollout for rollout in group if rollout.score is not None and not rollout.score.hard]
         samples = dict.fromkeys(rollout.sample for rollout in failed)
         body, known = context.skill.body, [self.samples[rollout.sample] for rollout in group]
-        evidence = [trajectory_part(rollout, self._show_case(rollout)) for rollout in failed[:CASES]]
+        cases = [self._show_case(rollout) for rollout in failed[:CASES]]
         kept: dict[str, Proposal] = {}
         made, complaints = set[str](), list[str]()
 
@@ -369,7 +369,7 @@ class ModelOptimizer:
                 raise ValueError("no rule can be used:\n" + "\n".join(refused or ["there is none"]))
             return Reflection(list(kept.values()), (), {"rules": Tally(len(made), len(kept))})
 
-        return await self.stages.ask_rules(context, evidence, read, limit=limit, redraw=redraw)
+        return await self.stages.ask_rules(context, cases, read, limit=limit, redraw=redraw)
 
     def _check(self, edit: Edit, shown: Mapping[str, str], context: Context) -> tuple[Proposal, str]:
         """The proposal with its verified support, and the reason why it fails a check ("" if it passes all)."""

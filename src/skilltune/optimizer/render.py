@@ -102,7 +102,10 @@ def render_case(
     reason. Hides what `render_rollout` hides. The rollout must be scored."""
     assert rollout.score is not None
     expected = env.expected(sample) if show_expected else ""
-    lines = [f"Task: {elide(sample.text.strip(), chars // 2)}", f"Answer: {elide(rollout.answer.strip(), chars // 4)}"]
+    lines = [
+        f"Task: {elide(sample.text.strip(), chars // 2)}",
+        f"Answer given: {elide(rollout.answer.strip(), chars // 4)}",
+    ]
     if expected:
         lines.append(f"Right answer: {elide(expected, chars // 4)}")
     else:

@@ -151,22 +151,25 @@ class Stages:
         return await self.answers.ask(Brief(request, tuple(parts)), read)
 
     async def ask_rules(
-        self, context: Context, evidence: Sequence[Part], read: Callable[[str], T], *, limit: int, redraw: int = 0
+        self, context: Context, cases: Sequence[str], read: Callable[[str], T], *, limit: int, redraw: int = 0
     ) -> T:
-        """Ask for plain rules and return `read(text)`; raises as `Answers.ask`. A small model is asked, so the request
-        is short: the skill, the latest rejected rules and the evidence."""
+        """Ask for plain rules and return `read(text)`; raises as `Answers.ask`.
+
+        A small model is asked, so the request is short, and it is plain text: with tags around its parts, such a model
+        repeats the skill. It holds the skill, the latest rejected rules and the failed tasks.
+        """
         tried = [entry.edit.text.strip() for entry in context.memory.rejected if entry.edit.text][-TRIED:]
-        parts = [Part("skill", context.skill.body.strip()), *evidence]
+        parts = [f"The rules now:\n{context.skill.body.strip() or 'none'}", *cases]
         if tried:
-            parts.append(Part("rejected", "\n".join(tried)))
-        parts.append(Part("edit_budget", str(limit)))
+            parts.append("Rules that were tried and did not help:\n" + "\n".join(tried))
+        parts.append(load_prompt("rules_end").replace("{number}", str(limit)))
         request = Request(
-            messages=(system(load_prompt(RULES)), user("\n\n".join(map(str, parts)))),
+            messages=(system(load_prompt(RULES)), user("\n\n".join(parts))),
             temperature=self.cfg.temperature,
             max_tokens=self.cfg.max_tokens,
             draw=context.step.index + redraw * REDRAW,
         )
-        return await self.answers.ask(Brief(request, tuple(parts)), read)
+        return await self.answers.ask(Brief(request), read)
 
     async def ask_or_none(
         self,
