@@ -29,6 +29,7 @@ import importlib
 import importlib.util
 import json
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -206,6 +207,13 @@ class Served:
 
 def _text(content: Any) -> str:
     return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
+
+
+def downloader() -> str:
+    """The command of a pip: an environment that uv made has none of its own."""
+    if importlib.util.find_spec("pip") is None and shutil.which("uv"):
+        return "uv tool run pip"
+    return f"{sys.executable} -m pip"
 
 
 # -- the tasks
@@ -566,11 +574,22 @@ def page(rows: Sequence[Json], command: str, note: str) -> str:
     )
 
 
+OWN = ("dates", "amounts", "policy")
+BBH = ("bbh/navigate", "bbh/object_counting", "bbh/date_understanding")
+RG = ("rg/spell_backward", "rg/letter_counting", "rg/number_sorting")
+
+
+def possible(options: argparse.Namespace) -> tuple[list[str], list[str]]:
+    """The tasks and systems that can be run with these options."""
+    gym = importlib.util.find_spec("reasoning_gym") is not None
+    tasks = [*OWN, *(BBH if options.bbh else ()), *(RG if gym else ())]
+    return tasks, [system for system in SYSTEMS if options.peers or system not in ("skillopt", "gepa")]
+
+
 def missing(rows: Sequence[Json]) -> str:
     """The systems and tasks that have no row."""
     made = {(row["task"], row["system"]) for row in rows}
-    tasks = ["dates", "amounts", "policy", "bbh/navigate", "bbh/object_counting", "bbh/date_understanding"]
-    tasks += ["rg/spell_backward", "rg/letter_counting", "rg/number_sorting"]
+    tasks = (*OWN, *BBH, *RG)
     left = {task: [system for system in SYSTEMS if (task, system) not in made] for task in tasks}
     return "\n".join(f"- {task}: {', '.join(systems)}" for task, systems in left.items() if systems)
 
@@ -587,9 +606,9 @@ def main() -> None:
     def numbers(text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
 
-    parser.add_argument("--tasks", type=names, default=["dates", "amounts"])
-    parser.add_argument("--systems", type=names, default=list(SYSTEMS))
-    parser.add_argument("--seeds", type=numbers, default=[1])
+    parser.add_argument("--tasks", type=names, help="default: all that can be run")
+    parser.add_argument("--systems", type=names, help=f"of {', '.join(SYSTEMS)}")
+    parser.add_argument("--seeds", type=numbers, default=[1, 2])
     parser.add_argument("--sizes", type=numbers, default=[40, 30, 60, 60], help="train, select, test, fresh")
     parser.add_argument("--calls", type=int, default=400, help="target calls before the test")
     parser.add_argument(
@@ -597,11 +616,13 @@ def main() -> None:
     )
     parser.add_argument("--bbh", type=Path, help="folder with the JSON files of BIG-Bench Hard")
     parser.add_argument("--peers", default="", help="an interpreter that has skillopt and gepa")
-    parser.add_argument("--pip", default=f"{sys.executable} -m pip", help="the pip that downloads the weights")
+    parser.add_argument("--pip", default=downloader(), help="the pip that downloads the weights")
     parser.add_argument("--models", type=Path, default=HERE.parent / ".models", help="folder of the weights")
     parser.add_argument("--keep", type=Path, default=Path("real.jsonl"), help="finished runs (JSON lines)")
     parser.add_argument("--write", type=Path, help="the page to write")
     options = parser.parse_args()
+    tasks, systems = possible(options)
+    options.tasks, options.systems = options.tasks or tasks, options.systems or systems
     if unknown := set(options.systems) - SYSTEMS.keys():
         parser.error(f"unknown systems: {', '.join(sorted(unknown))}; known are {', '.join(SYSTEMS)}")
     rows = measured(options)
