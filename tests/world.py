@@ -319,7 +319,8 @@ class Optimizer:
         """What `reflect` would add, as plain rules, one a line. The request has no tags."""
         skill, *tasks = re.split(r"^Task: ", prompt.text, flags=re.MULTILINE)
         tried = prompt.text.partition("Rules that were tried")[2]
-        prompt = replace(prompt, skill=skill, rejected=tried, trajectories=[Shown("", 0.0, task) for task in tasks])
+        shown = [Shown(TICKET.findall(task)[0], 0.0, task) for task in tasks if TICKET.search(task)]
+        prompt = replace(prompt, skill=skill, rejected=tried, trajectories=shown)
         return "\n".join(str(edit["text"]) for edit in self.reflect(prompt, dice)["edits"] if edit["op"] == "add")
 
     def _cure(self, prompt: Prompt, failed: list[Shown], dice: Dice) -> list[Json]:

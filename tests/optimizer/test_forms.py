@@ -291,5 +291,7 @@ async def test_an_optimizer_that_always_misquotes_learns_by_rules(tmp_path: Path
         calls = world.calls.copy()
         again = await train(world, tmp_path, settings)
         assert world.calls == calls
+        seen = {s["split"] for s in world.samples() if world.optimizer_saw(s["input"])}
+    assert seen == {"train"}
     assert again.outcome == trained.outcome
     assert [event["form"] for event in events(trained.folder, "form")] == ["rules"]
