@@ -492,8 +492,8 @@ def measured(options: argparse.Namespace) -> list[Json]:
     left = [each for each in wanted if (*each, options.calls, tuple(options.sizes)) not in made]
     if not left:
         return rows
-    files = [fetched(weights, options.models, options.pip.split()) for weights in (TARGET, OPTIMIZER)]
-    served = Served(*files, options.models / "answers.jsonl")
+    target, optimizer = (fetched(weights, options.models, options.pip.split()) for weights in (TARGET, OPTIMIZER))
+    served = Served(target, optimizer, options.models / "answers.jsonl")
     url = served.start()
     for task, system, seed in left:
         bench = Bench(

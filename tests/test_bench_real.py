@@ -77,8 +77,7 @@ async def test_an_answered_request_counts_again_but_is_not_computed_again(real: 
     served.models, served.answers, served.known = {"target": model, "optimizer": model}, tmp_path / "a.jsonl", {}
     served.reset()
     body = {"model": "openai/target", "messages": [{"role": "user", "content": [{"type": "text", "text": "?"}]}]}
-    for _ in range(3):
-        answer = await served.complete(body)
+    answer, *_ = [await served.complete(body) for _ in range(3)]
     assert answer["choices"][0]["message"]["content"] == "42"
     assert len(model.asked) == 1
     assert (served.count["target"]["calls"], served.count["target"]["input"]) == (3, 15)

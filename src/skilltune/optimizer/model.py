@@ -213,9 +213,12 @@ class ModelOptimizer:
             errors = [answer for answer in mine if isinstance(answer, CallError)]
             if errors and len(errors) == len(mine):
                 self.run.decide(_unreadable_key(prompt, step, redraw), functools.partial(str, errors[0]))
+                other = (
+                    "" if self.cfg.form == "edits" else " A model that cannot write JSON needs optimizer.form=rules."
+                )
                 raise InfraStopped(
                     f"the optimizer failed on every minibatch of step {step}: {errors[0]}\n"
-                    "Run the same command to ask again."
+                    f"Run the same command to ask again.{other}"
                 )
             for error in errors:
                 self.run.record("fallback", step=step, stage="reflect", reason=f"a minibatch is left out: {error}")
