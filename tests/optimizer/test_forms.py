@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from skilltune.cli.main import app
 from skilltune.config import OptimizerConfig, TrainConfig, make_config
 from skilltune.edits import Edit, Malformed, apply
 from skilltune.envs import Env
@@ -25,6 +28,7 @@ from skilltune.optimizer.lines import number_lines, read_edits
 from skilltune.optimizer.model import ModelOptimizer
 from skilltune.optimizer.rules import read_rules, read_text
 from skilltune.optimizer.stage import ByModel
+from skilltune.report.terminal import line
 from skilltune.rollout import Rollout, Score, Trajectory
 from skilltune.skill import Skill
 from skilltune.usage import Usage
@@ -74,6 +78,14 @@ def test_a_bare_number_in_a_text_is_a_line_only_if_the_lines_were_numbered() -> 
     assert edited(bare, numbered=True) == BODY.replace("Answer", "Reply")
     assert edited([{"op": "replace", "target": "4", "text": "5"}], "Take 4 of them.") == "Take 5 of them."
     assert edited([{"op": "replace", "target": "line 4", "text": "row 4"}], "See line 4.\n") == "See row 4.\n"
+
+
+def test_a_skill_with_numbered_lines_of_its_own_keeps_them() -> None:
+    table = "1| one\n2| two\n"
+    assert (
+        edited([{"op": "replace", "target": "2| two", "text": "2| deux"}], table, numbered=True) == "1| one\n2| deux\n"
+    )
+    assert edited([{"op": "replace", "target": 1, "text": "1| un"}], table, numbered=True) == "1| un\n2| two\n"
 
 
 @pytest.mark.parametrize(
@@ -283,6 +295,7 @@ def test_rules_are_a_form_for_chat_models(model: str) -> None:
 # -- in the world
 
 
+@pytest.mark.slow
 async def test_an_optimizer_that_always_misquotes_learns_by_rules(tmp_path: Path) -> None:
     settings = {"train.epochs": 2, "gate.screen": 16}
     with small(q=1.0, misquote=1.0) as world:
@@ -295,3 +308,8 @@ async def test_an_optimizer_that_always_misquotes_learns_by_rules(tmp_path: Path
     assert seen == {"train"}
     assert again.outcome == trained.outcome
     assert [event["form"] for event in events(trained.folder, "form")] == ["rules"]
+    shown = CliRunner().invoke(app, ["show", str(trained.folder)]).stdout
+    assert re.search(r"^proposals +\d+ of \d+ \(\d+ %\) usable: edits 0 of \d+ \(0 %\), plain rules ", shown, re.M)
+    assert "proposals of the optimizer" in trained.read("card.md")
+    said = [line("proposals", event, 2) for event in events(trained.folder, "proposals")]
+    assert next(text.plain for text in said if text and "0 of" in text.plain).endswith("(0 %), edits")

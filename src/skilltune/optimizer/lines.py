@@ -62,7 +62,8 @@ def _read(item: object, body: str, numbered: bool) -> list[Edit | Malformed]:
     for name in ("after", "target"):
         if isinstance(place := fields.get(name), str):
             fields[name] = _unnumbered(place, body)
-    if numbered and isinstance(text := fields.get("text"), str) and _all_numbered(text):
+    text = fields.get("text")
+    if numbered and isinstance(text, str) and _all_numbered(text) and not _PREFIX.search(body):
         fields["text"] = _PREFIX.sub("", text)
     op = fields["op"].strip().lower() if isinstance(fields.get("op"), str) else ""
     name = {"add": "after", "replace": "target", "delete": "target"}.get(op, "")
@@ -72,9 +73,9 @@ def _read(item: object, body: str, numbered: bool) -> list[Edit | Malformed]:
     checked = parse_edits([{**fields, name: "a line"}])  # the other fields may be malformed
     if isinstance(checked[0], Malformed):
         return checked
-    text = fields.get("text") if op != "delete" else None
     try:
-        return parse_edits([{**fields, "after": None, "target": None, **_line_edit(op, number, text, body)}])
+        edit = _line_edit(op, number, None if op == "delete" else fields["text"], body)
+        return parse_edits([{**fields, "after": None, "target": None, **edit}])
     except ValueError as error:
         return [Malformed(json.dumps(item, ensure_ascii=False)[:MALFORMED_RAW], str(error))]
 

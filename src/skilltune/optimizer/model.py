@@ -213,9 +213,8 @@ class ModelOptimizer:
             errors = [answer for answer in mine if isinstance(answer, CallError)]
             if errors and len(errors) == len(mine):
                 self.run.decide(_unreadable_key(prompt, step, redraw), functools.partial(str, errors[0]))
-                other = (
-                    "" if self.cfg.form == "edits" else " A model that cannot write JSON needs optimizer.form=rules."
-                )
+                may_help = self.cfg.form == "auto" and self.form != "rules"
+                other = " A model that cannot write JSON needs optimizer.form=rules." if may_help else ""
                 raise InfraStopped(
                     f"the optimizer failed on every minibatch of step {step}: {errors[0]}\n"
                     f"Run the same command to ask again.{other}"
@@ -323,9 +322,9 @@ class ModelOptimizer:
                 self.run.record("refused", step=step, edits=refused)
             if refused and enforce and not complaints:
                 complaints.extend(refused)
-                if misplaced and form == "edits":
-                    refused += ["", load_prompt("lines"), number_lines(context.skill.body)]
-                raise ValueError("these edits cannot be used; mend or drop them:\n" + "\n".join(refused))
+                by_number = ["", load_prompt("lines"), number_lines(context.skill.body)]
+                said = [*refused, *(by_number if misplaced and form == "edits" else ())]
+                raise ValueError("these edits cannot be used; mend or drop them:\n" + "\n".join(said))
             return reflection()
 
         def reflection() -> Reflection:
