@@ -179,10 +179,11 @@ class Stages:
         read: Callable[[Any], T],
         *,
         limit: int | None = None,
+        redraw: int = 0,
     ) -> T | None:
         """As `ask`, but None if no answer can be read. The caller continues without it; an event says so."""
         try:
-            return await self.ask(prompt, context, evidence, read, limit=limit)
+            return await self.ask(prompt, context, evidence, read, limit=limit, redraw=redraw)
         except CallConfigError:
             raise
         except CallError as error:
