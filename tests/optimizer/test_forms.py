@@ -65,6 +65,12 @@ def test_a_line_may_be_named_by_number_or_quoted(place: Any) -> None:
     assert edited([{"op": "delete", "target": place}]) == BODY.replace("- Answer.\n", "")
 
 
+def test_blank_lines_before_the_text_count_as_an_editor_counts_them() -> None:
+    body = f"\n\n{BODY}"
+    assert number_lines(body).startswith("3| # Desk\n4|\n5| - Be kind.")
+    assert edited([{"op": "delete", "target": "line 6"}], body) == body.replace("- Answer.\n", "")
+
+
 def test_a_line_that_is_not_unique_is_still_the_one_that_its_number_names() -> None:
     """`- Be kind.` is also the beginning of the last line."""
     assert edited([{"op": "replace", "target": 3, "text": "- Be fair."}]).splitlines()[2] == "- Be fair."

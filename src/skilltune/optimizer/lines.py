@@ -17,8 +17,10 @@ _PREFIX = re.compile(r"^[ \t]*\d{1,5}\| ?", re.MULTILINE)
 
 
 def number_lines(body: str) -> str:
-    """The body with the number of each line before it, from 1. Blank lines around the body are left out."""
-    return "\n".join(f"{number}| {line}".rstrip() for number, line in enumerate(_lines(body), 1))
+    """The body with the number of each line before it. Blank lines around the body are not shown, but counted."""
+    first = len(body) - len(body.lstrip("\r\n"))
+    skipped = body.count("\n", 0, first)
+    return "\n".join(f"{n}| {line}".rstrip() for n, line in enumerate(_lines(body), 1) if n > skipped)
 
 
 def read_edits(data: object, body: str, *, numbered: bool = False) -> list[Edit | Malformed]:
@@ -114,4 +116,4 @@ def _unique(lines: list[str], at: int, body: str) -> tuple[int, int]:
 
 
 def _lines(body: str) -> list[str]:
-    return body.strip("\r\n").split("\n")
+    return body.rstrip("\r\n").split("\n")
