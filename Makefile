@@ -14,7 +14,7 @@ AGENTS := @anthropic-ai/claude-code@2.1.332 @openai/codex@0.171.0 opencode-ai@1.
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test fast soak test-agents test-ray lint format bench docs clean
+.PHONY: help setup demo test fast soak test-agents test-ray lint format bench bench-real docs clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-11s %s\n", $$1, $$2}'
@@ -76,6 +76,9 @@ format: $(READY)  ## put the style right
 
 bench: $(READY)  ## the committed figures of bench/README.md, made anew (about an hour)
 	bash bench/run.sh
+
+bench-real: $(READY)  ## real models against peers and controls: fetches 1.6 GB; hours (options: ARGS="--tasks dates")
+	$(BIN)/python bench/real.py --keep bench/real.jsonl --write bench/real.md $(ARGS)
 
 docs: $(READY)  ## build the documentation's site into site/
 	@if command -v uv >/dev/null 2>&1; then uv pip install -q --python $(BIN)/python -e '.[docs]'; \

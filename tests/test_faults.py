@@ -506,7 +506,7 @@ async def test_pitfall_7_an_optimizer_that_cannot_be_read_stops_the_run_but_not_
 
 async def test_a_misquoted_edit_is_refused_and_the_reason_recorded(tmp_path: Path) -> None:
     with small(q=1.0, misquote=1.0) as world:
-        trained = await train(world, tmp_path, SHORT)
+        trained = await train(world, tmp_path, {**SHORT, "optimizer.form": "edits"})
         assert world.calls["optimizer"] > 0
     assert trained.result.best.text == START
     refused = [reason for event in events(trained.folder, "refused") for reason in event["edits"]]

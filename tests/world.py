@@ -25,7 +25,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from hashlib import blake2b
 from pathlib import Path
 from statistics import NormalDist
@@ -284,8 +284,9 @@ class Optimizer:
 
     def __init__(self, desk: Desk, q: float, harmful: float, sloppy: float, misquote: float) -> None:
         self.desk, self.q, self.harmful, self.sloppy, self.misquote = desk, q, harmful, sloppy, misquote
-        self.stages: dict[str, Callable[[Prompt, Dice], Json]] = {
+        self.stages: dict[str, Callable[[Prompt, Dice], Json | str]] = {
             "reflect": self.reflect,
+            "rules": self.rules,
             "merge": self.merge,
             "rank": self.rank,
             "learning_rate": self.learning_rate,
@@ -313,6 +314,14 @@ class Optimizer:
             kind, group = next(iter(groups.items()))
             edits.append(self._place(prompt, self._bad(kind, prompt, dice), group, dice))
         return {"diagnosis": diagnosis, "edits": edits[:budget]}
+
+    def rules(self, prompt: Prompt, dice: Dice) -> str:
+        """What `reflect` would add, as plain rules, one a line. The request has no tags."""
+        skill, *tasks = re.split(r"^Task: ", prompt.text, flags=re.MULTILINE)
+        tried = prompt.text.partition("Rules that were tried")[2]
+        shown = [Shown(TICKET.findall(task)[0], 0.0, task) for task in tasks if TICKET.search(task)]
+        prompt = replace(prompt, skill=skill, rejected=tried, trajectories=shown)
+        return "\n".join(str(edit["text"]) for edit in self.reflect(prompt, dice)["edits"] if edit["op"] == "add")
 
     def _cure(self, prompt: Prompt, failed: list[Shown], dice: Dice) -> list[Json]:
         """The deletions that the failures call for: a harmful line, if everything fails."""
@@ -585,6 +594,8 @@ def guess_stage(system: str, user: str) -> str | None:
     for tag in EVIDENCE:
         asked = re.sub(rf"<{tag}\b[^>]*>.*?</{tag}>", "", asked, flags=re.DOTALL)
     asked = f"{system}\n{asked}"
+    if "rules only, one a line" in system:
+        return "rules"
     marks = {
         "reflect": ["diagnosis"],
         "slow_update": ["guidance"],
@@ -859,6 +870,8 @@ class World(Desk):
             )
         except (ValueError, TypeError, AttributeError) as error:
             raise _Refused(400, f"the tags of this {call.stage} request cannot be read: {error!r}") from None
+        if isinstance(thought, str):
+            return thought
         return thought if call.structured else f"Here it is.\n```json\n{json.dumps(thought, indent=1)}\n```"
 
 

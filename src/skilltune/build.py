@@ -468,7 +468,7 @@ def build_optimizer(
         raise _unusable("optimizer", section.model)
     if name.scheme == "handoff":
         handoff = Handoff(handoff_folder(cfg, root, name, skill), run, clients.budget, cfg.optimizer.wait)
-        return Proposer(ModelOptimizer(handoff, run, env, cfg.optimizer, cfg.train, samples), handoff=handoff)
+        return Proposer(ModelOptimizer(handoff, run, env, _edits_only(cfg), cfg.train, samples), handoff=handoff)
     if name.scheme == "examples":
         made = Proposer(ExamplesOptimizer(env, samples, cfg.gate.pool, cfg.seed))
     elif name.scheme in PROPOSING_AGENTS:
@@ -486,6 +486,11 @@ def build_optimizer(
     return made
 
 
+def _edits_only(cfg: Config) -> OptimizerConfig:
+    """The optimizer's section for who reads files: the form of rules is a short text for a small model."""
+    return cfg.optimizer.model_copy(update={"form": "edits"})
+
+
 def _proposing_agent(
     cfg: Config,
     section: OptimizerConfig,
@@ -500,7 +505,7 @@ def _proposing_agent(
     client = clients.client(section.model_copy(update={"model": name.inner.text}), "optimizer")
     worker = make_agent_target(section.as_agent(), clients, root, role="optimizer", writable=(ANSWERS,))
     agent = ByAgent(worker, clients.run)
-    proposing = ModelOptimizer(agent, clients.run, env, cfg.optimizer, cfg.train, samples)
+    proposing = ModelOptimizer(agent, clients.run, env, _edits_only(cfg), cfg.train, samples)
     return Proposer(proposing, client, agent=agent)
 
 

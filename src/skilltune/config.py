@@ -298,6 +298,11 @@ class OptimizerConfig(ModelConfig):
     show_expected: bool = Field(default=True, description="show it the expected answers of train samples")
     show_rubric: bool = Field(default=False, description="show it which of a judge's checks failed on train samples")
     wait: bool = Field(default=True, description="handoff: wait for the answers; false: stop (exit 4) and resume later")
+    form: Literal["auto", "edits", "rules"] = Field(
+        default="auto",
+        description="form of a model's proposals: edits (JSON with citations), rules (plain rules, one a line, for a "
+        "small model), or auto: edits, and rules once too few edits can be used",
+    )
     checks: Literal["enforce", "record"] = Field(
         default="enforce",
         description="refuse an edit whose citations are wrong or that copies a sample, or only record the fault",
@@ -313,7 +318,10 @@ class OptimizerConfig(ModelConfig):
         """Refuse options that the kind of optimizer would ignore."""
         if not self.model:
             return self
-        agent = parse_name(self.model).scheme in AGENT_SCHEMES
+        scheme = parse_name(self.model).scheme
+        agent = scheme in AGENT_SCHEMES
+        if self.form == "rules" and (agent or scheme in ("handoff", "examples", "plugin")):
+            raise ValueError("optimizer.form=rules is a form for chat models; leave it out")
         for key, fits, who in (
             ("max_turns", agent, "an agent"),
             ("max_usd", agent, "an agent"),
@@ -595,7 +603,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "paper": {
         "env": {"split": [2, 1, 7]},
-        "optimizer": {"checks": "record", "patterns": False},
+        "optimizer": {"form": "edits", "checks": "record", "patterns": False},
         "train": {"batch_size": 40, "merge": "rank", "patience": 0, "confirm": False},
         "gate": {"policy": "strict", "metric": "hard"},
     },

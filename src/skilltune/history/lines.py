@@ -9,6 +9,7 @@ from typing import Any, Literal
 from skilltune.config import GateConfig
 from skilltune.gate.priors import VETO
 from skilltune.history.left_out import describe, summed
+from skilltune.history.usable import NAMES, Share
 from skilltune.verdict import GIVEN_UP, RaceFigures, VerdictRecord, percent
 
 Tone = Literal["", "quiet", "good", "warning"]
@@ -42,6 +43,12 @@ def describe_event(type: str, data: Mapping[str, Any], steps: int, slow: bool = 
         case "refused":
             more = f" (and {len(data['edits']) - 1} more)" if len(data["edits"]) > 1 else ""
             return Line(f"step {data['step']} · proposed edit refused: {short(data['edits'][0])}{more}", "quiet")
+        case "proposals" if data["usable"] < data["made"]:
+            share = Share(data["made"], data["usable"])
+            return Line(f"step {data['step']} · proposals usable: {share}, {NAMES[data['form']]}", "quiet")
+        case "form":
+            asked = f"the optimizer is asked for {NAMES[data['form']]} from now on"
+            return Line(f"step {data['step']} · {asked}: {data['reason']}", "warning")
         case "fallback":
             instead = INSTEAD.get(data["stage"], "")
             return Line(f"step {data['step']} · {data['stage']}: {short(data['reason'])}{instead}", "warning")

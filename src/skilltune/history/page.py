@@ -46,6 +46,7 @@ from skilltune.history.shapes import (
     size_of,
     to_json,
 )
+from skilltune.history.usable import describe_proposals
 from skilltune.journal.run import Run
 from skilltune.optimizer.schedule import steps_per_epoch
 from skilltune.rollout import Rollout, rollout_from_json
@@ -550,6 +551,7 @@ def _setup(record: Record) -> dict[str, Any]:
     return {
         "target": str(config.get("target", {}).get("model", "")),
         "optimizer": _optimizer(record),
+        "proposals": describe_proposals(record.proposals),
         "judge": str(config.get("env", {}).get("score", {}).get("judge", "") or "")
         if isinstance(config.get("env", {}).get("score"), dict)
         else "",

@@ -24,6 +24,7 @@ from skilltune.errors import Outcome, RunError, UsageError
 from skilltune.finish.certify import Certificate
 from skilltune.finish.records import Finish, Start
 from skilltune.history.left_out import left_out
+from skilltune.history.usable import Share, usable_proposals
 from skilltune.journal.run import EXCHANGE, FAILED, Run, by_work, owner_of
 from skilltune.result import claim
 from skilltune.rollout import Rollout, Score, rollout_from_json
@@ -185,6 +186,7 @@ class Record:
     last command that trained it: its `line`, and the `folder` in which it was given. `gate` is None if the
     configuration was made by another version of skilltune. `estimated` is the number of failed attempts whose cost is
     unknown. `left_out` has the outcome and cause of the samples that were left out.
+    `proposals` has the share of the optimizer's proposals that could be used, by form.
     """
 
     run: Run
@@ -206,6 +208,7 @@ class Record:
     program: str  # the version of skilltune, "" if the run did not record it
     root: str = ""  # the folder at which relative paths of the configuration start, "" if it was not recorded
     left_out: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    proposals: Mapping[str, Share] = field(default_factory=dict)
     known: Rollouts | None = None
 
     @classmethod
@@ -275,6 +278,7 @@ class Record:
             program=program[0] if program else "",
             root=root,
             left_out=left_out(run),
+            proposals=usable_proposals(run),
             known=known,
         )
 
@@ -343,6 +347,7 @@ class Record:
             "certificate": self.finish.certificate.to_json() if self.finish and self.finish.certificate else None,
             "controls": self.controls,
             "left_out": self.left_out,
+            "proposals": {form: asdict(share) for form, share in self.proposals.items()},
             "usage": {kind: asdict(usage) for kind, usage in self.usage.items()},
             "files": [str(path) for path in self.files],
         }

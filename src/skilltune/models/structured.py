@@ -17,7 +17,7 @@ from importlib import resources
 from types import FrameType
 from typing import Any, TypeVar
 
-from skilltune.errors import InfraError
+from skilltune.errors import CutShort, InfraError
 from skilltune.models import Message, Reply, Request, Schema, user
 from skilltune.models.reading import split_thinking
 
@@ -34,26 +34,31 @@ async def ask(
     call: Callable[[Request], Awaitable[Reply]],
     request: Request,
     validate: Callable[[Any], T],
+    read: Callable[[Reply], Any] | None = None,
 ) -> T:
     """The validated answer of a call. A bad answer is asked again once.
 
-    `validate` gets the parsed object and returns the result. It raises ValueError (pydantic's included) with a message
-    that the model can act on. Raises `InfraError` after the second bad answer, and passes on errors of `call`.
+    `read` gives the content of a reply; without it, that is the reply's JSON object. `validate` gets the content and
+    returns the result. Both raise ValueError (pydantic's included) with a message that the model can act on. Raises
+    `InfraError` after the second bad answer (`CutShort` if both were cut by the token limit), and passes on errors of
+    `call`.
     """
     stage = request.schema.name if request.schema else "its request"
-    reason = ""
+    reason, cut = "", True
     for _ in range(2):
         reply = await call(request)
+        cut = cut and reply.finish == "length"
         try:
-            return validate(parse(reply))
+            return validate((read or parse)(reply))
         except RecursionError:
             reason = "the answer is nested too deeply"
         except ValueError as error:
             reason = str(error)
-        again = user(f"{prompt('reask')}\n{reason}")
+        again = user(f"{prompt('reask_text' if read else 'reask')}\n{reason}")
         said = Message("assistant", reply.text[:SHOWN_AGAIN] or "{}")  # providers refuse an empty turn
         request = replace(request, messages=(*request.messages, said, again))
-    raise InfraError(f"the model did not answer in the schema of {stage} twice: {reason}")
+    fault = CutShort if cut else InfraError
+    raise fault(f"the model did not answer in the schema of {stage} twice: {reason}")
 
 
 def parse(reply: Reply) -> dict[str, Any]:

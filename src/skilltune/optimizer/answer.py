@@ -16,9 +16,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from skilltune.edits import Malformed, apply, parse_edits
+from skilltune.edits import Malformed, apply
 from skilltune.errors import UsageError
 from skilltune.optimizer.handoff import REQUEST, Question, claimed, in_use, is_handoff, questions, read_answer
+from skilltune.optimizer.lines import read_edits
 from skilltune.optimizer.render import support
 from skilltune.skill import Skill
 
@@ -88,7 +89,7 @@ def doubts(question: str, data: Mapping[str, Any]) -> list[str]:
     if not shown or skill is None:
         return []
     found = []
-    for number, edit in enumerate(parse_edits(data), 1):
+    for number, edit in enumerate(read_edits(data, skill[1]), 1):
         if isinstance(edit, Malformed):
             found.append(f"edit {number}: {edit.reason}")
             continue

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from skilltune.aio import run_all
-from skilltune.edits import Edit, Malformed, parse_edits
+from skilltune.edits import Edit, Malformed
 from skilltune.optimizer import Proposal, join
+from skilltune.optimizer.lines import read_edits
 from skilltune.optimizer.render import Part
 from skilltune.optimizer.stage import Context, Stages, as_json
 
@@ -51,7 +52,7 @@ async def _merge_once(
     supported = {sample for patch in patches for proposal in patch for sample in proposal.support}
 
     def read(data: Any) -> Patch:
-        edits = parse_edits(data)
+        edits = read_edits(data, context.skill.body)
         faults = [edit.reason for edit in edits if isinstance(edit, Malformed)]
         if edits and len(faults) == len(edits):
             raise ValueError("no edit of the answer can be read: " + "; ".join(faults))

@@ -12,20 +12,22 @@ import itertools
 import json
 from collections.abc import AsyncIterable, AsyncIterator, Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from skilltune.aio import run_all
 from skilltune.config import OptimizerConfig, TrainConfig
-from skilltune.edits import Edit, Malformed, Report, apply, parse_edits
+from skilltune.edits import Edit, Malformed, Report, apply
 from skilltune.envs import Env
-from skilltune.errors import CallConfigError, CallError, InfraError, InfraStopped
+from skilltune.errors import CallConfigError, CallError, CutShort, InfraError, InfraStopped
 from skilltune.journal.keys import digest
 from skilltune.journal.run import Run
 from skilltune.optimizer import Memory, Pair, Proposal, Step, join
+from skilltune.optimizer.lines import number_lines, read_edits
 from skilltune.optimizer.memory import Pattern, outcome, still_unfixed
 from skilltune.optimizer.merge import merge, numbered
-from skilltune.optimizer.render import Part, copied, render_rollout, support, trajectory_part
-from skilltune.optimizer.stage import Answers, Context, Stages
+from skilltune.optimizer.render import Part, copied, render_case, render_rollout, support, trajectory_part
+from skilltune.optimizer.rules import read_rules
+from skilltune.optimizer.stage import Answers, Context, Stages, load_prompt
 from skilltune.rollout import Rollout
 from skilltune.samples import Sample
 from skilltune.skill import Skill
@@ -34,14 +36,34 @@ FAILURES, SUCCESSES = "reflect_failures", "reflect_successes"  # prompts
 SLOW_HEADING = "## What experience shows"
 PATTERN_CHARS = 200  # longest failure pattern; the rest is cut
 SHOWN_SUCCESSES = 2  # shown with the failures of a minibatch, for contrast
+CASES = 4  # failures of a minibatch that a question for plain rules shows; a small model reads slowly
+CASE_CHARS = 1200  # characters of such a failure
+FEWEST_MADE = 4  # proposals after which `auto` may give up the form of edits
+
+Form = Literal["edits", "lines", "rules"]
+"""Edits; edits of a skill whose lines are numbered; plain rules (`optimizer.rules`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """The proposals of one form: the number made, the number that passed every check, and the number that named a place
+    which the skill does not have. An answer that was cut before it could be read is one proposal."""
+
+    made: int = 0
+    usable: int = 0
+    misplaced: int = 0
+
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(self.made + other.made, self.usable + other.usable, self.misplaced + other.misplaced)
 
 
 @dataclass(frozen=True, slots=True)
 class Reflection:
-    """The result of one reflection: proposed edits, and patterns found in the failures."""
+    """The result of one reflection: proposed edits, patterns found in the failures, and a tally for each form."""
 
     proposals: list[Proposal]
-    patterns: tuple[Pattern, ...]
+    patterns: tuple[Pattern, ...] = ()
+    tallies: Mapping[Form, Tally] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -57,6 +79,8 @@ class ModelOptimizer:
     looks_back: bool = True
     unfixed: tuple[Pattern, ...] = ()
     made: list[Proposal] = field(default_factory=list)  # proposals that the skill does not contain yet
+    form: Form = "edits"  # of the last step
+    edited: Tally = Tally()  # all proposals so far that were edits
 
     @property
     def stages(self) -> Stages:
@@ -67,8 +91,10 @@ class ModelOptimizer:
     async def propose(
         self, skill: Skill, rollouts: AsyncIterable[Rollout], memory: Memory, step: Step, limit: int
     ) -> list[Proposal]:
+        self._choose_form(step)
         context, seen = self._context(skill, memory, step), list[Rollout]()
         reflected = await self._reflect_all(_collecting(rollouts, seen), context, limit)
+        self._count([answer for answers in reflected.values() for answer in answers], step)
         patches = {prompt: [answer.proposals for answer in answers] for prompt, answers in reflected.items()}
         if self.cfg.patterns:
             found = [pattern for answer in reflected[FAILURES] for pattern in answer.patterns]
@@ -127,6 +153,38 @@ class ModelOptimizer:
         notes = await self.stages.ask_or_none("notes", context, self._show_pairs(pairs), read)
         return memory.notes if notes is None else notes
 
+    # -- the form of proposals
+
+    def _choose_form(self, step: Step) -> None:
+        """Choose the form of the step's proposals from those of the earlier steps, once per run."""
+        if self.cfg.form == "rules":
+            self.form = "rules"
+            return
+        before, edited = self.form, self.edited
+        poor = edited.made >= FEWEST_MADE and 2 * edited.usable < edited.made
+        wanted = "rules" if before == "rules" or (poor and self.cfg.form == "auto") else before
+        if wanted == "edits" and edited.misplaced:
+            wanted = "lines"
+        chosen = self.run.decide(digest("form", step.index), lambda: wanted)
+        with self.run.reading():
+            forms: dict[str, Form] = {"edits": "edits", "lines": "lines", "rules": "rules"}
+            self.form = forms[chosen]
+        if self.form != before:
+            reason = f"{edited.usable} of {edited.made} proposed edits could be used, {edited.misplaced} had no place"
+            self.run.record("form", step=step.index, form=self.form, reason=reason)
+
+    def _count(self, answers: Sequence[Reflection], step: Step) -> None:
+        """Add up the proposals of a step, and record the share that can be used."""
+        total: dict[Form, Tally] = {}
+        for answer in answers:
+            for form, tally in answer.tallies.items():
+                total[form] = total.get(form, Tally()) + tally
+        for form, tally in total.items():
+            if form != "rules":
+                self.edited += tally
+            if tally.made:
+                self.run.record("proposals", step=step.index, form=form, made=tally.made, usable=tally.usable)
+
     # -- reflection
 
     async def _reflect_all(
@@ -155,9 +213,11 @@ class ModelOptimizer:
             errors = [answer for answer in mine if isinstance(answer, CallError)]
             if errors and len(errors) == len(mine):
                 self.run.decide(_unreadable_key(prompt, step, redraw), functools.partial(str, errors[0]))
+                may_help = self.cfg.form == "auto" and self.form != "rules"
+                other = " A model that cannot write JSON needs optimizer.form=rules." if may_help else ""
                 raise InfraStopped(
                     f"the optimizer failed on every minibatch of step {step}: {errors[0]}\n"
-                    "Run the same command to ask again."
+                    f"Run the same command to ask again.{other}"
                 )
             for error in errors:
                 self.run.record("fallback", step=step, stage="reflect", reason=f"a minibatch is left out: {error}")
@@ -200,13 +260,38 @@ class ModelOptimizer:
     async def _reflect(
         self, prompt: str, group: Sequence[Rollout], context: Context, limit: int, redraw: int
     ) -> Reflection:
+        """The reflection on a minibatch. With `form = "auto"`, a minibatch of failures without any usable edit is asked
+        about once more, for plain rules."""
+        if self.form == "rules":
+            return await self._reflect_by_rules(group, context, limit, redraw) if prompt == FAILURES else Reflection([])
+        may_fall_back = self.cfg.form == "auto" and prompt == FAILURES
+        try:
+            found = await self._reflect_by_edits(prompt, group, context, limit, redraw)
+        except CutShort:
+            if not may_fall_back:
+                raise
+            found = Reflection([], (), {self.form: Tally(made=1)})
+        if not may_fall_back or found.proposals or not found.tallies[self.form].made:
+            return found
+        try:
+            rules = await self._reflect_by_rules(group, context, limit, redraw)
+        except CallConfigError:
+            raise
+        except CallError:
+            return found
+        return Reflection(rules.proposals, found.patterns, {**found.tallies, **rules.tallies})
+
+    async def _reflect_by_edits(
+        self, prompt: str, group: Sequence[Rollout], context: Context, limit: int, redraw: int
+    ) -> Reflection:
         shown = [(rollout, self._show(rollout)) for rollout in group]
         quotable: dict[str, str] = {}
         for rollout, text in shown:
             quotable[rollout.sample] = f"{quotable.get(rollout.sample, '')}\n{text}"
         evidence = [trajectory_part(rollout, text) for rollout, text in shown]
-        enforce, step = self.cfg.checks == "enforce", context.step.index
+        enforce, step, form = self.cfg.checks == "enforce", context.step.index, self.form
         kept: dict[str, Proposal] = {}
+        made, usable, misplaced = set[str](), set[str](), set[str]()
         complaints: list[str] = []
         patterns: list[Pattern] = []
         failing = {rollout.sample for rollout in group if rollout.score is not None and not rollout.score.hard}
@@ -216,11 +301,17 @@ class ModelOptimizer:
             second time leave them out. With `checks = "record"` failed checks are recorded and the edits kept."""
             patterns[:] = _patterns(data, failing)
             refused, doubtful = [], []
-            for edit in parse_edits(data):
+            for edit in read_edits(data, context.skill.body, numbered=form == "lines" or bool(misplaced)):
                 if isinstance(edit, Malformed):
+                    made.add(edit.raw)
                     refused.append(f"{edit.raw}: {edit.reason}")
                     continue
                 proposal, fault = self._check(edit, quotable, context)
+                made.add(edit.key)
+                if not fault:
+                    usable.add(edit.key)
+                elif enforce and (edit.target or edit.after) and self._try(edit, context).status == "rejected":
+                    misplaced.add(edit.key)
                 if not fault or not enforce:
                     kept.setdefault(edit.key, proposal)
                 if fault:
@@ -231,17 +322,56 @@ class ModelOptimizer:
                 self.run.record("refused", step=step, edits=refused)
             if refused and enforce and not complaints:
                 complaints.extend(refused)
-                raise ValueError("these edits cannot be used; mend or drop them:\n" + "\n".join(refused))
-            return Reflection(list(kept.values()), tuple(patterns))
+                by_number = ["", load_prompt("lines"), number_lines(context.skill.body)]
+                said = [*refused, *(by_number if misplaced and form == "edits" else ())]
+                raise ValueError("these edits cannot be used; mend or drop them:\n" + "\n".join(said))
+            return reflection()
+
+        def reflection() -> Reflection:
+            tally = Tally(len(made), len(usable), len(misplaced))
+            return Reflection(list(kept.values()), tuple(patterns), {form: tally})
 
         try:
-            return await self.stages.ask(prompt, context, evidence, read, limit=limit, redraw=redraw)
+            numbered = form == "lines"
+            return await self.stages.ask(prompt, context, evidence, read, limit=limit, redraw=redraw, numbered=numbered)
         except InfraError:
             if not kept:
                 raise
-            return Reflection(
-                list(kept.values()), tuple(patterns)
-            )  # the second answer could not be read; the good edits of the first are kept
+            return reflection()  # the second answer could not be read; the good edits of the first are kept
+
+    async def _reflect_by_rules(
+        self, group: Sequence[Rollout], context: Context, limit: int, redraw: int
+    ) -> Reflection:
+        """Rules for the failures of a minibatch, as additions that rest on all of them. An answer without any usable
+        rule is asked for once more, with the reasons."""
+        failed = [rollout for rollout in group if rollout.score is not None and not rollout.score.hard]
+        samples = dict.fromkeys(rollout.sample for rollout in failed)
+        body, known = context.skill.body, [self.samples[rollout.sample] for rollout in group]
+        cases = [self._show_case(rollout) for rollout in failed[:CASES]]
+        kept: dict[str, Proposal] = {}
+        made, complaints = set[str](), list[str]()
+
+        def read(text: str) -> Reflection:
+            refused = []
+            for rule in read_rules(text, body, samples)[:limit]:
+                fault = rule.fault
+                if rule.edit is not None:
+                    fault = copied(rule.edit, body, known, self.env)
+                    report = self._try(rule.edit, context)
+                    fault = fault or (report.reason if report.status == "rejected" else "")
+                made.add(rule.line)
+                if fault or rule.edit is None:
+                    refused.append(f"{json.dumps(rule.line, ensure_ascii=False)[:120]}: {fault}")
+                else:
+                    kept.setdefault(rule.edit.key, Proposal(rule.edit, rule.samples or tuple(samples)))
+            if refused:
+                self.run.record("refused", step=context.step.index, edits=refused)
+            if not kept and not complaints:
+                complaints.append("asked again")
+                raise ValueError("no rule can be used:\n" + "\n".join(refused or ["there is none"]))
+            return Reflection(list(kept.values()), (), {"rules": Tally(len(made), len(kept))})
+
+        return await self.stages.ask_rules(context, cases, read, limit=limit, redraw=redraw)
 
     def _check(self, edit: Edit, shown: Mapping[str, str], context: Context) -> tuple[Proposal, str]:
         """The proposal with its verified support, and the reason why it fails a check ("" if it passes all)."""
@@ -310,6 +440,16 @@ class ModelOptimizer:
             self.samples[rollout.sample],
             self.env,
             chars=self.cfg.trajectory_chars,
+            show_expected=self.cfg.show_expected,
+            show_rubric=self.cfg.show_rubric,
+        )
+
+    def _show_case(self, rollout: Rollout) -> str:
+        return render_case(
+            rollout,
+            self.samples[rollout.sample],
+            self.env,
+            chars=min(CASE_CHARS, self.cfg.trajectory_chars),
             show_expected=self.cfg.show_expected,
             show_rubric=self.cfg.show_rubric,
         )

@@ -95,6 +95,26 @@ def render_rollout(
     return f"{elide(turns, max(chars - len(end), 0))}\n\n{end}"
 
 
+def render_case(
+    rollout: Rollout, sample: Sample, env: Env, *, chars: int, show_expected: bool, show_rubric: bool = False
+) -> str:
+    """A failed task in three lines, for a small model: the task, the answer, and the right answer or else the scorer's
+    reason. Hides what `render_rollout` hides. The rollout must be scored."""
+    assert rollout.score is not None
+    expected = env.expected(sample) if show_expected else ""
+    lines = [
+        f"Task: {elide(sample.text.strip(), chars // 2)}",
+        f"Answer given: {elide(rollout.answer.strip(), chars // 4)}",
+    ]
+    if expected:
+        lines.append(f"Right answer: {elide(expected, chars // 4)}")
+    else:
+        why = rollout.score.why if show_expected else _hide(rollout.score.why, env.expected(sample))
+        why = why if show_rubric else hidden(why, env.lines(sample))
+        lines.append(f"Wrong because: {elide(why, chars // 4)}" if why else "This answer is wrong.")
+    return "\n".join(lines)
+
+
 def _files(rollout: Rollout, chars: int) -> str:
     """The files that the target changed, with their sizes, and the diff; "" if there are none."""
     files, diff = rollout.artifacts, rollout.trajectory.diff

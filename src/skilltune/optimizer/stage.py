@@ -24,8 +24,10 @@ from skilltune.models import Reply, Request, Schema, system, user
 from skilltune.models.reading import NoText
 from skilltune.models.structured import ask
 from skilltune.optimizer import Memory, Step
+from skilltune.optimizer.lines import number_lines
 from skilltune.optimizer.memory import Pattern
 from skilltune.optimizer.render import Part
+from skilltune.optimizer.rules import read_text
 from skilltune.rollouts.roller import WAITS_S
 from skilltune.skill import Skill
 from skilltune.usage import Usage
@@ -33,6 +35,8 @@ from skilltune.verdict import Rejected
 
 T = TypeVar("T")
 
+RULES = "rules"  # the stage and prompt whose answer is plain text, see `optimizer.rules`
+TRIED = 6  # rejected rules that its request names; each is read by a small model
 REDRAW = 1_000_000  # larger than any step number: a first request uses the step number as its draw
 
 
@@ -83,8 +87,7 @@ class Brief:
 
     @property
     def stage(self) -> str:
-        assert self.request.schema is not None
-        return self.request.schema.name
+        return RULES if self.request.schema is None else self.request.schema.name
 
     @property
     def instructions(self) -> str:
@@ -121,11 +124,14 @@ class Stages:
         *,
         limit: int | None = None,
         redraw: int = 0,
+        numbered: bool = False,
     ) -> T:
         """Ask a prompt and return `read(answer)`; raises as `Answers.ask`. Parts that rarely change come first, so
-        that provider prompt caches hit."""
+        that provider prompt caches hit. `numbered` shows the skill with the numbers of its lines."""
         memory, stage = context.memory, _STAGE_OF.get(prompt, prompt)
-        parts = [Part("skill", context.skill.body)]
+        parts = [Part("skill", number_lines(context.skill.body) if numbered else context.skill.body)]
+        if numbered:
+            parts.append(Part("", load_prompt("lines")))
         if limit is not None:
             parts.append(Part("edit_budget", str(limit)))
         if memory.notes:
@@ -144,12 +150,40 @@ class Stages:
         )
         return await self.answers.ask(Brief(request, tuple(parts)), read)
 
+    async def ask_rules(
+        self, context: Context, cases: Sequence[str], read: Callable[[str], T], *, limit: int, redraw: int = 0
+    ) -> T:
+        """Ask for plain rules and return `read(text)`; raises as `Answers.ask`.
+
+        A small model is asked, so the request is short, and it is plain text: with tags around its parts, such a model
+        repeats the skill. It holds the skill, the latest rejected rules and the failed tasks.
+        """
+        tried = [entry.edit.text.strip() for entry in context.memory.rejected if entry.edit.text][-TRIED:]
+        parts = [f"The rules now:\n{context.skill.body.strip() or 'none'}", *cases]
+        if tried:
+            parts.append("Rules that were tried and did not help:\n" + "\n".join(tried))
+        parts.append(load_prompt("rules_end").replace("{number}", str(limit)))
+        request = Request(
+            messages=(system(load_prompt(RULES)), user("\n\n".join(parts))),
+            temperature=self.cfg.temperature,
+            max_tokens=self.cfg.max_tokens,
+            draw=context.step.index + redraw * REDRAW,
+        )
+        return await self.answers.ask(Brief(request), read)
+
     async def ask_or_none(
-        self, prompt: str, context: Context, evidence: Sequence[Part], read: Callable[[Any], T], **options: int
+        self,
+        prompt: str,
+        context: Context,
+        evidence: Sequence[Part],
+        read: Callable[[Any], T],
+        *,
+        limit: int | None = None,
+        redraw: int = 0,
     ) -> T | None:
         """As `ask`, but None if no answer can be read. The caller continues without it; an event says so."""
         try:
-            return await self.ask(prompt, context, evidence, read, **options)
+            return await self.ask(prompt, context, evidence, read, limit=limit, redraw=redraw)
         except CallConfigError:
             raise
         except CallError as error:
@@ -166,7 +200,7 @@ class ByModel:
     run: Run
 
     async def ask(self, brief: Brief, read: Callable[[Any], T]) -> T:
-        return await ask(self._call, brief.request, read)
+        return await ask(self._call, brief.request, read, read_text if brief.request.schema is None else None)
 
     async def _call(self, request: Request) -> Reply:
         async def pay() -> Paid:
@@ -179,7 +213,7 @@ class ByModel:
 
         key = digest("optimizer", self.client.model.fingerprint, asdict(request))
         reply = await self.run.memo(key, "optimizer", pay)
-        self.run.notify("optimizer", stage=request.schema.name if request.schema else "")
+        self.run.notify("optimizer", stage=Brief(request).stage)
         with self.run.reading():
             if "no_text" in reply:
                 raise NoText(str(reply["no_text"]))

@@ -82,7 +82,8 @@ def estimate(session: Parts) -> Estimate:
     elsewhere = [len(session.arena.also) * calls for calls in estimate_elsewhere(cfg, session.splits)]
     thinking = (0, 0)
     if optimizer is not None or session.handoff is not None:
-        thinking = few, many = _optimizer_calls(cfg, len(session.splits.train))
+        falls_back = cfg.optimizer.form == "auto" and session.handoff is None and session.agent is None
+        thinking = few, many = _optimizer_calls(cfg, len(session.splits.train), falls_back)
     if optimizer is not None:
         few, many = thinking
         reading = few * (PROMPT_TOKENS[0] + session.skill.tokens)
@@ -137,19 +138,20 @@ def _judging(
     )
 
 
-def _optimizer_calls(cfg: Config, train: int) -> Range:
+def _optimizer_calls(cfg: Config, train: int, falls_back: bool = False) -> Range:
     """The optimizer's calls. Least: no sample ever fails. Most: every call is made twice, in all merges, rankings and
-    ends of epochs too."""
+    ends of epochs too. `falls_back`: a minibatch may also be asked about for plain rules, twice."""
     loop = cfg.train
     sizes = [min(loop.batch_size, train - start) for start in range(0, train, loop.batch_size)]
     groups = [ceil(size * cfg.target.attempts / loop.minibatch_size) for size in sizes]
     extra = (loop.schedule == "autonomous") + (loop.update == "rewrite")
-    slow = 2 * max(0, loop.epochs - 1) if cfg.slow.enabled else 0
+    rest = 2 * max(0, loop.epochs - 1) if cfg.slow.enabled else 0
+    rest += falls_back * loop.epochs * sum(groups)
     if (
         loop.merge == "rank"
     ):  # failures and successes apart: one more minibatch; fewer merges than patches, and the final merge
-        return loop.epochs * sum(groups), 2 * (loop.epochs * sum(2 * (n + 1) + 2 + extra for n in groups) + slow)
-    return 0, 2 * (loop.epochs * sum(n + extra for n in groups) + slow)
+        return loop.epochs * sum(groups), 2 * (loop.epochs * sum(2 * (n + 1) + 2 + extra for n in groups) + rest)
+    return 0, 2 * (loop.epochs * sum(n + extra for n in groups) + rest)
 
 
 def _dollars(parts: Sequence[tuple[Client | RunTarget, Usage]]) -> float | None:

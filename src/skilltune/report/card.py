@@ -14,6 +14,7 @@ from skilltune.finish.controls import TRAINED
 from skilltune.history.activation import describe_activation
 from skilltune.history.left_out import describe, left_out
 from skilltune.history.record import Record
+from skilltune.history.usable import describe_proposals, usable_proposals
 from skilltune.journal.run import FAILED, by_work
 from skilltune.metering.client import LEARNED
 from skilltune.parts import Parts
@@ -126,10 +127,12 @@ def _changes(result: Result) -> list[str]:
 
 def _cost(session: Parts, result: Result) -> list[str]:
     cfg, splits = session.cfg, session.splits
+    proposals = describe_proposals(usable_proposals(session.run))
     rows = [
         ("target", inline(cfg.target.model)),
         *(("further target", inline(other.model)) for other in cfg.also),
         ("optimizer", inline(cfg.optimizer.model or cfg.target.model)),
+        *([("proposals of the optimizer", proposals)] if proposals else []),
         ("train / select / test samples", f"{len(splits.train)} / {len(splits.select)} / {len(splits.test)}"),
         ("skill size", f"about {result.start.tokens} → {result.best.tokens} tokens"),
         *(

@@ -30,6 +30,7 @@ from skilltune.history.activation import describe_activation
 from skilltune.history.left_out import describe, left_out, summed
 from skilltune.history.lines import counted_versions, describe_event, explained, short
 from skilltune.history.record import Judged, Record, Version, affordable
+from skilltune.history.usable import Share, describe_proposals
 from skilltune.journal.run import FAILED, by_work
 from skilltune.optimizer.handoff import Question, in_use
 from skilltune.optimizer.schedule import steps_per_epoch
@@ -107,6 +108,7 @@ class Progress:
     score_sd: float | None = None
     n: int = 0
     accepted: int = 0
+    proposals: Share | None = None  # all proposals of this process so far
     waiting: str = ""
     ending: bool = False  # the training is over, the certificate is not
     _began: float = 0.0
@@ -137,6 +139,9 @@ class Progress:
         elif type == "start":
             self.score, self.score_sd, self._at_start = data["score"], data["score_sd"], self.calls
             self._at_verdict = self.calls
+        elif type == "proposals":
+            before = self.proposals or Share(0, 0)
+            self.proposals = Share(before.made + data["made"], before.usable + data["usable"])
         elif type == "verdict":
             self.step, self.score, self.score_sd = data["step"], data["score"], data["score_sd"]
             if data["accepted"]:
@@ -184,7 +189,8 @@ class Progress:
 
     @property
     def learned(self) -> str:
-        return f"{self.describe_score()} · {counted_versions(self.accepted)}"
+        usable = f" · proposals usable: {self.proposals}" if self.proposals else ""
+        return f"{self.describe_score()} · {counted_versions(self.accepted)}{usable}"
 
     @property
     def spent(self) -> str:
@@ -418,6 +424,8 @@ def show_run(record: Record, console: Console) -> None:
         console.print(f"{'left out':<15}{clean(text)}")
     if text := describe_activation(record.run):
         console.print(f"{'the skill was':<15}{text}")
+    if text := describe_proposals(record.proposals):
+        console.print(f"{'proposals':<15}{text}")
     if record.controls is not None:
         print_controls(record.controls, console)
         console.print()

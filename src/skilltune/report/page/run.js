@@ -67,6 +67,7 @@ function Setup({ page }) {
   const parts = [
     ["target", modelName(setup.target)],
     ["optimizer", modelName(setup.optimizer)],
+    setup.proposals ? ["proposals", setup.proposals] : null,
     setup.judge ? ["judge", modelName(setup.judge)] : null,
     ["samples", `${SPLITS.map((name) => `${count(samples.all[name])} ${name}`).join(" · ")}`],
     size ? ["skill", size] : null,
