@@ -9,8 +9,8 @@ batch (so it has exactly 16 steps); both get 4 random edits of the 12. `alone` i
 (4 whole edits race), `means` is `race` with plain means instead of both models, `forgetful` is `race` that starts every
 step from nothing, `unjournaled` is `race` that pays for every batch. `ended` is `race` as trainings end it by default:
 failures are tried again if half of a batch is solved, and the run ends by the value of a further step. A policy takes
-settings:
-`race:screen=40:SHRINK=0.6` (small letters: `GateConfig`; capitals: a constant of `skilltune.gate` or of `skilltune.stopping`).
+settings: `race:screen=40:SHRINK=0.6` (small letters: `GateConfig`; capitals: a constant of `skilltune.gate` or of
+`skilltune.stopping`).
 A prior may also be a family of tests/worlds, for example quarter: then gains count from the family's input skill, and
 `--interactions` does nothing. Locked families need --why.
 
