@@ -128,6 +128,8 @@ def test_the_plan_counts_every_target_and_is_kept(tmp_path: Path) -> None:
     assert USELESS not in plain.read("best_skill.md")
     assert 16 + 24 <= spent[1] <= plan["further"][name]
     assert 16 + 24 < spent[0] <= plan["most_calls"]
+    with Run.read(plain.folder) as run:
+        assert asyncio.run(recompute(run)).exit_code == 0
 
 
 def test_a_run_made_in_python_needs_its_env(tmp_path: Path) -> None:

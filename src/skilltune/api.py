@@ -13,7 +13,7 @@ from typing import Any, ParamSpec, TypeVar, overload
 from skilltune.authoring.review import refuse_unread
 from skilltune.build import build_parts, default_folder, inside_skill, pin_inputs, require_loadable, write_config
 from skilltune.compaction import compacted, in_doubt, is_compacted, replayed
-from skilltune.compaction import most_calls as compact_calls
+from skilltune.compaction import plan as plan_compaction
 from skilltune.config import MAY_DIFFER, Config, OptimizerConfig, TargetConfig, make_config, stored_config
 from skilltune.envs import Env
 from skilltune.errors import BudgetExceeded, RunError, UsageError
@@ -325,7 +325,7 @@ async def run_compaction(session: Parts, result: Result, ready: Callable[[Planne
     """
     if not is_compacted(session.run):
         ablation = await in_doubt(session, result)
-        _announce(session, planned(session, *compact_calls(session, result, ablation)), ready)
+        _announce(session, plan_compaction(session, result, ablation), ready)
         result = await compacted(session, result, ablation)
     write_results(session, result)
     return result

@@ -11,7 +11,7 @@ from dataclasses import replace
 from skilltune.errors import RunError
 from skilltune.finish.ablation import Ablation, learned
 from skilltune.finish.proof import prove
-from skilltune.finish.reserve import hold_back
+from skilltune.finish.reserve import Planned, hold_back, planned
 from skilltune.journal.run import Run
 from skilltune.optimizer.schedule import after_all
 from skilltune.parts import Parts
@@ -44,10 +44,11 @@ async def in_doubt(s: Parts, result: Result) -> Ablation | None:
     return await Ablation.of(s.arena, result.best, result.start, result.verdicts, learned(s.gate), rule=COMPACTED)
 
 
-def most_calls(s: Parts, result: Result, ablation: Ablation | None) -> tuple[int, int, dict[str, int]]:
-    """Upper bounds of the calls of `compacted`: (target, optimizer, each further target by its name)."""
+def plan(s: Parts, result: Result, ablation: Ablation | None) -> Planned:
+    """Upper bounds of the calls of `compacted`. On a further target, the check needs the input, the best skill and the
+    shorter one, and the certificate needs the first and the last of them."""
     if ablation is None:
-        return 0, 0, {}
+        return planned(s, 0)
     start, best, test = result.start.hash, result.best.hash, s.splits.test
     passes, attempts = s.cfg.gate.passes, s.cfg.certify.attempts
     further = {}
@@ -58,7 +59,7 @@ def most_calls(s: Parts, result: Result, ablation: Ablation | None) -> tuple[int
         further[other.name] = check + attempts * len(test) + scores.missing(start, test, attempts)
     attempts = s.arena.draws(attempts)
     certificate = attempts * len(test) + s.roll.scores.missing(start, test, attempts)
-    return ablation.most_calls + certificate, 0, further
+    return planned(s, ablation.most_calls + certificate, further=further)
 
 
 async def compacted(s: Parts, result: Result, ablation: Ablation | None) -> Result:
