@@ -128,7 +128,7 @@ async def main() -> None:
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     for _ in range(args.nodes):
         cluster.add_node(num_cpus=each)
-    os.environ["RAY_ADDRESS"] = cluster.address
+    os.environ["RAY_ADDRESS"] = str(cluster.address)
     print("| machines | slots | jobs | mean s | wall s | slots in use | wall over the least possible |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     print(await utilization(args.slots, args.jobs, args.mean, args.nodes), flush=True)

@@ -1,6 +1,6 @@
 """Training on the embedded model over several seeds: the shipped examples, how additive edits are, and a placebo.
 
-Per run: the certificate; the gain that the screen foretold for each candidate (its prior mean, shrunk) against the one
+Per run: the certificate; the gain that the screen predicted for each candidate (its prior mean, shrunk) against the one
 measured in its race; and the score on `test` of a placebo, the words of the best skill in random order.
 Run: python bench/embedded.py --seeds 5
 """
@@ -31,11 +31,11 @@ def one(name: str, seed: int) -> list[str]:
         result = st.train(skill=root / cfg.skill, env=env, run=run, seed=seed, **tables)
         with Run.read(run) as journal:
             verdicts = [data for _, _, data in journal.events("verdict") if data["differences"]]
-        foretold = [data["numbers"]["prior"][0] for data in verdicts if "prior" in data["numbers"]]
+        predicted = [data["numbers"]["prior"][0] for data in verdicts if "prior" in data["numbers"]]
         seen = [data["after"] - data["before"] for data in verdicts if "prior" in data["numbers"]]
         control = st.evaluate(shuffled(result.best, seed), env=env, target=tables["target"], split="test", seed=seed)
     proof = result.certificate
-    pairs = ", ".join(f"{100 * a:+.0f} → {100 * b:+.0f}" for a, b in zip(foretold, seen, strict=True))
+    pairs = ", ".join(f"{100 * a:+.0f} → {100 * b:+.0f}" for a, b in zip(predicted, seen, strict=True))
     return [
         name,
         str(seed),
@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     options = parser.parse_args()
     print(
-        "| example | seed | test, % | 95 % of the gain | certified | placebo, % | foretold → measured | target calls |"
+        "| example | seed | test, % | 95 % of the gain | certified | placebo, % | predicted → measured | target calls |"
     )
     print("| --- " * 8 + "|")
     for seed in range(options.seeds):

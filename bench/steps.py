@@ -28,12 +28,13 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from skilltune.config import make_config
 from skilltune.edits import Edit
 from skilltune.finish.reselect import reselect
-from skilltune.gate import Arena
+from skilltune.gate import Arena, metric_of
 from skilltune.gate.race import Race
 from skilltune.optimizer import Memory, Proposal, join
 from skilltune.optimizer.schedule import schedule
 from skilltune.rollout import Rollout, Score, Trajectory
 from skilltune.rollouts.forward import Forward
+from skilltune.rollouts.scores import Scores, split_map
 from skilltune.samples import Sample
 from skilltune.skill import Skill
 from skilltune.state import State
@@ -54,6 +55,7 @@ class Rolls:
     """Stands for the roller: every rollout is made at once, and each (skill, sample, attempt) counts once."""
 
     world: FamilyWorld
+    scores: Scores
     seen: dict[tuple[str, str, int], Rollout] = field(default_factory=dict)
 
     async def __call__(self, skill: Skill, samples: Sequence[Sample], *, attempt: int = 0, **_: Any) -> list[Rollout]:
@@ -72,6 +74,7 @@ class Rolls:
                 value = 1 - value
             answer = f"{value} {uniform(self.world.seed, 'answer', *key)}"
             self.seen[key] = Rollout(sample.id, skill.hash, attempt, Trajectory(answer), Score(value))
+            self.scores.add(self.seen[key])
         return self.seen[key]
 
     def prefetch(self, *_: Any) -> None:
@@ -107,7 +110,7 @@ async def train(family: Family, seed: int, settings: dict[str, Any]) -> Outcome:
         split: [Sample(id=t.id, input=t.input) for t in world.tickets.values() if t.split == split]
         for split in ("train", "select")
     }
-    rolls, events = Rolls(world), Events()
+    rolls, events = Rolls(world, Scores(split_map(**samples), metric_of(cfg.gate))), Events()
     roll: Any = rolls
     run: Any = events
     limit = max(2000, bench.TOKENS_A_KIND * world.classes)

@@ -27,7 +27,7 @@ STAGES = {
 }
 
 
-def answer(question: str) -> dict[str, Any]:
+def answer(question: str) -> Any:
     """The answer of an optimizer that knows nothing but the question."""
     head, _, request = question.partition("## The request")
     request = re.sub(r"\n## Answer \d+ could not be used\n.*", "", request, flags=re.DOTALL)

@@ -41,7 +41,7 @@ def spy(world: World, stage: str) -> list[Prompt]:
     seen: list[Prompt] = []
     think = world.optimizer.stages[stage]
 
-    def thought(prompt: Prompt, dice: Dice) -> dict[str, Any]:
+    def thought(prompt: Prompt, dice: Dice) -> Any:
         seen.append(prompt)
         return think(prompt, dice)
 

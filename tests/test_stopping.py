@@ -44,6 +44,13 @@ def test_an_optimizer_that_is_never_right_is_given_up_early(tmp_path: Path) -> N
     assert 2 <= steps_without_accept(tmp_path, [], 1.0) <= 4
 
 
+def test_a_first_miss_is_no_reason_to_end_where_help_would_be_worth_it(tmp_path: Path) -> None:
+    """Small effects show in several screens together. With much solved, one miss would end the training otherwise."""
+    for failing in (0.05, 0.3):
+        assert steps_without_accept(tmp_path / f"{failing}", [], failing) == 3
+    assert steps_without_accept(tmp_path / "dear", [], 0.05, call_price=0.05) == 0
+
+
 def test_an_optimizer_that_was_right_is_not_given_up_while_much_fails(tmp_path: Path) -> None:
     never = steps_without_accept(tmp_path / "never", [], 0.5)
     once = steps_without_accept(tmp_path / "once", [HIT], 0.5)

@@ -11,13 +11,12 @@ from hypothesis import strategies as st
 
 from skilltune.config import GateConfig
 from skilltune.edits import Citation, Edit, Report
-from skilltune.report.terminal import explained
+from skilltune.history.lines import explained
 from skilltune.skill import Skill
 from skilltune.verdict import (
     FAILED,
     AblationFigures,
     BettingInterim,
-    CompactFigures,
     DropInterim,
     EProcessFigures,
     Estimate,
@@ -44,8 +43,10 @@ RULES: dict[str, tuple[Figures, Estimate]] = {
         EProcessFigures("given up", 2, 0.01, 100.0, (BettingInterim(8, 0, 8, 0.25, 1.5, 2.0, 0.4),)),
         Estimate(gain=0.25),
     ),
-    "compact": (CompactFigures("abc", (0.001, 0.002), 0.01, (DropInterim(24, -0.002, 0.004, 0.95),)),
-                Estimate(-0.002, 0.004)),
+    "compact": (
+        AblationFigures(("abc",), (0.001, 0.002), 0.01, (DropInterim(24, -0.002, 0.004, 0.95),), "compact"),
+        Estimate(-0.002, 0.004),
+    ),
     "ablation": (
         AblationFigures(("abc", "def"), (0.001, 0.002), 0.01, (DropInterim(24, -0.002, 0.004, 0.95),)),
         Estimate(-0.002, 0.004),

@@ -24,7 +24,7 @@ from skilltune.journal.run import Run
 from skilltune.metering.slots import Endpoint
 from skilltune.models.retry import RetryPolicy
 from skilltune.rollout import Rollout
-from world import TICKET, Call, Faults, World
+from world import TICKET, Call, Dice, Faults, Prompt, World
 
 FRONT = "---\nname: desk\ndescription: Enters the code of a ticket.\n---\n"
 START = f"{FRONT}# Desk\n\nAnswer each ticket with its code.\n"
@@ -58,6 +58,22 @@ def judged_world(folder: Path, world: World, **score: Any) -> dict[str, Any]:
 def small(**settings: Any) -> World:
     """A world in which training takes about a second."""
     return World(**{"classes": 4, "train": 32, "select": 16, "test": 24, "sloppy": 0.0, **settings})
+
+
+def padding(world: World) -> None:
+    """An optimizer that is right, and adds a useless line to everything that it writes."""
+    reflect = world.optimizer.reflect
+
+    def padded(prompt: Prompt, dice: Dice) -> dict[str, Any]:
+        answer = reflect(prompt, dice)
+        for number, edit in enumerate(answer["edits"]):
+            useless = f"Keep an eye on {world.names[number % 2]} tickets before moving on."
+            if edit["text"] and useless not in prompt.skill:
+                answer["edits"].append({**edit, "text": useless})
+                break
+        return answer
+
+    world.optimizer.stages["reflect"] = padded
 
 
 class Fated(World):

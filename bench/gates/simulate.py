@@ -7,8 +7,10 @@ batch of 40 under the incumbent (already seen: free), gets 12 new edits and call
 Policies: `race` and `strict` as configured by default; `reference` is `strict` without a journal, which pays for every
 batch (so it has exactly 16 steps); both get 4 random edits of the 12. `alone` is `race` without the factorial screen
 (4 whole edits race), `means` is `race` with plain means instead of both models, `forgetful` is `race` that starts every
-step from nothing, `unjournaled` is `race` that pays for every batch. A policy takes settings:
-`race:screen=40:SHRINK=0.6` (small letters: `GateConfig`; capitals: a constant of the modules of `skilltune.gate`).
+step from nothing, `unjournaled` is `race` that pays for every batch. `ended` is `race` as trainings end it by default:
+failures are tried again if half of a batch is solved, and the run ends by the value of a further step. A policy takes
+settings: `race:screen=40:SHRINK=0.6` (small letters: `GateConfig`; capitals: a constant of `skilltune.gate` or of
+`skilltune.stopping`).
 A prior may also be a family of tests/worlds, for example quarter: then gains count from the family's input skill, and
 `--interactions` does nothing. Locked families need --why.
 
@@ -36,28 +38,34 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 from unittest.mock import patch
 
 from policies import Forgetful, Means
 from simulated import BATCH, NEVER_RIGHT, PRIORS, TEST, TRAIN, Edits, FamilyEdits, Rolls, Seen, World
 
-from skilltune.config import CertifyConfig, GateConfig
+from skilltune import stopping
+from skilltune.config import CertifyConfig, GateConfig, TrainConfig
 from skilltune.errors import Stopped
 from skilltune.finish.certify import certify
 from skilltune.gate import Arena, Gate, metric_of, priors, race, screen, trials
 from skilltune.gate.race import Race
 from skilltune.gate.strict import Strict
 from skilltune.journal.keys import rng
+from skilltune.journal.run import Run
+from skilltune.rollout import Rollout
+from skilltune.rollouts.forward import SOLVED
 from skilltune.rollouts.scores import Scores, split_map
 from skilltune.samples import Sample
 from skilltune.skill import Skill
 from skilltune.stats import effects, linear, wilson
+from skilltune.stopping import Past, Stopping
+from skilltune.verdict import Verdict
 from worlds import FAMILIES, unlock
 
 STEPS, MOST_STEPS = 16, 200  # for which the reference's rollouts suffice; at which a run ends in any case
 LIMIT = 4  # edits applied at one step
-POLICIES: dict[str, tuple[type, dict[str, Any], bool]] = {  # gate, its settings, is a known batch free
+POLICIES: dict[str, tuple[type, dict[str, Any], bool]] = {  # gate, its settings, True if a known batch is free
     "reference": (Strict, {}, False),
     "strict": (Strict, {}, True),
     "race": (Race, {}, True),
@@ -65,8 +73,9 @@ POLICIES: dict[str, tuple[type, dict[str, Any], bool]] = {  # gate, its settings
     "means": (Means, {}, True),
     "forgetful": (Forgetful, {}, True),
     "unjournaled": (Race, {}, False),
+    "ended": (Race, {}, True),
 }
-CONSTANTS: tuple[ModuleType, ...] = (priors, race, screen, trials, effects, linear)
+CONSTANTS: tuple[ModuleType, ...] = (priors, race, screen, trials, effects, linear, stopping)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +149,7 @@ async def _run(task: Task, kind: type, cfg: GateConfig, free: bool) -> dict[str,
     roll: Any = Rolls(world, STEPS * (BATCH + task.select) + task.select, scores)
     arena = Arena(roll, train, select, cfg, task.seed, max_tokens=100_000)
     gate: Gate = kind(arena)
+    ending = Ending(arena) if task.policy.partition(":")[0] == "ended" else None
     versions, taken = [world.start], list[float]()
     level, steps, hurtful = 0.0, 0, 0
     try:
@@ -147,9 +157,15 @@ async def _run(task: Task, kind: type, cfg: GateConfig, free: bool) -> dict[str,
         for step in range(MOST_STEPS):
             incumbent, batch = versions[-1], _batch(train, step, task.seed)
             known = sum((incumbent.hash, sample.id, 0) in scores.held for sample in batch)
+            if ending and ending.reached(incumbent):
+                break
             rollouts = await roll(incumbent, batch)
             if not free:
                 roll.pay(known)
+            if ending:
+                rollouts = await ending.confirmed(incumbent, batch, rollouts)
+                if ending.reached(incumbent):
+                    break
             failing = [rollout.sample for rollout in rollouts if rollout.score and rollout.score.value < 1]
             proposals = world.propose(step, failing, incumbent)
             if kind is Strict:
@@ -157,6 +173,8 @@ async def _run(task: Task, kind: type, cfg: GateConfig, free: bool) -> dict[str,
             verdict = await gate.judge(incumbent, proposals, limit=LIMIT, name=f"step {step}")
             world.remember(verdict)
             steps, level = step + 1, verdict.score if verdict.score is not None else level
+            if ending:
+                ending.add(verdict)
             if verdict.accepted:
                 versions.append(verdict.skill)
                 fresh = set(world.lines(verdict.skill)) - set(world.lines(incumbent))
@@ -181,6 +199,39 @@ async def _run(task: Task, kind: type, cfg: GateConfig, free: bool) -> dict[str,
         "certified_optimism": card.gain - gain if card else None,
         "covered": card.low <= gain <= card.high if card else None,
     }
+
+
+class Ending:
+    """The end of a training by the value of a further step, and the second try of failures before it."""
+
+    def __init__(self, arena: Arena) -> None:
+        self.arena, self.past, self.failed, self.calls = arena, list[Past](), dict[str, bool](), 0
+        self.of: Skill | None = None  # the skill that failed on these
+        self.stop = Stopping(cast(Run, self), TrainConfig(), TRAIN, guess=BATCH + arena.cfg.screen)
+
+    def record(self, _type: str, **_data: Any) -> None:
+        """Called with the reason, as a run is. Nobody reads it here."""
+
+    async def confirmed(self, skill: Skill, batch: Sequence[Sample], rollouts: list[Rollout]) -> list[Rollout]:
+        """The rollouts of a batch, with the second one of a failure that is solved then."""
+        if skill != self.of:
+            self.of, self.failed = skill, {}
+        failing = {rollout.sample for rollout in rollouts if rollout.score and rollout.score.value == 0}
+        again: list[Rollout] = []
+        if len(failing) <= (1 - SOLVED) * len(batch):
+            again = await self.arena.roll(skill, [sample for sample in batch if sample.id in failing], attempt=1)
+        lucky = {rollout.sample: rollout for rollout in again if rollout.score and rollout.score.hard}
+        final = [lucky.get(rollout.sample, rollout) for rollout in rollouts]
+        self.failed |= {rollout.sample: bool(rollout.score and rollout.score.value < 1) for rollout in final}
+        return final
+
+    def reached(self, skill: Skill) -> bool:
+        return skill == self.of and self.stop.worthless(self.past, self.failed)
+
+    def add(self, verdict: Verdict) -> None:
+        """Add a finished step."""
+        calls, self.calls = self.calls, self.arena.roll.spent  # type: ignore[attr-defined]
+        self.past.append(Past.of([verdict], self.stop.failing(self.failed), self.calls - calls))
 
 
 def _batch(train: list[Sample], step: int, seed: int) -> list[Sample]:

@@ -12,7 +12,8 @@ from typing import Any, ParamSpec, TypeVar, overload
 
 from skilltune.authoring.review import refuse_unread
 from skilltune.build import build_parts, default_folder, inside_skill, pin_inputs, require_loadable, write_config
-from skilltune.compaction import compacted, is_compacted, rules_of
+from skilltune.compaction import compacted, in_doubt, is_compacted, replayed
+from skilltune.compaction import plan as plan_compaction
 from skilltune.config import (
     MAY_DIFFER,
     ROLE_KEYS,
@@ -25,7 +26,6 @@ from skilltune.config import (
 from skilltune.envs import Env, Environment, as_env
 from skilltune.errors import BudgetExceeded, RunError, UsageError
 from skilltune.finish.certify import by_group
-from skilltune.finish.compact import most_calls as compact_calls
 from skilltune.finish.controls import Controls, measure
 from skilltune.finish.controls import most_calls as control_calls
 from skilltune.finish.looks import note_fork
@@ -117,7 +117,7 @@ async def run_training(
 async def _result(session: Parts) -> Result:
     """Train, or replay what the journal holds, with the compaction of the run if it had one."""
     result = await fit_and_certify(session)
-    return await compacted(session, result) if is_compacted(session.run) else result
+    return await replayed(session, result)
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,13 +331,12 @@ async def run_compaction(session: Parts, result: Result, ready: Callable[[Planne
     """Shorten the best skill of an open finished run, and write the derived files again.
 
     `ready` is called with the most that it may take, before anything is spent. A run is compacted once, because all
-    drops together may lose one point: after that, its result is returned.
+    removals together may lose one point: after that, its result is returned. Raises `RunError` like `is_compacted`.
     """
     if not is_compacted(session.run):
-        calls = compact_calls(session.arena, rules_of(session, result))
-        certificate = session.cfg.certify.attempts * len(session.splits.test) if calls else 0
-        _announce(session, planned(session, calls + certificate), ready)
-        result = await compacted(session, result)
+        ablation = await in_doubt(session, result)
+        _announce(session, plan_compaction(session, result, ablation), ready)
+        result = await compacted(session, result, ablation)
     write_results(session, result)
     return result
 
@@ -371,14 +370,14 @@ def _announce(session: Parts, plan: Planned, ready: Callable[[Planned], None] | 
 async def acompact(
     run: str | Path, *, env: Env | None = None, budget: str | Mapping[str, float] | None = None
 ) -> Result:
-    """Remove the rules of a finished run's best skill that add nothing, and certify what is left.
+    """Remove the edits of a finished run's best skill that harm or add nothing, and certify what is left.
 
     run:    the folder of a finished run.
     env:    the `Env` that the training was given; not needed if it was given a file.
     budget: the limits of the whole run from now on, its training included, e.g. "5 usd"; by default those of the run.
 
-    The same call again resumes, or replays for free. Returns the run's result: that of the training if no rule was
-    dropped. Raises the errors of `train`, `UsageError` also for a run that has not finished.
+    The same call again resumes, or replays for free. Returns the run's result: that of the training if no edit was
+    removed. Raises the errors of `train`, `UsageError` also for a run that has not finished.
     """
     async with finished_run(Path(run), env=env, budget=budget) as (session, result):
         return await run_compaction(session, result)

@@ -14,6 +14,7 @@ from skilltune.parts import Parts
 from skilltune.skill import Skill
 from skilltune.state import State
 from skilltune.usage import Usage
+from skilltune.verdict import Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ class Result:
     spent: Usage = field(default_factory=Usage)  # over all lives of the run
     training: Usage = field(default_factory=Usage)  # of that, for training and certificate
     revived: bool = False  # `best` was rejected by its race, and chosen at the end
+    verdicts: tuple[Verdict, ...] = field(default=(), compare=False)  # of the gate, in order
 
     def __repr__(self) -> str:
         """The claim, the evidence for it, the cost and the file, in a line each."""
@@ -81,6 +83,7 @@ def conclude(s: Parts, state: State, best: Skill, proof: Proof | None = None) ->
         spent=s.budget.spent,
         training=proof.cost if proof else s.budget.spent,
         revived=state.revived == best.hash,
+        verdicts=tuple(state.verdicts),
     )
 
 

@@ -27,6 +27,7 @@ HITS, MISSES = 1.0, 1.0  # of any other optimizer: steps with and without an acc
 FORMER = 1.0  # steps with the present skill that the rate of accepts up to the last one counts as
 MENDED, SEEN = 0.4, 1.0  # share of the failing tasks that an accepted step mends, and the accepts that this counts as
 UNSEEN = 0.5  # failing tasks among one task, as if seen before; it stands for the train tasks that were not seen
+TRIES = 3  # steps before an optimizer that has not helped yet is given up, if its help would be worth a step
 CALLS = 100  # `train.call_price` is the price of this many calls
 
 
@@ -80,8 +81,13 @@ class Forecast:
         return self.failing * self.p_hit * self.mended
 
     def worth(self, call_price: float) -> bool:
-        """True if the step is expected to gain the price of its calls (a score per `CALLS` calls)."""
-        return self.gain >= call_price * self.calls / CALLS
+        """True if the step is expected to gain the price of its calls (a score per `CALLS` calls).
+
+        Up to `TRIES` steps without an accept it is enough that a step that helps would gain that: a small effect shows
+        only in several screens together, so the first misses say little of the optimizer.
+        """
+        tried = self.hits > 0 or self.steps >= TRIES
+        return (self.gain if tried else self.failing * self.mended) >= call_price * self.calls / CALLS
 
     def __str__(self) -> str:
         helped = f", {self.hits} of {self.steps} steps helped" if self.steps else ""

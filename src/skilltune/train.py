@@ -14,14 +14,13 @@ from dataclasses import replace
 from typing import Any
 
 from skilltune.aio import run_all
-from skilltune.finish.ablation import ablate
+from skilltune.finish.ablation import Ablation, learned
 from skilltune.finish.proof import prove
 from skilltune.finish.reserve import hold_back
 from skilltune.gate.priors import HARMED
-from skilltune.gate.race import Race
 from skilltune.journal.keys import rng
 from skilltune.optimizer import Pair, Proposal, Step
-from skilltune.optimizer.schedule import schedule, steps_per_epoch
+from skilltune.optimizer.schedule import after_all, schedule, steps_per_epoch
 from skilltune.parts import Parts
 from skilltune.preflight.noise import calibrate
 from skilltune.result import Result, conclude
@@ -93,13 +92,11 @@ async def fit(s: Parts, state: State) -> None:
 
 async def leave_out(s: Parts, state: State, best: Skill) -> Skill:
     """If tasks still fail, leave out the edits of the best skill that harm or carry nothing. Returns what is left."""
-    trials = s.gate.evidence if isinstance(s.gate, Race) else None
-    verdict = await ablate(s.arena, best, state.start, state.verdicts, trials, failing=HARMED)
-    if verdict is None:
+    ablation = await Ablation.of(s.arena, best, state.start, state.verdicts, learned(s.gate), failing=HARMED)
+    if ablation is None:
         return best
-    number = steps_per_epoch(s.cfg.train, len(s.splits.train)) * s.cfg.train.epochs + 1
-    last = Step(number, s.cfg.train.epochs, (), 1, starts_epoch=False, ends_epoch=False)
-    apply_verdict(s, state, last, verdict, len(verdict.reports))
+    verdict = await ablation.verdict()
+    apply_verdict(s, state, after_all(s.cfg.train, s.splits.train), verdict, len(verdict.reports))
     return verdict.skill
 
 

@@ -20,6 +20,8 @@ GIVEN_UP: Literal["given up"] = "given up"
 UNDECIDED: Literal["undecided"] = "undecided"
 VETOED: Literal["vetoed"] = "vetoed"
 """By a further target, after the race accepted."""
+ABLATED, COMPACTED = "ablation", "compact"
+"""The rules of the two verdicts that come after the steps of a training."""
 FAILED = "given up: not shown to be better"
 """The optimizer hears only this about a candidate that was not accepted."""
 
@@ -108,8 +110,8 @@ class BettingInterim:
 
 @dataclass(frozen=True, slots=True)
 class DropInterim:
-    """An interim analysis of a drop, after `n` samples: the gain by the drop, its sd (both in scores), and P(the loss
-    is smaller than the margin)."""
+    """An interim analysis of the race without some edits, after `n` samples: the gain by leaving them out, its sd (both
+    in scores), and P(the loss is smaller than the margin)."""
 
     n: int
     gain: float
@@ -211,45 +213,18 @@ class EProcessFigures:
 
 
 @dataclass(frozen=True, slots=True)
-class CompactFigures:
-    """A drop of a rule after the training: the key of the rule's edit, its effect (mean, sd) by the ledger, and the
-    margin that may be lost. Effects and margin are in scores."""
-
-    edit: str
-    effect: tuple[float, float]
-    margin: float
-    interims: tuple[DropInterim, ...]
-    rule: ClassVar[str] = "compact"
-
-    @property
-    def estimate(self) -> Estimate:
-        return Estimate(self.interims[-1].gain, self.interims[-1].sd)
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "rule": self.rule,
-            "edit": self.edit,
-            "effect": self.effect,
-            "margin": self.margin,
-            "looks": _rows(self.interims),
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> CompactFigures:
-        interims = tuple(DropInterim(**_only(DropInterim, look)) for look in data["looks"])
-        return cls(data["edit"], _pair(data["effect"]), data["margin"], interims)
-
-
-@dataclass(frozen=True, slots=True)
 class AblationFigures:
-    """The race of the last ablation: the keys of the removals, their gain on train (mean, sd), and the margin that may
-    be lost. Gain and margin are in scores. Without an edit to leave out there was no race."""
+    """The race of an ablation: the keys of the removals, the gain that the rollouts on train `predicted` (mean, sd),
+    and the margin that may be lost. Gain and margin are in scores. Without an edit to leave out there was no race.
+
+    `rule` is "ablation" at the end of a training, and "compact" if `skilltune compact` asked for it.
+    """
 
     edits: tuple[str, ...]
-    foretold: tuple[float, float]
+    predicted: tuple[float, float]
     margin: float
     interims: tuple[DropInterim, ...]
-    rule: ClassVar[str] = "ablation"
+    rule: str = ABLATED
 
     @property
     def estimate(self) -> Estimate:
@@ -259,7 +234,7 @@ class AblationFigures:
         return {
             "rule": self.rule,
             "edits": list(self.edits),
-            "foretold": self.foretold,
+            "predicted": self.predicted,
             "margin": self.margin,
             "looks": _rows(self.interims),
         }
@@ -267,7 +242,7 @@ class AblationFigures:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> AblationFigures:
         interims = tuple(DropInterim(**_only(DropInterim, look)) for look in data["looks"])
-        return cls(tuple(data["edits"]), _pair(data["foretold"]), data["margin"], interims)
+        return cls(tuple(data["edits"]), _pair(data["predicted"]), data["margin"], interims, data["rule"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,7 +270,7 @@ class OwnFigures:
         return dict(self.values)
 
 
-Figures = RaceFigures | StrictFigures | EProcessFigures | CompactFigures | AblationFigures | OwnFigures
+Figures = RaceFigures | StrictFigures | EProcessFigures | AblationFigures | OwnFigures
 """The figures that a verdict rests on. `rule` names the rule of the gate, "" if no rule was applied."""
 
 
@@ -344,7 +319,13 @@ def raced(edits: int) -> str:
     return f"raced{' with others' if edits > 1 else ''}: {FAILED}"
 
 
-_RULES = {kind.rule: kind for kind in (RaceFigures, StrictFigures, EProcessFigures, CompactFigures, AblationFigures)}
+_RULES = {
+    RaceFigures.rule: RaceFigures,
+    StrictFigures.rule: StrictFigures,
+    EProcessFigures.rule: EProcessFigures,
+    ABLATED: AblationFigures,
+    COMPACTED: AblationFigures,
+}
 
 
 def figures_from_json(data: Mapping[str, Any]) -> tuple[Figures, Screen | None]:
@@ -475,13 +456,13 @@ class VerdictRecord:
 
     @property
     def compacts(self) -> bool:
-        """True if the verdict is about the drop of a rule after the training."""
-        return self.figures.rule == CompactFigures.rule
+        """True if the verdict is that of `skilltune compact` on a finished run."""
+        return self.figures.rule == COMPACTED
 
     @property
-    def ablates(self) -> bool:
-        """True if the verdict is that of the ablation at the end of the training."""
-        return self.figures.rule == AblationFigures.rule
+    def shortens(self) -> bool:
+        """True if the verdict leaves out edits after the last step: the ablation of a training, or a compaction."""
+        return self.figures.rule in (ABLATED, COMPACTED)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> VerdictRecord:

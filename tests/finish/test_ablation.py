@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from arenas import START, Given, arena, set_select
 from skilltune.cli.main import app
 from skilltune.edits import Edit, apply
-from skilltune.finish.ablation import ablate, left_out
+from skilltune.finish.ablation import Ablation, left_out
 from skilltune.gate.screen import Pool
 from skilltune.gate.trials import Trials
 from skilltune.history.ledger import read_ledger
@@ -24,8 +24,7 @@ from skilltune.optimizer import Proposal
 from skilltune.samples import Sample
 from skilltune.skill import Skill
 from skilltune.verdict import AblationFigures, Verdict
-from training import small, train
-from world import Dice, Prompt, World
+from training import padding, small, train
 
 pytestmark = pytest.mark.anyio
 LOCKED = Skill("# Desk\n<!-- skilltune:lock -->\n- kept\n<!-- /skilltune:lock -->\n\n  Odd  spacing stays.  \n")
@@ -59,11 +58,12 @@ async def ablated(
     verdict = Verdict(applied.skill, True, "", None, candidate=applied.skill, reports=applied.reports)
     await place.roll(start, place.train)
     await place.roll(applied.skill, [*place.train, *place.select])
-    return (
-        applied.skill,
-        await ablate(place, applied.skill, start, [verdict], trials if seen else None, failing=failing),
-        place.roll,
-    )
+    known = trials if seen else None
+    ablation = await Ablation.of(place, applied.skill, start, [verdict], known, failing=failing)
+    known_before, most = dict(place.scores.held), ablation.most_calls if ablation else 0
+    ended = await ablation.verdict() if ablation else None
+    assert len(place.scores.held) - len(known_before) <= most
+    return applied.skill, ended, place.roll
 
 
 RULES = (rule("even", *(f"t{i}" for i in range(0, 24, 2))), rule("odd", *(f"t{i}" for i in range(1, 24, 2))))
@@ -134,7 +134,7 @@ async def test_a_removal_whose_calls_fail_on_select_is_not_made() -> None:
 
 async def test_nothing_is_paid_if_no_edit_stands_in_the_skill() -> None:
     place = arena()
-    assert await ablate(place, START, START, [], None) is None
+    assert await Ablation.of(place, START, START, []) is None
     assert not place.roll.asked  # type: ignore[attr-defined]
 
 
@@ -153,25 +153,12 @@ def test_a_text_is_tried_on_what_its_removals_claim_and_on_what_fails() -> None:
     assert all({"t20", "t21"}.intersection(samples) for samples in plan)
     assert set(plan[1]).intersection(NOISE[0].support)
     assert all(len(set(samples)) == len(samples) for samples in plan)
+    again = left_out(pool, [(0, 1), (2,), (3,)], known, ["t20", "t21"], 12, Random(1), [*plan[:2], known])
+    assert not any(set(plan[i]).intersection(again[i]) for i in (0, 1))
+    assert not again[2]  # it was tried on all samples
 
 
 # -- in a training
-
-
-def padding(world: World) -> None:
-    """An optimizer that is right, and adds a useless line to everything that it writes."""
-    reflect = world.optimizer.reflect
-
-    def padded(prompt: Prompt, dice: Dice) -> dict[str, Any]:
-        answer = reflect(prompt, dice)
-        for number, edit in enumerate(answer["edits"]):
-            useless = f"Keep an eye on {world.names[number % 2]} tickets before moving on."
-            if edit["text"] and useless not in prompt.skill:
-                answer["edits"].append({**edit, "text": useless})
-                break
-        return answer
-
-    world.optimizer.stages["reflect"] = padded
 
 
 @pytest.mark.slow

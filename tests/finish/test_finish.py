@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,13 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 from arenas import arena, set_select
-from skilltune import Env
-from skilltune.api import acompact
 from skilltune.cli.main import app
-from skilltune.errors import BudgetExceeded, Paused, UsageError
 from skilltune.finish.certify import FEWEST
-from skilltune.finish.compact import compact
-from skilltune.finish.ledger import Rule
 from skilltune.finish.reselect import Contender, Reselection, reselect
 from skilltune.history.record import Record
 from skilltune.history.replay import recompute
@@ -28,9 +22,8 @@ from skilltune.report.html import report
 from skilltune.rollout import Rollout, Score, Trajectory
 from skilltune.samples import Sample
 from skilltune.skill import Skill
-from skilltune.verdict import CompactFigures, EProcessFigures, RaceFigures, Screen, ScreenRow, Verdict
+from skilltune.verdict import EProcessFigures, RaceFigures, Screen, ScreenRow, Verdict
 from training import START, Trained, events, small, train
-from world import Dice, Prompt, World
 
 pytestmark = pytest.mark.anyio
 INPUT = Skill("# Desk\n")
@@ -93,9 +86,9 @@ def test_the_last_accepted_version_stays_unless_a_shorter_one_is_surely_no_worse
 
 
 def test_a_mean_that_is_a_little_higher_is_no_reason_to_go_back() -> None:
-    """The screen of the last accept foretold ten points, of which `select` saw five: luck alone does as much."""
-    foretold = verdict(ONE, TWO, True, prior=(0.1, 0.03), screen=screen(0.03))
-    choice = chosen({INPUT: 8, ONE: 30, TWO: 32}, ACCEPTED[0], foretold)
+    """The screen of the last accept predicted ten points, of which `select` saw five: luck alone does as much."""
+    predicted = verdict(ONE, TWO, True, prior=(0.1, 0.03), screen=screen(0.03))
+    choice = chosen({INPUT: 8, ONE: 30, TWO: 32}, ACCEPTED[0], predicted)
     assert choice is not None
     assert choice.best.skill == TWO
 
@@ -117,8 +110,8 @@ def test_no_version_is_shipped_that_is_not_expected_to_be_better_than_the_input(
 
 
 def test_the_input_is_chosen_where_less_is_expected_though_nothing_is_sure() -> None:
-    foretold = verdict(INPUT, ONE, True, prior=(0.1, 0.03), screen=screen(0.03))
-    choice = chosen({INPUT: range(20), ONE: range(26, 40)}, foretold)
+    predicted = verdict(INPUT, ONE, True, prior=(0.1, 0.03), screen=screen(0.03))
+    choice = chosen({INPUT: range(20), ONE: range(26, 40)}, predicted)
     assert choice is not None
     assert choice.best.version == 0
     assert "no version is expected to be better" in choice.reason
@@ -150,7 +143,7 @@ def test_a_rejected_candidate_wins_only_with_the_confidence_of_the_race(solved: 
     assert kept.best.skill != OTHER  # another rule's promise would be broken
 
 
-def test_what_a_screen_foretold_is_believed_where_select_says_little() -> None:
+def test_what_a_screen_predicted_is_believed_where_select_says_little() -> None:
     believed = verdict(INPUT, ONE, True, prior=(0.1, 0.05), screen=screen(0.05))
     choices = [chosen({INPUT: 20, ONE: 22}, known) for known in (believed, verdict(INPUT, ONE, True))]
     gains = [choice.contenders[1].gain for choice in choices if choice]
@@ -240,163 +233,3 @@ def test_too_few_test_samples_certify_nothing(tmp_path: Path, test: int) -> None
     shown = CliRunner().invoke(app, ["show", str(done.folder)]).stdout
     for told in (done.read("card.md"), shown):
         assert ("9 test samples are too few" in told) == (test < FEWEST)
-
-
-# -- the compact pass
-
-
-def padding(world: World) -> None:
-    """An optimizer that is right, and adds a useless line to everything that it writes."""
-    reflect = world.optimizer.reflect
-
-    def padded(prompt: Prompt, dice: Dice) -> dict[str, Any]:
-        answer = reflect(prompt, dice)
-        for number, edit in enumerate(answer["edits"]):
-            useless = f"Keep an eye on {world.names[number % 2]} tickets before moving on."
-            if edit["text"] and useless not in prompt.skill:
-                answer["edits"].append({**edit, "text": useless})
-                break
-        return answer
-
-    world.optimizer.stages["reflect"] = padded
-
-
-@pytest.mark.slow
-async def test_compact_drops_what_carries_nothing_and_nothing_else(tmp_path: Path) -> None:
-    with small(q=1.0, classes=2) as world:
-        padding(world)
-        plain = await train(world, tmp_path, preset="paper")
-        longer = plain.result
-        trained = len(plain.verdicts)
-        short = await acompact(plain.folder)
-        calls = sum(world.answered.values())
-        assert await acompact(plain.folder) == short
-        replayed = await train(world, tmp_path, preset="paper")  # the compaction belongs to the run now
-        assert sum(world.answered.values()) == calls
-        assert replayed.result == short
-        before, after = (world.true_score(result.best.text) for result in (longer, short))
-    assert "Keep an eye on" in longer.best.text  # the published rule takes whole patches
-    assert "Keep an eye on" not in short.best.text
-    assert after == before == 1.0
-    assert short.versions[: len(longer.versions)] == longer.versions
-    drops = plain.verdicts[trained:]
-    assert {v["numbers"]["rule"] for v in drops} == {"compact"}
-    assert any(v["accepted"] for v in drops)
-    margins = [v["numbers"]["margin"] for v in drops]  # one point in all
-    assert margins[0] == 0.01
-    for drop in (v for v in drops if v["accepted"]):
-        assert drop["numbers"]["looks"][-1]["safe"] >= 0.9
-        assert len(drop["differences"]) == 16  # all of select
-    assert longer.certificate is not None
-    assert short.certificate is not None
-    assert (longer.certificate.look, short.certificate.look) == (1, 2)
-    assert short.certificate.after == 1.0
-    assert short.exit_code == 0
-    assert short.best.frontmatter == longer.best.frontmatter
-    assert plain.read("best_skill.md") == short.best.text
-    assert "look 2 at these samples" in plain.read("card.md")
-    with Run.read(plain.folder) as run:
-        again = await recompute(run)
-        assert again.exit_code == 0
-        assert [d.name for d in again.decisions].count("compact") == len(drops)
-    told = CliRunner().invoke(app, ["show", str(plain.folder)]).stdout
-    assert "dropped" in told
-
-
-async def test_a_longer_skill_that_is_certified_ships_if_the_shorter_one_is_not(tmp_path: Path) -> None:
-    """The second reading of the test split needs half the p."""
-    with small(q=1.0, classes=2, test=10) as world:
-        padding(world)
-        plain = await train(world, tmp_path, {"certify.alpha": 0.0015}, preset="paper")
-        assert plain.result.exit_code == 0
-        short = await acompact(plain.folder)
-    assert short.best == plain.result.best
-    assert short.certificate == plain.result.certificate
-    assert len(short.versions) > len(plain.result.versions)
-    assert plain.read("best_skill.md") == plain.result.best.text
-    with Run.read(plain.folder) as run:
-        assert Record.of(run).best_hash == plain.result.best.hash
-
-
-@pytest.mark.slow
-async def test_a_compaction_that_was_stopped_leaves_the_run_as_it_was(tmp_path: Path) -> None:
-    with small(q=1.0, classes=2) as world:
-        padding(world)
-        plain = await train(world, tmp_path, preset="paper")
-        calls = sum(world.answered.values())
-        with pytest.raises(BudgetExceeded):
-            await acompact(plain.folder, budget={"calls": calls + 40})
-        with Run.read(plain.folder) as run:
-            record = Record.of(run)
-            assert record.state == "finished"
-            assert record.best_hash == plain.result.best.hash
-            assert (await recompute(run)).exit_code == 0
-        again = await train(world, tmp_path, preset="paper")
-        assert again.outcome == plain.outcome
-        short = await acompact(plain.folder)
-    assert "Keep an eye on" not in short.best.text
-
-
-@pytest.mark.slow
-def test_the_command_says_the_cost_and_the_second_reading_first(tmp_path: Path) -> None:
-    with small(q=1.0, classes=2) as world:
-        padding(world)
-        plain = asyncio.run(train(world, tmp_path, preset="paper"))
-        told = CliRunner().invoke(app, ["compact", str(plain.folder)])
-        calls = sum(world.answered.values())
-        again = CliRunner().invoke(app, ["compact", str(plain.folder)])
-        assert sum(world.answered.values()) == calls
-    assert told.exit_code == again.exit_code == 0
-    said = [told.stdout.index(text) for text in ("cost      at most", "read once more", "compact · accepted", "look 2")]
-    assert said == sorted(said)
-    assert "the run is compacted already" in again.stdout
-    assert "look 2" in again.stdout
-
-
-def test_a_run_made_in_python_needs_its_env(tmp_path: Path) -> None:
-    with small(q=1.0, classes=2) as world:
-        rows = world.samples()
-        settings = {"env.samples": "", "train.epochs": 1, "gate.screen": 0}
-        plain = asyncio.run(train(world, tmp_path, settings, env=Env(rows)))
-        with pytest.raises(UsageError, match="with the same Env"):
-            asyncio.run(acompact(plain.folder))
-        (tmp_path / "SKILL.md").write_text("The trained skill may be at its place by now.")
-        (plain.folder / "stop").touch()
-        with pytest.raises(Paused, match="stop exists"):
-            asyncio.run(acompact(plain.folder, env=Env(rows)))
-        (plain.folder / "stop").unlink()
-        assert asyncio.run(acompact(plain.folder, env=Env(rows))).start == plain.result.start
-
-
-def rule(key: str, effect: float) -> Rule:
-    line = f"- {key}\n"
-    return Rule(key, "add", line, "", "", ("t0",), 1, 1, effect, sd=0.005, fixed=0, broken=0, known=8)
-
-
-@pytest.mark.slow
-async def test_compact_loses_no_more_than_a_point_in_all() -> None:
-    """Each of eight rules carries a quarter of a point: alone every one of them could go."""
-    keys = "abcdefgh"
-    place = arena(lambda text, i: float(f"- {keys[i]}\n" in text) if i < len(keys) else 1.0)
-    set_select(place, [Sample(id=f"s{i}", input="q") for i in range(400)])
-    best = Skill("# Desk\n" + "".join(f"- {key}\n" for key in keys))
-    rules = [rule(key, 0.0025) for key in keys]
-    verdicts = [v async for v in compact(place, best, rules, {best.hash})]
-    figures = [v.figures for v in verdicts if isinstance(v.figures, CompactFigures)]
-    assert len(figures) == len(verdicts)
-    margins = [drop.margin for drop in figures]
-    lost = [-drop.interims[-1].gain if v.accepted else 0.0 for v, drop in zip(verdicts, figures, strict=True)]
-    assert 2 <= sum(v.accepted for v in verdicts) < len(keys)
-    assert margins == pytest.approx([0.01 - math.fsum(lost[:done]) for done in range(len(keys))])
-
-
-@pytest.mark.slow
-async def test_compact_costs_nothing_where_every_rule_is_known_to_carry(tmp_path: Path) -> None:
-    with small(q=1.0, train=64, select=40) as world:
-        plain = await train(world, tmp_path)
-        calls = sum(world.calls.values())
-        short = await acompact(plain.folder)
-        spent = sum(world.calls.values()) - calls
-    assert short.best.text == plain.result.best.text
-    assert short.certificate == plain.result.certificate
-    assert spent <= 80

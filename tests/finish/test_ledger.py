@@ -198,8 +198,8 @@ def simulated(seed: int, credited: tuple[float, float]) -> list[tuple[Rule, floa
             if right:
                 solves.add(classes.pop())
             truths[edit.key] = (1 - 2 * FLIPS) / CLASSES * right
-            foretold = draw.uniform(*credited) * truths[edit.key] + draw.gauss(0, 0.03)
-            screen.append(ScreenRow(edit.key, line, foretold if right else abs(foretold), 0.03))
+            predicted = draw.uniform(*credited) * truths[edit.key] + draw.gauss(0, 0.03)
+            screen.append(ScreenRow(edit.key, line, predicted if right else abs(predicted), 0.03))
             edits.append(applied(edit, line, ""))
         candidate = f"step {step}"
         texts[candidate] = "\n".join([texts[incumbent], *(edit.inserted for edit in edits)])

@@ -27,8 +27,8 @@ from skilltune.gate.race import Race
 from skilltune.gate.race import rule as decide
 from skilltune.gate.screen import Pool, Screened, balanced
 from skilltune.gate.strict import Strict
+from skilltune.history.lines import explained
 from skilltune.optimizer import Proposal
-from skilltune.report.terminal import explained
 from skilltune.rollout import Rollout, Score
 from skilltune.samples import Sample, Splits
 from skilltune.skill import Skill
@@ -699,7 +699,7 @@ def more_often_broken(broken: int, mended: int) -> float:
 async def test_pitfall_1_no_screen_outvotes_the_tasks_that_were_held_out(n: int, alike: int) -> None:
     """A screen that is sure of a gain: nothing is accepted that by `select` alone breaks more than it mends, unless the
     tasks that tell are few or nearly balanced."""
-    candidate, foretold = Skill(START.text + "\n- a\n"), [(1.0, 0.4, 0.1)]
+    candidate, predicted = Skill(START.text + "\n- a\n"), [(1.0, 0.4, 0.1)]
     for broken in range(n - alike + 1):
         for mended in range(n - alike - broken + 1):
             made = arena(lambda text, i: float(i < broken + alike))  # noqa: B023
@@ -707,7 +707,7 @@ async def test_pitfall_1_no_screen_outvotes_the_tasks_that_were_held_out(n: int,
             cast(Rolls, made.roll).score = lambda text, i: float(broken <= i < broken + alike + mended)  # noqa: B023
             await made.roll(candidate, SELECT[:n])
             gate = Race(made)
-            look = gate._look(START, candidate, foretold, 0.0)
+            look = gate._look(START, candidate, predicted, 0.0)
             assert look.harm == harmful([-1] * broken + [1] * mended + [0] * (n - broken - mended), 0.02)
             taken = decide(look, made.cfg, last=True) == "accepted"
             assert not taken or more_often_broken(broken, mended) < 0.76, (broken, mended)

@@ -43,7 +43,7 @@ class Bench:
         cfg = TargetConfig(**{"model": model, "tools": EVERY, "sandbox": "none", **options})
         self.run = Run.open(folder / "run")
         self.budget = Budget(Limits(), Usage(), lambda: 0.0)
-        made = MAKERS["openai"](cfg, Clients((cfg,), self.run, self.budget), folder)
+        made = MAKERS["openai"](cfg, Clients((cfg,), self.run, self.budget), folder, None)
         assert isinstance(made, ToolsTarget)
         self.target = made
 

@@ -17,12 +17,13 @@ if TYPE_CHECKING:
 
 @app.command()
 def compact(run: RunFolder, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Remove the rules that add nothing from the best skill of a finished run.
+    """Remove the edits that harm or add nothing from the best skill of a finished run.
 
-    Each rule that may have no effect is raced against the skill without it, on train and select samples. A rule is
-    removed if the loss is smaller than a point with the confidence of the gate; all removals together may lose one
-    point. The shorter skill becomes a version of the run with its own certificate. For it the test split is read a
-    second time, so its p must be half as large as usual. If only the longer skill is certified, that one still ships.
+    The edits that are not known to help are left out in random sets, on train samples. Those that harm or add nothing
+    go all at once, if P(the loss is smaller than a point) reaches the confidence of the gate on the select samples. The
+    shorter skill becomes a version of the run with its own certificate. For it the test split is read a second time, so
+    its p must be half as large as usual. If only the longer skill is certified, that one still ships. Lines of the
+    input are never removed.
 
     The command first prints the most that it may cost. The same command again resumes and pays nothing twice. The
     limits of [budget] hold for the whole run, its training included; KEY=VALUE raises one, e.g. budget.usd=10.
@@ -53,12 +54,13 @@ def compact(run: RunFolder, overrides: Overrides = None, as_json: AsJson = False
     def ready(plan: Planned) -> None:
         planned.append(plan)
         if out:
-            view("plan", {"run": str(run), "most_calls": plan.target, "tokens": plan.cost.tokens, "usd": plan.cost.usd})
+            calls = {"most_calls": plan.target, "further": dict(plan.further)}
+            view("plan", {"run": str(run), **calls, "tokens": plan.cost.tokens, "usd": plan.cost.usd})
         elif plan.target:
             stdout().print(f"cost      {describe_planned(plan)}")
-            stdout().print("test      if a rule is removed, the test split is read once more for the shorter skill\n")
+            stdout().print("test      if an edit is removed, the test split is read once more for the shorter skill\n")
         else:
-            stdout().print("cost      nothing, because no rule is in doubt")
+            stdout().print("cost      nothing, because no edit is in doubt")
 
     async def work() -> Result:
         async with finished_run(run, overrides=overrides or (), listeners=[view]) as (session, result):

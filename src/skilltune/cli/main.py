@@ -84,7 +84,7 @@ def _root(
     Other commands:
       skilltune eval skills/NAME            score a skill without training it
       skilltune table runs/*                compare runs in one table
-      skilltune compact RUN                 remove rules that add nothing from a trained skill
+      skilltune compact RUN                 remove edits that add nothing from a trained skill
       skilltune controls RUN                compare a trained skill with cheaper ways to a skill
       skilltune data list                   published benchmarks: their data and licences
       skilltune COMMAND --help              options and examples of a command

@@ -21,7 +21,7 @@ from skilltune.gate.priors import DEVIATION, EM_ROUNDS, LEVEL, MISSES, MOVED, SH
 from skilltune.journal.run import Run
 from skilltune.rollout import Rollout, Score
 from skilltune.skill import Skill
-from skilltune.stats import normal_cdf, normal_quantile
+from skilltune.stats import normal_quantile
 from skilltune.stats.linear import Observation, Posterior, fit
 from skilltune.verdict import Screen, VerdictRecord
 
@@ -71,10 +71,6 @@ class Rule:
         """95 % of the posterior."""
         return _interval(self.effect, self.sd)
 
-    def carries(self, least: float) -> float:
-        """P(effect > least)."""
-        return normal_cdf((self.effect - least) / self.sd)
-
 
 @dataclass(frozen=True, slots=True)
 class Seen:
@@ -115,7 +111,7 @@ class _Change:
         return frozenset(citation.sample for citation in self.report.edit.evidence)
 
     @property
-    def foretold(self) -> tuple[float, float] | None:
+    def predicted(self) -> tuple[float, float] | None:
         """Its effect by the ablation or else by its screen, with the standard deviation; None without both."""
         if self.ablation and (row := self.ablation.row(self.key)):
             return row.effect, row.sd
@@ -151,15 +147,15 @@ def ledger(
     more.
     """
     changes: dict[str, _Change] = {}
-    ablation = next((verdict.screen for verdict in reversed(verdicts) if verdict.ablates), None)
+    ablation = next((verdict.screen for verdict in reversed(verdicts) if verdict.shortens and verdict.screen), None)
     for verdict in verdicts:
-        if (verdict.accepted or verdict.candidate == best) and not (verdict.compacts or verdict.ablates):
+        if (verdict.accepted or verdict.candidate == best) and not verdict.shortens:
             applied = [_Change(verdict, report, ablation) for report in verdict.applied]
             changes |= {change.key: change for change in applied if not change.takes_back(changes.values())}
     standing = [change for change in changes.values() if change.stands_in(seen.text_of(best))]
     columns, posterior = _fitted(verdicts, start, list(changes.values()), seen, {*train, *select}, repeat)
     matched = _matched(standing, seen, frozenset(train))
-    mixed = _together([change for change in standing if change.foretold is None], columns, posterior)
+    mixed = _together([change for change in standing if change.predicted is None], columns, posterior)
     rules = []
     for change in standing:
         report, moved = change.report, matched[change.key]
@@ -185,16 +181,9 @@ def ledger(
     return rules
 
 
-def ledger_of(
-    run: Run,
-    rollouts: Iterable[Rollout],
-    metric: Callable[[Score], float],
-    best: str,
-    verdicts: Sequence[VerdictRecord] | None = None,
-) -> list[Rule]:
-    """The ledger of a skill of a run by these rollouts and these verdicts (None: all that are in its journal)."""
-    if verdicts is None:
-        verdicts = [VerdictRecord.from_json(data) for _, _, data in run.events("verdict")]
+def ledger_of(run: Run, rollouts: Iterable[Rollout], metric: Callable[[Score], float], best: str) -> list[Rule]:
+    """The ledger of a skill of a run by these rollouts and the verdicts in its journal."""
+    verdicts = [VerdictRecord.from_json(data) for _, _, data in run.events("verdict")]
     (_, _, data), *_ = run.events("start")
     split = (run.recall("split") or [{"train": [], "select": []}])[0]
     repeat = next((data["sd"] ** 2 for _, _, data in run.events("calibration")), None)
@@ -213,9 +202,9 @@ def _fitted(
     """The columns of each judged text that was seen on these samples, and the posterior of the effects."""
     rejected = {v.candidate for v in verdicts if v.candidate and not v.accepted}
     judged = rejected | {start} | {v.skill for v in verdicts}
-    foretold = {change.key: change.foretold for change in changes}
-    screened = {key: found for key, found in foretold.items() if found}
-    prior = {"level": LEVEL} | dict.fromkeys(foretold, WIDE)
+    predicted = {change.key: change.predicted for change in changes}
+    screened = {key: found for key, found in predicted.items() if found}
+    prior = {"level": LEVEL} | dict.fromkeys(predicted, WIDE)
     columns = {}
     for text in sorted(judged):
         held = [change.key for change in changes if change.stands_in(seen.text_of(text))]
@@ -240,15 +229,15 @@ def _fitted(
     return {text: held for text, held in columns.items() if text in tried}, fitted(deviation)
 
 
-def _deviation(foretold: Mapping[str, tuple[float, float]], posterior: Posterior, last: float) -> float:
+def _deviation(predicted: Mapping[str, tuple[float, float]], posterior: Posterior, last: float) -> float:
     """The standard deviation of the difference between effects and their screens, without the screens' own noise, after
     one more EM round (Dempster, Laird & Rubin 1977)."""
     squares = MISSES * DEVIATION**2
-    for key, (effect, sd) in foretold.items():
+    for key, (effect, sd) in predicted.items():
         middle, spread = posterior.contrast({key: 1.0})
         share = last**2 / (last**2 + sd**2)  # of a miss that is not noise
         squares += share**2 * ((middle - effect) ** 2 + spread**2) + share * sd**2
-    return math.sqrt(squares / (MISSES + len(foretold)))
+    return math.sqrt(squares / (MISSES + len(predicted)))
 
 
 def _together(

@@ -14,7 +14,7 @@ from statistics import fmean
 from typing import Any
 
 from skilltune.gate import Arena
-from skilltune.gate.priors import FORETOLD_SD, GAIN_DRAWS, IDLE, LEVEL, NOTHING, TIE, UNSCREENED, WIDE
+from skilltune.gate.priors import GAIN_DRAWS, IDLE, LEVEL, NOTHING, PREDICTED_SD, TIE, UNSCREENED, WIDE
 from skilltune.journal.keys import rng
 from skilltune.skill import Skill
 from skilltune.stats import Mixture
@@ -82,7 +82,7 @@ class Lineage:
                 prior[hash] = UNSCREENED
                 if isinstance(verdict.figures, RaceFigures) and verdict.screen and verdict.screen.measured:
                     gain, sd = verdict.figures.prior
-                    prior[hash] = ((IDLE, *NOTHING[1:]), (1 - IDLE, gain, math.hypot(sd, FORETOLD_SD)))
+                    prior[hash] = ((IDLE, *NOTHING[1:]), (1 - IDLE, gain, math.hypot(sd, PREDICTED_SD)))
             if verdict.accepted:
                 versions.append(hash)
         return cls(texts, changes, prior, tuple(versions))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from skilltune.config import Config
-from skilltune.gate.priors import ABLATION
+from skilltune.gate.priors import DOUBTS, EACH, ROUNDS_AT_END
 from skilltune.optimizer.schedule import steps_per_epoch
 from skilltune.parts import Parts
+from skilltune.rollouts.further import kind_of
 from skilltune.samples import Splits
 from skilltune.usage import Usage
 
@@ -64,7 +66,7 @@ def estimate_calls(cfg: Config, splits: Splits) -> tuple[int, int]:
     else:
         race = cfg.gate.passes * select  # of the candidate; the incumbent was one before, or is the start skill
         most = batches + race + (steps + slow) * (cfg.gate.screen + race) + slow * 2 * cfg.slow.samples
-    most += cfg.train.ablation * (ABLATION + 2 * select)
+    most += cfg.train.ablation * (ROUNDS_AT_END * DOUBTS * EACH + 2 * select)
     return fewest, most + twice + test
 
 
@@ -80,15 +82,18 @@ def estimate_elsewhere(cfg: Config, splits: Splits) -> tuple[int, int]:
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """Most calls of a command on a finished run, by role, and their cost at the mean of the run's own calls."""
+    """Most calls of a command on a finished run, by role, and their cost at the mean of the run's own calls. `further`
+    has the calls of each further target by its name."""
 
     target: int
     optimizer: int
     cost: Usage
+    further: Mapping[str, int] = field(default_factory=dict)
 
 
-def planned(s: Parts, target: int, optimizer: int = 0) -> Planned:
+def planned(s: Parts, target: int, optimizer: int = 0, further: Mapping[str, int] | None = None) -> Planned:
     """A plan of so many calls. A role that the run has not paid yet counts as the guess of one target call."""
+    further = further or {}
 
     def cost(kind: str, calls: int) -> Usage:
         paid, total = s.run.paid(kind)
@@ -98,4 +103,5 @@ def planned(s: Parts, target: int, optimizer: int = 0) -> Planned:
         usd = None if total.usd is None else share * total.usd
         return Usage(calls, round(share * total.input_tokens), round(share * total.output_tokens), usd=usd)
 
-    return Planned(target, optimizer, cost("rollout", target) + cost("optimizer", optimizer))
+    others = sum((cost(kind_of(name), calls) for name, calls in further.items()), Usage())
+    return Planned(target, optimizer, cost("rollout", target) + cost("optimizer", optimizer) + others, further)

@@ -1,8 +1,8 @@
 """The gate decides during training which edits enter the skill. A policy is one class with the two members of `Gate`.
 
-Four later places may change what ships. `finish.reselect` may choose another version or revive a rejected candidate.
-`finish.ablation` may leave out edits. `result.conclude` ships the input if the certificate shows no gain. `skilltune
-compact` may drop rules.
+Three later places may change what ships. `finish.reselect` may choose another version or revive a rejected candidate.
+`finish.ablation` may leave out edits, at the end of the training or later for `skilltune compact`. `result.conclude`
+ships the input if the certificate shows no gain.
 
 Policies are found by name: the ones here, then installed plug-ins (entry points of the group `skilltune.gates`).
 """

@@ -68,7 +68,7 @@ HOPE = 0.05  # share of them that must reach the bar, or the race ends
 
 IDLE = 0.2  # share of screened and raced changes that do nothing on `select`
 NOTHING = (0.5, 0.0, 0.002)  # score; prior component of a rule that carries nothing
-FORETOLD_SD = 0.15  # score; sd of the difference between a gain and its screen, wide so that `select` decides
+PREDICTED_SD = 0.15  # score; sd of the difference between a gain and its screen, wide so that `select` decides
 GAIN_DRAWS = 4000  # draws of the gains of versions, to compare them
 TIE = 0.005  # score; versions that differ by less are equally good
 
@@ -78,11 +78,11 @@ MOVED = 0.5  # score; a sample is fixed or broken if its mean score changes by t
 MISSES = 4  # rules that missed their screen by `DEVIATION`, as if seen before: the weight of the first estimate
 EM_ROUNDS = 8  # rounds of estimating that deviation again
 MARGIN = 0.01  # score; the loss that all removals together may cause
-EACH = 8  # train rollouts of the ablation for each edit in doubt
-ABLATION = 96  # rollouts, at most
+DOUBTS = 12  # edits in doubt that an ablation measures, at most
+EACH = 4  # train rollouts of a round of the ablation, for each edit in doubt
+ROUNDS_AT_END, ROUNDS_ON_DEMAND = 2, 8  # rounds at the end of a training, and at most those of `skilltune compact`
 PER_TEXT = 4  # rollouts on each text of the ablation
 ENDING = 400  # draws of the posterior of the ablation
-CERTAIN = 0.99  # P(a rule carries more than the margin) at which its drop is not tried
 HARMED = 0.1  # share of failing train tasks below which no line does harm that is worth an ablation
 DOUBTED = 0.9  # P(an edit carries more than the margin) at which the ablation does not try to leave it out
 HOPELESS = 0.5  # P(the loss is smaller than the margin) below which a race without some edits ends

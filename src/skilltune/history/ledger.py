@@ -36,7 +36,7 @@ def to_json(rule: Rule) -> dict[str, Any]:
 
 
 ABOUT = (
-    "Points that each rule of the best skill adds, estimated from what its screen foretold and from the train and "
+    "Points that each rule of the best skill adds, estimated from what its screen predicted and from the train and "
     "select samples that were tried with it and without it; a range that holds 0 may be luck. Fixed and broke: train "
     "samples whose score rose or fell by half or more with it."
 )

@@ -109,7 +109,7 @@ def _reusable(data: Mapping[str, Any]) -> str:
 def _verdict(data: Mapping[str, Any], steps: int, slow: bool) -> Line:
     verdict = VerdictRecord.from_json(data)
     where = f"step {verdict.step} of {steps}" + (", slow update" if slow else "")
-    if verdict.compacts or verdict.ablates:
+    if verdict.shortens:
         where = verdict.figures.rule
     judged = "accepted" if verdict.accepted else "rejected"
     versions = counted_versions(verdict.version)

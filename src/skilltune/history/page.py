@@ -56,7 +56,6 @@ from skilltune.scorers.reading import elided
 from skilltune.usage import Usage
 from skilltune.verdict import (
     AblationFigures,
-    CompactFigures,
     EProcessFigures,
     RaceFigures,
     Rejected,
@@ -467,7 +466,7 @@ def _looks(verdict: VerdictRecord) -> tuple[Look, ...]:
             return tuple(Look(each.n, each.gain, each.sd, each.better) for each in interims)
         case EProcessFigures(interims=interims, bar=bar):
             return tuple(Look(each.n, each.gain, None, min(1.0, each.wealth / bar)) for each in interims)
-        case CompactFigures(interims=interims) | AblationFigures(interims=interims):
+        case AblationFigures(interims=interims):
             return tuple(Look(each.n, each.gain, each.sd, each.safe) for each in interims)
     return ()
 
@@ -590,7 +589,7 @@ def _activation(record: Record) -> tuple[Activation, ...]:
 
 def _steps(record: Record) -> tuple[int, int]:
     """The last step that was judged, and the steps of the whole run (0: unknown)."""
-    judged = [verdict.step for verdict in record.verdicts if not (verdict.compacts or verdict.ablates)]
+    judged = [verdict.step for verdict in record.verdicts if not verdict.shortens]
     cfg = _config(record)
     steps = steps_per_epoch(cfg.train, len(record.splits["train"])) * cfg.train.epochs if cfg else 0
     return max(judged, default=0), steps

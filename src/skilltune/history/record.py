@@ -147,7 +147,7 @@ class Rollouts:
 @dataclass(frozen=True, slots=True)
 class Judged:
     """A verdict, and its subject: the patch of a step, the slow update of an epoch (it comes second under the number of
-    its step), or the drop of a rule after the training."""
+    its step), or the edits that are left out after the training."""
 
     verdict: VerdictRecord
     kind: Literal["step", "slow", "compact", "ablation"]
@@ -227,8 +227,8 @@ class Record:
                 rows.append(versions[0])
             elif type == "verdict":
                 verdict = VerdictRecord.from_json(data)
-                ending = ending if verdict.compacts or verdict.ablates else None
-                if not (verdict.compacts or verdict.ablates) and (void := [v for v in versions.values() if v.revived]):
+                ending = ending if verdict.shortens else None
+                if not verdict.shortens and (void := [v for v in versions.values() if v.revived]):
                     versions = {number: v for number, v in versions.items() if not v.revived}  # the run went on
                     rows = [row for row in rows if row not in void]
                 rows.append(Judged(verdict, _kind(verdict, rows[-1] if rows else None)))
@@ -447,10 +447,8 @@ def affordable(command: str, larger: str) -> str:
 
 
 def _kind(verdict: VerdictRecord, before: Version | Judged | None) -> Literal["step", "slow", "compact", "ablation"]:
-    if verdict.compacts:
-        return "compact"
-    if verdict.ablates:
-        return "ablation"
+    if verdict.shortens:
+        return "compact" if verdict.compacts else "ablation"
     return "slow" if isinstance(before, Judged) and before.verdict.step == verdict.step else "step"
 
 

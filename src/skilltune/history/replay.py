@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from skilltune.compaction import compacted, is_compacted
+from skilltune.compaction import is_compacted, replayed
 from skilltune.config import stored_config
 from skilltune.envs import Env, Task
 from skilltune.errors import RunError, Stopped
@@ -81,9 +81,7 @@ async def recompute(run: Run) -> Recomputation:
     with tempfile.TemporaryDirectory(prefix="skilltune-") as folder, run.copy_to(Path(folder)) as copy:
         copy.listeners.append(hear)
         session = _session(copy, pins)
-        result = await train(session)
-        if is_compacted(copy):
-            result = await compacted(session, result)
+        result = await replayed(session, await train(session))
 
     decisions = [
         Recomputed(_name(type, old), _said(type, old), tuple(differences(old, new)))
@@ -116,11 +114,11 @@ def _standing(run: Run) -> tuple[dict[str, list[Any]], Any]:
     for t, type, data in run.events():
         if type == "finish":
             finish, ended = data, t if data["stopped"] else math.inf
-        elif type == "verdict" and not _is_drop(type, data):
-            if not VerdictRecord.from_json(data).ablates:  # the ablation follows the choice
+        elif type == "verdict" and not _compacts(type, data):
+            if not VerdictRecord.from_json(data).shortens:  # the ablation follows the choice
                 recorded["reselection"].clear()
             finish, ended = None, math.inf
-        if type in DECISIONS and (is_compacted(run) or not _is_drop(type, data)):
+        if type in DECISIONS and (is_compacted(run) or not _compacts(type, data)):
             recorded[type].append(data)
     if any(t > ended for t, _ in run.payments()):
         recorded["reselection"].clear()
@@ -128,7 +126,7 @@ def _standing(run: Run) -> tuple[dict[str, list[Any]], Any]:
     return recorded, finish["certificate"] if finish else None
 
 
-def _is_drop(type: str, data: Any) -> bool:
+def _compacts(type: str, data: Any) -> bool:
     """True for a verdict of a compaction. One that has not ended decided nothing."""
     return type == "verdict" and VerdictRecord.from_json(data).compacts
 
@@ -152,7 +150,7 @@ def differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
 def _name(type: str, data: Any) -> str:
     if type == "verdict":
         verdict = VerdictRecord.from_json(data)
-        return verdict.figures.rule if verdict.compacts or verdict.ablates else f"step {verdict.step}"
+        return verdict.figures.rule if verdict.shortens else f"step {verdict.step}"
     return type
 
 

@@ -48,6 +48,12 @@ def steps_per_epoch(cfg: TrainConfig, samples: int) -> int:
     return math.ceil(samples / cfg.batch_size)
 
 
+def after_all(cfg: TrainConfig, samples: Sequence[Sample]) -> Step:
+    """The step after the last one, at which edits are left out."""
+    last = steps_per_epoch(cfg, len(samples)) * cfg.epochs
+    return Step(last + 1, cfg.epochs, (), 1, starts_epoch=False, ends_epoch=False)
+
+
 def schedule(cfg: TrainConfig, samples: Sequence[Sample], seed: int) -> Iterator[Step]:
     """All steps of a run. Each epoch visits every train sample once, in a new random order."""
     per_epoch = steps_per_epoch(cfg, len(samples))

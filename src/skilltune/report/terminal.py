@@ -464,10 +464,11 @@ def print_proof(result: Result, console: Console) -> None:
 
 def describe_planned(plan: Planned) -> str:
     """The most calls that a command on a finished run makes, and their expected cost."""
-    optimizer = f" and {plan.optimizer:,} of the optimizer" if plan.optimizer else ""
+    others = {**plan.further, "the optimizer": plan.optimizer}
+    more = "".join(f", {calls:,} of {role}" for role, calls in others.items() if calls)
     money = "price unknown" if plan.cost.usd is None else f"${plan.cost.usd:.2f}" if plan.cost.usd else "$0"
     return (
-        f"at most {plan.target:,} calls of the target{optimizer}, about {amount(plan.cost.tokens)} tokens, {money} "
+        f"at most {plan.target:,} calls of the target{more}, about {amount(plan.cost.tokens)} tokens, {money} "
         "(at the mean of this run's calls)"
     )
 

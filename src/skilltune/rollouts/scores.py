@@ -58,6 +58,10 @@ class Scores:
             return None
         return self.metric(rollout.score)
 
+    def missing(self, skill: str, samples: Iterable[Sample], attempts: int = 1) -> int:
+        """The number of these rollouts of a skill that this process has not requested, or that have no score."""
+        return sum((skill, sample.id, n) not in self.held for sample in samples for n in range(attempts))
+
     def rollouts(self, *splits: Seen) -> list[Rollout]:
         """The rollouts with a score on samples of these splits, in a fixed order."""
         return [rollout for key, rollout in sorted(self.held.items()) if self.split_of.get(key[1]) in splits]
