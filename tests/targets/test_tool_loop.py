@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from skilltune import Env, Sample
 from skilltune.config import TargetConfig
 from skilltune.envs.task import Task
 from skilltune.errors import BudgetExceeded, InfraError
@@ -43,7 +44,9 @@ class Bench:
         cfg = TargetConfig(**{"model": model, "tools": EVERY, "sandbox": "none", **options})
         self.run = Run.open(folder / "run")
         self.budget = Budget(Limits(), Usage(), lambda: 0.0)
-        made = MAKERS["openai"](cfg, Clients((cfg,), self.run, self.budget), folder, None)
+        made = MAKERS["openai"](
+            cfg, Clients((cfg,), self.run, self.budget), folder, Env([Sample(id="s", input="x", target="x")])
+        )
         assert isinstance(made, ToolsTarget)
         self.target = made
 
