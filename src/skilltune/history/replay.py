@@ -167,7 +167,7 @@ class _Absent(Env):
     """An environment with a known fingerprint and nothing else."""
 
     def __init__(self, fingerprint: str) -> None:
-        self.samples, self.prompt, self._fingerprint = (), "", fingerprint
+        self.samples, self.prompt, self._fingerprint, self._tools = (), "", fingerprint, None
 
     @property
     def fingerprint(self) -> str:
