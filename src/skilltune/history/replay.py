@@ -176,6 +176,9 @@ class _Absent(Env):
     def messages(self, sample: Sample) -> tuple[Message, ...]:
         raise Stopped(f"the journal does not hold sample {sample.id}")
 
+    def hashes(self, sample: Sample) -> tuple[list[str], dict[str, str]]:
+        raise Stopped(f"the journal does not hold sample {sample.id}")
+
     def task(self, sample: Sample) -> Task:
         return Task(sample.id, ())
 
