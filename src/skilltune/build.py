@@ -370,12 +370,14 @@ def build_budget(cfg: Config, run: Run) -> Budget:
 
 
 def build_executor(cfg: Config, run: Run) -> Executor:
-    """The executor of a run. It connects to its machines when the first job comes."""
+    """The executor of a run. It connects to its machines when the first job comes. Raises UsageError if its extra is
+    not installed."""
     on = cfg.workers
     if on.on == "local":
         return HERE
-    from skilltune.execute.ray import OnRay
+    from skilltune.execute.ray import OnRay, require_ray
 
+    require_ray(on.on)
     most = on.slots or cfg.target.workers
     return OnRay(on.on, on.cpus, on.memory, most, on.host, lambda facts: run.record(WORKERS, **facts))
 

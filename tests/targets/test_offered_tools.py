@@ -255,8 +255,9 @@ async def test_documents_are_read_by_tools_and_an_agent_reads_their_folder(tmp_p
         for path in ("../answers.txt", "nothing.txt"):
             with pytest.raises(ToolError):
                 await documents.call("read", {"path": path})
-    with pytest.raises(ToolError, match="number of a line"):
-        read_lines(folder, "1970/a.txt", "-1")
+    for start in ("-1", "0", "9" * 5_000, "٣", ""):
+        with pytest.raises(ToolError, match="number of a line"):
+            read_lines(folder, "1970/a.txt", start)
     assert len(read_lines(folder, "1970/a.txt", "1").splitlines()) == LINES + 1
     (folder / "wide.txt").write_text(f"{'x' * 999}\n" * 50)
     assert read_lines(folder, "wide.txt", "21").endswith("[lines 21-38 of 50]")  # what a model is shown at once

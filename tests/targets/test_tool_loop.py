@@ -206,6 +206,26 @@ def test_a_wrong_call_is_explained_to_the_model(call: ToolCall, words: str) -> N
         arguments(call, TOOLS)
 
 
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (Call("bash", {"command": "echo \0"}), "is a NUL"),
+        (Call("bash", {"command": "echo \ud83d"}), "half a surrogate pair"),
+        (Call("python", {"code": f"x = '{'é' * 70_000}'"}), "at most 100,000"),
+        (Call("grep", {"pattern": "(" * 5_000}), "no regular expression"),
+        (Call("glob", {"pattern": "/".join(["**"] * 2_000)}), "in.txt"),
+        (Call("glob", {"pattern": "\ud83d"}), "nothing found"),
+        (Call("write", {"path": "\ud83d", "content": "x"}), "is no path"),
+    ],
+)
+async def test_no_argument_of_a_model_ends_the_rollout(call: Call, words: str, tmp_path: Path) -> None:
+    async with Upstream(turns(Turn(calls=(call,)), Turn("fine"))) as server, Bench(tmp_path, server.url) as bench:
+        trajectory = await bench.target.run(SKILL, task(in__txt=b"x"), 0)
+    assert (trajectory.answer, trajectory.outcome) == ("fine", "ok")
+    (said,) = [turn.text for turn in trajectory.turns if turn.role == "tool"]
+    assert words in said
+
+
 def test_arguments_of_other_types_become_text() -> None:
     assert arguments(ToolCall("1", "write", '{"path": "a", "content": {"b": 1}}'), TOOLS)["content"] == '{"b": 1}'
     assert arguments(ToolCall("1", "grep", '{"pattern": "a"}'), TOOLS) == {"pattern": "a"}
@@ -244,6 +264,14 @@ def test_glob_and_grep_find_what_is_there(tmp_path: Path) -> None:
     assert grep(tmp_path, "tw.", "a") == "a/b.txt:2:two"
     with pytest.raises(ToolError, match="regular expression"):
         grep(tmp_path, "(", "")
+
+
+def test_a_pattern_of_many_wildcards_is_matched_at_once(tmp_path: Path) -> None:
+    deep = "/".join(["a"] * 40) + "/b"
+    write_file(tmp_path, deep, "x")
+    assert glob(tmp_path, "**/a/" * 20 + "c") == "nothing found"
+    assert glob(tmp_path, "**/a/" * 20 + "**/b") == glob(tmp_path, "a/**/**/b/**") == deep
+    assert glob(tmp_path, "/".join(["a"] * 39) + "/**/b/b") == "nothing found"
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +21,7 @@ from skilltune.workspace.tools import GLOB, GREP, ToolError, files_below, glob, 
 
 LINES, CHARS = 400, 18_000  # lines and characters of a document that `read` returns at once
 LINE_CHARS = 2_000  # characters of a line that `read` returns
+_LINE_NUMBER = re.compile(r"[0-9]{1,12}")
 SEARCH_S, LARGEST = 60.0, 100_000_000  # seconds of a search; bytes of a document that is searched
 
 
@@ -123,8 +125,8 @@ def read_lines(root: Path, name: str, start: str) -> str:
     path = inside(root, name)
     if not path.is_file():
         raise ToolError(f"there is no file {name}")
-    if not start.strip().isdecimal() or (first := int(start)) < 1:
-        raise ToolError(f"start must be the number of a line, not {start!r}")
+    if not _LINE_NUMBER.fullmatch(start.strip()) or (first := int(start)) < 1:
+        raise ToolError(f"start must be the number of a line, not {start[:40]!r}")
     found, total, room = list[str](), 0, CHARS
     try:
         with path.open(encoding="utf-8-sig", errors="replace") as lines:
