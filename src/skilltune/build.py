@@ -505,7 +505,7 @@ def _proposing_agent(
     """An agent that answers the questions. The client of its model serves probes and estimates."""
     assert name.inner is not None
     client = clients.client(section.model_copy(update={"model": name.inner.text}), "optimizer")
-    worker = make_agent_target(section.as_agent(), clients, root, role="optimizer", writable=(ANSWERS,))
+    worker = make_agent_target(section.as_agent(), clients, root, env, role="optimizer", writable=(ANSWERS,))
     agent = ByAgent(worker, clients.run)
     proposing = ModelOptimizer(agent, clients.run, env, _edits_only(cfg), cfg.train, samples)
     return Proposer(proposing, client, agent=agent)

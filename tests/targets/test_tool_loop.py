@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from skilltune import Env, Sample
+from skilltune import Env, Sample, benchmarks
 from skilltune.config import TargetConfig
 from skilltune.envs.task import Task
 from skilltune.errors import BudgetExceeded, InfraError
@@ -41,12 +41,11 @@ class Bench:
 
     def __init__(self, folder: Path, url: str, **options: Any) -> None:
         model = options.pop("model", f"openai@{url}/v1/m")
+        env = options.pop("env", None) or Env([Sample(id="s", input="x", target="x")])
         cfg = TargetConfig(**{"model": model, "tools": EVERY, "sandbox": "none", **options})
         self.run = Run.open(folder / "run")
         self.budget = Budget(Limits(), Usage(), lambda: 0.0)
-        made = MAKERS["openai"](
-            cfg, Clients((cfg,), self.run, self.budget), folder, Env([Sample(id="s", input="x", target="x")])
-        )
+        made = MAKERS["openai"](cfg, Clients((cfg,), self.run, self.budget), folder, env)
         assert isinstance(made, ToolsTarget)
         self.target = made
 
@@ -189,6 +188,32 @@ async def test_the_tools_are_in_the_sandbox(tmp_path: Path) -> None:
     assert b"PLANTED" not in server.asked[-1].raw
     assert b"mine" in server.asked[-1].raw
     assert not (tmp_path / "left.txt").exists()
+
+
+async def test_samples_beside_installed_programs_are_hidden_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, programs = tmp_path / "prefix" / "lib" / "set", tmp_path / "prefix" / "bin"
+    for folder in (data, programs, tmp_path / "project"):
+        folder.mkdir(parents=True)
+    (data / "train.jsonl").write_text('{"question": "PLANTED", "answer": "#### 1"}')
+    (data.parent / "library.txt").write_text("a library")
+    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
+    steal = f"cat {data}/train.jsonl {data.parent}/library.txt"
+
+    def script(asked: Asked) -> Turn:
+        return Turn("done") if asked.results else Turn(calls=(Call("bash", {"command": steal}),))
+
+    env = benchmarks.load("bench:gsm8k", data)
+    async with (
+        Upstream(script) as server,
+        Bench(tmp_path / "project", server.url, sandbox="auto", env=env) as bench,
+    ):
+        if bench.target.sandbox.level == "none":
+            pytest.skip("no sandbox holds here")
+        await bench.target.run(SKILL, task(), 0)
+    assert b"a library" in server.asked[-1].raw
+    assert b"PLANTED" not in server.asked[-1].raw
 
 
 @pytest.mark.parametrize(

@@ -53,8 +53,11 @@ def make(place: Path, variant: str, draw: Draw) -> Env:
             f"bench:bfcl has no category {variant!r}{nearest(variant, CATEGORIES)}; there are {', '.join(CATEGORIES)}"
         )
     unusable: list[str] = []
-    samples = draw(_samples(_Data.at(place), variant, unusable))
+    data = _Data.at(place)
+    samples = draw(_samples(data, variant, unusable))
     made = Env(samples, scorer("bfcl", grade, expected=expected), prompt=text("bfcl", "prompt.md").rstrip())
+    if isinstance(data.root, Path):  # else it is a wheel in `place`
+        made.private.append(data.root)
     if unusable:
         made.remarks.append(
             f"{len(unusable)} items accept no answer at all, because their schema and their expected calls contradict "
