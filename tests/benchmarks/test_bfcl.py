@@ -182,6 +182,8 @@ async def test_items_come_from_a_folder_a_wheel_or_the_installed_package_that_is
     places = (folder, tmp_path / "site", wheel, wheel.parent, tmp_path / "nothing")
     loaded = [benchmarks.load("bench:bfcl/parallel", place) for place in places]
     assert {env.fingerprint for env in loaded} == {loaded[0].fingerprint}
+    assert folder in loaded[1].private, "a target could read the expected calls in the installed package"
+    assert folder in loaded[-1].private
     env = loaded[0]
     assert await env.validate() == []
     messages = env.task(env.samples[0]).messages

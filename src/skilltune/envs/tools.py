@@ -37,8 +37,8 @@ class Tools(Protocol):
     `decides` is True if the tools decide when the task is over, as in a game. A reply without a call is then no answer.
     `over` is True once the task is over, and the target stops. `left` returns files for the scorer. They become
     artifacts of the rollout, and replace what the target itself wrote to the same path. `opening` is a text for the end
-    of the prompt, known once the tools are open. `folder` is a folder whose
-    files the tools only read, so that an agent may read it by itself; None if the tools do anything else.
+    of the prompt, known once the tools are open. `folder` is a folder whose files the tools only read, so that an agent
+    may read it by itself; None if the tools do anything else.
     """
 
     decides: bool = False
