@@ -24,7 +24,8 @@ _SPANS = {"text", "answer_start", "answer_end", "answer_id", "is_impossible"}
 
 
 def final_answer(text: str, *, last_line: bool = False, tag: str = "answer") -> str:
-    """The last `<answer>…</answer>` (any case) if there is one, else the last non-empty line or the whole text."""
+    """The last `<answer>…</answer>` (any case) if there is one, else the last non-empty line or the whole text. `tag`
+    names another tag; it is a plain word."""
     closes = [found.start() for found in re.finditer(f"</{tag}>", text, re.IGNORECASE)]
     opening = re.compile(f"<{tag}>", re.IGNORECASE)
     opens = [found.end() for found in opening.finditer(text, 0, closes[-1])] if closes else []
