@@ -370,12 +370,14 @@ def build_budget(cfg: Config, run: Run) -> Budget:
 
 
 def build_executor(cfg: Config, run: Run) -> Executor:
-    """The executor of a run. It connects to its machines when the first job comes."""
+    """The executor of a run. It connects to its machines when the first job comes. Raises UsageError if its extra is
+    not installed."""
     on = cfg.workers
     if on.on == "local":
         return HERE
-    from skilltune.execute.ray import OnRay
+    from skilltune.execute.ray import OnRay, require_ray
 
+    require_ray(on.on)
     most = on.slots or cfg.target.workers
     return OnRay(on.on, on.cpus, on.memory, most, on.host, lambda facts: run.record(WORKERS, **facts))
 
@@ -503,7 +505,7 @@ def _proposing_agent(
     """An agent that answers the questions. The client of its model serves probes and estimates."""
     assert name.inner is not None
     client = clients.client(section.model_copy(update={"model": name.inner.text}), "optimizer")
-    worker = make_agent_target(section.as_agent(), clients, root, role="optimizer", writable=(ANSWERS,))
+    worker = make_agent_target(section.as_agent(), clients, root, env, role="optimizer", writable=(ANSWERS,))
     agent = ByAgent(worker, clients.run)
     proposing = ModelOptimizer(agent, clients.run, env, _edits_only(cfg), cfg.train, samples)
     return Proposer(proposing, client, agent=agent)

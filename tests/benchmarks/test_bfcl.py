@@ -16,7 +16,7 @@ from skilltune import Env, benchmarks
 from skilltune.benchmarks.bfcl import CATEGORIES, expected, grade
 from skilltune.benchmarks.calls import fault, paired, read_calls
 from skilltune.errors import UsageError
-from skilltune.samples import Sample
+from skilltune.samples import ChatTurn, Sample
 
 PLAY = {
     "name": "music.play",
@@ -182,6 +182,8 @@ async def test_items_come_from_a_folder_a_wheel_or_the_installed_package_that_is
     places = (folder, tmp_path / "site", wheel, wheel.parent, tmp_path / "nothing")
     loaded = [benchmarks.load("bench:bfcl/parallel", place) for place in places]
     assert {env.fingerprint for env in loaded} == {loaded[0].fingerprint}
+    assert folder in loaded[1].private, "a target could read the expected calls in the installed package"
+    assert folder in loaded[-1].private
     env = loaded[0]
     assert await env.validate() == []
     messages = env.task(env.samples[0]).messages
@@ -196,6 +198,44 @@ def test_an_item_that_accepts_no_answer_is_left_out(tmp_path: Path) -> None:
     assert [one.id for one in env.samples] == ["simple_python_0"]
     assert "1 items accept no answer at all" in env.notes()[0]
     assert expected(env.samples[0]).startswith("<answer>[music.play(artist='Queen', minutes=20, volume=0.5")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"function": "x"},
+        {"function": [{"name": "music.play"}]},
+        {"function": [{"parameters": {}}]},
+        {"question": [[{"role": "nobody", "content": "?"}]]},
+        {"question": []},
+    ],
+)
+def test_an_item_of_another_kind_is_named(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    items(tmp_path, "simple_python", ONE)
+    file = tmp_path / "BFCL_v4_simple_python.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | wrong))
+    with pytest.raises(UsageError, match=r"simple_python\.json:1: not an item of BFCL"):
+        benchmarks.load("bench:bfcl/simple_python", tmp_path)
+
+
+@pytest.mark.parametrize("calls", [[{}], "x", [{"music.play": [1]}], [{"music.play": {"artist": 1}}]])
+def test_expected_calls_of_another_kind_are_named(tmp_path: Path, calls: list[Any]) -> None:
+    with pytest.raises(UsageError, match="not an item of BFCL"):
+        benchmarks.load("bench:bfcl/simple_python", items(tmp_path, "simple_python", calls))
+
+
+def test_lines_end_only_at_line_feeds(tmp_path: Path) -> None:
+    items(tmp_path, "simple_python", ONE)
+    file = tmp_path / "BFCL_v4_simple_python.json"
+    file.write_text(file.read_text().replace("{songs}", "\u2028\x85") + "\n")
+    (sample,) = benchmarks.load("bench:bfcl/simple_python", tmp_path).samples
+    assert sample.input[-1] == ChatTurn(role="user", content="Play \u2028\x85.")
+
+
+@pytest.mark.parametrize("number", ["0x" + "f" * 5_000, "*".join(["10**100"] * 60), "-0b" + "1" * 20_000])
+def test_a_number_of_thousands_of_digits_is_a_wrong_answer(number: str) -> None:
+    score = grade(sample(ONE), f"<answer>[music.play(artist='Queen', minutes={number})]</answer>")
+    assert (score.value, "too large" in score.why) == (0.0, True)
 
 
 def test_categories_that_cannot_be_used_are_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

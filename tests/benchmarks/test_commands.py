@@ -248,7 +248,9 @@ def test_the_data_commands_tell_what_is_here(tmp_path: Path, monkeypatch: pytest
 
 def test_a_gated_set_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SKILLTUNE_DATA", str(tmp_path))
-    assert "the publisher gates questions and answers" in skilltune("data", "list").stdout
+    listed = skilltune("data", "list").stdout
+    assert "the publisher gates questions and answers" in listed
+    assert "pip install --no-deps bfcl-eval" in listed, "data that comes with a package"
     assert "HF_TOKEN" in skilltune("data", "path", "officeqa").stderr
 
 

@@ -234,6 +234,16 @@ async def test_an_archive_is_unpacked_beside_itself(tmp_path: Path, kind: str) -
     assert not list(tmp_path.glob(".unpacking*"))
 
 
+@pytest.mark.parametrize(("place", "value"), [(0, b"\1\0"), (2, b"\x63\0")], ids=["password", "compression"])
+async def test_an_archive_that_cannot_be_read_is_named(tmp_path: Path, place: int, value: bytes) -> None:
+    whole = bytearray(archive("zip", ["a.txt"]))
+    for header in (whole.index(b"PK\3\4") + 6, whole.index(b"PK\1\2") + 8):
+        whole[header + place : header + place + 2] = value
+    async with Server(ranged(bytes(whole), [])) as server:
+        with pytest.raises(UsageError, match=r"all\.zip cannot be unpacked"):
+            await fetch(benchmark(Source("all.zip", f"{server.url}/all", unpack=True)), tmp_path)
+
+
 @pytest.mark.parametrize("kind", ["zip", "tar.gz"])
 @pytest.mark.parametrize("name", ["../out.txt", "a/../../out.txt", "/tmp/skilltune-out.txt"])
 async def test_an_archive_cannot_write_outside(tmp_path: Path, kind: str, name: str) -> None:

@@ -43,6 +43,11 @@ def test_missing_data_is_one_line_with_the_next_step(tmp_path: Path, monkeypatch
     assert "skilltune data fetch gsm8k" in message
 
 
+def test_a_place_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    with pytest.raises(benchmarks.Missing, match=r"there is no file or folder .*nowhere \(--data, env\.data\)"):
+        benchmarks.load("bench:gsm8k", tmp_path / "nowhere")
+
+
 def test_data_comes_from_the_config_else_from_the_data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gsm8k(tmp_path / "data" / "gsm8k", 12)
     gsm8k(tmp_path / "project" / "mine", 15)

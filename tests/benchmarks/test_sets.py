@@ -172,6 +172,25 @@ def test_livemath_refuses_equal_options_and_other_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "wrong",
+    [
+        {"correct_choice": {"text": 3}},
+        {"correct_choice": {"text": ["x"]}},
+        {"correct_choice": None},
+        {"choices": [{"text": None}]},
+        {"choices": "ab"},
+        {"choices": [{"text": str(n)} for n in range(26)]},
+        {"choices": []},
+    ],
+)
+def test_livemath_names_a_question_of_another_kind(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    mcq = {"question": "?", "correct_choice": {"text": "right"}, "choices": [{"text": "wrong"}]}
+    (tmp_path / "qa_1.json").write_text(json.dumps([{"month": "m", "no": 1, "mcq": mcq | wrong}]))
+    with pytest.raises(UsageError, match="question 1"):
+        benchmarks.load("bench:livemath", tmp_path)
+
+
+@pytest.mark.parametrize(
     ("target", "answer", "value"),
     [
         ("(B)", "<answer>B</answer>", 1),
@@ -260,6 +279,14 @@ def test_docvqa_is_solved_at_an_anls_of_almost_1(answer: str, soft: float, hard:
     assert (score.value, score.soft) == (hard, pytest.approx(soft))
 
 
+@pytest.mark.parametrize("wrong", [{"image": None}, {"image": {"bytes": "x"}}, {"answers": [""]}, {"answers": [None]}])
+def test_docvqa_names_a_question_without_image_or_answer(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    row = {"questionId": 1, "question": "?", "answers": ["a"], "image": "a.png"} | wrong
+    (tmp_path / "val.json").write_text(json.dumps({"data": [row]}))
+    with pytest.raises(UsageError, match="question 1"):
+        benchmarks.load("bench:docvqa", tmp_path)
+
+
 async def test_docvqa_extracts_only_the_images_of_drawn_samples(tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow", reason="needs the extra hf")
     parquet = pytest.importorskip("pyarrow.parquet")
@@ -335,6 +362,7 @@ def test_officeqa_explains_the_gate(tmp_path: Path) -> None:
     ("expected", "answer", "value"),
     [
         ("12.5", "It is\n<FINAL_ANSWER>1</FINAL_ANSWER> no\n<final_answer> 12.50 % </final_answer>", 1),
+        ("12.5", "I put it into <FINAL_ANSWER> tags.\n<FINAL_ANSWER>12.5</FINAL_ANSWER>", 1),
         ("12.5", "12.5", 1),
         ("12.5", "the answer\nis 12.5", 0),
         ("12.5", "<FINAL_ANSWER></FINAL_ANSWER>12.5", 0),
@@ -345,6 +373,16 @@ def test_officeqa_explains_the_gate(tmp_path: Path) -> None:
 )
 def test_officeqa_refuses_what_is_no_final_answer(expected: str, answer: str, value: int) -> None:
     assert officeqa.grade(Sample(id="1", input="?", target=expected), answer).value == value
+
+
+@pytest.mark.parametrize(
+    "row", [b"1,\xff,5", b"1," + b"q" * 200_000 + b",5", b'1,"q,5', b"1,q"], ids=["bytes", "huge", "open", "short"]
+)
+def test_a_damaged_table_is_named(tmp_path: Path, row: bytes) -> None:
+    place = bulletins(tmp_path)
+    (place / "officeqa_full.csv").write_bytes(b"uid,question,answer\n" + row + b"\n")
+    with pytest.raises(UsageError, match=r"officeqa_full\.csv"):
+        benchmarks.load("bench:officeqa", place)
 
 
 def test_officeqa_reports_every_definition() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -14,10 +15,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 import fakes
 from skilltune import Env, Sample, Skill
 from skilltune.api import aevaluate
+from skilltune.cli.main import app
 from skilltune.config import WorkersConfig, make_config
 from skilltune.errors import CallConfigError, InfraError, JudgeError, SampleError, UsageError
 from skilltune.execute import Elsewhere, here, require_equal
@@ -184,6 +187,21 @@ def test_a_machine_with_other_versions_is_refused_by_name() -> None:
 def test_an_unknown_engine_is_refused(on: str) -> None:
     with pytest.raises(UsageError, match=r"workers\.on"):
         make_config({"workers": {"on": on}})
+
+
+def test_an_engine_whose_extra_is_missing_is_refused_before_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    (tmp_path / "SKILL.md").write_text("Answer.")
+    (tmp_path / "data.jsonl").write_text("".join(f'{{"input": "{n}", "target": "{n}"}}\n' for n in range(20)))
+    (tmp_path / "skilltune.toml").write_text(
+        'skill = "SKILL.md"\nenv.samples = "data.jsonl"\nworkers.on = "ray"\n'
+        'target.model = "openai@http://127.0.0.1:9/v1/m"\noptimizer.model = "examples"\n'
+    )
+    found = CliRunner().invoke(app, ["check", str(tmp_path)])
+    assert found.exit_code == 2
+    assert "skilltune[ray]" in found.output
 
 
 def test_options_of_a_cluster_without_a_cluster_are_refused() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,14 @@ from skilltune.config import make_config
 from skilltune.envs import Task, as_env
 from skilltune.envs.tools import LINES, Corpus, Documents, Tools, read_lines
 from skilltune.errors import InfraError, UsageError
+from skilltune.execute import Elsewhere
 from skilltune.journal.run import Run
 from skilltune.models import Tool, user
 from skilltune.sandbox import Command
 from skilltune.skill import Skill
 from skilltune.targets.agents import AGENTS
 from skilltune.targets.agents.job import AgentJob, policy
+from skilltune.targets.agents.target import AgentTarget
 from skilltune.targets.metered import MeteredTarget
 from skilltune.targets.text_calls import call_in, explained
 from skilltune.targets.tools import ToolsTarget
@@ -211,6 +214,21 @@ async def test_a_fault_of_the_environment_ends_the_agent_without_a_score(tmp_pat
     assert Counter.alive == 0
 
 
+async def test_an_agent_may_not_read_the_samples_and_its_tools_stay_here(tmp_path: Path) -> None:
+    documents, project = tmp_path / "data" / "corpus", tmp_path / "project"
+    documents.mkdir(parents=True)
+    project.mkdir()
+    env = Env([{"input": f"{n}?", "target": "1"} for n in range(12)], root=documents.parent, tools=Corpus(documents))
+    async with Bench(project, "http://127.0.0.1:1", env, **agent_of(project, "true")) as bench:
+        assert isinstance(bench.target, MeteredTarget)
+        agent = bench.target.target
+        assert isinstance(agent, AgentTarget)
+        assert documents.parent in agent.hidden
+        agent.executor = Elsewhere(ThreadPoolExecutor(1), (), "ray")
+        with pytest.raises(UsageError, match=r"workers\.on=ray: the tools of this environment"):
+            await agent.run(SKILL, env.task(env.samples[0]), 0)
+
+
 async def test_an_agent_cannot_reach_out_of_its_workspace_by_the_folder_of_the_calls(tmp_path: Path) -> None:
     (tmp_path / "answers.txt").write_text("PLANTED")
     (tmp_path / "elsewhere").mkdir()
@@ -255,8 +273,9 @@ async def test_documents_are_read_by_tools_and_an_agent_reads_their_folder(tmp_p
         for path in ("../answers.txt", "nothing.txt"):
             with pytest.raises(ToolError):
                 await documents.call("read", {"path": path})
-    with pytest.raises(ToolError, match="number of a line"):
-        read_lines(folder, "1970/a.txt", "-1")
+    for start in ("-1", "0", "9" * 5_000, "٣", ""):
+        with pytest.raises(ToolError, match="number of a line"):
+            read_lines(folder, "1970/a.txt", start)
     assert len(read_lines(folder, "1970/a.txt", "1").splitlines()) == LINES + 1
     (folder / "wide.txt").write_text(f"{'x' * 999}\n" * 50)
     assert read_lines(folder, "wide.txt", "21").endswith("[lines 21-38 of 50]")  # what a model is shown at once

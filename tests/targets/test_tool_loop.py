@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from skilltune import Env, Sample
+from skilltune import Env, Sample, benchmarks
 from skilltune.config import TargetConfig
 from skilltune.envs.task import Task
 from skilltune.errors import BudgetExceeded, InfraError
@@ -41,12 +41,11 @@ class Bench:
 
     def __init__(self, folder: Path, url: str, **options: Any) -> None:
         model = options.pop("model", f"openai@{url}/v1/m")
+        env = options.pop("env", None) or Env([Sample(id="s", input="x", target="x")])
         cfg = TargetConfig(**{"model": model, "tools": EVERY, "sandbox": "none", **options})
         self.run = Run.open(folder / "run")
         self.budget = Budget(Limits(), Usage(), lambda: 0.0)
-        made = MAKERS["openai"](
-            cfg, Clients((cfg,), self.run, self.budget), folder, Env([Sample(id="s", input="x", target="x")])
-        )
+        made = MAKERS["openai"](cfg, Clients((cfg,), self.run, self.budget), folder, env)
         assert isinstance(made, ToolsTarget)
         self.target = made
 
@@ -191,6 +190,32 @@ async def test_the_tools_are_in_the_sandbox(tmp_path: Path) -> None:
     assert not (tmp_path / "left.txt").exists()
 
 
+async def test_samples_beside_installed_programs_are_hidden_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, programs = tmp_path / "prefix" / "lib" / "set", tmp_path / "prefix" / "bin"
+    for folder in (data, programs, tmp_path / "project"):
+        folder.mkdir(parents=True)
+    (data / "train.jsonl").write_text('{"question": "PLANTED", "answer": "#### 1"}')
+    (data.parent / "library.txt").write_text("a library")
+    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
+    steal = f"cat {data}/train.jsonl {data.parent}/library.txt"
+
+    def script(asked: Asked) -> Turn:
+        return Turn("done") if asked.results else Turn(calls=(Call("bash", {"command": steal}),))
+
+    env = benchmarks.load("bench:gsm8k", data)
+    async with (
+        Upstream(script) as server,
+        Bench(tmp_path / "project", server.url, sandbox="auto", env=env) as bench,
+    ):
+        if bench.target.sandbox.level == "none":
+            pytest.skip("no sandbox holds here")
+        await bench.target.run(SKILL, task(), 0)
+    assert b"a library" in server.asked[-1].raw
+    assert b"PLANTED" not in server.asked[-1].raw
+
+
 @pytest.mark.parametrize(
     ("call", "words"),
     [
@@ -204,6 +229,26 @@ async def test_the_tools_are_in_the_sandbox(tmp_path: Path) -> None:
 def test_a_wrong_call_is_explained_to_the_model(call: ToolCall, words: str) -> None:
     with pytest.raises(ToolError, match=words):
         arguments(call, TOOLS)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (Call("bash", {"command": "echo \0"}), "is a NUL"),
+        (Call("bash", {"command": "echo \ud83d"}), "half a surrogate pair"),
+        (Call("python", {"code": f"x = '{'é' * 70_000}'"}), "at most 100,000"),
+        (Call("grep", {"pattern": "(" * 5_000}), "no regular expression"),
+        (Call("glob", {"pattern": "/".join(["**"] * 2_000)}), "in.txt"),
+        (Call("glob", {"pattern": "\ud83d"}), "nothing found"),
+        (Call("write", {"path": "\ud83d", "content": "x"}), "is no path"),
+    ],
+)
+async def test_no_argument_of_a_model_ends_the_rollout(call: Call, words: str, tmp_path: Path) -> None:
+    async with Upstream(turns(Turn(calls=(call,)), Turn("fine"))) as server, Bench(tmp_path, server.url) as bench:
+        trajectory = await bench.target.run(SKILL, task(in__txt=b"x"), 0)
+    assert (trajectory.answer, trajectory.outcome) == ("fine", "ok")
+    (said,) = [turn.text for turn in trajectory.turns if turn.role == "tool"]
+    assert words in said
 
 
 def test_arguments_of_other_types_become_text() -> None:
@@ -244,6 +289,14 @@ def test_glob_and_grep_find_what_is_there(tmp_path: Path) -> None:
     assert grep(tmp_path, "tw.", "a") == "a/b.txt:2:two"
     with pytest.raises(ToolError, match="regular expression"):
         grep(tmp_path, "(", "")
+
+
+def test_a_pattern_of_many_wildcards_is_matched_at_once(tmp_path: Path) -> None:
+    deep = "/".join(["a"] * 40) + "/b"
+    write_file(tmp_path, deep, "x")
+    assert glob(tmp_path, "**/a/" * 20 + "c") == "nothing found"
+    assert glob(tmp_path, "**/a/" * 20 + "**/b") == glob(tmp_path, "a/**/**/b/**") == deep
+    assert glob(tmp_path, "/".join(["a"] * 39) + "/**/b/b") == "nothing found"
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,10 @@ def load(spec: str, place: Path | None = None, *, seed: int = 42, limit: int | N
     """
     benchmark, variant = parse(spec)
     place = place_of(benchmark.name) if place is None else place
+    if benchmark.files and not place.exists() and place != place_of(benchmark.name):
+        raise Missing(f"bench:{benchmark.name}: there is no file or folder {place} (--data, env.data)")
     made = benchmark.make(place, variant, Draw(benchmark.splits, seed, limit))
+    made.private.append(place)
     made.name = f"{benchmark.name}/{variant}" if variant else benchmark.name
     hard, soft = benchmark.hard, benchmark.soft
     partial = "" if soft.name == hard.name else f"; partial credit is {soft.name}: {soft.meaning}"

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from skilltune.benchmarks.benchmark import Benchmark, Draw, Metric, missing, pinned, text
-from skilltune.benchmarks.rows import json_document, scorer
+from skilltune.benchmarks.rows import json_document, scorer, text_of
 from skilltune.envs import Env
 from skilltune.errors import UsageError
 from skilltune.rollout import Score
@@ -61,9 +61,8 @@ def _samples(place: Path, task: str) -> Iterator[Sample]:
     if not isinstance(examples, list) or not examples:
         raise UsageError(f'{path}: expected an object with a list "examples"')
     for number, row in enumerate(examples, 1):
-        if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("input", "target")):
-            raise UsageError(f'{path}, example {number}: expected the texts "input" and "target"')
-        yield Sample(id=f"{task}:{number}", input=row["input"], target=row["target"])
+        where = f"{path}, example {number}"
+        yield Sample(id=f"{task}:{number}", input=text_of(row, "input", where), target=text_of(row, "target", where))
 
 
 def grade(sample: Sample, answer: str) -> Score:

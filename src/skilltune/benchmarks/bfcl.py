@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -52,8 +53,11 @@ def make(place: Path, variant: str, draw: Draw) -> Env:
             f"bench:bfcl has no category {variant!r}{nearest(variant, CATEGORIES)}; there are {', '.join(CATEGORIES)}"
         )
     unusable: list[str] = []
-    samples = draw(_samples(_Data.at(place), variant, unusable))
+    data = _Data.at(place)
+    samples = draw(_samples(data, variant, unusable))
     made = Env(samples, scorer("bfcl", grade, expected=expected), prompt=text("bfcl", "prompt.md").rstrip())
+    if isinstance(data.root, Path):  # else it is a wheel in `place`
+        made.private.append(data.root)
     if unusable:
         made.remarks.append(
             f"{len(unusable)} items accept no answer at all, because their schema and their expected calls contradict "
@@ -88,10 +92,12 @@ class _Data:
         """The objects of a file of JSON lines, with their places."""
         path = self.root.joinpath(*name.split("/"))
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except (OSError, KeyError, UnicodeDecodeError) as error:
+            lines = path.read_text(encoding="utf-8").split("\n")  # a text may hold other ends of lines
+        except (OSError, KeyError, UnicodeDecodeError, zipfile.BadZipFile, zlib.error) as error:
             raise UsageError(f"{path} cannot be read: {error}") from None
         for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError) as error:
@@ -111,19 +117,21 @@ def _samples(data: _Data, category: str, unusable: list[str]) -> Iterator[Sample
             turns = [ChatTurn(role=turn["role"], content=turn["content"]) for turn in row["question"][0]]
             functions = row["function"]
             calls = answers[row["id"]]["ground_truth"] if relevant else []
-        except (LookupError, TypeError, ValueError) as error:
-            raise UsageError(f"{where}: not an item of BFCL: {type(error).__name__}: {error}") from None
-        alone = len(turns) == 1 and turns[0].role == "user"
-        sample = Sample(
-            id=row["id"],
-            input=turns[0].content if alone else tuple(turns),
-            target={"calls": calls, "functions": functions},
-            metadata={"functions": "\n".join(json.dumps(function, ensure_ascii=False) for function in functions)},
-        )
-        if grade(sample, expected(sample)).value < 1.0:
+            alone = len(turns) == 1 and turns[0].role == "user"
+            sample = Sample(
+                id=row["id"],
+                input=turns[0].content if alone else tuple(turns),
+                target={"calls": calls, "functions": functions},
+                metadata={"functions": "\n".join(json.dumps(function, ensure_ascii=False) for function in functions)},
+            )
+            usable = grade(sample, expected(sample)).value == 1.0
+        except (LookupError, TypeError, ValueError, AttributeError, StopIteration, RecursionError) as error:
+            fault = " ".join(f"{type(error).__name__}: {error}".split())
+            raise UsageError(f"{where}: not an item of BFCL: {fault}") from None
+        if usable:
+            yield sample
+        else:
             unusable.append(sample.id)
-            continue
-        yield sample
 
 
 def expected(sample: Sample) -> str:

@@ -12,6 +12,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from skilltune.scorers.reading import elided
+
 Call = tuple[str, dict[str, Any]]
 """The name of a function, and its arguments by name."""
 
@@ -38,6 +40,8 @@ _IGNORED = re.compile(r"[ ,./\-_*^]")
 _FENCE = re.compile(r"^```(?:\w+\n)?(.*?)```$", re.DOTALL)
 LONGEST = 50_000  # characters of an answer that is parsed
 LARGEST = 1e6, 100  # base and exponent of a power
+LONGEST_BITS = 4_000  # of an integer
+SHOWN = 200  # characters of a value in a reason
 
 
 def read_calls(text: str) -> list[Call]:
@@ -64,7 +68,7 @@ def _call(node: ast.Call) -> Call:
 def _value(node: ast.expr) -> Any:
     match node:
         case ast.Constant():
-            return "..." if node.value is ... else node.value
+            return "..." if node.value is ... else _bounded(node.value)
         case ast.List():
             return [_value(part) for part in node.elts]
         case ast.Tuple():
@@ -97,7 +101,14 @@ def _computed(node: ast.BinOp) -> Any:
         raise ValueError(f"{ast.unparse(node)} is too large")
     if type(node.op) not in _ARITHMETIC:
         raise ValueError(f"{ast.unparse(node)} is no value")
-    return _ARITHMETIC[type(node.op)](left, right)
+    return _bounded(_ARITHMETIC[type(node.op)](left, right))
+
+
+def _bounded(value: Any) -> Any:
+    """The value. Raises ValueError for an integer that Python would not print."""
+    if isinstance(value, int) and value.bit_length() > LONGEST_BITS:
+        raise ValueError("a number in it is too large")
+    return value
 
 
 # -- compare
@@ -138,9 +149,8 @@ def fault(call: Call, wanted: Mapping[str, Any], functions: Sequence[Mapping[str
         if key not in schema["properties"] or key not in accepted:
             return f"{name}: there should be no parameter {key}"
         if not _accepts(value, schema["properties"][key], accepted[key]):
-            return (
-                f"{name}: {key} is {value!r}, expected {' or '.join(repr(one) for one in accepted[key] if one != '')}"
-            )
+            right = " or ".join(repr(one) for one in accepted[key] if one != "")
+            return f"{name}: {key} is {elided(repr(value), SHOWN)}, expected {right}"
     if lacking := [key for key, values in accepted.items() if key not in given and "" not in values]:
         return f"{name}: the parameter {lacking[0]} is missing"
     return ""

@@ -36,16 +36,17 @@ def _samples(place: Path) -> Iterator[Sample]:
     """Samples with the place of their image: a path, or file and row of a parquet file, which is not read yet."""
     for where, row in _rows(place):
         name = row.get("questionId", row.get("id"))
-        answers = row.get("answers")
-        if not isinstance(name, int | str) or not isinstance(answers, list) or not answers:
+        found = row.get("answers")
+        answers = [text for text in found if isinstance(text, str) and text.strip()] if isinstance(found, list) else []
+        if not isinstance(name, int | str) or not answers:
             raise UsageError(f'{where}: expected "questionId" and a list "answers" (the test split has no answers)')
         asked = text_of(row, "question", where)
-        image = row.get("image")
-        inside = (image,) if isinstance(image, str) else ()
+        apart = where.rpartition(", row ")[2].isdecimal()  # a row of a parquet file: its image is read later
+        inside = () if apart else (text_of(row, "image", where),)
         yield Sample(
             id=str(name),
             input=(ChatTurn(content=asked, images=inside),),
-            target=[str(answer) for answer in answers],
+            target=answers,
             metadata={} if inside else {"parquet": where, "page": _page(row, str(name))},
         )
 

@@ -316,6 +316,8 @@ def _unpack(archive: Path, folder: Path) -> None:
             else:
                 os.replace(path, place)
     except (shutil.ReadError, tarfile.TarError, zlib.error, ValueError, OSError, EOFError) as error:
+        if isinstance(error, OSError) and error.errno in _LOCAL:
+            raise
         raise UsageError(f"{archive} cannot be unpacked ({error}): delete it and fetch again") from None
     finally:
         shutil.rmtree(room, ignore_errors=True)
@@ -327,7 +329,7 @@ def _unzip(archive: Path, room: Path) -> None:
     try:
         with zipfile.ZipFile(archive) as file:
             file.extractall(room)  # drops "..", and the root of an absolute path
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, RuntimeError) as error:  # RuntimeError: it has a password, or an unknown compression
         raise ValueError(str(error)) from None
 
 

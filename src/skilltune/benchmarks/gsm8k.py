@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from decimal import Decimal
 from pathlib import Path
 
 from skilltune.benchmarks.benchmark import Benchmark, Draw, Metric, missing, pinned, text
@@ -54,7 +53,7 @@ def grade(sample: Sample, answer: str) -> Score:
     value, wanted = last_number(got), last_number(expected)
     if value is None:
         return Score(0.0, f"{missed(expected, got)}, which does not end in a plain number")
-    return verdict(Decimal(value) == wanted, expected, got)
+    return verdict(value == wanted, expected, got)
 
 
 GSM8K = Benchmark(

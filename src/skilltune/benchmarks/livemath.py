@@ -57,15 +57,15 @@ def _samples(place: Path, variant: str) -> Iterator[Sample]:
 def _sample(row: Any, where: str, variant: str) -> Sample:
     question: Any = row.get("mcq") if isinstance(row, dict) else None
     try:
-        right, others = question["correct_choice"]["text"], [choice["text"] for choice in question["choices"]]
-        name = f"{row['month']}:{row['no']}"
+        name, choices = f"{row['month']}:{row['no']}", list(question["choices"])
     except (KeyError, TypeError):
         raise UsageError(
             f'{where}: expected month, no and "mcq" with question, correct_choice and choices; is it another file?'
         ) from None
-    options = merged(name, right, others)
-    if len(set(options)) < len(options) or len(options) < 2:
-        raise UsageError(f"{where}: its options must differ from one another")
+    right = text_of(question.get("correct_choice"), "text", f"{where}, correct_choice")
+    options = merged(name, right, [text_of(choice, "text", f"{where}, choices") for choice in choices])
+    if len(set(options)) < len(options) or not 2 <= len(options) <= len(ascii_uppercase):
+        raise UsageError(f"{where}: its 2 to {len(ascii_uppercase)} options must differ from one another")
     asked = text_of(question, "question", where)
     if variant == "theorem":
         hints = (text_of(row, "theorem", where), str(row.get("sketch") or ""))

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from skilltune.benchmarks.benchmark import Benchmark, Draw, Metric, Source, missing, text
 from skilltune.benchmarks.figures import matches
-from skilltune.benchmarks.rows import scorer, text_of
+from skilltune.benchmarks.rows import csv_rows, scorer, text_of
 from skilltune.envs import Env
 from skilltune.envs.tools import Corpus
 from skilltune.errors import UsageError
 from skilltune.rollout import Score
 from skilltune.samples import Sample
 from skilltune.scorers.f1 import normalise, token_f1
-from skilltune.scorers.reading import verdict
+from skilltune.scorers.reading import final_answer, verdict
 
 LONGEST = 250  # characters of a final answer
 TOLERANCES = {"official": 0.0, "within 0.1 %": 0.001, "within 1 %": 0.01, "within 5 %": 0.05}
 """The metrics of the official scorer by name, each with its relative tolerance."""
 
-_COLUMNS = ("uid", "question", "answer", "source_docs", "source_files", "difficulty")
-_TAG = re.compile(r"<FINAL_ANSWER>(.*?)</FINAL_ANSWER>", re.IGNORECASE | re.DOTALL)
+_TAG = "FINAL_ANSWER"
 _CORPORA = ("treasury_bulletins_parsed/transformed", "corpus")
 _GATED = (
     "the publisher gates questions and answers, so that agents do not find them: ask for access at "
@@ -47,22 +45,17 @@ def make(place: Path, variant: str, draw: Draw) -> Env:
 
 def _samples(file: Path, place: Path, oracle: Path | None) -> Iterator[Sample]:
     """The questions. With `oracle`, each has its source documents as files."""
-    with file.open(encoding="utf-8-sig", newline="") as lines:
-        rows = csv.DictReader(lines)
-        if lacking := [name for name in ("uid", "question", "answer") if name not in (rows.fieldnames or ())]:
-            raise UsageError(f"{file}: no column {', '.join(lacking)}; expected {', '.join(_COLUMNS)}")
-        for number, row in enumerate(rows, 1):
-            where = f"{file}, question {number}"
-            answer = text_of(row, "answer", where).strip()
-            if "\n" in answer or len(answer) > LONGEST:
-                raise UsageError(f"{where}: its answer is no single line of at most {LONGEST} characters")
-            yield Sample(
-                id=text_of(row, "uid", where),
-                input=text_of(row, "question", where),
-                target=answer,
-                files={} if oracle is None else _sources(row.get("source_files") or "", oracle, place, where),
-                metadata={"difficulty": row.get("difficulty") or ""},
-            )
+    for where, row in csv_rows(file, ("uid", "question", "answer")):
+        answer = text_of(row, "answer", where).strip()
+        if "\n" in answer or len(answer) > LONGEST:
+            raise UsageError(f"{where}: its answer is no single line of at most {LONGEST} characters")
+        yield Sample(
+            id=text_of(row, "uid", where),
+            input=text_of(row, "question", where),
+            target=answer,
+            files={} if oracle is None else _sources(row.get("source_files") or "", oracle, place, where),
+            metadata={"difficulty": row.get("difficulty") or ""},
+        )
 
 
 def _sources(listed: str, corpus: Path, place: Path, where: str) -> dict[str, str]:
@@ -77,15 +70,9 @@ def _sources(listed: str, corpus: Path, place: Path, where: str) -> dict[str, st
     return found
 
 
-def final_answer(answer: str) -> str:
-    """The content of the last <FINAL_ANSWER> tag, else the whole text."""
-    tagged = _TAG.findall(answer)
-    return (tagged[-1] if tagged else answer).strip()
-
-
 def grade(sample: Sample, answer: str) -> Score:
     """The official match with tolerance 0, see `figures.matches`; `soft` is token F1."""
-    got, expected = final_answer(answer), str(sample.target)
+    got, expected = final_answer(answer, tag=_TAG), str(sample.target)
     fault = refused(got, expected)
     found = {name: float(not fault and matches(expected, got, limit)) for name, limit in TOLERANCES.items()}
     f1 = 0.0 if fault else token_f1(got, expected)

@@ -49,7 +49,9 @@ def make(place: Path, variant: str, draw: Draw) -> Env:
     size = sum(SIZES) if draw.limit is None else draw.limit
     generator = importlib.import_module("reasoning_gym").create_dataset(variant, size=size, seed=draw.seed)
     entries = {f"{variant}:{draw.seed}:{number}": generator[number] for number in range(size)}
-    return environment(variant, generator, entries, importlib.metadata.version("reasoning-gym"))
+    made = environment(variant, generator, entries, importlib.metadata.version("reasoning-gym"))
+    made.private.append(Path(str(importlib.import_module("reasoning_gym").__file__)).parent)  # it solves its own tasks
+    return made
 
 
 def environment(variant: str, generator: Any, entries: dict[str, dict[str, Any]], version: str) -> Env:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable, Iterator, Sequence, Set
 from pathlib import Path
@@ -34,6 +35,19 @@ def json_document(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"cannot read {path}: {error}") from None
+
+
+def csv_rows(path: Path, columns: Sequence[str]) -> Iterator[Row]:
+    """The rows of a CSV file, each with the number of its line. Raises UsageError if it lacks one of the columns."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = csv.DictReader(file)
+            if lacking := [name for name in columns if name not in (rows.fieldnames or ())]:
+                raise UsageError(f"{path}: no column {', '.join(lacking)}; is this file another one?")
+            for row in rows:
+                yield f"{path}:{rows.line_num}", row
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"cannot read {path}: {error}") from None
 
 

@@ -51,7 +51,7 @@ def list_data(as_json: AsJson = False) -> None:
             known = sum(size for size in sizes if size) if sizes and all(sizes) else None
             state = "here" if not missing else "missing" if len(missing) == len(found.files) else "incomplete"
             if not found.files:
-                state = "comes with a package" if found.needs else "none to fetch"
+                state = "comes with a package" if found.needs or found.gated else "none to fetch"
             rows.append((found, place, missing, known, state))
         if out:
             write_json(
@@ -79,8 +79,8 @@ def list_data(as_json: AsJson = False) -> None:
             if found.files:
                 say(f"  size     {'unknown before it is fetched' if known is None else size_text(known)}")
             say(f"  place    {place}: {state}" + (f" ({_some(missing)})" if state == "incomplete" else ""))
-            if found.gated and missing:
-                say(f"  gated    {found.gated}")
+            if found.gated and (missing or not found.files):
+                say(f"  get it   {found.gated}")
 
 
 @group.command("fetch")

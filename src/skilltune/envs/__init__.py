@@ -119,6 +119,7 @@ class Env:
         if not self.samples:
             raise UsageError("an Env needs at least one sample")
         self.root = (Path() if root is None else Path(root)).resolve()
+        self.private: list[Path] = [self.root]  # files with samples and answers, which agents and tools may not read
         self.prompt = _INPUT if prompt is None else prompt
         self._template = Template.of(self.prompt, self.samples)
         self.show(visible)

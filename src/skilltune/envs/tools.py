@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +21,7 @@ from skilltune.workspace.tools import GLOB, GREP, ToolError, files_below, glob, 
 
 LINES, CHARS = 400, 18_000  # lines and characters of a document that `read` returns at once
 LINE_CHARS = 2_000  # characters of a line that `read` returns
+_LINE_NUMBER = re.compile(r"[0-9]{1,12}")
 SEARCH_S, LARGEST = 60.0, 100_000_000  # seconds of a search; bytes of a document that is searched
 
 
@@ -35,8 +37,8 @@ class Tools(Protocol):
     `decides` is True if the tools decide when the task is over, as in a game. A reply without a call is then no answer.
     `over` is True once the task is over, and the target stops. `left` returns files for the scorer. They become
     artifacts of the rollout, and replace what the target itself wrote to the same path. `opening` is a text for the end
-    of the prompt, known once the tools are open. `folder` is a folder whose
-    files the tools only read, so that an agent may read it by itself; None if the tools do anything else.
+    of the prompt, known once the tools are open. `folder` is a folder whose files the tools only read, so that an agent
+    may read it by itself; None if the tools do anything else.
     """
 
     decides: bool = False
@@ -123,8 +125,8 @@ def read_lines(root: Path, name: str, start: str) -> str:
     path = inside(root, name)
     if not path.is_file():
         raise ToolError(f"there is no file {name}")
-    if not start.strip().isdecimal() or (first := int(start)) < 1:
-        raise ToolError(f"start must be the number of a line, not {start!r}")
+    if not _LINE_NUMBER.fullmatch(start.strip()) or (first := int(start)) < 1:
+        raise ToolError(f"start must be the number of a line, not {start[:40]!r}")
     found, total, room = list[str](), 0, CHARS
     try:
         with path.open(encoding="utf-8-sig", errors="replace") as lines:

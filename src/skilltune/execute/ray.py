@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import importlib.util
 import io
 import logging
 import os
@@ -64,11 +65,10 @@ class OnRay:
         self.on_event({"on": self.name, "machines": names, "slots": jobs.slots, **counts_of(self)})
 
     def _connect(self) -> Elsewhere:
-        try:
-            import ray
-            from ray import exceptions as errors
-        except ImportError:
-            raise UsageError(f"workers.on={self.name} needs the extra `ray`: pip install 'skilltune[ray]'") from None
+        require_ray(self.name)
+        import ray
+        from ray import exceptions as errors
+
         os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # `uv run` would send the project to each worker
         if not ray.is_initialized():
             address = None if self.name == "ray" else self.name
@@ -134,6 +134,12 @@ class OnRay:
         self.on_event({"on": self.name, "machines": [], "slots": self._jobs.slots, **counts_of(self)})
         self._jobs = None
         await asyncio.to_thread(ray.shutdown)
+
+
+def require_ray(name: str) -> None:
+    """Raise `UsageError` if the extra is not installed."""
+    if importlib.util.find_spec("ray") is None:
+        raise UsageError(f"workers.on={name} needs the extra `ray`: pip install 'skilltune[ray]'")
 
 
 class Tasks(Engine):

@@ -20,15 +20,15 @@ from skilltune.samples import Sample
 Mode = Literal["all", "any", "weighted"]
 """The rule by which several checks become one score."""
 
-_OPEN = re.compile("<answer>", re.IGNORECASE)
-_CLOSE = re.compile("</answer>", re.IGNORECASE)
 _SPANS = {"text", "answer_start", "answer_end", "answer_id", "is_impossible"}
 
 
-def final_answer(text: str, *, last_line: bool = False) -> str:
-    """The last `<answer>…</answer>` (any case) if there is one, else the last non-empty line or the whole text."""
-    closes = [tag.start() for tag in _CLOSE.finditer(text)]
-    opens = [tag.end() for tag in _OPEN.finditer(text, 0, closes[-1])] if closes else []
+def final_answer(text: str, *, last_line: bool = False, tag: str = "answer") -> str:
+    """The last `<answer>…</answer>` (any case) if there is one, else the last non-empty line or the whole text. `tag`
+    names another tag; it is a plain word."""
+    closes = [found.start() for found in re.finditer(f"</{tag}>", text, re.IGNORECASE)]
+    opening = re.compile(f"<{tag}>", re.IGNORECASE)
+    opens = [found.end() for found in opening.finditer(text, 0, closes[-1])] if closes else []
     if opens:  # the last opening tag that is closed, up to its closing tag
         return text[opens[-1] : next(start for start in closes if start >= opens[-1])].strip()
     text = text.strip()

@@ -26,8 +26,8 @@ RunTarget: TypeAlias = ChatTarget | ToolsTarget | MeteredTarget
 
 
 def make_chat(cfg: TargetConfig, clients: Clients, root: Path, env: Env | None = None) -> ChatTarget | ToolsTarget:
-    """A chat model, with tools if the config names some or the environment offers some. The project's files stay
-    hidden from the tools. Raises `UsageError` if both have a tool of the same name."""
+    """A chat model, with tools if the config names some or the environment offers some. The files of the project and
+    of the samples stay hidden from the tools. Raises `UsageError` if both have a tool of the same name."""
     client, offered = clients.client(cfg, "target"), offered_by(env) if env is not None else ()
     if not (cfg.tools or offered):
         return ChatTarget(client, cfg.temperature, cfg.max_tokens)
@@ -36,7 +36,7 @@ def make_chat(cfg: TargetConfig, clients: Clients, root: Path, env: Env | None =
         tuple(dict.fromkeys(cfg.tools)),
         probe(cfg.sandbox) if cfg.tools else NONE,
         workspaces_of(clients.run.folder),
-        tuple({root.resolve(), clients.run.folder.resolve()}),
+        hidden_from(env, root, clients.run.folder),
         cfg.max_turns or MAX_TURNS,
         cfg.temperature,
         cfg.max_tokens,
@@ -51,6 +51,12 @@ def make_chat(cfg: TargetConfig, clients: Clients, root: Path, env: Env | None =
                 "once: leave it out"
             )
     return made
+
+
+def hidden_from(env: Env | None, *folders: Path) -> tuple[Path, ...]:
+    """The folders, and the files of the environment that a target and an agent that proposes edits may not read."""
+    private = [*folders, *(env.private if env is not None else ())]
+    return tuple(dict.fromkeys(path for path in (place.resolve() for place in private) if len(path.parts) > 1))
 
 
 def make_plugin(cfg: TargetConfig, clients: Clients, root: Path, env: Env | None = None) -> MeteredTarget:
@@ -71,7 +77,8 @@ def make_agent_target(
     role: str = "target",
     writable: tuple[str, ...] | None = None,
 ) -> MeteredTarget:
-    """An agent. Its rollouts have slots of their own, because each of its model calls takes one at the endpoint."""
+    """An agent. Its rollouts have slots of their own, because each of its model calls takes one at the endpoint. It is
+    given the tools of the environment if it is the target; the samples' files are hidden from it in every role."""
     section = cfg.model_copy(update={"model": cfg.upstream}) if cfg.upstream else cfg
     agent = make_agent(
         cfg,
@@ -83,7 +90,8 @@ def make_agent_target(
         key_env=clients.key_env(section),
         spend=clients.budget.spend,
         executor=clients.executor,
-        offers=env.tools if env is not None else no_tools,
+        offers=env.tools if env is not None and role == "target" else no_tools,
+        hidden=hidden_from(env, root, clients.run.folder),
     )
     slots = clients.executor.slots or cfg.workers
     meter = Meter(Endpoint(slots, max_wait_s=cfg.max_wait_s), clients.budget, clients.run, role)

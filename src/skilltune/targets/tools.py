@@ -38,6 +38,7 @@ from skilltune.workspace.tools import GLOB, GREP, READ, WRITE, ToolError, glob, 
 
 MAX_TURNS = 20  # if target.max_turns is not set
 GUESSED_CALLS = 4  # calls of a rollout, before the first one
+ARGUMENT_BYTES = 100_000  # of a program; Linux starts none with an argument of 128 kB
 SHOWN = 20_000  # characters of a tool's output that the model sees: its beginning and its end
 COMMAND = Limits(wall_s=120, cpu_s=120, memory_mb=2_000, processes=200, file_mb=500, output_bytes=200_000)
 Calls = Literal["native", "text"]
@@ -246,9 +247,9 @@ class ToolsTarget:
             return await of_environment(talk.given, call.name, given)
         match call.name:
             case "bash":
-                return await self._command(("bash", "-c", given["command"]), ws)
+                return await self._command(("bash", "-c", argument(given["command"])), ws)
             case "python":
-                return await self._command((sys.executable, "-c", given["code"]), ws)
+                return await self._command((sys.executable, "-c", argument(given["code"])), ws)
             case "read":
                 return await asyncio.to_thread(read_file, root, given["path"])
             case "write":
@@ -353,6 +354,19 @@ def arguments(call: ToolCall, offered: Mapping[str, Tool]) -> dict[str, str]:
     if not isinstance(given, dict) or any(key not in given for key in needed):
         raise ToolError(f"{call.name} needs the arguments {', '.join(needed) or 'as a JSON object'}")
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in given.items()}
+
+
+def argument(text: str) -> str:
+    """A text that a program can be given. Raises `ToolError` for one that no program can be started with."""
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError as error:
+        raise ToolError(f"its character {error.start + 1} is half a surrogate pair: write the whole one") from None
+    if "\0" in text:
+        raise ToolError(f"its character {text.index(chr(0)) + 1} is a NUL, which no program can be given")
+    if size > ARGUMENT_BYTES:
+        raise ToolError(f"it has {size:,} bytes, and at most {ARGUMENT_BYTES:,} can be run: write parts to files first")
+    return text
 
 
 def shortened(text: str) -> str:

@@ -90,11 +90,25 @@ def glob(root: Path, pattern: str) -> str:
 
 def _matches(parts: tuple[str, ...], wanted: tuple[str, ...]) -> bool:
     """True if the parts of a path match those of a pattern, in which `**` stands for any number of folders."""
-    if not parts or not wanted:
-        return not parts and not [part for part in wanted if part != "**"]
-    if wanted[0] == "**":
-        return _matches(parts, wanted[1:]) or _matches(parts[1:], wanted)
-    return fnmatchcase(parts[0], wanted[0]) and _matches(parts[1:], wanted[1:])
+    reached = _reachable({0}, wanted)  # places in the pattern, so that the time is bounded by their number
+    for part in parts:
+        reached = {
+            place if wanted[place] == "**" else place + 1
+            for place in reached
+            if place < len(wanted) and (wanted[place] == "**" or fnmatchcase(part, wanted[place]))
+        }
+        reached = _reachable(reached, wanted)
+    return len(wanted) in reached
+
+
+def _reachable(places: set[int], wanted: tuple[str, ...]) -> set[int]:
+    """The places in a pattern, and those behind each `**` that stands for no folder."""
+    found = set(places)
+    for place in places:
+        while place < len(wanted) and wanted[place] == "**":
+            place += 1
+            found.add(place)
+    return found
 
 
 def grep(root: Path, pattern: str, place: str, *, seconds: float = PATTERN_S, largest: int = READ_BYTES) -> str:
@@ -102,7 +116,7 @@ def grep(root: Path, pattern: str, place: str, *, seconds: float = PATTERN_S, la
     try:
         wanted = regex.compile(pattern)
         anywhere = None if _OF_A_LINE.search(pattern) else regex.compile(pattern, regex.MULTILINE)
-    except regex.error as error:
+    except (regex.error, RecursionError, OverflowError) as error:
         raise ToolError(f"{pattern!r} is no regular expression: {error}") from None
     start = inside(root, place or ".")
     files = [start] if start.is_file() else sorted(files_below(start))

@@ -158,15 +158,15 @@ class AgentTarget:
         tools = self.offers(task)
         if tools is None:
             return await self._work(skill, task, self._key(skill, task, attempt), ())
+        if self.executor is not HERE:
+            raise UsageError(
+                f"workers.on={self.executor.name}: the tools of this environment have their state or documents on this "
+                "machine, so its rollouts cannot run on workers: set workers.on=local"
+            )
         if tools.folder is not None:
             note = f"The documents are in the folder {tools.folder}. Read them there; do not change them."
             asked = replace(task, messages=with_notes(task.messages, [note]))
             return await self._work(skill, asked, self._key(skill, asked, attempt), (tools.folder,))
-        if self.executor is not HERE:
-            raise UsageError(
-                f"workers.on={self.executor.name}: the tools of this environment keep their state on this machine, so "
-                "its rollouts cannot run on workers: set workers.on=local"
-            )
         try:
             async with opened(tools, task):
                 commands = Commands(tools)
@@ -478,8 +478,10 @@ def make_agent(
     spend: Callable[[Usage], None] = lambda _: None,
     executor: Executor = HERE,
     offers: Callable[[Task], Tools | None] = no_tools,
+    hidden: tuple[Path, ...] = (),
 ) -> AgentTarget:
-    """The agent that `cfg.model` names. A relative path in a command starts at `root`, whose files stay hidden from it.
+    """The agent that `cfg.model` names. A relative path in a command starts at `root`, whose files stay hidden from it,
+    as do those in `hidden`.
 
     Raises `UsageError` if its program is missing, or if a setting does not fit it.
     """
@@ -495,7 +497,7 @@ def make_agent(
             f"{role}.max_turns instead"
         )
     folder = run.folder.resolve() if run is not None else root
-    places = (root.resolve(), folder)
+    places = (root.resolve(), folder, *hidden)
     return AgentTarget(
         agent=name.scheme,
         command=command,
