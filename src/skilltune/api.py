@@ -231,7 +231,7 @@ async def atrain(
 ) -> Result:
     """Train a skill and return the result. The same call again resumes the run, or replays a finished one for free.
 
-    skill:     a folder with SKILL.md or a .md file; created if missing.
+    skill:     a folder with SKILL.md or a .md file; if it is missing, training starts from nothing.
     env:       an `Env` or `Environment`, a function that makes one, a sample file, a folder with evals/evals.json,
                "env.py:factory", "bench:NAME", or the whole table [env]: {"samples": any of these, "score": "f1",
                "split": [2, 1, 1], "prompt": …}.
