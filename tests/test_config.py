@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from skilltune.config import Config, load_config, make_config, to_toml
+from skilltune.config import EXAMPLES, Config, load_config, make_config, to_toml
 from skilltune.errors import UsageError
 
 
@@ -238,11 +238,33 @@ def test_a_skill_folder_is_a_complete_input(tmp_path: Path):
     assert load_config(tmp_path)[0].env.samples == ""
 
 
+@pytest.mark.parametrize(
+    ("tree", "says"),
+    [
+        ({"budget": 3000}, "budget is a section, not a value: set its keys, e.g. budget.calls=3000"),
+        ({"target": "openai/gpt-5.5"}, 'set its keys, e.g. target.model="openai/gpt-5.5"'),
+        ({"env": "data.jsonl"}, 'set its keys, e.g. env.samples="data.jsonl"'),
+        ({"env": {"split": "4:3:3"}}, "env.split is a list: write its values in square brackets"),
+        ({"target": {"tools": "bash"}}, "target.tools is a list: write its values in square brackets"),
+    ],
+)
+def test_a_value_of_the_wrong_shape_is_told_the_right_one(tree: dict[str, Any], says: str):
+    assert says in refused(tree)
+
+
+def test_the_example_of_each_section_is_a_setting():
+    sections = {key for key, known in Config.model_fields.items() if hasattr(known.annotation, "model_fields")}
+    assert EXAMPLES.keys() == sections
+    make_config({}, [f"{key}.{example}" for key, example in EXAMPLES.items()])
+
+
 def test_files_that_cannot_be_read_are_named(tmp_path: Path):
     with pytest.raises(UsageError, match=r"holds neither skilltune\.toml nor evals/evals\.json"):
         load_config(tmp_path)
     with pytest.raises(UsageError, match=r"cannot read the config .*missing\.toml"):
         load_config(tmp_path / "missing.toml")
+    with pytest.raises(UsageError, match=r"no such file or folder; `skilltune init .*/missing` starts a skill there"):
+        load_config(tmp_path / "missing")
     broken = tmp_path / "broken.toml"
     for content in (b"seed = ", b"seed = 1\nseed = 2", b"\xff\xfe"):
         broken.write_bytes(content)

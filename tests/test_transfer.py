@@ -97,6 +97,11 @@ def test_one_table_shows_that_a_skill_helps_one_target_and_harms_another(
     assert "targets compared by `eval --targets`" in text
     assert "not certified" not in text
     assert "0.0 (0.0…" in shown.stdout
+    shown = skilltune("show", run).stdout
+    assert "no training" in shown
+    assert "stopped" not in shown
+    for command in (("export", run, "--to", "file"), ("compact", run), ("controls", run), ("adopt", run)):
+        assert "answers of `skilltune eval` and no training" in skilltune(*command).stderr
 
 
 def test_a_skill_with_targets_and_samples_needs_no_config(

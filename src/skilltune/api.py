@@ -25,6 +25,7 @@ from skilltune.config import (
 )
 from skilltune.envs import Env, Environment, as_env
 from skilltune.errors import BudgetExceeded, RunError, UsageError
+from skilltune.export import only_evaluated, unfinished
 from skilltune.finish.certify import by_group
 from skilltune.finish.controls import Controls, measure
 from skilltune.finish.controls import most_calls as control_calls
@@ -230,7 +231,7 @@ async def atrain(
 ) -> Result:
     """Train a skill and return the result. The same call again resumes the run, or replays a finished one for free.
 
-    skill:     a folder with SKILL.md or a .md file; created if missing.
+    skill:     a folder with SKILL.md or a .md file; if it is missing, training starts from nothing.
     env:       an `Env` or `Environment`, a function that makes one, a sample file, a folder with evals/evals.json,
                "env.py:factory", "bench:NAME", or the whole table [env]: {"samples": any of these, "score": "f1",
                "split": [2, 1, 1], "prompt": …}.
@@ -307,7 +308,9 @@ def _reopened(
                 f"the run in {folder} is under way (process {record.writer}): wait for its end, or create a file named "
                 f"stop in {folder} and finish it later"
             )
-        if record.state == "stopped" or stored is None:
+        if stored is None or only_evaluated(run):
+            raise UsageError(unfinished(run))
+        if record.state == "stopped":
             raise UsageError(f"the run in {folder} has not finished; finish it first: {record.resume}")
         cfg = stored_config(stored, folder)
     if not cfg.env.samples and env is None:

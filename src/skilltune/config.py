@@ -554,7 +554,10 @@ class Config(_Section):
     preset: Literal["default", "paper"] = Field(
         default="default", description="set of defaults: skilltune's own, or those of SkillOpt as published"
     )
-    skill: str = Field(default="SKILL.md", description="a folder with SKILL.md, or a .md file; created if missing")
+    skill: str = Field(
+        default="SKILL.md",
+        description="a folder with SKILL.md, or a .md file; if it is missing, training starts from nothing",
+    )
     seed: int = Field(default=42, description="seed of the split, the sample order and every random choice")
     env: EnvConfig = EnvConfig()
     target: TargetConfig = TargetConfig()
@@ -632,6 +635,9 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> tuple[Config, Path
     path = path / FILE_NAME if path.is_dir() else path
     try:
         tree = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError as error:
+        begin = f"`skilltune init {path}` starts a skill there" if not path.suffix else "`skilltune init` writes one"
+        raise UsageError(f"cannot read the config {path}: there is no such file or folder; {begin}") from error
     except OSError as error:
         raise UsageError(f"cannot read the config {path}: {error.strerror or error}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -718,6 +724,22 @@ def _merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
+EXAMPLES = {
+    "env": 'samples="data.jsonl"',
+    "target": 'model="openai/gpt-5.5"',
+    "optimizer": 'model="openai/gpt-5.5"',
+    "judge": "temperature=0.0",
+    "train": "epochs=2",
+    "gate": "confidence=0.9",
+    "slow": "enabled=true",
+    "budget": "calls=3000",
+    "certify": "attempts=2",
+    "workers": 'on="ray"',
+    "log": 'sinks=["wandb"]',
+}
+"""A key of each section, for the message about a value in place of the section."""
+
+
 def _explain(item: Any, source: str, top: type[BaseModel] | None = None) -> str:
     """One validation error as a message: the source, the key, the fault and a suggestion. `top` is the model that was
     validated, by default the whole configuration."""
@@ -726,6 +748,11 @@ def _explain(item: Any, source: str, top: type[BaseModel] | None = None) -> str:
     if item["type"] == "value_error":  # our own message; the value is not repeated, because it may hold a password
         place = f"{source}: {key}" if key else source
         return f"{place}: {item['msg'].removeprefix('Value error, ')}"
+    if item["type"] == "model_type":  # a value in place of a whole section
+        example = f"{key}.{EXAMPLES[key]}" if key in EXAMPLES else f"{key}.KEY=VALUE"
+        return f"{source}: {key} is a section, not a value: set its keys, e.g. {example} (got {item['input']!r:.80})"
+    if item["type"] == "tuple_type":
+        return f"{source}: {key} is a list: write its values in square brackets (got {item['input']!r:.80})"
     if item["type"] != "extra_forbidden":
         return f"{source}: {key}: {item['msg']} (got {item['input']!r:.80})"
     if key in MOVED:

@@ -96,12 +96,24 @@ def export(
     return path
 
 
+def only_evaluated(run: Run) -> bool:
+    """True for the folder of `skilltune eval --run`: it holds answers and nothing of a training."""
+    return bool(run.usage) and not run.events("root") and not run.events("start")
+
+
+def unfinished(run: Run) -> str:
+    """The reason why the folder of `run` holds no result, and the way to one."""
+    if only_evaluated(run):
+        return f"{run.folder} holds answers of `skilltune eval` and no training: name the folder of a training"
+    return f"the run in {run.folder} has not finished: run the same `skilltune train` command to go on"
+
+
 def best_of(run: Run) -> Skill:
     """The skill that a finished run ships. Its text comes from the journal, the other files of a skill folder from
     `best/NAME`. Raises `UsageError` if the run has not finished or lacks the files."""
     finished = run.events("finish")
     if not finished:
-        raise UsageError(f"the run in {run.folder} has not finished: run the same `skilltune train` command to go on")
+        raise UsageError(unfinished(run))
     finish = finished[-1][2]
     text = run.blob(finish["best"])
     if not isinstance(finish["name"], str):

@@ -18,6 +18,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, field_validator
 
 from skilltune.errors import UsageError
+from skilltune.usage import counted
 
 SplitName = Literal["train", "select", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "select", "test")
@@ -114,8 +115,9 @@ def split(samples: Iterable[Sample], ratio: Sequence[float] = (4, 3, 3), seed: i
     sizes = ", ".join(f"{name} {len(members)}" for name, members in placed.items())
     for name in SPLITS[:2]:
         if not placed[name]:
+            stated = ":".join(f"{part:g}" for part in ratio)
             raise UsageError(
-                f"the {name} split is empty ({sizes}; {len(pool)} samples, ratio {':'.join(f'{r:g}' for r in ratio)}): "
+                f"the {name} split is empty ({sizes}; {counted(len(pool), 'sample')}, ratio {stated}): "
                 "add samples, use smaller groups, change the ratio, or set `split` on some samples"
             )
     return Splits(

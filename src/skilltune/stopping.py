@@ -154,7 +154,8 @@ class Stopping:
         if not self.cfg.by_value or forecast.worth(self.cfg.call_price):
             return False
         price = 100 * self.cfg.call_price * forecast.calls / CALLS
-        how = f"less than the {price:.2g} that they should (train.call_price; train.patience = 0 goes on)"
+        least = f"less than the {price:.2g} points that so many calls have to gain"
+        how = f"{least} (train.call_price; train.patience = 0 goes on)"
         return self._end(Ending(f"{forecast}, {how}", forecast))
 
     def failing(self, failed: Mapping[str, bool]) -> float:

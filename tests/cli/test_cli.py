@@ -104,6 +104,18 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
         yield desk
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("skill", "written"), [("new.md", "new.md"), ("skills/new", "skills/new/SKILL.md")])
+def test_a_training_from_nothing_says_so_and_its_skill_can_be_adopted(desk: Desk, skill: str, written: str) -> None:
+    trained = skilltune("train", desk.config, f"skill={skill}", "--run", desk.run)
+    assert trained.exit_code == 0
+    assert f"the skill {skill} does not exist or is empty: training starts from nothing" in trained.stdout
+    adopted = skilltune("adopt", desk.run)
+    assert adopted.exit_code == 0, adopted.stderr
+    assert (desk.root / written).read_text().strip()
+    assert "is the trained skill already" in skilltune("adopt", desk.run).stderr
+
+
 # -- help and wrong usage
 
 

@@ -160,6 +160,23 @@ async def test_a_skill_that_does_not_exist_yet_is_a_note_not_a_problem(tmp_path:
     assert "does not exist yet" in found.notes[0]
 
 
+@pytest.mark.parametrize(
+    ("skill", "says"),
+    [
+        ("SKIL.md", 'does not exist yet (did you mean "SKILL.md"?)'),
+        ("nowhere/SKILL.md", "nor does the folder"),
+        ("empty.md", "the skill empty.md is empty"),
+    ],
+)
+async def test_a_skill_without_text_shows_that_its_path_may_be_wrong(
+    tmp_path: Path, world: World, skill: str, says: str
+) -> None:
+    (tmp_path / "empty.md").touch()
+    found = await check(config(tmp_path, world, f"skill={skill}"), tmp_path)
+    assert found.problems == []
+    assert says in found.notes[0]
+
+
 async def test_a_missing_key_is_found_before_anything_is_spent(
     tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

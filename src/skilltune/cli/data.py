@@ -134,7 +134,7 @@ def data_path(name: Name) -> None:
         say(str(place))
         if missing := lacking(found, place):
             how = found.gated or f"`skilltune data fetch {name}` gets it"
-            raise UsageError(f"bench:{name}: {_some(missing)} is not there: {how}")
+            raise UsageError(f"bench:{name}: {_some(missing)} missing: {how}")
 
 
 def _some(names: list[str]) -> str:

@@ -20,9 +20,10 @@ class Adoption:
     text: str
 
     def write(self) -> Path:
-        """Replace the text. The file keeps its mode; the other files of a skill folder are not touched."""
+        """Replace the text, or create the file. It keeps its mode; other files of a skill folder are not touched."""
         try:
-            write_atomic(self.path, self.text, mode=self.path.stat().st_mode & 0o777)
+            mode = self.path.stat().st_mode & 0o777 if self.path.exists() else None
+            write_atomic(self.path, self.text, mode=mode)
         except OSError as error:
             raise UsageError(f"cannot write {self.path}: {error.strerror or error}") from error
         return self.path
@@ -40,7 +41,10 @@ def adoption(record: Record) -> Adoption:
     if best.text == record.start.text:
         raise UsageError(f"the run in {record.folder} found nothing better than its input, so nothing is to adopt")
     source = Path(record.root) / str(record.config.get("skill", ""))
-    path = (source / MAIN if source.is_dir() else source).resolve()
+    folder = source.is_dir() or (not source.exists() and Skill.load(source).folder)
+    path = (source / MAIN if folder else source).resolve()
+    if not record.start.text and not path.exists():
+        return Adoption(path, best.text)  # the training started from nothing, and nothing is there now
     if not path.is_file():
         raise UsageError(f"the input of the run, {path}, is gone: use `skilltune export`")
     now = Skill.load(path).text

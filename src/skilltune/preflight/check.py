@@ -5,6 +5,7 @@ Problems are collected, not raised, so that one check names them all. A model is
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
@@ -124,8 +125,10 @@ def stated_name(skill: Skill) -> str:
 def _check_skill(cfg: Config, root: Path, found: Check) -> Skill:
     skill = load_skill(cfg, root)
     if not (root / cfg.skill).exists():
-        found.notes.append(f"the skill {cfg.skill} does not exist yet: training starts from an empty one")
+        found.notes.append(f"{_absence(root / cfg.skill, cfg.skill)}: training starts from an empty one")
     else:
+        if not skill.text.strip():
+            found.notes.append(f"the skill {cfg.skill} is empty: training starts from nothing")
         found.problems += [f"skill {cfg.skill}: {problem}" for problem in skill.check()]
         found.notes += [f"skill {cfg.skill}: {note}" for note in skill.notes()]
     if too_long := describe_overlong(cfg, skill):
@@ -136,6 +139,15 @@ def _check_skill(cfg: Config, root: Path, found: Check) -> Skill:
             "because agents find a skill by its description"
         )
     return skill
+
+
+def _absence(path: Path, named: str) -> str:
+    """The fact that no skill is at `path`, with the signs that its name may be a typing error."""
+    if not path.parent.is_dir():
+        return f"the skill {named} does not exist yet, nor does the folder {path.parent} (a wrong path?)"
+    if near := difflib.get_close_matches(path.name, [other.name for other in path.parent.iterdir()], n=1, cutoff=0.8):
+        return f'the skill {named} does not exist yet (did you mean "{near[0]}"?)'
+    return f"the skill {named} does not exist yet"
 
 
 async def _check_samples(cfg: Config, env: Env, found: Check) -> None:

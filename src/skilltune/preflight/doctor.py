@@ -111,7 +111,7 @@ async def _workers(executor: Executor) -> list[Finding]:
     try:
         places = await executor.places()
     except UsageError as error:
-        return [Finding("fail", "workers", str(error), "every rollout of an agent needs a worker")]
+        return [Finding("fail", "workers", str(error), "fix this, or set workers.on=local to stay on this machine")]
     return [
         Finding("ok", "workers", f"{place.name}: {place.cpus:g} processors, Python {place.python}, {place.skilltune}")
         for place in places

@@ -22,6 +22,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from skilltune.errors import UsageError
+from skilltune.export import unfinished
 from skilltune.files import write_atomic
 from skilltune.finish.records import Finish
 from skilltune.journal.run import Run
@@ -39,7 +40,7 @@ def export_workspace(run: Run, out: Path) -> Path:
     """
     finished = run.events("finish")
     if not finished:
-        raise UsageError(f"the run in {run.folder} has not finished: run the same `skilltune train` command to go on")
+        raise UsageError(unfinished(run))
     t, _, data = finished[-1]
     end = Finish.from_json(data)
     split = "test" if end.certificate else "select"

@@ -15,6 +15,7 @@ from statistics import fmean, stdev
 from typing import Any, Literal
 
 from skilltune.errors import UsageError
+from skilltune.export import only_evaluated
 from skilltune.finish.certify import Certificate
 from skilltune.finish.transfer import TRANSFERS
 from skilltune.history.record import Record
@@ -192,8 +193,9 @@ def _note(record: Record) -> str:
     if record.state == "running":
         return "still running"
     if record.finish is None or record.finish.stopped:
-        known = record.stopped or "no reason is known: its process was ended from outside, or it was a run of `eval`"
-        return f"stopped before the certificate: {known}"
+        if only_evaluated(record.run):
+            return "answers of `skilltune eval`, no training"
+        return f"stopped before the certificate: {record.stopped or 'its process was ended from outside'}"
     if record.finish.best == record.finish.start:
         return "no edit was accepted, so the test split was not read"
     return "no certificate: there is no test split"
@@ -244,7 +246,7 @@ def _notes(lines: Sequence[Line]) -> list[str]:
         "certified."
         for run in compared
     ]
-    notes += [f"{line.run}: {line.note}." for line in lines if line.note]
+    notes += [f"{line.run}: {line.note.removesuffix('.')}." for line in lines if line.note]
     for name in dict.fromkeys(line.benchmark for line in lines):
         if len(hashes := {line.data for line in lines if line.benchmark == name}) > 1:
             notes.append(

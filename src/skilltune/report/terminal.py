@@ -25,7 +25,9 @@ from rich.table import Table
 from rich.text import Text
 
 from skilltune.config import GateConfig
+from skilltune.export import only_evaluated
 from skilltune.finish.reserve import Planned
+from skilltune.finish.transfer import TRANSFERS
 from skilltune.history.activation import describe_activation
 from skilltune.history.left_out import describe, left_out, summed
 from skilltune.history.lines import counted_versions, describe_event, explained, short
@@ -398,13 +400,19 @@ def print_costs(spent: Mapping[str, Usage], estimated: int, console: Console) ->
 
 def show_run(record: Record, console: Console) -> None:
     """The table of verdicts, the certificate, the cost, the files."""
-    headers = ("step", "epoch", "select ≈", "accepted", "edits", "reason")
-    console.print(columns(headers, [_row(row, record.gate) for row in record.rows]))
-    console.print()
+    evaluated = only_evaluated(record.run)
+    if not evaluated:
+        headers = ("step", "epoch", "select ≈", "accepted", "edits", "reason")
+        console.print(columns(headers, [_row(row, record.gate) for row in record.rows]))
+        console.print()
     if record.state == "running":
         console.print(f"{'running':<15}process {record.writer} writes to it")
     elif record.state == "finished":
         console.print("finished")
+    elif evaluated:
+        console.print(f"{'eval':<15}answers of `skilltune eval`, no training")
+        if record.run.events(TRANSFERS):
+            console.print(f"{'targets':<15}skilltune table {record.folder}")
     else:
         console.print(f"{'stopped':<15}{clean(record.stopped) or 'its process was ended from outside'}")
         console.print(f"{'resume with':<15}{clean(record.resume)}")
@@ -490,6 +498,8 @@ def plan(session: Parts, expected: Estimate) -> list[tuple[str, str]]:
     cfg = session.cfg
     limits = [f"{value:g} {name}" for name, value in asdict(cfg.budget.limits).items() if value is not None]
     sizes, *power = describe_power(session.splits).splitlines()
+    empty = not session.skill.text.strip()
+    nothing = [f"the skill {cfg.skill} does not exist or is empty: training starts from nothing"] if empty else []
     return [
         ("skill", describe_skill(session.skill)),
         ("target", cfg.target.model),
@@ -499,7 +509,7 @@ def plan(session: Parts, expected: Estimate) -> list[tuple[str, str]]:
         *(("power", text) for text in power),
         *estimate_rows(expected),
         ("budget", ", ".join(limits) or "no limit (set one with budget.usd=5, budget.calls=2000, …)"),
-        *(("note", text) for text in (*session.env.remarks, *remarks(session, expected))),
+        *(("note", text) for text in (*nothing, *session.env.remarks, *remarks(session, expected))),
         ("run", str(session.run.folder)),
     ]
 

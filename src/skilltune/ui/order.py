@@ -53,7 +53,10 @@ class Order(BaseModel):
             order = cls.model_validate(dict(data))
         except ValidationError as error:
             first = error.errors()[0]
-            raise UsageError(f"{'.'.join(map(str, first['loc'])) or 'the order'}: {first['msg']}") from error
+            fault = first["msg"]
+            if first["type"] == "extra_forbidden":
+                fault = f"unknown field; there are {', '.join(cls.model_fields)}"
+            raise UsageError(f"{'.'.join(map(str, first['loc'])) or 'the order'}: {fault}") from error
         for role in ("target", "optimizer"):
             name = getattr(order, role)
             if name and (scheme := parse_name(name).scheme) not in SCHEMES:
