@@ -46,7 +46,7 @@ def press(page: Page, label: str) -> None:
 
 
 def test_a_training_is_started_watched_reloaded_killed_and_resumed(page: Page, tmp_path: Path) -> None:
-    with small(q=0.9, latency=0.05, train=16, select=12, test=16) as world:
+    with small(q=0.9, latency=0.5, train=16, select=12, test=16) as world:  # it must not be over before it is killed
         world.write(tmp_path / "samples.jsonl")
         (tmp_path / "SKILL.md").write_text(START)
         (tmp_path / "runs").mkdir()
@@ -75,6 +75,7 @@ def test_a_training_is_started_watched_reloaded_killed_and_resumed(page: Page, t
             page.until("document.querySelector('.log li')")
             (id,) = client.get("/api/runs").json["runs"]
             os.kill(client.get(f"/api/runs/{id['id']}").json["pid"], signal.SIGKILL)
+            world.latency = 0.0
             says(page, "The process ended before the certificate")
             assert page.value("document.querySelector('.decision .chip').innerText.trim()") == "died"
             press(page, "Resume …")

@@ -21,6 +21,7 @@ from skilltune.errors import RunError, SkilltuneError, UsageError
 from skilltune.export import KINDS, best_of, export
 from skilltune.history.adopt import adoption
 from skilltune.history.record import Record, affordable
+from skilltune.history.shapes import to_json
 from skilltune.journal.run import Run
 from skilltune.preflight.check import check
 from skilltune.report.terminal import check_rows
@@ -49,7 +50,11 @@ class ReadOnly(Refused):
 @dataclass(frozen=True, slots=True)
 class Action:
     """An action, and its effect in a sentence or two. `why_not` says why it is not enabled. `fields` are the fields of
-    its form."""
+    its form.
+
+    Commands and paths come from the journal of a run, which others may have written. They are shown without hidden
+    characters, so that what is confirmed is what is done.
+    """
 
     name: str
     label: str
@@ -58,7 +63,7 @@ class Action:
     fields: tuple[Mapping[str, Any], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "enabled": not self.why_not}
+        return {**to_json(self), "enabled": not self.why_not}
 
 
 @dataclass(eq=False)
@@ -266,9 +271,11 @@ def _actions(record: Record, project: Path) -> list[Action]:
     running, finished = record.state == "running", record.state == "finished"
     asked = (record.folder / STOP).exists()
     under_way = "" if not running else "the run is under way"
-    no_way = under_way or ("the run has finished" if finished else "") or _no_command(record)
-    line = "" if record.command is None else affordable(record.command["line"], record.larger)
-    again = f"Runs `{line}`. Stored answers cost nothing again." if line else "Goes on with the run."
+    no_way = under_way or ("the run has finished" if finished else "") or _no_command(record, project)
+    again = "Goes on with the run."
+    if (command := record.command) is not None:
+        line = affordable(command["line"], record.larger)
+        again = f"Runs `{line}` in {command['folder']}. Stored answers cost nothing again."
     again += f" This raises the limit that stopped it: {record.larger}." if record.larger else ""
     state = f"Spent so far: {describe_usage(sum(record.usage.values(), Usage()))}. {_describe_limits(record)}"
     why_no_pause = "" if running else "the run is not under way"
@@ -329,7 +336,7 @@ def _adopt(record: Record, why_not: str) -> Action:
     return Action("adopt", "Adopt", effect, why_not)
 
 
-def _no_command(record: Record) -> str:
+def _no_command(record: Record, project: Path) -> str:
     """The reason why the run cannot be resumed from here, or ""."""
     command = record.command
     if command is None:
@@ -340,8 +347,11 @@ def _no_command(record: Record) -> str:
         words = []
     if tuple(words[:2]) != TRAIN:
         return "its command is not known"
-    if not Path(command["folder"]).is_dir():
-        return f"the folder {command['folder']}, in which it was started, is gone"
+    folder = Path(command["folder"])
+    if not folder.is_dir():
+        return f"the folder {folder}, in which it was started, is gone"
+    if not folder.resolve().is_relative_to(project):  # its config may name any program
+        return f"it was started in {folder}, outside of {project}: start `skilltune ui` there, or use the command"
     return ""
 
 

@@ -35,7 +35,7 @@ class Runs:
         return cls(folder.expanduser().resolve())
 
     def folders(self) -> dict[str, Path]:
-        """Every run by id: its path below the folder, with "~1" for "/" and "~0" for "~"."""
+        """Every run by id: its path below the folder, with "~1" for "/", "~2" for "," and "~0" for "~"."""
         if _is_run(self.root):
             return {_id(self.root.name): self.root}
         found: dict[str, Path] = {}
@@ -85,7 +85,7 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 
 
 def _id(path: str) -> str:
-    return path.replace("~", "~0").replace("/", "~1")
+    return path.replace("~", "~0").replace("/", "~1").replace(",", "~2")
 
 
 def _is_run(folder: Path) -> bool:
