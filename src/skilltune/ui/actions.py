@@ -11,7 +11,7 @@ import shlex
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from skilltune.history.record import Record, affordable
 from skilltune.history.shapes import to_json
 from skilltune.journal.run import Run
 from skilltune.preflight.check import check
-from skilltune.report.terminal import check_rows
+from skilltune.report.terminal import check_rows, estimate_rows
 from skilltune.skill import MAIN
 from skilltune.ui.launch import launch
 from skilltune.ui.order import LIMITS, Order, Plan, inside
@@ -101,7 +101,6 @@ class Actions:
         return {
             "read_only": self.read_only,
             "actions": [action.to_json() for action in actions],
-            "kinds": list(KINDS),
             "skills": skills,
             "tasks": tasks,
         }
@@ -122,13 +121,13 @@ class Actions:
         cfg, root = plan.config_in(self.project)
         with self._checking:
             found = _apart(lambda: asyncio.run(check(cfg, root)))
+        cost = estimate_rows(found.estimate) if found.estimate is not None else []
+        rest = [row for row in check_rows(found) if row not in cost]
         return {
             "fine": not found.problems,
             "problems": found.problems,
-            "notes": found.notes,
-            "rows": check_rows(found),
+            "rows": [*cost, ("limit", _describe_limits(cfg.budget.model_dump())), *rest],  # first what it may cost
             "preview": found.preview,
-            "estimate": asdict(found.estimate) if found.estimate is not None else None,
         }
 
     def start(self, data: Mapping[str, Any]) -> str:
@@ -277,7 +276,8 @@ def _actions(record: Record, project: Path) -> list[Action]:
         line = affordable(command["line"], record.larger)
         again = f"Runs `{line}` in {command['folder']}. Stored answers cost nothing again."
     again += f" This raises the limit that stopped it: {record.larger}." if record.larger else ""
-    state = f"Spent so far: {describe_usage(sum(record.usage.values(), Usage()))}. {_describe_limits(record)}"
+    spent = describe_usage(sum(record.usage.values(), Usage()))
+    state = f"Spent so far: {spent}. Limits: {_describe_limits(_limits(record))}."
     why_no_pause = "" if running else "the run is not under way"
     if running and asked:
         why_no_pause = "it is asked for already: the run stops before its next step"
@@ -394,9 +394,8 @@ def _limits(record: Record) -> dict[str, float]:
     return limits
 
 
-def _describe_limits(record: Record) -> str:
-    limits = [f"{value:,.12g} {name}" for name, value in _limits(record).items()]
-    return f"Limits: {', '.join(limits)}." if limits else "There is no limit."
+def _describe_limits(limits: Mapping[str, float | None]) -> str:
+    return ", ".join(f"{value:,.12g} {name}" for name, value in limits.items() if value is not None) or "none"
 
 
 def _larger(record: Record, data: Mapping[str, Any]) -> str:

@@ -16,6 +16,7 @@ from skilltune.errors import UsageError
 from skilltune.journal.sqlite import _is_locked
 
 JOURNAL = "run.db"
+FILES = tuple(f"{name}{end}" for name in (JOURNAL, "lock.db") for end in ("", "-wal", "-shm", "-journal"))
 DEPTH = 2  # a run lies in the folder itself, in it, or in a folder in it
 MOST = 2_000  # runs that are found
 
@@ -89,10 +90,18 @@ def _id(path: str) -> str:
 
 
 def _is_run(folder: Path) -> bool:
+    """True if the folder holds a journal, and all files that SQLite opens with it are files: it would wait forever for
+    a pipe, and follow a link."""
+    return _mode(folder / JOURNAL) is not None and all(
+        mode is None or stat.S_ISREG(mode) for mode in (_mode(folder / name) for name in FILES)
+    )
+
+
+def _mode(path: Path) -> int | None:
     try:
-        return stat.S_ISREG((folder / JOURNAL).lstat().st_mode)
+        return path.lstat().st_mode
     except OSError:
-        return False
+        return None
 
 
 def _runs_below(folder: Path, depth: int) -> Iterator[Path]:

@@ -7,7 +7,7 @@ function bodyOf(action, values) {
   return Object.fromEntries(Object.entries(values).filter(([, value]) => value !== ""));
 }
 
-export function Field({ field, value }) {
+function Field({ field, value }) {
   if (field.choices)
     return html`<label>${field.label}<select name=${field.name} defaultValue=${value || field.choices[0]}>
       ${field.choices.map((choice) => html`<option value=${choice}>${choice}</option>`)}

@@ -1,7 +1,7 @@
 // The list of runs, the comparison of two of them, and the start of a new one.
 import { html, useEffect, useState } from "./preact.js";
 import { count, date, modelName, money, nameOf, percent, plural, points } from "./format.js";
-import { Interval, ScoreChart, Sparkline, scoreRange } from "./charts.js";
+import { ScoreChart, Sparkline, scoreRange } from "./charts.js";
 import { Diff } from "./diff.js";
 import { Dialog } from "./actions.js";
 import { SPLITS } from "./model.js";
@@ -167,7 +167,6 @@ function Findings({ report }) {
   return html`<div class="check">
     ${report.problems.length ? html`<ul class="plain bad">${report.problems.map((each) => html`<li>${each}</li>`)}</ul>` : null}
     <dl class="setup">${report.rows.map(([name, value]) => html`<div><dt>${name}</dt><dd>${value}</dd></div>`)}</dl>
-    ${report.notes.length ? html`<ul class="plain soft">${report.notes.map((each) => html`<li>${each}</li>`)}</ul>` : null}
     ${report.preview ? html`<details><summary>The first task as the target gets it</summary><pre>${report.preview}</pre></details>` : null}
   </div>`;
 }

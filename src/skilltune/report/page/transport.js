@@ -21,7 +21,7 @@ function inlined(data) {
 }
 
 /** An answer of the server that is no success: its message, and how to go on. */
-export class Refused extends Error {
+class Refused extends Error {
   constructor(message, fix, status = 0) {
     super(message);
     this.fix = fix;
