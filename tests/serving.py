@@ -119,10 +119,20 @@ def _events(response: http.client.HTTPResponse) -> Iterator[Event]:
             fields = {}
 
 
+def until(events: Iterator[Event], state: str) -> list[Event]:
+    """The events up to the page that shows the state."""
+    seen: list[Event] = []
+    for event in events:
+        seen.append(event)
+        if event.type == "page" and event.data["state"] == state:
+            return seen
+    raise AssertionError(f"the stream ended before {state}: {[event.type for event in seen]}")
+
+
 @contextmanager
 def serving(folder: Path, **options: Any) -> Iterator[Client]:
     """A server of the runs in a folder on a free port, and a client that has opened its link."""
-    server = make_server(folder, port=0, **options)
+    server = make_server(folder, **{"port": 0, **options})
     loop = asyncio.new_event_loop()
     ready = threading.Event()
     task: list[asyncio.Task[None]] = []

@@ -141,6 +141,22 @@ def test_all_can_be_done_with_the_keyboard(page: Page, file: Path) -> None:
     quiet(page)
 
 
+def test_an_address_means_what_it_says_and_never_empties_the_page(page: Page, file: Path) -> None:
+    for text, query in (("%2541%20%2B", "%41 +"), ("50%", "50%"), ("%ff%zz", "\ufffd%zz")):
+        page.open(file, f"#q={text}")
+        page.until("document.getElementById('search')")
+        assert page.value("document.getElementById('search').value") == query
+    page.open(file, "#%zz")
+    quiet(page)
+    page.until("document.querySelector('.places button')")
+    page.value("document.querySelector('.places button').focus()")
+    page.press("Enter")
+    page.until("document.querySelector('.panel .turn')")
+    page.press("Escape")
+    page.until("!document.querySelector('.panel')")
+    assert focused(page, "parentElement.className") == "places"
+
+
 def test_without_scripts_a_summary_is_shown(page: Page, file: Path) -> None:
     page.call("Emulation.setScriptExecutionDisabled", value=True)
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import hashlib
 import json
@@ -10,6 +9,7 @@ import os
 import re
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -27,6 +27,7 @@ from hypothesis import strategies as st
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 
+from journals import a_run, splits
 from serving import Client, serving
 from skilltune.cli import ui
 from skilltune.errors import UsageError
@@ -35,7 +36,6 @@ from skilltune.ui import feed, guard
 from skilltune.ui.runs import Runs
 from skilltune.ui.server import make_server
 from skilltune.usage import Usage
-from training import small, train
 
 Json = dict[str, Any]
 ONE = Usage(calls=1)
@@ -290,6 +290,56 @@ def test_a_damaged_run_does_not_hide_the_others(tmp_path: Path) -> None:
             assert [event.type for event in events] == ["problem"]
 
 
+ODD: dict[str, Json] = {
+    "root": {},
+    "start": {"skill": 1},
+    "proposals": {"step": "x"},
+    "stopping": {"forecast": 2.0},
+    "verdict": {"edits": [{"evidence": [1]}]},
+    "finish": {"certificate": [], "stopped": {}},
+    "stopped": {},
+    "reselection": {"version": 1},
+}
+
+
+def test_a_run_of_unexpected_values_does_not_hide_the_others(tmp_path: Path) -> None:
+    begin(tmp_path / "good")
+    for type, data in ODD.items():
+        with Run.open(begin(tmp_path / type)) as run:
+            run.record(type, **data)
+    with sqlite3.connect(begin(tmp_path / "view") / "run.db") as db:
+        endless = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT x AS id, 1.0 AS t"
+        db.execute("DROP TABLE event")
+        db.execute(f"CREATE VIEW event AS {endless}, 'stopped' AS type, '{{}}' AS json FROM n")
+    db.close()
+    with serving(tmp_path) as client:
+        rows = {row["id"]: row.get("error", "") for row in client.get("/api/runs").json["runs"]}
+        assert rows.pop("good") == ""
+        assert set(rows) == {"view", *ODD}
+        for id, error in rows.items():
+            assert "damaged" in error or "another program" in error, id
+            for end in ("", "/actions", "/rollouts/a-0-0"):
+                assert client.get(f"/api/runs/{id}{end}").status == 409, (id, end)
+
+
+@pytest.mark.parametrize("name", ["lock.db", "run.db-wal", "run.db-shm", "run.db-journal", "lock.db-journal"])
+def test_a_run_whose_database_has_a_pipe_or_a_link_is_left_out(tmp_path: Path, name: str) -> None:
+    begin(tmp_path / "runs" / "good")
+    for kind in ("pipe", "link"):
+        file = begin(tmp_path / "runs" / kind) / name
+        file.unlink(missing_ok=True)
+        file.symlink_to("/etc/hostname") if kind == "link" else os.mkfifo(file)
+    assert list(Runs.of(tmp_path / "runs").folders()) == ["good"]
+
+
+def test_a_run_is_found_by_an_id_that_can_be_listed(tmp_path: Path) -> None:
+    for name in ("a,b", "a~2b", "a/b"):
+        begin(tmp_path / name)
+    ids = list(Runs.of(tmp_path).folders())
+    assert sorted(ids) == ["a~02b", "a~1b", "a~2b"]
+    assert Runs.of(tmp_path).folder("a~2b") == tmp_path / "a,b"
+
+
 # -- a server that only shows
 
 
@@ -441,11 +491,9 @@ def test_without_the_extra_the_command_names_it(
     assert f"needs {missing}, which is not installed: pip install 'skilltune[ui]'" in capsys.readouterr().err
 
 
-@pytest.mark.slow
-def test_a_finished_training_is_shown_with_its_transcripts(tmp_path: Path) -> None:
-    with small(q=0.9) as world:
-        trained = asyncio.run(train(world, tmp_path, {"train.epochs": 1}))
-    with serving(trained.folder) as client:
+def test_a_finished_run_is_shown_with_its_transcripts(tmp_path: Path) -> None:
+    a_run(tmp_path / "run", ["# A\n", "# B\n"], splits(2)).close()
+    with serving(tmp_path / "run") as client:
         (row,) = client.get("/api/runs").json["runs"]
         assert (row["id"], row["state"], row["kind"]) == ("run", "finished", "yes")
         shown = client.get("/api/runs/run").json

@@ -82,12 +82,13 @@ RIGHT, LIMIT, BROKEN, UNSEEN = "A", "L", "X", "."
 """Cells of the matrix: right, ended by a limit, no score (infrastructure, judge or sample), not evaluated. "0" is
 wrong; "1" to "9" are tenths of partial credit."""
 
-# -- the three readers
+# -- the three readers; each raises `RunError` if the journal holds values of an unexpected type
 
 
 def page(run: Run, known: Rollouts | None = None) -> dict[str, Any]:
     """The page of a run, at most 1.4 MB of JSON. `known` are rollouts that the caller read before (`Record.of`)."""
-    return page_of(Record.of(run, known)).to_json()
+    with run.reading():
+        return page_of(Record.of(run, known)).to_json()
 
 
 def page_of(record: Record) -> Page:
@@ -139,12 +140,16 @@ def page_of(record: Record) -> Page:
 
 def summary(run: Run) -> dict[str, Any]:
     """One row of the list of runs. It reads no rollout."""
-    record = Record.of(run)
+    with run.reading():
+        return _summary(run, Record.of(run)).to_json()
+
+
+def _summary(run: Run, record: Record) -> Summary:
     state, (step, steps) = health(record), _steps(record)
     decision = _decision(record, state)
     total = sum(run.usage.values(), Usage())
     events = run.events()
-    made = Summary(
+    return Summary(
         id=run.folder.resolve().name,
         name=record.name,
         state=state,
@@ -167,13 +172,13 @@ def summary(run: Run) -> dict[str, Any]:
         target=str(record.config.get("target", {}).get("model", "")),
         optimizer=_optimizer(record),
     )
-    return made.to_json()
 
 
 def transcript(run: Run, key: str, known: Rollouts | None = None) -> dict[str, Any] | None:
     """The rollout with this key, at most 1 MB of JSON; None if there is none (see `key_of`)."""
-    found = transcript_of(Record.of(run, known), key)
-    return None if found is None else found.to_json()
+    with run.reading():
+        found = transcript_of(Record.of(run, known), key)
+        return None if found is None else found.to_json()
 
 
 def transcript_of(record: Record, key: str, room: int = TRANSCRIPT) -> Transcript | None:

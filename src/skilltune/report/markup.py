@@ -51,17 +51,6 @@ def cut(text: str, most: int, where: str) -> str:
     return f"{text[:most]}\n[… {len(text) - most:,} more characters; {where}]"
 
 
-def fit(parts: Iterable[Html], limit: int) -> list[Html]:
-    """The first parts that take at most `limit` bytes together; the others are not even made."""
-    kept: list[Html] = []
-    for part in parts:
-        limit -= len(part.encode())
-        if limit < 0:
-            break
-        kept.append(part)
-    return kept
-
-
 def data(value: Any) -> Html:
     """JSON for a script element that is not run: nothing in it can end the element."""
     return Html(json.dumps(value, ensure_ascii=False).replace("<", "\\u003c"))

@@ -1,7 +1,7 @@
 """The difference between two versions of a skill, word by word.
 
 Lines are compared first and words only inside of lines that differ, so that a moved comma does not tear up a page and
-a large skill stays quick. `report.js` does the same for any two versions.
+a large skill stays quick. `page/diff.js` does the same for any two versions.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import shlex
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,10 @@ from skilltune.errors import RunError, SkilltuneError, UsageError
 from skilltune.export import KINDS, best_of, export
 from skilltune.history.adopt import adoption
 from skilltune.history.record import Record, affordable
+from skilltune.history.shapes import to_json
 from skilltune.journal.run import Run
 from skilltune.preflight.check import check
-from skilltune.report.terminal import check_rows
+from skilltune.report.terminal import check_rows, estimate_rows
 from skilltune.skill import MAIN
 from skilltune.ui.launch import launch
 from skilltune.ui.order import LIMITS, Order, Plan, inside
@@ -49,7 +50,11 @@ class ReadOnly(Refused):
 @dataclass(frozen=True, slots=True)
 class Action:
     """An action, and its effect in a sentence or two. `why_not` says why it is not enabled. `fields` are the fields of
-    its form."""
+    its form.
+
+    Commands and paths come from the journal of a run, which others may have written. They are shown without hidden
+    characters, so that what is confirmed is what is done.
+    """
 
     name: str
     label: str
@@ -58,7 +63,7 @@ class Action:
     fields: tuple[Mapping[str, Any], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "enabled": not self.why_not}
+        return {**to_json(self), "enabled": not self.why_not}
 
 
 @dataclass(eq=False)
@@ -96,7 +101,6 @@ class Actions:
         return {
             "read_only": self.read_only,
             "actions": [action.to_json() for action in actions],
-            "kinds": list(KINDS),
             "skills": skills,
             "tasks": tasks,
         }
@@ -117,13 +121,13 @@ class Actions:
         cfg, root = plan.config_in(self.project)
         with self._checking:
             found = _apart(lambda: asyncio.run(check(cfg, root)))
+        cost = estimate_rows(found.estimate) if found.estimate is not None else []
+        rest = [row for row in check_rows(found) if row not in cost]
         return {
             "fine": not found.problems,
             "problems": found.problems,
-            "notes": found.notes,
-            "rows": check_rows(found),
+            "rows": [*cost, ("limit", _describe_limits(cfg.budget.model_dump())), *rest],  # first what it may cost
             "preview": found.preview,
-            "estimate": asdict(found.estimate) if found.estimate is not None else None,
         }
 
     def start(self, data: Mapping[str, Any]) -> str:
@@ -266,11 +270,14 @@ def _actions(record: Record, project: Path) -> list[Action]:
     running, finished = record.state == "running", record.state == "finished"
     asked = (record.folder / STOP).exists()
     under_way = "" if not running else "the run is under way"
-    no_way = under_way or ("the run has finished" if finished else "") or _no_command(record)
-    line = "" if record.command is None else affordable(record.command["line"], record.larger)
-    again = f"Runs `{line}`. Stored answers cost nothing again." if line else "Goes on with the run."
+    no_way = under_way or ("the run has finished" if finished else "") or _no_command(record, project)
+    again = "Goes on with the run."
+    if (command := record.command) is not None:
+        line = affordable(command["line"], record.larger)
+        again = f"Runs `{line}` in {command['folder']}. Stored answers cost nothing again."
     again += f" This raises the limit that stopped it: {record.larger}." if record.larger else ""
-    state = f"Spent so far: {describe_usage(sum(record.usage.values(), Usage()))}. {_describe_limits(record)}"
+    spent = describe_usage(sum(record.usage.values(), Usage()))
+    state = f"Spent so far: {spent}. Limits: {_describe_limits(_limits(record))}."
     why_no_pause = "" if running else "the run is not under way"
     if running and asked:
         why_no_pause = "it is asked for already: the run stops before its next step"
@@ -329,7 +336,7 @@ def _adopt(record: Record, why_not: str) -> Action:
     return Action("adopt", "Adopt", effect, why_not)
 
 
-def _no_command(record: Record) -> str:
+def _no_command(record: Record, project: Path) -> str:
     """The reason why the run cannot be resumed from here, or ""."""
     command = record.command
     if command is None:
@@ -340,8 +347,11 @@ def _no_command(record: Record) -> str:
         words = []
     if tuple(words[:2]) != TRAIN:
         return "its command is not known"
-    if not Path(command["folder"]).is_dir():
-        return f"the folder {command['folder']}, in which it was started, is gone"
+    folder = Path(command["folder"])
+    if not folder.is_dir():
+        return f"the folder {folder}, in which it was started, is gone"
+    if not folder.resolve().is_relative_to(project):  # its config may name any program
+        return f"it was started in {folder}, outside of {project}: start `skilltune ui` there, or use the command"
     return ""
 
 
@@ -384,9 +394,8 @@ def _limits(record: Record) -> dict[str, float]:
     return limits
 
 
-def _describe_limits(record: Record) -> str:
-    limits = [f"{value:,.12g} {name}" for name, value in _limits(record).items()]
-    return f"Limits: {', '.join(limits)}." if limits else "There is no limit."
+def _describe_limits(limits: Mapping[str, float | None]) -> str:
+    return ", ".join(f"{value:,.12g} {name}" for name, value in limits.items() if value is not None) or "none"
 
 
 def _larger(record: Record, data: Mapping[str, Any]) -> str:

@@ -58,7 +58,9 @@ def launch(words: Sequence[str], folder: Path, run: Path) -> None:
 def _begin(arguments: Sequence[str], folder: Path, log: Path) -> subprocess.Popen[bytes]:
     _started[:] = [process for process in _started if process.poll() is None]  # reaps the ended ones
     try:
-        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
+        # neither a link out of the folder nor a pipe, which would block
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
+        output = os.open(log, flags, 0o600)
     except OSError as error:
         raise UsageError(f"cannot write {log}: {error.strerror or error}") from error
     try:

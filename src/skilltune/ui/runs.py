@@ -16,6 +16,7 @@ from skilltune.errors import UsageError
 from skilltune.journal.sqlite import _is_locked
 
 JOURNAL = "run.db"
+FILES = tuple(f"{name}{end}" for name in (JOURNAL, "lock.db") for end in ("", "-wal", "-shm", "-journal"))
 DEPTH = 2  # a run lies in the folder itself, in it, or in a folder in it
 MOST = 2_000  # runs that are found
 
@@ -35,7 +36,7 @@ class Runs:
         return cls(folder.expanduser().resolve())
 
     def folders(self) -> dict[str, Path]:
-        """Every run by id: its path below the folder, with "~1" for "/" and "~0" for "~"."""
+        """Every run by id: its path below the folder, with "~1" for "/", "~2" for "," and "~0" for "~"."""
         if _is_run(self.root):
             return {_id(self.root.name): self.root}
         found: dict[str, Path] = {}
@@ -85,14 +86,22 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 
 
 def _id(path: str) -> str:
-    return path.replace("~", "~0").replace("/", "~1")
+    return path.replace("~", "~0").replace("/", "~1").replace(",", "~2")
 
 
 def _is_run(folder: Path) -> bool:
+    """True if the folder holds a journal, and all files that SQLite opens with it are files: it would wait forever for
+    a pipe, and follow a link."""
+    return _mode(folder / JOURNAL) is not None and all(
+        mode is None or stat.S_ISREG(mode) for mode in (_mode(folder / name) for name in FILES)
+    )
+
+
+def _mode(path: Path) -> int | None:
     try:
-        return stat.S_ISREG((folder / JOURNAL).lstat().st_mode)
+        return path.lstat().st_mode
     except OSError:
-        return False
+        return None
 
 
 def _runs_below(folder: Path, depth: int) -> Iterator[Path]:

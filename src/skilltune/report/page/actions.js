@@ -7,7 +7,7 @@ function bodyOf(action, values) {
   return Object.fromEntries(Object.entries(values).filter(([, value]) => value !== ""));
 }
 
-export function Field({ field, value }) {
+function Field({ field, value }) {
   if (field.choices)
     return html`<label>${field.label}<select name=${field.name} defaultValue=${value || field.choices[0]}>
       ${field.choices.map((choice) => html`<option value=${choice}>${choice}</option>`)}
@@ -24,13 +24,14 @@ export function Field({ field, value }) {
 export function Dialog({ title, effect, fields, verb, confirm, close, disabled, children }) {
   const box = useRef(null);
   const [state, setState] = useState({ busy: false, error: null });
+  const cancel = () => box.current.close(); // gives the focus back, and then calls `close`
   useEffect(() => box.current.showModal(), []);
   const submit = async (event) => {
     event.preventDefault();
     const values = Object.fromEntries(new FormData(event.target));
     setState({ busy: true, error: null });
     try {
-      if ((await confirm(values)) !== false) close();
+      if ((await confirm(values)) !== false) box.current?.close();
     } catch (error) {
       setState({ busy: false, error });
     }
@@ -43,7 +44,7 @@ export function Dialog({ title, effect, fields, verb, confirm, close, disabled, 
       ${(fields || []).length ? html`<div class="fields">${fields.map((field) => html`<${Field} field=${field} value=${field.value} />`)}</div>` : null}
       ${state.error ? html`<p class="bad" role="alert">${state.error.message}${state.error.fix ? html`<br />${state.error.fix}` : null}</p>` : null}
       <p class="buttons">
-        <button type="button" class="quiet" onClick=${close}>Cancel</button>
+        <button type="button" class="quiet" onClick=${cancel}>Cancel</button>
         <button type="submit" class="main" disabled=${state.busy || disabled}>${state.busy ? "Working …" : verb}</button>
       </p>
     </form>

@@ -39,11 +39,15 @@ export const time = (t) => new Date(1000 * t).toLocaleTimeString("en-GB");
 export const date = (t) =>
   known(t) ? new Date(1000 * t).toLocaleString("en-GB", { dateStyle: "medium", timeStyle: "short" }) : DASH;
 
-/** The last part of a model's name: an endpoint's address says little. */
+/** A model's name without the address of its endpoint, which says little; after the agent that uses it. */
 export function modelName(name) {
-  const model = name.includes("@") ? name.split("/v1/").pop().split("/").pop() : name;
-  return model || name || "unknown";
+  const [, agent, model] = /^((?:claude-code|codex|opencode|plugin:[^/]*)\/)?(.*)$/s.exec(name);
+  const short = /^(?:openai|anthropic)@/.test(model) ? model.split(/#|\/v1\//).pop().split("/").pop() : model;
+  return `${agent || ""}${short || model}` || "unknown";
 }
+
+/** The name of a run: its path below the folder of the server. */
+export const nameOf = (id) => id.replaceAll("~2", ",").replaceAll("~1", "/").replaceAll("~0", "~");
 
 /** Class names that hold, joined. */
 export const classes = (...names) => names.filter(Boolean).join(" ");

@@ -1,5 +1,6 @@
 // The page: which part is shown, what the address says, keys, and the theme.
 import { html, render, useEffect, useMemo, useRef, useState, useErrorBoundary } from "./preact.js";
+import { nameOf } from "./format.js";
 import { openTransport } from "./transport.js";
 import { columnAt, keyOf, shippedColumn } from "./model.js";
 import { Actions } from "./actions.js";
@@ -23,7 +24,7 @@ const LATE_S = 1; // between two redraws of the ages of calls
 // -- the address: #name=value&…, or #section
 
 function readHash() {
-  const text = decodeURI(location.hash.slice(1));
+  const text = location.hash.slice(1);
   return text.includes("=") ? Object.fromEntries(new URLSearchParams(text)) : text ? { at: text } : {};
 }
 
@@ -137,16 +138,20 @@ function RunPage({ id, transport }) {
   const [connected, setConnected] = useState(true);
   const [now, setNow] = useState(Date.now() / 1000);
   const [hash, setHash] = useHash();
+  const opener = useRef(null); // has the focus again when the transcript is closed
   useEffect(() => {
     transport.page(id).then(setPage, setError);
     return transport.follow(id, (type, data) => {
-      if (type === "page") setPage(data);
-      else if (type === "connected") setConnected(data);
+      if (type === "page") {
+        setPage(data);
+        setError(null);
+      } else if (type === "connected") setConnected(data);
       else if (type === "state") setPage((old) => old && { ...old, state: data.state });
-      else if (type === "gone" || type === "problem") setError({ message: data.error, fix: "" });
+      else if (type === "gone" || type === "problem") setError({ message: data.error, fix: data.fix || "" });
       else if (type === "log") setPage((old) => old && { ...old, log: appended(old.log, data) });
     });
   }, [id]);
+  const title = page === null ? "" : transport.live ? nameOf(id) : page.name; // runs of one skill have one name
   const running = page !== null && page.state === "running";
   useEffect(() => {
     if (!running) return undefined;
@@ -154,8 +159,8 @@ function RunPage({ id, transport }) {
     return () => clearInterval(timer);
   }, [running]);
   useEffect(() => {
-    if (page) document.title = `${page.name} · skilltune`;
-  }, [page && page.name]);
+    if (page) document.title = `${title} · skilltune`;
+  }, [page && title]);
   useEffect(() => {
     if (page && hash.at) document.getElementById(hash.at)?.scrollIntoView();
   }, [page !== null, hash.at]);
@@ -173,7 +178,7 @@ function RunPage({ id, transport }) {
   if (error) return html`<${Frame} title="" home=${transport.live} sections=${[]}><p class="bad">${error.message}</p><p>${error.fix}</p><//>`;
   if (!page) return html`<${Frame} title="" home=${transport.live} sections=${[]}><p class="soft">Reading the run …</p><//>`;
   if (page.format !== FORMAT)
-    return html`<${Frame} title=${page.name} home=${transport.live} sections=${[]}><p class="bad">This page was made by another version of skilltune than its data. Reload it.</p><//>`;
+    return html`<${Frame} title=${title} home=${transport.live} sections=${[]}><p class="bad">This page was made by another version of skilltune than its data. Reload it.</p><//>`;
 
   const choose = (values) =>
     setHash({
@@ -187,7 +192,8 @@ function RunPage({ id, transport }) {
   const at = placeOf(page, hash.t);
   const close = () => {
     setHash({ t: "" });
-    document.querySelector(".grid")?.focus({ preventScroll: true });
+    const before = opener.current;
+    (before && before.isConnected ? before : document.querySelector(".grid"))?.focus({ preventScroll: true });
   };
   const sections = [
     ["decision", "Decision"],
@@ -197,13 +203,16 @@ function RunPage({ id, transport }) {
     ["spend", "Spend"],
     ["log", "Log"],
   ];
-  const open = (place, column) => show(place, column);
+  const open = (place, column) => {
+    opener.current = document.activeElement;
+    show(place, column);
+  };
   const go = (event, id) => {
     event.preventDefault();
     setHash({ at: id });
     document.getElementById(id)?.scrollIntoView();
   };
-  return html`<${Frame} title=${page.name} home=${transport.live} sections=${sections} go=${go}>
+  return html`<${Frame} title=${title} home=${transport.live} sections=${sections} go=${go}>
     <${DecisionSection} page=${page} actions=${transport.live ? html`<${Actions} id=${id} transport=${transport} state=${page.state} />` : null} />
     <${LiveSection} page=${page} connected=${connected} now=${now} />
     <${ScoresSection} page=${page} />
@@ -241,8 +250,17 @@ function App({ transport }) {
   if (broken) return html`<main id="main"><h1>This page could not be shown.</h1><p>${String(broken.message || broken)}</p></main>`;
   if (!transport.live) return html`<${RunPage} id="" transport=${transport} />`;
   const found = /^\/runs\/([^/]+)\/?$/.exec(location.pathname);
-  if (found) return html`<${RunPage} id=${decodeURIComponent(found[1])} transport=${transport} />`;
+  if (found) return html`<${RunPage} id=${decoded(found[1])} transport=${transport} />`;
   return html`<${List} transport=${transport} />`;
+}
+
+/** A part of an address as text. One that is no UTF-8 stays as it is, and then names nothing. */
+function decoded(part) {
+  try {
+    return decodeURIComponent(part);
+  } catch {
+    return part;
+  }
 }
 
 function List({ transport }) {

@@ -48,7 +48,7 @@ class Row extends Component {
   }
 }
 
-export function Legend() {
+function Legend() {
   const states = [["r", "right"], ["p p5", "partial credit"], ["w", "wrong"], ["l", "limit"], ["x", "no score: infrastructure"], ["u", "not evaluated"]];
   return html`<ul class="legend" aria-label="States of a cell">
     ${states.map(([mark, name]) => html`<li><span class="cell"><i class=${mark}></i></span>${name}</li>`)}

@@ -6,10 +6,8 @@ import { ABOUT_SPLIT, SPLITS, compared } from "./model.js";
 import { Diff } from "./diff.js";
 import { Matrix } from "./matrix.js";
 
-export const STATES = { running: "running", stopped: "stopped", finished: "finished", died: "died" };
-
 export function StateChip({ state }) {
-  return html`<span class=${`chip ${state}`}><i aria-hidden="true"></i>${STATES[state] || state}</span>`;
+  return html`<span class=${`chip ${state}`}><i aria-hidden="true"></i>${state}</span>`;
 }
 
 export function Section({ id, title, lead, children }) {
@@ -198,7 +196,7 @@ export function ScoresSection({ page }) {
 
 // -- samples, and the comparison of two columns
 
-export function columnName(column) {
+function columnName(column) {
   if (column.kind === "arm") return `rejected candidate of ${column.label}`;
   return column.version ? `version ${column.version}` : "the input";
 }

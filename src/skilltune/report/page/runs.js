@@ -1,7 +1,7 @@
 // The list of runs, the comparison of two of them, and the start of a new one.
 import { html, useEffect, useState } from "./preact.js";
-import { count, date, modelName, money, percent, plural, points } from "./format.js";
-import { Interval, ScoreChart, Sparkline, scoreRange } from "./charts.js";
+import { count, date, modelName, money, nameOf, percent, plural, points } from "./format.js";
+import { ScoreChart, Sparkline, scoreRange } from "./charts.js";
 import { Diff } from "./diff.js";
 import { Dialog } from "./actions.js";
 import { SPLITS } from "./model.js";
@@ -27,8 +27,10 @@ export function Runs({ transport, hash, setHash }) {
     const read = () => transport.runs().then(setList, setError);
     read();
     return transport.follow(null, (type, data) => {
-      if (type === "runs") setList(data);
-      else if (type === "connected") setConnected(data);
+      if (type === "runs") {
+        setList(data);
+        setError(null);
+      } else if (type === "connected") setConnected(data);
       else read();
     });
   }, []);
@@ -73,9 +75,6 @@ export function Runs({ transport, hash, setHash }) {
       : null}
     ${list.read_only ? null : html`<${Drafts} transport=${transport} />`}`;
 }
-
-/** The name of a run: its path below the folder of the server. */
-const nameOf = (id) => id.replaceAll("~1", "/").replaceAll("~0", "~");
 
 function Unreadable({ run }) {
   return html`<tr><td></td><th scope="row">${nameOf(run.id)}</th><td colspan="6" class="bad wide">${run.error}</td></tr>`;
@@ -168,7 +167,6 @@ function Findings({ report }) {
   return html`<div class="check">
     ${report.problems.length ? html`<ul class="plain bad">${report.problems.map((each) => html`<li>${each}</li>`)}</ul>` : null}
     <dl class="setup">${report.rows.map(([name, value]) => html`<div><dt>${name}</dt><dd>${value}</dd></div>`)}</dl>
-    ${report.notes.length ? html`<ul class="plain soft">${report.notes.map((each) => html`<li>${each}</li>`)}</ul>` : null}
     ${report.preview ? html`<details><summary>The first task as the target gets it</summary><pre>${report.preview}</pre></details>` : null}
   </div>`;
 }

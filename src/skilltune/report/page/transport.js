@@ -1,5 +1,7 @@
 // The two transports of the page: data inlined in a report, or a server that is asked and that sends events.
 
+const AGAIN_MS = 2_000; // pause before a stream that was refused is asked for again
+
 /** The transport for the data in the page. Methods of a report answer at once, those of a server with a promise. */
 export function openTransport(data) {
   return data.mode === "live" ? live() : inlined(data);
@@ -19,7 +21,7 @@ function inlined(data) {
 }
 
 /** An answer of the server that is no success: its message, and how to go on. */
-export class Refused extends Error {
+class Refused extends Error {
   constructor(message, fix, status = 0) {
     super(message);
     this.fix = fix;
@@ -62,17 +64,48 @@ function live() {
     drafts: () => ask("/api/drafts"),
     draftsOf: (file) => ask(`/api/drafts/${encodeURIComponent(file)}`),
     review: (file, body) => ask(`/api/drafts/${encodeURIComponent(file)}`, body),
-    follow: (id, hear) => follow(id === null ? "/api/events" : `${run(id)}/events`, hear),
+    follow: (id, hear) => (id === null ? follow("/api/events", "/api/runs", hear) : follow(`${run(id)}/events`, run(id), hear)),
   };
 }
 
-/** Hear the events of a path: `hear(type, data)`. The browser connects again by itself. Returns a function that ends it. */
-function follow(path, hear) {
-  const source = new EventSource(path);
-  for (const type of ["page", "log", "state", "runs", "gone", "problem"])
-    source.addEventListener(type, (event) => hear(type, JSON.parse(event.data)));
-  source.onopen = () => hear("connected", true);
-  source.onerror = () => hear("connected", false);
-  source.addEventListener("gone", () => source.close());
-  return () => source.close();
+/**
+ * Hear the events of a path: `hear(type, data)`. Returns a function that ends it.
+ *
+ * The browser connects again by itself, unless the server refused: `page` is then asked for the reason. A tab in the
+ * background does not listen, because a browser keeps only six connections to a server, for all tabs together.
+ */
+function follow(path, page, hear) {
+  let source = null;
+  let timer = 0;
+  const open = () => {
+    source = new EventSource(path);
+    for (const type of ["page", "log", "state", "runs", "gone", "problem"])
+      source.addEventListener(type, (event) => hear(type, JSON.parse(event.data)));
+    source.onopen = () => hear("connected", true);
+    source.onerror = () => {
+      hear("connected", false);
+      if (source && source.readyState === EventSource.CLOSED) refused();
+    };
+    source.addEventListener("gone", () => source.close());
+  };
+  const close = () => {
+    clearTimeout(timer);
+    if (source) source.close();
+    source = null;
+  };
+  const adapt = () => {
+    if (document.hidden) close();
+    else if (!source) open();
+  };
+  const again = () => {
+    close();
+    timer = setTimeout(adapt, AGAIN_MS);
+  };
+  const refused = () => ask(page).then(again, (error) => (error.status ? hear("problem", { error: error.message, fix: error.fix }) : again()));
+  document.addEventListener("visibilitychange", adapt);
+  adapt();
+  return () => {
+    document.removeEventListener("visibilitychange", adapt);
+    close();
+  };
 }
