@@ -15,8 +15,8 @@ import time
 from pathlib import Path
 from statistics import fmean, quantiles
 
-import ray
-from ray.cluster_utils import Cluster
+import ray  # pyright: ignore[reportMissingImports]
+from ray.cluster_utils import Cluster  # pyright: ignore[reportMissingImports]
 
 from skilltune.errors import InfraError
 from skilltune.execute.ray import OnRay

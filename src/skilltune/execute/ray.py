@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import importlib
 import importlib.util
 import io
 import logging
@@ -66,8 +67,7 @@ class OnRay:
 
     def _connect(self) -> Elsewhere:
         require_ray(self.name)
-        import ray
-        from ray import exceptions as errors
+        ray, errors = _module("ray"), _module("ray.exceptions")
 
         os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # `uv run` would send the project to each worker
         if not ray.is_initialized():
@@ -94,7 +94,7 @@ class OnRay:
 
     @property
     def host(self) -> str:
-        import ray
+        ray = _module("ray")
 
         if self.own:
             return self.own
@@ -129,11 +129,16 @@ class OnRay:
         """Leave the cluster. A cluster that was started here ends."""
         if self._jobs is None:
             return
-        import ray
+        ray = _module("ray")
 
         self.on_event({"on": self.name, "machines": [], "slots": self._jobs.slots, **counts_of(self)})
         self._jobs = None
         await asyncio.to_thread(ray.shutdown)
+
+
+def _module(name: str) -> Any:
+    """A module of Ray. It is imported late, because Ray is an extra."""
+    return importlib.import_module(name)
 
 
 def require_ray(name: str) -> None:
@@ -146,7 +151,7 @@ class Tasks(Engine):
     """`concurrent.futures.Executor` over Ray's tasks. `limits` are the options of each task."""
 
     def __init__(self, limits: Mapping[str, Any]) -> None:
-        import ray
+        ray = _module("ray")
 
         self._ray, self._limits = ray, limits
         self._task = ray.remote(_work)
@@ -242,7 +247,7 @@ def unpack(data: bytes, contents: Mapping[str, bytes]) -> Any:
 
 def _work(data: bytes, references: Mapping[str, Any]) -> Any:
     """Run one call in a worker."""
-    import ray
+    ray = _module("ray")
 
     names = list(references)
     contents = dict(zip(names, ray.get([references[name] for name in names]), strict=True))
@@ -257,7 +262,7 @@ def _work(data: bytes, references: Mapping[str, Any]) -> Any:
 
 
 def _alive() -> list[Mapping[str, Any]]:
-    import ray
+    ray = _module("ray")
 
     return [node for node in ray.nodes() if node["Alive"]]
 
@@ -275,9 +280,7 @@ def _names() -> dict[str, str]:
 
 
 def _on(node: str) -> Any:
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    return NodeAffinitySchedulingStrategy(node_id=node, soft=False)
+    return _module("ray.util.scheduling_strategies").NodeAffinitySchedulingStrategy(node_id=node, soft=False)
 
 
 async def _places(engine: Engine) -> tuple[Place, ...]:
