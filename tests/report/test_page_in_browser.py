@@ -168,7 +168,7 @@ def test_without_scripts_a_summary_is_shown(page: Page, file: Path) -> None:
         page.call("Emulation.setScriptExecutionDisabled", value=False)
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.soak)])
 def test_no_part_is_wider_than_the_window_and_axe_has_no_finding(page: Page, file: Path, scheme: str) -> None:
     page.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
     try:
