@@ -120,7 +120,7 @@ def test_env_is_a_table_a_function_or_an_env_with_a_split(here: Path) -> None:
         asked = len(world.requests)
         with pytest.raises(st.UsageError, match="score and an Env: give them to the Env itself"):
             st.evaluate("", {"samples": desk(), "score": "f1"}, target)
-        with pytest.raises(st.UsageError, match=r"made a str, not an st\.Env"):
+        with pytest.raises(st.UsageError, match="the function must return an Env, not str"):
             st.evaluate("", lambda: "data.json", target)  # type: ignore[arg-type, return-value]
         with pytest.raises(st.UsageError, match=r"env\.promt; did you mean \"prompt\""):
             st.train("skills/invoice-totals", {**table, "promt": "{input}"}, target)

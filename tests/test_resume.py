@@ -47,7 +47,7 @@ def paid_twice(world: World) -> int:
     ("preset", "seed"),
     [
         ("default", 0),
-        ("default", 7),
+        pytest.param("default", 7, marks=pytest.mark.soak),
         ("paper", 7),
         *(pytest.param(preset, seed, marks=pytest.mark.soak) for preset in PRESETS for seed in range(10, 30)),
     ],

@@ -139,7 +139,7 @@ def quoting(status: int, pad: int = 0) -> Answer:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dialect", ["openai", pytest.param("anthropic", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("dialect", ["openai", pytest.param("anthropic", marks=pytest.mark.soak)])
 def test_a_run_and_every_look_at_it_leave_no_key_anywhere(tmp_path: Path, dialect: str) -> None:
     with small(q=1.0, key=PLANTED[f"{dialect.upper()}_API_KEY"]) as world:
         prepare(world, tmp_path)
@@ -169,7 +169,8 @@ def test_a_run_and_every_look_at_it_leave_no_key_anywhere(tmp_path: Path, dialec
         (401, 275),
         (400, 0),
         (404, 280),
-        *(pytest.param(status, 0, marks=pytest.mark.slow) for status in (500, 200)),
+        (500, 0),
+        pytest.param(200, 0, marks=pytest.mark.soak),
     ],
 )
 def test_a_server_that_quotes_the_key_is_not_quoted(tmp_path: Path, status: int, pad: int) -> None:

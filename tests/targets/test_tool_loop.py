@@ -143,7 +143,7 @@ async def test_a_cancelled_rollout_costs_what_was_answered(tmp_path: Path) -> No
         assert bench.run.usage["target exchange"].calls == bench.budget.spent.calls == 1
 
 
-@pytest.mark.parametrize("ending", ["killed", "failed", "another output"])
+@pytest.mark.parametrize("ending", ["killed", pytest.param("failed", marks=pytest.mark.soak), "another output"])
 async def test_a_rollout_that_starts_again_is_answered_from_the_journal(ending: str, tmp_path: Path) -> None:
     """As far as its tools print the same; what differs is asked anew."""
     command = "date +%s%N" if ending == "another output" else "echo same"

@@ -23,7 +23,7 @@ from training import START, small
 
 pytestmark = pytest.mark.slow
 AXE = Path(__file__).parents[1] / "vendor/axe.min.js"
-STATE = "document.querySelector('.decision .chip').innerText.trim()"
+STATE = "document.querySelector('.decision .chip')?.innerText.trim()"
 TEXT = "document.getElementById('main').innerText"
 
 

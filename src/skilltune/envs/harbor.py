@@ -10,12 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import subprocess
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from skilltune.envs.docker import no_docker
 from skilltune.envs.recorded import RecordedEnv
 from skilltune.errors import JudgeError, NotGraded, UsageError
 from skilltune.journal.keys import digest
@@ -27,7 +27,6 @@ from skilltune.scorers.reading import quote
 
 INSTRUCTION, SETTINGS = "instruction.md", "task.toml"
 REWARD = "reward"  # the reward of a task that gives one number
-DOCKER_S = 20.0
 
 
 class HarborEnv(RecordedEnv):
@@ -65,12 +64,8 @@ def require_harbor(name: TaskName) -> None:
             f"`{name}` needs Harbor's command line, and there is no command `harbor` on the PATH: install it with "
             "`uv tool install harbor` (it needs Python 3.12)"
         )
-    try:
-        works = subprocess.run(["docker", "info"], capture_output=True, timeout=DOCKER_S).returncode == 0
-    except (OSError, subprocess.TimeoutExpired):
-        works = False
-    if not works:
-        raise UsageError(f"`{name}`: Harbor runs its tasks in Docker, and `docker info` fails: start its daemon")
+    if why := no_docker():
+        raise UsageError(f"`{name}`: Harbor runs its tasks in Docker, and {why}")
 
 
 def _sample(folder: Path) -> Sample:

@@ -179,7 +179,7 @@ async def test_a_target_that_changed_is_not_compared_with_its_former_self(
         }
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 async def test_an_agent_as_a_further_target_of_a_training(tmp_path: Path) -> None:
     (tmp_path / "desk").mkdir()
     (tmp_path / "desk" / "SKILL.md").write_text(f"{FRONT}\nAnswer each ticket with its code.\n")

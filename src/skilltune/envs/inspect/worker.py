@@ -17,17 +17,17 @@ import math
 import os
 import queue
 import shutil
-import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from skilltune.envs.docker import no_docker
+
 Json = dict[str, Any]
 SKILL = "skilltune-skill"  # id of the message that holds the skill
 SERVICE = "openai-api/skilltune"  # Inspect's name for the gateway, followed by the model
-DOCKER_S = 20.0
 
 
 class Unusable(Exception):
@@ -138,19 +138,8 @@ def refuse(task: Any, samples: Mapping[str, Any]) -> None:
             'its sandbox "local" runs what the model writes on this machine, where it could read the expected answers: '
             'use sandbox="docker"'
         )
-    if "docker" in kinds and (why := _no_docker()):
+    if "docker" in kinds and (why := no_docker()):
         raise Unusable(f'its sandbox "docker" needs Docker, and {why}')
-
-
-def _no_docker() -> str:
-    """The reason why Docker cannot be used, or ""."""
-    if shutil.which("docker") is None:
-        return "there is no command `docker` on the PATH: install it"
-    try:
-        done = subprocess.run(["docker", "info"], capture_output=True, text=True, timeout=DOCKER_S)
-    except subprocess.TimeoutExpired:
-        return f"`docker info` gives no answer within {DOCKER_S:g} s"
-    return "" if done.returncode == 0 else "`docker info` fails: start its daemon"
 
 
 def digest(sample: Any) -> str:
