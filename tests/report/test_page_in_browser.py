@@ -72,6 +72,7 @@ def test_any_two_versions_are_compared_word_by_word(page: Page, file: Path) -> N
     hashes = [Skill(text).hash for text in TEXTS]
     for old, new in ((0, 1), (2, 0), (1, 2)):
         page.open(file, f"#a={hashes[old]}&b={hashes[new]}")
+        page.until("document.querySelector('#textdiff pre')")
         kept = "[...document.querySelector('#textdiff pre').childNodes].filter(n => n.nodeName !== '{}')"
         text = kept + ".map(n => n.textContent).join('')"
         assert page.value(text.format("INS")) == TEXTS[old]
