@@ -42,7 +42,7 @@ $(READY): pyproject.toml
 demo: $(READY)  ## train a real skill on the embedded model: no key, about two minutes on two cores
 	$(BIN)/skilltune train examples/amounts
 
-test: $(READY)  ## all tests: about five minutes on two cores
+test: $(READY)  ## all tests: about ten minutes on two cores
 	$(PYTEST)
 
 fast: $(READY)  ## the tests that need no model: about two minutes

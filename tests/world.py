@@ -316,7 +316,7 @@ class Optimizer:
         return {"diagnosis": diagnosis, "edits": edits[:budget]}
 
     def rules(self, prompt: Prompt, dice: Dice) -> str:
-        """What `reflect` would add, as plain rules, one a line. The request has no tags."""
+        """The additions of `reflect` as plain rules, one a line. The request has no tags."""
         skill, *tasks = re.split(r"^Task: ", prompt.text, flags=re.MULTILINE)
         tried = prompt.text.partition("Rules that were tried")[2]
         shown = [Shown(TICKET.findall(task)[0], 0.0, task) for task in tasks if TICKET.search(task)]

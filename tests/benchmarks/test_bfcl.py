@@ -139,7 +139,7 @@ def test_if_no_call_is_expected_none_is_right(answer: str, value: float) -> None
 @pytest.mark.parametrize(
     "text",
     [
-        "__import__('os').system('touch /tmp/never')",
+        "__import__('os').system('touch never')",
         "f(a=__import__('os').getcwd())",
         "f(a=9**9**9**9)",
         "f(a=1/0)",

@@ -35,4 +35,5 @@ class RecordedEnv(Env):
 
 
 def _never(sample: Sample, rollout: Rollout) -> Score:
+    """Stands for the scorer while the samples are checked. `RecordedEnv` replaces it, so it is never called."""
     raise NotImplementedError

@@ -50,6 +50,7 @@ class OnRay:
     on_event: Callable[[Mapping[str, Any]], None] = lambda facts: None
     counts: Counts = field(default_factory=Counts)
     _jobs: Elsewhere | None = None
+    _connected: bool = False  # True if the connection is ours to close
     _starting: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def ready(self) -> None:
@@ -68,12 +69,12 @@ class OnRay:
     def _connect(self) -> Elsewhere:
         require_ray(self.name)
         ray, errors = _module("ray"), _module("ray.exceptions")
-
         os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # `uv run` would send the project to each worker
         if not ray.is_initialized():
             address = None if self.name == "ray" else self.name
             try:
                 ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL)
+                self._connected = True
             except Exception as error:  # Ray raises many kinds
                 raise UsageError(
                     f"workers.on={self.name}: no Ray cluster answers ({_short(error)}); start one with `ray start "
@@ -94,12 +95,10 @@ class OnRay:
 
     @property
     def host(self) -> str:
-        ray = _module("ray")
-
         if self.own:
             return self.own
         remote = urlsplit(self.name).hostname
-        return _route_to(remote) if remote else ray.util.get_node_ip_address()
+        return _route_to(remote) if remote else _module("ray").util.get_node_ip_address()
 
     @property
     def slots(self) -> int | None:
@@ -126,14 +125,14 @@ class OnRay:
         return await _places(self._jobs.engine)
 
     async def aclose(self) -> None:
-        """Leave the cluster. A cluster that was started here ends."""
+        """Leave the cluster, unless the caller had joined it before. A cluster that was started here ends."""
         if self._jobs is None:
             return
-        ray = _module("ray")
-
         self.on_event({"on": self.name, "machines": [], "slots": self._jobs.slots, **counts_of(self)})
         self._jobs = None
-        await asyncio.to_thread(ray.shutdown)
+        if self._connected:
+            self._connected = False
+            await asyncio.to_thread(_module("ray").shutdown)
 
 
 def _module(name: str) -> Any:
@@ -151,10 +150,8 @@ class Tasks(Engine):
     """`concurrent.futures.Executor` over Ray's tasks. `limits` are the options of each task."""
 
     def __init__(self, limits: Mapping[str, Any]) -> None:
-        ray = _module("ray")
-
-        self._ray, self._limits = ray, limits
-        self._task = ray.remote(_work)
+        self._ray, self._limits = _module("ray"), limits
+        self._task = self._ray.remote(_work)
         self._shared: OrderedDict[str, Any] = OrderedDict()  # content hash → reference
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:

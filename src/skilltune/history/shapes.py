@@ -218,7 +218,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Omitted:
-    """What did not fit, how many of it, and where it is."""
+    """A part that did not fit: its number of items, their kind, and the place that has them all."""
 
     n: int
     what: str

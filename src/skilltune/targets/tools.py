@@ -42,7 +42,7 @@ ARGUMENT_BYTES = 100_000  # of a program; Linux starts none with an argument of 
 SHOWN = 20_000  # characters of a tool's output that the model sees: its beginning and its end
 COMMAND = Limits(wall_s=120, cpu_s=120, memory_mb=2_000, processes=200, file_mb=500, output_bytes=200_000)
 Calls = Literal["native", "text"]
-"""How a model calls tools: by its endpoint's function calling, or by a line of its answer."""
+"""The way in which a model calls tools: by its endpoint's function calling, or by a line of its answer."""
 
 
 TOOLS: Mapping[str, Tool] = {

@@ -1,4 +1,4 @@
-"""What the page can do to a run. Each action has a text that states its effect before it is confirmed.
+"""The actions of the page on a run. Each action has a text that states its effect before it is confirmed.
 
 Every action calls the function of the command line. A training runs in a process of its own (`launch`).
 """

@@ -1,4 +1,4 @@
-"""What is shown of the runs, read again when it changed, and sent to every tab as server-sent events.
+"""Reads the shown runs again when they change, and sends them to every tab as server-sent events.
 
 All tabs that show one thing share one reader. It looks for changes while somebody watches, and it rests at least as
 long as it read, so a large run does not keep the machine busy. Reading happens in threads, because SQLite blocks.

@@ -117,7 +117,7 @@ async def test_a_table_of_targets_shows_in_how_many_rollouts_each_agent_loaded_t
 async def test_a_key_that_the_user_passes_on_is_in_no_file_of_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of rollouts with and without a result. The scorer sees the files as they are stored."""
+    """This holds for rollouts with and without a result. The scorer sees the files as they are stored."""
     monkeypatch.setenv("MY_TOKEN", "PLANTED-12345")
     leak = 'echo "$MY_TOKEN" | tee key.txt'
 
