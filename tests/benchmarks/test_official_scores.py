@@ -36,18 +36,20 @@ def squad_f1(prediction: str, truth: str) -> float:
     return 2 * precision * recall / (precision + recall)
 
 
-@given(WORDS, st.lists(WORDS, min_size=1, max_size=3))
+LEFT = WORDS.filter(squad_normal)
+
+
+@given(LEFT, st.lists(LEFT, min_size=1, max_size=3))
 def test_searchqa_is_squads_script_wherever_words_are_left(got: str, accepted: list[str]) -> None:
-    assume(all(squad_normal(text) for text in (got, *accepted)))
     score = searchqa.grade(Sample(id="1", input="?", target=accepted), f"<answer>{got}</answer>")
     assert score.metrics["em"] == max(float(squad_normal(got) == squad_normal(text)) for text in accepted)
     assert score.metrics["f1"] == pytest.approx(max(squad_f1(got, text) for text in accepted))
     assert score.metrics["contains"] == max(float(squad_normal(text) in squad_normal(got)) for text in accepted)
 
 
-@given(WORDS, WORDS)
+@given(st.lists(st.sampled_from(["the", "A", "an", ".", "'", "!", "\t"])).map(" ".join), WORDS.filter(squad_normal))
 def test_searchqa_never_counts_an_empty_text_as_equal(got: str, accepted: str) -> None:
-    assume(not squad_normal(got) and squad_normal(accepted))
+    assert not squad_normal(got)
     score = searchqa.grade(Sample(id="1", input="?", target=[accepted]), f"<answer>{got}</answer>")
     assert (score.value, score.soft) == (0.0, 0.0)
 
