@@ -174,6 +174,10 @@ def witnessed(
                 systemic="the solver of the Inspect task hangs",
                 attempts=ATTEMPTS,
             )
+        if not lease.exchanges:
+            raise InfraError(
+                f"the {limit_s:g} s of the Inspect task (target.timeout_s) ran out before its model's first answer"
+            )
     if not lease.exchanges:
         raise CallConfigError(
             "the Inspect task asked its model nothing, so a skill cannot change anything: check its solver, and take "
