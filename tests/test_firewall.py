@@ -19,8 +19,8 @@ from skilltune.gate.race import Race
 from skilltune.optimizer.render import COPIED_ANSWER, COPIED_PATTERN, copied
 from skilltune.skill import Skill
 from skilltune.verdict import Interim
-from training import START, Trained, small, train_at
-from world import TICKET, Call, Ticket, World, uniform
+from training import START, Trained, events, small, train_at
+from world import TICKET, Call, Dice, Prompt, Ticket, World, uniform
 
 pytestmark = pytest.mark.anyio
 Rows = list[dict[str, Any]]
@@ -32,7 +32,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "rewrite": {"train.update": "rewrite", "train.merge": "rank"},
     "eprocess": {"gate.policy": "eprocess"},
     "hidden": {"optimizer.show_expected": False},
+    "lines": {"optimizer.form": "edits"},
+    "rules": {"optimizer.form": "rules"},
+    "weak": {"optimizer.form": "auto"},  # edits that cite nothing, then rules
+    "weak hidden": {"optimizer.form": "auto", "optimizer.show_expected": False},
 }
+CHANGED = {"lines": ["lines"], "weak": ["rules"], "weak hidden": ["rules"]}  # forms that a run changes to; else none
 
 
 @pytest.fixture
@@ -59,6 +64,26 @@ def checked(world: World) -> Rows:
     ]
 
 
+def unfit(world: World, setting: str) -> None:
+    """Make the world's optimizer such that a setting takes its form of proposals."""
+    if setting.startswith("weak"):
+        world.optimizer.misquote = 1.0
+    if setting != "lines":
+        return
+    reflect = world.optimizer.reflect
+
+    def astray(prompt: Prompt, dice: Dice) -> dict[str, Any]:
+        """The edits of the world, after one for a line that the skill does not have."""
+        answer = reflect(prompt, dice)
+        cited = [edit["evidence"] for edit in answer["edits"]][:1]
+        return {**answer, "edits": [{**ASTRAY, "evidence": evidence} for evidence in cited] + answer["edits"]}
+
+    world.optimizer.stages["reflect"] = astray
+
+
+ASTRAY = {"op": "replace", "after": None, "target": "Nobody wrote this line.", "text": "- Nobody wrote it.", "why": ""}
+
+
 async def trained_on(world: World, folder: Path, rows: Rows, **settings: Any) -> Trained:
     (folder / "SKILL.md").write_text(START)
     preset = {"preset": settings.pop("preset")} if "preset" in settings else {}
@@ -69,15 +94,21 @@ async def trained_on(world: World, folder: Path, rows: Rows, **settings: Any) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("setting", [name for name in SETTINGS if name != "weak hidden"])
 @pytest.mark.parametrize("kind", ["targets", "checks"])
 async def test_pitfall_10_nothing_of_select_and_test_is_in_any_request(
     tmp_path: Path, world: World, setting: str, kind: str
 ) -> None:
     rows = world.samples() if kind == "targets" else checked(world)
-    await trained_on(world, tmp_path, rows, **SETTINGS[setting])
+    unfit(world, setting)
+    trained = await trained_on(world, tmp_path, rows, **SETTINGS[setting])
     requests = [seen for seen in world.requests if seen.role == "optimizer"]
-    assert {"reflect", "learning_rate"} <= {seen.stage for seen in requests}
+    asks = "rules" if setting == "rules" else "reflect"
+    assert {asks, "learning_rate"} <= {seen.stage for seen in requests}
+    assert ("rules" in {seen.stage for seen in requests}) == (setting in ("rules", "weak"))
+    assert [event["form"] for event in events(trained.folder, "form")] == CHANGED.get(setting, [])
+    if setting == "lines":
+        assert world.optimizer_saw("1| # Desk")
 
     def seen(sample: dict[str, Any]) -> list[str]:
         """The parts of the sample that a request contained: id, input, answer, checks."""
@@ -87,8 +118,10 @@ async def test_pitfall_10_nothing_of_select_and_test_is_in_any_request(
     by_split = {split: [s for s in world.samples() if s["split"] == split] for split in ("train", "select", "test")}
     assert [part for split in ("select", "test") for sample in by_split[split] for part in seen(sample)] == []
     found = [len(seen(sample)) for sample in by_split["train"]]
-    assert sum(n >= 2 for n in found) > len(found) / 2  # the search can find: id and input of most train samples
-    if kind == "checks" and setting != "hidden":
+    # The search can find: id and input of most train samples. A request for rules shows a few failures without ids.
+    least, most = (1, 1 / 4) if asks == "rules" else (2, 1 / 2)
+    assert sum(n >= least for n in found) > len(found) * most
+    if kind == "checks" and "hidden" not in setting:
         assert any(world.optimizer_saw(pattern(sample)) for sample in by_split["train"])  # by the reason that quotes it
 
 
@@ -100,8 +133,12 @@ async def test_pitfall_10_metadata_is_shown_to_nobody(tmp_path: Path, world: Wor
 
 
 @pytest.mark.slow
-async def test_pitfall_10_a_hidden_answer_is_hidden_in_the_checks_reason_too(tmp_path: Path, world: World) -> None:
-    await trained_on(world, tmp_path, checked(world), **SETTINGS["hidden"])
+@pytest.mark.parametrize("setting", ["hidden", "weak hidden"])
+async def test_pitfall_10_a_hidden_answer_is_hidden_in_the_checks_reason_too(
+    tmp_path: Path, world: World, setting: str
+) -> None:
+    unfit(world, setting)
+    await trained_on(world, tmp_path, checked(world), **SETTINGS[setting])
     wrong = {seen.answer for seen in world.requests if seen.role == "target"}
     for sample in world.samples():
         assert not world.optimizer_saw(pattern(sample))

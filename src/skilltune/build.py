@@ -32,7 +32,7 @@ from skilltune.envs import Env, load_env
 from skilltune.envs.formats import HF, located
 from skilltune.envs.formats.huggingface import without_split
 from skilltune.envs.harbor import HarborEnv, load_harbor
-from skilltune.envs.inspect import InspectEnv, load_inspect
+from skilltune.envs.inspect import InspectEnv, load_inspect, time_limit
 from skilltune.errors import RunError, UsageError
 from skilltune.execute import HERE, Executor
 from skilltune.finish.reserve import rest
@@ -133,7 +133,9 @@ def _framework_env(cfg: Config, tasks: TaskName, root: Path) -> Env:
     score = cfg.env.score if "score" in given else None
     if score is not None and not isinstance(score, str):
         raise UsageError(f"env.score: `{tasks}` is scored by its own scorers; name one of them, or leave it out")
-    return (load_inspect if tasks.framework == "inspect" else load_harbor)(tasks, root, score)
+    if tasks.framework == "inspect":
+        return load_inspect(tasks, root, score, timeout_s=time_limit(cfg.target))
+    return load_harbor(tasks, root, score)
 
 
 def _benchmark(cfg: Config, root: Path) -> Env:

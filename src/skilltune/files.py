@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
 import secrets
@@ -66,6 +67,12 @@ def _lives(process: str | None) -> bool:
     except PermissionError:  # the process belongs to another user
         return True
     return True
+
+
+def is_blank(path: Path) -> bool:
+    """True if a file holds nothing but white space and a byte order mark."""
+    with path.open("rb") as file:
+        return not any(part.removeprefix(codecs.BOM_UTF8).strip() for part in iter(lambda: file.read(1 << 16), b""))
 
 
 def make_private(folder: Path) -> None:

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import signal
 import sys
 import tarfile
@@ -110,7 +111,8 @@ async def test_a_file_that_changed_between_two_connections_is_fetched_anew(tmp_p
 @pytest.mark.parametrize("etag", ["", 'W/"weak"'])
 async def test_a_server_without_versions_is_resumed_only_if_the_digest_is_known(tmp_path: Path, etag: str) -> None:
     for pinned, asked in ((DIGEST, "bytes=50000-"), ("", None)):
-        rest = sent(DATA[50_000:], "206 Partial Content", etag=etag) if asked else sent(DATA, etag=etag)
+        place = f"bytes 50000-{len(DATA) - 1}/{len(DATA)}"
+        rest = sent(DATA[50_000:], "206 Partial Content", etag=etag, place=place) if asked else sent(DATA, etag=etag)
         async with Server(sent(DATA[:50_000], promised=len(DATA), etag=etag), rest) as server:
             folder = tmp_path / (pinned or "none")
             await fetch(benchmark(Source("data.bin", f"{server.url}/x", pinned)), folder, wait=no_wait)
@@ -125,6 +127,124 @@ async def test_a_range_beyond_the_end_begins_again(tmp_path: Path) -> None:
         (tmp_path / "data.bin.part.json").write_text(json.dumps({"url": url, "version": '"v1"'}))
         await fetch(benchmark(Source("data.bin", url)), tmp_path, wait=no_wait)
     assert (tmp_path / "data.bin").read_bytes() == DATA
+
+
+@pytest.mark.parametrize("place", ["", "bytes 0-102399/102400", "bytes 49999-102399/102400", "lines 5-7"])
+async def test_a_server_that_goes_on_elsewhere_is_asked_for_the_whole(tmp_path: Path, place: str) -> None:
+    cut = sent(DATA[:50_000], promised=len(DATA), etag='"v1"')
+    wrong = sent(DATA[:1000], "206 Partial Content", etag='"v1"', place=place)
+    async with Server(cut, wrong, ranged(DATA, [])) as server:
+        await fetch(benchmark(Source("data.bin", f"{server.url}/x")), tmp_path, wait=no_wait)
+    assert "range" not in server.calls[2].headers
+    assert (tmp_path / "data.bin").read_bytes() == DATA
+
+
+async def test_a_file_that_had_arrived_whole_is_not_sent_again(tmp_path: Path) -> None:
+    async with Server(sent(b"", "416 Range Not Satisfiable", place=f"bytes */{len(DATA)}")) as server:
+        url = f"{server.url}/x"
+        (tmp_path / "data.bin.part").write_bytes(DATA)
+        (tmp_path / "data.bin.part.json").write_text(json.dumps({"url": url, "version": '"v1"'}))
+        await fetch(benchmark(Source("data.bin", url, DIGEST)), tmp_path, wait=no_wait)
+    assert (tmp_path / "data.bin").read_bytes() == DATA
+    assert len(server.calls) == 1
+
+
+# -- bounds
+
+
+def endless(call: Call) -> Answer:
+    """A body without a stated length that is longer than all that is allowed."""
+    block = b"%x\r\n" % len(DATA) + DATA + b"\r\n"
+    return Answer(raw=b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + block * 30, hang=True)
+
+
+@pytest.mark.parametrize(
+    ("stated", "answer", "why"),
+    [
+        (None, sent(b"", promised=10**12), r"has 1e\+03 GB or more, and 1 MB are allowed: allow more with --max-gb"),
+        (None, endless, "1 MB are allowed: allow more with --max-gb"),
+        (len(DATA) - 1, sent(DATA), r"it has 102,399 bytes, and the server sends 102 kB or more"),
+        (len(DATA) - 1, endless, "it has 102,399 bytes"),
+    ],
+)
+async def test_a_file_that_is_larger_than_it_may_be_is_stopped(
+    tmp_path: Path, stated: int | None, answer: Any, why: str
+) -> None:
+    async with Server(answer) as server:
+        own = benchmark(Source("data.bin", f"{server.url}/x", size=stated))
+        with pytest.raises(FetchError, match=why):
+            await fetch(own, tmp_path, wait=no_wait, most=10**6)
+    assert len(server.calls) == 1, "it is not tried again"
+    assert not list(tmp_path.glob("data.bin*"))
+
+
+async def test_a_length_that_is_not_kept_is_no_whole_file(tmp_path: Path) -> None:
+    """A server that promises more than it sends is asked four times; what arrived is kept."""
+    async with Server(sent(DATA, promised=len(DATA) + 1)) as server:
+        with pytest.raises(FetchError, match="102 kB have arrived and are kept"):
+            await fetch(benchmark(Source("data.bin", f"{server.url}/x")), tmp_path, wait=no_wait)
+    assert not (tmp_path / "data.bin").exists()
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["before", "by the server"])
+async def test_a_disk_without_room_is_named_before_anything_arrives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: bool
+) -> None:
+    monkeypatch.setattr("skilltune.benchmarks.fetch.SPARE", 10**17)
+    async with Server(ranged(DATA, [])) as server:
+        sources = [Source(name, f"{server.url}/x", size=len(DATA) if known else None) for name in ("a.bin", "b.bin")]
+        with pytest.raises(FetchError, match=r"has no room for (102|205) kB more .* another disk with --data") as told:
+            await fetch(benchmark(*sources), tmp_path, wait=no_wait)
+    assert ("205 kB" in str(told.value)) == known, "all files that are to come count"
+    assert len(server.calls) == (0 if known else 1)
+    assert not list(tmp_path.glob("*.bin*"))
+
+
+@pytest.mark.parametrize("hub", [False, True])
+async def test_a_circle_of_redirects_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub: bool) -> None:
+    async with Server(lambda call: Answer("", 302, {"Location": call.path})) as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        source = Source("data.bin", dataset="me/set") if hub else Source("data.bin", f"{server.url}/x")
+        with pytest.raises(FetchError, match=r"in a circle of redirects: see https://example\.org/set, .*--data PATH"):
+            await fetch(benchmark(source), tmp_path, wait=no_wait)
+    assert len(server.calls) < 25
+
+
+async def test_a_redirect_out_of_the_web_is_named(tmp_path: Path) -> None:
+    async with Server(Answer("", 302, {"Location": "file:///etc/passwd"})) as server:
+        with pytest.raises(FetchError, match="leads to an address that cannot be fetched"):
+            await fetch(benchmark(Source("data.bin", f"{server.url}/x")), tmp_path, wait=no_wait)
+
+
+LOGIN = "\n<!DOCTYPE html><html><body><form action=/login>Please log in</form></body></html>"
+
+
+@pytest.mark.parametrize(
+    ("answer", "what"),
+    [
+        (Answer(LOGIN, headers={"Content-Type": "text/html; charset=utf-8"}), "a web page"),
+        (Answer(LOGIN), "a web page"),
+        (Answer("{}", headers={"Content-Type": "text/html"}), "a web page"),
+        (Answer("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n"), "a pointer of Git LFS"),
+    ],
+)
+async def test_a_page_in_place_of_the_file_is_no_file(tmp_path: Path, answer: Answer, what: str) -> None:
+    for gated, how in (("ask the publisher", "ask the publisher"), ("", r"get it in your browser.*--data PATH")):
+        async with Server(answer) as server:
+            own = benchmark(Source("data.jsonl", f"{server.url}/x"), gated=gated)
+            with pytest.raises(FetchError, match=rf"the server sent {what} in place of the file.*: .*{how}"):
+                await fetch(own, tmp_path, wait=no_wait)
+        assert len(server.calls) == 1
+        assert not list(tmp_path.glob("data.jsonl*"))
+        assert not recorded(tmp_path)
+
+
+async def test_a_list_of_files_that_does_not_end_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with Server(lambda call: Answer([], headers={"Link": f'<{call.path}>; rel="next"'})) as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        with pytest.raises(FetchError, match="its pages do not end"):
+            await fetch(benchmark(Source("*.parquet", dataset="me/set")), tmp_path)
+    assert len(server.calls) == 1
 
 
 async def test_a_wrong_digest_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -250,12 +370,95 @@ async def test_an_archive_cannot_write_outside(tmp_path: Path, kind: str, name: 
     folder = tmp_path / "in"
     name = name.replace("/{tmp}", str(tmp_path))
     async with Server(ranged(archive(kind, [name]), [])) as server:
-        try:
+        with pytest.raises(UsageError, match=r"was not unpacked: it holds a file outside of its folder, '.*out\.txt'"):
             await fetch(benchmark(Source(f"all.{kind}", f"{server.url}/all", unpack=True)), folder)
-        except UsageError as error:
-            assert "cannot be unpacked" in str(error)
-    written = [path for path in tmp_path.rglob("*out.txt") if not path.is_relative_to(folder)]
-    assert written == []
+    assert not list(tmp_path.rglob("*out.txt"))
+
+
+def odd(kind: str) -> bytes:
+    """An archive with a member that is no plain file, after one that is."""
+    buffer = io.BytesIO()
+    if kind == "zip link":
+        with zipfile.ZipFile(buffer, "w") as file:
+            file.writestr("fine.txt", "fine")
+            entry = zipfile.ZipInfo("odd")
+            entry.external_attr = 0o120777 << 16
+            file.writestr(entry, "/etc/passwd")
+        return buffer.getvalue()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as file:
+        file.addfile(tarfile.TarInfo("fine.txt"))
+        entry = tarfile.TarInfo("odd")
+        entry.type = {"link": tarfile.SYMTYPE, "hard link": tarfile.LNKTYPE, "pipe": tarfile.FIFOTYPE}[kind]
+        entry.linkname = "fine.txt"
+        file.addfile(entry)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["link", "hard link", "pipe", "zip link"])
+async def test_an_archive_holds_files_and_nothing_else(tmp_path: Path, kind: str) -> None:
+    end = "zip" if kind == "zip link" else "tar.gz"
+    async with Server(ranged(odd(kind), [])) as server:
+        with pytest.raises(UsageError, match=r"was not unpacked: 'odd' in it is a (link|device), not a file"):
+            await fetch(benchmark(Source(f"all.{end}", f"{server.url}/all", unpack=True)), tmp_path)
+    assert not list(tmp_path.rglob("fine.txt"))
+
+
+async def test_an_archive_cannot_rewrite_the_record(tmp_path: Path) -> None:
+    async with Server(ranged(archive("zip", [RECORD]), [])) as server:
+        with pytest.raises(UsageError, match=r"the name of skilltune's own record"):
+            await fetch(benchmark(Source("all.zip", f"{server.url}/all", unpack=True)), tmp_path)
+    assert list(recorded(tmp_path)) == ["all.zip"]
+
+
+def swelling(kind: str, files: int = 4, size: int = 2_000_000, stated: int | None = None) -> bytes:
+    """A few kB that become `files` times `size` bytes. `stated` is the size that the directory of the zip states."""
+    buffer = io.BytesIO()
+    if kind == "zip":
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as file:
+            for number in range(files):
+                file.writestr(f"{number}.txt", bytes(size))
+        made = buffer.getvalue()
+        return made if stated is None else made.replace(size.to_bytes(4, "little"), stated.to_bytes(4, "little"))
+    packed: Any = f"w:{kind.removeprefix('tar.')}"
+    with tarfile.open(fileobj=buffer, mode=packed) as file:
+        for number in range(files):
+            entry = tarfile.TarInfo(f"{number}.txt")
+            entry.size = size
+            file.addfile(entry, io.BytesIO(bytes(size)))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar.gz", "tar.xz", "tar.bz2"])
+async def test_an_archive_that_swells_is_stopped_on_the_way(tmp_path: Path, kind: str) -> None:
+    made = swelling(kind)
+    assert len(made) < 20_000
+    async with Server(ranged(made, [])) as server:
+        own = benchmark(Source(f"all.{kind}", f"{server.url}/all", unpack=True))
+        with pytest.raises(UsageError, match=r"holds more than 5,000,000 bytes, .*allow more with --max-gb"):
+            await fetch(own, tmp_path, most=5_000_000)
+        assert sorted(path.name for path in tmp_path.iterdir() if path.suffix == ".txt") == []
+        assert not list(tmp_path.glob(".unpacking*"))
+        await fetch(own, tmp_path, most=8_000_000)
+    assert (tmp_path / "3.txt").stat().st_size == 2_000_000
+
+
+async def test_an_archive_that_lies_about_its_sizes_is_damaged(tmp_path: Path) -> None:
+    async with Server(ranged(swelling("zip", stated=10), [])) as server:
+        with pytest.raises(UsageError, match="cannot be unpacked"):
+            await fetch(benchmark(Source("all.zip", f"{server.url}/all", unpack=True)), tmp_path, most=5_000_000)
+    assert not list(tmp_path.glob("*.txt"))
+
+
+async def test_an_archive_needs_room_for_its_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    free = iter([10**12, 10**12, 10**12 - 5])  # before the download, at its start, and at the first file
+    spare = "skilltune.benchmarks.fetch.shutil.disk_usage"
+    monkeypatch.setattr(spare, lambda path: usage._replace(free=next(free, 0)))
+    async with Server(ranged(swelling("tar.gz"), [])) as server:
+        with pytest.raises(FetchError, match="has no room for 2 MB more"):
+            await fetch(benchmark(Source("all.tar.gz", f"{server.url}/all", unpack=True)), tmp_path)
+    assert (tmp_path / "all.tar.gz").is_file(), "what has arrived is kept"
+    assert not list(tmp_path.glob("*.txt"))
 
 
 # -- Hugging Face

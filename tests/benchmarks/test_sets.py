@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 import zlib
 from collections import Counter
@@ -186,7 +187,7 @@ def test_livemath_refuses_equal_options_and_other_files(tmp_path: Path) -> None:
 def test_livemath_names_a_question_of_another_kind(tmp_path: Path, wrong: dict[str, Any]) -> None:
     mcq = {"question": "?", "correct_choice": {"text": "right"}, "choices": [{"text": "wrong"}]}
     (tmp_path / "qa_1.json").write_text(json.dumps([{"month": "m", "no": 1, "mcq": mcq | wrong}]))
-    with pytest.raises(UsageError, match="question 1"):
+    with pytest.raises(UsageError, match="item 1"):
         benchmarks.load("bench:livemath", tmp_path)
 
 
@@ -283,7 +284,7 @@ def test_docvqa_is_solved_at_an_anls_of_almost_1(answer: str, soft: float, hard:
 def test_docvqa_names_a_question_without_image_or_answer(tmp_path: Path, wrong: dict[str, Any]) -> None:
     row = {"questionId": 1, "question": "?", "answers": ["a"], "image": "a.png"} | wrong
     (tmp_path / "val.json").write_text(json.dumps({"data": [row]}))
-    with pytest.raises(UsageError, match="question 1"):
+    with pytest.raises(UsageError, match="item 1"):
         benchmarks.load("bench:docvqa", tmp_path)
 
 
@@ -435,3 +436,64 @@ def test_figures_match_as_the_publisher_defines(expected: str, got: str, toleran
 def test_any_text_matches_itself(text: str) -> None:
     assert matches(text, text)
     assert all(figure.value == figure.value for figure in figures(text))
+
+
+# -- data that is empty
+
+EMPTY = [  # (benchmark, file, content without an item)
+    ("searchqa", "train.jsonl", "\n"),
+    ("gsm8k", "train.jsonl", ""),
+    ("gsm8k", "test.jsonl", "\ufeff"),
+    ("livemath", "qa_202511_final.json", ""),
+    ("livemath", "qa_202511_final.json", "[]"),
+    ("docvqa", "val.json", ""),
+    ("docvqa", "val.json", '{"data": []}'),
+    ("docvqa", "val.jsonl", ""),
+    ("docvqa", "validation-0.parquet", ""),
+    ("officeqa", "officeqa_full.csv", ""),
+    ("officeqa", "officeqa_full.csv", "uid,question,answer\n"),
+    ("bbh/navigate", "navigate.json", ""),
+    ("bbh/navigate", "navigate.json", '{"examples": []}'),
+    ("bfcl/irrelevance", "BFCL_v4_irrelevance.json", "\n"),
+    ("alfworld", "a/game.tw-pddl", ""),
+]
+
+
+@pytest.mark.parametrize(("name", "file", "content"), EMPTY)
+def test_an_empty_file_of_a_benchmark_is_named_with_the_way_out(
+    tmp_path: Path, name: str, file: str, content: str
+) -> None:
+    for folder in ("corpus", "possible_answer"):  # of officeqa and bfcl
+        (tmp_path / folder).mkdir()
+    path = tmp_path / file
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(content)
+    with pytest.raises(UsageError) as found:
+        benchmarks.load(f"bench:{name}", tmp_path)
+    assert str(found.value).startswith(str(path))
+    assert str(found.value).endswith("delete it and fetch it again, or name another copy with --data PATH (env.data)")
+
+
+@pytest.mark.parametrize("name", [name for name in benchmarks.BENCHMARKS if name not in ("rg", "bfcl")])
+def test_an_empty_folder_of_a_benchmark_is_named_with_the_command_that_fills_it(tmp_path: Path, name: str) -> None:
+    if name == "spreadsheetbench":
+        pytest.importorskip("openpyxl")
+    with pytest.raises(UsageError, match=r"is not in .*skilltune data fetch") as found:
+        benchmarks.load(f"bench:{name}{'/navigate' if name == 'bbh' else ''}", tmp_path)
+    assert str(tmp_path) in str(found.value)
+
+
+@pytest.mark.parametrize(("name", "file"), [("officeqa", "officeqa_full.csv"), ("alfworld", "a.z8")])
+def test_a_file_in_place_of_a_folder_is_said(tmp_path: Path, name: str, file: str) -> None:
+    (tmp_path / file).write_text("uid,question,answer\n")
+    with pytest.raises(UsageError, match=rf"{re.escape(file)} is a file: name the folder with"):
+        benchmarks.load(f"bench:{name}", tmp_path / file)
+
+
+def test_games_that_cannot_be_won_are_not_missing(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "game.tw-pddl").write_text('{"solvable": false}')
+    with pytest.raises(
+        UsageError, match=r"no game in .* can be used: 1 cannot be won or are not supported \(first: a\)"
+    ):
+        benchmarks.load("bench:alfworld", tmp_path)

@@ -19,11 +19,15 @@ pytest.importorskip("openpyxl", reason="the extra xlsx is not installed")
 import openpyxl
 
 from skilltune import Env, Rollout, Score, benchmarks
+from skilltune.build import build_parts
 from skilltune.cli.main import app
+from skilltune.config import make_config
 from skilltune.errors import NotGraded, UsageError
+from skilltune.journal.run import Run
 from skilltune.rollout import Artifact, Trajectory
 from skilltune.sandbox import probe
-from upstream import Turn, Upstream
+from skilltune.skill import Skill
+from upstream import Call, Turn, Upstream, turns
 
 pytestmark = pytest.mark.anyio
 needs_sandbox = pytest.mark.skipif(probe().level == "none", reason="no sandbox holds here")
@@ -91,6 +95,47 @@ async def test_a_program_is_run_on_the_workbook_of_each_case(tmp_path: Path) -> 
     fails = await score(few, solution__py=b"1 / 0")
     assert "case 1, 2: solution.py failed: exit code 1: ZeroDivisionError" in fails.why
     assert "wrote no output.xlsx" in (await score(few, solution__py=b"")).why
+
+
+FIRST_ONLY = DOUBLE.replace(b"2 * int(", b'{b"1": 2}.__getitem__(')
+
+
+@needs_sandbox
+@pytest.mark.slow
+async def test_a_chat_model_sees_the_errors_of_the_first_case_and_none_of_the_hidden_ones(tmp_path: Path) -> None:
+    """Its first program fails and is mended; the last one works only for the workbook that it sees. It is never told
+    how a hidden case or the cells fared, so a rollout on train is the same as one on select and test."""
+    script = turns(
+        Turn(calls=(Call("write", {"path": "solution.py", "content": "raise SystemExit('a slip')"}),)),
+        Turn(calls=(Call("bash", {"command": "python3 solution.py"}),)),
+        Turn(calls=(Call("write", {"path": "solution.py", "content": FIRST_ONLY.decode()}),)),
+        Turn(calls=(Call("bash", {"command": "python3 solution.py && ls"}),)),
+        Turn("Done."),
+    )
+    data(tmp_path / "data", *({"id": id} for id in (6, 7, 8)))
+    async with Upstream(script) as upstream:
+        target = {"model": f"openai@{upstream.url}/v1/m", "tools": ["bash", "write"], "max_turns": 30}
+        env = {"samples": "bench:spreadsheetbench/v0.1", "data": "data", "split": [1, 1, 1]}
+        cfg = make_config({"skill": "no", "env": env, "target": target, "optimizer": {"model": "examples"}})
+        parts = build_parts(cfg, Run.open(tmp_path / "run"), tmp_path)
+        done = {}
+        for split in ("train", "select", "test"):
+            (sample,) = getattr(parts.splits, split)
+            upstream.asked.clear()
+            rollout = await parts.target.run(Skill.parse("Be brief."), parts.env.task(sample), 0)
+            made = await parts.env.score(sample, Rollout(sample.id, "", 0, rollout, None))
+            assert (made.value, round(made.partial, 3)) == (0.0, 0.333)
+            assert "case 2: solution.py failed: exit code 1: KeyError: b'2'" in made.why
+            sent = "".join(asked.raw.decode() for asked in upstream.asked)
+            assert not [name for name in ("answer.xlsx", f"2_{sample.id}", f"3_{sample.id}") if name in sent]
+            messages = upstream.asked[-1].body["messages"]
+            done[split] = [json.dumps(message) for message in messages if message["role"] == "tool"]
+        await parts.aclose()
+        parts.run.close()
+    assert done["train"] == done["select"] == done["test"]
+    assert any("a slip" in text for text in done["train"]), "its own error is fed back"
+    assert any("output.xlsx" in text for text in done["train"]), "and the success of the next try"
+    assert not any("KeyError" in text or "expected" in text for text in done["train"])
 
 
 @needs_sandbox

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 from skilltune.build import build_env, build_parts
 from skilltune.config import make_config
 from skilltune.envs.inspect import InspectEnv, number_of, score_of
-from skilltune.envs.inspect.process import Workers
+from skilltune.envs.inspect.process import Workers, ask_once
 from skilltune.errors import CallConfigError, InfraError, JudgeError, NotGraded, SampleError, UsageError
 from skilltune.journal.run import Run
 from skilltune.parts import Parts
@@ -54,6 +55,36 @@ def broken():
     return solve
 
 @solver
+def hanging():
+    async def solve(state, generate):
+        import asyncio
+        await asyncio.sleep(1e6)
+    return solve
+
+@solver
+def busy():
+    async def solve(state, generate):
+        import asyncio
+        while True:
+            state = await generate(state)
+            await asyncio.sleep(0.1)
+    return solve
+
+@scorer(metrics=[mean()])
+def late():
+    async def score(state, target):
+        import asyncio
+        await asyncio.sleep(1e6)
+    return score
+
+@scorer(metrics=[mean()])
+def blocking():
+    async def score(state, target):
+        import time
+        time.sleep(1e6)
+    return score
+
+@solver
 def forgetful():
     async def solve(state, generate):
         state.messages = [m for m in state.messages if m.role != "system"]
@@ -84,6 +115,21 @@ def failing():
 @task
 def forgetting():
     return Task(dataset=SUMS, solver=forgetful(), scorer=exact())
+@task
+def hangs_at_once():
+    return Task(dataset=SUMS, solver=[hanging(), generate()], scorer=includes())
+@task
+def hangs_after_an_answer():
+    return Task(dataset=SUMS, solver=[generate(), hanging()], scorer=includes())
+@task
+def scores_late():
+    return Task(dataset=SUMS, scorer=late())
+@task
+def blocks():
+    return Task(dataset=SUMS, scorer=blocking())
+@task
+def never_ends():
+    return Task(dataset=SUMS, solver=busy(), scorer=includes())
 @task
 def changing():
     import random
@@ -203,19 +249,34 @@ def test_no_score_is_no_zero() -> None:
         ({"limit": "time"}, {"trouble": InfraError("a slow endpoint")}, InfraError, "a slow endpoint"),
         ({"error": "x"}, {"fault": InfraError("a dead endpoint")}, InfraError, "a dead endpoint"),
         ({"error": "a crash"}, {}, InfraError, "Inspect failed: a crash"),
+        ({"limit": "time", "idle": 4.0}, {}, InfraError, "the solver of the Inspect task hung"),
+        ({"limit": "time", "idle": 4.0}, {"exchanges": 0}, InfraError, "the solver of the Inspect task hung"),
+        ({"limit": "time"}, {"exchanges": 0}, InfraError, "ran out before its model's first answer"),
+        ({"limit": "working", "idle": 8.0}, {}, InfraError, "in the last 8 of its 8 s"),
     ],
 )
 def test_an_evaluation_that_proves_nothing_is_an_error(
     result: dict[str, Any], lease: dict[str, Any], error: type[Exception], why: str
 ) -> None:
     with pytest.raises(error, match=why):
-        witnessed(evaluation(**result), seen_lease(**lease), 1.0)
+        witnessed(evaluation(**result), seen_lease(**lease), 1.0, limit_s=8.0)
+
+
+def test_an_endpoint_that_used_up_the_time_is_no_result() -> None:
+    hung = evaluation(limit="time")
+    with pytest.raises(InfraError, match="waited 5 of its 8 s for one answer"):
+        witnessed(hung, seen_lease(exchanges=0), 9.0, limit_s=8.0, waited=5.0)
+    assert witnessed(hung, seen_lease(), 9.0, limit_s=8.0, waited=3.0).outcome == "agent_limit"
+    assert witnessed(evaluation(), seen_lease(), 9.0, limit_s=8.0, waited=5.0).outcome == "ok", "no limit was reached"
 
 
 def test_the_end_of_an_evaluation_is_told() -> None:
-    assert witnessed(evaluation(limit="message"), seen_lease(), 1.0).outcome == "agent_limit"
-    assert witnessed(evaluation(stop="max_tokens"), seen_lease(), 1.0).error == "the answer was cut at max_tokens"
-    assert witnessed(evaluation(stop="content_filter"), seen_lease(), 1.0).outcome == "ok", "a refusal is an answer"
+    def ended(**parts: Any) -> Trajectory:
+        return witnessed(evaluation(**parts), seen_lease(), 1.0, limit_s=8.0)
+
+    assert ended(limit="message").outcome == "agent_limit"
+    assert ended(stop="max_tokens").error == "the answer was cut at max_tokens"
+    assert ended(stop="content_filter").outcome == "ok", "a refusal is an answer"
 
 
 def evaluation(**parts: Any) -> dict[str, Any]:
@@ -223,6 +284,7 @@ def evaluation(**parts: Any) -> dict[str, Any]:
         "error": "",
         "others": [],
         "limit": "",
+        "idle": 0.0,
         "stop": "stop",
         "answer": "2",
         "messages": [],
@@ -235,12 +297,46 @@ def seen_lease(**parts: Any) -> Any:
     return SimpleNamespace(**{"fault": None, "trouble": None, "exchanges": 1, "usage": Usage(1, 9, 1), **parts})
 
 
+@pytest.mark.slow
+async def test_a_process_that_gives_no_result_is_ended_in_time(tmp_path: Path) -> None:
+    """The process and what it started are gone, and no name of Inspect's is needed for that."""
+    alive = tmp_path / "alive"
+    code = f"sleep 1e6 & echo $! $$ >{alive}; wait"
+    with (
+        patch("skilltune.envs.inspect.process.require_inspect", lambda: None),
+        patch("skilltune.envs.inspect.process._command", lambda: ["sh", "-c", code]),
+    ):
+        with pytest.raises(UsageError, match=r"not loaded within 0\.5 s: raise target\.timeout_s, or look for code"):
+            ask_once({"do": "load"}, 0.5)
+        assert not [pid for pid in alive.read_text().split() if _running(pid)]
+        workers = Workers(1)
+        with pytest.raises(
+            InfraError, match=r"no result within 0\.5 s.* solver, tool or scorer .* blocks it"
+        ) as failed:
+            await workers.ask({"do": "evaluate"}, 0.5)
+        await workers.aclose()
+        assert failed.value.systemic, "the same failure of every sample ends the run"
+        assert not [pid for pid in alive.read_text().split() if _running(pid)]
+
+
+def _running(pid: str) -> bool:
+    """True if a process lives; one that nobody has waited for yet has ended."""
+    stat = Path(f"/proc/{pid}/stat")
+    if stat.exists():
+        return stat.read_text().rpartition(")")[2].split()[0] != "Z"
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    return not Path("/proc/self").exists()
+
+
 # -- with Inspect: each start of its process takes seconds
 
 
 REFUSED = {
-    "tasks.py@sum": 'no task "sum"; its tasks are: changing, docker',
-    "tasks.py@": "name one of its tasks, FILE.py@TASK; its tasks are: changing, docker, failing",
+    "tasks.py@sum": 'no task "sum"; its tasks are: blocks, changing, docker',
+    "tasks.py@": "name one of its tasks, FILE.py@TASK; its tasks are: blocks, changing, docker",
     "other.py@sums": "there is no file",
     "tasks.py@unscored": "no scorer",
     "tasks.py@repeated": "epochs=3",
@@ -354,6 +450,54 @@ async def test_a_failure_is_an_error_and_never_a_score(
             finally:
                 await parts.aclose()
                 parts.run.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("task", "why"),
+    [
+        ("hangs_at_once", "the solver of the Inspect task hung"),
+        ("hangs_after_an_answer", "the solver of the Inspect task hung"),
+        ("scores_late", r"Inspect failed: .*limit"),
+        ("blocks", "no result within .*scorer of the task blocks it"),
+    ],
+)
+async def test_a_solver_or_scorer_that_hangs_ends_by_the_time_limit_and_is_no_score(
+    project: Path, task: str, why: str
+) -> None:
+    pytest.importorskip("inspect_ai")
+    pytest.importorskip("openai")
+    with patch("skilltune.targets.inspect.GRACE_S", 60.0 if task != "blocks" else 15.0):
+        async with Upstream(lambda asked: Said("2")) as upstream:
+            parts, target = parts_of(project, f"tasks.py@{task}", upstream.url)
+            # The first answer takes seconds, because the client is imported for it; less than half of the time counts.
+            target.timeout_s = 24.0 if task == "hangs_after_an_answer" else 4.0
+            try:
+                with pytest.raises(InfraError, match=why):
+                    await target.run(parts.skill, parts.env.task(parts.env.samples[0]), 0)
+            finally:
+                await parts.aclose()
+                parts.run.close()
+
+
+@pytest.mark.slow
+async def test_at_the_time_limit_a_busy_solver_is_scored_and_a_silent_endpoint_is_not(project: Path) -> None:
+    pytest.importorskip("inspect_ai")
+    pytest.importorskip("openai")
+    async with Upstream(lambda asked: Said("2")) as upstream:
+        parts, target = parts_of(project, "tasks.py@never_ends", upstream.url)
+        target.timeout_s = 12.0
+        done = await target.run(parts.skill, parts.env.task(parts.env.samples[0]), 0)
+        assert (done.outcome, done.answer) == ("agent_limit", "2")
+        await parts.aclose()
+        parts.run.close()
+    async with Upstream(lambda asked: Fault(hang=True)) as upstream:
+        parts, target = parts_of(project, "tasks.py@sums", upstream.url)
+        target.timeout_s = 2.0
+        with pytest.raises(InfraError, match=r"of its 2 s for one answer of its model"):
+            await target.run(parts.skill, parts.env.task(parts.env.samples[0]), 0)
+        await parts.aclose()
+        parts.run.close()
 
 
 @pytest.mark.slow

@@ -36,6 +36,11 @@ def environment(place: Path, draw: Draw, engine: tuple[str, ...] | None) -> Env:
     files: dict[str, Path] = {}
     left_out: list[str] = []
     samples = draw(_samples(place, files, left_out))
+    if not samples and left_out:
+        raise UsageError(
+            f"bench:alfworld: no game in {place} can be used: {len(left_out)} cannot be won or are not supported "
+            f"(first: {left_out[0]})"
+        )
     if not samples:
         raise missing("alfworld", place, f"a game ({HOUSEHOLD} or *{' or *'.join(_GAMES)})")
     if engine is None:

@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from skilltune.benchmarks.benchmark import Benchmark, Draw, Metric, missing, pinned, text
-from skilltune.benchmarks.rows import json_document, scorer, text_of
+from skilltune.benchmarks.rows import json_list, scorer, text_of
 from skilltune.envs import Env
-from skilltune.errors import UsageError
 from skilltune.rollout import Score
 from skilltune.samples import Sample
 from skilltune.scorers.reading import final_answer, verdict
@@ -56,12 +55,7 @@ def _samples(place: Path, task: str) -> Iterator[Sample]:
     path = place if place.is_file() else next((p for p in sorted(place.rglob(f"{task}.json"))), None)
     if path is None:
         raise missing("bbh", place, f"{task}.json")
-    content = json_document(path)
-    examples = content.get("examples") if isinstance(content, dict) else None
-    if not isinstance(examples, list) or not examples:
-        raise UsageError(f'{path}: expected an object with a list "examples"')
-    for number, row in enumerate(examples, 1):
-        where = f"{path}, example {number}"
+    for number, (where, row) in enumerate(json_list(path, "examples"), 1):
         yield Sample(id=f"{task}:{number}", input=text_of(row, "input", where), target=text_of(row, "target", where))
 
 

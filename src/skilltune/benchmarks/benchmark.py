@@ -131,6 +131,8 @@ class Missing(UsageError):
 
 def missing(name: str, place: Path, what: str, gated: str = "") -> Missing:
     """The error for data that is missing at `place`: one line with the file and the next step."""
+    if place.is_file():
+        return Missing(f"bench:{name}: {place} is a file: name the folder with {what} by --data PATH (env.data)")
     how = gated or f"`skilltune data fetch {name}` gets it"
     return Missing(f"bench:{name}: {what} is not in {place}: {how}, or name your copy with --data PATH (env.data)")
 

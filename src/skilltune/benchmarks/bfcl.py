@@ -16,7 +16,7 @@ from typing import Any
 
 from skilltune.benchmarks.benchmark import Benchmark, Draw, Metric, missing, text
 from skilltune.benchmarks.calls import example, fault, paired, read_calls
-from skilltune.benchmarks.rows import scorer
+from skilltune.benchmarks.rows import ANOTHER_COPY, scorer
 from skilltune.envs import Env
 from skilltune.errors import UsageError
 from skilltune.rollout import Score
@@ -55,6 +55,8 @@ def make(place: Path, variant: str, draw: Draw) -> Env:
     unusable: list[str] = []
     data = _Data.at(place)
     samples = draw(_samples(data, variant, unusable))
+    if not samples:
+        raise UsageError(f"bench:bfcl/{variant}: no item of {data.root} accepts an answer (first: {unusable[0]})")
     made = Env(samples, scorer("bfcl", grade, expected=expected), prompt=text("bfcl", "prompt.md").rstrip())
     if isinstance(data.root, Path):  # else it is a wheel in `place`
         made.private.append(data.root)
@@ -95,6 +97,8 @@ class _Data:
             lines = path.read_text(encoding="utf-8").split("\n")  # a text may hold other ends of lines
         except (OSError, KeyError, UnicodeDecodeError, zipfile.BadZipFile, zlib.error) as error:
             raise UsageError(f"{path} cannot be read: {error}") from None
+        if not any(line.strip() for line in lines):
+            raise UsageError(f"{path} is empty: {ANOTHER_COPY}")
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue

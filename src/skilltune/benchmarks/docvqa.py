@@ -10,7 +10,7 @@ from typing import Any
 
 from skilltune.benchmarks.benchmark import Benchmark, Draw, Metric, Source, missing, text
 from skilltune.benchmarks.place import data_folder
-from skilltune.benchmarks.rows import Row, json_document, json_lines, parquet_rows, parquet_values, scorer, text_of
+from skilltune.benchmarks.rows import Row, json_lines, json_list, parquet_rows, parquet_values, scorer, text_of
 from skilltune.envs import Env
 from skilltune.errors import UsageError
 from skilltune.files import write_atomic
@@ -64,11 +64,7 @@ def _rows(place: Path) -> Iterator[Row]:
         elif path.suffix == ".jsonl":
             yield from json_lines(path)
         else:
-            content = json_document(path)
-            rows = content.get("data") if isinstance(content, dict) else None
-            if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-                raise UsageError(f'{path}: expected an object with a list "data"')
-            yield from ((f"{path}, question {number}", row) for number, row in enumerate(rows, 1))
+            yield from json_list(path, "data")
 
 
 def _page(row: Mapping[str, Any], name: str) -> str:

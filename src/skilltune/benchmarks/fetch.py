@@ -1,4 +1,4 @@
-"""Downloads the data of a benchmark: resumable, checked against a digest, and complete or not there.
+"""Downloads the data of a benchmark: resumable, bounded, checked against a digest, and complete or not there.
 
 A file is written to NAME.part and renamed once its digest is right. A digest is pinned in this package, or stated by
 Hugging Face, or recorded at the first download (`RECORD`) and compared from then on.
@@ -7,13 +7,13 @@ Hugging Face, or recorded at the first download (`RECORD`) and compared from the
 from __future__ import annotations
 
 import asyncio
+import codecs
 import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
-import tarfile
-import zlib
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -23,6 +23,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import quote, urljoin, urlsplit
 
+from skilltune.benchmarks.archives import LOCAL, unpack
 from skilltune.benchmarks.benchmark import Benchmark, Source
 from skilltune.errors import SkilltuneError, UsageError
 from skilltune.files import write_atomic
@@ -37,6 +38,11 @@ ATTEMPTS = 4  # connections in a row that bring no byte
 UNREACHED = 2  # attempts at a host that cannot be reached
 CONNECT_S, SILENCE_S = 15.0, 60.0
 CHUNK = 1 << 20
+MOST_BYTES = 10_000_000_000  # of one file, and of the content of one archive, unless the user allows more
+SPARE = 200_000_000  # bytes of the disk that a download leaves free
+MOST_PAGES, PAGE_BYTES = 1_000, 50_000_000  # of the hub's list of files
+_PAGES = (b"<!doctype html", b"<html")
+_POINTER = b"version https://git-lfs."
 HUB = "https://huggingface.co"
 Tell: TypeAlias = Callable[[str], None]
 Progress: TypeAlias = Callable[[str, int, int | None], None]
@@ -63,19 +69,24 @@ async def fetch(
     tell: Tell = lambda text: None,
     progress: Progress = lambda path, done, total: None,
     wait: Callable[[float], Any] = asyncio.sleep,
+    most: int = MOST_BYTES,
 ) -> Fetched:
-    """Bring the data of a benchmark into a folder. `wait` is the pause between attempts.
+    """Bring the data of a benchmark into a folder. `wait` is the pause between attempts, and `most` the bytes of one
+    file and of the content of one archive.
 
-    Raises UsageError if there is nothing to fetch, or if a file here differs from the one that is meant; FetchError if
-    the download fails. The same call goes on where it was cut off.
+    Raises UsageError if there is nothing to fetch, if a file here differs from the one that is meant, or if an archive
+    is not what it should be; FetchError if the download fails, is too large or has no room. The same call goes on where
+    it was cut off.
     """
     if not benchmark.files:
         raise UsageError(f"bench:{benchmark.name} has no files to fetch: {benchmark.gated or benchmark.source}")
     new, kept = list[str](), list[str]()
     with _alone(folder):
         async with _session() as session:
-            for source in await _expanded(benchmark, session):
-                here = await _one(benchmark, source, folder, session, progress, wait)
+            sources = await _expanded(benchmark, session)
+            _require_space(folder, sum(_left(source, folder) for source in sources))
+            for source in sources:
+                here = await _one(_Job(benchmark, source, folder / source.path, most, session, progress, wait), folder)
                 (kept if here else new).append(source.path)
                 size = size_text((folder / source.path).stat().st_size)
                 tell(f"{'unchanged' if here else 'got'} {source.path} ({size})")
@@ -111,16 +122,27 @@ def size_text(size: int) -> str:
 # -- one file
 
 
-async def _one(
-    benchmark: Benchmark,
-    source: Source,
-    folder: Path,
-    session: aiohttp.ClientSession,
-    progress: Progress,
-    wait: Callable[[float], Any],
-) -> bool:
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """One file to bring: where it comes from, its place here, and the most bytes that it may have."""
+
+    benchmark: Benchmark
+    source: Source
+    target: Path
+    most: int
+    session: aiohttp.ClientSession
+    progress: Progress
+    wait: Callable[[float], Any]
+
+    @property
+    def part(self) -> Path:
+        return self.target.with_name(f"{self.target.name}.part")
+
+
+async def _one(job: _Job, folder: Path) -> bool:
     """Bring one file. True if it was here."""
-    target, known = folder / source.path, recorded(folder).get(source.path, {})
+    source, target = job.source, job.target
+    known = recorded(folder).get(source.path, {})
     before = str(known.get("sha256", ""))
     wanted = before or source.sha256 if source.dataset else source.sha256 or before
     if target.is_file():
@@ -133,33 +155,44 @@ async def _one(
         here = True
     else:
         target.parent.mkdir(parents=True, exist_ok=True)
-        digest = await _download(benchmark, source, target, wanted, session, progress, wait)
+        digest = await _download(job, wanted)
         here = False
     if not known:
         entry = {"url": source.url, "sha256": digest, "bytes": target.stat().st_size}
         _note(folder, source.path, entry | {"date": datetime.now(UTC).date().isoformat()})
     if source.unpack:  # again if it was here, because its content may be gone
-        await asyncio.to_thread(_unpack, target, folder)
+        await asyncio.to_thread(unpack, target, folder, job.most, lambda size: _require_space(folder, size))
     return here
 
 
-async def _download(
-    benchmark: Benchmark,
-    source: Source,
-    target: Path,
-    wanted: str,
-    session: aiohttp.ClientSession,
-    progress: Progress,
-    wait: Callable[[float], Any],
-) -> str:
+def _left(source: Source, folder: Path) -> int:
+    """The bytes of a file that are yet to come, 0 if its size is unknown."""
+    target = folder / source.path
+    part = target.with_name(f"{target.name}.part")
+    here = part.stat().st_size if part.is_file() else 0
+    return 0 if target.is_file() else max(0, (source.size or 0) - here)
+
+
+def _require_space(folder: Path, size: int) -> None:
+    """Raise FetchError if the disk has no room for so many bytes more."""
+    free = shutil.disk_usage(folder).free
+    if size and size + SPARE > free:
+        raise FetchError(
+            f"{folder} has no room for {size_text(size)} more ({size_text(free)} are free, of which "
+            f"{size_text(SPARE)} stay so): make room, or name a folder on another disk with --data or SKILLTUNE_DATA; "
+            "what has arrived is kept"
+        )
+
+
+async def _download(job: _Job, wanted: str) -> str:
     """Download to NAME.part, check it, and rename it. Returns the SHA-256."""
     import aiohttp
 
-    part = target.with_name(f"{target.name}.part")
+    source, target, part = job.source, job.target, job.part
     failed, size = 0, -1
     while True:
         try:
-            await _receive(benchmark, source, part, session, progress, checked=bool(wanted))
+            await _receive(job, checked=bool(wanted))
             break
         except _Broken as broken:
             arrived = part.stat().st_size if part.is_file() else 0
@@ -167,7 +200,7 @@ async def _download(
             size = arrived
             if failed >= (UNREACHED if isinstance(broken.cause, aiohttp.ClientConnectorError) else ATTEMPTS):
                 raise FetchError(_explain(source, target, arrived, broken)) from None
-            await wait(2.0 ** (failed - 1))
+            await job.wait(2.0 ** (failed - 1))
     digest = await asyncio.to_thread(_digest, part)
     if wanted and digest != wanted:
         got = f"SHA-256 {digest[:16]}…, {part.stat().st_size:,} bytes"
@@ -185,21 +218,14 @@ async def _download(
     return digest
 
 
-async def _receive(
-    benchmark: Benchmark,
-    source: Source,
-    part: Path,
-    session: aiohttp.ClientSession,
-    progress: Progress,
-    *,
-    checked: bool,
-) -> None:
+async def _receive(job: _Job, *, checked: bool) -> None:
     """One connection: from the start, or from where the last one was cut. Raises `_Broken` if it ends too early.
 
     A server that names no version of its file is asked to go on only if the whole is `checked` in the end.
     """
     import aiohttp
 
+    source, part = job.source, job.part
     mark = _mark(part)
     resumable = mark.get("url") == source.url and (mark.get("version") or checked)
     start = part.stat().st_size if part.is_file() and resumable else 0
@@ -207,35 +233,87 @@ async def _receive(
     if start:
         headers |= {"Range": f"bytes={start}-", **({"If-Range": str(mark["version"])} if mark["version"] else {})}
     try:
-        async with session.get(source.url, headers=headers, proxy=proxy_of(source.url)) as reply:
-            if reply.status == 416:
+        async with job.session.get(source.url, headers=headers, proxy=proxy_of(source.url)) as reply:
+            first, end = _range(reply)
+            if reply.status == 416 and end == start:
+                return  # all of it had arrived
+            if reply.status == 416 or (reply.status == 206 and first != start):
                 _drop(part)
-                raise _Broken("the server has fewer bytes than have arrived; beginning again")
-            _require_ok(benchmark, source, reply)
+                raise _Broken("the server does not go on where the last connection ended; beginning again")
+            _require_ok(job.benchmark, source, reply)
             if reply.status != 206:
                 start = 0
             length = reply.headers.get("Content-Length", "")
-            total = start + int(length) if length.isdecimal() else None
+            packed = reply.headers.get("Content-Encoding", "identity") != "identity"
+            total = start + int(length) if length.isdecimal() and not packed else None
+            _require_size(job, total or 0)
+            _require_space(part.parent, (total or start) - start)
             if not start:
                 version = reply.headers.get("ETag", "")
                 version = reply.headers.get("Last-Modified", "") if version.startswith("W/") or not version else version
+                version = "" if packed else version
                 write_atomic(_mark_of(part), json.dumps({"url": source.url, "version": version}))
             with part.open("r+b" if start else "wb", buffering=0) as file:  # a kill keeps what has arrived
                 file.seek(start)
                 done = start
                 async for chunk in reply.content.iter_chunked(CHUNK):
-                    file.write(chunk)
+                    if not done:
+                        _require_data(job, reply, chunk)
                     done += len(chunk)
-                    progress(source.path, done, total)
+                    _require_size(job, done)
+                    file.write(chunk)
+                    job.progress(source.path, done, total)
             if total is not None and done < total:
                 raise _Broken(f"it ended after {done:,} of {total:,} bytes")
+    except aiohttp.TooManyRedirects:
+        raise FetchError(f"{source.url} leads in a circle of redirects: {_elsewhere(job.benchmark)}") from None
+    except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError) as error:
+        raise FetchError(f"{source.url} leads to an address that cannot be fetched ({error})") from None
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
-        if isinstance(error, OSError) and error.errno in _LOCAL:
+        if isinstance(error, OSError) and error.errno in LOCAL:
             raise
         raise _Broken(" ".join(str(error).split()) or type(error).__name__, error) from None
 
 
-_LOCAL = {28, 122, 13, 30, 5}  # ENOSPC, EDQUOT, EACCES, EROFS, EIO: the disk's fault, not the network's
+_RANGE = re.compile(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)")
+
+
+def _range(reply: aiohttp.ClientResponse) -> tuple[int | None, int | None]:
+    """The first byte of an answer and the bytes of the whole file, by its Content-Range; None if it does not say."""
+    found = _RANGE.fullmatch(reply.headers.get("Content-Range", "").strip())
+    first, whole = found.groups() if found else (None, None)
+    return int(first) if first else None, int(whole) if whole and whole != "*" else None
+
+
+def _require_size(job: _Job, size: int) -> None:
+    """Raise FetchError if a file of so many bytes is larger than it may be. What has arrived of it is thrown away."""
+    stated = job.source.size
+    if stated is not None and size > stated:
+        why = f"it has {stated:,} bytes, and the server sends {size_text(size)} or more: try again later"
+    elif size > job.most:
+        why = f"it has {size_text(size)} or more, and {size_text(job.most)} are allowed: allow more with --max-gb"
+    else:
+        return
+    _drop(job.part)
+    raise FetchError(f"{job.source.url} is larger than it may be: {why}")
+
+
+def _require_data(job: _Job, reply: aiohttp.ClientResponse, start: bytes) -> None:
+    """Raise FetchError if a web page or a pointer comes in place of a file, as hosts send them with a status of 200."""
+    opening = start[:1000].removeprefix(codecs.BOM_UTF8).lstrip()
+    html = reply.content_type == "text/html" or opening.lower().startswith(_PAGES)
+    if html and PurePosixPath(job.source.path).suffix not in (".html", ".htm"):
+        what = "a web page in place of the file, perhaps a login"
+    elif opening.startswith(_POINTER):
+        what = "a pointer of Git LFS in place of the file"
+    else:
+        return
+    _drop(job.part)
+    raise FetchError(f"{job.source.url}: the server sent {what}: {_elsewhere(job.benchmark)}")
+
+
+def _elsewhere(benchmark: Benchmark) -> str:
+    return benchmark.gated or f"see {benchmark.source}, get it in your browser, and name the copy with --data PATH"
 
 
 class _Broken(Exception):
@@ -304,35 +382,6 @@ def _note(folder: Path, path: str, entry: Mapping[str, Any]) -> None:
     write_atomic(folder / RECORD, json.dumps({"files": files}, indent=2) + "\n", mode=None)
 
 
-def _unpack(archive: Path, folder: Path) -> None:
-    """Unpack an archive beside itself, into place file by file. A path that leads out of the folder is refused."""
-    room = folder / f".unpacking-{os.getpid()}"
-    try:
-        shutil.unpack_archive(archive, room, filter="data") if archive.suffix != ".zip" else _unzip(archive, room)
-        for path in sorted(room.rglob("*")):
-            place = folder / path.relative_to(room)
-            if path.is_dir():
-                place.mkdir(parents=True, exist_ok=True)
-            else:
-                os.replace(path, place)
-    except (shutil.ReadError, tarfile.TarError, zlib.error, ValueError, OSError, EOFError) as error:
-        if isinstance(error, OSError) and error.errno in _LOCAL:
-            raise
-        raise UsageError(f"{archive} cannot be unpacked ({error}): delete it and fetch again") from None
-    finally:
-        shutil.rmtree(room, ignore_errors=True)
-
-
-def _unzip(archive: Path, room: Path) -> None:
-    import zipfile
-
-    try:
-        with zipfile.ZipFile(archive) as file:
-            file.extractall(room)  # drops "..", and the root of an absolute path
-    except (zipfile.BadZipFile, RuntimeError) as error:  # RuntimeError: it has a password, or an unknown compression
-        raise ValueError(str(error)) from None
-
-
 # -- Hugging Face, and the session
 
 
@@ -370,22 +419,37 @@ async def _listing(
     name, _, revision = dataset.partition("@")
     url: str | None = f"{_hub()}/api/datasets/{name}/tree/{revision or 'main'}/{quote(parent)}".rstrip("/")
     found: list[dict[str, Any]] = []
+    seen = set[str]()
     while url:
+        seen.add(url)
         source = Source(parent, url, dataset=dataset)
         try:
             async with session.get(url, headers=_token(source), proxy=proxy_of(url)) as reply:
                 _require_ok(benchmark, source, reply)
-                entries = await reply.json()
+                entries = json.loads(await _page(reply))
                 found += [entry for entry in entries if isinstance(entry, dict) and entry.get("type") == "file"]
                 following = reply.links.get("next")
                 url = urljoin(url, str(following["url"])) if following else None
+                if url in seen or len(seen) > MOST_PAGES:
+                    raise ValueError("its pages do not end")
         except _Broken as broken:
             raise FetchError(f"{url}: {broken}; run the same command again later") from None
+        except aiohttp.TooManyRedirects:
+            raise FetchError(f"{url} leads in a circle of redirects: {_elsewhere(benchmark)}") from None
         except (aiohttp.ClientConnectorError, TimeoutError) as error:
             raise FetchError(_explain(source, Path(parent), 0, _Broken(str(error), error))) from None
         except (aiohttp.ClientError, ValueError, TypeError) as error:
             raise FetchError(f"{url}: the list of files cannot be read ({error})") from None
     return found
+
+
+async def _page(reply: aiohttp.ClientResponse) -> bytes:
+    page = bytearray()
+    async for chunk in reply.content.iter_chunked(CHUNK):
+        page += chunk
+        if len(page) > PAGE_BYTES:
+            raise ValueError(f"a page of it has more than {size_text(PAGE_BYTES)}")
+    return bytes(page)
 
 
 def _hub() -> str:
@@ -435,4 +499,4 @@ class _alone:
         self._file.close()
 
 
-__all__ = ["RECORD", "FetchError", "Fetched", "fetch", "lacking", "recorded", "size_text"]
+__all__ = ["MOST_BYTES", "RECORD", "FetchError", "Fetched", "fetch", "lacking", "recorded", "size_text"]

@@ -13,7 +13,8 @@ from itertools import pairwise
 
 YEARS = (1900, 2100)
 _NUMBER = re.compile(
-    r"(?<![\w.])\(\s*(?P<inner>\d+(?:\.\d+)?)\s*%?\s*\)|(?P<minus>(?<![\w)])-\s?)?(?P<plain>\d*\.?\d+)"
+    r"(?<![\w.])\(\s*(?P<inner>\d+(?:\.\d+)?)\s*%?\s*\)|(?P<minus>(?<![\w)])-|(?<![\w)])(?<![\d%)]\s)-\s)?"
+    r"(?P<plain>\d*\.?\d+)"  # "10 - 20" is a range, and "- 20" alone is negative
 )
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _CURRENCY = re.compile(r"(?:US|U\.S\.)?\s?[$€£¥]\s?", re.IGNORECASE)
@@ -38,7 +39,8 @@ class Figure:
 
     @property
     def is_year(self) -> bool:
-        return YEARS[0] <= self.value <= YEARS[1] and self.value == int(self.value)
+        """True for a whole number of the range of years, also in brackets: "12.5 (1977)"."""
+        return YEARS[0] <= abs(self.value) <= YEARS[1] and self.value == int(self.value)
 
 
 def matches(expected: str, got: str, tolerance: float = 0.0) -> bool:

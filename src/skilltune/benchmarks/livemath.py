@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
 from skilltune.benchmarks.benchmark import Benchmark, Draw, Metric, missing, pinned, text
-from skilltune.benchmarks.rows import json_document, scorer, text_of
+from skilltune.benchmarks.rows import json_list, scorer, text_of
 from skilltune.envs import Env
 from skilltune.errors import UsageError
 from skilltune.rollout import Score
@@ -45,17 +45,14 @@ def _samples(place: Path, variant: str) -> Iterator[Sample]:
     if not files:
         raise missing("livemath", place, "qa_202511_final.json")
     for path in files:
-        rows = json_document(path)
-        if not isinstance(rows, list):
-            raise UsageError(f"{path}: expected a list of questions")
-        for number, row in enumerate(rows, 1):
-            sample = _sample(row, f"{path}, question {number}", variant)
+        for where, row in json_list(path):
+            sample = _sample(row, where, variant)
             if variant != "plain" or not gives_away(sample):
                 yield sample
 
 
-def _sample(row: Any, where: str, variant: str) -> Sample:
-    question: Any = row.get("mcq") if isinstance(row, dict) else None
+def _sample(row: Mapping[str, Any], where: str, variant: str) -> Sample:
+    question: Any = row.get("mcq")
     try:
         name, choices = f"{row['month']}:{row['no']}", list(question["choices"])
     except (KeyError, TypeError):

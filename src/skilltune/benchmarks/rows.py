@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Iterator, Sequence, Set
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from skilltune.envs.formats.huggingface import pyarrow_for
 from skilltune.errors import UsageError
+from skilltune.files import is_blank
 from skilltune.rollout import Rollout, Score
 from skilltune.samples import Sample
 from skilltune.scorers.python import function_fingerprint
@@ -18,54 +20,93 @@ from skilltune.scorers.scorer import Scorer, first_target
 Row = tuple[str, dict[str, Any]]
 """A place such as "train.jsonl:12", and the object that stands there."""
 
+OTHER_FILE = "is this file another one?"
+ANOTHER_COPY = "delete it and fetch it again, or name another copy with --data PATH (env.data)"
+
 
 def json_lines(path: Path) -> Iterator[Row]:
-    """The objects of a JSONL file, one line at a time. Raises UsageError with the line of a fault."""
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield f"{path}:{number}", _object(line, f"{path}:{number}")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read {path}: {error}") from None
+    """The objects of a JSONL file, one line at a time. Raises UsageError with the line of a fault, or if there is
+    none."""
+    _require_content(path)
+    with _reading(path), path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield f"{path}:{number}", _object(line, f"{path}:{number}")
 
 
 def json_document(path: Path) -> Any:
     """The content of a JSON file. Raises UsageError."""
-    try:
+    _require_content(path)
+    with _reading(path):
         return json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"cannot read {path}: {error}") from None
+
+
+def json_list(path: Path, key: str = "") -> Iterator[Row]:
+    """The objects of a JSON file that is a list, or an object with a list under `key`; each with its place. Raises
+    UsageError for anything else, and for an empty list."""
+    rows = json_document(path)
+    if key:
+        rows = rows.get(key) if isinstance(rows, dict) else None
+    if not isinstance(rows, list):
+        kind = f'an object with a list "{key}"' if key else "a list"
+        raise UsageError(f"{path}: expected {kind}: {OTHER_FILE}")
+    if not rows:
+        raise UsageError(f"{path}: its list of items is empty: {ANOTHER_COPY}")
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            raise UsageError(f"{path}, item {number}: expected an object, not {type(row).__name__}: {OTHER_FILE}")
+        yield f"{path}, item {number}", row
 
 
 def csv_rows(path: Path, columns: Sequence[str]) -> Iterator[Row]:
-    """The rows of a CSV file, each with the number of its line. Raises UsageError if it lacks one of the columns."""
+    """The rows of a CSV file, each with the number of its line. Raises UsageError if it lacks one of the columns, and
+    if it has no rows."""
+    _require_content(path)
+    with _reading(path), path.open(encoding="utf-8-sig", newline="") as file:
+        rows, row = csv.DictReader(file), None
+        if lacking := [name for name in columns if name not in (rows.fieldnames or ())]:
+            raise UsageError(f"{path}:1: no column {', '.join(lacking)}: {OTHER_FILE}")
+        for row in rows:
+            yield f"{path}:{rows.line_num}", row
+        if row is None:
+            raise UsageError(f"{path} has no row below its header: {ANOTHER_COPY}")
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn the errors of reading a file into a UsageError that names it."""
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = csv.DictReader(file)
-            if lacking := [name for name in columns if name not in (rows.fieldnames or ())]:
-                raise UsageError(f"{path}: no column {', '.join(lacking)}; is this file another one?")
-            for row in rows:
-                yield f"{path}:{rows.line_num}", row
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        yield
+    except (OSError, ValueError, RecursionError, csv.Error) as error:
+        if isinstance(error, UsageError):
+            raise
         raise UsageError(f"cannot read {path}: {error}") from None
+
+
+def _require_content(path: Path) -> None:
+    with _reading(path):
+        if is_blank(path):
+            raise UsageError(f"{path} is empty: {ANOTHER_COPY}")
 
 
 def text_of(row: Any, key: str, where: str) -> str:
     """A text of a row that must not be empty. Raises UsageError with its place."""
     value = row.get(key) if isinstance(row, dict) else None
     if not isinstance(value, str) or not value.strip():
-        raise UsageError(f'{where}: "{key}" must be a text, not {json.dumps(value)[:80]}: is this file another one?')
+        raise UsageError(f'{where}: "{key}" must be a text, not {json.dumps(value)[:80]}: {OTHER_FILE}')
     return value
 
 
 def parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[Row]:
     """The rows of a parquet file with those of the columns that it has; other columns are not read. Raises
     UsageError."""
+    _require_content(path)
     pyarrow = pyarrow_for(str(path))
     try:
         with path.open("rb") as raw:
             file = pyarrow.parquet.ParquetFile(raw)
+            if not file.metadata.num_rows:
+                raise UsageError(f"{path} has no rows: {ANOTHER_COPY}")
             known = [name for name in columns if name in file.schema_arrow.names]
             number = 0
             for batch in file.iter_batches(batch_size=1024, columns=known):

@@ -19,7 +19,7 @@ from io import BytesIO
 from pathlib import Path
 
 from skilltune.benchmarks.benchmark import Benchmark, Draw, Metric, Source, missing, text
-from skilltune.benchmarks.rows import Row, json_document, json_lines, text_of
+from skilltune.benchmarks.rows import Row, json_lines, json_list, text_of
 from skilltune.envs import Env
 from skilltune.errors import CallConfigError, InfraError, JudgeError, NotGraded, UsageError
 from skilltune.execute import current
@@ -120,14 +120,7 @@ def _rows(place: Path, variant: str) -> Iterator[Row]:
     file = next((path for path in found if path.is_file()), None)
     if file is None:
         raise missing("spreadsheetbench", place, f"dataset.json of {variant}")
-    if file.suffix == ".jsonl":
-        yield from json_lines(file)
-        return
-    rows = json_document(file)
-    if not isinstance(rows, list):
-        raise UsageError(f"{file}: expected a list of items: is this file another one?")
-    for number, row in enumerate(rows, 1):
-        yield f"{file}, item {number}", row if isinstance(row, dict) else {}
+    yield from json_lines(file) if file.suffix == ".jsonl" else json_list(file)
 
 
 def _cases(place: Path, folder: str, variant: str) -> Iterator[tuple[str, str]]:

@@ -17,6 +17,10 @@ Folder = Annotated[
     Path | None,
     typer.Option("--data", metavar="DIR", help="Its folder. [default: NAME in $SKILLTUNE_DATA or the cache folder]"),
 ]
+Most = Annotated[
+    float,
+    typer.Option("--max-gb", metavar="GB", min=0.001, help="Most gigabytes of one file, and of one archive's content."),
+]
 
 
 @group.callback()
@@ -84,12 +88,12 @@ def list_data(as_json: AsJson = False) -> None:
 
 
 @group.command("fetch")
-def fetch_data(name: Name, data: Folder = None) -> None:
+def fetch_data(name: Name, data: Folder = None, max_gb: Most = 10.0) -> None:
     """Download the data of a benchmark from its publisher.
 
     The licence is shown first. A download that was cut off goes on where it stopped. Every file is checked against a
     SHA-256 that is pinned here or stated by the publisher's host; a file without one is recorded when it arrives, and
-    compared from then on.
+    compared from then on. Nothing is fetched that has no room on the disk or is larger than --max-gb.
 
     Exit code 0: complete; 2: nothing to fetch, or a file here is another one; 3: the download failed, and the same
     command goes on.
@@ -117,7 +121,7 @@ def fetch_data(name: Name, data: Folder = None) -> None:
                 typer.echo("\r\x1b[K", nl=False, err=True)
             say(text)
 
-        result = interrupts.run(fetch(found, place, tell, progress))
+        result = interrupts.run(fetch(found, place, tell, progress, most=round(max_gb * 10**9)))
         say(f"complete: {len(result.new)} files fetched, {len(result.kept)} unchanged")
 
 

@@ -117,7 +117,7 @@ class Env:
             placed = assemble(rows, fields, self.reading)
         self.samples = tuple(sample for _, sample in placed)
         if not self.samples:
-            raise UsageError("an Env needs at least one sample")
+            raise UsageError("an Env needs at least one sample: give it rows with at least `input`")
         self.root = (Path() if root is None else Path(root)).resolve()
         self.private: list[Path] = [self.root]  # files with samples and answers, which agents and tools may not read
         self.prompt = _INPUT if prompt is None else prompt

@@ -128,7 +128,7 @@ def read_labels(path: Path, env: Env) -> list[Label]:
     by_id = {sample.id: sample for sample in env.samples}
     rows = [(f"{path}:{number}", line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not rows:
-        raise UsageError(f"{path} holds no labels")
+        raise UsageError(f'{path} holds no labels: write one JSON object per line, with "id", "answer" and "passed"')
     labels, problems = list[Label](), list[str]()
     for where, line in rows:
         try:

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from skilltune.config import TargetConfig
-from skilltune.envs.inspect import InspectEnv, InspectTask
-from skilltune.envs.inspect.process import Workers
+from skilltune.envs.inspect import InspectEnv, InspectTask, time_limit
+from skilltune.envs.inspect.process import ATTEMPTS, GRACE_S, Workers
 from skilltune.envs.task import Task
 from skilltune.errors import CallConfigError, CallError, InfraError, Stopped, UsageError
 from skilltune.gateway import Activation, Gateway, Lease, RolloutLimits, Upstream, upstream_of
@@ -31,9 +31,7 @@ from skilltune.skill import Skill
 from skilltune.targets.metered import MeteredTarget
 from skilltune.usage import Usage, minus
 
-TIMEOUT_S = 900.0  # of a rollout, if target.timeout_s is not set
-GRACE_S = 60.0  # Inspect ends a sample at its time limit and scores it; after this it is killed
-ATTEMPTS = 3  # equal errors of a task's code in a row
+HUNG = 0.5  # share of a rollout's time that was spent waiting before its end, from which on something hangs
 GUESSED_CALLS, GUESSED_TOKENS = 2, 256  # of a rollout before the first one: the solver's call, and a grader's
 OWN_LIMITS = ("time", "working")  # limits that a hanging endpoint may reach
 
@@ -98,8 +96,8 @@ class InspectTarget:
         started = time.monotonic()
         try:
             result = await self.workers.ask(request, self.timeout_s + GRACE_S)
-            await lease.end()
-            trajectory = witnessed(result, lease, time.monotonic() - started)
+            waited = await lease.end()
+            trajectory = witnessed(result, lease, time.monotonic() - started, limit_s=self.timeout_s, waited=waited)
         except BaseException as failure:  # also a cancelled rollout: its exchanges are paid
             await lease.end()
             self.spend(lease.paid)
@@ -140,9 +138,15 @@ class InspectTarget:
             await self._gateway.aclose()
 
 
-def witnessed(result: Mapping[str, Any], lease: Lease, seconds: float) -> Trajectory:
-    """The trajectory of an evaluation. Raises the fault of the model that ended it, `InfraError` if it failed, and
-    `CallConfigError` if the task went past the gateway."""
+def witnessed(
+    result: Mapping[str, Any], lease: Lease, seconds: float, *, limit_s: float, waited: float = 0.0
+) -> Trajectory:
+    """The trajectory of an evaluation. Raises the fault of the model that ended it, `InfraError` if it failed or hung,
+    and `CallConfigError` if the task went past the gateway.
+
+    `waited` is the time in seconds that an exchange under way at the end had waited. If the time ran out, and `HUNG` of
+    `limit_s` or more went by in waiting for the model or in code that asked nothing, there is no result.
+    """
     if lease.fault is not None:
         raise lease.fault
     if why := result.get("unusable"):
@@ -154,15 +158,32 @@ def witnessed(result: Mapping[str, Any], lease: Lease, seconds: float) -> Trajec
         )
     if why := result["error"]:
         raise InfraError(f"Inspect failed: {why}", systemic=f"Inspect failed: {why}"[:200], attempts=ATTEMPTS)
+    limit, stop = result["limit"], result["stop"]
+    if limit in OWN_LIMITS:
+        if lease.trouble is not None:
+            raise lease.trouble  # its time ran out while the gateway tried a failed call again
+        if waited >= HUNG * limit_s:
+            raise InfraError(
+                f"the Inspect task waited {waited:.0f} of its {limit_s:g} s for one answer of its model: raise "
+                "target.timeout_s, or use fewer workers"
+            )
+        if result["idle"] >= HUNG * limit_s:
+            raise InfraError(
+                f"the solver of the Inspect task hung: it neither asked its model nor ran a tool in the last "
+                f"{result['idle']:.0f} of its {limit_s:g} s (target.timeout_s)",
+                systemic="the solver of the Inspect task hangs",
+                attempts=ATTEMPTS,
+            )
+        if not lease.exchanges:
+            raise InfraError(
+                f"the {limit_s:g} s of the Inspect task (target.timeout_s) ran out before its model's first answer"
+            )
     if not lease.exchanges:
         raise CallConfigError(
             "the Inspect task asked its model nothing, so a skill cannot change anything: check its solver, and take "
             "cache=True out of it"
         )
-    limit, stop = result["limit"], result["stop"]
-    if limit in OWN_LIMITS and lease.trouble is not None:
-        raise lease.trouble  # its time ran out while the gateway tried a failed call again
-    note = f"stopped by the task's {limit} limit" if limit else ""
+    note = f"stopped by the {limit} limit" if limit else ""
     if stop == "max_tokens":
         note = note or "the answer was cut at max_tokens"
     return Trajectory(
@@ -215,7 +236,7 @@ def make_inspect(cfg: TargetConfig, env: InspectEnv, clients: Clients) -> Metere
     target = InspectTarget(
         inspected=env.task_file,
         upstream=upstream,
-        timeout_s=cfg.timeout_s if "timeout_s" in cfg.model_fields_set else TIMEOUT_S,
+        timeout_s=time_limit(cfg),
         temperature=cfg.temperature,
         max_tokens=cfg.max_tokens,
         workers=Workers(cfg.workers),

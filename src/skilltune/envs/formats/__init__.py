@@ -7,7 +7,7 @@ refused with its place and name, because a dropped check would silently pass.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from skilltune.envs.formats import huggingface, promptfoo
@@ -16,13 +16,27 @@ from skilltune.envs.formats.reading import Reading
 from skilltune.envs.formats.rows import SPLIT_NAMES, Placed, Row, assemble, refuse
 from skilltune.envs.formats.tables import records
 from skilltune.errors import UsageError
+from skilltune.files import is_blank
 from skilltune.samples import Sample
 from skilltune.scorers.reading import nearest
 
 HF = "hf:"
 _EVALS = Path("evals", "evals.json")
 _CONFIGS = ("promptfooconfig.yaml", "promptfooconfig.yml")
-_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".yaml", ".parquet", ".arrow")
+_LINES = 'write one JSON object per line, such as {"input": "…", "target": "…"}'
+_TABLE = "write a header such as input,target and one sample per line below it"
+_HOW: Mapping[str, str] = {
+    ".jsonl": _LINES,
+    ".ndjson": _LINES,
+    ".json": 'write a list of JSON objects, such as [{"input": "…", "target": "…"}]',
+    ".csv": _TABLE,
+    ".tsv": "write a header such as input and target, with a tab between them, and one sample per line below it",
+    ".yaml": "write prompts and at least one test",
+    ".yml": "write prompts and at least one test",
+    ".parquet": "name a file with rows",
+    ".arrow": "name a file with rows",
+}
+"""How to put samples into a file, by its suffix."""
 
 
 def load_samples(source: str | Path, fields: Mapping[str, str] | None = None) -> list[Sample]:
@@ -49,7 +63,7 @@ def placed_samples(
     reading = Reading() if reading is None else reading
     samples = assemble(_rows(source, reading), fields, reading)
     if not samples:
-        raise UsageError(f"{source} holds no samples: expected one object per sample, with at least `input`")
+        raise UsageError(f"{source} holds no samples: name data with rows")
     return samples
 
 
@@ -75,30 +89,43 @@ def located(root: Path, spec: str) -> str | Path:
     return f"{HF}{root / name}" if (root / huggingface.without_split(name)).exists() else spec
 
 
-def _rows(source: str | Path, reading: Reading) -> Iterator[Row]:
+def _rows(source: str | Path, reading: Reading, otherwise: str = "") -> Iterator[Row]:
+    """The rows of a source. `otherwise` names another way out of an empty file."""
     if isinstance(source, str) and is_huggingface(source):
         return huggingface.rows(source.removeprefix(HF))
     path = Path(source)
     if path.is_dir():
         if (path / _EVALS).is_file():
-            return json_rows(path / _EVALS, reading)
+            return _some(path / _EVALS, lambda file: json_rows(file, reading))
         config = next((path / name for name in _CONFIGS if (path / name).is_file()), None)
-        return promptfoo.rows(config) if config else _split_rows(path, reading)
+        return _some(config, promptfoo.rows) if config else _split_rows(path, reading)
     if not path.is_file():
         siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         raise UsageError(f"no such file: {path}{nearest(path.name, siblings)}; looked in {path.parent.resolve()}")
     match path.suffix.lower():
         case ".jsonl" | ".ndjson":
-            return line_rows(path)
+            return _some(path, line_rows, otherwise)
         case ".json":
-            return json_rows(path, reading)
+            return _some(path, lambda file: json_rows(file, reading), otherwise)
         case ".csv" | ".tsv":
-            return records(path)
+            return _some(path, records)
         case ".yaml" | ".yml":
-            return promptfoo.rows(path)
+            return _some(path, promptfoo.rows)
         case ".parquet" | ".arrow":
-            return huggingface.rows(str(path))
-    raise UsageError(f"{path}: cannot read samples from a {path.suffix or 'nameless'} file; use {', '.join(_SUFFIXES)}")
+            return _some(path, lambda file: huggingface.rows(str(file)))
+    raise UsageError(f"{path}: cannot read samples from a {path.suffix or 'nameless'} file; use {', '.join(_HOW)}")
+
+
+def _some(path: Path, read: Callable[[Path], Iterator[Row]], otherwise: str = "") -> Iterator[Row]:
+    """The rows of a file. Raises UsageError if it has none."""
+    how = _HOW[path.suffix.lower()] + otherwise
+    if is_blank(path):
+        raise UsageError(f"{path} is empty: {how}")
+    row = None
+    for row in read(path):
+        yield row
+    if row is None:
+        raise UsageError(f"{path} holds no samples: {how}")
 
 
 def _split_rows(folder: Path, reading: Reading) -> Iterator[Row]:
@@ -114,7 +141,7 @@ def _split_rows(folder: Path, reading: Reading) -> Iterator[Row]:
             f"or promptfooconfig.yaml; a folder of parquet files is named {HF}{folder}"
         )
     for path, split in files:
-        for where, row in _rows(path, reading):
+        for where, row in _rows(path, reading, ", or delete the file"):
             if isinstance(row, Mapping) and SPLIT_NAMES.get(str(row.get("split", split)).lower()) != split:
                 raise UsageError(f'{where}: its split "{row["split"]}" differs from its folder, {path.parent.name}')
             yield where, {**row, "split": split} if isinstance(row, Mapping) else row

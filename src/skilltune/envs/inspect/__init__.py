@@ -14,7 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from skilltune.envs.inspect.process import ask_once
+from skilltune.config import TargetConfig
+from skilltune.envs.inspect.process import GRACE_S, ask_once
 from skilltune.envs.recorded import RecordedEnv
 from skilltune.errors import JudgeError, NotGraded, UsageError
 from skilltune.journal.keys import digest
@@ -24,6 +25,7 @@ from skilltune.samples import ChatTurn, Sample
 from skilltune.scorers import Scorer
 from skilltune.scorers.reading import nearest, quote
 
+TIMEOUT_S = 900.0  # of a rollout, if target.timeout_s is not set
 _LETTERS = {"C": 1.0, "I": 0.0, "P": 0.5, "N": 0.0}  # correct, incorrect, partial, no answer
 _WORDS = {"yes": 1.0, "true": 1.0, "no": 0.0, "false": 0.0}
 
@@ -50,14 +52,17 @@ class InspectEnv(RecordedEnv):
         self.task_file = task
 
 
-def load_inspect(name: TaskName, root: Path, score: str | None = None) -> InspectEnv:
-    """The environment that a name means. A relative file starts at `root`.
+def load_inspect(name: TaskName, root: Path, score: str | None = None, *, timeout_s: float = TIMEOUT_S) -> InspectEnv:
+    """The environment that a name means. A relative file starts at `root`. `timeout_s` is the time to load the task.
 
     `score` chooses one of the task's scorers, `NAME` or `NAME/KEY` for one value of several. By default it is the first
     one and its first key. Raises `UsageError` if Inspect is not installed, or if the task cannot be used.
     """
     file = (root / Path(name.path).expanduser()).resolve()
-    told = ask_once({"do": "load", "file": str(file), "task": name.task})
+    try:
+        told = ask_once({"do": "load", "file": str(file), "task": name.task}, timeout_s + GRACE_S)
+    except UsageError as error:
+        raise UsageError(f"`{name}` in {file.parent}: {error}") from None
     if why := told.get("unusable") or told.get("error"):
         raise UsageError(f"`{name}` in {file.parent}: {why}")
     scorer, key, notes = _chosen(told["scorers"], score)
@@ -65,6 +70,11 @@ def load_inspect(name: TaskName, root: Path, score: str | None = None) -> Inspec
     samples = [_sample(row) for row in told["samples"]]
     digests = {row["id"]: row["digest"] for row in told["samples"]}
     return InspectEnv(InspectTask(file, name.task, code, digests), samples, scorer, key, notes)
+
+
+def time_limit(cfg: TargetConfig) -> float:
+    """The seconds of one rollout, and of loading the task: `target.timeout_s`, whose default is for one call only."""
+    return cfg.timeout_s if "timeout_s" in cfg.model_fields_set else TIMEOUT_S
 
 
 def _sample(row: Mapping[str, Any]) -> Sample:
@@ -145,4 +155,4 @@ def number_of(value: Any) -> float | None:
         return math.nan
 
 
-__all__ = ["InspectEnv", "InspectTask", "load_inspect", "number_of", "score_of"]
+__all__ = ["InspectEnv", "InspectTask", "load_inspect", "number_of", "score_of", "time_limit"]

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ Json = dict[str, Any]
 NEEDED = ("inspect_ai", "openai")  # Inspect calls the gateway by OpenAI's client
 LINE_BYTES = 256_000_000  # longest answer of a worker
 SHOWN = 600  # characters of a worker's output in a message
+GRACE_S = 60.0  # beyond the time limit: Inspect starts, ends a sample at its limit and scores it; then it is killed
+ATTEMPTS = 3  # equal errors of a task's code in a row
 _PRIVATE = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL|AUTH|^INSPECT_", re.IGNORECASE)
 
 
@@ -32,25 +35,41 @@ def require_inspect() -> None:
         raise UsageError(f"Inspect tasks need {missing[0]}: pip install 'skilltune[inspect]'")
 
 
-def ask_once(request: Json) -> Json:
-    """The answer of a worker that is started for this request alone. Raises `UsageError` if it ends without one."""
+def ask_once(request: Json, timeout_s: float) -> Json:
+    """The answer of a worker that is started for this request alone. Raises `UsageError` if it ends without one, or
+    gives none within the time."""
     require_inspect()
     with tempfile.TemporaryDirectory(prefix="skilltune-inspect-") as logs, tempfile.TemporaryFile() as said:
         worker = subprocess.Popen(
-            _command(), env=_environment(logs), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said
+            _command(),
+            env=_environment(logs),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=said,
+            start_new_session=True,
         )
+        late = threading.Event()
+        clock = threading.Timer(timeout_s, lambda: (late.set(), _end(worker.pid)))
         with worker:
             assert worker.stdin is not None
             assert worker.stdout is not None
+            clock.start()
             try:
                 with suppress(BrokenPipeError):
                     worker.stdin.write(_line(request))
                     worker.stdin.flush()
                 answer = worker.stdout.readline()
             finally:
-                worker.kill()
+                clock.cancel()
+                clock.join()
+                _end(worker.pid)
         if not answer:
             said.seek(0)
+            if late.is_set():
+                raise UsageError(
+                    f"it was not loaded within {timeout_s:g} s: raise target.timeout_s, or look for code in it that "
+                    f"waits, such as a download. Its last output: {_tail(said.read())}"
+                )
             raise UsageError(f"the process that runs Inspect ended early: {_tail(said.read())}")
     return json.loads(answer)
 
@@ -82,7 +101,12 @@ class Workers:
                     raise ConnectionResetError
             except TimeoutError:
                 await _kill(worker)
-                raise InfraError(f"Inspect gives no result within {timeout_s:g} s") from None
+                raise InfraError(
+                    f"Inspect gives no result within {timeout_s:g} s, so its process was ended: a solver, tool or "
+                    "scorer of the task blocks it, e.g. by time.sleep or a request without a time limit",
+                    systemic="a solver, tool or scorer of the Inspect task blocks its process",
+                    attempts=ATTEMPTS,
+                ) from None
             except (ConnectionError, ValueError):
                 await _kill(worker)
                 said = _tail(self._said(worker).read_bytes())
@@ -127,9 +151,13 @@ class Workers:
 
 async def _kill(worker: asyncio.subprocess.Process) -> None:
     """End a worker and what it started."""
-    with suppress(ProcessLookupError):
-        os.killpg(worker.pid, signal.SIGKILL)
+    _end(worker.pid)
     await worker.wait()
+
+
+def _end(session: int) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(session, signal.SIGKILL)
 
 
 def _command() -> list[str]:

@@ -183,8 +183,8 @@ def _described(id: str, sample: Any) -> Json:
 def evaluate(request: Json) -> Json:
     """Evaluate one sample with a skill, by a task that is made anew.
 
-    The answer holds either `unusable`, or `error`, `scores`, `answer`, `messages`, `limit`, `stop` and `others` (models
-    that were called past the gateway).
+    The answer holds either `unusable`, or `error`, `scores`, `answer`, `messages`, `limit`, `idle` (see `_idle`),
+    `stop` and `others` (models that were called past the gateway).
     """
     from inspect_ai import eval
     from inspect_ai.dataset import MemoryDataset
@@ -234,9 +234,20 @@ def evaluate(request: Json) -> Json:
         "answer": done.output.completion,
         "messages": [_message(message) for message in done.messages if message.id != SKILL],
         "limit": done.limit.type if done.limit else "",
+        "idle": _idle(done.events) if done.limit else 0.0,
         "stop": done.output.stop_reason if done.output.choices else "",
         "others": sorted(set(done.model_usage) - {name}),
     }
+
+
+def _idle(events: Sequence[Any]) -> float:
+    """The seconds before a limit in which a sample's own code neither asked a model nor ran a tool."""
+    ended = next((event.timestamp for event in events if event.event == "sample_limit"), None)
+    if ended is None:
+        return 0.0
+    work = [event for event in events if event.event in ("model", "tool") and event.timestamp <= ended]
+    last = max((event.completed or ended for event in work), default=events[0].timestamp)
+    return max(0.0, (ended - last).total_seconds())
 
 
 def with_skill(skill: str) -> Any:
