@@ -19,8 +19,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner, Result
 
 from answering import answer
+from skilltune.cli.main import app
 from skilltune.config import make_config
 from skilltune.edits import Edit, parse_edits
 from skilltune.errors import Unanswered, UsageError
@@ -47,9 +49,8 @@ def command(folder: Path, *flags: str) -> str:
     return shlex.join([sys.executable, str(HERE / "answering.py"), str(folder), *flags])
 
 
-def cli(*args: object, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
-    program = [sys.executable, "-m", "skilltune.cli.main", *map(str, args)]
-    return subprocess.run(program, input=stdin, capture_output=True, text=True, timeout=120)
+def cli(*args: object, stdin: str | None = None) -> Result:
+    return CliRunner().invoke(app, [*map(str, args)], input=stdin)
 
 
 @contextmanager
@@ -139,7 +140,7 @@ def test_train_in_one_process_answer_in_another_killed_and_resumed(tmp_path: Pat
                         assert run.poll() is None, "it ended before it was killed"
                         run.send_signal(signal.SIGKILL)
                 ended = cli("train", path)
-                assert ended.returncode == 0, ended.stdout + ended.stderr
+                assert ended.exit_code == 0, ended.stdout + ended.stderr
                 assert loop.poll() is None
                 loop.send_signal(signal.SIGTERM)
                 assert loop.wait(10) == 4
@@ -156,12 +157,12 @@ def test_without_waiting_the_run_ends_resumable_until_all_is_answered(tmp_path: 
         codes = []
         while not codes or codes[-1] == 4:
             ended = cli("train", path, "--json")
-            codes.append(ended.returncode)
+            codes.append(ended.exit_code)
             if codes[-1] == 4:
                 assert json.loads(ended.stdout.splitlines()[-1])["exit_code"] == 4
                 assert "skilltune answer" in ended.stderr
                 looped = cli("answer", tmp_path / "answers", "--loop", command(tmp_path), "--idle", 0)
-                assert looped.returncode == 0, looped.stderr
+                assert looped.exit_code == 0, looped.stderr
         assert codes[-1] == 0
         assert len(codes) > 2
         assert not any(seen.sample and world.tickets[seen.sample].split == "test" for seen in world.requests[:80])
@@ -270,9 +271,9 @@ def test_the_command_lists_prints_and_files(folder: Path) -> None:
     (folder / "a.json").write_text(RANK)
     assert cli("answer", folder, "1", "--file", folder / "a.json").stdout == "answered 0001-rank-0a1b2c3d\n"
     assert json.loads((folder / "0001-rank-0a1b2c3d.answer.json").read_text()) == {"order": [1, 0]}
-    assert cli("answer", folder, "0002-notes-0a1b2c3d", stdin='So: {"notes": "x"}').returncode == 0
+    assert cli("answer", folder, "0002-notes-0a1b2c3d", stdin='So: {"notes": "x"}').exit_code == 0
     nothing = cli("answer", folder, "--next")
-    assert (nothing.returncode, nothing.stdout) == (1, "")
+    assert (nothing.exit_code, nothing.stdout) == (1, "")
     assert "no run uses it" in cli("answer", folder).stdout
 
 
@@ -306,7 +307,7 @@ def test_a_question_and_what_is_said_of_it_cannot_drive_the_terminal(folder: Pat
 )
 def test_an_answer_that_cannot_be_used_is_said_at_once(folder: Path, args: list[str], stdin: str, message: str) -> None:
     ended = cli("answer", folder, *args, stdin=stdin)
-    assert (ended.returncode, message in ended.stderr) == (2, True), ended.stderr
+    assert (ended.exit_code, message in ended.stderr) == (2, True), ended.stderr
     assert len(open_questions(folder)) == 2
 
 
@@ -318,11 +319,11 @@ def test_an_answer_that_no_run_has_used_can_be_replaced(folder: Path) -> None:
     assert again.stdout == "answered 0001-rank-0a1b2c3d; it replaces an answer that no run had used\n"
     assert json.loads(file.read_text()) == {"order": [0]}
     file.with_suffix(".md").write_text("later")
-    assert cli("answer", folder, "1", stdin=RANK).returncode == 0
+    assert cli("answer", folder, "1", stdin=RANK).exit_code == 0
     assert not file.with_suffix(".md").exists()
     questions(folder)[0].file_away()
     used = cli("answer", folder, "1", stdin=RANK)
-    assert (used.returncode, '"1" (it is answered, and the answer used)' in used.stderr) == (2, True)
+    assert (used.exit_code, '"1" (it is answered, and the answer used)' in used.stderr) == (2, True)
 
 
 @pytest.mark.slow
@@ -349,16 +350,16 @@ def test_a_folder_that_no_run_has_used_is_refused_and_left_as_it_is(tmp_path: Pa
     (tmp_path / "notes.md").write_text("mine")
     for more in ([], ["--next"], ["1"], ["--loop", "true", "--idle", 0]):
         ended = cli("answer", tmp_path, *more, stdin=RANK)
-        assert (ended.returncode, "holds no questions" in ended.stderr) == (2, True)
+        assert (ended.exit_code, "holds no questions" in ended.stderr) == (2, True)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.md"]
 
 
 @pytest.mark.slow
 def test_a_command_that_fails_or_cannot_be_used_ends_the_loop(folder: Path) -> None:
     failed = cli("answer", folder, "--loop", "exit 7")
-    assert (failed.returncode, "exit code 7; 0001-rank-0a1b2c3d stays open" in failed.stderr) == (2, True)
+    assert (failed.exit_code, "exit code 7; 0001-rank-0a1b2c3d stays open" in failed.stderr) == (2, True)
     talks = cli("answer", folder, "--loop", "echo hello")
-    assert talks.returncode == 2
+    assert talks.exit_code == 2
     assert "3 answers of the command to 0001-rank-0a1b2c3d could not be used" in talks.stderr
     assert len(open_questions(folder)[0].refusals) == 3
     shown = cli("answer", folder, "--next").stdout
@@ -388,7 +389,7 @@ def alive(pid: int) -> bool:
 @pytest.mark.slow
 def test_a_folder_that_is_not_there_is_said(tmp_path: Path) -> None:
     ended = cli("answer", tmp_path / "nowhere")
-    assert (ended.returncode, f"there is no folder {tmp_path / 'nowhere'}. A run" in ended.stderr) == (2, True)
+    assert (ended.exit_code, f"there is no folder {tmp_path / 'nowhere'}. A run" in ended.stderr) == (2, True)
 
 
 # -- one question
@@ -536,7 +537,7 @@ async def test_the_command_notes_what_does_not_stand_in_the_question(tmp_path: P
     ]
     filed = cli("answer", tmp_path / "answers", question.name, stdin=json.dumps(said))
     notes = filed.stderr.splitlines()
-    assert filed.returncode == 0
+    assert filed.exit_code == 0
     assert notes[0] == "note: edit 1: the trajectory that it names contains none of its quotes"
     assert notes[1] == 'note: edit 2: the question shows no sample "nobody"'
     assert notes[2].startswith("note: edit 3: not found: the text it names (`target` or `after`) is not in the skill")
@@ -668,7 +669,7 @@ def test_a_folder_that_cannot_be_used_is_the_users_to_mend(tmp_path: Path) -> No
     with small() as world:
         (tmp_path / "answers").write_text("a file")
         ended = cli("train", config(world, tmp_path))
-        assert (ended.returncode, "cannot use the folder" in ended.stderr) == (2, True)
+        assert (ended.exit_code, "cannot use the folder" in ended.stderr) == (2, True)
         assert not world.calls
 
 
