@@ -246,8 +246,8 @@ async def test_another_file_with_a_chat_template_is_asked_through_it(tmp_path: P
     prefix, prompt = model.prompting.render(REQUESTS[0])
     assert prefix == f"<|im_start|>system\n{SKILLS[0]}<|im_end|>\n<|im_start|>user\n"
     assert prompt == f"{prefix}{INPUTS[0]}<|im_end|>\n<|im_start|>assistant\n"
-    first = await answers(model, REQUESTS[:6])
-    assert await answers(model, REQUESTS[:6][::-1]) == first
+    first = await answers(model, REQUESTS[:3])
+    assert await answers(model, REQUESTS[2::-1]) == first
     assert max(reply.usage.cached_tokens for reply in first.values()) > 20
     with pytest.raises(SampleError, match=r"holds 512.*raise `context`"):
         await model.complete(Request((user("word " * 600),)))
