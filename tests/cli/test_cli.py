@@ -355,7 +355,7 @@ def test_an_interrupt_ends_with_4_and_the_same_command_goes_on(tmp_path: Path, n
         while world.answered["target"] < 30 and process.poll() is None:
             time.sleep(0.01)
         process.send_signal(number)
-        out, err = process.communicate(timeout=10)
+        out, err = process.communicate(timeout=60)
         assert process.returncode == 4, err
         assert "interrupted; run the same command to go on" in err
         assert "Traceback" not in err
@@ -382,7 +382,7 @@ def test_sigterm_ends_a_background_job_whose_sigint_is_ignored(tmp_path: Path) -
         while world.answered["target"] < 10 and process.poll() is None:
             time.sleep(0.01)
         process.terminate()
-        assert process.wait(timeout=10) == 4
+        assert process.wait(timeout=60) == 4
 
 
 @pytest.mark.slow
@@ -398,7 +398,7 @@ def test_a_reader_that_goes_away_is_an_interrupt_not_a_verdict(tmp_path: Path, f
         process.stdout.close()
         err = process.stderr.read()
         process.stderr.close()
-        assert process.wait(timeout=10) == 4, err
+        assert process.wait(timeout=60) == 4, err
         assert "Traceback" not in err
 
 
@@ -507,7 +507,7 @@ def test_show_works_while_a_run_is_being_written(desk: Desk) -> None:
         assert json.loads(skilltune("show", desk.run, "--json").stdout)["pid"] == process.pid
     finally:
         process.send_signal(signal.SIGINT)
-        process.wait(timeout=10)
+        process.wait(timeout=60)
 
 
 def test_diff_of_versions(finished: Desk) -> None:

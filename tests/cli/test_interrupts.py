@@ -14,7 +14,7 @@ import pytest
 from training import Fated, prepare, small
 from world import Call, Faults, World
 
-PATIENCE_S = 20.0  # far less than any of the waits here would last, far more than the end takes
+PATIENCE_S = 50.0  # far less than any of the waits here would last, far more than the end takes
 SCORER = """
 def score(sample, rollout):
     if rollout.answer.startswith("wrong-"):

@@ -236,10 +236,10 @@ def test_a_missing_file_names_its_neighbour(tmp_path):
 
 def test_ten_thousand_lines_are_quick(tmp_path):
     path = lines(tmp_path, *({"input": f"question {i}", "answer": i, "extra": "x"} for i in range(10_000)))
-    start = time.perf_counter()
+    start = time.process_time()
     samples = load_samples(path)
     assert len({sample.id for sample in samples}) == 10_000
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 # -- formats of other tools

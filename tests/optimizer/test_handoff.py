@@ -81,7 +81,7 @@ def config(world: World, folder: Path, **optimizer: Any) -> Path:
     return path
 
 
-async def until(met: Any, seconds: float = 30.0) -> None:
+async def until(met: Any, seconds: float = 120.0) -> None:
     async with asyncio.timeout(seconds):
         while not met():
             await asyncio.sleep(0.01)
@@ -143,7 +143,7 @@ def test_train_in_one_process_answer_in_another_killed_and_resumed(tmp_path: Pat
                 assert ended.exit_code == 0, ended.stdout + ended.stderr
                 assert loop.poll() is None
                 loop.send_signal(signal.SIGTERM)
-                assert loop.wait(10) == 4
+                assert loop.wait(60) == 4
             with Run.open(next((folder / "runs").iterdir())) as run:
                 outcomes.append([data["skill"] for _, _, data in run.events("verdict")])
             assert open_questions(folder / "answers") == []
@@ -428,7 +428,7 @@ async def test_half_an_answer_is_waited_for_and_a_stray_one_told_of_once(tmp_pat
         assert any(text.startswith(f"{half.name}: the answer is not a whole JSON object") for text in told)
         assert any(text.startswith("0009-notes.answer.json: it answers no open question") for text in told)
         half.write_text('{"notes": "a"}')
-        assert await asyncio.wait_for(task, 10) == "a"
+        assert await asyncio.wait_for(task, 60) == "a"
         assert not list(folder.glob("**/*refused*"))
 
 
@@ -585,10 +585,10 @@ def test_any_text_is_an_answer_or_refused_in_words(text: str, stage: str) -> Non
     ["```\n{" * 20_000, "```json\n{\n" * 20_000 + "```", "x ```" + "\n" * 100_000, "`" * 100_000, '{"a":' * 50_000],
 )
 def test_an_answer_made_to_hold_us_up_is_refused_at_once(text: str) -> None:
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(ValueError, match="answer"):
         read_answer(text, "rank")
-    assert time.monotonic() - began < 2
+    assert time.process_time() - began < 2
 
 
 async def test_a_question_holds_all_that_its_answer_needs_and_nothing_of_select_and_test(tmp_path: Path) -> None:
@@ -680,7 +680,7 @@ def test_a_missing_question_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("piece", ["x```\n{", "```\n{", "```\n", "```json\n{}\n"])
 def test_an_odd_answer_is_read_in_linear_time(piece: str) -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     with pytest.raises(ValueError, match=r"JSON|schema|closed|nested"):
         read_answer(piece * 40_000, "merge")
-    assert time.perf_counter() - began < 3
+    assert time.process_time() - began < 3
