@@ -262,7 +262,6 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.slow
 def test_the_command_lists_prints_and_files(folder: Path) -> None:
     listed = cli("answer", folder)
     assert [word for word in listed.stdout.split() if word[0] == "0"][:1] == ["0001-rank-0a1b2c3d"]
@@ -288,7 +287,6 @@ def test_a_question_and_what_is_said_of_it_cannot_drive_the_terminal(folder: Pat
         assert "\\x1b" in said
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("args", "stdin", "message"),
     [
@@ -311,7 +309,6 @@ def test_an_answer_that_cannot_be_used_is_said_at_once(folder: Path, args: list[
     assert len(open_questions(folder)) == 2
 
 
-@pytest.mark.slow
 def test_an_answer_that_no_run_has_used_can_be_replaced(folder: Path) -> None:
     file = folder / "0001-rank-0a1b2c3d.answer.json"
     assert cli("answer", folder, "1", stdin=RANK).stdout == "answered 0001-rank-0a1b2c3d\n"
@@ -326,7 +323,6 @@ def test_an_answer_that_no_run_has_used_can_be_replaced(folder: Path) -> None:
     assert (used.exit_code, '"1" (it is answered, and the answer used)' in used.stderr) == (2, True)
 
 
-@pytest.mark.slow
 def test_a_broken_answer_by_hand_is_listed_with_its_fault_and_can_be_replaced(folder: Path) -> None:
     for broken, fault in (('{"order": [1,', "is not a whole JSON object"), ('{"order": 1}', "rank.order should be")):
         (folder / "0001-rank-0a1b2c3d.answer.json").write_text(broken)
@@ -337,7 +333,6 @@ def test_a_broken_answer_by_hand_is_listed_with_its_fault_and_can_be_replaced(fo
         assert "0001" not in cli("answer", folder).stdout
 
 
-@pytest.mark.slow
 def test_an_answer_to_no_question_is_named(folder: Path) -> None:
     (folder / "0001.answer.json").write_text(RANK)
     listed = cli("answer", folder)
@@ -345,7 +340,6 @@ def test_an_answer_to_no_question_is_named(folder: Path) -> None:
     assert "0001-rank-0a1b2c3d" in listed.stdout
 
 
-@pytest.mark.slow
 def test_a_folder_that_no_run_has_used_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "notes.md").write_text("mine")
     for more in ([], ["--next"], ["1"], ["--loop", "true", "--idle", 0]):
@@ -354,7 +348,6 @@ def test_a_folder_that_no_run_has_used_is_refused_and_left_as_it_is(tmp_path: Pa
     assert [path.name for path in tmp_path.iterdir()] == ["notes.md"]
 
 
-@pytest.mark.slow
 def test_a_command_that_fails_or_cannot_be_used_ends_the_loop(folder: Path) -> None:
     failed = cli("answer", folder, "--loop", "exit 7")
     assert (failed.exit_code, "exit code 7; 0001-rank-0a1b2c3d stays open" in failed.stderr) == (2, True)
@@ -386,7 +379,6 @@ def alive(pid: int) -> bool:
     return not stat.exists() or stat.read_text().split()[2] != "Z"
 
 
-@pytest.mark.slow
 def test_a_folder_that_is_not_there_is_said(tmp_path: Path) -> None:
     ended = cli("answer", tmp_path / "nowhere")
     assert (ended.exit_code, f"there is no folder {tmp_path / 'nowhere'}. A run" in ended.stderr) == (2, True)
@@ -664,7 +656,6 @@ async def test_a_check_counts_the_questions_and_makes_no_folder(tmp_path: Path) 
         assert not (tmp_path / "answers").exists()
 
 
-@pytest.mark.slow
 def test_a_folder_that_cannot_be_used_is_the_users_to_mend(tmp_path: Path) -> None:
     with small() as world:
         (tmp_path / "answers").write_text("a file")
