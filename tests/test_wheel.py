@@ -12,7 +12,6 @@ import os
 import subprocess
 import sys
 import tarfile
-import time
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ ROOT = Path(__file__).parents[1]
 OLDEST, *BETWEEN, NEWEST = "3.11", "3.12", "3.13"
 MOST_PACKAGES = 32  # what `pip install skilltune` brings along
 MOST_MB = 100  # installed, without byte code; numpy is 57 of them, regex 4
-SLOWEST_HELP_S = 3.0  # the aim is 0.5; the bound only catches an SDK that is imported at start
+SLOWEST_HELP_S = 3.0  # of the processor; the aim is 0.5; the bound only catches an SDK that is imported at start
 
 
 @dataclass(frozen=True)
@@ -130,6 +129,11 @@ def installed(request: pytest.FixtureRequest, dist: Dist) -> Iterator[Installed]
         yield Installed(Path(home))
 
 
+def children_s() -> float:
+    """Processor time of the processes that were started here and have ended; a busy machine adds little to it."""
+    return sum(os.times()[2:4])
+
+
 @pytest.mark.slow
 def test_an_installed_skilltune_is_small_starts_fast_and_trains(
     installed: Installed, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -170,9 +174,9 @@ def test_an_installed_skilltune_is_small_starts_fast_and_trains(
 
     seconds = []
     for _ in range(3):
-        began = time.perf_counter()
+        began = children_s()
         done = installed.run("skilltune", "--help", cwd=tmp_path)
-        seconds.append(time.perf_counter() - began)
+        seconds.append(children_s() - began)
         assert "skilltune train" in done.stdout
     site = Path(where).parents[1]
     files = [file for file in site.rglob("*") if file.is_file() and file.suffix != ".pyc"]
