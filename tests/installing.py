@@ -20,5 +20,5 @@ def install(*arguments: str | Path, python: str | Path = sys.executable) -> None
         command = [sys.executable, "-m", "pip", "--python", python, "install", "--disable-pip-version-check"]
     else:
         command = ["uv", "pip", "install", "--python", python]
-    done = subprocess.run([*command, "-q", *arguments], env=clean(), capture_output=True, text=True, timeout=300)
+    done = subprocess.run([*command, "-q", *arguments], env=clean(), capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stderr

@@ -71,11 +71,11 @@ def test_a_misspelt_key_is_a_problem_that_names_the_right_one(key: str, meant: s
 @pytest.mark.slow
 def test_keys_that_nobody_documents_are_one_problem_however_many() -> None:
     assert "unknown key 'rank'" in problem(f"---\n{HEAD}\nrank: 1\n---\n")
-    began = time.monotonic()
+    began = time.process_time()
     said = problem(f"---\n{HEAD}\n" + "".join(f"k{n}: 1\n" for n in range(5000)) + "---\n")
     assert "unknown 5,000 keys 'k0', 'k1'" in said
     assert len(said) < 300
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
 
 
 @pytest.mark.parametrize(
@@ -149,9 +149,9 @@ def bomb() -> str:
     ],
 )
 def test_a_block_that_costs_too_much_is_refused_soon(lines: str, says: str) -> None:
-    began = time.monotonic()
+    began = time.process_time()
     assert says in problem(f"---\n{lines}\n---\n")
-    assert time.monotonic() - began < 3
+    assert time.process_time() - began < 3
 
 
 def test_an_alias_that_holds_itself_is_read_as_any_other() -> None:

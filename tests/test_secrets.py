@@ -22,7 +22,9 @@ from urllib.parse import quote, quote_plus
 import pytest
 from hypothesis import given
 from hypothesis import strategies as some
+from typer.testing import CliRunner
 
+from skilltune.cli.main import app
 from skilltune.models.redact import SHORTEST, redacted
 from training import prepare, small
 
@@ -188,25 +190,27 @@ def test_a_server_that_quotes_the_key_is_not_quoted(tmp_path: Path, status: int,
     assert not leaks_below(tmp_path)
 
 
-@pytest.mark.slow
-def test_a_password_in_a_name_is_refused_and_not_repeated(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "name",
+    [
+        f"openai@http://user:{PASSWORD}@127.0.0.1:1/v1/m",
+        f"openai@http://{PASSWORD}@127.0.0.1:1/v1/m",
+        f"opnai@http://user:{PASSWORD}@127.0.0.1:1/v1/m",
+        f"anthropic@http://user:{PASSWORD}@127.0.0.1:1/m",
+        f"http://user:{PASSWORD}@127.0.0.1:1/v1/m",
+    ],
+)
+def test_a_password_in_a_name_is_refused_and_not_repeated(tmp_path: Path, name: str) -> None:
+    """No key of the environment is of interest here, so the commands run in this process."""
     with small() as world:
         prepare(world, tmp_path)
-        config = desk(tmp_path, world.url)
-        for name in (
-            f"openai@http://user:{PASSWORD}@127.0.0.1:1/v1/m",
-            f"openai@http://{PASSWORD}@127.0.0.1:1/v1/m",
-            f"opnai@http://user:{PASSWORD}@127.0.0.1:1/v1/m",
-            f"anthropic@http://user:{PASSWORD}@127.0.0.1:1/m",
-            f"http://user:{PASSWORD}@127.0.0.1:1/v1/m",
-        ):
+        config = str(desk(tmp_path, world.url))
+        for role in ("target", "optimizer"):
             for command in (["train"], ["train", "--json"], ["check"], ["eval"], ["doctor", "--json"]):
-                done = skilltune(tmp_path, command[0], config, f"target.model={name}", *command[1:])
-                assert done.returncode == 2, (name, command)
-            if name.startswith(("openai", "http")):
-                break  # each command once, the other names with one command
-        for name in (f"opnai@http://user:{PASSWORD}@h/v1/m", f"anthropic@http://user:{PASSWORD}@127.0.0.1:1/m"):
-            assert skilltune(tmp_path, "train", config, f"optimizer.model={name}").returncode == 2
+                done = CliRunner().invoke(app, [command[0], config, f"{role}.model={name}", *command[1:]])
+                if (role, command) != ("optimizer", ["eval"]):  # it needs no optimizer
+                    assert done.exit_code == 2, (command, done.output)
+                assert not leaks(done.output.encode(), f"{role} {command}")
     assert not leaks_below(tmp_path)
 
 

@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -44,6 +44,7 @@ class Desk:
 
     root: Path
     world: World
+    paid: dict[str, int] = field(default_factory=dict)  # calls of the training that made `finished`, by model
 
     def __post_init__(self) -> None:
         self.world.write(self.root / "data.jsonl")
@@ -101,6 +102,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
     with make_world() as world:
         desk = Desk(tmp_path_factory.mktemp("desk"), world)
         assert skilltune("train", desk.config).exit_code == 0
+        desk.paid = dict(world.calls)  # commands of the tests call models too
         yield desk
 
 
@@ -355,7 +357,7 @@ def test_an_interrupt_ends_with_4_and_the_same_command_goes_on(tmp_path: Path, n
         while world.answered["target"] < 30 and process.poll() is None:
             time.sleep(0.01)
         process.send_signal(number)
-        out, err = process.communicate(timeout=10)
+        out, err = process.communicate(timeout=60)
         assert process.returncode == 4, err
         assert "interrupted; run the same command to go on" in err
         assert "Traceback" not in err
@@ -382,7 +384,7 @@ def test_sigterm_ends_a_background_job_whose_sigint_is_ignored(tmp_path: Path) -
         while world.answered["target"] < 10 and process.poll() is None:
             time.sleep(0.01)
         process.terminate()
-        assert process.wait(timeout=10) == 4
+        assert process.wait(timeout=60) == 4
 
 
 @pytest.mark.slow
@@ -398,7 +400,7 @@ def test_a_reader_that_goes_away_is_an_interrupt_not_a_verdict(tmp_path: Path, f
         process.stdout.close()
         err = process.stderr.read()
         process.stderr.close()
-        assert process.wait(timeout=10) == 4, err
+        assert process.wait(timeout=60) == 4, err
         assert "Traceback" not in err
 
 
@@ -489,7 +491,7 @@ def test_show_lists_verdicts_certificate_cost_and_files(finished: Desk) -> None:
     data = json.loads(skilltune("show", finished.run, "--json").stdout)
     assert data["finished"]
     assert [row["version"] for row in data["verdicts"]] == [0, 1, 1]
-    assert data["usage"]["optimizer"]["calls"] + 1 == finished.world.calls["optimizer"]  # and the probe
+    assert data["usage"]["optimizer"]["calls"] + 1 == finished.paid["optimizer"]  # and the probe
 
 
 @pytest.mark.slow
@@ -507,7 +509,7 @@ def test_show_works_while_a_run_is_being_written(desk: Desk) -> None:
         assert json.loads(skilltune("show", desk.run, "--json").stdout)["pid"] == process.pid
     finally:
         process.send_signal(signal.SIGINT)
-        process.wait(timeout=10)
+        process.wait(timeout=60)
 
 
 def test_diff_of_versions(finished: Desk) -> None:

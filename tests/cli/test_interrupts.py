@@ -14,7 +14,7 @@ import pytest
 from training import Fated, prepare, small
 from world import Call, Faults, World
 
-PATIENCE_S = 20.0  # far less than any of the waits here would last, far more than the end takes
+PATIENCE_S = 50.0  # far less than any of the waits here would last, far more than the end takes
 SCORER = """
 def score(sample, rollout):
     if rollout.answer.startswith("wrong-"):
@@ -50,16 +50,19 @@ def ended(process: subprocess.Popen[str]) -> str:
     return err
 
 
+WAITS = [
+    pytest.param({"target": Faults(hang=1.0, hang_s=120.0)}, 1, id="while calls hang"),
+    pytest.param({"optimizer": Faults(hang=1.0, hang_s=120.0)}, 1, id="while the probe hangs"),
+    pytest.param({"target": Faults(limit=1.0, retry_after=60.0)}, 1, id="in a pause that the server asked for"),
+    pytest.param({"target": Faults(error=1.0)}, 2, id="in back-off"),
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(("faults", "reached"), WAITS)
 @pytest.mark.parametrize(
-    ("faults", "reached"),
-    [
-        pytest.param({"target": Faults(hang=1.0, hang_s=120.0)}, 1, id="while calls hang"),
-        pytest.param({"optimizer": Faults(hang=1.0, hang_s=120.0)}, 1, id="while the probe hangs"),
-        pytest.param({"target": Faults(limit=1.0, retry_after=60.0)}, 1, id="in a pause that the server asked for"),
-        pytest.param({"target": Faults(error=1.0)}, 2, id="in back-off"),
-    ],
+    "number",
+    [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.soak)],  # test_cli has a short one of each signal
 )
 def test_a_signal_ends_a_run_wherever_it_waits(
     tmp_path: Path, number: signal.Signals, faults: dict[str, Faults], reached: int
@@ -98,7 +101,7 @@ def test_a_signal_ends_a_run_that_computes_and_never_waits(tmp_path: Path, numbe
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("gap_s", [0.0, 0.005, 0.02, 0.05])
+@pytest.mark.parametrize("gap_s", [0.0, 0.02, *(pytest.param(gap, marks=pytest.mark.soak) for gap in (0.005, 0.05))])
 def test_impatient_signals_change_nothing(tmp_path: Path, gap_s: float) -> None:
     with small(latency=0.02) as world:
         process = started(tmp_path, world, "target.workers=2", "optimizer.workers=2")  # one endpoint, one window

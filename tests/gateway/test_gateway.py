@@ -772,7 +772,7 @@ async def test_a_server_that_keeps_the_connection_open_is_not_waited_for(monkeyp
     for dialect, events in zip(DIALECTS, (8, 10, 5), strict=True):
         async with gateway(TASK, Fault(after=events, hang=True), Fault(500, {})) as (server, door):
             one = lease(door, model(server, dialect), activation=None)
-            got = await asyncio.wait_for(post(one.url, dialect, first(dialect)), 2)
+            got = await asyncio.wait_for(post(one.url, dialect, first(dialect)), 30)
         assert got.status == 200
         assert one.answer() == "never finished"
 

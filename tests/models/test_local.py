@@ -239,18 +239,22 @@ async def test_another_file_with_a_chat_template_is_asked_through_it(tmp_path: P
     """The same model in a file that is not the bundled one. Answers still do not depend on the calls before them."""
     other = tmp_path / "other.gguf"
     other.write_bytes(weights.read_bytes().replace(b"Smollm2 135M 8k", b"Another one 8k!", 1))
-    model = LocalModel(str(other), instances=1, context=512, threads=2)
+    model = LocalModel(str(other), instances=1, context=512)
     assert "chat/1:" in model.fingerprint
     assert "ctx:512" in model.fingerprint
-    assert "threads:2" in model.fingerprint
     prefix, prompt = model.prompting.render(REQUESTS[0])
     assert prefix == f"<|im_start|>system\n{SKILLS[0]}<|im_end|>\n<|im_start|>user\n"
     assert prompt == f"{prefix}{INPUTS[0]}<|im_end|>\n<|im_start|>assistant\n"
-    first = await answers(model, REQUESTS[:6])
-    assert await answers(model, REQUESTS[:6][::-1]) == first
+    first = await answers(model, REQUESTS[:3])
+    assert await answers(model, REQUESTS[2::-1]) == first
     assert max(reply.usage.cached_tokens for reply in first.values()) > 20
     with pytest.raises(SampleError, match=r"holds 512.*raise `context`"):
         await model.complete(Request((user("word " * 600),)))
+    await model.aclose()
+    model = LocalModel(str(other), instances=1, context=512, threads=2)
+    assert "threads:2" in model.fingerprint
+    short = Request((user("Hi"),), max_tokens=1)  # threads wait for each other busily: on busy cores a token takes long
+    assert (await model.complete(short)).usage.output_tokens == 1
     await model.aclose()
 
 

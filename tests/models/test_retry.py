@@ -204,7 +204,7 @@ async def test_who_waits_for_another_try_is_woken_when_the_endpoint_is_closed() 
     with pytest.raises(InfraStopped):
         await send(endpoint, model, ASK)
     with pytest.raises(InfraStopped):
-        await asyncio.wait_for(first, 1)
+        await asyncio.wait_for(first, 20)
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner, Result
 
 from answering import answer
+from skilltune.cli.main import app
 from skilltune.config import make_config
 from skilltune.edits import Edit, parse_edits
 from skilltune.errors import Unanswered, UsageError
@@ -47,9 +49,8 @@ def command(folder: Path, *flags: str) -> str:
     return shlex.join([sys.executable, str(HERE / "answering.py"), str(folder), *flags])
 
 
-def cli(*args: object, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
-    program = [sys.executable, "-m", "skilltune.cli.main", *map(str, args)]
-    return subprocess.run(program, input=stdin, capture_output=True, text=True, timeout=120)
+def cli(*args: object, stdin: str | None = None) -> Result:
+    return CliRunner().invoke(app, [*map(str, args)], input=stdin)
 
 
 @contextmanager
@@ -80,7 +81,7 @@ def config(world: World, folder: Path, **optimizer: Any) -> Path:
     return path
 
 
-async def until(met: Any, seconds: float = 30.0) -> None:
+async def until(met: Any, seconds: float = 120.0) -> None:
     async with asyncio.timeout(seconds):
         while not met():
             await asyncio.sleep(0.01)
@@ -139,10 +140,10 @@ def test_train_in_one_process_answer_in_another_killed_and_resumed(tmp_path: Pat
                         assert run.poll() is None, "it ended before it was killed"
                         run.send_signal(signal.SIGKILL)
                 ended = cli("train", path)
-                assert ended.returncode == 0, ended.stdout + ended.stderr
+                assert ended.exit_code == 0, ended.stdout + ended.stderr
                 assert loop.poll() is None
                 loop.send_signal(signal.SIGTERM)
-                assert loop.wait(10) == 4
+                assert loop.wait(60) == 4
             with Run.open(next((folder / "runs").iterdir())) as run:
                 outcomes.append([data["skill"] for _, _, data in run.events("verdict")])
             assert open_questions(folder / "answers") == []
@@ -156,12 +157,12 @@ def test_without_waiting_the_run_ends_resumable_until_all_is_answered(tmp_path: 
         codes = []
         while not codes or codes[-1] == 4:
             ended = cli("train", path, "--json")
-            codes.append(ended.returncode)
+            codes.append(ended.exit_code)
             if codes[-1] == 4:
                 assert json.loads(ended.stdout.splitlines()[-1])["exit_code"] == 4
                 assert "skilltune answer" in ended.stderr
                 looped = cli("answer", tmp_path / "answers", "--loop", command(tmp_path), "--idle", 0)
-                assert looped.returncode == 0, looped.stderr
+                assert looped.exit_code == 0, looped.stderr
         assert codes[-1] == 0
         assert len(codes) > 2
         assert not any(seen.sample and world.tickets[seen.sample].split == "test" for seen in world.requests[:80])
@@ -261,7 +262,6 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.slow
 def test_the_command_lists_prints_and_files(folder: Path) -> None:
     listed = cli("answer", folder)
     assert [word for word in listed.stdout.split() if word[0] == "0"][:1] == ["0001-rank-0a1b2c3d"]
@@ -270,9 +270,9 @@ def test_the_command_lists_prints_and_files(folder: Path) -> None:
     (folder / "a.json").write_text(RANK)
     assert cli("answer", folder, "1", "--file", folder / "a.json").stdout == "answered 0001-rank-0a1b2c3d\n"
     assert json.loads((folder / "0001-rank-0a1b2c3d.answer.json").read_text()) == {"order": [1, 0]}
-    assert cli("answer", folder, "0002-notes-0a1b2c3d", stdin='So: {"notes": "x"}').returncode == 0
+    assert cli("answer", folder, "0002-notes-0a1b2c3d", stdin='So: {"notes": "x"}').exit_code == 0
     nothing = cli("answer", folder, "--next")
-    assert (nothing.returncode, nothing.stdout) == (1, "")
+    assert (nothing.exit_code, nothing.stdout) == (1, "")
     assert "no run uses it" in cli("answer", folder).stdout
 
 
@@ -287,7 +287,6 @@ def test_a_question_and_what_is_said_of_it_cannot_drive_the_terminal(folder: Pat
         assert "\\x1b" in said
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("args", "stdin", "message"),
     [
@@ -306,11 +305,10 @@ def test_a_question_and_what_is_said_of_it_cannot_drive_the_terminal(folder: Pat
 )
 def test_an_answer_that_cannot_be_used_is_said_at_once(folder: Path, args: list[str], stdin: str, message: str) -> None:
     ended = cli("answer", folder, *args, stdin=stdin)
-    assert (ended.returncode, message in ended.stderr) == (2, True), ended.stderr
+    assert (ended.exit_code, message in ended.stderr) == (2, True), ended.stderr
     assert len(open_questions(folder)) == 2
 
 
-@pytest.mark.slow
 def test_an_answer_that_no_run_has_used_can_be_replaced(folder: Path) -> None:
     file = folder / "0001-rank-0a1b2c3d.answer.json"
     assert cli("answer", folder, "1", stdin=RANK).stdout == "answered 0001-rank-0a1b2c3d\n"
@@ -318,14 +316,13 @@ def test_an_answer_that_no_run_has_used_can_be_replaced(folder: Path) -> None:
     assert again.stdout == "answered 0001-rank-0a1b2c3d; it replaces an answer that no run had used\n"
     assert json.loads(file.read_text()) == {"order": [0]}
     file.with_suffix(".md").write_text("later")
-    assert cli("answer", folder, "1", stdin=RANK).returncode == 0
+    assert cli("answer", folder, "1", stdin=RANK).exit_code == 0
     assert not file.with_suffix(".md").exists()
     questions(folder)[0].file_away()
     used = cli("answer", folder, "1", stdin=RANK)
-    assert (used.returncode, '"1" (it is answered, and the answer used)' in used.stderr) == (2, True)
+    assert (used.exit_code, '"1" (it is answered, and the answer used)' in used.stderr) == (2, True)
 
 
-@pytest.mark.slow
 def test_a_broken_answer_by_hand_is_listed_with_its_fault_and_can_be_replaced(folder: Path) -> None:
     for broken, fault in (('{"order": [1,', "is not a whole JSON object"), ('{"order": 1}', "rank.order should be")):
         (folder / "0001-rank-0a1b2c3d.answer.json").write_text(broken)
@@ -336,7 +333,6 @@ def test_a_broken_answer_by_hand_is_listed_with_its_fault_and_can_be_replaced(fo
         assert "0001" not in cli("answer", folder).stdout
 
 
-@pytest.mark.slow
 def test_an_answer_to_no_question_is_named(folder: Path) -> None:
     (folder / "0001.answer.json").write_text(RANK)
     listed = cli("answer", folder)
@@ -344,21 +340,19 @@ def test_an_answer_to_no_question_is_named(folder: Path) -> None:
     assert "0001-rank-0a1b2c3d" in listed.stdout
 
 
-@pytest.mark.slow
 def test_a_folder_that_no_run_has_used_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "notes.md").write_text("mine")
     for more in ([], ["--next"], ["1"], ["--loop", "true", "--idle", 0]):
         ended = cli("answer", tmp_path, *more, stdin=RANK)
-        assert (ended.returncode, "holds no questions" in ended.stderr) == (2, True)
+        assert (ended.exit_code, "holds no questions" in ended.stderr) == (2, True)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.md"]
 
 
-@pytest.mark.slow
 def test_a_command_that_fails_or_cannot_be_used_ends_the_loop(folder: Path) -> None:
     failed = cli("answer", folder, "--loop", "exit 7")
-    assert (failed.returncode, "exit code 7; 0001-rank-0a1b2c3d stays open" in failed.stderr) == (2, True)
+    assert (failed.exit_code, "exit code 7; 0001-rank-0a1b2c3d stays open" in failed.stderr) == (2, True)
     talks = cli("answer", folder, "--loop", "echo hello")
-    assert talks.returncode == 2
+    assert talks.exit_code == 2
     assert "3 answers of the command to 0001-rank-0a1b2c3d could not be used" in talks.stderr
     assert len(open_questions(folder)[0].refusals) == 3
     shown = cli("answer", folder, "--next").stdout
@@ -385,10 +379,9 @@ def alive(pid: int) -> bool:
     return not stat.exists() or stat.read_text().split()[2] != "Z"
 
 
-@pytest.mark.slow
 def test_a_folder_that_is_not_there_is_said(tmp_path: Path) -> None:
     ended = cli("answer", tmp_path / "nowhere")
-    assert (ended.returncode, f"there is no folder {tmp_path / 'nowhere'}. A run" in ended.stderr) == (2, True)
+    assert (ended.exit_code, f"there is no folder {tmp_path / 'nowhere'}. A run" in ended.stderr) == (2, True)
 
 
 # -- one question
@@ -427,7 +420,7 @@ async def test_half_an_answer_is_waited_for_and_a_stray_one_told_of_once(tmp_pat
         assert any(text.startswith(f"{half.name}: the answer is not a whole JSON object") for text in told)
         assert any(text.startswith("0009-notes.answer.json: it answers no open question") for text in told)
         half.write_text('{"notes": "a"}')
-        assert await asyncio.wait_for(task, 10) == "a"
+        assert await asyncio.wait_for(task, 60) == "a"
         assert not list(folder.glob("**/*refused*"))
 
 
@@ -536,7 +529,7 @@ async def test_the_command_notes_what_does_not_stand_in_the_question(tmp_path: P
     ]
     filed = cli("answer", tmp_path / "answers", question.name, stdin=json.dumps(said))
     notes = filed.stderr.splitlines()
-    assert filed.returncode == 0
+    assert filed.exit_code == 0
     assert notes[0] == "note: edit 1: the trajectory that it names contains none of its quotes"
     assert notes[1] == 'note: edit 2: the question shows no sample "nobody"'
     assert notes[2].startswith("note: edit 3: not found: the text it names (`target` or `after`) is not in the skill")
@@ -584,10 +577,10 @@ def test_any_text_is_an_answer_or_refused_in_words(text: str, stage: str) -> Non
     ["```\n{" * 20_000, "```json\n{\n" * 20_000 + "```", "x ```" + "\n" * 100_000, "`" * 100_000, '{"a":' * 50_000],
 )
 def test_an_answer_made_to_hold_us_up_is_refused_at_once(text: str) -> None:
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(ValueError, match="answer"):
         read_answer(text, "rank")
-    assert time.monotonic() - began < 2
+    assert time.process_time() - began < 2
 
 
 async def test_a_question_holds_all_that_its_answer_needs_and_nothing_of_select_and_test(tmp_path: Path) -> None:
@@ -663,12 +656,11 @@ async def test_a_check_counts_the_questions_and_makes_no_folder(tmp_path: Path) 
         assert not (tmp_path / "answers").exists()
 
 
-@pytest.mark.slow
 def test_a_folder_that_cannot_be_used_is_the_users_to_mend(tmp_path: Path) -> None:
     with small() as world:
         (tmp_path / "answers").write_text("a file")
         ended = cli("train", config(world, tmp_path))
-        assert (ended.returncode, "cannot use the folder" in ended.stderr) == (2, True)
+        assert (ended.exit_code, "cannot use the folder" in ended.stderr) == (2, True)
         assert not world.calls
 
 
@@ -679,7 +671,7 @@ def test_a_missing_question_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("piece", ["x```\n{", "```\n{", "```\n", "```json\n{}\n"])
 def test_an_odd_answer_is_read_in_linear_time(piece: str) -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     with pytest.raises(ValueError, match=r"JSON|schema|closed|nested"):
         read_answer(piece * 40_000, "merge")
-    assert time.perf_counter() - began < 3
+    assert time.process_time() - began < 3

