@@ -108,7 +108,9 @@ async def test_an_agent_on_a_worker_scores_what_it_scores_here(
     found = []
     for elsewhere in (False, True):
         if elsewhere:
-            monkeypatch.setattr("skilltune.build.build_executor", lambda cfg, run: replace(jobs, engine=Same(jobs)))
+            monkeypatch.setattr(
+                "skilltune.build.build_executor", lambda cfg, run, root: replace(jobs, engine=Same(jobs))
+            )
         async with Upstream(answer) as server:
             model = f"openai@{server.url}/v1/m"
             target = {"model": "command:script {prompt_file}", "upstream": model, "sandbox": "none"}
