@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +56,7 @@ def cluster(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 async def trained(
-    folder: Path, name: str, on: str, kill: Callable[[], None] | None = None
+    folder: Path, name: str, on: str, kill: Callable[[], None] | None = None, samples: int = 48
 ) -> tuple[list[str], str, int, int]:
     """(the versions, the certificate, exchanges that the server answered, exchanges in the journal)."""
     async with Upstream(desk.desk, delay=0.01) as server:
@@ -66,7 +72,7 @@ async def trained(
         killing = asyncio.create_task(kill_later())
         await atrain(
             folder / "desk",
-            Env(desk.samples(48), root=folder),
+            Env(desk.samples(samples), root=folder),
             {"model": "command:script {prompt_file}", "upstream": model, "sandbox": "none"},
             optimizer="examples",
             run=folder / name,
@@ -119,6 +125,48 @@ async def test_doctor_names_each_machine_and_refuses_one_without_the_agent(folde
     assert len([f for f in found if f.topic == "workers" and f.level == "ok"]) == 3, [
         f.text for f in found if f.level == "fail"
     ]
+
+
+@pytest.fixture
+def remote(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of a cluster that `ray start` began, for a client."""
+    port, client = free_ports(2)
+    monkeypatch.setenv("RAY_TMPDIR", "/tmp")
+    start = (
+        f"start --head --block --port={port} --ray-client-server-port={client} --num-cpus=2 --include-dashboard=false"
+    )
+    head = subprocess.Popen([sys.executable, "-m", "ray.scripts.scripts", *start.split()], start_new_session=True,
+                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    try:
+        for _ in range(600):
+            with suppress(OSError), socket.create_connection(("127.0.0.1", client)):
+                break
+            time.sleep(0.2)
+        yield f"ray://127.0.0.1:{client}"
+    finally:
+        ray.shutdown()
+        os.killpg(head.pid, signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            head.wait(30)
+        with suppress(ProcessLookupError):
+            os.killpg(head.pid, signal.SIGKILL)
+        head.wait()
+
+
+def free_ports(n: int) -> list[int]:
+    with ExitStack() as stack:
+        open_ = [stack.enter_context(socket.socket()) for _ in range(n)]
+        for each in open_:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in open_]
+
+
+async def test_a_remote_cluster_gives_the_same_versions_through_a_client(folder: Path, remote: str) -> None:
+    assert await trained(folder, "remote", remote, samples=24) == await trained(folder, "local", "local", samples=24)
+    with Run.read(folder / "remote") as run:
+        (first, *_, account) = [data for _, _, data in run.events("workers")]
+    assert (len(first["machines"]), account["lost"]) == (1, 0)
+    assert account["sent"] == account["done"] > 0
 
 
 async def test_a_cluster_that_does_not_answer_is_refused() -> None:

@@ -184,7 +184,8 @@ def _module(name: str) -> Any:
 
 def require_ray(name: str) -> None:
     """Raise `UsageError` if the extra is not installed."""
-    if importlib.util.find_spec("ray") is None:
+    needed = ("ray", "grpc") if name.startswith("ray://") else ("ray",)
+    if not all(importlib.util.find_spec(module) for module in needed):
         raise UsageError(f"workers.on={name} needs the extra `ray`: pip install 'skilltune[ray]'")
 
 
