@@ -192,9 +192,13 @@ def in_worker(call: Call[Any, Any], job: Any) -> bytes:
 
 
 def packed(call: Call[Any, Any], ended: Ended) -> bytes:
-    """The end of a job, pickled. If that fails, the error says so in its place."""
+    """The end of a job, pickled. If that fails, the error says so in its place. An error is read again, because many a
+    class of errors can be pickled and not read."""
     try:
-        return pickle.dumps(ended, pickle.HIGHEST_PROTOCOL)
+        data = pickle.dumps(ended, pickle.HIGHEST_PROTOCOL)
+        if ended.error is not None:
+            pickle.loads(data)
+        return data
     except Exception as error:  # a result's own code may raise anything
         kind = f"its result ({type(ended.value).__qualname__})"
         if ended.error is not None:

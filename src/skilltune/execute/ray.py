@@ -23,6 +23,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Executor as Engine
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -44,6 +45,7 @@ from skilltune.execute import (
 from skilltune.version import __version__
 
 SHARED_BYTES = 16_000  # content of at least this size goes through the object store
+ANSWER_S = 5.0  # longest wait for a cluster to accept a connection
 LOOK_S = 5.0  # between two looks at the machines
 KEPT = 256  # contents that stay in the object store between jobs
 
@@ -108,6 +110,7 @@ class OnRay:
         os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # `uv run` would send the project to each worker
         if not ray.is_initialized():
             address = None if self.name == "ray" else self.name
+            require_answer(self.name)
             try:
                 ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL)
                 self._connected = True
@@ -187,6 +190,28 @@ def require_ray(name: str) -> None:
     needed = ("ray", "grpc") if name.startswith("ray://") else ("ray",)
     if not all(importlib.util.find_spec(module) for module in needed):
         raise UsageError(f"workers.on={name} needs the extra `ray`: pip install 'skilltune[ray]'")
+
+
+def require_answer(name: str) -> None:
+    """Raise `UsageError` if nothing listens at the address of the cluster. Ray itself would try for minutes, and fill
+    the terminal meanwhile."""
+    address, origin = name.removeprefix("ray://"), ""
+    if name == "ray":
+        noted = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp") / "ray" / "ray_current_cluster"
+        address, origin = os.environ.get("RAY_ADDRESS", ""), "RAY_ADDRESS"
+        if not address and noted.is_file():
+            address, origin = noted.read_text().strip(), f"`ray start`, see {noted},"
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return  # Ray starts a cluster of its own, or has an address of another kind
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), ANSWER_S).close()
+    except OSError as error:
+        named = "" if name != "ray" else f", which {origin} names"
+        raise UsageError(
+            f"workers.on={name}: no Ray cluster answers at {host}:{port}{named} ({error}): start it, or set "
+            "workers.on=local; `ray stop` forgets a cluster that has ended"
+        ) from error
 
 
 class Tasks(Engine):
@@ -289,11 +314,10 @@ def unpack(data: bytes, contents: Mapping[str, bytes]) -> Any:
 
 def _work(version: str, data: bytes, references: Mapping[str, Any]) -> Any:
     """Run one call in a worker. A machine that joined during the run is compared here, by its version of skilltune."""
-    ray = _module("ray")
     if version != __version__:
         text = f"{platform.node()} has skilltune {__version__}, and this run needs {version}: install it there"
         return pickle.dumps(Ended(error=CallConfigError(text)))
-
+    ray = _module("ray")
     names = list(references)
     contents = dict(zip(names, ray.get([references[name] for name in names]), strict=True))
     try:

@@ -86,9 +86,10 @@ def describe_event(type: str, data: Mapping[str, Any], steps: int, slow: bool = 
             machines = f"{counted(len(data['machines']), 'machine')} on {data['on']}"
             return Line(f"workers · {machines}, {data['slots']} jobs at once", "quiet")
         case "workers" if data["sent"]:
+            logs = "; Ray's logs are in /tmp/ray/session_latest/logs of each machine" if data["lost"] else ""
             return Line(
                 f"workers · {data['sent']:,} jobs sent; {data['lost']:,} lost with a worker and sent again; "
-                f"{data['late']:,} late requests of ended agents refused",
+                f"{data['late']:,} late requests of ended agents refused{logs}",
                 "warning" if data["lost"] else "quiet",
             )
         case "slow":

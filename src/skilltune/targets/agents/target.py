@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import platform
 import re
 import shlex
 import shutil
@@ -23,7 +24,7 @@ from pathlib import Path
 from skilltune.config import TargetConfig
 from skilltune.envs.task import Task
 from skilltune.envs.tools import Tools
-from skilltune.errors import CallError, InfraError, Stopped, UsageError
+from skilltune.errors import CallConfigError, CallError, InfraError, Stopped, UsageError
 from skilltune.execute import HERE, Executor
 from skilltune.execute.tls import trusting
 from skilltune.frontmatter import BadFrontmatter, read_block
@@ -99,6 +100,7 @@ class AgentTarget:
     executor: Executor = HERE
     offers: Callable[[Task], Tools | None] = no_tools
     _gateway: Gateway | None = None
+    _needs: Needs | None = None
     _started: bool = False
     _starting: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False)
 
@@ -211,12 +213,12 @@ class AgentTarget:
         )
         await self._start()
         if self.upstream is None:
-            done = alone(job, await self.executor.run(run_job, job))
+            done = alone(job, await self._sent(job))
             listed = done.usage.usd if done.usage.usd is not None else self.usd(done.usage)
             return replace(done, usage=replace(done.usage, usd=listed))
         lease = self._lease(key, installed, task.id)
         try:
-            result = await self.executor.run(run_job, replace(job, url=lease.url, token=lease.token, trust=self._trust))
+            result = await self._sent(replace(job, url=lease.url, token=lease.token, trust=self._trust))
             trajectory = witnessed(job, result, lease, waited=await lease.end())
         except BaseException as failure:  # also a cancelled rollout: its exchanges are paid
             await lease.end()
@@ -249,13 +251,19 @@ class AgentTarget:
         """Raise `UsageError` if a machine could not run the agent as this one would."""
         place = gateway.address if gateway else None
         known = self.agent, self.command, self.version, self.content, self.programs, self.sandbox.level
-        needs = Needs(*known, place, self._trust if gateway else b"")
-        found = await self.executor.on_each(unfit, needs)
+        self._needs = Needs(*known, place, self._trust if gateway else b"")
+        found = await self.executor.on_each(unfit, self._needs)
         if bad := [f"{name}: {reason}" for name, reason in found.items() if reason]:
             raise UsageError(
                 f"workers.on={self.executor.name}: {len(bad)} of {len(found)} machines cannot run this agent: "
                 f"{'; '.join(bad[:5])}"
             )
+
+    async def _sent(self, job: AgentJob) -> AgentResult:
+        """The result of a job, here or on a machine that is compared before its first one."""
+        if self._needs is None:
+            return await self.executor.run(run_job, job)
+        return await self.executor.run(run_fit, Fit(self._needs, job))
 
     @property
     def _trust(self) -> bytes:
@@ -623,6 +631,26 @@ class Needs:
     sandbox: str
     gateway: tuple[str, int] | None
     trust: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """A job for a machine that fits."""
+
+    needs: Needs
+    job: AgentJob
+
+
+_fits: set[Needs] = set()  # what this process has found to hold
+
+
+async def run_fit(asked: Fit) -> AgentResult:
+    """Run a job. Raises `CallConfigError` if this machine, which may have joined during the run, does not fit."""
+    if asked.needs not in _fits:
+        if reason := await unfit(asked.needs):
+            raise CallConfigError(f"the machine {platform.node()} cannot run this agent: {reason}")
+        _fits.add(asked.needs)
+    return await run_job(asked.job)
 
 
 async def unfit(needs: Needs) -> str:
