@@ -34,6 +34,7 @@ from skilltune.execute import Counts
 from skilltune.execute.ray import OnRay
 from skilltune.gateway import Gateway, RolloutLimits, Upstream
 from skilltune.journal.run import Run
+from skilltune.streams import protect
 
 TESTS = Path(__file__).parents[1] / "tests"
 sys.path.insert(0, str(TESTS))
@@ -132,27 +133,36 @@ async def exchanges(wanted: list[float], slots: int) -> Outcome:
 
 class Killer:
     """Kills worker processes and whole machines in turn, every few seconds, by SIGKILL. For each machine that dies, a
-    new one joins. To take down a simulated machine, only its raylet and its workers are killed: everything else of it
-    is no part of a job, and to wait for its end takes tens of seconds."""
+    new one joins. Two machines stay alive, because a new one takes a while. Of a simulated machine, the raylet and the
+    workers are killed: everything else of it is no part of a job, and to wait for its end takes tens of seconds."""
 
     def __init__(self, cluster: Cluster, every_s: float, cpus: int) -> None:
         self.processes = self.machines = self.joined = 0
         self._cluster, self._every_s, self._cpus = cluster, every_s, cpus
         self._over = Event()
-        self._thread = Thread(target=self._work, daemon=True)
+        self._threads = [Thread(target=work, daemon=True) for work in (self._kill, self._join)]
         self._dead: list[Any] = []
 
     def __enter__(self) -> Killer:
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
         for node in self._dead:
             node.kill_all_processes(check_alive=False, allow_graceful=False)
 
-    def _work(self) -> None:
+    def _join(self) -> None:
+        while not self._over.wait(0.1):
+            if self.joined < self.machines:
+                with suppress(Exception):  # on a busy computer its start may take longer than Ray waits
+                    self._cluster.add_node(num_cpus=self._cpus)
+                    self.joined += 1
+
+    def _kill(self) -> None:
         rng = random.Random(0)
         while not self._over.wait(self._every_s):
             nodes = sorted(self._cluster.worker_nodes, key=lambda node: node.unique_id)
@@ -166,8 +176,6 @@ class Killer:
                 for pid in (raylet, *workers):
                     kill(pid)
                 self.machines += 1
-                self._cluster.add_node(num_cpus=self._cpus, wait=False)
-                self.joined += 1
             elif busy:
                 kill(rng.choice(busy))
                 self.processes += 1
@@ -191,7 +199,10 @@ async def killed(cluster: Cluster, jobs: int, slots: int, every_s: float, cpus: 
     calm = await exchanges(wanted, slots)
     with Killer(cluster, every_s, cpus) as killer:
         hit = await exchanges(wanted, slots)
-    rows = [(calm, "none", "–"), (hit, f"{killer.processes} processes, {killer.machines} machines", killer.joined)]
+    rows = [
+        (calm, "none", "–"),
+        (hit, f"{killer.processes} worker processes, {killer.machines} machines", killer.joined),
+    ]
     return "\n".join(
         f"| {kills} | {joined} | {found.counts.sent:,} | {found.counts.lost} | {found.results == calm.results} | "
         f"{found.asked:,} | {found.asked - found.journaled} | {found.paid - found.journaled} | {found.seconds:.0f} |"
@@ -232,6 +243,7 @@ async def main() -> None:
     tables = ["use", "overhead", "memory", "kills"]
     parser.add_argument("--tables", nargs="+", choices=tables, default=tables)
     args = parser.parse_args()
+    protect()  # without Ray's remarks
     each = args.slots // args.nodes
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     for _ in range(args.nodes):

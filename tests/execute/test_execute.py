@@ -13,7 +13,8 @@ from importlib.machinery import ModuleSpec
 from multiprocessing import get_context
 from pathlib import Path
 from threading import Lock
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -30,6 +31,7 @@ from skilltune.execute import Elsewhere, here, load_of, require_equal, result_of
 from skilltune.execute.ray import SHARED_BYTES, _work, pack, require_answer, unpack
 from skilltune.history.lines import describe_load
 from skilltune.journal.run import Run
+from skilltune.report.terminal import Progress
 from skilltune.rollout import Rollout, Trajectory
 from skilltune.sinks.live import Live as Board
 from skilltune.targets.agents.target import Fit, Needs, run_fit
@@ -138,6 +140,10 @@ async def test_slots_in_use_are_counted_and_shown(tmp_path: Path) -> None:
         assert load is not None
         assert (load["running"], load["slots"], load["machines"]) == (2, 2, 1)
         assert describe_load(load) == "2 of 2 slots on 1 machine"
+        cfg = SimpleNamespace(train=SimpleNamespace(epochs=1, batch_size=1), certify=SimpleNamespace(attempts=1))
+        splits, budget = SimpleNamespace(train=[0], test=[0]), SimpleNamespace(spent=Usage())
+        session: Any = SimpleNamespace(cfg=cfg, splits=splits, budget=budget, executor=jobs)
+        assert str(Progress(session)).endswith(" · 2 of 2 slots on 1 machine")
         await asyncio.gather(*waiting)
         jobs.counts.lost, jobs.counts.late = 3, 1
         with Run.open(tmp_path) as run:
