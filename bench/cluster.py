@@ -33,14 +33,16 @@ from skilltune.errors import InfraError
 from skilltune.execute import Counts
 from skilltune.execute.ray import OnRay
 from skilltune.gateway import Gateway, RolloutLimits, Upstream
-from skilltune.journal.run import Run
+from skilltune.journal.run import FAILED, Run
 from skilltune.streams import protect
+from skilltune.usage import Usage
 
 TESTS = Path(__file__).parents[1] / "tests"
 sys.path.insert(0, str(TESTS))
 from upstream import Asked, Turn  # noqa: E402
 from upstream import Upstream as Model  # noqa: E402
 
+EVENT_S = 0.05  # between two events of an answer, so that kills hit answers under way
 CONTENT = os.urandom(200_000)  # a file that every job carries
 
 
@@ -91,12 +93,13 @@ def reply(asked: Asked) -> Turn:
 
 @dataclass
 class Outcome:
-    """What came of many asking jobs: results by job, exchanges that the model server answered, that the journal holds,
-    and that were paid."""
+    """What came of many asking jobs: results by job, exchanges that the model server was asked, that the journal holds,
+    that were cut off with their job, and that were paid. A provider may bill what was cut off, so it counts as paid."""
 
     results: dict[int, str]
     asked: int
     journaled: int
+    cut: int
     paid: int
     counts: Counts
     seconds: float
@@ -107,7 +110,7 @@ async def exchanges(wanted: list[float], slots: int) -> Outcome:
     executor, results, paid = OnRay("ray", cpus=1.0, most=slots), dict[int, str](), 0
     await executor.ready()
     with tempfile.TemporaryDirectory() as folder, Run.open(Path(folder)) as run:
-        async with Model(reply) as server, Gateway(host=executor.host) as gateway:
+        async with Model(reply, delay=EVENT_S) as server, Gateway(host=executor.host) as gateway:
             upstream = Upstream("openai-chat", f"{server.url}/v1", "m")
 
             async def one(number: int, seconds: float) -> None:
@@ -128,7 +131,9 @@ async def exchanges(wanted: list[float], slots: int) -> Outcome:
             began = time.perf_counter()
             await asyncio.gather(*(one(number, seconds) for number, seconds in enumerate(wanted)))
             wall = time.perf_counter() - began
-        return Outcome(results, len(server.asked), run.usage["target exchange"].calls, paid, executor.counts, wall)
+        cut = run.usage.get(FAILED, Usage()).calls
+        answered = run.usage["target exchange"].calls
+        return Outcome(results, len(server.asked), answered, cut, paid, executor.counts, wall)
 
 
 class Killer:
@@ -205,7 +210,7 @@ async def killed(cluster: Cluster, jobs: int, slots: int, every_s: float, cpus: 
     ]
     return "\n".join(
         f"| {kills} | {joined} | {found.counts.sent:,} | {found.counts.lost} | {found.results == calm.results} | "
-        f"{found.asked:,} | {found.asked - found.journaled} | {found.paid - found.journaled} | {found.seconds:.0f} |"
+        f"{found.asked:,} | {found.cut} | {found.paid - found.cut - found.journaled} | {found.seconds:.0f} |"
         for found, kills, joined in rows
     )
 
@@ -245,10 +250,20 @@ async def main() -> None:
     args = parser.parse_args()
     protect()  # without Ray's remarks
     each = args.slots // args.nodes
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-    for _ in range(args.nodes):
-        cluster.add_node(num_cpus=each)
-    os.environ["RAY_ADDRESS"] = str(cluster.address)
+    # without signal handlers, because machines join from a thread
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0}, shutdown_at_exit=False)
+    try:
+        for _ in range(args.nodes):
+            cluster.add_node(num_cpus=each)
+        os.environ["RAY_ADDRESS"] = str(cluster.address)
+        await measure(args, cluster, each)
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+async def measure(args: argparse.Namespace, cluster: Cluster, each: int) -> None:
+    """Print the tables. Each machine has `each` slots."""
     if "use" in args.tables:
         print(
             "| machines | slots | jobs | mean s | wall s | without overhead s | share | slots in use, tail included |"
@@ -264,11 +279,9 @@ async def main() -> None:
     if "kills" in args.tables:
         print(
             f"\n| killed, of {args.killed:,} jobs with {TURNS} exchanges each | joined | jobs sent | jobs lost "
-            "| same result | exchanges asked | asked again | paid twice | wall s |\n" + "| --- " * 9 + "|"
+            "| same result | exchanges asked | cut off | answered and paid twice | wall s |\n" + "| --- " * 9 + "|"
         )
         print(await killed(cluster, args.killed, args.slots, args.every, each, args.short), flush=True)
-    ray.shutdown()
-    cluster.shutdown()
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ async def sleep(job: tuple[float, bytes]) -> float:
 
 @dataclass(frozen=True)
 class Asking:
-    """A job that asks the gateway `TURNS` questions, each of which holds the answers before it, and sleeps between."""
+    """A job that asks the gateway `TURNS` questions, each about the answer before it, and sleeps between."""
 
     number: int
     seconds: float
@@ -38,8 +38,11 @@ async def ask(job: Asking) -> str:
 
 
 def _answer(job: Asking, text: str) -> str:
-    body = {"model": "m", "messages": [{"role": "user", "content": text}]}
+    """A streamed answer, whole."""
+    body = {"model": "m", "messages": [{"role": "user", "content": text}], "stream": True}
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {job.token}"}
     request = urllib.request.Request(f"{job.url}/v1/chat/completions", json.dumps(body).encode(), headers)
     with urllib.request.urlopen(request, timeout=120) as answer:
-        return json.load(answer)["choices"][0]["message"]["content"]
+        rows = [row[5:].strip() for row in answer.read().decode().splitlines() if row.startswith("data:")]
+    chunks = [json.loads(row) for row in rows if row != "[DONE]"]
+    return "".join(choice["delta"].get("content") or "" for chunk in chunks for choice in chunk.get("choices", ()))
