@@ -106,6 +106,7 @@ class OnRay:
 
     def _connect(self) -> Elsewhere:
         require_ray(self.name)
+        send_token()
         ray, errors = _module("ray"), _module("ray.exceptions")
         os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # `uv run` would send the project to each worker
         if not ray.is_initialized():
@@ -117,7 +118,8 @@ class OnRay:
             except Exception as error:  # Ray raises many kinds
                 raise UsageError(
                     f"workers.on={self.name}: no Ray cluster answers ({_short(error)}); start one with `ray start "
-                    "--head --ray-client-server-port=10001`, or set workers.on=local"
+                    "--head --ray-client-server-port=10001`, or set workers.on=local; a cluster with a token wants "
+                    "RAY_AUTH_MODE=token and that token in ~/.ray/auth_token or RAY_AUTH_TOKEN"
                 ) from error
         lost = (
             errors.WorkerCrashedError,
@@ -190,6 +192,17 @@ def require_ray(name: str) -> None:
     needed = ("ray", "grpc") if name.startswith("ray://") else ("ray",)
     if not all(importlib.util.find_spec(module) for module in needed):
         raise UsageError(f"workers.on={name} needs the extra `ray`: pip install 'skilltune[ray]'")
+
+
+def send_token() -> None:
+    """Let Ray send the token of this user, if there is one. `ray start` asks for a token as soon as its user has one,
+    but a client sends it only if RAY_AUTH_MODE says so. Ray reads that variable when it is imported.
+
+    https://docs.ray.io/en/latest/ray-security/token-auth.html
+    """
+    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    if os.environ.get("RAY_AUTH_TOKEN") or file.is_file():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def require_answer(name: str) -> None:
