@@ -8,28 +8,42 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import hashlib
 import heapq
 import os
 import random
 import resource
+import signal
+import subprocess
+import sys
+import tempfile
 import time
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, quantiles
+from threading import Event, Thread
+from typing import Any
 
 import ray  # pyright: ignore[reportMissingImports]
+from cluster_jobs import TURNS, Asking, ask, sleep
 from ray.cluster_utils import Cluster  # pyright: ignore[reportMissingImports]
 
 from skilltune.errors import InfraError
+from skilltune.execute import Counts
 from skilltune.execute.ray import OnRay
+from skilltune.gateway import Gateway, RolloutLimits, Upstream
+from skilltune.journal.run import FAILED, Run
+from skilltune.streams import protect
+from skilltune.usage import Usage
 
+TESTS = Path(__file__).parents[1] / "tests"
+sys.path.insert(0, str(TESTS))
+from upstream import Asked, Turn  # noqa: E402
+from upstream import Upstream as Model  # noqa: E402
+
+EVENT_S = 0.05  # between two events of an answer, so that kills hit answers under way
 CONTENT = os.urandom(200_000)  # a file that every job carries
-
-
-async def sleep(job: tuple[float, bytes]) -> float:
-    """A job that sleeps and returns its own seconds."""
-    began = time.perf_counter()
-    await asyncio.sleep(job[0])
-    return time.perf_counter() - began
 
 
 def durations(n: int, mean: float, seed: int = 0) -> list[float]:
@@ -73,36 +87,132 @@ async def overhead(jobs: int) -> str:
     return f"| {jobs} | {median:.1f} | {most:.1f} | {1000 * cpu:.2f} |"
 
 
-async def killed(cluster: Cluster, jobs: int, slots: int, every_s: float, cpus: int) -> str:
-    """Jobs while a machine is killed every few seconds and a new one joins. The caller tries a lost job again."""
-    executor = OnRay("ray", cpus=1.0, most=slots)
+def reply(asked: Asked) -> Turn:
+    return Turn(hashlib.sha256(asked.body["messages"][-1]["content"].encode()).hexdigest())
+
+
+@dataclass
+class Outcome:
+    """What came of many asking jobs: results by job, exchanges that the model server was asked, that the journal holds,
+    that were cut off with their job, and that were paid. A provider may bill what was cut off, so it counts as paid."""
+
+    results: dict[int, str]
+    asked: int
+    journaled: int
+    cut: int
+    paid: int
+    counts: Counts
+    seconds: float
+
+
+async def exchanges(wanted: list[float], slots: int) -> Outcome:
+    """Jobs that ask through the gateway. A lost one is tried again under the same key, as a target does it."""
+    executor, results, paid = OnRay("ray", cpus=1.0, most=slots), dict[int, str](), 0
     await executor.ready()
-    results, kills, ended = dict[int, float](), 0, False
+    with tempfile.TemporaryDirectory() as folder, Run.open(Path(folder)) as run:
+        async with Model(reply, delay=EVENT_S) as server, Gateway(host=executor.host) as gateway:
+            upstream = Upstream("openai-chat", f"{server.url}/v1", "m")
 
-    async def one(number: int, seconds: float) -> None:
-        while True:
-            try:
-                results[number] = await executor.run(sleep, (seconds, CONTENT))
-                return
-            except InfraError:
-                await asyncio.sleep(0.1)
+            async def one(number: int, seconds: float) -> None:
+                nonlocal paid
+                while number not in results:
+                    lease = gateway.lease(
+                        upstream, None, RolloutLimits(), rollout_key=f"job {number}", run=run, slots=None
+                    )
+                    try:
+                        results[number] = await executor.run(ask, Asking(number, seconds, lease.url, lease.token))
+                    except InfraError:
+                        await asyncio.sleep(0.1)
+                    finally:
+                        await lease.end()
+                        paid += lease.paid.calls
+                        lease.close()
 
-    async def kill() -> None:
-        nonlocal kills
-        while not ended:
-            await asyncio.sleep(every_s)
-            nodes = list(cluster.worker_nodes)
-            if nodes and not ended:
-                kills += 1
-                await asyncio.to_thread(cluster.remove_node, nodes[kills % len(nodes)], False)
-                await asyncio.to_thread(cluster.add_node, num_cpus=cpus)
+            began = time.perf_counter()
+            await asyncio.gather(*(one(number, seconds) for number, seconds in enumerate(wanted)))
+            wall = time.perf_counter() - began
+        cut = run.usage.get(FAILED, Usage()).calls
+        answered = run.usage["target exchange"].calls
+        return Outcome(results, len(server.asked), answered, cut, paid, executor.counts, wall)
 
-    began, killer = time.perf_counter(), asyncio.create_task(kill())
-    await asyncio.gather(*(one(number, seconds) for number, seconds in enumerate(durations(jobs, 2.0))))
-    wall, ended = time.perf_counter() - began, True
-    killer.cancel()
-    lost = executor.counts.lost
-    return f"| {jobs:,} | {kills} | {len(results):,} | {lost} | {executor.counts.sent:,} | {wall:.0f} |"
+
+class Killer:
+    """Kills worker processes and whole machines in turn, every few seconds, by SIGKILL. For each machine that dies, a
+    new one joins. Two machines stay alive, because a new one takes a while. Of a simulated machine, the raylet and the
+    workers are killed: everything else of it is no part of a job, and to wait for its end takes tens of seconds."""
+
+    def __init__(self, cluster: Cluster, every_s: float, cpus: int) -> None:
+        self.processes = self.machines = self.joined = 0
+        self._cluster, self._every_s, self._cpus = cluster, every_s, cpus
+        self._over = Event()
+        self._threads = [Thread(target=work, daemon=True) for work in (self._kill, self._join)]
+        self._dead: list[Any] = []
+
+    def __enter__(self) -> Killer:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join()
+        for node in self._dead:
+            node.kill_all_processes(check_alive=False, allow_graceful=False)
+
+    def _join(self) -> None:
+        while not self._over.wait(0.1):
+            if self.joined < self.machines:
+                with suppress(Exception):  # on a busy computer its start may take longer than Ray waits
+                    self._cluster.add_node(num_cpus=self._cpus)
+                    self.joined += 1
+
+    def _kill(self) -> None:
+        rng = random.Random(0)
+        while not self._over.wait(self._every_s):
+            nodes = sorted(self._cluster.worker_nodes, key=lambda node: node.unique_id)
+            node = rng.choice(nodes)
+            raylet = node.all_processes["raylet"][0].process.pid
+            workers = [pid for pid, command in children(raylet) if command.startswith("ray::")]
+            busy = [pid for pid, command in children(raylet) if command.startswith("ray::_work")]
+            if (self.processes + self.machines) % 2 and len(nodes) > 2:
+                self._cluster.worker_nodes.remove(node)
+                self._dead.append(node)
+                for pid in (raylet, *workers):
+                    kill(pid)
+                self.machines += 1
+            elif busy:
+                kill(rng.choice(busy))
+                self.processes += 1
+
+
+def children(parent: int) -> list[tuple[int, str]]:
+    """(process, its command) of each child of a process."""
+    listed = subprocess.run(["ps", "--ppid", str(parent), "-o", "pid=,args="], capture_output=True, text=True).stdout
+    rows = (line.split(None, 1) for line in listed.splitlines())
+    return [(int(pid), command) for pid, command in rows]
+
+
+def kill(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+async def killed(cluster: Cluster, jobs: int, slots: int, every_s: float, cpus: int, mean: float) -> str:
+    """The same jobs without and with kills, as two rows."""
+    wanted = durations(jobs, mean)
+    calm = await exchanges(wanted, slots)
+    with Killer(cluster, every_s, cpus) as killer:
+        hit = await exchanges(wanted, slots)
+    rows = [
+        (calm, "none", "–"),
+        (hit, f"{killer.processes} worker processes, {killer.machines} machines", killer.joined),
+    ]
+    return "\n".join(
+        f"| {kills} | {joined} | {found.counts.sent:,} | {found.counts.lost} | {found.results == calm.results} | "
+        f"{found.asked:,} | {found.cut} | {found.paid - found.cut - found.journaled} | {found.seconds:.0f} |"
+        for found, kills, joined in rows
+    )
 
 
 async def memory(jobs: int, slots: int) -> str:
@@ -132,30 +242,49 @@ async def main() -> None:
     parser.add_argument("--jobs", type=int, default=640)
     parser.add_argument("--mean", type=float, default=5.0, help="seconds of a job in the first table")
     parser.add_argument("--killed", type=int, default=1_000)
+    parser.add_argument("--every", type=float, default=3.0, help="seconds between two kills")
+    parser.add_argument("--short", type=float, default=2.0, help="mean seconds of a job in the table of kills")
     parser.add_argument("--flat", type=int, default=10_000)
+    tables = ["use", "overhead", "memory", "kills"]
+    parser.add_argument("--tables", nargs="+", choices=tables, default=tables)
     args = parser.parse_args()
+    protect()  # without Ray's remarks
     each = args.slots // args.nodes
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-    for _ in range(args.nodes):
-        cluster.add_node(num_cpus=each)
-    os.environ["RAY_ADDRESS"] = str(cluster.address)
-    print("| machines | slots | jobs | mean s | wall s | without overhead s | share | slots in use, tail included |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
-    print(await utilization(args.slots, args.jobs, args.mean, args.nodes), flush=True)
-    print("\n| jobs, one at a time | overhead ms (median) | (95 %) | CPU ms of the driver |\n| --- | --- | --- | --- |")
-    print(await overhead(100), flush=True)
-    print("\n| jobs | slots | wall s | driver MB after each quarter | peak MB |\n| --- | --- | --- | --- | --- |")
-    print(await memory(args.flat, args.slots), flush=True)
-    print(
-        "\n| jobs | machines killed | results | jobs lost | jobs sent | wall s |\n| --- | --- | --- | --- | --- | --- |"
-    )
-    print(await killed(cluster, args.killed, args.slots, 5.0, each), flush=True)
-    ray.shutdown()
-    cluster.shutdown()
+    # without signal handlers, because machines join from a thread
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0}, shutdown_at_exit=False)
+    try:
+        for _ in range(args.nodes):
+            cluster.add_node(num_cpus=each)
+        os.environ["RAY_ADDRESS"] = str(cluster.address)
+        await measure(args, cluster, each)
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+async def measure(args: argparse.Namespace, cluster: Cluster, each: int) -> None:
+    """Print the tables. Each machine has `each` slots."""
+    if "use" in args.tables:
+        print(
+            "| machines | slots | jobs | mean s | wall s | without overhead s | share | slots in use, tail included |"
+        )
+        print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+        print(await utilization(args.slots, args.jobs, args.mean, args.nodes), flush=True)
+    if "overhead" in args.tables:
+        print("\n| jobs, one at a time | overhead ms (median) | (95 %) | CPU ms of the driver |\n" + "| --- " * 4 + "|")
+        print(await overhead(100), flush=True)
+    if "memory" in args.tables:
+        print("\n| jobs | slots | wall s | driver MB after each quarter | peak MB |\n| --- | --- | --- | --- | --- |")
+        print(await memory(args.flat, args.slots), flush=True)
+    if "kills" in args.tables:
+        print(
+            f"\n| killed, of {args.killed:,} jobs with {TURNS} exchanges each | joined | jobs sent | jobs lost "
+            "| same result | exchanges asked | cut off | answered and paid twice | wall s |\n" + "| --- " * 9 + "|"
+        )
+        print(await killed(cluster, args.killed, args.slots, args.every, each, args.short), flush=True)
 
 
 if __name__ == "__main__":
-    os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # the workers import the jobs from this file
-    import cluster
-
-    asyncio.run(cluster.main())
+    folders = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(folders)  # the workers import the jobs from there
+    asyncio.run(main())

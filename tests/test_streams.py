@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import subprocess
@@ -9,9 +10,11 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
+from skilltune import streams
 from world import World
 
 NOISE = """
@@ -99,3 +102,13 @@ def test_warnings_and_tracebacks_are_shown_too(tmp_path: Path) -> None:
     assert r"a\x1b[2Jb" in done.stderr
     assert "ZeroDivisionError" in done.stderr
     assert "\x1b" not in done.stderr
+
+
+def test_remarks_of_ray_do_not_reach_the_output() -> None:
+    ours, users = io.StringIO(), io.StringIO()
+    output = streams.Output(ours, users)
+    for name in ("ray_listen_error_messages", "another thread"):
+        thread = Thread(target=print, args=(name,), kwargs={"file": output}, name=name)
+        thread.start()
+        thread.join()
+    assert (ours.getvalue(), users.getvalue()) == ("another thread\n", "")

@@ -90,8 +90,9 @@ async def run_training(
             forked = _Fork(folder, old.config or {}, run.adopt(old))
             note_fork(run, old)
             old.close()
-        async with recording(cfg, run):
+        async with recording(cfg, run) as board:
             session = build_parts(cfg, run, root, env=env, drop=drop)
+            board.executor = session.executor
             try:
                 if forked is not None:
                     _notify_fork(forked, session)
@@ -281,8 +282,9 @@ async def finished_run(
     """
     cfg, root = _reopened(folder, env, budget, overrides)
     with Run.open(folder, cfg.to_json(), may_differ=MAY_DIFFER) as run:
-        async with recording(cfg, run):
+        async with recording(cfg, run) as board:
             session = build_parts(cfg, run, root, env=env, skill=Pins.of(run).skill)
+            board.executor = session.executor
             try:
                 pin_inputs(session)
                 result = await _result(session)

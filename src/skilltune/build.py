@@ -34,7 +34,7 @@ from skilltune.envs.formats.huggingface import without_split
 from skilltune.envs.harbor import HarborEnv, load_harbor
 from skilltune.envs.inspect import InspectEnv, load_inspect, time_limit
 from skilltune.errors import RunError, UsageError
-from skilltune.execute import HERE, Executor
+from skilltune.execute import HERE, Executor, Tls
 from skilltune.finish.reserve import rest
 from skilltune.gate import Arena, build_gate, metric_of
 from skilltune.gate.also import fewest
@@ -240,7 +240,7 @@ def build_parts(
     hedge = STRAGGLER if cfg.target.hedge else None
     further_sections = cfg.also if others is None else tuple(others)
     sections = (cfg.target, *further_sections, proposing, *([judging] if judging is not None else []))
-    executor = build_executor(cfg, run)
+    executor = build_executor(cfg, run, root)
     env.executor = executor
     further = [section.model for section in further_sections]
     clients = Clients(sections, run, budget, hedge=hedge, executor=executor, further=further)
@@ -264,6 +264,7 @@ def build_parts(
     arena.refuses = refuses_of((target, *(other.roll.target for other in also)))
     resolved = cfg.model_copy(update={"train": cfg.train.model_copy(update={"max_skill_tokens": limit})})
     proposer = build_optimizer(resolved, proposing, clients, env, start, splits.train, root)
+    refuse_idle_workers(executor, env, (target, *(other.roll.target for other in also)), proposer)
     parts = Parts(
         cfg,
         run,
@@ -371,17 +372,20 @@ def build_budget(cfg: Config, run: Run) -> Budget:
     return Budget(cfg.budget.limits, sum(run.usage.values(), Usage()), lambda: run.elapsed_s, known=known)
 
 
-def build_executor(cfg: Config, run: Run) -> Executor:
+def build_executor(cfg: Config, run: Run, root: Path) -> Executor:
     """The executor of a run. It connects to its machines when the first job comes. Raises UsageError if its extra is
-    not installed."""
+    not installed, or its certificate cannot be used. Relative paths start at `root`."""
     on = cfg.workers
     if on.on == "local":
         return HERE
     from skilltune.execute.ray import OnRay, require_ray
 
     require_ray(on.on)
+    tls = Tls(*(root / Path(file).expanduser() for file in (on.tls_cert, on.tls_key))) if on.tls_cert else None
+    if tls is not None:
+        tls.context()
     most = on.slots or cfg.target.workers
-    return OnRay(on.on, on.cpus, on.memory, most, on.host, lambda facts: run.record(WORKERS, **facts))
+    return OnRay(on.on, on.cpus, on.memory, most, on.host, tls, lambda facts: run.record(WORKERS, **facts))
 
 
 def refuse_target(cfg: Config) -> None:
@@ -421,6 +425,18 @@ def refuse_idle(cfg: TargetConfig, target: RunTarget) -> None:
                 f"target.{key} is an option of an agent, or of a chat model with tools, and neither target.tools nor "
                 "the environment gives it any: leave it out, or name target.tools"
             )
+
+
+def refuse_idle_workers(executor: Executor, env: Env, targets: Sequence[Target], proposer: Proposer) -> None:
+    """Raise UsageError if the config names machines for jobs, and the run has no such job."""
+    agents = [
+        target for target in targets if isinstance(target, MeteredTarget) and isinstance(target.target, AgentTarget)
+    ]
+    if executor is not HERE and not (agents or proposer.agent or env.sandboxes):
+        raise UsageError(
+            f"workers.on={executor.name}: nothing of this run could run there. Workers run agents and the scorer "
+            "tests, and this run has neither: leave out [workers], or set workers.on=local"
+        )
 
 
 def require_loadable(cfg: Config, skill: Skill) -> None:

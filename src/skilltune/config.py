@@ -512,6 +512,12 @@ class WorkersConfig(_Section):
         default="",
         description="ray: address at which workers reach this machine; empty: its address in the cluster",
     )
+    tls_cert: str = Field(
+        default="",
+        description="ray: PEM file of a certificate for that address, so that the connection to the gateway is "
+        "encrypted; empty: it is not. Agents trust it",
+    )
+    tls_key: str = Field(default="", description="ray: PEM file of the certificate's private key, without a password")
 
     @field_validator("on")
     @classmethod
@@ -526,6 +532,8 @@ class WorkersConfig(_Section):
         extra = [key for key in fields if key != "on" and getattr(self, key) != fields[key].default]
         if self.on == "local" and extra:
             raise ValueError(f'workers.{extra[0]} is an option of Ray: set workers.on="ray", or leave it out')
+        if bool(self.tls_cert) != bool(self.tls_key):
+            raise ValueError("workers.tls_cert and workers.tls_key belong together: set both, or neither")
         return self
 
 

@@ -11,6 +11,7 @@ from typing import Any, TextIO
 from skilltune.text import visible
 
 USERS_THREAD = "scorer"  # name of the threads that run users' code
+SILENT_THREADS = {"ray_listen_error_messages"}  # Ray prints the remarks of its machines, which its log files hold too
 claimed: list[TextIO] = []  # filled by `claim_stdout`
 
 
@@ -25,7 +26,8 @@ class _Visible(io.TextIOWrapper):
 class Output:
     """A text stream that replaces `sys.stdout` or `sys.stderr`. Text of users' code goes to `users`.
 
-    A scorer runs in our process and shares `sys.stdout`. Threads of users' code are recognised by their name.
+    A scorer runs in our process and shares `sys.stdout`. Threads of users' code are recognised by their name, and so
+    are those whose text is dropped.
     """
 
     def __init__(self, stream: TextIO, users: TextIO) -> None:
@@ -36,7 +38,7 @@ class Output:
         return self._users if current_thread().name == USERS_THREAD else self._ours
 
     def write(self, text: str) -> int:
-        return self._stream.write(text)
+        return len(text) if current_thread().name in SILENT_THREADS else self._stream.write(text)
 
     def close(self) -> None:
         """Only flush, because a scorer that closes its output must not silence the run."""

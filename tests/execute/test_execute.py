@@ -6,11 +6,15 @@ import asyncio
 import os
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
+from importlib.machinery import ModuleSpec
 from multiprocessing import get_context
 from pathlib import Path
+from threading import Lock
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -23,9 +27,14 @@ from skilltune.api import aevaluate
 from skilltune.cli.main import app
 from skilltune.config import WorkersConfig, make_config
 from skilltune.errors import CallConfigError, InfraError, JudgeError, SampleError, UsageError
-from skilltune.execute import Elsewhere, here, require_equal
-from skilltune.execute.ray import SHARED_BYTES, pack, unpack
+from skilltune.execute import Elsewhere, here, load_of, require_equal, result_of
+from skilltune.execute.ray import SHARED_BYTES, _work, pack, require_answer, unpack
+from skilltune.history.lines import describe_load
+from skilltune.journal.run import Run
+from skilltune.report.terminal import Progress
 from skilltune.rollout import Rollout, Trajectory
+from skilltune.sinks.live import Live as Board
+from skilltune.targets.agents.target import Fit, Needs, run_fit
 from skilltune.usage import Usage
 from upstream import Asked, Turn, Upstream
 
@@ -50,6 +59,21 @@ async def vanish(marker: str) -> str:
         Path(marker).touch()
         os._exit(9)
     return "came back"
+
+
+async def return_lock(_: None) -> object:
+    return Lock()
+
+
+class Odd(Exception):
+    """An error that can be pickled, but not read."""
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(text)
+
+
+async def raise_odd(_: None) -> None:
+    raise Odd(7, "out of paper")
 
 
 class Pool(ProcessPoolExecutor):
@@ -92,6 +116,48 @@ async def test_a_lost_worker_is_an_infra_error_and_free_jobs_are_sent_again(jobs
 
 
 @pytest.mark.slow
+async def test_what_cannot_travel_is_named_with_its_job_and_its_kind(jobs: Elsewhere) -> None:
+    with pytest.raises(CallConfigError, match=r"return_lock ended on .*, but its result \(lock\) cannot be pickled"):
+        await jobs.run(return_lock, None)
+    with pytest.raises(CallConfigError, match=r"raise_odd ended on .*, but its error Odd: out of paper cannot be"):
+        await jobs.run(raise_odd, None)
+    with pytest.raises(CallConfigError, match=r"the job .*\.double cannot be sent to a worker: .*lock"):
+        await jobs.run(double, Lock())  # pyright: ignore[reportArgumentType]
+    assert await jobs.run(double, 4) == 8
+    assert jobs.counts.running == 0
+
+
+async def wait(seconds: float) -> None:
+    await asyncio.sleep(seconds)
+
+
+async def test_slots_in_use_are_counted_and_shown(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(4) as threads:
+        jobs = Elsewhere(threads, (), "ray", slots=2)
+        waiting = [asyncio.create_task(jobs.run(wait, 0.05)) for _ in range(3)]
+        await asyncio.sleep(0.02)
+        load = load_of(jobs)
+        assert load is not None
+        assert (load["running"], load["slots"], load["machines"]) == (2, 2, 1)
+        assert describe_load(load) == "2 of 2 slots on 1 machine"
+        cfg = SimpleNamespace(train=SimpleNamespace(epochs=1, batch_size=1), certify=SimpleNamespace(attempts=1))
+        splits, budget = SimpleNamespace(train=[0], test=[0]), SimpleNamespace(spent=Usage())
+        session: Any = SimpleNamespace(cfg=cfg, splits=splits, budget=budget, executor=jobs)
+        assert str(Progress(session)).endswith(" · 2 of 2 slots on 1 machine")
+        await asyncio.gather(*waiting)
+        jobs.counts.lost, jobs.counts.late = 3, 1
+        with Run.open(tmp_path) as run:
+            board = Board(run)
+            assert board.state()["workers"] is None  # everything runs here
+            board.executor = jobs
+            shown = board.state()["workers"]
+            board.close()
+    assert describe_load(shown) == (
+        "0 of 2 slots on 1 machine · 3 jobs lost with a worker and sent again · 1 late request of ended agents refused"
+    )
+
+
+@pytest.mark.slow
 async def test_an_agent_on_a_worker_scores_what_it_scores_here(
     jobs: Elsewhere, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -108,7 +174,9 @@ async def test_an_agent_on_a_worker_scores_what_it_scores_here(
     found = []
     for elsewhere in (False, True):
         if elsewhere:
-            monkeypatch.setattr("skilltune.build.build_executor", lambda cfg, run: replace(jobs, engine=Same(jobs)))
+            monkeypatch.setattr(
+                "skilltune.build.build_executor", lambda cfg, run, root: replace(jobs, engine=Same(jobs))
+            )
         async with Upstream(answer) as server:
             model = f"openai@{server.url}/v1/m"
             target = {"model": "command:script {prompt_file}", "upstream": model, "sandbox": "none"}
@@ -116,6 +184,18 @@ async def test_an_agent_on_a_worker_scores_what_it_scores_here(
             found.append((result.score, result.usage.calls, len(server.asked)))
     assert found[0] == found[1] == (1.0, 3, 3)
     assert jobs.counts.sent == 1 + 3  # the machine is admitted first
+
+
+async def test_a_machine_that_joined_later_and_differs_runs_no_job(tmp_path: Path) -> None:
+    (tmp_path / "agent.sh").write_text("echo YES")
+    known = Needs("command", "sh agent.sh", "", "other content", (tmp_path / "agent.sh",), "none", None)
+    with pytest.raises(
+        CallConfigError, match=r"the machine .* cannot run this agent: its files of `sh agent\.sh` differ"
+    ):
+        await run_fit(Fit(known, None))  # pyright: ignore[reportArgumentType]
+    data, _ = pack((double, (2,), {}))
+    with pytest.raises(CallConfigError, match=r"has skilltune .*, and this run needs 0\.0\.1: install it there"):
+        result_of(double, _work("0.0.1", data, {}))
 
 
 class Same:
@@ -187,6 +267,51 @@ def test_a_machine_with_other_versions_is_refused_by_name() -> None:
 def test_an_unknown_engine_is_refused(on: str) -> None:
     with pytest.raises(UsageError, match=r"workers\.on"):
         make_config({"workers": {"on": on}})
+
+
+def clustered(folder: Path, monkeypatch: pytest.MonkeyPatch, more: str = "") -> str:
+    """The folder of a config with workers on an engine that looks installed."""
+    engine = ModuleType("ray")
+    engine.__spec__ = ModuleSpec("ray", None)
+    monkeypatch.setitem(sys.modules, "ray", engine)
+    (folder / "SKILL.md").write_text("Answer.")
+    (folder / "data.jsonl").write_text("".join(f'{{"input": "{n}", "target": "{n}"}}\n' for n in range(20)))
+    (folder / "skilltune.toml").write_text(
+        'skill = "SKILL.md"\nenv.samples = "data.jsonl"\nworkers.on = "ray"\n'
+        f'target.model = "openai@http://127.0.0.1:9/v1/m"\noptimizer.model = "examples"\n{more}'
+    )
+    return str(folder)
+
+
+@pytest.mark.parametrize("command", ["check", "doctor", "train"])
+def test_workers_that_nothing_would_use_are_refused_alike(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = CliRunner().invoke(app, [command, clustered(tmp_path, monkeypatch)])
+    assert found.exit_code == 2, found.output
+    assert "nothing of this run could run there" in " ".join(found.output.split())
+
+
+def test_the_scorer_tests_is_enough_to_use_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    score = 'env.score = {type = "tests", command = "true", answer = "a.py", sandbox = "none"}\n'
+    found = CliRunner().invoke(app, ["check", clustered(tmp_path, monkeypatch, score)])
+    assert "could run there" not in " ".join(found.output.split())
+
+
+async def test_a_cluster_that_has_ended_is_named_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "ray_current_cluster").write_text("127.0.0.1:1\n")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(UsageError, match=r"no Ray cluster answers at 127\.0\.0\.1:1, which `ray start`, see .* names"):
+        require_answer("ray")
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:2")
+    with pytest.raises(UsageError, match=r"127\.0\.0\.1:2, which RAY_ADDRESS names"):
+        require_answer("ray")
+    with pytest.raises(UsageError, match=r"no Ray cluster answers at 127\.0\.0\.1:3 "):
+        require_answer("ray://127.0.0.1:3")
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    require_answer("ray")
 
 
 def test_an_engine_whose_extra_is_missing_is_refused_before_a_run(

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +56,7 @@ def cluster(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 async def trained(
-    folder: Path, name: str, on: str, kill: Callable[[], None] | None = None
+    folder: Path, name: str, on: str, kill: Callable[[], None] | None = None, samples: int = 48
 ) -> tuple[list[str], str, int, int]:
     """(the versions, the certificate, exchanges that the server answered, exchanges in the journal)."""
     async with Upstream(desk.desk, delay=0.01) as server:
@@ -66,7 +72,7 @@ async def trained(
         killing = asyncio.create_task(kill_later())
         await atrain(
             folder / "desk",
-            Env(desk.samples(48), root=folder),
+            Env(desk.samples(samples), root=folder),
             {"model": "command:script {prompt_file}", "upstream": model, "sandbox": "none"},
             optimizer="examples",
             run=folder / name,
@@ -119,6 +125,93 @@ async def test_doctor_names_each_machine_and_refuses_one_without_the_agent(folde
     assert len([f for f in found if f.topic == "workers" and f.level == "ok"]) == 3, [
         f.text for f in found if f.level == "fail"
     ]
+
+
+@contextmanager
+def head(**env: str) -> Iterator[str]:
+    """The address of a cluster that `ray start` began, for a client."""
+    port, client = free_ports(2)
+    start = (
+        f"start --head --block --port={port} --ray-client-server-port={client} --num-cpus=2 --include-dashboard=false"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ray.scripts.scripts", *start.split()],
+        env={**os.environ, "RAY_TMPDIR": "/tmp", **env},
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        for _ in range(600):
+            with suppress(OSError), socket.create_connection(("127.0.0.1", client)):
+                break
+            time.sleep(0.2)
+        yield f"ray://127.0.0.1:{client}"
+    finally:
+        ray.shutdown()
+        os.killpg(process.pid, signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(30)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def free_ports(n: int) -> list[int]:
+    with ExitStack() as stack:
+        open_ = [stack.enter_context(socket.socket()) for _ in range(n)]
+        for each in open_:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in open_]
+
+
+async def test_a_remote_cluster_gives_the_same_versions_through_a_client(folder: Path) -> None:
+    with head(RAY_AUTH_MODE="disabled") as remote:
+        assert await trained(folder, "remote", remote, samples=24) == await trained(
+            folder, "local", "local", samples=24
+        )
+    with Run.read(folder / "remote") as run:
+        (first, *_, account) = [data for _, _, data in run.events("workers")]
+    assert (len(first["machines"]), account["lost"]) == (1, 0)
+    assert account["sent"] == account["done"] > 0
+
+
+CONNECT = """
+import asyncio, sys
+from skilltune.errors import UsageError
+from skilltune.execute.ray import OnRay
+
+async def main():
+    workers = OnRay(sys.argv[1])
+    await workers.ready()
+    print("machines", workers.machines)
+    await workers.aclose()
+
+try:
+    asyncio.run(main())
+except UsageError as error:
+    print(error)
+"""
+
+
+def test_a_client_sends_the_token_of_its_user(folder: Path) -> None:
+    """Once its user has a token, `ray start` asks for it."""
+    token = folder / "token"
+    token.write_text("0123456789abcdef" * 4)
+    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
+    with head(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token)) as remote:
+        said = {
+            mode: subprocess.run(
+                [sys.executable, "-c", CONNECT, remote],
+                env={**env, "RAY_AUTH_TOKEN_PATH": str(token), **more},
+                capture_output=True,
+                text=True,
+                check=False,
+            ).stdout
+            for mode, more in {"token": {}, "without": {"RAY_AUTH_MODE": "disabled"}}.items()
+        }
+    assert "machines 1" in said["token"]
+    assert "wants RAY_AUTH_MODE=token" in said["without"]
 
 
 async def test_a_cluster_that_does_not_answer_is_refused() -> None:

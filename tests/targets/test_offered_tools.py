@@ -214,7 +214,9 @@ async def test_a_fault_of_the_environment_ends_the_agent_without_a_score(tmp_pat
     assert Counter.alive == 0
 
 
-async def test_an_agent_may_not_read_the_samples_and_its_tools_stay_here(tmp_path: Path) -> None:
+async def test_an_agent_may_not_read_the_samples_and_its_tools_stay_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     documents, project = tmp_path / "data" / "corpus", tmp_path / "project"
     documents.mkdir(parents=True)
     project.mkdir()
@@ -224,9 +226,11 @@ async def test_an_agent_may_not_read_the_samples_and_its_tools_stay_here(tmp_pat
         agent = bench.target.target
         assert isinstance(agent, AgentTarget)
         assert documents.parent in agent.hidden
-        agent.executor = Elsewhere(ThreadPoolExecutor(1), (), "ray")
-        with pytest.raises(UsageError, match=r"workers\.on=ray: the tools of this environment"):
-            await agent.run(SKILL, env.task(env.samples[0]), 0)
+    workers = Elsewhere(ThreadPoolExecutor(1), (), "ray")
+    monkeypatch.setattr("skilltune.build.build_executor", lambda cfg, run, root: workers)
+    with pytest.raises(UsageError, match=r"workers\.on=ray: the tools of this environment \(glob, …\)"):
+        Bench(project, "http://127.0.0.1:1", env, **agent_of(project, "true"))
+    assert workers.counts.sent == 0
 
 
 async def test_an_agent_cannot_reach_out_of_its_workspace_by_the_folder_of_the_calls(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ the process that trains. A worker keeps no state, and a job that is lost with it
 from __future__ import annotations
 
 import asyncio
+import pickle
 import platform
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor as Engine
@@ -16,7 +17,8 @@ from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol, TypeVar
 
-from skilltune.errors import InfraError, UsageError
+from skilltune.errors import CallConfigError, InfraError, UsageError
+from skilltune.execute.tls import Tls
 from skilltune.version import __version__
 
 LOOPBACK = "127.0.0.1"
@@ -38,10 +40,12 @@ class Place:
 
 @dataclass(slots=True)
 class Counts:
-    """The account of an engine: `sent` jobs, of which `lost` vanished with a worker and were sent again, if retries
-    were left. `late` requests came from agents whose rollout had ended; they were refused and cost nothing."""
+    """The account of an engine: `sent` jobs, of which `running` have not ended, and `lost` vanished with a worker and
+    were sent again, if retries were left. `late` requests came from agents whose rollout had ended; they were refused
+    and cost nothing."""
 
     sent: int = 0
+    running: int = 0
     done: int = 0
     lost: int = 0
     late: int = 0
@@ -50,8 +54,9 @@ class Counts:
 class Executor(Protocol):
     """Runs jobs. `ready` makes sure that its machines answer and run the same code; it raises `UsageError`.
 
-    `host` is the address at which a worker reaches this process, and `slots` the most jobs at once (None: no limit);
-    both are known once it is ready. `run` returns the job's result or raises its error, and `InfraError` if the worker
+    `host` is the address at which a worker reaches this process, with the certificate `tls` (None: unencrypted).
+    `slots` is the most jobs at once (None: no limit), and `machines` how many are alive. They are known once it is
+    ready. `run` returns the job's result or raises its error, and `InfraError` if the worker
     was lost. A lost job is sent again `resend` times; a job that costs money needs 0, because its caller accounts for
     each attempt. `on_each` runs a job on every machine and gives the results by the machine's name, with an exception
     in place of a result that failed.
@@ -59,12 +64,16 @@ class Executor(Protocol):
 
     name: str
     counts: Counts
+    tls: Tls | None
 
     @property
     def host(self) -> str: ...
 
     @property
     def slots(self) -> int | None: ...
+
+    @property
+    def machines(self) -> int: ...
 
     async def ready(self) -> None: ...
 
@@ -85,6 +94,8 @@ class Here:
     counts: Counts = field(default_factory=Counts)
     host: str = LOOPBACK
     slots: int | None = None
+    machines: int = 1
+    tls: Tls | None = None
 
     async def ready(self) -> None:
         pass
@@ -111,7 +122,8 @@ current: ContextVar[Executor] = ContextVar("current", default=HERE)
 class Elsewhere:
     """Runs jobs by an engine with the interface of `concurrent.futures.Executor`.
 
-    `lost` are the engine's errors for a worker that vanished. `slots` is the most jobs that are sent at once.
+    `lost` are the engine's errors for a worker that vanished. `slots` is the most jobs that are sent at once. A job or
+    a result that cannot be pickled is a `CallConfigError`.
     """
 
     engine: Engine
@@ -120,6 +132,8 @@ class Elsewhere:
     slots: int | None = None
     counts: Counts = field(default_factory=Counts)
     host: str = LOOPBACK
+    machines: int = 1
+    tls: Tls | None = None
     _gate: asyncio.Semaphore | None = None
 
     async def ready(self) -> None:
@@ -131,15 +145,20 @@ class Elsewhere:
         async with self._gate or nullcontext():
             for left in range(resend, -1, -1):
                 self.counts.sent += 1
+                self.counts.running += 1
                 try:
                     ended = await asyncio.wrap_future(self.engine.submit(in_worker, call, job))
                 except self.lost as error:
                     self.counts.lost += 1
                     if not left:
                         raise InfraError(f"the worker of a job was lost: {_first_line(error)}") from error
+                except UNPICKLABLE as error:
+                    raise CallConfigError(f"{_named(call)} cannot be sent to a worker: {_first_line(error)}") from error
                 else:
                     self.counts.done += 1
-                    return ended.result()
+                    return result_of(call, ended)
+                finally:
+                    self.counts.running -= 1
         raise AssertionError("unreachable")
 
     async def on_each(self, call: Call[J, R], job: J) -> dict[str, R | BaseException]:
@@ -155,22 +174,54 @@ class Elsewhere:
 # -- in the worker
 
 
+UNPICKLABLE = (pickle.PicklingError, TypeError, AttributeError)  # pickle raises all of them
+
+
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The end of a job as plain data: its result or its error."""
+    """The end of a job: its result or its error."""
 
     value: Any = None
     error: BaseException | None = None
 
-    def result(self) -> Any:
-        if self.error is not None:
-            raise self.error
-        return self.value
+
+def in_worker(call: Call[Any, Any], job: Any) -> bytes:
+    """Run a job in a process that has no event loop, and return its `Ended`, pickled. Errors are returned too, so that
+    an engine adds nothing to them."""
+    return packed(call, asyncio.run(_ended(call, job)))
 
 
-def in_worker(call: Call[Any, Any], job: Any) -> Ended:
-    """Run a job in a process that has no event loop. Errors are returned, so that an engine adds nothing to them."""
-    return asyncio.run(_ended(call, job))
+def packed(call: Call[Any, Any], ended: Ended) -> bytes:
+    """The end of a job, pickled. If that fails, the error says so in its place. An error is read again, because many a
+    class of errors can be pickled and not read."""
+    try:
+        data = pickle.dumps(ended, pickle.HIGHEST_PROTOCOL)
+        if ended.error is not None:
+            pickle.loads(data)
+        return data
+    except Exception as error:  # a result's own code may raise anything
+        kind = f"its result ({type(ended.value).__qualname__})"
+        if ended.error is not None:
+            kind = f"its error {type(ended.error).__qualname__}: {_first_line(ended.error)}"
+        text = f"{_named(call)} ended on {platform.node()}, but {kind} cannot be pickled: {_first_line(error)}"
+        return pickle.dumps(Ended(error=CallConfigError(text)))
+
+
+def result_of(call: Call[Any, R], data: bytes) -> R:
+    """The result of a job that `in_worker` ran, or its error, raised."""
+    try:
+        ended = pickle.loads(data)
+    except Exception as error:
+        text = f"the result of {_named(call)} came back, but cannot be read here: {_first_line(error)}"
+        raise CallConfigError(text) from error
+    if ended.error is not None:
+        raise ended.error
+    return ended.value
+
+
+def _named(call: Call[Any, Any]) -> str:
+    """The name of a job's function for messages."""
+    return f"the job {call.__module__}.{call.__qualname__}"  # pyright: ignore[reportFunctionMemberAccess]
 
 
 async def _ended(call: Call[Any, Any], job: Any) -> Ended:
@@ -226,4 +277,12 @@ def counts_of(executor: Executor) -> dict[str, int]:
     return asdict(executor.counts)
 
 
-__all__ = ["HERE", "Call", "Counts", "Elsewhere", "Executor", "Here", "Place", "current", "require_equal"]
+def load_of(executor: Executor) -> dict[str, Any] | None:
+    """The state of an executor's machines and slots, and its account; None for this process, and before its machines
+    are known."""
+    if executor is HERE or not executor.machines:
+        return None
+    return {"on": executor.name, "machines": executor.machines, "slots": executor.slots, **counts_of(executor)}
+
+
+__all__ = ["HERE", "Call", "Counts", "Elsewhere", "Executor", "Here", "Place", "Tls", "current", "require_equal"]

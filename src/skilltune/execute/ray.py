@@ -15,19 +15,38 @@ import io
 import logging
 import os
 import pickle
+import platform
 import socket
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor as Engine
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from skilltune.errors import CallConfigError, UsageError
-from skilltune.execute import Call, Counts, Elsewhere, Ended, J, Place, R, counts_of, in_worker, require_equal
+from skilltune.execute import (
+    Call,
+    Counts,
+    Elsewhere,
+    Ended,
+    J,
+    Place,
+    R,
+    Tls,
+    counts_of,
+    in_worker,
+    require_equal,
+    result_of,
+)
+from skilltune.version import __version__
 
 SHARED_BYTES = 16_000  # content of at least this size goes through the object store
+ANSWER_S = 5.0  # longest wait for a cluster to accept a connection
+LOOK_S = 5.0  # between two looks at the machines
 KEPT = 256  # contents that stay in the object store between jobs
 
 
@@ -38,8 +57,8 @@ class OnRay:
     `name` is "ray" for the cluster that RAY_ADDRESS names or that runs on this machine (without one, a new one is
     started), or "ray://HOST:10001" for a remote one. `cpus` and `memory_mb` are reserved for each job, and `most` is
     the number of jobs at once. `own` is the address at which workers reach this process, by default that of this
-    machine in the cluster. It connects when the first job comes. `on_event` hears of the machines, and at the end of
-    the account.
+    machine in the cluster, and `tls` the certificate that it shows them. It connects when the first job comes.
+    `on_event` hears of the machines whenever they change, and at the end of the account.
     """
 
     name: str
@@ -47,11 +66,14 @@ class OnRay:
     memory_mb: int | None = None
     most: int = 8
     own: str = ""
+    tls: Tls | None = None
     on_event: Callable[[Mapping[str, Any]], None] = lambda facts: None
     counts: Counts = field(default_factory=Counts)
     _jobs: Elsewhere | None = None
     _connected: bool = False  # True if the connection is ours to close
     _starting: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _known: tuple[str, ...] = ()
+    _looked: float = 0.0
 
     async def ready(self) -> None:
         """Connect, and compare the versions of all machines. Raises `UsageError` if Ray is missing, if no cluster
@@ -63,22 +85,41 @@ class OnRay:
             places = await _places(jobs.engine)
             require_equal(places, self.name)
             self._jobs = jobs
-        names = [place.name for place in places]
-        self.on_event({"on": self.name, "machines": names, "slots": jobs.slots, **counts_of(self)})
+            self._looked = time.monotonic()
+        self._tell(tuple(place.name for place in places))
+
+    def _tell(self, machines: tuple[str, ...]) -> None:
+        self._known = machines
+        self.on_event({"on": self.name, "machines": list(machines), "slots": self.slots, **counts_of(self)})
+
+    async def _look(self) -> None:
+        """Notice machines that joined or vanished, at most every `LOOK_S` seconds."""
+        if time.monotonic() - self._looked < LOOK_S:
+            return
+        self._looked = time.monotonic()
+        try:
+            names = tuple(await asyncio.to_thread(_names))
+        except ConnectionError:  # the job will tell
+            return
+        if len(names) != len(self._known) and self._jobs is not None:
+            self._tell(names)
 
     def _connect(self) -> Elsewhere:
         require_ray(self.name)
+        send_token()
         ray, errors = _module("ray"), _module("ray.exceptions")
         os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # `uv run` would send the project to each worker
         if not ray.is_initialized():
             address = None if self.name == "ray" else self.name
+            require_answer(self.name)
             try:
                 ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL)
                 self._connected = True
             except Exception as error:  # Ray raises many kinds
                 raise UsageError(
                     f"workers.on={self.name}: no Ray cluster answers ({_short(error)}); start one with `ray start "
-                    "--head --ray-client-server-port=10001`, or set workers.on=local"
+                    "--head --ray-client-server-port=10001`, or set workers.on=local; a cluster with a token wants "
+                    "RAY_AUTH_MODE=token and that token in ~/.ray/auth_token or RAY_AUTH_TOKEN"
                 ) from error
         lost = (
             errors.WorkerCrashedError,
@@ -87,6 +128,7 @@ class OnRay:
             errors.OutOfMemoryError,
             errors.ObjectLostError,
             errors.RaySystemError,
+            ConnectionError,  # of a remote cluster
         )
         limits: dict[str, Any] = {"num_cpus": self.cpus, "max_retries": 0}
         if self.memory_mb is not None:
@@ -104,9 +146,14 @@ class OnRay:
     def slots(self) -> int | None:
         return self.most
 
+    @property
+    def machines(self) -> int:
+        return len(self._known)
+
     async def run(self, call: Call[J, R], job: J, *, resend: int = 0) -> R:
         await self.ready()
         assert self._jobs is not None
+        await self._look()
         return await self._jobs.run(call, job, resend=resend)
 
     async def on_each(self, call: Call[J, R], job: J) -> dict[str, R | BaseException]:
@@ -115,7 +162,7 @@ class OnRay:
         assert isinstance(self._jobs.engine, Tasks)
         asked, engine = _names(), self._jobs.engine
         sent = {name: engine.submit_to(node, in_worker, call, job) for name, node in asked.items()}
-        found = {name: await _result(future) for name, future in sent.items()}
+        found = {name: await _result(call, future) for name, future in sent.items()}
         alive = set(_names().values())
         return {name: result for name, result in found.items() if asked[name] in alive}
 
@@ -128,7 +175,7 @@ class OnRay:
         """Leave the cluster, unless the caller had joined it before. A cluster that was started here ends."""
         if self._jobs is None:
             return
-        self.on_event({"on": self.name, "machines": [], "slots": self._jobs.slots, **counts_of(self)})
+        self._tell(())
         self._jobs = None
         if self._connected:
             self._connected = False
@@ -142,8 +189,42 @@ def _module(name: str) -> Any:
 
 def require_ray(name: str) -> None:
     """Raise `UsageError` if the extra is not installed."""
-    if importlib.util.find_spec("ray") is None:
+    needed = ("ray", "grpc") if name.startswith("ray://") else ("ray",)
+    if not all(importlib.util.find_spec(module) for module in needed):
         raise UsageError(f"workers.on={name} needs the extra `ray`: pip install 'skilltune[ray]'")
+
+
+def send_token() -> None:
+    """Let Ray send the token of this user, if there is one. `ray start` asks for a token as soon as its user has one,
+    but a client sends it only if RAY_AUTH_MODE says so. Ray reads that variable when it is imported.
+
+    https://docs.ray.io/en/latest/ray-security/token-auth.html
+    """
+    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    if os.environ.get("RAY_AUTH_TOKEN") or file.is_file():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+def require_answer(name: str) -> None:
+    """Raise `UsageError` if nothing listens at the address of the cluster. Ray itself would try for minutes, and fill
+    the terminal meanwhile."""
+    address, origin = name.removeprefix("ray://"), ""
+    if name == "ray":
+        noted = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp") / "ray" / "ray_current_cluster"
+        address, origin = os.environ.get("RAY_ADDRESS", ""), "RAY_ADDRESS"
+        if not address and noted.is_file():
+            address, origin = noted.read_text().strip(), f"`ray start`, see {noted},"
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return  # Ray starts a cluster of its own, or has an address of another kind
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), ANSWER_S).close()
+    except OSError as error:
+        named = "" if name != "ray" else f", which {origin} names"
+        raise UsageError(
+            f"workers.on={name}: no Ray cluster answers at {host}:{port}{named} ({error}): start it, or set "
+            "workers.on=local; `ray stop` forgets a cluster that has ended"
+        ) from error
 
 
 class Tasks(Engine):
@@ -184,7 +265,9 @@ class Tasks(Engine):
 
     def _send(self, task: Any, call: Any) -> Future[Any]:
         data, contents = pack(call)
-        ref = task.remote(data, {name: self._reference(name, content) for name, content in contents.items()})
+        ref = task.remote(
+            __version__, data, {name: self._reference(name, content) for name, content in contents.items()}
+        )
         future: Future[Any] = ref.future()
         future.add_done_callback(lambda done: self._cancel(ref) if done.cancelled() else None)
         return future
@@ -242,16 +325,19 @@ def unpack(data: bytes, contents: Mapping[str, bytes]) -> Any:
     return _Unpacker(data, contents).load()
 
 
-def _work(data: bytes, references: Mapping[str, Any]) -> Any:
-    """Run one call in a worker."""
+def _work(version: str, data: bytes, references: Mapping[str, Any]) -> Any:
+    """Run one call in a worker. A machine that joined during the run is compared here, by its version of skilltune."""
+    if version != __version__:
+        text = f"{platform.node()} has skilltune {__version__}, and this run needs {version}: install it there"
+        return pickle.dumps(Ended(error=CallConfigError(text)))
     ray = _module("ray")
-
     names = list(references)
     contents = dict(zip(names, ray.get([references[name] for name in names]), strict=True))
     try:
         fn, args, kwargs = unpack(data, contents)
     except Exception as error:
-        return Ended(error=CallConfigError(f"a worker cannot read its job ({error}): it needs the driver's code"))
+        text = f"{platform.node()} cannot read its job ({error}): it needs the driver's code"
+        return pickle.dumps(Ended(error=CallConfigError(text)))
     return fn(*args, **kwargs)
 
 
@@ -295,12 +381,15 @@ async def _places(engine: Engine) -> tuple[Place, ...]:
     return tuple(found)
 
 
-async def _result(future: Future[Any]) -> Any:
+async def _result(call: Call[Any, Any], future: Future[Any]) -> Any:
     try:
-        ended = await asyncio.wrap_future(future)
+        data = await asyncio.wrap_future(future)
     except Exception as error:
         return CallConfigError(_short(error))
-    return ended.value if ended.error is None else ended.error
+    try:
+        return result_of(call, data)
+    except Exception as error:
+        return error
 
 
 def _route_to(host: str) -> str:

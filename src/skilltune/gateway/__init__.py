@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from skilltune.errors import UsageError
+from skilltune.execute import LOOPBACK, Tls
 from skilltune.gateway.activation import Activation
 from skilltune.gateway.body import read_body, texts_of
 from skilltune.gateway.lease import Lease, RolloutLimits
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-LOOPBACK = "127.0.0.1"
 BODY_BYTES = 64_000_000  # most bytes of one request of an agent
 PING_S = 10.0  # a waiting agent hears something at least this often
 TIMEOUT_S = 600.0  # longest silence of an upstream
@@ -49,19 +49,21 @@ _DIALECTS: dict[str, Dialect] = {
 class Gateway:
     """One server for all rollouts of a process: `start`, then a `lease` per attempt, then `aclose`.
 
-    `host` is the one address on which it listens; agents on other machines need that of this machine. `on_late` hears
-    of each request of an agent whose rollout has ended.
+    `host` is the one address on which it listens; agents on other machines need that of this machine, and `tls`
+    encrypts what they send. `on_late` hears of each request of an agent whose rollout has ended.
     """
 
     def __init__(
         self,
         *,
         host: str = LOOPBACK,
+        tls: Tls | None = None,
         ping_s: float = PING_S,
         timeout_s: float = TIMEOUT_S,
         on_late: Callable[[], None] = lambda: None,
     ) -> None:
         self._host, self._ping_s, self._timeout_s, self._on_late = host, ping_s, timeout_s, on_late
+        self._tls = tls
         self._ended: set[bytes] = set()  # hashes of the tokens of closed leases
         self._leases: dict[str, Lease] = {}
         self._links: dict[Upstream, tuple[Link, Endpoint]] = {}
@@ -70,7 +72,7 @@ class Gateway:
 
     @property
     def url(self) -> str:
-        return f"http://{self._host}:{self.port}"
+        return f"http{'s' if self._tls else ''}://{self._host}:{self.port}"
 
     @property
     def address(self) -> tuple[str, int]:
@@ -82,7 +84,8 @@ class Gateway:
         server = web.Server(self._handle, access_log=None)  # paths hold tokens
         self._runner = web.ServerRunner(server, handle_signals=False, shutdown_timeout=1.0)
         await self._runner.setup()
-        await web.TCPSite(self._runner, self._host, 0).start()
+        context = self._tls.context() if self._tls else None
+        await web.TCPSite(self._runner, self._host, 0, ssl_context=context).start()
         self.port = self._runner.addresses[0][1]
 
     async def aclose(self) -> None:

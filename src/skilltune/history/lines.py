@@ -10,6 +10,7 @@ from skilltune.config import GateConfig
 from skilltune.gate.priors import VETO
 from skilltune.history.left_out import describe, summed
 from skilltune.history.usable import NAMES, Share
+from skilltune.usage import counted
 from skilltune.verdict import GIVEN_UP, RaceFigures, VerdictRecord, percent
 
 Tone = Literal["", "quiet", "good", "warning"]
@@ -82,17 +83,26 @@ def describe_event(type: str, data: Mapping[str, Any], steps: int, slow: bool = 
         case "arm":
             return Line(f"measuring · {data['name']}", "quiet")
         case "workers" if data["machines"]:
-            machines = f"{len(data['machines'])} machines on {data['on']}"
+            machines = f"{counted(len(data['machines']), 'machine')} on {data['on']}"
             return Line(f"workers · {machines}, {data['slots']} jobs at once", "quiet")
         case "workers" if data["sent"]:
+            logs = "; Ray's logs are in /tmp/ray/session_latest/logs of each machine" if data["lost"] else ""
             return Line(
                 f"workers · {data['sent']:,} jobs sent; {data['lost']:,} lost with a worker and sent again; "
-                f"{data['late']:,} late requests of ended agents refused",
+                f"{data['late']:,} late requests of ended agents refused{logs}",
                 "warning" if data["lost"] else "quiet",
             )
         case "slow":
             return Line(f"epoch {data['epoch']} · no slow update: {data['skipped']}", "quiet")
     return None
+
+
+def describe_load(load: Mapping[str, Any]) -> str:
+    """The machines and slots of a running process, from `execute.load_of`, and jobs that were lost."""
+    slots = f"{load['running']} of {load['slots']} slots" if load["slots"] else f"{counted(load['running'], 'job')}"
+    lost = f"{counted(load['lost'], 'job')} lost with a worker and sent again" if load["lost"] else ""
+    late = f"{counted(load['late'], 'late request')} of ended agents refused" if load["late"] else ""
+    return " · ".join(filter(None, (f"{slots} on {counted(load['machines'], 'machine')}", lost, late)))
 
 
 def _reusable(data: Mapping[str, Any]) -> str:

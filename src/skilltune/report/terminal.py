@@ -25,12 +25,13 @@ from rich.table import Table
 from rich.text import Text
 
 from skilltune.config import GateConfig
+from skilltune.execute import load_of
 from skilltune.export import only_evaluated
 from skilltune.finish.reserve import Planned
 from skilltune.finish.transfer import TRANSFERS
 from skilltune.history.activation import describe_activation
 from skilltune.history.left_out import describe, left_out, summed
-from skilltune.history.lines import counted_versions, describe_event, explained, short
+from skilltune.history.lines import counted_versions, describe_event, describe_load, explained, short
 from skilltune.history.record import Judged, Record, Version, affordable
 from skilltune.history.usable import Share, describe_proposals
 from skilltune.journal.run import FAILED, by_work
@@ -195,11 +196,18 @@ class Progress:
         return f"{self.describe_score()} · {counted_versions(self.accepted)}{usable}"
 
     @property
+    def workers(self) -> str:
+        """The machines, slots and lost jobs; "" if everything runs here."""
+        load = load_of(self.session.executor)
+        return describe_load(load) if load else ""
+
+    @property
     def spent(self) -> str:
         return describe_usage(self.session.budget.spent)
 
     def __str__(self) -> str:
-        return f"{self.phase} · {counted(self.session.budget.spent.calls)}{self.time_left} · {self.learned}"
+        workers = f" · {self.workers}" if self.workers else ""
+        return f"{self.phase} · {counted(self.session.budget.spent.calls)}{self.time_left} · {self.learned}{workers}"
 
 
 def line(type: str, data: Mapping[str, Any], steps: int, slow: bool = False) -> Text | None:
@@ -341,7 +349,7 @@ class Live(Lines):
         total = paid + left if left is not None else None
         bar.add_row(ProgressBar(total=total or 1, completed=paid if total else 0, width=30), progress.phase)
         texts = [_text(f"{progress.spent}{progress.time_left}"), _text(progress.learned)]
-        texts.append(_text(progress.waiting, "yellow"))
+        texts += [_text(progress.workers), _text(progress.waiting, "yellow")]
         for text in texts:  # a line that the terminal wraps would be redrawn in the wrong place
             text.truncate(self.console.width - 1, overflow="ellipsis")
         return Group(bar, *(text for text in texts if text.plain))

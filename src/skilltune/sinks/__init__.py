@@ -98,8 +98,9 @@ def _make(name: str, maker: Maker, info: RunInfo) -> Sink:
 
 
 @asynccontextmanager
-async def recording(cfg: Config, run: Run) -> AsyncIterator[None]:
-    """Send the run's rows to metrics.jsonl and to the configured sinks, and write live.json, while the block runs.
+async def recording(cfg: Config, run: Run) -> AsyncIterator[Live]:
+    """Send the run's rows to metrics.jsonl and to the configured sinks, and write live.json, while the block runs. The
+    block gets the writer of live.json, to name the executor of the run.
 
     Raises `UsageError` before the block if a sink cannot be created. A sink that fails later is turned off, with one
     event `warning` {about, why}.
@@ -135,7 +136,7 @@ async def recording(cfg: Config, run: Run) -> AsyncIterator[None]:
     board = Live(run)
     run.listeners.append(listen)
     try:
-        yield
+        yield board
     finally:
         run.listeners.remove(listen)
         board.close()

@@ -14,6 +14,7 @@ from contextlib import suppress
 from threading import Event, Thread
 from typing import Any
 
+from skilltune.execute import HERE, Executor, load_of
 from skilltune.files import write_atomic
 from skilltune.journal.run import Run
 
@@ -31,11 +32,13 @@ class Live:
     phase        baseline, batch, screen, race, slow update, choosing, certificate
     in_flight    calls that were sent and have no answer yet, the oldest first: role, sample, version, since
     calls        the number of those calls
+    workers      machines, slots, running, lost and late jobs, if other machines run them; else null
     race         the last interim analysis of the race under way, or null: look, n, p_better, gain, sd
     at           the time of writing
     """
 
     def __init__(self, run: Run) -> None:
+        self.executor: Executor = HERE
         self._run = run
         self._path = run.place / FILE_NAME
         self._step = self._steps = 0
@@ -76,6 +79,7 @@ class Live:
                 for c in calls[:MOST_CALLS]
             ],
             "calls": len(calls),
+            "workers": load_of(self.executor),
             "race": self._race,
         }
 

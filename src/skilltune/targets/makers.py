@@ -9,6 +9,7 @@ from typing import TypeAlias
 from skilltune.config import TargetConfig
 from skilltune.envs import Env, offered_by
 from skilltune.errors import UsageError
+from skilltune.execute import HERE
 from skilltune.metering.clients import Clients
 from skilltune.metering.meter import Meter
 from skilltune.metering.slots import Endpoint
@@ -78,7 +79,13 @@ def make_agent_target(
     writable: tuple[str, ...] | None = None,
 ) -> MeteredTarget:
     """An agent. Its rollouts have slots of their own, because each of its model calls takes one at the endpoint. It is
-    given the tools of the environment if it is the target; the samples' files are hidden from it in every role."""
+    given the tools of the environment if it is the target; the samples' files are hidden from it in every role. Raises
+    `UsageError` if it would need those tools on another machine."""
+    if role == "target" and env is not None and clients.executor is not HERE and (offered := offered_by(env)):
+        raise UsageError(
+            f"workers.on={clients.executor.name}: the tools of this environment ({offered[0].name}, …) have their "
+            "state or documents on this machine, so its rollouts cannot run on workers: set workers.on=local"
+        )
     section = cfg.model_copy(update={"model": cfg.upstream}) if cfg.upstream else cfg
     agent = make_agent(
         cfg,

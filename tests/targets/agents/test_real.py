@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from certificates import certificate
 from desk import BEGIN, desk, samples, text_of
 from real_agents import CLIS, call_of
 from skilltune import Env
@@ -22,6 +23,7 @@ from skilltune.api import atrain
 from skilltune.config import OptimizerConfig, TargetConfig
 from skilltune.envs.task import Task
 from skilltune.errors import InfraError
+from skilltune.execute import Here
 from skilltune.journal.run import Run
 from skilltune.limits import Limits
 from skilltune.metering.budget import Budget
@@ -124,6 +126,17 @@ async def test_an_agent_works_in_its_own_and_in_another_dialect(kind: str, diale
         await target.aclose()
     assert (trajectory.outcome, trajectory.answer) == ("ok", "The answer is 42.")
     assert [turn.text for turn in trajectory.turns if turn.role == "tool"]
+
+
+@pytest.mark.parametrize("kind", CLIS)
+async def test_an_agent_trusts_a_gateway_with_a_certificate_of_its_own(kind: str, home: Path) -> None:
+    tls = certificate(home.parents[1])
+    async with Upstream(script) as server:
+        target = agent(kind, server.url, home)
+        target.executor = Here(tls=tls)
+        trajectory = await roll(target)
+        await target.aclose()
+    assert (trajectory.outcome, trajectory.answer) == ("ok", "The answer is 42."), trajectory.error
 
 
 @pytest.mark.parametrize("kind", CLIS)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 from urllib.parse import urlsplit
 
+from skilltune.execute.tls import TRUST
 from skilltune.models.redact import secrets_of, without
 from skilltune.rollout import Artifact
 from skilltune.sandbox import Policy, probe
@@ -53,7 +54,8 @@ class AgentJob:
     `skill` None means that no skill is installed. `url` and `token` are those of the lease; "" means that the agent
     uses its own login. `env` holds the variables that the user passes on by name. The agent may read the files in
     `programs` and the folders in `shown`, and nothing else below `hidden`. `key` decides the paths, so a job that is
-    run again asks the same questions. `writable` are the only folders of the workspace to which the agent may write;
+    run again asks the same questions. `trust` are the certificates of the gateway in PEM form, b"" if `url` is not
+    encrypted. `writable` are the only folders of the workspace to which the agent may write;
     None means all of it. `role` is the section of the config that the agent's settings come from.
     """
 
@@ -76,6 +78,7 @@ class AgentJob:
     shown: tuple[Path, ...] = ()
     writable: tuple[str, ...] | None = None
     role: str = "target"
+    trust: bytes = field(default=b"", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +144,8 @@ async def run_job(job: AgentJob) -> AgentResult:
     ws = await asyncio.to_thread(open_workspace, job.parent, job.key, job.files)
     try:
         await asyncio.to_thread(agent.install, job, ws)
+        if job.trust:
+            trusted(ws).write_bytes(job.trust)
         for name in job.writable or ():
             (ws.work / name).mkdir(exist_ok=True)
         command = agent.command(job, ws)
@@ -243,9 +248,16 @@ def workspaces_of(folder: Path) -> Path:
 
 
 def base_env(job: AgentJob, ws: Workspace) -> dict[str, str]:
-    """The environment of every agent: what is kept of ours, the private home, and what the user passes on by name."""
+    """The environment of every agent: what is kept of ours, the private home, what the user passes on by name, and the
+    file of certificates that it must trust."""
     kept = {name: os.environ[name] for name in KEPT if name in os.environ}
-    return {"LANG": "C.UTF-8", **kept, "HOME": str(ws.home), "TMPDIR": str(ws.tmp), **job.env}
+    trust = dict.fromkeys(TRUST, str(trusted(ws))) if job.trust else {}
+    return {"LANG": "C.UTF-8", **kept, "HOME": str(ws.home), "TMPDIR": str(ws.tmp), **job.env, **trust}
+
+
+def trusted(ws: Workspace) -> Path:
+    """The file of the gateway's certificates in the private home of an agent."""
+    return ws.home / "gateway.pem"
 
 
 def write_skill(skill: SkillFiles, folder: Path, body: str | None = None) -> Path:

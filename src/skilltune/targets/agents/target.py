@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import platform
 import re
 import shlex
 import shutil
+import ssl
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping
@@ -22,8 +24,9 @@ from pathlib import Path
 from skilltune.config import TargetConfig
 from skilltune.envs.task import Task
 from skilltune.envs.tools import Tools
-from skilltune.errors import CallError, InfraError, Stopped, UsageError
+from skilltune.errors import CallConfigError, CallError, InfraError, Stopped, UsageError
 from skilltune.execute import HERE, Executor
+from skilltune.execute.tls import trusting
 from skilltune.frontmatter import BadFrontmatter, read_block
 from skilltune.gateway import Activation, Gateway, Lease, RolloutLimits, Upstream, upstream_of
 from skilltune.journal.keys import digest
@@ -97,6 +100,7 @@ class AgentTarget:
     executor: Executor = HERE
     offers: Callable[[Task], Tools | None] = no_tools
     _gateway: Gateway | None = None
+    _needs: Needs | None = None
     _started: bool = False
     _starting: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False)
 
@@ -158,11 +162,6 @@ class AgentTarget:
         tools = self.offers(task)
         if tools is None:
             return await self._work(skill, task, self._key(skill, task, attempt), ())
-        if self.executor is not HERE:
-            raise UsageError(
-                f"workers.on={self.executor.name}: the tools of this environment have their state or documents on this "
-                "machine, so its rollouts cannot run on workers: set workers.on=local"
-            )
         if tools.folder is not None:
             note = f"The documents are in the folder {tools.folder}. Read them there; do not change them."
             asked = replace(task, messages=with_notes(task.messages, [note]))
@@ -214,12 +213,12 @@ class AgentTarget:
         )
         await self._start()
         if self.upstream is None:
-            done = alone(job, await self.executor.run(run_job, job))
+            done = alone(job, await self._sent(job))
             listed = done.usage.usd if done.usage.usd is not None else self.usd(done.usage)
             return replace(done, usage=replace(done.usage, usd=listed))
         lease = self._lease(key, installed, task.id)
         try:
-            result = await self.executor.run(run_job, replace(job, url=lease.url, token=lease.token))
+            result = await self._sent(replace(job, url=lease.url, token=lease.token, trust=self._trust))
             trajectory = witnessed(job, result, lease, waited=await lease.end())
         except BaseException as failure:  # also a cancelled rollout: its exchanges are paid
             await lease.end()
@@ -241,7 +240,7 @@ class AgentTarget:
                 return
             await self.executor.ready()
             if self.upstream is not None and self._gateway is None:
-                gateway = Gateway(host=self.executor.host, on_late=self._count_late)
+                gateway = Gateway(host=self.executor.host, tls=self.executor.tls, on_late=self._count_late)
                 await gateway.start()
                 self._gateway = gateway
             if self.executor is not HERE:
@@ -251,13 +250,24 @@ class AgentTarget:
     async def _admit(self, gateway: Gateway | None) -> None:
         """Raise `UsageError` if a machine could not run the agent as this one would."""
         place = gateway.address if gateway else None
-        needs = Needs(self.agent, self.command, self.version, self.content, self.programs, self.sandbox.level, place)
-        found = await self.executor.on_each(unfit, needs)
+        known = self.agent, self.command, self.version, self.content, self.programs, self.sandbox.level
+        self._needs = Needs(*known, place, self._trust if gateway else b"")
+        found = await self.executor.on_each(unfit, self._needs)
         if bad := [f"{name}: {reason}" for name, reason in found.items() if reason]:
             raise UsageError(
                 f"workers.on={self.executor.name}: {len(bad)} of {len(found)} machines cannot run this agent: "
                 f"{'; '.join(bad[:5])}"
             )
+
+    async def _sent(self, job: AgentJob) -> AgentResult:
+        """The result of a job, here or on a machine that is compared before its first one."""
+        if self._needs is None:
+            return await self.executor.run(run_job, job)
+        return await self.executor.run(run_fit, Fit(self._needs, job))
+
+    @property
+    def _trust(self) -> bytes:
+        return self.executor.tls.public if self.executor.tls else b""
 
     def _count_late(self) -> None:
         self.executor.counts.late += 1
@@ -497,7 +507,7 @@ def make_agent(
             f"{role}.max_turns instead"
         )
     folder = run.folder.resolve() if run is not None else root
-    places = (root.resolve(), folder, *hidden)
+    places = (root.resolve(), folder, *hidden, *([executor.tls.key.resolve()] if executor.tls else []))
     return AgentTarget(
         agent=name.scheme,
         command=command,
@@ -611,7 +621,7 @@ def version_of(executable: str) -> str:
 @dataclass(frozen=True, slots=True)
 class Needs:
     """The properties that a machine must share with this one to run an agent's jobs, see `AgentTarget`. `gateway` is
-    the address at which it must reach the gateway: (host, port), or None without one."""
+    the address at which it must reach the gateway: (host, port), or None without one; `trust` as in `AgentJob`."""
 
     agent: str
     command: str
@@ -620,6 +630,27 @@ class Needs:
     programs: tuple[Path, ...]
     sandbox: str
     gateway: tuple[str, int] | None
+    trust: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """A job for a machine that fits."""
+
+    needs: Needs
+    job: AgentJob
+
+
+_fits: set[Needs] = set()  # what this process has found to hold
+
+
+async def run_fit(asked: Fit) -> AgentResult:
+    """Run a job. Raises `CallConfigError` if this machine, which may have joined during the run, does not fit."""
+    if asked.needs not in _fits:
+        if reason := await unfit(asked.needs):
+            raise CallConfigError(f"the machine {platform.node()} cannot run this agent: {reason}")
+        _fits.add(asked.needs)
+    return await run_job(asked.job)
 
 
 async def unfit(needs: Needs) -> str:
@@ -640,7 +671,9 @@ async def unfit(needs: Needs) -> str:
     host, port = needs.gateway
     try:
         async with asyncio.timeout(ROUTE_S):
-            _, writer = await asyncio.open_connection(host, port)
+            _, writer = await asyncio.open_connection(host, port, ssl=trusting(needs.trust) if needs.trust else None)
+    except ssl.SSLError as error:
+        return f"it does not trust the gateway at {host}:{port} ({error}): workers.tls_cert must be valid for {host}"
     except (OSError, TimeoutError) as error:
         return f"it does not reach the gateway at {host}:{port} ({error}); set workers.host, or open the port"
     writer.close()
