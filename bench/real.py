@@ -526,7 +526,7 @@ def measured(options: argparse.Namespace) -> list[Json]:
             {
                 **{"task": task, "system": system, "seed": seed, "calls allowed": options.calls},
                 **{"sizes": options.sizes, "skill": skill, "count": count, "wall": wall, **bench.facts},
-                "models": names,
+                "models": {"target": options.target or TARGET.name, "optimizer": options.optimizer or OPTIMIZER.name},
                 "test": bench.scores(skill, splits["test"]),
                 "fresh": bench.scores(skill, splits["fresh"]),
                 "start fresh": bench.scores(bench.work.start, splits["fresh"]),
@@ -592,12 +592,13 @@ def page(rows: Sequence[Json], command: str, note: str) -> str:
     table += [f"| {' | '.join(cell.replace('|', '/') for cell in cells(row))} |" for row in rows]
     usable = [f"- {r['task']}, seed {r['seed']}, {r['system']}: {r['usable']}" for r in rows if r.get("usable")]
     skills = [f"- {r['task']}, seed {r['seed']}, {r['system']}: {_short(r['skill'])}" for r in rows]
+    models = dict.fromkeys(f"target {r['models']['target']}, optimizer {r['models']['optimizer']}" for r in rows)
     return "\n".join(
         [
             "# Real models",
             "",
             f"Made by `{command}`.",
-            f"Target {TARGET.name}, optimizer {OPTIMIZER.name}, both Q4_K_M, greedy. `bench/real.py` says what each",
+            f"Models, greedy: {'; '.join(models)}. `bench/real.py` says what each",
             "system is. `model s` is the time that the models took for all requests of the system, on the machine of",
             "that run. Calls are those before the test.",
             "",

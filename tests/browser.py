@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,10 @@ KEYS = {
     "ArrowRight": 39,
     "ArrowDown": 40,
 }
+
+
+class Navigated(Exception):
+    """The page was left before it answered."""
 
 
 def executable() -> str:
@@ -67,6 +71,8 @@ class Page:
         while True:
             answer = self._next()
             if answer.get("id") == self._count:
+                if "navigated" in answer.get("error", {}).get("message", ""):
+                    raise Navigated
                 assert "error" not in answer, (method, answer["error"])
                 return answer["result"]
 
@@ -82,7 +88,10 @@ class Page:
     def until(self, expression: str) -> None:
         """Wait until a JavaScript expression is true."""
         end = time.monotonic() + PATIENCE_S
-        while not self.value(f"Boolean({expression})"):
+        while True:
+            with suppress(Navigated):
+                if self.value(f"Boolean({expression})"):
+                    return
             assert time.monotonic() < end, f"never true: {expression}\n{self.console}"
             time.sleep(0.01)
 

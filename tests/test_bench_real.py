@@ -75,6 +75,7 @@ async def test_an_answered_request_counts_again_but_is_not_computed_again(real: 
     served = real.Served.__new__(real.Served)
     model: Any = Model()
     served.models, served.answers, served.known = {"target": model, "optimizer": model}, tmp_path / "a.jsonl", {}
+    served.names = {"target": "a", "optimizer": "b"}
     served.reset()
     body = {"model": "openai/target", "messages": [{"role": "user", "content": [{"type": "text", "text": "?"}]}]}
     answer, *_ = [await served.complete(body) for _ in range(3)]
@@ -89,7 +90,10 @@ def test_the_page_says_if_the_certificate_was_right_and_what_was_not_run(real: M
     count = {role: {"calls": 3, "input": 900, "output": 100, "seconds": 2.0} for role in ("target", "optimizer")}
     row = {"task": "dates", "system": "skilltune default", "seed": 1, "count": count, "usable": "3 of 4 (75 %) usable"}
     scores = {"test": [1.0, 0.0], "fresh": [0.0, 0.0], "start fresh": [0.0, 1.0]}
-    text = real.page([{**row, **scores, "certified": True}], "bench", real.missing([row]))
+    run = {**row, **scores, "skill": "Answer.", "models": {"target": "a", "optimizer": "b"}, "certified": True}
+    text = real.page([run, {**run, "seed": 2, "test": [1.0, 1.0]}], "bench", real.missing([row]))
+    assert "| skilltune default | 75.0 (2) | 75.0 |" in text
+    assert "target a, optimizer b" in text
     assert "| certified | no: -1 of 2 |" in text
     assert "3 of 4 (75 %) usable" in text
     assert "- dates: start, skilltune paper, skillopt" in text
