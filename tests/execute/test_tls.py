@@ -29,6 +29,7 @@ from skilltune.errors import UsageError
 from skilltune.execute import Elsewhere, Tls
 from skilltune.execute.tls import trusting
 from skilltune.gateway import Gateway
+from skilltune.targets.agents.job import system_certificates
 from upstream import Asked, Turn, Upstream
 
 pytestmark = pytest.mark.anyio
@@ -76,7 +77,10 @@ async def test_an_agent_trusts_the_gateway_and_its_question_is_encrypted(
     tls = certificate(folder)
     async with Upstream(answer) as server:
         assert await score_of(kind, folder, tls, pool, server) == 1.0
-    assert set(seen) == {tls.cert.read_text()}  # the private home holds the certificate, and no key
+    assert seen
+    for trusted in seen:  # the file in the private home
+        assert trusted == tls.cert.read_text() + system_certificates().decode()
+        assert "PRIVATE KEY" not in trusted
 
 
 async def test_without_its_certificate_the_gateway_answers_nobody(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 import shutil
+import ssl
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -145,7 +146,7 @@ async def run_job(job: AgentJob) -> AgentResult:
     try:
         await asyncio.to_thread(agent.install, job, ws)
         if job.trust:
-            trusted(ws).write_bytes(job.trust)
+            trusted(ws).write_bytes(job.trust + system_certificates())
         for name in job.writable or ():
             (ws.work / name).mkdir(exist_ok=True)
         command = agent.command(job, ws)
@@ -256,8 +257,15 @@ def base_env(job: AgentJob, ws: Workspace) -> dict[str, str]:
 
 
 def trusted(ws: Workspace) -> Path:
-    """The file of the gateway's certificates in the private home of an agent."""
-    return ws.home / "gateway.pem"
+    """The file of the certificates that an agent trusts, in its private home."""
+    return ws.home / "trusted.pem"
+
+
+def system_certificates() -> bytes:
+    """The certificates that this machine trusts, in PEM form. Most variables of `TRUST` replace them, and an agent's
+    tools may still need them."""
+    file = ssl.get_default_verify_paths().cafile
+    return b"\n" + Path(file).read_bytes() if file else b""
 
 
 def write_skill(skill: SkillFiles, folder: Path, body: str | None = None) -> Path:
