@@ -496,12 +496,15 @@ SYSTEMS: dict[str, Callable[[Bench], str]] = {
 
 
 def measured(options: argparse.Namespace) -> list[Json]:
-    """The rows of all runs, those of `--keep` included."""
+    """The rows of all runs with these models, calls and sizes, those of `--keep` included."""
     keep: Path = options.keep
     rows = [json.loads(line) for line in keep.read_text().splitlines()] if keep.is_file() else []
     wanted = [(task, system, seed) for seed in options.seeds for task in options.tasks for system in options.systems]
-    made = {(row["task"], row["system"], row["seed"], row["calls allowed"], tuple(row["sizes"])) for row in rows}
-    left = [each for each in wanted if (*each, options.calls, tuple(options.sizes)) not in made]
+    models = {"target": options.target or TARGET.name, "optimizer": options.optimizer or OPTIMIZER.name}
+    setting = {"models": models, "calls allowed": options.calls, "sizes": options.sizes}
+    rows = [row for row in rows if {name: row.get(name) for name in setting} == setting]
+    made = {(row["task"], row["system"], row["seed"]) for row in rows}
+    left = [each for each in wanted if each not in made]
     if not left:
         return rows
     options.models.mkdir(parents=True, exist_ok=True)
@@ -524,9 +527,8 @@ def measured(options: argparse.Namespace) -> list[Json]:
             count["target"]["calls"] -= 2 * len(splits["test"])  # the certificate's, after the training
         rows.append(
             {
-                **{"task": task, "system": system, "seed": seed, "calls allowed": options.calls},
-                **{"sizes": options.sizes, "skill": skill, "count": count, "wall": wall, **bench.facts},
-                "models": {"target": options.target or TARGET.name, "optimizer": options.optimizer or OPTIMIZER.name},
+                **{"task": task, "system": system, "seed": seed, **setting},
+                **{"skill": skill, "count": count, "wall": wall, **bench.facts},
                 "test": bench.scores(skill, splits["test"]),
                 "fresh": bench.scores(skill, splits["fresh"]),
                 "start fresh": bench.scores(bench.work.start, splits["fresh"]),

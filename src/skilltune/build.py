@@ -432,7 +432,7 @@ def refuse_idle_workers(executor: Executor, env: Env, targets: Sequence[Target],
     agents = [
         target for target in targets if isinstance(target, MeteredTarget) and isinstance(target.target, AgentTarget)
     ]
-    if executor is not HERE and not (agents or proposer.agent or env.sandboxes):
+    if executor is not HERE and not (agents or proposer.agent or env.may_send_jobs):
         raise UsageError(
             f"workers.on={executor.name}: nothing of this run could run there. Workers run agents and the scorer "
             "tests, and this run has neither: leave out [workers], or set workers.on=local"

@@ -6,6 +6,7 @@ import asyncio
 import os
 import sys
 from collections.abc import Iterator
+from concurrent.futures import Executor as Engine
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
@@ -33,8 +34,9 @@ from skilltune.history.lines import describe_load
 from skilltune.journal.run import Run
 from skilltune.report.terminal import Progress
 from skilltune.rollout import Rollout, Trajectory
+from skilltune.scorers import Scorer
 from skilltune.sinks.live import Live as Board
-from skilltune.targets.agents.target import Fit, Needs, run_fit
+from skilltune.targets.agents.target import Fit, Needs, content_of, run_fit
 from skilltune.usage import Usage
 from upstream import Asked, Turn, Upstream
 
@@ -193,6 +195,9 @@ async def test_a_machine_that_joined_later_and_differs_runs_no_job(tmp_path: Pat
         CallConfigError, match=r"the machine .* cannot run this agent: its files of `sh agent\.sh` differ"
     ):
         await run_fit(Fit(known, None))  # pyright: ignore[reportArgumentType]
+    away = replace(known, content=content_of(known.command, known.programs), gateway=("127.0.0.1", 1))
+    with pytest.raises(InfraError, match=r"does not reach the gateway at 127\.0\.0\.1:1 \(.+\)"):  # it may come back
+        await run_fit(Fit(away, None))  # pyright: ignore[reportArgumentType]
     data, _ = pack((double, (2,), {}))
     with pytest.raises(CallConfigError, match=r"has skilltune .*, and this run needs 0\.0\.1: install it there"):
         result_of(double, _work("0.0.1", data, {}))
@@ -296,6 +301,27 @@ def test_the_scorer_tests_is_enough_to_use_workers(tmp_path: Path, monkeypatch: 
     score = 'env.score = {type = "tests", command = "true", answer = "a.py", sandbox = "none"}\n'
     found = CliRunner().invoke(app, ["check", clustered(tmp_path, monkeypatch, score)])
     assert "could run there" not in " ".join(found.output.split())
+
+
+def test_a_scorer_of_a_benchmark_or_plug_in_is_enough_to_use_workers() -> None:
+    samples = [Sample(id="s", input="?", target="a")]
+    own = Scorer("own", "fingerprint", score_of_nothing, lambda sample: "")
+    assert Env(samples, score=own).may_send_jobs
+    assert not Env(samples, score="exact").may_send_jobs
+
+
+def score_of_nothing(sample: Sample, rollout: Any) -> float:
+    return 0.0
+
+
+class Broken(Engine):
+    def submit(self, *args: Any, **kwargs: Any) -> Any:
+        raise AttributeError("'NoneType' object has no attribute 'remote'")
+
+
+async def test_an_engines_own_fault_is_not_blamed_on_the_job() -> None:
+    with pytest.raises(AttributeError, match="remote"):
+        await Elsewhere(Broken(), (), "broken").run(double, 4)
 
 
 async def test_a_cluster_that_has_ended_is_named_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -128,6 +128,7 @@ def test_a_key_in_the_file_of_the_certificate_does_not_leave_this_machine(tmp_pa
         ("cert.pem", "other/key.pem", "the key belongs to another certificate"),
         ("text.pem", "key.pem", "both must be PEM files"),
         ("cert.pem", "locked.pem", "protected by a password"),
+        ("trusted.pem", "key.pem", "trusted.pem holds no block BEGIN CERTIFICATE"),
     ],
 )
 def test_files_that_do_not_fit_are_refused_before_a_run(
@@ -137,6 +138,8 @@ def test_files_that_do_not_fit_are_refused_before_a_run(
     (tmp_path / "other").mkdir()
     certificate(tmp_path / "other")
     (tmp_path / "text.pem").write_text("hello")
+    trusted = ["openssl", "x509", "-in", "cert.pem", "-trustout", "-out", "trusted.pem"]
+    subprocess.run(trusted, cwd=tmp_path, check=True, capture_output=True)
     locked = ["openssl", "rsa", "-aes128", "-passout", "pass:word", "-in", "key.pem", "-out", "locked.pem"]
     subprocess.run(locked, cwd=tmp_path, check=True, capture_output=True)
     engine = ModuleType("ray")

@@ -184,6 +184,12 @@ class Env:
         """The sandbox levels that the scorers ask for; empty if none runs what a model wrote."""
         return sorted({*wanted(self._score), *(level for sample in self.samples for level in wanted(sample.checks))})
 
+    @property
+    def may_send_jobs(self) -> bool:
+        """Whether its scorers may run jobs on workers: those that run what a model wrote, and scorers of plug-ins and
+        benchmarks, which may call `skilltune.execute.current`."""
+        return bool(self.sandboxes) or isinstance(self._score, Scorer)
+
     def lines(self, sample: Sample) -> list[str]:
         """The lines of a sample that the judge reads; empty without a judge."""
         return self.judge.lines(sample) if self.judge else []

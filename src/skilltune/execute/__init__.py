@@ -153,6 +153,8 @@ class Elsewhere:
                     if not left:
                         raise InfraError(f"the worker of a job was lost: {_first_line(error)}") from error
                 except UNPICKLABLE as error:
+                    if can_be_pickled((call, job)):
+                        raise
                     raise CallConfigError(f"{_named(call)} cannot be sent to a worker: {_first_line(error)}") from error
                 else:
                     self.counts.done += 1
@@ -172,6 +174,14 @@ class Elsewhere:
 
 
 # -- in the worker
+
+
+def can_be_pickled(value: Any) -> bool:
+    try:
+        pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
+    except Exception:  # a value's own code may raise anything
+        return False
+    return True
 
 
 UNPICKLABLE = (pickle.PicklingError, TypeError, AttributeError)  # pickle raises all of them

@@ -72,7 +72,7 @@ class OnRay:
     _jobs: Elsewhere | None = None
     _connected: bool = False  # True if the connection is ours to close
     _starting: asyncio.Lock = field(default_factory=asyncio.Lock)
-    _known: tuple[str, ...] = ()
+    _known: dict[str, str] = field(default_factory=dict)  # the machines: address → id
     _looked: float = 0.0
 
     async def ready(self) -> None:
@@ -86,9 +86,10 @@ class OnRay:
             require_equal(places, self.name)
             self._jobs = jobs
             self._looked = time.monotonic()
-        self._tell(tuple(place.name for place in places))
+        names = {place.name for place in places}
+        self._tell({name: node for name, node in (await asyncio.to_thread(_names)).items() if name in names})
 
-    def _tell(self, machines: tuple[str, ...]) -> None:
+    def _tell(self, machines: dict[str, str]) -> None:
         self._known = machines
         self.on_event({"on": self.name, "machines": list(machines), "slots": self.slots, **counts_of(self)})
 
@@ -98,11 +99,11 @@ class OnRay:
             return
         self._looked = time.monotonic()
         try:
-            names = tuple(await asyncio.to_thread(_names))
-        except ConnectionError:  # the job will tell
+            machines = await asyncio.to_thread(_names)
+        except Exception:  # Ray raises many kinds; the job will tell
             return
-        if len(names) != len(self._known) and self._jobs is not None:
-            self._tell(names)
+        if set(machines.values()) != set(self._known.values()) and self._jobs is not None:
+            self._tell(machines)
 
     def _connect(self) -> Elsewhere:
         require_ray(self.name)
@@ -152,9 +153,10 @@ class OnRay:
 
     async def run(self, call: Call[J, R], job: J, *, resend: int = 0) -> R:
         await self.ready()
-        assert self._jobs is not None
+        jobs = self._jobs
+        assert jobs is not None
         await self._look()
-        return await self._jobs.run(call, job, resend=resend)
+        return await jobs.run(call, job, resend=resend)
 
     async def on_each(self, call: Call[J, R], job: J) -> dict[str, R | BaseException]:
         await self.ready()
@@ -175,7 +177,7 @@ class OnRay:
         """Leave the cluster, unless the caller had joined it before. A cluster that was started here ends."""
         if self._jobs is None:
             return
-        self._tell(())
+        self._tell({})
         self._jobs = None
         if self._connected:
             self._connected = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import ssl
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from skilltune.errors import UsageError
@@ -15,7 +16,7 @@ TRUST = ("NODE_EXTRA_CA_CERTS", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_
 them."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Tls:
     """`cert` is a PEM file: the certificate, and the others up to its root if it did not sign itself. `key` is the
     file of its private key."""
@@ -39,9 +40,11 @@ class Tls:
                 f"workers.tls_cert={self.cert} and workers.tls_key={self.key} cannot be used together: {why}; both "
                 "must be PEM files, without a password"
             ) from error
+        if not self.public:
+            raise UsageError(f"workers.tls_cert={self.cert} holds no block BEGIN CERTIFICATE: convert it with openssl")
         return made
 
-    @property
+    @cached_property
     def public(self) -> bytes:
         """The certificates alone, in PEM form: all that leaves this machine."""
         return b"".join(found + b"\n" for found in _CERTIFICATE.findall(self.cert.read_bytes()))
@@ -52,5 +55,8 @@ def _no_password() -> str:
 
 
 def trusting(public: bytes) -> ssl.SSLContext:
-    """A client's side that trusts these certificates and no others. Raises `ssl.SSLError`."""
-    return ssl.create_default_context(cadata=public.decode("ascii", "replace"))
+    """A client's side that trusts these certificates and no others, as strictly as agents do: Python 3.13 would take a
+    certificate without its root. Raises `ssl.SSLError`."""
+    made = ssl.create_default_context(cadata=public.decode("ascii", "replace"))
+    made.verify_flags &= ~ssl.VERIFY_X509_PARTIAL_CHAIN
+    return made

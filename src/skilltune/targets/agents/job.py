@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Literal, Protocol
 from urllib.parse import urlsplit
@@ -261,11 +262,13 @@ def trusted(ws: Workspace) -> Path:
     return ws.home / "trusted.pem"
 
 
+@cache
 def system_certificates() -> bytes:
     """The certificates that this machine trusts, in PEM form. Most variables of `TRUST` replace them, and an agent's
     tools may still need them."""
-    file = ssl.get_default_verify_paths().cafile
-    return b"\n" + Path(file).read_bytes() if file else b""
+    places = ssl.get_default_verify_paths()
+    files = [Path(places.cafile)] if places.cafile else sorted(Path(places.capath or "/nowhere").glob("*.pem"))
+    return b"".join(b"\n" + file.read_bytes() for file in files)
 
 
 def write_skill(skill: SkillFiles, folder: Path, body: str | None = None) -> Path:

@@ -645,16 +645,23 @@ _fits: set[Needs] = set()  # what this process has found to hold
 
 
 async def run_fit(asked: Fit) -> AgentResult:
-    """Run a job. Raises `CallConfigError` if this machine, which may have joined during the run, does not fit."""
+    """Run a job. Raises `CallConfigError` if this machine, which may have joined during the run, differs, and
+    `InfraError` if it does not reach the gateway, which may be for a moment only."""
     if asked.needs not in _fits:
-        if reason := await unfit(asked.needs):
-            raise CallConfigError(f"the machine {platform.node()} cannot run this agent: {reason}")
+        for fault, reason in ((CallConfigError, await difference(asked.needs)), (InfraError, await gap(asked.needs))):
+            if reason:
+                raise fault(f"the machine {platform.node()} cannot run this agent: {reason}")
         _fits.add(asked.needs)
     return await run_job(asked.job)
 
 
 async def unfit(needs: Needs) -> str:
     """The reason why this machine cannot run an agent as the driver would; "" if it can."""
+    return await difference(needs) or await gap(needs)
+
+
+async def difference(needs: Needs) -> str:
+    """How the agent or the sandbox of this machine differs; "" if they do not."""
     try:
         probe(needs.sandbox)
         if needs.version:
@@ -666,6 +673,11 @@ async def unfit(needs: Needs) -> str:
             return f"its files of `{needs.command}` differ"
     except (UsageError, OSError) as error:
         return str(error)
+    return ""
+
+
+async def gap(needs: Needs) -> str:
+    """The reason why this machine does not reach the gateway; "" if it does, or if there is none."""
     if needs.gateway is None:
         return ""
     host, port = needs.gateway
@@ -675,6 +687,7 @@ async def unfit(needs: Needs) -> str:
     except ssl.SSLError as error:
         return f"it does not trust the gateway at {host}:{port} ({error}): workers.tls_cert must be valid for {host}"
     except (OSError, TimeoutError) as error:
-        return f"it does not reach the gateway at {host}:{port} ({error}); set workers.host, or open the port"
+        said = str(error) or f"no answer in {ROUTE_S:g} s"
+        return f"it does not reach the gateway at {host}:{port} ({said}); set workers.host, or open the port"
     writer.close()
     return ""
