@@ -11,6 +11,7 @@ import shutil
 import signal
 import sys
 import tarfile
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,6 +22,7 @@ import pytest
 
 from http_server import Answer, Call, Server
 from skilltune import benchmarks
+from skilltune.benchmarks.archives import unpack
 from skilltune.benchmarks.benchmark import Benchmark, Metric, Source
 from skilltune.benchmarks.fetch import RECORD, FetchError, fetch, lacking, recorded
 from skilltune.errors import UsageError
@@ -440,6 +442,53 @@ async def test_an_archive_that_swells_is_stopped_on_the_way(tmp_path: Path, kind
         assert not list(tmp_path.glob(".unpacking*"))
         await fetch(own, tmp_path, most=8_000_000)
     assert (tmp_path / "3.txt").stat().st_size == 2_000_000
+
+
+def headed(kind: bytes, content: bytes, *, size: int | None = None) -> bytes:
+    """A tar file whose one file has a header of a kind that tarfile reads whole. `size` is another one than it has."""
+    entry = tarfile.TarInfo("header")
+    entry.type, entry.size = kind, len(content) if size is None else size
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz", format=tarfile.GNU_FORMAT) as file:
+        assert file.fileobj is not None
+        file.fileobj.write(entry.tobuf(tarfile.GNU_FORMAT) + content + bytes(-len(content) % 512))
+        file.addfile(tarfile.TarInfo("a.txt"))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", [b"x", b"g", b"X", b"L", b"K"])
+@pytest.mark.parametrize("content", [b"1" * 200_000, bytes(50_000_000)], ids=["digits", "large"])
+def test_a_header_of_an_archive_is_bounded(tmp_path: Path, kind: bytes, content: bytes) -> None:
+    path = tmp_path / "all.tar.gz"
+    path.write_bytes(headed(kind, content))
+    tracemalloc.start()
+    try:
+        with pytest.raises(UsageError, match=r"a header in it states [\d,]+ bytes, and 8,192 are allowed"):
+            unpack(path, tmp_path, 10**9, lambda size: None)
+        assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "made",
+    [headed(b"x", bytes(512), size=-512), headed(b"0", b"", size=-1024), headed(b"x", b"14 size=-1024\n")],
+    ids=["header", "file", "pax"],
+)
+def test_a_negative_size_in_an_archive_is_refused(tmp_path: Path, made: bytes) -> None:
+    path = tmp_path / "all.tar.gz"
+    path.write_bytes(made)
+    with pytest.raises(UsageError, match=r"states -[\d,]+ bytes"):
+        unpack(path, tmp_path, 10**9, lambda size: None)
+
+
+def test_the_longest_names_of_an_archive_are_read(tmp_path: Path) -> None:
+    name = "/".join(["d" * 200] * 15)
+    for form in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        with tarfile.open(tmp_path / "all.tar.gz", "w:gz", format=form) as file:
+            file.addfile(tarfile.TarInfo(name))
+        unpack(tmp_path / "all.tar.gz", tmp_path / str(form), 10**9, lambda size: None)
+        assert (tmp_path / str(form) / name).is_file()
 
 
 async def test_an_archive_that_lies_about_its_sizes_is_damaged(tmp_path: Path) -> None:

@@ -18,14 +18,22 @@ from dataclasses import dataclass
 from errno import EACCES, EDQUOT, EIO, ENOSPC, EROFS
 from lzma import LZMAError
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Self
 
 from skilltune.errors import UsageError
 
 LOCAL = {ENOSPC, EDQUOT, EACCES, EROFS, EIO}  # the disk's fault, not the network's or the archive's
 MOST_FILES = 1_000_000
+MOST_HEADER = 8192  # bytes of one header that tarfile reads whole; a path has at most 4,096
 RESERVED = ".skilltune-data"  # start of the names of skilltune's own files in a data folder
 _CHUNK = 1 << 20
+_READ_WHOLE = {
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+}
 _UNREADABLE = (
     zipfile.BadZipFile,
     tarfile.TarError,
@@ -46,6 +54,18 @@ class _Member:
     size: int
     kind: str  # "" for a plain file, else what it is
     open: Callable[[], IO[bytes] | None]
+
+
+class _Entry(tarfile.TarInfo):
+    """A header of a tar file. tarfile reads a long name or a pax header whole, in a time that grows with its square."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        entry = super().frombuf(buf, encoding, errors)
+        # a negative size would read all that follows
+        if entry.size < 0 or (entry.type in _READ_WHOLE and entry.size > MOST_HEADER):
+            raise ValueError(f"a header in it states {entry.size:,} bytes, and {MOST_HEADER:,} are allowed")
+        return entry
 
 
 def unpack(archive: Path, folder: Path, most: int, require_space: Callable[[int], None]) -> None:
@@ -95,8 +115,10 @@ def _members(archive: Path) -> Iterator[_Member]:
                         lambda entry=entry: packed.open(entry),
                     )
         return
-    with tarfile.open(archive) as packed:
+    with tarfile.open(archive, tarinfo=_Entry) as packed:
         for entry in packed:
+            if entry.size < 0:  # by a pax header; the next member would lie before this one
+                raise ValueError(f"{entry.name[:200]!r} in it states {entry.size:,} bytes")
             kind = "a link" if entry.issym() or entry.islnk() else "" if entry.isfile() else "a device"
             if not entry.isdir():
                 yield _Member(entry.name, entry.size, kind, lambda entry=entry: packed.extractfile(entry))
