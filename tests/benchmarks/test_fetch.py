@@ -356,6 +356,15 @@ async def test_an_archive_is_unpacked_beside_itself(tmp_path: Path, kind: str) -
     assert not list(tmp_path.glob(".unpacking*"))
 
 
+async def test_the_rest_of_a_killed_unpacking_goes(tmp_path: Path) -> None:
+    (tmp_path / ".unpacking").mkdir()
+    (tmp_path / ".unpacking" / "half.txt").write_text("ha")
+    async with Server(ranged(archive("zip", ["a.txt"]), [])) as server:
+        await fetch(benchmark(Source("all.zip", f"{server.url}/all", unpack=True)), tmp_path)
+    shown = sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith(".skilltune"))
+    assert shown == ["a.txt", "all.zip"]
+
+
 @pytest.mark.parametrize(("place", "value"), [(0, b"\1\0"), (2, b"\x63\0")], ids=["password", "compression"])
 async def test_an_archive_that_cannot_be_read_is_named(tmp_path: Path, place: int, value: bytes) -> None:
     whole = bytearray(archive("zip", ["a.txt"]))
@@ -407,7 +416,7 @@ async def test_an_archive_holds_files_and_nothing_else(tmp_path: Path, kind: str
 
 async def test_an_archive_cannot_rewrite_the_record(tmp_path: Path) -> None:
     async with Server(ranged(archive("zip", [RECORD]), [])) as server:
-        with pytest.raises(UsageError, match=r"the name of skilltune's own record"):
+        with pytest.raises(UsageError, match=r"a name of skilltune's own files"):
             await fetch(benchmark(Source("all.zip", f"{server.url}/all", unpack=True)), tmp_path)
     assert list(recorded(tmp_path)) == ["all.zip"]
 

@@ -25,7 +25,8 @@ from skilltune.errors import UsageError
 LOCAL = {ENOSPC, EDQUOT, EACCES, EROFS, EIO}  # the disk's fault, not the network's or the archive's
 MOST_FILES = 1_000_000
 MOST_HEADER = 8192  # bytes of one header that tarfile reads whole; a path has at most 4,096
-RESERVED = ".skilltune-data"  # start of the names of skilltune's own files in a data folder
+ROOM = ".unpacking"  # the folder in which an archive is unpacked; the caller lets one process in at a time
+RESERVED = (".skilltune-data", ROOM)  # starts of the names of skilltune's own files in a data folder
 _CHUNK = 1 << 20
 _READ_WHOLE = {
     tarfile.XHDTYPE,
@@ -76,7 +77,8 @@ def unpack(archive: Path, folder: Path, most: int, require_space: Callable[[int]
 
     Raises UsageError if the archive is damaged, too large, or holds anything else than files below the folder.
     """
-    room = folder / f".unpacking-{os.getpid()}"
+    room = folder / ROOM
+    shutil.rmtree(room, ignore_errors=True)  # of a process that was killed
     try:
         written = 0
         for number, member in enumerate(_members(archive), 1):
@@ -132,7 +134,7 @@ def _inside(archive: Path, member: _Member) -> PurePosixPath:
     if member.kind:
         raise UsageError(f"{archive} was not unpacked: {member.name[:200]!r} in it is {member.kind}, not a file")
     if path.parts[0].startswith(RESERVED):
-        raise UsageError(f"{archive} was not unpacked: {member.name[:200]!r} is the name of skilltune's own record")
+        raise UsageError(f"{archive} was not unpacked: {member.name[:200]!r} is a name of skilltune's own files")
     return path
 
 
