@@ -163,8 +163,7 @@ def endless(call: Call) -> Answer:
 @pytest.mark.parametrize(
     ("stated", "answer", "why"),
     [
-        (None, sent(b"", promised=10**12), r"has 1e\+03 GB or more, and 1 MB are allowed: allow more with --max-gb"),
-        (None, endless, "1 MB are allowed: allow more with --max-gb"),
+        (None, sent(b"", promised=10**12), r"has 1e\+03 GB or more, and 1 MB are allowed: allow more with --max-gb$"),
         (len(DATA) - 1, sent(DATA), r"it has 102,399 bytes, and the server sends 102 kB or more"),
         (len(DATA) - 1, endless, "it has 102,399 bytes"),
     ],
@@ -178,6 +177,27 @@ async def test_a_file_that_is_larger_than_it_may_be_is_stopped(
             await fetch(own, tmp_path, wait=no_wait, most=10**6)
     assert len(server.calls) == 1, "it is not tried again"
     assert not list(tmp_path.glob("data.bin*"))
+
+
+async def test_what_arrived_before_the_users_limit_is_kept(tmp_path: Path) -> None:
+    whole = DATA * 30
+    async with Server(ranged(whole, [2_000_000, 0, 0, 0, 0])) as server:
+        own = benchmark(Source("data.bin", f"{server.url}/x"))
+        with pytest.raises(FetchError, match="broke off"):
+            await fetch(own, tmp_path, wait=no_wait)
+        with pytest.raises(FetchError, match=r"3\.07 MB or more, and 1 MB are allowed: .* --max-gb; what has .* kept$"):
+            await fetch(own, tmp_path, wait=no_wait, most=10**6)
+        await fetch(own, tmp_path)
+        assert server.calls[-1].headers["range"] == "bytes=2000000-"
+    assert (tmp_path / "data.bin").read_bytes() == whole
+
+
+async def test_a_body_without_a_length_is_stopped_at_the_users_limit(tmp_path: Path) -> None:
+    async with Server(endless) as server:
+        with pytest.raises(FetchError, match=r"1 MB are allowed: allow more with --max-gb; what has arrived is kept$"):
+            await fetch(benchmark(Source("data.bin", f"{server.url}/x")), tmp_path, wait=no_wait, most=10**6)
+    assert len(server.calls) == 1
+    assert 0 < (tmp_path / "data.bin.part").stat().st_size <= 10**6
 
 
 async def test_a_length_that_is_not_kept_is_no_whole_file(tmp_path: Path) -> None:

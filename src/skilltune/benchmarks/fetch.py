@@ -286,15 +286,17 @@ def _range(reply: aiohttp.ClientResponse) -> tuple[int | None, int | None]:
 
 
 def _require_size(job: _Job, size: int) -> None:
-    """Raise FetchError if a file of so many bytes is larger than it may be. What has arrived of it is thrown away."""
+    """Raise FetchError if a file of so many bytes is larger than it may be. What has arrived of it is thrown away if it
+    is another file than the one that is meant, and kept if the user may allow more."""
     stated = job.source.size
     if stated is not None and size > stated:
+        _drop(job.part)
         why = f"it has {stated:,} bytes, and the server sends {size_text(size)} or more: try again later"
     elif size > job.most:
-        why = f"it has {size_text(size)} or more, and {size_text(job.most)} are allowed: allow more with --max-gb"
+        kept = "; what has arrived is kept" if job.part.is_file() else ""
+        why = f"it has {size_text(size)} or more, and {size_text(job.most)} are allowed: allow more with --max-gb{kept}"
     else:
         return
-    _drop(job.part)
     raise FetchError(f"{job.source.url} is larger than it may be: {why}")
 
 
