@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -434,8 +435,41 @@ async def test_an_archive_holds_files_and_nothing_else(tmp_path: Path, kind: str
     assert not list(tmp_path.rglob("fine.txt"))
 
 
-async def test_an_archive_cannot_rewrite_the_record(tmp_path: Path) -> None:
-    async with Server(ranged(archive("zip", [RECORD]), [])) as server:
+@pytest.mark.parametrize("name", ["all.zip", "ALL.zip", "./b/Other.zip", "all.zip.part", "all.zip.part.json"])
+def test_an_archive_cannot_replace_a_download(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "all.zip"
+    path.write_bytes(archive("zip", [name]))
+    with pytest.raises(UsageError, match=rf"'{re.escape(name)}' in it would replace a downloaded file"):
+        unpack(path, tmp_path, 10**6, lambda size: None, ["all.zip", "b/other.zip"])
+    assert [each.name for each in tmp_path.iterdir()] == ["all.zip"]
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar.gz"])
+@pytest.mark.parametrize(
+    ("names", "why"),
+    [
+        (["a", "a/b"], "'a/b' is in it as a file and as a folder"),
+        (["a/b", "a"], "'a' is in it as a file and as a folder"),
+        (["a/b/c", "a/b/c/d/e"], "'a/b/c/d/e' is in it as a file and as a folder"),
+        (["a.txt", "x/" + "n" * 300], f"a name in it is too long for the disk, 'x/{'n' * 198}'"),
+        (["n" * 300 + "/x"], f"a name in it is too long for the disk, '{'n' * 200}'"),
+        (["here/b"], "here is no folder, so here/b cannot be unpacked: move it away"),
+        (["a.txt", "there"], "there is a folder, so there cannot be unpacked: move it away"),
+    ],
+)
+def test_what_is_in_the_way_of_an_archive_is_named(tmp_path: Path, kind: str, names: list[str], why: str) -> None:
+    path = tmp_path / f"all.{kind}"
+    path.write_bytes(archive(kind, names))
+    (tmp_path / "here").write_text("mine")
+    (tmp_path / "there").mkdir()
+    with pytest.raises(UsageError, match=re.escape(why)):
+        unpack(path, tmp_path, 10**6, lambda size: None)
+    assert sorted(each.name for each in tmp_path.iterdir()) == [path.name, "here", "there"]
+
+
+@pytest.mark.parametrize("name", [RECORD, RECORD.upper(), ".Unpacking/a.txt"])
+async def test_an_archive_cannot_rewrite_the_record(tmp_path: Path, name: str) -> None:
+    async with Server(ranged(archive("zip", [name]), [])) as server:
         with pytest.raises(UsageError, match=r"a name of skilltune's own files"):
             await fetch(benchmark(Source("all.zip", f"{server.url}/all", unpack=True)), tmp_path)
     assert list(recorded(tmp_path)) == ["all.zip"]
