@@ -67,6 +67,11 @@ def games(folder: Path, *names: str, more: tuple[str, ...] = ()) -> Env:
     return environment(at, Draw((0, 0, 0)), engine)
 
 
+def test_a_hidden_folder_holds_no_games(tmp_path: Path) -> None:
+    shown = games(tmp_path, "game1.z8", ".unpacking/game1.z8", "valid_seen/.cache/game2.z8", ".game3.z8")
+    assert [sample.id for sample in shown.samples] == ["game1"]
+
+
 def rolled(env: Env, left: Any, number: int = 0) -> Rollout:
     files = {} if left is None else {STATE: Artifact.of(json.dumps(left).encode())}
     return Rollout(env.samples[number].id, "", 0, Trajectory("I won!", artifacts=files), None)

@@ -7,10 +7,12 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import sys
 import tarfile
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,6 +23,7 @@ import pytest
 
 from http_server import Answer, Call, Server
 from skilltune import benchmarks
+from skilltune.benchmarks.archives import unpack
 from skilltune.benchmarks.benchmark import Benchmark, Metric, Source
 from skilltune.benchmarks.fetch import RECORD, FetchError, fetch, lacking, recorded
 from skilltune.errors import UsageError
@@ -161,8 +164,7 @@ def endless(call: Call) -> Answer:
 @pytest.mark.parametrize(
     ("stated", "answer", "why"),
     [
-        (None, sent(b"", promised=10**12), r"has 1e\+03 GB or more, and 1 MB are allowed: allow more with --max-gb"),
-        (None, endless, "1 MB are allowed: allow more with --max-gb"),
+        (None, sent(b"", promised=10**12), r"has 1e\+03 GB or more, and 1 MB are allowed: allow more with --max-gb$"),
         (len(DATA) - 1, sent(DATA), r"it has 102,399 bytes, and the server sends 102 kB or more"),
         (len(DATA) - 1, endless, "it has 102,399 bytes"),
     ],
@@ -176,6 +178,27 @@ async def test_a_file_that_is_larger_than_it_may_be_is_stopped(
             await fetch(own, tmp_path, wait=no_wait, most=10**6)
     assert len(server.calls) == 1, "it is not tried again"
     assert not list(tmp_path.glob("data.bin*"))
+
+
+async def test_what_arrived_before_the_users_limit_is_kept(tmp_path: Path) -> None:
+    whole = DATA * 30
+    async with Server(ranged(whole, [2_000_000, 0, 0, 0, 0])) as server:
+        own = benchmark(Source("data.bin", f"{server.url}/x"))
+        with pytest.raises(FetchError, match="broke off"):
+            await fetch(own, tmp_path, wait=no_wait)
+        with pytest.raises(FetchError, match=r"3\.07 MB or more, and 1 MB are allowed: .* --max-gb; what has .* kept$"):
+            await fetch(own, tmp_path, wait=no_wait, most=10**6)
+        await fetch(own, tmp_path)
+        assert server.calls[-1].headers["range"] == "bytes=2000000-"
+    assert (tmp_path / "data.bin").read_bytes() == whole
+
+
+async def test_a_body_without_a_length_is_stopped_at_the_users_limit(tmp_path: Path) -> None:
+    async with Server(endless) as server:
+        with pytest.raises(FetchError, match=r"1 MB are allowed: allow more with --max-gb; what has arrived is kept$"):
+            await fetch(benchmark(Source("data.bin", f"{server.url}/x")), tmp_path, wait=no_wait, most=10**6)
+    assert len(server.calls) == 1
+    assert 0 < (tmp_path / "data.bin.part").stat().st_size <= 10**6
 
 
 async def test_a_length_that_is_not_kept_is_no_whole_file(tmp_path: Path) -> None:
@@ -354,6 +377,15 @@ async def test_an_archive_is_unpacked_beside_itself(tmp_path: Path, kind: str) -
     assert not list(tmp_path.glob(".unpacking*"))
 
 
+async def test_the_rest_of_a_killed_unpacking_goes(tmp_path: Path) -> None:
+    (tmp_path / ".unpacking").mkdir()
+    (tmp_path / ".unpacking" / "half.txt").write_text("ha")
+    async with Server(ranged(archive("zip", ["a.txt"]), [])) as server:
+        await fetch(benchmark(Source("all.zip", f"{server.url}/all", unpack=True)), tmp_path)
+    shown = sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith(".skilltune"))
+    assert shown == ["a.txt", "all.zip"]
+
+
 @pytest.mark.parametrize(("place", "value"), [(0, b"\1\0"), (2, b"\x63\0")], ids=["password", "compression"])
 async def test_an_archive_that_cannot_be_read_is_named(tmp_path: Path, place: int, value: bytes) -> None:
     whole = bytearray(archive("zip", ["a.txt"]))
@@ -403,9 +435,42 @@ async def test_an_archive_holds_files_and_nothing_else(tmp_path: Path, kind: str
     assert not list(tmp_path.rglob("fine.txt"))
 
 
-async def test_an_archive_cannot_rewrite_the_record(tmp_path: Path) -> None:
-    async with Server(ranged(archive("zip", [RECORD]), [])) as server:
-        with pytest.raises(UsageError, match=r"the name of skilltune's own record"):
+@pytest.mark.parametrize("name", ["all.zip", "ALL.zip", "./b/Other.zip", "all.zip.part", "all.zip.part.json"])
+def test_an_archive_cannot_replace_a_download(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "all.zip"
+    path.write_bytes(archive("zip", [name]))
+    with pytest.raises(UsageError, match=rf"'{re.escape(name)}' in it would replace a downloaded file"):
+        unpack(path, tmp_path, 10**6, lambda size: None, ["all.zip", "b/other.zip"])
+    assert [each.name for each in tmp_path.iterdir()] == ["all.zip"]
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar.gz"])
+@pytest.mark.parametrize(
+    ("names", "why"),
+    [
+        (["a", "a/b"], "'a/b' is in it as a file and as a folder"),
+        (["a/b", "a"], "'a' is in it as a file and as a folder"),
+        (["a/b/c", "a/b/c/d/e"], "'a/b/c/d/e' is in it as a file and as a folder"),
+        (["a.txt", "x/" + "n" * 300], f"a name in it is too long for the disk, 'x/{'n' * 198}'"),
+        (["n" * 300 + "/x"], f"a name in it is too long for the disk, '{'n' * 200}'"),
+        (["here/b"], "here is no folder, so here/b cannot be unpacked: move it away"),
+        (["a.txt", "there"], "there is a folder, so there cannot be unpacked: move it away"),
+    ],
+)
+def test_what_is_in_the_way_of_an_archive_is_named(tmp_path: Path, kind: str, names: list[str], why: str) -> None:
+    path = tmp_path / f"all.{kind}"
+    path.write_bytes(archive(kind, names))
+    (tmp_path / "here").write_text("mine")
+    (tmp_path / "there").mkdir()
+    with pytest.raises(UsageError, match=re.escape(why)):
+        unpack(path, tmp_path, 10**6, lambda size: None)
+    assert sorted(each.name for each in tmp_path.iterdir()) == [path.name, "here", "there"]
+
+
+@pytest.mark.parametrize("name", [RECORD, RECORD.upper(), ".Unpacking/a.txt"])
+async def test_an_archive_cannot_rewrite_the_record(tmp_path: Path, name: str) -> None:
+    async with Server(ranged(archive("zip", [name]), [])) as server:
+        with pytest.raises(UsageError, match=r"a name of skilltune's own files"):
             await fetch(benchmark(Source("all.zip", f"{server.url}/all", unpack=True)), tmp_path)
     assert list(recorded(tmp_path)) == ["all.zip"]
 
@@ -440,6 +505,53 @@ async def test_an_archive_that_swells_is_stopped_on_the_way(tmp_path: Path, kind
         assert not list(tmp_path.glob(".unpacking*"))
         await fetch(own, tmp_path, most=8_000_000)
     assert (tmp_path / "3.txt").stat().st_size == 2_000_000
+
+
+def headed(kind: bytes, content: bytes, *, size: int | None = None) -> bytes:
+    """A tar file whose one file has a header of a kind that tarfile reads whole. `size` is another one than it has."""
+    entry = tarfile.TarInfo("header")
+    entry.type, entry.size = kind, len(content) if size is None else size
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz", format=tarfile.GNU_FORMAT) as file:
+        assert file.fileobj is not None
+        file.fileobj.write(entry.tobuf(tarfile.GNU_FORMAT) + content + bytes(-len(content) % 512))
+        file.addfile(tarfile.TarInfo("a.txt"))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", [b"x", b"g", b"X", b"L", b"K"])
+@pytest.mark.parametrize("content", [b"1" * 200_000, bytes(50_000_000)], ids=["digits", "large"])
+def test_a_header_of_an_archive_is_bounded(tmp_path: Path, kind: bytes, content: bytes) -> None:
+    path = tmp_path / "all.tar.gz"
+    path.write_bytes(headed(kind, content))
+    tracemalloc.start()
+    try:
+        with pytest.raises(UsageError, match=r"a header in it states [\d,]+ bytes, and 8,192 are allowed"):
+            unpack(path, tmp_path, 10**9, lambda size: None)
+        assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "made",
+    [headed(b"x", bytes(512), size=-512), headed(b"0", b"", size=-1024), headed(b"x", b"14 size=-1024\n")],
+    ids=["header", "file", "pax"],
+)
+def test_a_negative_size_in_an_archive_is_refused(tmp_path: Path, made: bytes) -> None:
+    path = tmp_path / "all.tar.gz"
+    path.write_bytes(made)
+    with pytest.raises(UsageError, match=r"states -[\d,]+ bytes"):
+        unpack(path, tmp_path, 10**9, lambda size: None)
+
+
+def test_the_longest_names_of_an_archive_are_read(tmp_path: Path) -> None:
+    name = "/".join(["d" * 200] * 15)
+    for form in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        with tarfile.open(tmp_path / "all.tar.gz", "w:gz", format=form) as file:
+            file.addfile(tarfile.TarInfo(name))
+        unpack(tmp_path / "all.tar.gz", tmp_path / str(form), 10**9, lambda size: None)
+        assert (tmp_path / str(form) / name).is_file()
 
 
 async def test_an_archive_that_lies_about_its_sizes_is_damaged(tmp_path: Path) -> None:

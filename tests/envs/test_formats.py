@@ -617,7 +617,8 @@ def test_an_empty_file_is_named_with_the_way_out(tmp_path, suffix, content):
         ("data.tsv", "input\ttarget\n", "with a tab between them"),
         ("data.json", "[]", "a list of JSON objects"),
         ("data.json", '{"samples": []}', "a list of JSON objects"),
-        ("evals/evals.json", '{"skill_name": "x", "evals": []}', "a list of JSON objects"),
+        ("evals/evals.json", '{"skill_name": "x", "evals": []}', r'put at least one .*"evals": \[\{"prompt": "…"'),
+        ("evals/evals.json", "[]", r'"evals": \[\{"prompt": "…"'),
         ("promptfooconfig.yaml", "prompts: ['{{q}}']\ntests: []\n", "at least one test"),
     ],
 )
@@ -628,6 +629,15 @@ def test_a_file_without_samples_is_named_with_the_way_out(tmp_path, name, conten
     for source in (path, *([tmp_path] if not name.startswith("data") else [])):
         with pytest.raises(UsageError, match=rf"^{re.escape(str(path))} holds no samples: .*{how}"):
             load_samples(source)
+
+
+def test_a_hub_data_set_without_rows_says_what_to_name(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow.parquet").write_table(
+        pa.table({"input": pa.array([], pa.string())}), tmp_path / "d.parquet"
+    )
+    with pytest.raises(UsageError, match=r"holds no samples: set env\.samples to a file with at least one row$"):
+        load_samples(f"hf:{tmp_path}")
 
 
 @pytest.mark.parametrize(("items", "content"), [("items.jsonl", "\n"), ("items.json", "[]")])

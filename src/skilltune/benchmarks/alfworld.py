@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from skilltune.benchmarks.benchmark import Benchmark, Draw, Metric, Source, missing, text
 from skilltune.benchmarks.games import STATE, Games, textworld_engine
-from skilltune.benchmarks.rows import json_document
+from skilltune.benchmarks.rows import files_below, json_document
 from skilltune.envs import Env
 from skilltune.errors import NotGraded, UsageError
 from skilltune.rollout import Rollout, Score
@@ -64,7 +63,7 @@ def environment(place: Path, draw: Draw, engine: tuple[str, ...] | None) -> Env:
 
 def _samples(place: Path, files: dict[str, Path], left_out: list[str]) -> Iterator[Sample]:
     """The games in the order of their paths. Their files go to `files`, by id."""
-    for path in _found(place):
+    for path in files_below(place, HOUSEHOLD, *(f"*{suffix}" for suffix in _GAMES)):
         name = str(
             path.relative_to(place).with_suffix("") if path.name != HOUSEHOLD else path.parent.relative_to(place)
         )
@@ -82,14 +81,6 @@ def _samples(place: Path, files: dict[str, Path], left_out: list[str]) -> Iterat
             split=next((_SPLITS[part] for part in path.relative_to(place).parts if part in _SPLITS), None),
             metadata={"task_type": kind, "game": str(path.relative_to(place))},
         )
-
-
-def _found(place: Path) -> list[Path]:
-    """All games below a folder."""
-    found = []
-    for folder, _, names in os.walk(place):
-        found += [Path(folder, name) for name in names if name == HOUSEHOLD or name.endswith(_GAMES)]
-    return sorted(found)
 
 
 def _member(content: Any, key: str) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from skilltune.benchmarks.benchmark import Benchmark, Draw, Metric, missing, pinned, text
-from skilltune.benchmarks.rows import json_list, scorer, text_of
+from skilltune.benchmarks.rows import files_below, json_list, scorer, text_of
 from skilltune.envs import Env
 from skilltune.rollout import Score
 from skilltune.samples import Sample
@@ -52,7 +52,7 @@ def make(place: Path, variant: str, draw: Draw) -> Env:
 
 
 def _samples(place: Path, task: str) -> Iterator[Sample]:
-    path = place if place.is_file() else next((p for p in sorted(place.rglob(f"{task}.json"))), None)
+    path = place if place.is_file() else next(iter(files_below(place, f"{task}.json")), None)
     if path is None:
         raise missing("bbh", place, f"{task}.json")
     for number, (where, row) in enumerate(json_list(path, "examples"), 1):

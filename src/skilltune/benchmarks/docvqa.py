@@ -10,7 +10,16 @@ from typing import Any
 
 from skilltune.benchmarks.benchmark import Benchmark, Draw, Metric, Source, missing, text
 from skilltune.benchmarks.place import data_folder
-from skilltune.benchmarks.rows import Row, json_lines, json_list, parquet_rows, parquet_values, scorer, text_of
+from skilltune.benchmarks.rows import (
+    Row,
+    files_below,
+    json_lines,
+    json_list,
+    parquet_rows,
+    parquet_values,
+    scorer,
+    text_of,
+)
 from skilltune.envs import Env
 from skilltune.errors import UsageError
 from skilltune.files import write_atomic
@@ -52,7 +61,7 @@ def _samples(place: Path) -> Iterator[Sample]:
 
 
 def _rows(place: Path) -> Iterator[Row]:
-    files = [place] if place.is_file() else sorted(place.rglob("*.parquet"))
+    files = [place] if place.is_file() else files_below(place, "*.parquet")
     files = [path for path in files if not path.name.startswith(("test", "train"))]
     if not files:
         files = sorted([*place.glob("*.jsonl"), *place.glob("*.json")])

@@ -14,7 +14,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -86,7 +86,8 @@ async def fetch(
             sources = await _expanded(benchmark, session)
             _require_space(folder, sum(_left(source, folder) for source in sources))
             for source in sources:
-                here = await _one(_Job(benchmark, source, folder / source.path, most, session, progress, wait), folder)
+                job = _Job(benchmark, source, folder / source.path, most, session, progress, wait)
+                here = await _one(job, folder, [each.path for each in sources])
                 (kept if here else new).append(source.path)
                 size = size_text((folder / source.path).stat().st_size)
                 tell(f"{'unchanged' if here else 'got'} {source.path} ({size})")
@@ -139,8 +140,8 @@ class _Job:
         return self.target.with_name(f"{self.target.name}.part")
 
 
-async def _one(job: _Job, folder: Path) -> bool:
-    """Bring one file. True if it was here."""
+async def _one(job: _Job, folder: Path, paths: Sequence[str]) -> bool:
+    """Bring one file of those at `paths`. True if it was here."""
     source, target = job.source, job.target
     known = recorded(folder).get(source.path, {})
     before = str(known.get("sha256", ""))
@@ -161,7 +162,7 @@ async def _one(job: _Job, folder: Path) -> bool:
         entry = {"url": source.url, "sha256": digest, "bytes": target.stat().st_size}
         _note(folder, source.path, entry | {"date": datetime.now(UTC).date().isoformat()})
     if source.unpack:  # again if it was here, because its content may be gone
-        await asyncio.to_thread(unpack, target, folder, job.most, lambda size: _require_space(folder, size))
+        await asyncio.to_thread(unpack, target, folder, job.most, lambda size: _require_space(folder, size), paths)
     return here
 
 
@@ -286,15 +287,17 @@ def _range(reply: aiohttp.ClientResponse) -> tuple[int | None, int | None]:
 
 
 def _require_size(job: _Job, size: int) -> None:
-    """Raise FetchError if a file of so many bytes is larger than it may be. What has arrived of it is thrown away."""
+    """Raise FetchError if a file of so many bytes is larger than it may be. What has arrived of it is thrown away if it
+    is another file than the one that is meant, and kept if the user may allow more."""
     stated = job.source.size
     if stated is not None and size > stated:
+        _drop(job.part)
         why = f"it has {stated:,} bytes, and the server sends {size_text(size)} or more: try again later"
     elif size > job.most:
-        why = f"it has {size_text(size)} or more, and {size_text(job.most)} are allowed: allow more with --max-gb"
+        kept = "; what has arrived is kept" if job.part.is_file() else ""
+        why = f"it has {size_text(size)} or more, and {size_text(job.most)} are allowed: allow more with --max-gb{kept}"
     else:
         return
-    _drop(job.part)
     raise FetchError(f"{job.source.url} is larger than it may be: {why}")
 
 

@@ -11,7 +11,7 @@ from string import ascii_uppercase
 from typing import Any
 
 from skilltune.benchmarks.benchmark import Benchmark, Draw, Metric, missing, pinned, text
-from skilltune.benchmarks.rows import json_list, scorer, text_of
+from skilltune.benchmarks.rows import files_below, json_list, scorer, text_of
 from skilltune.envs import Env
 from skilltune.errors import UsageError
 from skilltune.rollout import Score
@@ -41,7 +41,7 @@ def make(place: Path, variant: str, draw: Draw) -> Env:
 
 
 def _samples(place: Path, variant: str) -> Iterator[Sample]:
-    files = [place] if place.is_file() else sorted(place.rglob("qa_*.json"))
+    files = [place] if place.is_file() else files_below(place, "qa_*.json")
     if not files:
         raise missing("livemath", place, "qa_202511_final.json")
     for path in files:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,17 @@ Row = tuple[str, dict[str, Any]]
 
 OTHER_FILE = "is this file another one?"
 ANOTHER_COPY = "delete it and fetch it again, or name another copy with --data PATH (env.data)"
+
+
+def files_below(place: Path, *patterns: str) -> list[Path]:
+    """The files below a folder whose names match one of the patterns, sorted. Hidden files and folders are left out:
+    an archive that is being unpacked is in one."""
+    found = list[Path]()
+    for folder, inner, names in os.walk(place):
+        inner[:] = [name for name in inner if not name.startswith(".")]
+        shown = [name for name in names if not name.startswith(".")]
+        found += [Path(folder, name) for name in shown if any(fnmatchcase(name, pattern) for pattern in patterns)]
+    return sorted(found)
 
 
 def json_lines(path: Path) -> Iterator[Row]:

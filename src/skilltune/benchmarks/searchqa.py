@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from skilltune.benchmarks.benchmark import Benchmark, Draw, Metric, Source, missing, text
-from skilltune.benchmarks.rows import Row, json_lines, parquet_rows, scorer, text_of
+from skilltune.benchmarks.rows import Row, files_below, json_lines, parquet_rows, scorer, text_of
 from skilltune.envs import Env
 from skilltune.errors import UsageError
 from skilltune.rollout import Score
@@ -42,7 +42,7 @@ def _samples(place: Path) -> Iterator[Sample]:
 
 
 def _rows(place: Path) -> Iterator[Row]:
-    files = [place] if place.is_file() else sorted([*place.rglob("*.jsonl"), *place.rglob("*.parquet")])
+    files = [place] if place.is_file() else files_below(place, "*.jsonl", "*.parquet")
     if not files:
         raise missing("searchqa", place, "a .parquet or .jsonl file")
     for path in files:

@@ -25,6 +25,7 @@ _EVALS = Path("evals", "evals.json")
 _CONFIGS = ("promptfooconfig.yaml", "promptfooconfig.yml")
 _LINES = 'write one JSON object per line, such as {"input": "…", "target": "…"}'
 _TABLE = "write a header such as input,target and one sample per line below it"
+_EVALS_HOW = 'put at least one into its list, as in {"evals": [{"prompt": "…", "expected_output": "…"}]}'
 _HOW: Mapping[str, str] = {
     ".jsonl": _LINES,
     ".ndjson": _LINES,
@@ -63,7 +64,7 @@ def placed_samples(
     reading = Reading() if reading is None else reading
     samples = assemble(_rows(source, reading), fields, reading)
     if not samples:
-        raise UsageError(f"{source} holds no samples: name data with rows")
+        raise UsageError(f"{source} holds no samples: set env.samples to a file with at least one row")
     return samples
 
 
@@ -74,7 +75,11 @@ def root_of(source: str | Path) -> Path:
         return path.parent if path.suffix else path if path.is_dir() else Path()
     if path.is_dir():
         return path
-    return path.parent.parent if path.name == "evals.json" and path.parent.name == "evals" else path.parent
+    return path.parent.parent if _is_evals(path) else path.parent
+
+
+def _is_evals(path: Path) -> bool:
+    return path.parts[-2:] == _EVALS.parts
 
 
 def is_huggingface(source: str | Path) -> bool:
@@ -118,7 +123,7 @@ def _rows(source: str | Path, reading: Reading, otherwise: str = "") -> Iterator
 
 def _some(path: Path, read: Callable[[Path], Iterator[Row]], otherwise: str = "") -> Iterator[Row]:
     """The rows of a file. Raises UsageError if it has none."""
-    how = _HOW[path.suffix.lower()] + otherwise
+    how = (_EVALS_HOW if _is_evals(path) else _HOW[path.suffix.lower()]) + otherwise
     if is_blank(path):
         raise UsageError(f"{path} is empty: {how}")
     row = None
