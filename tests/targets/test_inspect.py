@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +22,7 @@ from skilltune.envs.inspect.worker import _idle
 from skilltune.errors import CallConfigError, InfraError, JudgeError, NotGraded, SampleError, UsageError
 from skilltune.journal.run import Run
 from skilltune.parts import Parts
+from skilltune.processes import signal_group
 from skilltune.rollout import Artifact, Rollout, Trajectory, Turn
 from skilltune.samples import Sample
 from skilltune.skill import Skill
@@ -343,6 +345,14 @@ async def test_a_process_that_gives_no_result_is_ended_in_time(tmp_path: Path) -
         await workers.aclose()
         assert failed.value.systemic, "the same failure of every sample ends the run"
         assert not [pid for pid in alive.read_text().split() if _running(pid)]
+
+
+@pytest.mark.parametrize("failure", [ProcessLookupError, PermissionError])
+def test_a_group_of_processes_that_have_ended_is_no_error(failure: type[OSError]) -> None:
+    """macOS refuses a signal to a group whose processes have ended and are not waited for."""
+    with patch("os.killpg", side_effect=failure) as kill:
+        signal_group(77)
+    kill.assert_called_once_with(77, signal.SIGKILL)
 
 
 def _running(pid: str) -> bool:
