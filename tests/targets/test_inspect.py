@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,9 +18,11 @@ from skilltune.build import build_env, build_parts
 from skilltune.config import make_config
 from skilltune.envs.inspect import InspectEnv, number_of, score_of
 from skilltune.envs.inspect.process import Workers, ask_once
+from skilltune.envs.inspect.worker import _idle
 from skilltune.errors import CallConfigError, InfraError, JudgeError, NotGraded, SampleError, UsageError
 from skilltune.journal.run import Run
 from skilltune.parts import Parts
+from skilltune.processes import signal_group
 from skilltune.rollout import Artifact, Rollout, Trajectory, Turn
 from skilltune.samples import Sample
 from skilltune.skill import Skill
@@ -118,6 +122,9 @@ def forgetting():
 @task
 def hangs_at_once():
     return Task(dataset=SUMS, solver=[hanging(), generate()], scorer=includes())
+@task
+def hangs_in_its_own_time():
+    return Task(dataset=SUMS, solver=[hanging(), generate()], scorer=includes(), time_limit=2)
 @task
 def hangs_after_an_answer():
     return Task(dataset=SUMS, solver=[generate(), hanging()], scorer=includes())
@@ -252,27 +259,46 @@ def test_no_score_is_no_zero() -> None:
         ({"limit": "time", "idle": 4.0}, {}, InfraError, "the solver of the Inspect task hung"),
         ({"limit": "time", "idle": 4.0}, {"exchanges": 0}, InfraError, "the solver of the Inspect task hung"),
         ({"limit": "time"}, {"exchanges": 0}, InfraError, "ran out before its model's first answer"),
-        ({"limit": "working", "idle": 8.0}, {}, InfraError, "in the last 8 of its 8 s"),
+        ({"limit": "working", "idle": 8.0}, {}, InfraError, r"in the last 8 of its 8 s \(target\.timeout_s\)"),
+        (
+            {"limit": "time", "limit_s": 2.0, "limit_name": "the task's own time_limit", "idle": 1.0},
+            {},
+            InfraError,
+            r"in the last 1 of its 2 s \(the task's own time_limit\)",
+        ),
     ],
 )
 def test_an_evaluation_that_proves_nothing_is_an_error(
     result: dict[str, Any], lease: dict[str, Any], error: type[Exception], why: str
 ) -> None:
     with pytest.raises(error, match=why):
-        witnessed(evaluation(**result), seen_lease(**lease), 1.0, limit_s=8.0)
+        witnessed(evaluation(**result), seen_lease(**lease), 1.0)
 
 
 def test_an_endpoint_that_used_up_the_time_is_no_result() -> None:
     hung = evaluation(limit="time")
     with pytest.raises(InfraError, match="waited 5 of its 8 s for one answer"):
-        witnessed(hung, seen_lease(exchanges=0), 9.0, limit_s=8.0, waited=5.0)
-    assert witnessed(hung, seen_lease(), 9.0, limit_s=8.0, waited=3.0).outcome == "agent_limit"
-    assert witnessed(evaluation(), seen_lease(), 9.0, limit_s=8.0, waited=5.0).outcome == "ok", "no limit was reached"
+        witnessed(hung, seen_lease(exchanges=0), 9.0, waited=5.0)
+    own = {**hung, "limit_s": 4.0, "limit_name": "the task's own time_limit"}
+    with pytest.raises(InfraError, match=r"waited 3 of its 4 s .*: raise the task's own time_limit"):
+        witnessed(own, seen_lease(), 5.0, waited=3.0)
+    assert witnessed(hung, seen_lease(), 9.0, waited=3.0).outcome == "agent_limit"
+    assert witnessed(evaluation(), seen_lease(), 9.0, waited=5.0).outcome == "ok", "no limit was reached"
+
+
+@pytest.mark.parametrize(("kind", "idle"), [("model", 2.0), ("tool", 2.0), ("sandbox", 2.0), ("state", 9.0)])
+def test_a_solver_that_works_by_itself_in_a_sandbox_does_not_hang(kind: str, idle: float) -> None:
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    events = [
+        SimpleNamespace(event=event, timestamp=start + timedelta(seconds=at), completed=start + timedelta(seconds=end))
+        for event, at, end in (("state", 0, 0), (kind, 1, 7), ("sample_limit", 9, 9))
+    ]
+    assert _idle(events) == idle
 
 
 def test_the_end_of_an_evaluation_is_told() -> None:
     def ended(**parts: Any) -> Trajectory:
-        return witnessed(evaluation(**parts), seen_lease(), 1.0, limit_s=8.0)
+        return witnessed(evaluation(**parts), seen_lease(), 1.0)
 
     assert ended(limit="message").outcome == "agent_limit"
     assert ended(stop="max_tokens").error == "the answer was cut at max_tokens"
@@ -284,6 +310,8 @@ def evaluation(**parts: Any) -> dict[str, Any]:
         "error": "",
         "others": [],
         "limit": "",
+        "limit_s": 8.0,
+        "limit_name": "target.timeout_s",
         "idle": 0.0,
         "stop": "stop",
         "answer": "2",
@@ -317,6 +345,14 @@ async def test_a_process_that_gives_no_result_is_ended_in_time(tmp_path: Path) -
         await workers.aclose()
         assert failed.value.systemic, "the same failure of every sample ends the run"
         assert not [pid for pid in alive.read_text().split() if _running(pid)]
+
+
+@pytest.mark.parametrize("failure", [ProcessLookupError, PermissionError])
+def test_a_group_of_processes_that_have_ended_is_no_error(failure: type[OSError]) -> None:
+    """macOS refuses a signal to a group whose processes have ended and are not waited for."""
+    with patch("os.killpg", side_effect=failure) as kill:
+        signal_group(77)
+    kill.assert_called_once_with(77, signal.SIGKILL)
 
 
 def _running(pid: str) -> bool:
@@ -457,7 +493,8 @@ async def test_a_failure_is_an_error_and_never_a_score(
     ("task", "why"),
     [
         ("hangs_at_once", "the solver of the Inspect task hung"),
-        ("hangs_after_an_answer", "the solver of the Inspect task hung"),
+        ("hangs_in_its_own_time", r"task hung: .* of its 2 s \(the task's own time_limit\)"),
+        ("hangs_after_an_answer", r"task hung: .* of its 24 s \(target\.timeout_s\)"),
         ("scores_late", r"Inspect failed: .*limit"),
         ("blocks", "no result within .*scorer of the task blocks it"),
     ],
@@ -471,7 +508,8 @@ async def test_a_solver_or_scorer_that_hangs_ends_by_the_time_limit_and_is_no_sc
         async with Upstream(lambda asked: Said("2")) as upstream:
             parts, target = parts_of(project, f"tasks.py@{task}", upstream.url)
             # The first answer takes seconds, because the client is imported for it; less than half of the time counts.
-            target.timeout_s = 24.0 if task == "hangs_after_an_answer" else 4.0
+            slow = task in ("hangs_after_an_answer", "hangs_in_its_own_time")
+            target.timeout_s = 24.0 if slow else 4.0
             try:
                 with pytest.raises(InfraError, match=why):
                     await target.run(parts.skill, parts.env.task(parts.env.samples[0]), 0)

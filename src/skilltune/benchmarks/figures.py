@@ -13,11 +13,12 @@ from itertools import pairwise
 
 YEARS = (1900, 2100)
 _NUMBER = re.compile(
-    r"(?<![\w.])\(\s*(?P<inner>\d+(?:\.\d+)?)\s*%?\s*\)|(?P<minus>(?<![\w)])-|(?<![\w)])(?<![\d%)]\s)-\s)?"
-    r"(?P<plain>\d*\.?\d+)"  # "10 - 20" is a range, and "- 20" alone is negative
+    r"(?<![\w.])\(\s*(?P<inner>\d+(?:\.\d+)?)\s*%?\s*\)|(?P<minus>(?<![\w)])-\s?)?"
+    r"(?P<plain>\d*\.?\d+)"
 )
+_YEAR = re.compile(r"\(\s*(19\d\d|20\d\d|2100)\s*\)")
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
-_CURRENCY = re.compile(r"(?:US|U\.S\.)?\s?[$€£¥]\s?", re.IGNORECASE)
+_CURRENCY = re.compile(r"(?:(?:US|U\.S\.)\s?)?[$€£¥]\s?", re.IGNORECASE)
 _UNITS = {
     "trillion": r"trillions?",
     "billion": r"billions?|bn|b",
@@ -39,8 +40,8 @@ class Figure:
 
     @property
     def is_year(self) -> bool:
-        """True for a whole number of the range of years, also in brackets: "12.5 (1977)"."""
-        return YEARS[0] <= abs(self.value) <= YEARS[1] and self.value == int(self.value)
+        """True for a whole number of the range of years."""
+        return YEARS[0] <= self.value <= YEARS[1] and self.value == int(self.value)
 
 
 def matches(expected: str, got: str, tolerance: float = 0.0) -> bool:
@@ -48,7 +49,8 @@ def matches(expected: str, got: str, tolerance: float = 0.0) -> bool:
 
     Each number may differ by `tolerance` times the expected one; an expected 0 needs 0. Years (1900 to 2100) in the
     answer are dropped unless the expected answer has one; after that the counts of numbers must be equal. Units must
-    agree if both sides state one. A percent sign, currency signs and thousands commas do not count; "(123)" is −123.
+    agree if both sides state one. A percent sign, currency signs and thousands commas do not count. "(123)" is −123
+    and "(1,950)" is −1950, but "(1950)" is a year.
     """
     wanted, found = figures(expected), figures(got)
     if not any(figure.is_year for figure in wanted):
@@ -65,10 +67,14 @@ def figures(text: str) -> list[Figure]:
     text = _plain(text)
     places = list(_NUMBER.finditer(text))
     found = []
+    end = 0  # of the number before
     for place, after in pairwise((*places, None)):
         assert place is not None
         value = Decimal(place["inner"] or place["plain"])
-        negative = place["inner"] or place["minus"]
+        spaced = place["minus"] and place["minus"] != "-"  # "10 million - 20" is a range, and "- 20" alone is negative
+        to = spaced and found and not _without_units(text[end : place.start()]).strip(" \t\n)")
+        negative = place["inner"] or (place["minus"] and not to)
+        end = place.end()
         stated = _UNIT.search(text, place.end(), after.start() if after else len(text))
         if stated is None and place is places[0]:
             stated = _UNIT.search(text, 0, place.start())
@@ -92,13 +98,19 @@ def _same_words(expected: str, got: str) -> bool:
 
 def _words(text: str) -> str:
     """The words of a text besides numbers and units; "" if less than two characters are left."""
-    rest = _FILLER.sub(" ", _UNIT.sub(" ", _NUMBER.sub(" ", _plain(text))))
+    rest = _without_units(_NUMBER.sub(" ", _plain(text)))
     words = " ".join(re.sub(r"[^\w\s]", " ", rest.casefold()).split())
     return words if len(words) >= 2 else ""
 
 
+def _without_units(text: str) -> str:
+    return _FILLER.sub(" ", _UNIT.sub(" ", text))
+
+
 def _plain(text: str) -> str:
-    return _CURRENCY.sub("", _THOUSANDS.sub("", text.replace("\u2212", "-").replace("\u2013", "-")))
+    """The text with one kind of minus, with "[1977]" for "(1977)", and without currency signs and thousands commas."""
+    text = _YEAR.sub(r"[\1]", text.replace("\u2212", "-").replace("\u2013", "-"))
+    return _CURRENCY.sub("", _THOUSANDS.sub("", text))
 
 
 def _bare(text: str) -> str:

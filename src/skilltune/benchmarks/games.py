@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import signal
 import sys
 from collections import deque
 from collections.abc import Mapping
@@ -25,6 +24,7 @@ from skilltune.envs.task import Task
 from skilltune.envs.tools import Tools
 from skilltune.errors import InfraError
 from skilltune.models import Tool
+from skilltune.processes import signal_group
 from skilltune.workspace.tools import text_tool
 
 STATE = "game.json"  # the artifact with the state at the end
@@ -112,8 +112,7 @@ class Game(Tools):
                 await asyncio.wait_for(process.wait(), END_S if not failure or failure[0] is None else 0.1)
         finally:
             if process.returncode is None:
-                with suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
+                signal_group(process.pid)
             self._errors.cancel()
             await process.wait()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import html
-import os
 import re
 import signal
 import subprocess
@@ -21,6 +20,7 @@ from skilltune.errors import UsageError
 from skilltune.optimizer.handoff import REQUEST, Question, claimed, in_use, is_handoff, questions, read_answer
 from skilltune.optimizer.lines import read_edits
 from skilltune.optimizer.render import support
+from skilltune.processes import signal_group
 from skilltune.skill import Skill
 
 TRIES = 3  # answers that a command may give to one question
@@ -170,9 +170,8 @@ async def _output(command: str, question: Question) -> str:
 
 def _terminate(process: subprocess.Popen[bytes]) -> None:
     """End the remaining processes of the group: SIGTERM first, SIGKILL after `GRACE_S`."""
-    with suppress(ProcessLookupError, PermissionError):  # the group is empty
-        os.killpg(process.pid, signal.SIGTERM)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(GRACE_S)
-        os.killpg(process.pid, signal.SIGKILL)
+    signal_group(process.pid, signal.SIGTERM)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(GRACE_S)
+    signal_group(process.pid)
     process.wait()

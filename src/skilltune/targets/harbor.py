@@ -29,6 +29,7 @@ from skilltune.metering.clients import Clients
 from skilltune.models.prices import price
 from skilltune.models.redact import redacted
 from skilltune.names import VENDORS, Name, parse_name
+from skilltune.processes import signal_group
 from skilltune.rollout import THINKING, Artifact, Trajectory, Turn
 from skilltune.skill import Skill
 from skilltune.targets.agents.job import KEPT, write_skill
@@ -150,8 +151,7 @@ async def _end(process: asyncio.subprocess.Process) -> None:
     for sign, wait_s in ((signal.SIGTERM, END_S), (signal.SIGKILL, None)):
         if process.returncode is not None:
             return
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, sign)
+        signal_group(process.pid, sign)
         with suppress(TimeoutError):
             await asyncio.wait_for(process.wait(), wait_s)
 

@@ -33,7 +33,7 @@ from skilltune.usage import Usage, minus
 
 HUNG = 0.5  # share of a rollout's time that was spent waiting before its end, from which on something hangs
 GUESSED_CALLS, GUESSED_TOKENS = 2, 256  # of a rollout before the first one: the solver's call, and a grader's
-OWN_LIMITS = ("time", "working")  # limits that a hanging endpoint may reach
+TIME_LIMITS = ("time", "working")  # limits that a hanging endpoint may reach
 
 
 @dataclass(slots=True)
@@ -97,7 +97,7 @@ class InspectTarget:
         try:
             result = await self.workers.ask(request, self.timeout_s + GRACE_S)
             waited = await lease.end()
-            trajectory = witnessed(result, lease, time.monotonic() - started, limit_s=self.timeout_s, waited=waited)
+            trajectory = witnessed(result, lease, time.monotonic() - started, waited=waited)
         except BaseException as failure:  # also a cancelled rollout: its exchanges are paid
             await lease.end()
             self.spend(lease.paid)
@@ -138,14 +138,13 @@ class InspectTarget:
             await self._gateway.aclose()
 
 
-def witnessed(
-    result: Mapping[str, Any], lease: Lease, seconds: float, *, limit_s: float, waited: float = 0.0
-) -> Trajectory:
+def witnessed(result: Mapping[str, Any], lease: Lease, seconds: float, *, waited: float = 0.0) -> Trajectory:
     """The trajectory of an evaluation. Raises the fault of the model that ended it, `InfraError` if it failed or hung,
     and `CallConfigError` if the task went past the gateway.
 
-    `waited` is the time in seconds that an exchange under way at the end had waited. If the time ran out, and `HUNG` of
-    `limit_s` or more went by in waiting for the model or in code that asked nothing, there is no result.
+    `waited` is the time in seconds that an exchange under way at the end had waited. If the time ran out, by
+    `target.timeout_s` or a limit of the task's own, and `HUNG` of that limit or more went by in waiting for the model
+    or in code that asked nothing, there is no result.
     """
     if lease.fault is not None:
         raise lease.fault
@@ -159,25 +158,24 @@ def witnessed(
     if why := result["error"]:
         raise InfraError(f"Inspect failed: {why}", systemic=f"Inspect failed: {why}"[:200], attempts=ATTEMPTS)
     limit, stop = result["limit"], result["stop"]
-    if limit in OWN_LIMITS:
+    if limit in TIME_LIMITS:
+        limit_s, name = result["limit_s"], result["limit_name"]
         if lease.trouble is not None:
             raise lease.trouble  # its time ran out while the gateway tried a failed call again
         if waited >= HUNG * limit_s:
             raise InfraError(
-                f"the Inspect task waited {waited:.0f} of its {limit_s:g} s for one answer of its model: raise "
-                "target.timeout_s, or use fewer workers"
+                f"the Inspect task waited {waited:.0f} of its {limit_s:g} s for one answer of its model: raise {name}, "
+                "or use fewer workers"
             )
         if result["idle"] >= HUNG * limit_s:
             raise InfraError(
-                f"the solver of the Inspect task hung: it neither asked its model nor ran a tool in the last "
-                f"{result['idle']:.0f} of its {limit_s:g} s (target.timeout_s)",
+                f"the solver of the Inspect task hung: it neither asked its model nor used a tool or a "
+                f"sandbox in the last {result['idle']:.0f} of its {limit_s:g} s ({name})",
                 systemic="the solver of the Inspect task hangs",
                 attempts=ATTEMPTS,
             )
         if not lease.exchanges:
-            raise InfraError(
-                f"the {limit_s:g} s of the Inspect task (target.timeout_s) ran out before its model's first answer"
-            )
+            raise InfraError(f"the {limit_s:g} s of the Inspect task ({name}) ran out before its model's first answer")
     if not lease.exchanges:
         raise CallConfigError(
             "the Inspect task asked its model nothing, so a skill cannot change anything: check its solver, and take "

@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from skilltune.errors import InfraError, UsageError
+from skilltune.processes import signal_group
 
 Json = dict[str, Any]
 NEEDED = ("inspect_ai", "openai")  # Inspect calls the gateway by OpenAI's client
@@ -49,7 +49,7 @@ def ask_once(request: Json, timeout_s: float) -> Json:
             start_new_session=True,
         )
         late = threading.Event()
-        clock = threading.Timer(timeout_s, lambda: (late.set(), _end(worker.pid)))
+        clock = threading.Timer(timeout_s, lambda: (late.set(), signal_group(worker.pid)))
         with worker:
             assert worker.stdin is not None
             assert worker.stdout is not None
@@ -62,7 +62,7 @@ def ask_once(request: Json, timeout_s: float) -> Json:
             finally:
                 clock.cancel()
                 clock.join()
-                _end(worker.pid)
+                signal_group(worker.pid)
         if not answer:
             said.seek(0)
             if late.is_set():
@@ -151,13 +151,8 @@ class Workers:
 
 async def _kill(worker: asyncio.subprocess.Process) -> None:
     """End a worker and what it started."""
-    _end(worker.pid)
+    signal_group(worker.pid)
     await worker.wait()
-
-
-def _end(session: int) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(session, signal.SIGKILL)
 
 
 def _command() -> list[str]:

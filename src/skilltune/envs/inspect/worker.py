@@ -28,6 +28,7 @@ from skilltune.envs.docker import no_docker
 Json = dict[str, Any]
 SKILL = "skilltune-skill"  # id of the message that holds the skill
 SERVICE = "openai-api/skilltune"  # Inspect's name for the gateway, followed by the model
+WORK = ("model", "tool", "sandbox")  # events of Inspect's that show that a solver does not hang
 
 
 class Unusable(Exception):
@@ -183,8 +184,9 @@ def _described(id: str, sample: Any) -> Json:
 def evaluate(request: Json) -> Json:
     """Evaluate one sample with a skill, by a task that is made anew.
 
-    The answer holds either `unusable`, or `error`, `scores`, `answer`, `messages`, `limit`, `idle` (see `_idle`),
-    `stop` and `others` (models that were called past the gateway).
+    The answer holds either `unusable`, or `error`, `scores`, `answer`, `messages`, `limit` (with
+    `limit_s`, its size, in seconds for a limit of time, and `limit_name`, the option that sets it), `idle` (see
+    `_idle`), `stop` and `others` (models that were called past the gateway).
     """
     from inspect_ai import eval
     from inspect_ai.dataset import MemoryDataset
@@ -228,12 +230,16 @@ def evaluate(request: Json) -> Json:
     if not log.samples:
         return {"error": log.error.message if log.error else f"the evaluation ended as {log.status}"}
     done = log.samples[0]
+    limit, size = (done.limit.type, done.limit.limit) if done.limit else ("", 0.0)
+    ours = limit == "time" and size == request["time_limit"]
     return {
         "error": done.error.message if done.error else "",
         "scores": {name: _score(score) for name, score in (done.scores or {}).items()},
         "answer": done.output.completion,
         "messages": [_message(message) for message in done.messages if message.id != SKILL],
-        "limit": done.limit.type if done.limit else "",
+        "limit": limit,
+        "limit_s": size,
+        "limit_name": "target.timeout_s" if ours else f"the task's own {limit}_limit",
         "idle": _idle(done.events) if done.limit else 0.0,
         "stop": done.output.stop_reason if done.output.choices else "",
         "others": sorted(set(done.model_usage) - {name}),
@@ -241,11 +247,11 @@ def evaluate(request: Json) -> Json:
 
 
 def _idle(events: Sequence[Any]) -> float:
-    """The seconds before a limit in which a sample's own code neither asked a model nor ran a tool."""
+    """The seconds before a limit in which a sample's own code neither asked a model nor used a tool or a sandbox."""
     ended = next((event.timestamp for event in events if event.event == "sample_limit"), None)
     if ended is None:
         return 0.0
-    work = [event for event in events if event.event in ("model", "tool") and event.timestamp <= ended]
+    work = [event for event in events if event.event in WORK and event.timestamp <= ended]
     last = max((event.completed or ended for event in work), default=events[0].timestamp)
     return max(0.0, (ended - last).total_seconds())
 
