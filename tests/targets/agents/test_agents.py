@@ -708,3 +708,23 @@ async def test_a_program_of_the_project_can_be_read_and_the_project_cannot(level
     rights = reading(hides, ws, readable(command, (project / "agent.sh",)))
     printed = (await sandbox.run(command, rights, Limits(20))).stdout.decode()
     assert printed.split("\n") == ["", "echo AGENT.SH", "echo BIN/TOOL.SH", ""]
+
+
+@pytest.mark.parametrize("level", ["bwrap", "landlock"])
+async def test_a_workspace_inside_a_hidden_folder_can_be_read_where_it_cannot_be_written(
+    level: str, tmp_path: Path
+) -> None:
+    try:
+        sandbox = probe(level)
+    except UsageError as error:
+        pytest.skip(str(error))
+    root = tmp_path / "project" / "work"
+    (root / "answer").mkdir(parents=True)
+    (root / "README.md").write_text("the question")
+    (tmp_path / "project" / "answers.txt").write_text("hidden")
+    script = "cat README.md; cat ../answers.txt; echo x > README.md; echo ok > answer/a; cat answer/a"
+    command = Command(("/bin/sh", "-c", script), root, {"PATH": os.environ["PATH"]})
+    confined = Policy((root / "answer",), hidden=(tmp_path / "project",), connect=())
+    rights = reading(confined, Workspace(root, root, root, root), readable(command))
+    assert (await sandbox.run(command, rights, Limits(20))).stdout.decode() == "the questionok\n"
+    assert (root / "README.md").read_text() == "the question"

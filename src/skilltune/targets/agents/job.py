@@ -187,9 +187,9 @@ def reading(policy: Policy, ws: Workspace, programs: tuple[Path, ...]) -> Policy
     """The policy with the right to read the workspace and these programs, also inside a hidden folder, such as the
     project's own virtual environment. A folder that is hidden as a whole stays hidden, also if the PATH names it."""
     hidden = [os.path.realpath(path) for path in policy.hidden]
-    allowed = [path for path in programs if os.path.realpath(path) not in hidden]
+    allowed = [ws.root, *(path for path in programs if os.path.realpath(path) not in hidden)]
     inside = [path for path in allowed if any(Path(os.path.realpath(path)).is_relative_to(folder) for folder in hidden)]
-    return replace(policy, read=(ws.root, *allowed), shown=(*policy.shown, *inside))
+    return replace(policy, read=tuple(allowed), shown=(*policy.shown, *inside))
 
 
 def readable(command: Command, programs: tuple[Path, ...] = (), hidden: tuple[Path, ...] = ()) -> tuple[Path, ...]:
