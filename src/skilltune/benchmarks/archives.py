@@ -161,8 +161,8 @@ def _inside(archive: Path, member: _Member, taken: Sequence[str]) -> PurePosixPa
 
 
 def _blocked(folder: Path, path: PurePath) -> Path | None:
-    """What is in the way of a file at a path below a folder: a file in the place of a folder of it, or a folder in its
-    own."""
+    """The path that blocks a file below `folder`: a file where a folder of `path` must be, or a folder where the file
+    itself must be. None if the way is free."""
     try:
         for parent in [*path.parents][-2::-1]:  # from the outermost; the last parent is "."
             if (folder / parent).is_file():

@@ -186,7 +186,7 @@ class Env:
 
     @property
     def may_send_jobs(self) -> bool:
-        """Whether its scorers may run jobs on workers: those that run what a model wrote, and scorers of plug-ins and
+        """True if its scorers may run jobs on workers: those that run what a model wrote, and scorers of plug-ins and
         benchmarks, which may call `skilltune.execute.current`."""
         return bool(self.sandboxes) or isinstance(self._score, Scorer)
 

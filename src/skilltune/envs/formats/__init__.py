@@ -37,7 +37,7 @@ _HOW: Mapping[str, str] = {
     ".parquet": "name a file with rows",
     ".arrow": "name a file with rows",
 }
-"""How to put samples into a file, by its suffix."""
+"""Advice for a file without samples, by its suffix."""
 
 
 def load_samples(source: str | Path, fields: Mapping[str, str] | None = None) -> list[Sample]:

@@ -661,7 +661,7 @@ async def unfit(needs: Needs) -> str:
 
 
 async def difference(needs: Needs) -> str:
-    """How the agent or the sandbox of this machine differs; "" if they do not."""
+    """The difference of this machine's agent or sandbox from the driver's; "" if there is none."""
     try:
         probe(needs.sandbox)
         if needs.version:
