@@ -6,6 +6,7 @@ import os
 import re
 import sys
 import textwrap
+import venv
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +213,18 @@ async def test_a_file_that_the_target_deleted_is_not_in_the_copy(root: Path) -> 
     assert (await evaluate(scorer, given, tidy)).why.endswith(": k")
     nothing = Rollout("s1", "", 0, Trajectory("done"), None)
     assert "left neither" in (await evaluate(scorer, given, nothing)).why
+
+
+@needs_sandbox
+async def test_a_shell_script_may_start_the_python_of_skilltune_in_a_hidden_home(
+    root: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path_factory.mktemp("home")
+    venv.create(home / "venv", with_pip=False, symlinks=True)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setattr(sys, "executable", str(home / "venv/bin/python"))
+    scored = await graded(root, GOOD, command=f"sh -c '{sys.executable} -m unittest -v'", show=[])
+    assert scored.why == "the tests pass, 2 of 2 tests pass"
 
 
 @pytest.mark.parametrize(("place", "whole"), [("project/bin", False), ("project/tools/bin", True), ("bin", False)])

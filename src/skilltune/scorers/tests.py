@@ -227,7 +227,9 @@ async def run_over(job: TestsJob) -> Ran:
             "PYTHONDONTWRITEBYTECODE": "1",
         }
         hidden = [path for path in {Path.home().resolve(), root.resolve()} if len(path.parts) > 1]
-        shown = (*_installation(argv[0], env["PATH"], hidden), *(Path(path).expanduser() for path in options.show))
+        programs = (argv[0], sys.executable)  # a command such as `sh run.sh` may start Python itself
+        installed = (path for program in programs for path in _installation(program, env["PATH"], hidden))
+        shown = dict.fromkeys((*installed, *(Path(path).expanduser() for path in options.show)))
         policy = Policy(write=(base,), hidden=tuple(hidden), shown=tuple(shown), connect=())
         limits = Limits(
             options.timeout_s,
