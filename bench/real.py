@@ -495,12 +495,17 @@ SYSTEMS: dict[str, Callable[[Bench], str]] = {
 # -- the runs and the page
 
 
+def label(model: str) -> str:
+    """The name of a model on the page: NAME of `openai@URL#NAME`, so that rows of one model on two engines compare."""
+    return model.partition("#")[2] or model
+
+
 def measured(options: argparse.Namespace) -> list[Json]:
     """The rows of all runs with these models, calls and sizes, those of `--keep` included."""
     keep: Path = options.keep
     rows = [json.loads(line) for line in keep.read_text().splitlines()] if keep.is_file() else []
     wanted = [(task, system, seed) for seed in options.seeds for task in options.tasks for system in options.systems]
-    models = {"target": options.target or TARGET.name, "optimizer": options.optimizer or OPTIMIZER.name}
+    models = {"target": label(options.target or TARGET.name), "optimizer": label(options.optimizer or OPTIMIZER.name)}
     setting = {"models": models, "calls allowed": options.calls, "sizes": options.sizes}
     rows = [row for row in rows if {name: row.get(name) for name in setting} == setting]
     made = {(row["task"], row["system"], row["seed"]) for row in rows}

@@ -231,6 +231,20 @@ async def test_the_request_for_rules_is_short_and_names_what_was_tried(run: Run)
     assert '"op"' not in f"{text}{answers.asked[0].messages[0].text}"
 
 
+async def test_requests_for_rules_ask_for_orders_and_for_descriptions_in_turn(run: Run) -> None:
+    answers = Answers([])
+    optimizer = build(run, answers, form="rules")
+    for step in (1, 2):
+        await propose(optimizer, step)
+    ends = [request.messages[-1].text.rpartition("such as ")[2] for request in answers.asked]
+    order, description = '"Answer with ... in the form ...".', '"The answer should be ...".'
+    assert (set(ends[:2]), set(ends[2:])) == ({order, description}, {order, description})
+    one = build(run, alone := Answers([]), size=8, form="rules")
+    for step in (3, 4):
+        await propose(one, step)
+    assert [request.messages[-1].text.endswith(order) for request in alone.asked] == [False, True]
+
+
 async def test_auto_asks_a_minibatch_without_a_usable_edit_for_rules_and_then_only_for_rules(run: Run) -> None:
     answers = Answers([[MISQUOTED, {"op": "explode"}]])
     weak = build(run, answers)

@@ -198,15 +198,18 @@ class ModelOptimizer:
         step = context.step.index
         redraws = {prompt: self._redraws(prompt, step) for prompt in (FAILURES, SUCCESSES)}
 
-        async def one(prompt: str, group: Sequence[Rollout]) -> tuple[str, Reflection | CallError]:
+        async def one(number: int, prompt: str, group: Sequence[Rollout]) -> tuple[str, Reflection | CallError]:
             try:
-                return prompt, await self._reflect(prompt, group, context, limit, redraws[prompt])
+                return prompt, await self._reflect(prompt, group, context, limit, redraws[prompt], number)
             except CallConfigError:
                 raise
             except CallError as error:
                 return prompt, error
 
-        answers = await run_all(one(prompt, group) async for prompt, group in self._minibatches(rollouts))
+        # They begin at the step, so that a step of one minibatch gets another number than the step before.
+        numbers = {prompt: itertools.count(step) for prompt in redraws}
+        minibatches = self._minibatches(rollouts)
+        answers = await run_all(one(next(numbers[prompt]), prompt, group) async for prompt, group in minibatches)
         reflected: dict[str, list[Reflection]] = {}
         for prompt, redraw in redraws.items():
             mine = [answer for asked, answer in answers if asked == prompt]
@@ -258,12 +261,14 @@ class ModelOptimizer:
                 yield prompt, shown(part)
 
     async def _reflect(
-        self, prompt: str, group: Sequence[Rollout], context: Context, limit: int, redraw: int
+        self, prompt: str, group: Sequence[Rollout], context: Context, limit: int, redraw: int, number: int
     ) -> Reflection:
         """The reflection on a minibatch. With `form = "auto"`, a minibatch of failures without any usable edit is asked
-        about once more, for plain rules."""
+        about once more, for plain rules. `number` chooses the wording of a question for rules."""
         if self.form == "rules":
-            return await self._reflect_by_rules(group, context, limit, redraw) if prompt == FAILURES else Reflection([])
+            if prompt == SUCCESSES:
+                return Reflection([])
+            return await self._reflect_by_rules(group, context, limit, redraw, number)
         may_fall_back = self.cfg.form == "auto" and prompt == FAILURES
         try:
             found = await self._reflect_by_edits(prompt, group, context, limit, redraw)
@@ -274,7 +279,7 @@ class ModelOptimizer:
         if not may_fall_back or found.proposals or not found.tallies[self.form].made:
             return found
         try:
-            rules = await self._reflect_by_rules(group, context, limit, redraw)
+            rules = await self._reflect_by_rules(group, context, limit, redraw, number)
         except CallConfigError:
             raise
         except CallError:
@@ -340,7 +345,7 @@ class ModelOptimizer:
             return reflection()  # the second answer could not be read; the good edits of the first are kept
 
     async def _reflect_by_rules(
-        self, group: Sequence[Rollout], context: Context, limit: int, redraw: int
+        self, group: Sequence[Rollout], context: Context, limit: int, redraw: int, number: int
     ) -> Reflection:
         """Rules for the failures of a minibatch, as additions that rest on all of them. An answer without any usable
         rule is asked for once more, with the reasons."""
@@ -371,7 +376,7 @@ class ModelOptimizer:
                 raise ValueError("no rule can be used:\n" + "\n".join(refused or ["there is none"]))
             return Reflection(list(kept.values()), (), {"rules": Tally(len(made), len(kept))})
 
-        return await self.stages.ask_rules(context, cases, read, limit=limit, redraw=redraw)
+        return await self.stages.ask_rules(context, cases, read, limit=limit, redraw=redraw, wording=number)
 
     def _check(self, edit: Edit, shown: Mapping[str, str], context: Context) -> tuple[Proposal, str]:
         """The proposal with its verified support, and the reason why it fails a check ("" if it passes all)."""

@@ -36,6 +36,7 @@ from skilltune.verdict import Rejected
 T = TypeVar("T")
 
 RULES = "rules"  # the stage and prompt whose answer is plain text, see `optimizer.rules`
+WORDINGS = ("rules_orders", "rules_answer")  # the ends of its request
 TRIED = 6  # rejected rules that its request names; each is read by a small model
 REDRAW = 1_000_000  # larger than any step number: a first request uses the step number as its draw
 
@@ -151,18 +152,27 @@ class Stages:
         return await self.answers.ask(Brief(request, tuple(parts)), read)
 
     async def ask_rules(
-        self, context: Context, cases: Sequence[str], read: Callable[[str], T], *, limit: int, redraw: int = 0
+        self,
+        context: Context,
+        cases: Sequence[str],
+        read: Callable[[str], T],
+        *,
+        limit: int,
+        wording: int,
+        redraw: int = 0,
     ) -> T:
         """Ask for plain rules and return `read(text)`; raises as `Answers.ask`.
 
         A small model is asked, so the request is short, and it is plain text: with tags around its parts, such a model
-        repeats the skill. It holds the skill, the latest rejected rules and the failed tasks.
+        repeats the skill. It holds the skill, the latest rejected rules and the failed tasks. Small targets follow an
+        order better on some tasks ("Answer with …") and a description on others ("The answer should be …"), so the
+        requests ask for either in turn, by the number `wording`, and the gate measures which rules help.
         """
         tried = [entry.edit.text.strip() for entry in context.memory.rejected if entry.edit.text][-TRIED:]
         parts = [f"The rules now:\n{context.skill.body.strip() or 'none'}", *cases]
         if tried:
             parts.append("Rules that were tried and did not help:\n" + "\n".join(tried))
-        parts.append(load_prompt("rules_end").replace("{number}", str(limit)))
+        parts.append(load_prompt(WORDINGS[wording % len(WORDINGS)]).replace("{number}", str(limit)))
         request = Request(
             messages=(system(load_prompt(RULES)), user("\n\n".join(parts))),
             temperature=self.cfg.temperature,
