@@ -531,8 +531,8 @@ async def test_at_the_time_limit_a_busy_solver_is_scored_and_a_silent_endpoint_i
         parts.run.close()
     async with Upstream(lambda asked: Fault(hang=True)) as upstream:
         parts, target = parts_of(project, "tasks.py@sums", upstream.url)
-        target.timeout_s = 2.0
-        with pytest.raises(InfraError, match=r"of its 2 s for one answer of its model"):
+        target.timeout_s = 8.0  # the task itself must have begun by then, also on a busy machine
+        with pytest.raises(InfraError, match=r"of its 8 s for one answer of its model"):
             await target.run(parts.skill, parts.env.task(parts.env.samples[0]), 0)
         await parts.aclose()
         parts.run.close()

@@ -16,7 +16,6 @@ _NUMBER = re.compile(
     r"(?<![\w.])\(\s*(?P<inner>\d+(?:\.\d+)?)\s*%?\s*\)|(?P<minus>(?<![\w)])-\s?)?"
     r"(?P<plain>\d*\.?\d+)"
 )
-_YEAR = re.compile(r"\(\s*(19\d\d|20\d\d|2100)\s*\)")
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _CURRENCY = re.compile(r"(?:(?:US|U\.S\.)\s?)?[$€£¥]\s?", re.IGNORECASE)
 _UNITS = {
@@ -29,6 +28,11 @@ _UNIT = re.compile(
     rf"(?<![a-z])(?:{'|'.join(f'(?P<{name}>{form})' for name, form in _UNITS.items())})\b", re.IGNORECASE
 )
 _FILLER = re.compile(r"\b(?:percent(?:age)?|hundreds?|dollars?|usd)\b|%", re.IGNORECASE)
+_YEAR = re.compile(  # "(1977)", but not "$(1977)" or "(1977) million": these are negative amounts
+    r"(?<![$€£¥])(?<![$€£¥]\s)\(\s*(19\d\d|20\d\d|2100)\s*\)"
+    rf"(?!\s*(?:(?:{'|'.join(_UNITS.values())}|percent(?:age)?|dollars?|usd)\b|%))",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +54,7 @@ def matches(expected: str, got: str, tolerance: float = 0.0) -> bool:
     Each number may differ by `tolerance` times the expected one; an expected 0 needs 0. Years (1900 to 2100) in the
     answer are dropped unless the expected answer has one; after that the counts of numbers must be equal. Units must
     agree if both sides state one. A percent sign, currency signs and thousands commas do not count. "(123)" is −123
-    and "(1,950)" is −1950, but "(1950)" is a year.
+    and so are "(1,950)", "$(1950)" and "(1950) million" negative, but "(1950)" alone is a year.
     """
     wanted, found = figures(expected), figures(got)
     if not any(figure.is_year for figure in wanted):
