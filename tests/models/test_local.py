@@ -30,11 +30,11 @@ SKILLS = [
 INPUTS = [
     f"Input: {who} {verb} {number} dollars.\nOutput:"
     for who, verb in (("They", "paid"), ("She", "owes him"))
-    for number in ("two", "five", "eleven", "twenty", "seventy-one")
+    for number in ("two", "eleven", "seventy-one")
 ]
 REQUESTS = [
     Request((system(skill), user(text)), max_tokens=5) for skill in SKILLS for text in INPUTS
-]  # 20 prompts in two skills
+]  # 12 prompts in two skills
 
 
 def local_test(function):
