@@ -29,6 +29,7 @@ from skilltune.cli.main import app
 from skilltune.config import WorkersConfig, make_config
 from skilltune.errors import CallConfigError, InfraError, JudgeError, SampleError, UsageError
 from skilltune.execute import Elsewhere, here, load_of, require_equal, result_of
+from skilltune.execute import ray as on_ray
 from skilltune.execute.ray import SHARED_BYTES, _work, pack, require_answer, unpack
 from skilltune.history.lines import describe_load
 from skilltune.journal.run import Run
@@ -365,3 +366,39 @@ def test_call_config_errors_travel() -> None:
     error = CallConfigError("no CLI", attempts=1)
     data, contents = pack(error)
     assert unpack(data, contents).__dict__ == error.__dict__
+
+
+@pytest.mark.parametrize(
+    ("address", "seconds", "asked"),
+    [("ray://head:10001", 2.0, 2), ("ray://head:10001", 40.0, 1), (None, 2.0, 1)],
+    ids=["refused at once", "after a time-out", "no client"],
+)
+def test_a_client_that_is_refused_at_once_connects_once_more(
+    address: str | None, seconds: float, asked: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, calls = [0.0], []
+
+    def init(to: str | None, **options: Any) -> None:
+        calls.append(to)
+        clock[0] += seconds
+        raise ConnectionAbortedError("the server ended")
+
+    monkeypatch.setattr(on_ray, "_module", lambda name: SimpleNamespace(init=init))
+    monkeypatch.setattr("skilltune.execute.ray.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("skilltune.execute.ray.time.sleep", lambda s: None)
+    with pytest.raises(ConnectionAbortedError):
+        on_ray._init(address)
+    assert calls == [address] * asked
+
+
+@pytest.mark.parametrize(("processors", "counted"), [((0, 4, 2), [1, 2]), ((0, 0, None), [0, 1, 2])])
+def test_a_head_without_processors_is_no_machine_for_jobs(
+    processors: tuple[int | None, ...], counted: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = [
+        {"Alive": True, "NodeID": str(at), "NodeManagerAddress": f"10.0.0.{at}", "Resources": {"CPU": n} if n else {}}
+        for at, n in enumerate(processors)
+    ]
+    nodes.append({**nodes[1], "NodeID": "gone", "Alive": False})
+    monkeypatch.setattr(on_ray, "_module", lambda name: SimpleNamespace(nodes=lambda: nodes))
+    assert on_ray._names() == {f"10.0.0.{at}": str(at) for at in counted}

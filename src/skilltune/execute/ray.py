@@ -46,6 +46,7 @@ from skilltune.version import __version__
 
 SHARED_BYTES = 16_000  # content of at least this size goes through the object store
 ANSWER_S = 5.0  # longest wait for a cluster to accept a connection
+QUICK_S = 15.0  # a connection that fails sooner was refused by a machine that answers
 LOOK_S = 5.0  # between two looks at the machines
 KEPT = 256  # contents that stay in the object store between jobs
 
@@ -111,10 +112,9 @@ class OnRay:
         ray, errors = _module("ray"), _module("ray.exceptions")
         os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # `uv run` would send the project to each worker
         if not ray.is_initialized():
-            address = None if self.name == "ray" else self.name
             require_answer(self.name)
             try:
-                ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL)
+                _init(None if self.name == "ray" else self.name)
                 self._connected = True
             except Exception as error:  # Ray raises many kinds
                 raise UsageError(
@@ -346,14 +346,29 @@ def _work(version: str, data: bytes, references: Mapping[str, Any]) -> Any:
 # -- the cluster
 
 
-def _alive() -> list[Mapping[str, Any]]:
-    ray = _module("ray")
+def _init(address: str | None) -> None:
+    """Connect to a cluster. On a busy head, the server that Ray starts for a client can end at once: then once more. A
+    missing cluster or a wrong token shows only after Ray's own time-out, and is not tried again."""
+    began = time.monotonic()
+    for last in (address is None, True):
+        try:
+            _module("ray").init(address, log_to_driver=False, logging_level=logging.CRITICAL)
+            return
+        except Exception:  # Ray raises many kinds
+            if last or time.monotonic() - began > QUICK_S:
+                raise
+            time.sleep(1.0)
 
-    return [node for node in ray.nodes() if node["Alive"]]
+
+def _alive() -> list[Mapping[str, Any]]:
+    """The machines that are alive and have a processor for jobs, which a head often has not. A cluster in which none
+    has one grows on demand: then all."""
+    alive = [node for node in _module("ray").nodes() if node["Alive"]]
+    return [node for node in alive if node["Resources"].get("CPU")] or alive
 
 
 def _names() -> dict[str, str]:
-    """The ids of the machines that are alive, by address; simulated ones share an address and are numbered."""
+    """The ids of the machines, by address; simulated ones share an address and are numbered."""
     names = dict[str, str]()
     for node in _alive():
         name, number = node["NodeManagerAddress"], 1
