@@ -556,8 +556,9 @@ def cells(row: Json) -> tuple[str, ...]:
         said = "certified" if row["certified"] else "not certified"
         gain = sum(row["fresh"]) - sum(row["start fresh"])
         right = "yes" if (gain > 0) == row["certified"] else f"no: {gain:+.0f} of {len(row['fresh'])}"
-    if row.get("ended"):
-        said = row["ended"]
+    if ended := row.get("ended"):
+        short = "ended by its calls" if "the budget of" in ended else ended[:120]
+        said = short if said == "—" else f"{said}; {short}"
     return (
         *(row["task"], str(row["seed"]), row["system"], _share(row["test"]), _share(row["fresh"])),
         *(str(row["count"][role]["calls"]) for role in ("target", "optimizer")),

@@ -91,10 +91,12 @@ def test_the_page_says_if_the_certificate_was_right_and_what_was_not_run(real: M
     row = {"task": "dates", "system": "skilltune default", "seed": 1, "count": count, "usable": "3 of 4 (75 %) usable"}
     scores = {"test": [1.0, 0.0], "fresh": [0.0, 0.0], "start fresh": [0.0, 1.0]}
     run = {**row, **scores, "skill": "Answer.", "models": {"target": "a", "optimizer": "b"}, "certified": True}
-    text = real.page([run, {**run, "seed": 2, "test": [1.0, 1.0]}], "bench", real.missing([row]))
+    ended = "the next call could pass the budget of 190 calls; raise it with budget.calls=350"
+    text = real.page([run, {**run, "seed": 2, "test": [1.0, 1.0], "ended": ended}], "bench", real.missing([row]))
     assert "| skilltune default | 75.0 (2) | 75.0 |" in text
     assert "target a, optimizer b" in text
     assert "| certified | no: -1 of 2 |" in text
+    assert "| certified; ended by its calls | no: -1 of 2 |" in text
     assert "3 of 4 (75 %) usable" in text
     assert "- dates: start, skilltune paper, skillopt" in text
     assert "- bbh/navigate: start, skilltune default" in text
