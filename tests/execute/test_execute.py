@@ -10,11 +10,10 @@ from concurrent.futures import Executor as Engine
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
-from importlib.machinery import ModuleSpec
 from multiprocessing import get_context
 from pathlib import Path
 from threading import Lock
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,15 +22,15 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import fakes
+from engines import clustered
 from skilltune import Env, Sample, Skill
 from skilltune.api import aevaluate
 from skilltune.cli.main import app
 from skilltune.config import WorkersConfig, make_config
 from skilltune.errors import CallConfigError, InfraError, JudgeError, SampleError, UsageError
-from skilltune.execute import Elsewhere, here, load_of, require_equal, result_of
+from skilltune.execute import Elsewhere, describe_load, here, require_equal, result_of
 from skilltune.execute import ray as on_ray
 from skilltune.execute.ray import SHARED_BYTES, _work, pack, require_answer, unpack
-from skilltune.history.lines import describe_load
 from skilltune.journal.run import Run
 from skilltune.report.terminal import Progress
 from skilltune.rollout import Rollout, Trajectory
@@ -139,10 +138,7 @@ async def test_slots_in_use_are_counted_and_shown(tmp_path: Path) -> None:
         jobs = Elsewhere(threads, (), "ray", slots=2)
         waiting = [asyncio.create_task(jobs.run(wait, 0.05)) for _ in range(3)]
         await asyncio.sleep(0.02)
-        load = load_of(jobs)
-        assert load is not None
-        assert (load["running"], load["slots"], load["machines"]) == (2, 2, 1)
-        assert describe_load(load) == "2 of 2 slots on 1 machine"
+        assert describe_load(jobs) == "2 of 2 slots on 1 machine"
         cfg = SimpleNamespace(train=SimpleNamespace(epochs=1, batch_size=1), certify=SimpleNamespace(attempts=1))
         splits, budget = SimpleNamespace(train=[0], test=[0]), SimpleNamespace(spent=Usage())
         session: Any = SimpleNamespace(cfg=cfg, splits=splits, budget=budget, executor=jobs)
@@ -151,11 +147,11 @@ async def test_slots_in_use_are_counted_and_shown(tmp_path: Path) -> None:
         jobs.counts.lost, jobs.counts.late = 3, 1
         with Run.open(tmp_path) as run:
             board = Board(run)
-            assert board.state()["workers"] is None  # everything runs here
+            assert board.state()["workers"] == ""  # everything runs here
             board.executor = jobs
             shown = board.state()["workers"]
             board.close()
-    assert describe_load(shown) == (
+    assert shown == (
         "0 of 2 slots on 1 machine · 3 jobs lost with a worker and sent again · 1 late request of ended agents refused"
     )
 
@@ -275,20 +271,6 @@ def test_an_unknown_engine_is_refused(on: str) -> None:
         make_config({"workers": {"on": on}})
 
 
-def clustered(folder: Path, monkeypatch: pytest.MonkeyPatch, more: str = "") -> str:
-    """The folder of a config with workers on an engine that looks installed."""
-    engine = ModuleType("ray")
-    engine.__spec__ = ModuleSpec("ray", None)
-    monkeypatch.setitem(sys.modules, "ray", engine)
-    (folder / "SKILL.md").write_text("Answer.")
-    (folder / "data.jsonl").write_text("".join(f'{{"input": "{n}", "target": "{n}"}}\n' for n in range(20)))
-    (folder / "skilltune.toml").write_text(
-        'skill = "SKILL.md"\nenv.samples = "data.jsonl"\nworkers.on = "ray"\n'
-        f'target.model = "openai@http://127.0.0.1:9/v1/m"\noptimizer.model = "examples"\n{more}'
-    )
-    return str(folder)
-
-
 @pytest.mark.parametrize("command", ["check", "doctor", "train"])
 def test_workers_that_nothing_would_use_are_refused_alike(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -300,7 +282,7 @@ def test_workers_that_nothing_would_use_are_refused_alike(
 
 def test_the_scorer_tests_is_enough_to_use_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     score = 'env.score = {type = "tests", command = "true", answer = "a.py", sandbox = "none"}\n'
-    found = CliRunner().invoke(app, ["check", clustered(tmp_path, monkeypatch, score)])
+    found = CliRunner().invoke(app, ["check", clustered(tmp_path, monkeypatch, more=score)])
     assert "could run there" not in " ".join(found.output.split())
 
 

@@ -7,20 +7,18 @@ import os
 import re
 import ssl
 import subprocess
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from typer.testing import CliRunner
 
 import fakes
 from certificates import certificate
+from engines import clustered
 from skilltune import Env, Sample, Skill
 from skilltune.api import aevaluate
 from skilltune.cli.main import app
@@ -142,17 +140,9 @@ def test_files_that_do_not_fit_are_refused_before_a_run(
     subprocess.run(trusted, cwd=tmp_path, check=True, capture_output=True)
     locked = ["openssl", "rsa", "-aes128", "-passout", "pass:word", "-in", "key.pem", "-out", "locked.pem"]
     subprocess.run(locked, cwd=tmp_path, check=True, capture_output=True)
-    engine = ModuleType("ray")
-    engine.__spec__ = ModuleSpec("ray", None)
-    monkeypatch.setitem(sys.modules, "ray", engine)
-    (tmp_path / "SKILL.md").write_text("Answer.")
-    (tmp_path / "data.jsonl").write_text("".join(f'{{"input": "{n}", "target": "{n}"}}\n' for n in range(20)))
-    (tmp_path / "skilltune.toml").write_text(
-        'skill = "SKILL.md"\nenv.samples = "data.jsonl"\noptimizer.model = "examples"\n'
-        f'workers = {{on = "ray", tls_cert = "{cert}", tls_key = "{key}"}}\n'
-        'target = {model = "command:true", upstream = "openai@http://127.0.0.1:9/v1/m"}\n'
-    )
-    found = CliRunner().invoke(app, ["check", str(tmp_path)])
+    workers = f'{{on = "ray", tls_cert = "{cert}", tls_key = "{key}"}}'
+    target = '{model = "command:true", upstream = "openai@http://127.0.0.1:9/v1/m"}'
+    found = CliRunner().invoke(app, ["check", clustered(tmp_path, monkeypatch, workers, target)])
     assert found.exit_code == 2
     assert re.search(message, " ".join(found.output.split())), found.output
 

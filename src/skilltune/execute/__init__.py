@@ -19,6 +19,7 @@ from typing import Any, Protocol, TypeVar
 
 from skilltune.errors import CallConfigError, InfraError, UsageError
 from skilltune.execute.tls import Tls
+from skilltune.usage import counted
 from skilltune.version import __version__
 
 LOOPBACK = "127.0.0.1"
@@ -287,12 +288,15 @@ def counts_of(executor: Executor) -> dict[str, int]:
     return asdict(executor.counts)
 
 
-def load_of(executor: Executor) -> dict[str, Any] | None:
-    """The state of an executor's machines and slots, and its account; None for this process, and before its machines
-    are known."""
+def describe_load(executor: Executor) -> str:
+    """The machines and slots in use, and jobs that were lost; "" for this process, and before machines are known."""
     if executor is HERE or not executor.machines:
-        return None
-    return {"on": executor.name, "machines": executor.machines, "slots": executor.slots, **counts_of(executor)}
+        return ""
+    counts, slots = executor.counts, executor.slots
+    running = f"{counts.running} of {slots} slots" if slots else counted(counts.running, "job")
+    lost = f"{counted(counts.lost, 'job')} lost with a worker and sent again" if counts.lost else ""
+    late = f"{counted(counts.late, 'late request')} of ended agents refused" if counts.late else ""
+    return " · ".join(filter(None, (f"{running} on {counted(executor.machines, 'machine')}", lost, late)))
 
 
 __all__ = ["HERE", "Call", "Counts", "Elsewhere", "Executor", "Here", "Place", "Tls", "current", "require_equal"]

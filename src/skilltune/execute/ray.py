@@ -361,8 +361,8 @@ def _init(address: str | None) -> None:
 
 
 def _alive() -> list[Mapping[str, Any]]:
-    """The machines that are alive and have a processor for jobs, which a head often has not. A cluster in which none
-    has one grows on demand: then all."""
+    """The machines that are alive and have a processor for jobs, which a head often has not. If none has one, the
+    cluster grows on demand, and all of them count."""
     alive = [node for node in _module("ray").nodes() if node["Alive"]]
     return [node for node in alive if node["Resources"].get("CPU")] or alive
 

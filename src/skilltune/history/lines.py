@@ -97,14 +97,6 @@ def describe_event(type: str, data: Mapping[str, Any], steps: int, slow: bool = 
     return None
 
 
-def describe_load(load: Mapping[str, Any]) -> str:
-    """The machines and slots of a running process, from `execute.load_of`, and jobs that were lost."""
-    slots = f"{load['running']} of {load['slots']} slots" if load["slots"] else f"{counted(load['running'], 'job')}"
-    lost = f"{counted(load['lost'], 'job')} lost with a worker and sent again" if load["lost"] else ""
-    late = f"{counted(load['late'], 'late request')} of ended agents refused" if load["late"] else ""
-    return " · ".join(filter(None, (f"{slots} on {counted(load['machines'], 'machine')}", lost, late)))
-
-
 def _reusable(data: Mapping[str, Any]) -> str:
     """The share of the paid answers that a fork can reuse, and the changes that make the others useless."""
     lost = data["rollouts"] - data["answers"]

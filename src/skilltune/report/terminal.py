@@ -25,13 +25,13 @@ from rich.table import Table
 from rich.text import Text
 
 from skilltune.config import GateConfig
-from skilltune.execute import load_of
+from skilltune.execute import describe_load
 from skilltune.export import only_evaluated
 from skilltune.finish.reserve import Planned
 from skilltune.finish.transfer import TRANSFERS
 from skilltune.history.activation import describe_activation
 from skilltune.history.left_out import describe, left_out, summed
-from skilltune.history.lines import counted_versions, describe_event, describe_load, explained, short
+from skilltune.history.lines import counted_versions, describe_event, explained, short
 from skilltune.history.record import Judged, Record, Version, affordable
 from skilltune.history.usable import Share, describe_proposals
 from skilltune.journal.run import FAILED, by_work
@@ -198,8 +198,7 @@ class Progress:
     @property
     def workers(self) -> str:
         """The machines, slots and lost jobs; "" if everything runs here."""
-        load = load_of(self.session.executor)
-        return describe_load(load) if load else ""
+        return describe_load(self.session.executor)
 
     @property
     def spent(self) -> str:

@@ -14,7 +14,7 @@ from contextlib import suppress
 from threading import Event, Thread
 from typing import Any
 
-from skilltune.execute import HERE, Executor, load_of
+from skilltune.execute import HERE, Executor, describe_load
 from skilltune.files import write_atomic
 from skilltune.journal.run import Run
 
@@ -32,7 +32,7 @@ class Live:
     phase        baseline, batch, screen, race, slow update, choosing, certificate
     in_flight    calls that were sent and have no answer yet, the oldest first: role, sample, version, since
     calls        the number of those calls
-    workers      machines, slots, running, lost and late jobs, if other machines run them; else null
+    workers      machines and slots in use, lost and late jobs, as one line; "" if everything runs here
     race         the last interim analysis of the race under way, or null: look, n, p_better, gain, sd
     at           the time of writing
     """
@@ -79,7 +79,7 @@ class Live:
                 for c in calls[:MOST_CALLS]
             ],
             "calls": len(calls),
-            "workers": load_of(self.executor),
+            "workers": describe_load(self.executor),
             "race": self._race,
         }
 

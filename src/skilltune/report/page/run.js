@@ -110,17 +110,6 @@ function Race({ race }) {
   </div>`;
 }
 
-// The machines that run jobs, and what was lost with them.
-function Workers({ load }) {
-  if (!load) return null;
-  const slots = load.slots ? `${count(load.running)} of ${plural(load.slots, "slot")}` : plural(load.running, "job");
-  return html`<p class="soft small">${[
-    `${slots} on ${plural(load.machines, "machine")}`,
-    load.lost ? `${plural(load.lost, "job")} lost with a worker and sent again` : "",
-    load.late ? `${plural(load.late, "late request")} of ended agents refused` : "",
-  ].filter(Boolean).join(" · ")}</p>`;
-}
-
 export function LiveSection({ page, connected, now }) {
   if (page.state !== "running") return null;
   const live = page.live || {};
@@ -146,7 +135,7 @@ export function LiveSection({ page, connected, now }) {
         <p class="soft small">${Object.entries(byRole).map(([role, n]) => `${n} ${role}`).join(" · ") || "none at the moment"}${
           oldest ? ` · the oldest for ${duration(now - oldest)}` : ""
         }</p>
-        <${Workers} load=${live.workers} />
+        ${live.workers && html`<p class="soft small">${live.workers}</p>`}
         ${flights.length
           ? html`<details><summary>Which samples</summary><ul class="plain small">
               ${flights.slice(0, 40).map((flight) => html`<li>${flight.role} · ${flight.sample || "–"} <span class="soft">${duration(now - flight.since)}</span></li>`)}
